@@ -1,0 +1,75 @@
+# Everything runs in one virtual environment, .venv. Two stamps say what is in it: the service's
+# own dependencies (make serve), or everything (make test, make demo).
+
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+HOST ?= 127.0.0.1
+PORT ?= 8000
+BUNDLE ?= deploy/demo
+USERS ?= 100
+RUN_TIME ?= 60s
+
+BIN := .venv/bin
+SERVICE_STAMP := .venv/.service-installed
+ALL_STAMP := .venv/.all-installed
+COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+.PHONY: serve test lint demo demo-bundle bench load up clean
+
+serve: $(SERVICE_STAMP)
+	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
+
+test: $(ALL_STAMP) lint
+	$(BIN)/pytest
+
+lint: $(ALL_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+
+# The whole way on generated data: generate, prepare, train, export, verify, serve.
+demo: $(ALL_STAMP)
+	$(BIN)/python -m model.data.generate --data data
+	$(BIN)/ctr-prepare experiments/generated/stec.toml --data data
+	$(BIN)/ctr-train experiments/generated/stec.toml --data data --out runs/demo
+	$(BIN)/ctr-export runs/demo bundles/demo
+	$(BIN)/ctr-verify bundles/demo
+	CTR_BUNDLE=bundles/demo CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
+
+# The bundle that the repository carries: the same model, on vocabularies small enough to commit.
+demo-bundle: $(ALL_STAMP)
+	$(BIN)/python -m model.data.generate --data data
+	$(BIN)/ctr-prepare experiments/generated/stec.toml --data data
+	$(BIN)/ctr-train experiments/generated/stec.toml --data data --out runs/demo
+	$(BIN)/ctr-export runs/demo deploy/demo
+	$(BIN)/ctr-verify deploy/demo
+
+bench: $(ALL_STAMP)
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.serving_graph
+
+# Needs a running service (make serve): USERS requests a second for RUN_TIME.
+load: $(ALL_STAMP)
+	$(BIN)/locust -f loadtest/ctr.py --headless --host http://$(HOST):$(PORT) --bundle $(BUNDLE) \
+		--users $(USERS) --spawn-rate $(USERS) --run-time $(RUN_TIME) --candidates 100
+
+up:
+	$(COMPOSE) up --build
+
+clean:
+	rm -rf .venv build *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+$(SERVICE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu]'
+	touch $@
+
+# torch first and alone, so that TORCH can name another build than the pinned one.
+$(ALL_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[cpu,train,loadtest,dev]'
+	touch $@ $(SERVICE_STAMP)

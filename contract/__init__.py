@@ -1,0 +1,1 @@
+"""What training and serving must agree on: schema, tokens, vocabulary, encoding, bundle, golden requests."""

@@ -1,0 +1,164 @@
+"""The bundle: a folder with everything that scoring needs, and the digests that prove it whole."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from contract.schema import FeatureSchema, read_schema
+from contract.vocabulary import Vocabulary, open_vocabulary
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SCHEMA = "schema.json"
+VOCABULARY = "vocabulary"
+MODEL = "model.onnx"
+GOLDEN = "golden.jsonl"
+
+
+class BundleError(ValueError):
+    """A bundle that must not be served. The message names the file and the way out."""
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """ctr = sigmoid(scale * logit + shift)."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a bundle is, and the sha256 of each of its files.
+
+    version: sha256 over the sorted (file, sha256) pairs. digest: sha256 over the rest of the
+    manifest, so that a changed byte in here is found as well.
+    """
+
+    format_version: int
+    name: str
+    version: str
+    created: str
+    schema_fingerprint: str
+    fields: int
+    parameters: int
+    metrics: dict[str, float]
+    calibration: Calibration
+    files: dict[str, str]
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and verified bundle."""
+
+    folder: Path
+    manifest: Manifest
+    schema: FeatureSchema
+    vocabularies: Mapping[str, Vocabulary]
+
+
+def write_manifest(
+    folder: Path, name: str, parameters: int, metrics: Mapping[str, float], calibration: Calibration
+) -> Manifest:
+    """Seals a folder: writes the manifest over the files that lie there now."""
+    files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
+    schema = read_schema(folder / SCHEMA)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        name=name,
+        version=_version(files),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        schema_fingerprint=schema.fingerprint(),
+        fields=len(schema.fields),
+        parameters=parameters,
+        metrics=dict(metrics),
+        calibration=calibration,
+        files=files,
+    )
+    sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed)) + b"\n")
+    return sealed
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Checks format version, every digest and the schema's fingerprint, then memory-maps the vocabulary.
+
+    Raises:
+        BundleError: when anything is missing, changed, unlisted, or a link.
+    """
+    folder = folder.resolve()
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest)
+    try:
+        schema = read_schema(folder / SCHEMA)
+        names = [f.name for f in schema.select("categorical")]
+        vocabularies = {name: open_vocabulary(folder / VOCABULARY, name) for name in names}
+    except ValueError as error:
+        raise BundleError(f"bundle {folder}: {error}") from error
+    if schema.fingerprint() != manifest.schema_fingerprint:
+        raise BundleError(f"bundle {folder}: {SCHEMA} has another fingerprint than {MANIFEST} says: export it again")
+    return Bundle(folder, manifest, schema, vocabularies)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}. Make a bundle with: ctr-export RUN BUNDLE") from error
+    try:
+        # The version comes first and alone: another format may have other keys.
+        found = msgspec.json.decode(raw, type=dict[str, object]).get("format_version")
+        if found != FORMAT_VERSION:
+            raise BundleError(
+                f"{path}: format version {found!r}, this server reads {FORMAT_VERSION}: "
+                "export the run again with the version of ctr-export that you serve with"
+            )
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{path}: {error}: copy or export the bundle again") from error
+    if manifest.digest != _digest(manifest):
+        raise BundleError(f"{path}: was changed after the export: copy or export the bundle again")
+    return manifest
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    for listed in manifest.files:
+        if PurePosixPath(listed).is_absolute() or ".." in PurePosixPath(listed).parts:
+            raise BundleError(f"bundle {folder}: {listed!r} lies outside the bundle: export it again")
+    present = set(_files(folder)) - {MANIFEST}
+    for unlisted in sorted(present - manifest.files.keys()):
+        raise BundleError(f"bundle {folder}: {unlisted} is not in {MANIFEST}: remove it, or export the bundle again")
+    for gone in sorted(manifest.files.keys() - present):
+        raise BundleError(f"bundle {folder}: {gone} is missing: copy or export the bundle again")
+    for path, expected in manifest.files.items():
+        if _sha256(folder / path) != expected:
+            raise BundleError(f"bundle {folder}: {path} was changed after the export: copy or export the bundle again")
+    if _version(manifest.files) != manifest.version:
+        raise BundleError(f"bundle {folder}: the version in {MANIFEST} is not that of its files: export it again")
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file below the folder, as sorted relative POSIX paths. A link is refused, wherever it leads."""
+    paths = sorted(folder.rglob("*"))
+    for path in paths:
+        if path.is_symlink():
+            raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is a link: put the file itself there")
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(files: Mapping[str, str]) -> str:
+    return hashlib.sha256(msgspec.json.encode(sorted(files.items()))).hexdigest()
+
+
+def _digest(manifest: Manifest) -> str:
+    bare = msgspec.structs.replace(manifest, digest="")
+    return hashlib.sha256(msgspec.json.encode(bare, order="deterministic")).hexdigest()

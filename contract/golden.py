@@ -1,0 +1,49 @@
+"""Golden requests: what a bundle's model answered when it was exported."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+TOLERANCE = 1e-5  # between two right answers: float32 in another order
+
+
+class GoldenCandidate(msgspec.Struct, frozen=True):
+    id: str
+    features: dict[str, Any]
+
+
+class GoldenRequest(msgspec.Struct, frozen=True):
+    """A request as it goes over the wire, and the probability of each of its candidates."""
+
+    context: dict[str, Any]
+    candidates: list[GoldenCandidate]
+    ctr: list[float]
+
+
+def read_golden(path: Path) -> list[GoldenRequest]:
+    """Raises ValueError when a line is no golden request, or its numbers of candidates and answers differ."""
+    try:
+        golden = msgspec.json.Decoder(GoldenRequest).decode_lines(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not golden:
+        raise ValueError(f"{path.name}: has no request")
+    for line, request in enumerate(golden, 1):
+        if len(request.candidates) != len(request.ctr):
+            raise ValueError(f"{path.name}, line {line}: {len(request.candidates)} candidates, {len(request.ctr)} ctr")
+    return golden
+
+
+def write_golden(golden: Sequence[GoldenRequest], path: Path) -> None:
+    path.write_bytes(msgspec.json.Encoder().encode_lines(golden))
+
+
+def largest_difference(expected: Sequence[float], answered: Sequence[float]) -> float:
+    """The largest distance between two answers; infinite when one has other numbers of candidates, or no number."""
+    if len(expected) != len(answered):
+        return float("inf")
+    differences = [abs(a - b) for a, b in zip(expected, answered, strict=True)]
+    # `not <=` also holds for NaN, which max() would lose.
+    return float("inf") if any(not d <= 1 for d in differences) else max(differences, default=0.0)

@@ -1,0 +1,67 @@
+"""Raw value -> canonical token or number. The only such code: training and serving both come here."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Keeps a normalised number, and its products in the model, far inside float32.
+LARGEST_NORMALISED = 1e4
+
+KINDS = {dict: "an object", list: "a list", tuple: "a list", bool: "a boolean", str: "a string"}
+
+
+def token(value: Any) -> str | None:
+    """The canonical string of a categorical value; None is missing.
+
+    Numbers become strings, 123.0 and 123 the same one; strings are never read as numbers, because
+    hashed ids such as "03349703" look like them.
+
+    Raises:
+        ValueError: for NaN, an infinity, and what is no string, number, boolean or None.
+    """
+    if isinstance(value, str):
+        return value.strip() or None
+    if value is None:
+        return None
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"takes a finite number, got {value}: send null for a missing value")
+        return str(int(value)) if value.is_integer() else repr(value)
+    raise ValueError(f"takes a string, a number, a boolean or null, got {_kind(value)}")
+
+
+def number(value: Any) -> float:
+    """A numeric field's value as a float; NaN is missing.
+
+    Raises:
+        ValueError: for NaN, an infinity, a number beyond float64, and what is no number or None.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"takes a number or null, got {_kind(value)}")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise ValueError("takes a finite number: send null for a missing value")
+    return result
+
+
+def normalise(values: NDArray[np.float64], mean: Any, std: Any) -> NDArray[np.float32]:
+    """(value - mean) / std, clipped to +-10,000; missing (NaN) is 0, the mean. Broadcasts like numpy."""
+    scaled = np.clip((values - mean) / std, -LARGEST_NORMALISED, LARGEST_NORMALISED)
+    return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
+
+
+def _kind(value: Any) -> str:
+    return KINDS.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,1 @@
+"""A trained run -> a bundle that the service opens."""

@@ -1,0 +1,1 @@
+"""Training: STEC, its data, the recipe."""

@@ -1,0 +1,1 @@
+"""Readers, the generated log, and prepare."""

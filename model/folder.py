@@ -1,0 +1,39 @@
+"""Output folders that appear whole or not at all."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Yields a temporary folder beside `path` and renames it to `path` when the block succeeds.
+
+    marker: a file that every folder of this kind holds. An existing folder with it is replaced.
+
+    Raises:
+        ValueError: before the block runs, when `path` exists and is not such a folder.
+    """
+    check_replaceable(path, marker)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        fresh = Path(temporary) / "new"
+        fresh.mkdir()
+        yield fresh
+        if not (fresh / marker).is_file():
+            raise AssertionError(f"the folder was written without its {marker}")
+        check_replaceable(path, marker)
+        if path.exists():
+            path.rename(Path(temporary) / "old")
+        fresh.rename(path)
+
+
+def check_replaceable(path: Path, marker: str) -> None:
+    """Raises ValueError when writing to `path` would destroy something that was not written here."""
+    if path.is_symlink() or (path.exists() and not (path / marker).is_file() and not _is_empty_folder(path)):
+        raise ValueError(f"{path} exists and holds no {marker}: name another folder, or remove it yourself")
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
