@@ -1,0 +1,147 @@
+"""The training loop (section 4.1.5): a model in, its best weights out."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from contract.vocabulary import MISSING, UNKNOWN
+from model.experiment import Training
+from model.metrics import Metrics, evaluate
+
+LEARNING_RATE_FACTOR = 0.1
+SMALLEST_LEARNING_RATE = 1e-6
+SMALLEST_GAIN = 1e-6  # of the monitored metric, to count as an improvement
+EVALUATION_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Split:
+    """ids int64 (rows, categorical), values float32 (rows, numeric), labels float32 (rows)."""
+
+    ids: Tensor
+    values: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """loss: mean training BCE without the L2. rows_per_s: of training alone."""
+
+    epoch: int
+    loss: float
+    valid: Metrics
+    learning_rate: float
+    rows_per_s: float
+    improved: bool
+
+
+def fit(
+    model: nn.Module,
+    tables: Sequence[nn.Parameter],
+    train: Split,
+    valid: Split,
+    recipe: Training,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> list[Epoch]:
+    """Trains in place and leaves the weights of the best epoch in the model, not the last.
+
+    tables: the embeddings, on which the L2 falls. on_epoch is called after each epoch, on_rows after
+    each step with its number of rows.
+
+    Raises:
+        ValueError: for fewer than two training rows, and when the loss is no finite number.
+    """
+    if len(train) < 2:
+        raise ValueError(f"{len(train)} training rows: batch normalisation needs two")
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    history: list[Epoch] = []
+    best, best_score, failures = copy.deepcopy(model.state_dict()), -np.inf, 0
+    for number in range(1, recipe.epochs + 1):
+        start = time.perf_counter()
+        loss = _train_epoch(model, tables, train, recipe, optimiser, generator, on_rows)
+        rows_per_s = len(train) / (time.perf_counter() - start)
+        metrics = evaluate(valid.labels.numpy(), predict(model, valid))
+        score = metrics.auc if recipe.monitor == "auc" else -metrics.logloss
+        improved = bool(score > best_score + SMALLEST_GAIN)
+        learning_rate = optimiser.param_groups[0]["lr"]
+        history.append(Epoch(number, loss, metrics, learning_rate, rows_per_s, improved))
+        on_epoch(history[-1])
+        if improved:
+            best, best_score, failures = copy.deepcopy(model.state_dict()), score, 0
+            continue
+        # Training goes on from the current weights, not from the best ones: so did the paper's code base.
+        failures += 1
+        optimiser.param_groups[0]["lr"] = max(learning_rate * LEARNING_RATE_FACTOR, SMALLEST_LEARNING_RATE)
+        if failures >= recipe.patience:
+            break
+    model.load_state_dict(best)
+    return history
+
+
+def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
+    """Click probabilities (rows), in evaluation mode."""
+    model.eval()
+    with torch.inference_mode():
+        logits = [
+            model(ids, values)
+            for ids, values in zip(split.ids.split(EVALUATION_ROWS), split.values.split(EVALUATION_ROWS), strict=True)
+        ]
+    return torch.cat(logits).double().sigmoid().numpy()
+
+
+def _train_epoch(
+    model: nn.Module,
+    tables: Sequence[nn.Parameter],
+    train: Split,
+    recipe: Training,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    on_rows: Callable[[int], None],
+) -> float:
+    model.train()
+    total, seen = 0.0, 0
+    for ids, values, labels in _batches(train, recipe, generator):
+        optimiser.zero_grad()
+        loss = functional.binary_cross_entropy_with_logits(model(ids, values), labels)  # Eq. 12
+        (loss + embedding_penalty(tables, recipe.embedding_l2)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimiser.step()
+        total, seen = total + loss.item() * len(labels), seen + len(labels)
+        on_rows(len(labels))
+    if not np.isfinite(total):
+        raise ValueError(f"the training loss is {total}: lower training.learning_rate or model.embedding_std")
+    return total / seen
+
+
+def embedding_penalty(tables: Sequence[nn.Parameter], l2: float) -> Tensor:
+    """(l2 / 2) |E|^2 over whole tables in every step: lazy or decoupled decay trains another model."""
+    return 0.5 * l2 * torch.stack([p.square().sum() for p in tables]).sum()
+
+
+def _batches(train: Split, recipe: Training, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Shuffled; a last batch of one row is left out, for batch normalisation needs two."""
+    order = torch.randperm(len(train), generator=generator)
+    for rows in order.split(recipe.batch_size):
+        if len(rows) > 1:
+            ids = hide_tokens(train.ids[rows], recipe.unknown_rate, generator)
+            yield ids, train.values[rows], train.labels[rows]
+
+
+def hide_tokens(ids: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Makes a share of the known tokens unknown, so that a new ad's id 0 means something in serving."""
+    if rate == 0:
+        return ids
+    hidden = torch.rand(ids.shape, generator=generator) < rate
+    return ids.masked_fill(hidden & (ids != MISSING), UNKNOWN)
