@@ -1,0 +1,83 @@
+"""A prepared log on disk: what ctr-prepare writes and ctr-train reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.schema import FeatureSchema, read_schema
+from contract.vocabulary import open_vocabulary
+
+SCHEMA = "schema.json"
+VOCABULARY = "vocabulary"
+LOG = "log.json"
+
+
+class SplitFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    rows: int
+    click_rate: float
+
+
+class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What prepare read. negative_rate: the share of the negatives that the log kept."""
+
+    reader: str
+    negative_rate: float
+    splits: dict[str, SplitFacts]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An opened folder. vocabulary_sizes: for each categorical field in schema order, ids 0 and 1 included."""
+
+    folder: Path
+    schema: FeatureSchema
+    vocabulary_sizes: tuple[int, ...]
+    facts: LogFacts
+
+    @property
+    def negative_rate(self) -> float:
+        return self.facts.negative_rate
+
+    @property
+    def vocabulary(self) -> Path:
+        """The folder with <field>.marisa and <field>.ids.npy, as a bundle takes it."""
+        return self.folder / VOCABULARY
+
+    def split(self, name: str) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+        """ids int32 [rows, categorical fields], memory-mapped; values float32 [rows, numeric fields],
+        normalised, memory-mapped; labels float32 [rows], 0 or 1."""
+        labels = self._load(f"{name}.labels.npy").astype(np.float32)
+        return self._load(f"{name}.ids.npy"), self._load(f"{name}.values.npy"), labels
+
+    def extra(self, split: str, name: str) -> NDArray[Any]:
+        """One of the columns that the log's reader carries along, [rows].
+
+        Raises:
+            ValueError: when the log has no such column.
+        """
+        return self._load(f"{split}.{name}.npy")
+
+    def _load(self, file: str) -> NDArray[Any]:
+        try:
+            array: NDArray[Any] = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.folder / file}: {error}: run ctr-prepare again") from error
+        return array
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """Raises ValueError, naming the folder, when ctr-prepare has not written it or it is not whole."""
+    if not (folder / SCHEMA).is_file():
+        raise ValueError(f"{folder}: no prepared log. Make it with: ctr-prepare EXPERIMENT.toml --data DIR")
+    try:
+        schema = read_schema(folder / SCHEMA)
+        facts = msgspec.json.decode((folder / LOG).read_bytes(), type=LogFacts)
+        names = [field.name for field in schema.select("categorical")]
+        sizes = tuple(len(open_vocabulary(folder / VOCABULARY, name)) for name in names)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}: run ctr-prepare again") from error
+    return Prepared(folder, schema, sizes, facts)
