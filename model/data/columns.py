@@ -23,6 +23,8 @@ def check_column(column: pl.Series, field: Field) -> None:
         raise ValueError(f"field {field.name!r} holds {kind}: write strings, numbers, booleans or null")
     if kind.is_float() and (count := column.len() - column.null_count() - (column.is_finite().sum() or 0)):
         raise ValueError(f"field {field.name!r} is NaN or infinite in {count} rows: write null for missing")
+    if kind == pl.String and (column.str.contains("\0", literal=True).any()):
+        raise ValueError(f"field {field.name!r} holds text with a NUL character: no vocabulary keeps one, remove it")
 
 
 def build_column_vocabulary(column: pl.Series, min_count: int) -> Vocabulary:
@@ -60,6 +62,14 @@ def mean_and_std(numbers: NDArray[np.float64]) -> tuple[float, float]:
         return 0.0, 1.0
     with np.errstate(over="ignore", invalid="ignore"):  # the schema refuses what overflows, by the field's name
         return float(present.mean()), float(present.std()) or 1.0
+
+
+def missing_share(column: pl.Series) -> float:
+    """The share of rows without a value: null, or text that is blank."""
+    missing = column.is_null()
+    if column.dtype == pl.String:
+        missing = missing | (column.str.strip_chars() == "").fill_null(False)
+    return float(missing.cast(pl.Float64).to_numpy().mean())
 
 
 def _plain(column: pl.Series) -> pl.Series:

@@ -15,9 +15,16 @@ from rich.table import Table
 
 from contract.schema import FeatureSchema, Field, write_schema
 from contract.tokens import normalise
-from contract.vocabulary import MISSING, UNKNOWN, Vocabulary
+from contract.vocabulary import FIRST, UNKNOWN, Vocabulary
 from model.data import frappe, generated, table
-from model.data.columns import build_column_vocabulary, check_column, column_ids, column_numbers, mean_and_std
+from model.data.columns import (
+    build_column_vocabulary,
+    check_column,
+    column_ids,
+    column_numbers,
+    mean_and_std,
+    missing_share,
+)
 from model.data.log import Log
 from model.data.prepared import LOG, SCHEMA, VOCABULARY, LogFacts, Prepared, SplitFacts, read_prepared
 from model.experiment import Data, read_experiment
@@ -102,21 +109,28 @@ def _facts(log: Log, data: Data) -> LogFacts:
         split: SplitFacts(len(frame), float(frame[log.label].cast(pl.Float64).to_numpy().mean()))
         for split, frame in log.splits.items()
     }
-    return LogFacts(data.reader, data.negative_rate, rates)
+    missing = {field.name: missing_share(log.splits["train"][field.name]) for field in log.fields}
+    return LogFacts(data.reader, data.negative_rate, missing, rates)
 
 
 def summary(prepared: Prepared) -> Table:
     """One line a field, for the reader's eye: a column that is all unknown or all missing shows here."""
     rows = ", ".join(f"{name} {f.rows:,} rows ({f.click_rate:.2%})" for name, f in prepared.facts.splits.items())
-    lines = Table("field", "side", "kind", "tokens", "missing", "unknown in test", caption=f"{rows}, share of clicks")
-    train, test = prepared.split("train")[0], prepared.split("test")[0]
-    for column, field in enumerate(prepared.schema.select("categorical")):
-        tokens = f"{prepared.vocabulary_sizes[column] - 2:,}"
-        missing, unknown = np.mean(train[:, column] == MISSING), np.mean(test[:, column] == UNKNOWN)
-        lines.add_row(field.name, field.side, field.kind, tokens, f"{missing:.1%}", f"{unknown:.2%}")
-    for field in prepared.schema.select("numeric"):
-        lines.add_row(field.name, field.side, field.kind, f"mean {field.mean:.4g}, std {field.std:.4g}", "", "")
+    lines = Table("field", "side", "kind", "values", "missing", "unknown in test", caption=f"{rows}, share of clicks")
+    unknown = dict(zip(_names(prepared), np.mean(prepared.split("test")[0] == UNKNOWN, axis=0), strict=True))
+    sizes = dict(zip(_names(prepared), prepared.vocabulary_sizes, strict=True))
+    for field in prepared.schema.fields:
+        missing = f"{prepared.facts.missing[field.name]:.1%}"
+        if field.kind == "categorical":
+            values, strange = f"{sizes[field.name] - FIRST:,} tokens", f"{unknown[field.name]:.2%}"
+        else:
+            values, strange = f"{field.mean:.4g} ± {field.std:.4g}", ""
+        lines.add_row(field.name, field.side, field.kind, values, missing, strange)
     return lines
+
+
+def _names(prepared: Prepared) -> list[str]:
+    return [field.name for field in prepared.schema.select("categorical")]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,10 +22,14 @@ class SplitFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What prepare read. negative_rate: the share of the negatives that the log kept."""
+    """What prepare read.
+
+    negative_rate: the share of the negatives that the log kept. missing: field -> share of train's rows.
+    """
 
     reader: str
     negative_rate: float
+    missing: dict[str, float]
     splits: dict[str, SplitFacts]
 
 
