@@ -1,6 +1,6 @@
 """The run folder: what training leaves, whole, for the exporter and the report.
 
-experiment.toml  every setting, spelt out           weights.safetensors  the best epoch's
+experiment.json  every setting, spelt out           weights.safetensors  the best epoch's
 schema.json, vocabulary/   what the ids mean        metrics.json         history, valid, test
 versions.json    python, libraries, machine         curve.png            the learning curve
 """
@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, read_schema, write_schema
 from contract.vocabulary import open_vocabulary
-from model.experiment import Experiment, read_experiment
+from model.experiment import Experiment
 from model.fit import Epoch
 from model.metrics import Metrics
 from model.stec import STEC
 
-EXPERIMENT = "experiment.toml"
+EXPERIMENT = "experiment.json"
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.json"
 LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "msgspec")
@@ -52,7 +52,7 @@ def write_run(
     metrics: RunMetrics,
 ) -> None:
     """Fills an empty folder; model.folder.new_folder makes it appear whole."""
-    (folder / EXPERIMENT).write_bytes(msgspec.toml.encode(experiment))
+    (folder / EXPERIMENT).write_bytes(msgspec.json.format(msgspec.json.encode(experiment)) + b"\n")
     save_file(model.state_dict(), folder / WEIGHTS)
     write_schema(schema, folder / SCHEMA)
     shutil.copytree(vocabulary, folder / VOCABULARY)
@@ -69,7 +69,7 @@ def open_run(folder: Path) -> tuple[STEC, Experiment, FeatureSchema, RunMetrics]
     """
     if not (folder / METRICS).is_file():
         raise ValueError(f"{folder} is no run (it has no {METRICS}): make one with ctr-train EXPERIMENT.toml --out RUN")
-    experiment = read_experiment(folder / EXPERIMENT)
+    experiment = msgspec.json.decode((folder / EXPERIMENT).read_bytes(), type=Experiment)
     schema = read_schema(folder / SCHEMA)
     metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=RunMetrics)
     sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]

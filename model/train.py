@@ -23,7 +23,7 @@ from model.stec import STEC
 
 
 class LiveTable:
-    """One line an epoch, and a bar for the rows of the current one."""
+    """One line an epoch, and a bar for the rows of the current one. Into a file, a plain line an epoch."""
 
     def __init__(self, experiment: Experiment, rows: int) -> None:
         self._table = Table(title=f"{experiment.name}, seed {experiment.training.seed}")
@@ -48,6 +48,8 @@ class LiveTable:
         best = "*" if epoch.improved else ""
         self._table.add_row(f"{epoch.epoch}{best}", *cells, f"{epoch.rows_per_s:,.0f}")
         self._bar.reset(self._task)
+        if not self.live.console.is_terminal:
+            print(f"epoch {epoch.epoch}{best}", "loss {} valid AUC {} logloss {} lr {}".format(*cells), flush=True)
 
 
 def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:

@@ -1,0 +1,41 @@
+"""A benchmark's result as a file: its table, the command, the versions and the machine."""
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_report(
+    question: str, title: str, text: str, header: Sequence[str], rows: Sequence[Sequence[str]], libraries: Sequence[str]
+) -> None:
+    """Writes results/<question>.md and prints it."""
+    lines = [f"# {title}", "", text, "", _line(header), _line(["--:"] * len(header)), *map(_line, rows), ""]
+    used = ", ".join(f"{name} {version(name)}" for name in libraries)
+    module = question.replace("-", "_")
+    lines += [
+        f"Command: `python -m benchmarks.{module}`, {datetime.now(UTC):%Y-%m-%d}.",
+        f"Versions: Python {platform.python_version()}, {used}.",
+        f"Machine: {_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
+        "",
+    ]
+    report = "\n".join(lines)
+    (RESULTS / f"{question}.md").write_text(report)
+    Console().print(Markdown(report))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return models[0] if models else platform.processor() or "unknown CPU"

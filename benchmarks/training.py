@@ -1,0 +1,71 @@
+"""How much faster is a training step without the f x f x d tensor?
+
+Both forms of one model, the same weights and batch, alternating in one process: forward, loss and
+backward of the whole model (embedding, attention and head), not of the head alone.
+"""
+
+import statistics
+import time
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.report import write_report
+from model.experiment import Model
+from model.stec import STEC
+
+ROWS = 4096
+SIZE = Model(embedding=16, blocks=2, heads=2, embedding_std=0.1)
+TOKENS = 1000  # a field
+FIELDS = (10, 22, 39)
+ROUNDS = 7
+
+Step = tuple[float, Tensor, dict[str, Tensor]]
+
+
+def step(model: STEC, ids: Tensor, values: Tensor, labels: Tensor) -> Step:
+    """Milliseconds, logits, gradients."""
+    model.zero_grad()
+    start = time.perf_counter()
+    logits = model(ids, values)
+    functional.binary_cross_entropy_with_logits(logits, labels).backward()
+    milliseconds = (time.perf_counter() - start) * 1e3
+    return milliseconds, logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def compare(fields: int) -> list[str]:
+    torch.manual_seed(0)
+    plain = STEC([TOKENS] * fields, 0, SIZE, plain=True)
+    fast = STEC([TOKENS] * fields, 0, SIZE)
+    fast.load_state_dict(plain.state_dict())
+    ids, values = torch.randint(TOKENS, (ROWS, fields)), torch.empty(ROWS, 0)
+    labels = (torch.rand(ROWS) < 0.3).float()
+    times: list[tuple[float, float]] = []
+    for round_ in track(range(ROUNDS + 1), f"{fields} fields"):
+        a, b = step(plain, ids, values, labels), step(fast, ids, values, labels)
+        if round_:  # the first warms up
+            times.append((a[0], b[0]))
+    ratios = sorted(x / y for x, y in times)
+    logit = (a[1] - b[1]).abs().max().item()
+    gradient = max(((a[2][n] - b[2][n]).abs().max() / a[2][n].abs().max().clamp_min(1e-12)).item() for n in a[2])
+    plain_ms, fast_ms = (statistics.median(column) for column in zip(*times, strict=True))
+    ratio = f"**{statistics.median(ratios):.1f}** ({ratios[0]:.1f} to {ratios[-1]:.1f})"
+    return [str(fields), f"{plain_ms:,.0f}", f"{fast_ms:,.0f}", ratio, f"{logit:.0e}", f"{gradient:.0e}"]
+
+
+def main() -> None:
+    rows = [compare(fields) for fields in FIELDS]
+    text = (
+        f"STEC, batch {ROWS}, D = {SIZE.embedding}, N = {SIZE.blocks}, {SIZE.heads} heads, float32 with float64 batch "
+        f"statistics, {torch.get_num_threads()} threads. Median of {ROUNDS} steps of each form, alternating; the ratio "
+        "is the median of the pairs' (smallest to largest). Differences: largest over the batch's logits, and largest "
+        "over all parameters' gradients relative to that parameter's largest."
+    )
+    header = ["fields", "plain ms/step", "factorised ms/step", "ratio", "logit difference", "gradient difference"]
+    write_report("training", "A training step, plain and factorised", text, header, rows, ["torch"])
+
+
+if __name__ == "__main__":
+    main()

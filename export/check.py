@@ -1,0 +1,80 @@
+"""Parity: what onnxruntime answers from the files is what torch answers from the run."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from contract.bundle import Calibration
+from contract.encode import ModelInput
+from contract.golden import TOLERANCE
+from contract.schema import FeatureSchema
+from export.golden import join
+from export.graph import PlainGraph
+from model.stec import STEC
+
+ROWS = (1, 2, 257)  # a graph that is right at the traced sizes can be wrong at others
+
+
+class ParityError(ValueError):
+    """The exported graph and the model disagree: there is no bundle."""
+
+
+def torch_ctr(
+    model: STEC, schema: FeatureSchema, inputs: list[ModelInput], calibration: Calibration
+) -> list[list[float]]:
+    """Probabilities of each request's candidates, by the model's plain form in float64."""
+    reference = PlainGraph(model, schema).double().eval()
+    answers = []
+    for one in inputs:
+        tensors = {name: torch.from_numpy(array) for name, array in join([one]).items()}
+        doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+        with torch.inference_mode():
+            answers.append(_ctr(reference(**doubles).numpy(), calibration).tolist())
+    return answers
+
+
+def check_parity(onnx: Path, inputs: list[ModelInput], expected: list[list[float]], calibration: Calibration) -> float:
+    """The largest difference in probability, over single requests, 1, 2 and 257 rows, and many requests in one call.
+
+    Raises:
+        ParityError: when it is above 1e-5.
+    """
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for name, feed, answer in _cases(inputs, expected):
+        ctr = _ctr(session.run(["logit"], feed)[0].astype(np.float64), calibration)
+        if ctr.shape != answer.shape:
+            raise ParityError(f"{name}: the graph answers {ctr.shape}, torch {answer.shape}")
+        difference = float(np.abs(ctr - answer).max())
+        if not difference <= TOLERANCE:
+            raise ParityError(f"{name}: onnxruntime and torch differ by {difference:.2g}, more than {TOLERANCE:g}")
+        worst = max(worst, difference)
+    return worst
+
+
+def _cases(
+    inputs: list[ModelInput], expected: list[list[float]]
+) -> Iterator[tuple[str, Mapping[str, NDArray[np.generic]], NDArray[np.float64]]]:
+    for index, (one, answer) in enumerate(zip(inputs, expected, strict=True)):
+        yield f"golden request {index}", join([one]), np.array(answer)
+    everything, answers = join(inputs), np.concatenate([np.array(a) for a in expected])
+    yield "all golden requests in one call", everything, answers
+    for rows in ROWS:
+        yield f"{rows} rows in one call", *_first_rows(everything, answers, rows)
+
+
+def _first_rows(
+    feed: Mapping[str, NDArray[np.generic]], answers: NDArray[np.float64], rows: int
+) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float64]]:
+    """The first candidates of a joined call, with the requests that they belong to."""
+    requests = int(feed["request_index"][rows - 1]) + 1
+    cut = {name: array[:requests] if name.startswith("context") else array[:rows] for name, array in feed.items()}
+    return cut, answers[:rows]
+
+
+def _ctr(logit: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
+    return np.exp(-np.logaddexp(0, -(calibration.scale * logit + calibration.shift)))

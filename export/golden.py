@@ -1,0 +1,78 @@
+"""Golden requests: drawn field by field from the vocabulary, so that no row of the log leaves it."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.encode import Encoder, ModelInput
+from contract.golden import GoldenCandidate, GoldenRequest
+from contract.schema import FeatureSchema, Field
+from contract.vocabulary import Vocabulary
+
+REQUESTS = 300
+MOST_CANDIDATES = 50
+MISSING_SHARE = 0.1
+UNKNOWN_SHARE = 0.1
+SEED = 1
+
+
+def draw_golden(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]) -> list[GoldenRequest]:
+    """300 requests of 1 to 50 candidates (log-uniform), a tenth of the values missing and a tenth unknown.
+
+    Their probabilities are still to be filled in. A missing value is null or absent, in turn.
+    """
+    random = np.random.default_rng(SEED)
+    tokens = {name: sorted(t for t, _ in vocabulary.items()) for name, vocabulary in vocabularies.items()}
+    return [_draw_request(schema, tokens, random) for _ in range(REQUESTS)]
+
+
+def golden_inputs(
+    schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary], golden: list[GoldenRequest]
+) -> Iterator[ModelInput]:
+    """Each golden request as the service would encode it."""
+    encoder = Encoder(schema)
+    for request in golden:
+        tokens = encoder.tokens(request.context, [c.features for c in request.candidates])
+        yield encoder.ids(tokens, vocabularies)[0]
+
+
+def join(inputs: list[ModelInput]) -> dict[str, NDArray[np.generic]]:
+    """Several requests as one call of the serving graph; value inputs only where they have columns."""
+    joined: dict[str, NDArray[np.generic]] = {
+        "context_ids": np.concatenate([i.context_ids for i in inputs]),
+        "candidate_ids": np.concatenate([i.candidate_ids for i in inputs]),
+        "request_index": np.repeat(np.arange(len(inputs)), [len(i.candidate_ids) for i in inputs]),
+    }
+    for name in ("context_values", "candidate_values"):
+        values = np.concatenate([getattr(i, name) for i in inputs])
+        if values.shape[1]:
+            joined[name] = values
+    return joined
+
+
+def _draw_request(schema: FeatureSchema, tokens: Mapping[str, list[str]], random: np.random.Generator) -> GoldenRequest:
+    context = [f for f in schema.fields if f.side == "context"]
+    candidate = [f for f in schema.fields if f.side == "candidate"]
+    count = int(np.exp(random.uniform(0, np.log(MOST_CANDIDATES + 1))))
+    candidates = [GoldenCandidate(f"candidate-{i}", _draw_features(candidate, tokens, random)) for i in range(count)]
+    return GoldenRequest(_draw_features(context, tokens, random), candidates, [])
+
+
+def _draw_features(
+    fields: list[Field], tokens: Mapping[str, list[str]], random: np.random.Generator
+) -> dict[str, str | float | None]:
+    features: dict[str, str | float | None] = {}
+    for field in fields:
+        chance = random.random()
+        if chance < MISSING_SHARE / 2:
+            continue
+        if chance < MISSING_SHARE:
+            features[field.name] = None
+        elif field.kind == "numeric":
+            features[field.name] = round(random.normal(field.mean, field.std), 4)
+        elif chance < MISSING_SHARE + UNKNOWN_SHARE or not tokens[field.name]:
+            features[field.name] = f"unseen-{random.integers(1000)}"
+        else:
+            features[field.name] = tokens[field.name][random.integers(len(tokens[field.name]))]
+    return features

@@ -1,0 +1,109 @@
+"""Load for a running service: locust -f loadtest/ctr.py --host http://127.0.0.1:8000
+
+Each user sends one request a second, so `--users 100` is 100 requests/s. Half of the requests are a
+bundle's golden ones; the others draw each value from the vocabulary with probability ~ 1 / id^1.1
+(ids are ranks by frequency: a power law, as users and ads have). Candidates: 1 to 200, log-uniform,
+or as many as --candidates says. Prints p50, p99 and p99.9 of the client's own clock at the end.
+
+It is a closed loop: a server that stalls is asked less. Read it as a smoke figure.
+"""
+
+import logging
+import math
+import random
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from hdrh.histogram import HdrHistogram
+from locust import FastHttpUser, constant_throughput, events, task
+from locust.env import Environment
+
+from contract.bundle import GOLDEN, Bundle, open_bundle
+from contract.golden import GoldenCandidate, GoldenRequest, read_golden
+
+SKEW = 1.1
+MOST_CANDIDATES = 200
+LONGEST_US = 60_000_000
+
+
+class Requests:
+    """Draws request bodies from a bundle."""
+
+    def __init__(self, bundle: Bundle, candidates: int | None, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311  # load, not secrets
+        self._candidates = candidates
+        self._golden = read_golden(bundle.folder / GOLDEN)
+        self._fields = bundle.schema.fields
+        self._tokens: dict[str, tuple[list[str], list[float]]] = {}
+        for name, vocabulary in bundle.vocabularies.items():
+            ranked = [token for token, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
+            total, cumulative = 0.0, []
+            for rank in range(len(ranked)):
+                total += (rank + 1) ** -SKEW
+                cumulative.append(total)
+            self._tokens[name] = ranked, cumulative
+
+    def draw(self) -> dict[str, Any]:
+        count = self._candidates or int(math.exp(self._random.uniform(0, math.log(MOST_CANDIDATES + 1))))
+        if self._random.random() < 0.5:
+            return self._from_golden(self._random.choice(self._golden), count)
+        candidates = [{"id": index, "features": self._features("candidate")} for index in range(count)]
+        return {"context": self._features("context"), "candidates": candidates}
+
+    def _from_golden(self, request: GoldenRequest, count: int) -> dict[str, Any]:
+        chosen: list[GoldenCandidate] = self._random.choices(request.candidates, k=count)
+        return {"context": request.context, "candidates": [{"id": c.id, "features": c.features} for c in chosen]}
+
+    def _features(self, side: str) -> dict[str, Any]:
+        features: dict[str, Any] = {}
+        for field in self._fields:
+            if field.side != side:
+                continue
+            if field.kind == "numeric":
+                features[field.name] = round(self._random.gauss(field.mean, field.std), 3)
+            elif self._tokens[field.name][0]:
+                tokens, cumulative = self._tokens[field.name]
+                features[field.name] = self._random.choices(tokens, cum_weights=cumulative)[0]
+        return features
+
+
+class AdServer(FastHttpUser):
+    wait_time = constant_throughput(1)
+    requests: Requests
+
+    @task
+    def score(self) -> None:
+        body = self.requests.draw()
+        with self.client.post("/v1/score", json=body, name="/v1/score", catch_response=True) as response:
+            if response.status_code != 200:
+                response.failure(f"{response.status_code}: {response.text[:200]}")
+            elif len(response.json()["scores"]) != len(body["candidates"]):
+                response.failure("another number of scores than candidates")
+
+
+@events.init_command_line_parser.add_listener
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--bundle", default="deploy/demo", help="the bundle that the server has open")
+    parser.add_argument("--candidates", type=int, default=0, help="in every request; 0: 1 to 200, log-uniform")
+    parser.add_argument("--load-seed", type=int, default=1)
+
+
+@events.init.add_listener
+def prepare(environment: Environment, **_: object) -> None:
+    if environment.parsed_options is None:
+        return
+    options = environment.parsed_options
+    AdServer.requests = Requests(open_bundle(Path(options.bundle)), options.candidates or None, options.load_seed)
+    histogram = HdrHistogram(1, LONGEST_US, 3)
+
+    def record(response_time: float, exception: Exception | None, **_: object) -> None:
+        if exception is None:
+            histogram.record_value(max(1, min(LONGEST_US, round(response_time * 1000))))
+
+    def report(**_: object) -> None:
+        quantiles = ", ".join(f"p{q:g} {histogram.get_value_at_percentile(q) / 1000:.2f} ms" for q in (50, 99, 99.9))
+        logging.getLogger("ctr").info("answered %d requests: %s", histogram.get_total_count(), quantiles)
+
+    environment.events.request.add_listener(record)
+    environment.events.quit.add_listener(report)
