@@ -23,7 +23,7 @@ from model.folder import check_replaceable, new_folder
 FOLDER = "generated"
 MARKER = "test.parquet"  # written last
 CANDIDATES = 5
-USERS, ADS, NEW_ADS, CAMPAIGNS, ADVERTISERS, SITES = 5000, 2000, 100, 100, 25, 20
+USERS, ADS, NEW_ADS, CAMPAIGNS, ADVERTISERS = 5000, 2000, 100, 100, 25
 ZIPF = 1.1
 DAYS = 28
 NEW_AD_SHARE = 0.05  # of the impressions in test
@@ -38,10 +38,6 @@ NAMES: dict[str, list[str] | list[int] | list[bool]] = {
     "age_band": ["18-24", "25-34", "35-44", "45-54", "55-64", "65+"],
     "country": ["germany", "france", "spain", "italy", "poland", "austria", "belgium", "sweden"],
     "device": ["phone", "tablet", "desktop"],
-    "os": ["android", "ios", "windows", "macos", "linux"],
-    "connection": ["wifi", "5g", "4g", "cable"],
-    "is_app": [False, True],
-    "site": [f"site-{n}" for n in range(1, SITES + 1)],
     "slot": ["top", "sidebar", "in-article", "bottom", "interstitial"],
     "hour": list(range(24)),
     "weekday": ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
@@ -53,12 +49,8 @@ NAMES: dict[str, list[str] | list[int] | list[bool]] = {
     "category": CATEGORIES,
     "format": ["banner", "native", "video", "carousel", "text"],
     "language": ["english", "german", "french", "spanish", "italian", "polish"],
-    "landing": ["shop", "app-store", "form", "article"],
     "sensitive": ["no", "yes"],
 }
-# Of each device (rows: phone, tablet, desktop): how often it runs android, ios, windows, macos, linux.
-OS_SHARES = np.array([[0.65, 0.35, 0, 0, 0], [0.45, 0.5, 0.05, 0, 0], [0, 0, 0.7, 0.22, 0.08]])
-APP_SHARES = np.array([0.6, 0.5, 0.0])
 # People sleep: requests of each hour of the day, relative.
 HOURS = np.array([3, 2, 1, 1, 1, 2, 4, 6, 7, 7, 7, 8, 9, 8, 7, 7, 8, 9, 10, 11, 12, 11, 8, 5], float)
 
@@ -75,13 +67,6 @@ def draw(rng: np.random.Generator, shares: Floats, size: int) -> Codes:
     return np.searchsorted(edges, rng.random(size), side="right")
 
 
-def draw_by_row(rng: np.random.Generator, shares: Floats) -> Codes:
-    """One code for each row of shares [rows, codes]."""
-    edges = np.cumsum(shares / shares.sum(1, keepdims=True), axis=1)[:, :-1]
-    codes: Codes = (rng.random(len(shares))[:, None] >= edges).sum(1)
-    return codes
-
-
 def draw_requests(rng: np.random.Generator, requests: int) -> tuple[dict[str, Codes], Floats]:
     """Codes [requests] of the context's categorical fields, in time order, and session_depth."""
     time = np.sort(rng.integers(0, DAYS, requests) * 24 + draw(rng, HOURS, requests))
@@ -96,10 +81,6 @@ def draw_requests(rng: np.random.Generator, requests: int) -> tuple[dict[str, Co
         "age_band": age_band[user],
         "country": country[user],
         "device": device,
-        "os": draw_by_row(rng, OS_SHARES[device]),
-        "connection": draw(rng, np.array([5, 2, 3, 1.0]), requests),
-        "is_app": (rng.random(requests) < APP_SHARES[device]).astype(np.int64),
-        "site": draw(rng, 1 / np.sqrt(np.arange(1.0, SITES + 1)), requests),
         "slot": draw(rng, np.array([3, 2, 3, 1.5, 0.5]), requests),
         "hour": time % 24,
         "weekday": time // 24 % 7,
@@ -131,7 +112,6 @@ def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes]
         "category": (rng.permutation(ADVERTISERS) % len(CATEGORIES))[advertiser],
         "format": draw(rng, np.array([4, 3, 1.5, 1, 2]), ADS)[ads],
         "language": draw(rng, np.array([6, 4, 3, 2, 2, 1.0]), CAMPAIGNS)[campaign],
-        "landing": draw(rng, np.array([5, 2, 1, 2.0]), CAMPAIGNS)[campaign],
         "sensitive": draw(rng, np.array([1 - RARE_SHARE, RARE_SHARE]), len(ads)),
     }
     usual_bid = rng.lognormal(0.7, 0.35, CAMPAIGNS)[campaign]
@@ -144,19 +124,17 @@ def generate(seed: int, requests: int) -> pl.DataFrame:
     context, session_depth = draw_requests(rng, requests)
     candidate, bid = describe_ads(rng, draw_ads(rng, requests))
     request = np.repeat(np.arange(requests), CANDIDATES)
-    # A value is missing for all candidates of a request, or for one candidate alone.
-    lost = {"session_depth": (rng.random(requests) < MISSING_SHARE)[request]}
-    lost["landing"] = rng.random(len(request)) < MISSING_SHARE
     codes = {field: column[request] for field, column in context.items()} | candidate
     numbers = {"session_depth": session_depth[request], "bid": bid}
+    # Lost for all candidates of a request. To the click model, a missing age band is one more band.
+    lost = {field: (rng.random(requests) < MISSING_SHARE)[request] for field in ("age_band", "session_depth")}
     numbers["session_depth"][lost["session_depth"]] = np.nan
-    # To the click model, a missing category is a category.
-    known = {"landing": np.where(lost["landing"], len(NAMES["landing"]), codes["landing"])}
+    known = {"age_band": np.where(lost["age_band"], len(NAMES["age_band"]), codes["age_band"])}
     true_ctr = click_probability(rng, codes | known, numbers)
     columns = {field: pl.Series(NAMES[field]).gather(column) for field, column in codes.items()}
     columns |= {field: pl.Series(column, nan_to_null=True) for field, column in numbers.items()}
     frame = pl.DataFrame({field: columns[field] for field in (*CONTEXT, *CANDIDATE)}).with_columns(
-        pl.when(~pl.Series(lost["landing"])).then(pl.col("landing")).alias("landing"),
+        pl.when(~pl.Series(lost["age_band"])).then("age_band").alias("age_band"),
         pl.Series(REQUEST, request),
         pl.Series(TRUE_CTR, true_ctr),
         pl.Series(LABEL, (rng.random(len(request)) < true_ctr).astype(np.int8)),

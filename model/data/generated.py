@@ -14,10 +14,6 @@ CONTEXT = (
     "age_band",
     "country",
     "device",
-    "os",
-    "connection",
-    "is_app",
-    "site",
     "slot",
     "hour",
     "weekday",
@@ -25,7 +21,7 @@ CONTEXT = (
     "exchange",
     "session_depth",
 )
-CANDIDATE = ("ad", "campaign", "advertiser", "category", "format", "language", "landing", "sensitive", "bid")
+CANDIDATE = ("ad", "campaign", "advertiser", "category", "format", "language", "sensitive", "bid")
 NUMERIC = ("session_depth", "bid")
 
 

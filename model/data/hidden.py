@@ -17,10 +17,6 @@ MAIN = {
     "age_band": 0.2,
     "country": 0.1,
     "device": 0.25,
-    "os": 0.05,
-    "connection": 0.1,
-    "is_app": 0.1,
-    "site": 0.2,
     "slot": 0.5,
     "hour": 0.15,
     "weekday": 0.05,
@@ -31,7 +27,6 @@ MAIN = {
     "category": 0.4,
     "format": 0.4,
     "language": 0.05,
-    "landing": 0.15,
     "sensitive": 0.05,
 }
 # Pairs of fields: (rank of the latent vectors, standard deviation).

@@ -60,6 +60,6 @@ def check_label(path: Path, label: pl.Series) -> None:
         return
     if not label.dtype.is_numeric():
         raise ValueError(f"{path}: column {label.name!r} holds {label.dtype}: a label is 0 or 1")
-    wrong = label.filter(~label.is_in([0, 1]))
+    wrong = label.filter((label != 0) & (label != 1))
     if len(wrong):
         raise ValueError(f"{path}: column {label.name!r} holds {wrong[0]} in {len(wrong)} rows: a label is 0 or 1")

@@ -36,6 +36,8 @@ READERS: dict[str, Callable[[Path, Data], Log]] = {
     "table": table.read,
 }
 
+CAPTION = "missing: in train; unknown: in test, not in the vocabulary\n"
+
 
 def prepare(root: Path, data: Data) -> Prepared:
     """Reads the log at root/<data.folder> and writes root/<data.prepared>, whole or not at all.
@@ -115,8 +117,10 @@ def _facts(log: Log, data: Data) -> LogFacts:
 
 def summary(prepared: Prepared) -> Table:
     """One line a field, for the reader's eye: a column that is all unknown or all missing shows here."""
-    rows = ", ".join(f"{name} {f.rows:,} rows ({f.click_rate:.2%})" for name, f in prepared.facts.splits.items())
-    lines = Table("field", "side", "kind", "values", "missing", "unknown in test", caption=f"{rows}, share of clicks")
+    rows = ", ".join(
+        f"{name} {f.rows:,} rows with {f.click_rate:.2%} clicks" for name, f in prepared.facts.splits.items()
+    )
+    lines = Table("field", "side", "kind", "values", "missing", "unknown", caption=CAPTION + rows)
     unknown = dict(zip(_names(prepared), np.mean(prepared.split("test")[0] == UNKNOWN, axis=0), strict=True))
     sizes = dict(zip(_names(prepared), prepared.vocabulary_sizes, strict=True))
     for field in prepared.schema.fields:

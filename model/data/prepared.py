@@ -57,7 +57,7 @@ class Prepared:
         labels = self._load(f"{name}.labels.npy").astype(np.float32)
         return self._load(f"{name}.ids.npy"), self._load(f"{name}.values.npy"), labels
 
-    def extra(self, split: str, name: str) -> NDArray[Any]:
+    def column(self, split: str, name: str) -> NDArray[Any]:
         """One of the columns that the log's reader carries along, [rows].
 
         Raises:

@@ -1,0 +1,136 @@
+"""Encode: a request's values -> the model's input, and where it says what is wrong."""
+
+import math
+from typing import Any
+
+import pytest
+
+from contract.encode import BadFeature, Encoder
+from contract.schema import FeatureSchema, Field
+from contract.vocabulary import build_vocabulary
+
+SCHEMA = FeatureSchema(
+    (
+        Field("user", "context"),
+        Field("hour", "context"),
+        Field("ad", "candidate"),
+        Field("bid", "candidate", "numeric", mean=2.0, std=0.5),
+    )
+)
+LOOKUP = {
+    "user": build_vocabulary(["u1", "u2"]),
+    "hour": build_vocabulary(["7", "8"]),
+    "ad": build_vocabulary(["4082", "ad-1"]),
+}
+CONTEXT = {"user": "u2", "hour": 7}
+
+
+def test_ids_come_in_schema_order_and_numbers_normalised() -> None:
+    encoder = Encoder(SCHEMA)
+    tokens = encoder.tokens({"hour": 8.0, "user": " u1 "}, [{"ad": 4082, "bid": 3}, {"bid": 1.5, "ad": "ad-1"}])
+    model_input, unknown = encoder.ids(tokens, LOOKUP)
+    assert model_input.context_ids.tolist() == [[2, 3]]
+    assert model_input.candidate_ids.tolist() == [[2], [3]]
+    assert model_input.candidate_values.tolist() == [[2.0], [-1.0]]
+    assert model_input.context_values.shape == (1, 0)
+    assert str(model_input.context_ids.dtype) == "int64"
+    assert not unknown
+
+
+def test_what_is_absent_or_null_or_blank_is_missing_and_counted() -> None:
+    encoder = Encoder(SCHEMA)
+    tokens = encoder.tokens({"user": None}, [{"ad": ""}, {"ad": "ad-1", "bid": None}, {"bid": 2}])
+    model_input, _ = encoder.ids(tokens, LOOKUP)
+    assert tokens.missing == {"user": 1, "hour": 1, "ad": 2, "bid": 2}
+    assert model_input.context_ids.tolist() == [[1, 1]]
+    assert model_input.candidate_ids.tolist() == [[1], [3], [1]]
+    assert model_input.candidate_values.tolist() == [[0.0], [0.0], [0.0]]
+
+
+def test_an_unknown_token_is_id_zero_and_counted() -> None:
+    encoder = Encoder(SCHEMA)
+    model_input, unknown = encoder.ids(encoder.tokens({"user": "u9", "hour": 7}, [{"ad": "x"}, {"ad": "y"}]), LOOKUP)
+    assert model_input.context_ids.tolist() == [[0, 2]]
+    assert model_input.candidate_ids.tolist() == [[0], [0]]
+    assert unknown == {"user": 1, "ad": 2}
+
+
+def test_a_name_that_the_schema_does_not_know_is_ignored_and_counted_by_side() -> None:
+    tokens = Encoder(SCHEMA).tokens(CONTEXT | {"ad": 1, "moon": "full"}, [{"ad": 1, "x": 1}, {"y": [1]}])
+    assert tokens.ignored == {"context": 2, "candidate": 2}
+
+
+@pytest.mark.parametrize(
+    ("context", "candidates", "path", "reason"),
+    [
+        (
+            {"user": ["u1"]},
+            [],
+            "$.context.user",
+            "field 'user' takes a string, a number, a boolean or null, got a list",
+        ),
+        ({"hour": math.nan}, [], "$.context.hour", "field 'hour' takes a finite number, got nan"),
+        ({}, [{}, {"bid": "1"}], "$.candidates[1].features.bid", "field 'bid' takes a number or null, got a string"),
+        ({}, [{}, {}, {"bid": True}], "$.candidates[2].features.bid", "got a boolean"),
+        ({}, [{"ad": {"id": 1}}], "$.candidates[0].features.ad", "got an object"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_path(
+    context: dict[str, Any], candidates: list[dict[str, Any]], path: str, reason: str
+) -> None:
+    with pytest.raises(BadFeature) as refused:
+        Encoder(SCHEMA).tokens(context, candidates)
+    assert refused.value.path == path
+    assert reason in refused.value.reason
+    assert str(refused.value) == f"{path}: {refused.value.reason}"
+
+
+def test_a_bad_candidate_can_be_skipped_and_says_why() -> None:
+    candidates: list[dict[str, Any]] = [
+        {"ad": 4082, "bid": 2},
+        {"ad": [1]},
+        {"ad": "ad-1", "bid": "x"},
+        {"ad": "ad-1", "bid": 3},
+    ]
+    tokens = Encoder(SCHEMA).tokens(CONTEXT, candidates, skip_bad=True)
+    assert tokens.rows == [0, 3]
+    assert {row: error.path for row, error in tokens.errors.items()} == {
+        1: "$.candidates[1].features.ad",
+        2: "$.candidates[2].features.bid",
+    }
+    assert tokens.candidate_values.tolist() == [[0.0], [2.0]]
+
+
+def test_a_bad_context_is_never_skipped() -> None:
+    with pytest.raises(BadFeature, match=r"\$\.context\.user"):
+        Encoder(SCHEMA).tokens({"user": {}}, [{"ad": 1}], skip_bad=True)
+
+
+def test_a_request_with_no_candidate_left_has_empty_arrays() -> None:
+    encoder = Encoder(SCHEMA)
+    tokens = encoder.tokens(CONTEXT, [{"ad": [1]}], skip_bad=True)
+    model_input, _ = encoder.ids(tokens, LOOKUP)
+    assert model_input.candidate_ids.shape == (0, 1)
+    assert model_input.candidate_values.shape == (0, 1)
+    assert encoder.wanted(tokens) == {"user": ["u2"], "hour": ["7"]}
+
+
+def test_a_remote_lookup_is_asked_for_each_distinct_token_once() -> None:
+    encoder = Encoder(SCHEMA)
+    tokens = encoder.tokens({"user": "u1"}, [{"ad": 1}, {"ad": 2}, {"ad": 1.0}, {"ad": None}])
+    assert encoder.wanted(tokens) == {"user": ["u1"], "ad": ["1", "2"]}
+
+
+def test_a_strict_encoder_refuses_unknown_names() -> None:
+    with pytest.raises(
+        BadFeature, match=r"\$\.context\.moon: unknown context field 'moon': the model reads hour, user"
+    ):
+        Encoder(SCHEMA, strict=True).tokens(CONTEXT | {"moon": 1}, [])
+
+
+@pytest.mark.parametrize(
+    ("candidate", "name"), [({"bid": 1}, "ad"), ({"ad": 1}, "bid"), ({"ad": None, "bid": 1}, "ad")]
+)
+def test_a_strict_encoder_refuses_missing_values(candidate: dict[str, Any], name: str) -> None:
+    with pytest.raises(BadFeature, match=rf"\$\.candidates\[0\]\.features\.{name}: field '{name}' is missing"):
+        Encoder(SCHEMA, strict=True).tokens(CONTEXT, [candidate])

@@ -1,0 +1,83 @@
+"""Schema: the fields, their order, and one fingerprint for what reads the same input."""
+
+from pathlib import Path
+
+import pytest
+
+from contract.schema import FeatureSchema, Field, read_schema, write_schema
+
+USER, AD = Field("user", "context"), Field("ad", "candidate")
+BID = Field("bid", "candidate", "numeric", mean=2.5, std=0.5)
+
+
+@pytest.mark.parametrize("name", ["user", "C1", "_x", "site.id", "os-version", "7days", "a" * 64])
+def test_a_plain_name_is_taken(name: str) -> None:
+    assert Field(name, "context").name == name
+
+
+@pytest.mark.parametrize("name", ["", "..", ".x", "-x", "a/b", "a b", "a\\b", "ü", "a{b}", "a:b", "a\n", "a" * 65])
+def test_a_name_that_could_leave_its_folder_or_break_a_key_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="field name"):
+        Field(name, "context")
+
+
+def test_a_name_that_appears_twice_is_refused_on_any_side() -> None:
+    with pytest.raises(ValueError, match="field 'twice' appears twice"):
+        FeatureSchema((Field("twice", "context"), Field("twice", "candidate")))
+
+
+def test_each_side_needs_a_categorical_field() -> None:
+    with pytest.raises(ValueError, match="no categorical candidate field"):
+        FeatureSchema((USER, BID))
+    with pytest.raises(ValueError, match="no categorical context field"):
+        FeatureSchema((AD, BID))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (0.0, -1.0), (float("nan"), 1.0), (0.0, float("inf"))])
+def test_a_field_that_cannot_be_normalised_is_refused(mean: float, std: float) -> None:
+    with pytest.raises(ValueError, match="field 'bid': mean"):
+        Field("bid", "candidate", "numeric", mean=mean, std=std)
+
+
+def test_fields_are_selected_in_schema_order() -> None:
+    schema = FeatureSchema((AD, BID, USER))
+    assert schema.select("categorical") == (AD, USER)
+    assert schema.select("categorical", "context") == (USER,)
+    assert schema.select("numeric", "candidate") == (BID,)
+    assert schema.select("numeric", "context") == ()
+
+
+def test_the_fingerprint_changes_with_anything_that_changes_the_input() -> None:
+    schemas = [
+        FeatureSchema((USER, AD, BID)),
+        FeatureSchema((AD, USER, BID)),
+        FeatureSchema((USER, AD)),
+        FeatureSchema((USER, AD, Field("bid", "candidate", "numeric", mean=2.5, std=0.6))),
+        FeatureSchema((USER, AD, Field("bid", "context", "numeric", mean=2.5, std=0.5))),
+        FeatureSchema((USER, AD, Field("bid", "candidate"))),
+    ]
+    assert len({schema.fingerprint() for schema in schemas}) == len(schemas)
+
+
+def test_a_schema_survives_the_disk(tmp_path: Path) -> None:
+    schema = FeatureSchema((USER, AD, BID))
+    write_schema(schema, tmp_path / "schema.json")
+    assert read_schema(tmp_path / "schema.json") == schema
+    assert read_schema(tmp_path / "schema.json").fingerprint() == schema.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"fields": []}',
+        '{"fields": [{"name": "../x", "side": "context"}]}',
+        '{"fields": [{"name": "x", "side": "left"}]}',
+        '{"fields": [{"name": "x", "side": "context", "color": "red"}]}',
+    ],
+)
+def test_a_file_that_is_no_schema_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "schema.json").write_text(text)
+    with pytest.raises(ValueError, match=r"schema\.json"):
+        read_schema(tmp_path / "schema.json")

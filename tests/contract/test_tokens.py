@@ -1,0 +1,96 @@
+"""Tokens: one canonical string for a value, wherever it comes from."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.tokens import LARGEST_NORMALISED, normalise, number, token
+
+
+@given(st.text())
+def test_a_string_is_itself_without_the_space_around_it(value: str) -> None:
+    assert token(value) == (value.strip() or None)
+    assert token(f" {value}\t\n") == token(value)
+
+
+@given(st.integers(-(2**53), 2**53))
+def test_a_whole_number_has_one_token_however_it_is_written(value: int) -> None:
+    assert token(value) == token(float(value)) == str(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_float_keeps_every_digit(value: float) -> None:
+    text = token(value)
+    assert text is not None
+    assert float(text) == value
+
+
+def test_negative_zero_is_zero() -> None:
+    assert token(-0.0) == token(0.0) == token(0) == "0"
+
+
+@pytest.mark.parametrize("value", ["68928e17", "03349703", "1.0", "1e5", "nan", "inf", "true", "0x1f"])
+def test_a_string_that_looks_like_a_number_survives(value: str) -> None:
+    assert token(value) == value
+
+
+def test_booleans_are_words() -> None:
+    assert (token(True), token(False)) == ("true", "false")
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", "\t\n"])
+def test_null_and_blank_text_are_missing(value: str | None) -> None:
+    assert token(value) is None
+
+
+def test_a_huge_integer_keeps_every_digit() -> None:
+    assert token(2**200 + 1) == str(2**200 + 1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinities_are_refused_with_a_way_out(value: float) -> None:
+    with pytest.raises(ValueError, match="send null for a missing value"):
+        token(value)
+    with pytest.raises(ValueError, match="send null for a missing value"):
+        number(value)
+
+
+@pytest.mark.parametrize(("value", "kind"), [({}, "an object"), ([1], "a list"), ((1,), "a list"), (b"x", "a bytes")])
+def test_what_is_no_plain_value_is_refused_by_its_kind(value: object, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"got {kind}"):
+        token(value)
+    with pytest.raises(ValueError, match=f"takes a number or null, got {kind}"):
+        number(value)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60))
+def test_a_number_is_its_float(value: float) -> None:
+    assert number(value) == float(value)
+
+
+def test_a_missing_number_is_nan() -> None:
+    assert math.isnan(number(None))
+
+
+@pytest.mark.parametrize(("value", "message"), [(True, "a boolean"), ("5", "a string"), (10**400, "finite number")])
+def test_what_is_no_number_is_refused(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        number(value)
+
+
+def test_numbers_are_normalised_column_by_column() -> None:
+    scaled = normalise(np.array([[1.0, 10.0], [math.nan, 30.0]]), [3.0, 20.0], [2.0, 5.0])
+    assert scaled.dtype == np.float32
+    assert scaled.tolist() == [[-1.0, -2.0], [0.0, 2.0]]
+
+
+def test_an_outlier_is_cut_off_before_it_overflows_the_model() -> None:
+    scaled = normalise(np.array([[1e300], [-1e300]]), [0.0], [1.0])
+    assert scaled.tolist() == [[LARGEST_NORMALISED], [-LARGEST_NORMALISED]]
+
+
+def test_no_numeric_field_makes_no_column() -> None:
+    assert normalise(np.empty((3, 0)), [], []).shape == (3, 0)

@@ -1,0 +1,78 @@
+"""Vocabulary: token -> id, the same after a way through the disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.vocabulary import FIRST, MISSING, UNKNOWN, Vocabulary, build_vocabulary, open_vocabulary
+
+tokens = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), unique=True, max_size=30
+)
+
+
+def through_disk(folder: Path, vocabulary: Vocabulary, name: str = "ad") -> Vocabulary:
+    vocabulary.save(folder, name)
+    return open_vocabulary(folder, name)
+
+
+@settings(deadline=None, max_examples=50)
+@given(ranked=tokens)
+def test_a_token_keeps_its_rank_through_the_disk(tmp_path_factory: pytest.TempPathFactory, ranked: list[str]) -> None:
+    opened = through_disk(tmp_path_factory.mktemp("v"), build_vocabulary(ranked))
+    assert [opened(t) for t in ranked] == list(range(FIRST, FIRST + len(ranked)))
+    assert sorted(opened.items(), key=lambda item: item[1]) == [(t, i + FIRST) for i, t in enumerate(ranked)]
+    assert len(opened) == len(ranked) + 2
+
+
+def test_a_vocabulary_without_tokens_has_unknown_and_missing(tmp_path: Path) -> None:
+    opened = through_disk(tmp_path, build_vocabulary([]))
+    assert (UNKNOWN, MISSING) == (0, 1)
+    assert len(opened) == 2
+    assert opened("anything") == UNKNOWN
+
+
+@pytest.mark.parametrize("token", ["", "ab", "abcd", "ABC", " abc"])
+def test_a_token_is_known_whole_or_not_at_all(token: str) -> None:
+    assert build_vocabulary(["abc"])(token) == UNKNOWN
+
+
+def test_a_lone_surrogate_is_unknown() -> None:
+    assert build_vocabulary(["a"])("\ud800") == UNKNOWN
+
+
+def test_a_token_that_appears_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 tokens appear twice"):
+        build_vocabulary(["a", "b", "a"])
+
+
+@pytest.mark.parametrize("gone", ["ad.marisa", "ad.ids.npy"])
+def test_a_missing_file_names_the_field(tmp_path: Path, gone: str) -> None:
+    through_disk(tmp_path, build_vocabulary(["a"]))
+    (tmp_path / gone).unlink()
+    with pytest.raises(ValueError, match="vocabulary of field 'ad'"):
+        open_vocabulary(tmp_path, "ad")
+
+
+def test_files_of_two_vocabularies_do_not_open_together(tmp_path: Path) -> None:
+    through_disk(tmp_path, build_vocabulary(["a", "b"]))
+    np.save(tmp_path / "ad.ids.npy", np.array([2], np.int32))
+    with pytest.raises(ValueError, match=r"'ad': 2 tokens but ids int32\[1\]"):
+        open_vocabulary(tmp_path, "ad")
+
+
+def test_a_file_that_is_no_trie_names_the_field(tmp_path: Path) -> None:
+    through_disk(tmp_path, build_vocabulary(["a"]))
+    (tmp_path / "ad.marisa").write_bytes(b"not a trie")
+    with pytest.raises(ValueError, match="vocabulary of field 'ad'"):
+        open_vocabulary(tmp_path, "ad")
+
+
+def test_ids_are_never_unpickled(tmp_path: Path) -> None:
+    through_disk(tmp_path, build_vocabulary(["a"]))
+    np.save(tmp_path / "ad.ids.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        open_vocabulary(tmp_path, "ad")

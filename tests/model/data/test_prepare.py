@@ -1,0 +1,226 @@
+"""Prepare: the same ids and numbers as serving, from any log."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.encode import Encoder
+from contract.schema import Field
+from contract.vocabulary import open_vocabulary
+from model.data.generate import main as generate
+from model.data.log import Log
+from model.data.prepare import main, prepare, write_prepared
+from model.data.prepared import Prepared, read_prepared
+from model.experiment import Data
+
+GENERATED = Data(reader="generated", folder="generated", prepared="prepared/generated")
+FIELDS = (Field("place", "context"), Field("ad", "candidate"), Field("bid", "candidate", "numeric"))
+
+text = st.text(st.one_of(st.sampled_from(" \t\nab"), st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+KINDS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
+    (st.integers(-(2**63), 2**63 - 1), pl.Int64()),
+    (st.integers(-3, 3), pl.Int8()),
+    (st.floats(allow_nan=False, allow_infinity=False), pl.Float64()),
+    (st.integers(-3, 3).map(float), pl.Float64()),
+    (st.floats(allow_nan=False, allow_infinity=False, width=32), pl.Float32()),
+    (st.booleans(), pl.Boolean()),
+    (text, pl.String()),
+    (st.sampled_from([" x", "x", "x ", "", "  ", "1", "1.0", "03349703", "68928e17"]), pl.String()),
+    (st.sampled_from(["a", "b"]), pl.Categorical()),
+    (st.none(), pl.Null()),
+]
+NUMBERS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
+    (st.floats(-1e9, 1e9), pl.Float64()),
+    (st.integers(-(2**53), 2**53), pl.Int64()),
+    (st.just(2.5), pl.Float64()),
+]
+
+
+def columns(kinds: Sequence[tuple[st.SearchStrategy[Any], pl.DataType]]) -> st.SearchStrategy[list[pl.Series]]:
+    """Three columns of one type: train, valid and test."""
+
+    def of(kind: tuple[st.SearchStrategy[Any], pl.DataType]) -> st.SearchStrategy[list[pl.Series]]:
+        column = st.lists(st.none() | kind[0], min_size=8, max_size=8)
+        return st.lists(column.map(lambda values: pl.Series(values, dtype=kind[1])), min_size=3, max_size=3)
+
+    return st.sampled_from(kinds).flatmap(of)
+
+
+def log_of(fields: dict[str, list[pl.Series]]) -> Log:
+    splits = {
+        split: pl.DataFrame({"label": [0, 1] * 4} | {name: three[i] for name, three in fields.items()})
+        for i, split in enumerate(("train", "valid", "test"))
+    }
+    return Log(FIELDS, "label", splits)
+
+
+def write(folder: Path, log: Log, min_count: int = 1) -> Prepared:
+    data = Data(reader="frappe", folder="raw", prepared="prepared", min_count=min_count)
+    write_prepared(folder / "prepared", log, data)
+    return read_prepared(folder / "prepared")
+
+
+def as_sent(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """The rows as a client's JSON has them: a float32 in its shortest decimal."""
+    sent = frame.with_columns(
+        pl.Series(c.name, [None if v is None else float(str(np.float32(v))) for v in c.to_list()], dtype=pl.Float64)
+        for c in frame.get_columns()
+        if c.dtype == pl.Float32
+    )
+    return sent.to_dicts()
+
+
+@settings(max_examples=150, deadline=None)
+@given(columns(KINDS), columns(KINDS), columns(NUMBERS), st.integers(1, 3))
+def test_prepare_and_serving_make_the_same_ids_and_numbers(
+    place: list[pl.Series], ad: list[pl.Series], bid: list[pl.Series], min_count: int
+) -> None:
+    log = log_of({"place": place, "ad": ad, "bid": bid})
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = write(Path(folder), log, min_count)
+        lookup = {name: open_vocabulary(prepared.vocabulary, name) for name in ("place", "ad")}
+        encoder = Encoder(prepared.schema)
+        for split, frame in log.splits.items():
+            ids, values, _ = prepared.split(split)
+            for row, sent in enumerate(as_sent(frame)):
+                one, _ = encoder.ids(encoder.tokens(sent, [sent]), lookup)
+                assert [one.context_ids[0, 0], one.candidate_ids[0, 0]] == ids[row].tolist()
+                assert one.candidate_values.tolist() == [values[row].tolist()]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Prepared:
+    places: list[list[str | None]] = [
+        ["x", " x ", "y", None, "z", "z", "", "y"],
+        ["x", "new", None, *"xxxxx"],
+        ["x", *"abcdefg"],
+    ]
+    bids: list[list[float | None]] = [[1.0, 3.0, None, None, 1.0, 3.0, 1.0, 3.0], [2.0] * 8, [None] * 8]
+    ads = [[7] * 8, [7] * 8, [8] * 8]
+    return write(
+        tmp_path,
+        log_of(
+            {
+                "place": [pl.Series(p) for p in places],
+                "ad": [pl.Series(a) for a in ads],
+                "bid": [pl.Series(b, dtype=pl.Float64) for b in bids],
+            }
+        ),
+    )
+
+
+def test_the_most_frequent_token_comes_first_and_ties_in_order(small: Prepared) -> None:
+    vocabulary = open_vocabulary(small.vocabulary, "place")
+    assert sorted(vocabulary.items(), key=lambda item: item[1]) == [("x", 2), ("y", 3), ("z", 4)]
+    assert small.vocabulary_sizes == (5, 3)
+
+
+def test_missing_is_one_and_unseen_in_train_is_zero(small: Prepared) -> None:
+    assert small.split("train")[0][:, 0].tolist() == [2, 2, 3, 1, 4, 4, 1, 3]
+    assert small.split("valid")[0][:3].tolist() == [[2, 2], [0, 2], [1, 2]]
+    assert small.split("test")[0][:, 1].tolist() == [0] * 8
+
+
+def test_numbers_are_normalised_by_train_and_missing_ones_are_the_mean(small: Prepared) -> None:
+    bid = small.schema.select("numeric")[0]
+    assert (bid.mean, bid.std) == (2.0, 1.0)
+    assert small.split("train")[1][:4, 0].tolist() == [-1.0, 1.0, 0.0, 0.0]
+    assert small.split("test")[1].tolist() == [[0.0]] * 8
+
+
+def test_arrays_have_the_types_that_training_reads(small: Prepared) -> None:
+    ids, values, labels = small.split("train")
+    assert [str(array.dtype) for array in (ids, values, labels)] == ["int32", "float32", "float32"]
+    assert (ids.shape, values.shape, labels.shape) == ((8, 2), (8, 1), (8,))
+    assert labels.tolist() == [0.0, 1.0] * 4
+
+
+def test_facts_about_the_log_are_kept(small: Prepared) -> None:
+    assert small.facts.splits["test"].click_rate == 0.5
+    assert small.facts.missing == {"place": 0.25, "ad": 0.0, "bid": 0.25}
+    assert small.negative_rate == 1.0
+
+
+def test_a_rare_token_is_unknown_in_train_as_well(tmp_path: Path) -> None:
+    places = [pl.Series(["a"] * 5 + ["b"] * 2 + ["c"])] * 3
+    log = log_of({"place": places, "ad": [pl.Series([1] * 8)] * 3, "bid": [pl.Series([1.0] * 8)] * 3})
+    assert write(tmp_path, log, min_count=3).split("train")[0][:, 0].tolist() == [2] * 5 + [0] * 3
+
+
+@pytest.mark.parametrize(
+    ("field", "column", "message"),
+    [
+        ("bid", pl.Series([float("nan")] * 2 + [1.0] * 6), "'bid' is NaN or infinite in 2 rows: write null"),
+        ("bid", pl.Series([float("inf")] + [1.0] * 7), "'bid' is NaN or infinite in 1 rows"),
+        ("bid", pl.Series([1e308, -1e308] * 4), "'bid': mean .* must be finite"),
+        ("bid", pl.Series(["1"] * 8), "'bid' is numeric, but the log holds String"),
+        ("bid", pl.Series([True] * 8), "'bid' is numeric, but the log holds Boolean"),
+        ("ad", pl.Series([float("nan")] + [None] * 7), "'ad' is NaN or infinite in 1 rows"),
+        ("ad", pl.Series([[1]] * 8), r"'ad' holds List\(Int64\): write strings"),
+        ("ad", pl.Series(["a\0b"] * 8), "'ad' holds text with a NUL character"),
+    ],
+)
+def test_a_column_that_serving_would_refuse_is_refused(
+    tmp_path: Path, field: str, column: pl.Series, message: str
+) -> None:
+    good = {"place": pl.Series(["p"] * 8), "ad": pl.Series([1] * 8), "bid": pl.Series([1.0] * 8)}
+    log = log_of({name: [column if name == field else values] * 3 for name, values in good.items()})
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, log)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_generated_log_is_prepared_whole(tmp_path: Path) -> None:
+    assert generate(["--data", str(tmp_path), "--requests", "300"]) == 0
+    prepared = prepare(tmp_path, GENERATED)
+    ids, values, labels = prepared.split("train")
+    assert ids.shape == (1200, len(prepared.schema.select("categorical")))
+    assert values.shape == (1200, 2)
+    assert (ids.max(0) < prepared.vocabulary_sizes).all()
+    raw = pl.read_parquet(tmp_path / "generated" / "test.parquet")
+    assert prepared.column("test", "true_ctr").tolist() == raw["true_ctr"].to_list()
+    assert prepared.column("test", "request").dtype == np.int64
+    assert prepared.facts.splits["train"].click_rate == pytest.approx(labels.mean())
+    prepare(tmp_path, GENERATED)  # and again, over its own folder
+
+
+def test_extra_columns_that_a_log_does_not_have_are_refused(small: Prepared) -> None:
+    with pytest.raises(ValueError, match=r"test\.true_ctr\.npy"):
+        small.column("test", "true_ctr")
+
+
+def test_a_folder_that_prepare_did_not_write_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Make it with: ctr-prepare"):
+        read_prepared(tmp_path)
+
+
+def test_a_prepared_folder_that_is_not_whole_is_refused(small: Prepared) -> None:
+    (small.vocabulary / "ad.ids.npy").unlink()
+    with pytest.raises(ValueError, match=r"vocabulary of field 'ad'.*run ctr-prepare again"):
+        read_prepared(small.folder)
+
+
+def test_the_command_prints_a_line_for_each_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(["--data", str(tmp_path), "--requests", "200"]) == 0
+    experiment = tmp_path / "e.toml"
+    experiment.write_text(
+        'name = "e"\n[data]\nreader = "generated"\nfolder = "generated"\nprepared = "prepared/generated"\n'
+    )
+    assert main([str(experiment), "--data", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "session_depth" in out
+    assert "advertiser" in out
+
+
+def test_the_command_fails_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.toml"), "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "none.toml: there is no such experiment file" in error
