@@ -1,0 +1,186 @@
+"""Runs the model on the rows of several requests at once, but only while it is busy anyway."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contract.encode import ModelInput
+from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.metrics import Metrics
+
+Ctr = NDArray[np.float64]
+Run = Callable[[Sequence[ModelInput]], list[Ctr]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The ctr of a request's candidates, how long they waited and how long the model ran."""
+
+    ctr: Ctr
+    queue_s: float
+    run_s: float
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A request whose rows are queued or running. `deadline_s` is on time.perf_counter's clock."""
+
+    deadline_s: float
+    future: "asyncio.Future[Answer]"
+    submitted_s: float
+    parts: list["_Part"] = field(default_factory=list)
+    started_s: float | None = None
+
+
+@dataclass(eq=False)
+class _Part:
+    """At most `max_rows` of a request's rows."""
+
+    request: Waiting
+    input: ModelInput
+    rows: int
+    queued: bool = True
+    ctr: Ctr | None = None
+
+
+class Batcher:
+    """Counts rows of candidates, not requests. Lives in one event loop; the model runs in `slots` threads."""
+
+    def __init__(self, run: Run, metrics: Metrics, *, slots: int, max_rows: int, max_queued_rows: int) -> None:
+        self._run = run
+        self._metrics = metrics
+        self._max_rows = max_rows
+        self._max_queued_rows = max_queued_rows
+        self._free = slots
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="model")
+        self._queue: deque[_Part] = deque()
+        self._queued_rows = 0
+        self._running: set[asyncio.Future[list[Ctr]]] = set()
+        self._closed = False
+
+    def submit(self, request: ModelInput, deadline_s: float) -> "asyncio.Future[Answer]":
+        """Runs at once when a slot is free. Cancel the future to drop the rows that do not run yet.
+
+        The future's exceptions: DeadlineExceeded, NotReady (closed meanwhile), or what the model raised.
+
+        Raises:
+            Overloaded: when the queue is full.
+            NotReady: after `close`.
+        """
+        if self._closed:
+            raise NotReady("The server is shutting down: ask another one")
+        rows = len(request.candidate_ids)
+        if not self._free and self._queued_rows + rows > self._max_queued_rows:
+            raise Overloaded(f"{self._queued_rows} candidates are waiting already: try again later, or send fewer")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(deadline_s, future, time.perf_counter())
+        waiting.parts = [_Part(waiting, chunk, len(chunk.candidate_ids)) for chunk in _split(request, self._max_rows)]
+        self._queue.extend(waiting.parts)
+        self._count_queued(rows)
+        future.add_done_callback(lambda _: self._drop(waiting))
+        self._fill()
+        return future
+
+    async def close(self) -> None:
+        """Waits for what runs, and fails the rest with NotReady."""
+        self._closed = True
+        for part in self._queue:
+            _fail(part.request, NotReady("The server is shutting down: ask another one"))
+        if self._running:
+            await asyncio.wait(self._running)
+        # One turn of the loop, in which the waiting callers get their answers.
+        await asyncio.sleep(0)
+        self._threads.shutdown()
+
+    def _fill(self) -> None:
+        while self._free and (batch := self._take()):
+            self._free -= 1
+            self._start(batch)
+
+    def _take(self) -> list[_Part]:
+        """The oldest parts that somebody still waits for, up to max_rows."""
+        batch: list[_Part] = []
+        rows, now = 0, time.perf_counter()
+        while self._queue:
+            part = self._queue[0]
+            if part.queued and rows + part.rows > self._max_rows:
+                break
+            self._queue.popleft()
+            if part.queued and self._is_wanted(part, now):
+                part.request.started_s = part.request.started_s or now
+                batch.append(part)
+                rows += part.rows
+        return batch
+
+    def _is_wanted(self, part: _Part, now: float) -> bool:
+        self._unqueue(part)
+        if part.request.deadline_s <= now:
+            _fail(part.request, DeadlineExceeded("The time ran out before the model was free: allow more of it"))
+        # A client that hung up has cancelled its future: do not score its rows.
+        return not part.request.future.done()
+
+    def _start(self, batch: list[_Part]) -> None:
+        self._metrics.batch_rows.observe(sum(part.rows for part in batch))
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._threads, self._run, [part.input for part in batch])
+        self._running.add(running)
+        running.add_done_callback(lambda done: self._finish(batch, done))
+
+    def _finish(self, batch: list[_Part], done: "asyncio.Future[list[Ctr]]") -> None:
+        self._running.discard(done)
+        self._free += 1
+        self._fill()  # first of all, so that the model does not wait for the answers
+        error = done.exception()
+        if error is not None:
+            for part in batch:
+                _fail(part.request, error)
+            return
+        for part, ctr in zip(batch, done.result(), strict=True):
+            part.ctr = ctr
+            _answer_when_complete(part.request)
+
+    def _drop(self, request: Waiting) -> None:
+        """Frees the places of a request that is over: a queue full of dead rows would refuse live ones."""
+        for part in request.parts:
+            if part.queued:
+                self._unqueue(part)
+
+    def _unqueue(self, part: _Part) -> None:
+        part.queued = False
+        self._count_queued(-part.rows)
+
+    def _count_queued(self, rows: int) -> None:
+        self._queued_rows += rows
+        self._metrics.queued_rows.set(self._queued_rows)
+
+
+def _split(request: ModelInput, max_rows: int) -> list[ModelInput]:
+    rows = len(request.candidate_ids)
+    if rows <= max_rows:
+        return [request]
+    cuts = [slice(start, start + max_rows) for start in range(0, rows, max_rows)]
+    return [
+        replace(request, candidate_ids=request.candidate_ids[cut], candidate_values=request.candidate_values[cut])
+        for cut in cuts
+    ]
+
+
+def _fail(request: Waiting, error: BaseException) -> None:
+    if not request.future.done():
+        request.future.set_exception(error)
+
+
+def _answer_when_complete(request: Waiting) -> None:
+    done = [part.ctr for part in request.parts if part.ctr is not None]
+    if len(done) < len(request.parts) or request.future.done():
+        return
+    assert request.started_s is not None
+    ctr = done[0] if len(done) == 1 else np.concatenate(done)
+    queue_s = request.started_s - request.submitted_s
+    request.future.set_result(Answer(ctr, queue_s, time.perf_counter() - request.started_s))

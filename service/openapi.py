@@ -1,0 +1,85 @@
+"""The OpenAPI document, made from the very types that the service decodes and encodes with."""
+
+from typing import Any
+
+import msgspec
+
+from service.errors import ProblemDetails
+from service.wire import ModelResponse, ScoreRequest, ScoreResponse
+
+REFUSALS = {
+    400: "the body is no JSON",
+    413: "the body is too large",
+    415: "the content type is not application/json",
+    422: "the request cannot be scored; says where and why",
+    429: "overloaded: try again after Retry-After seconds",
+    500: "the server failed; the request_id is in its log",
+    503: "not ready",
+    504: "the deadline has passed",
+}
+REQUEST_EXAMPLE = {
+    "context": {"user": "u1", "weekday": "sunday"},
+    "candidates": [
+        {"id": "ad-7", "features": {"item": 4082, "cost": "free"}},
+        {"id": "ad-9", "features": {"item": 17, "cost": None}},
+    ],
+    "timeout_ms": 50,
+}
+RESPONSE_EXAMPLE = {
+    "request_id": "5b0c6d5a0c3f4f5d8a4e1f7a3c2b1d00",
+    "model": "stec-frappe",
+    "version": "5f0c2a",
+    "scores": [{"id": "ad-7", "ctr": 0.0132}, {"id": "ad-9", "ctr": 0.0087}],
+    "degraded": [],
+}
+
+
+def openapi(title: str, version: str) -> dict[str, Any]:
+    types = (ScoreRequest, ScoreResponse, ModelResponse, ProblemDetails)
+    references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    request, response, model, problem = references
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": version},
+        "paths": {
+            "/v1/score": {"post": _score(request, response, problem)},
+            "/v1/model": {"get": _get("The model: version, metrics, fields", _json(model))},
+            "/livez": {"get": _get("200 while the process lives", _text())},
+            "/readyz": {"get": _get("200 once the golden requests came out right", _text())},
+            "/metrics": {"get": _get("Prometheus's text format", _text())},
+        },
+        "components": {"schemas": components},
+    }
+
+
+def _score(request: dict[str, Any], response: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
+    headers = [
+        ("X-Request-Id", {"type": "string", "maxLength": 128}, "echoed; made up when it is missing"),
+        ("X-Timeout-Ms", {"type": "integer", "minimum": 1, "maximum": 10_000}, "timeout_ms in the body wins"),
+    ]
+    return {
+        "summary": "The click probability of each candidate",
+        "parameters": [
+            {"name": name, "in": "header", "schema": schema, "description": text} for name, schema, text in headers
+        ],
+        "requestBody": {"required": True, "content": _json(request, REQUEST_EXAMPLE)},
+        "responses": {
+            "200": {"description": "in the order of the candidates", "content": _json(response, RESPONSE_EXAMPLE)},
+            **{
+                str(status): {"description": text, "content": {"application/problem+json": {"schema": problem}}}
+                for status, text in REFUSALS.items()
+            },
+        },
+    }
+
+
+def _get(summary: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": {"description": "OK", "content": content}}}
+
+
+def _json(schema: dict[str, Any], example: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"application/json": {"schema": schema, **({"example": example} if example else {})}}
+
+
+def _text() -> dict[str, Any]:
+    return {"text/plain": {"schema": {"type": "string"}}}

@@ -1,0 +1,78 @@
+"""ctr-verify: the golden requests through a bundle, or through a running server."""
+
+import argparse
+import http.client
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
+from contract.golden import TOLERANCE, GoldenRequest, read_golden
+from service.engine import EngineMissing, golden_answers, golden_difference, open_engine
+from service.wire import LONGEST_TIMEOUT_MS, ScoreResponse
+
+Answer = Callable[[GoldenRequest], Sequence[float]]
+
+
+class CannotVerify(RuntimeError):
+    """The server did not answer, or answers with another model."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0: equal. 1: a probability differs. 2: it could not be asked, and a sentence says why."""
+    parser = argparse.ArgumentParser("ctr-verify", description="Checks a bundle, or a server that serves it.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--url", help="a running server, for example http://127.0.0.1:8000")
+    arguments = parser.parse_args(argv)
+    try:
+        bundle = open_bundle(arguments.bundle)
+        golden = read_golden(bundle.folder / GOLDEN)
+        with _server(arguments.url, bundle) if arguments.url else _engine(bundle) as answer:
+            difference = golden_difference(answer, golden)
+    except (BundleError, EngineMissing, CannotVerify, OSError, ValueError, http.client.HTTPException) as error:
+        print(f"ctr-verify: {error}", file=sys.stderr)
+        return 2
+    candidates = sum(len(one.candidates) for one in golden)
+    print(f"{bundle.manifest.name} {bundle.manifest.version}")
+    print(f"{len(golden)} requests, {candidates} candidates, largest difference {difference:.3g}")
+    if difference <= TOLERANCE:
+        return 0
+    print(f"ctr-verify: that is more than {TOLERANCE:g}: export the run again", file=sys.stderr)
+    return 1
+
+
+def _engine(bundle: Bundle) -> AbstractContextManager[Answer]:
+    return nullcontext(golden_answers(open_engine(bundle, threads=1), bundle))
+
+
+@contextmanager
+def _server(url: str, bundle: Bundle) -> Iterator[Answer]:
+    split = urlsplit(url)
+    if split.scheme not in ("http", "https") or not split.hostname:
+        raise CannotVerify(f"{url!r} is no URL of a server: give one like http://127.0.0.1:8000")
+    connect = http.client.HTTPSConnection if split.scheme == "https" else http.client.HTTPConnection
+    with closing(connect(split.hostname, split.port, timeout=2 * LONGEST_TIMEOUT_MS / 1e3)) as connection:
+        path = f"{split.path.rstrip('/')}/v1/score"
+        yield lambda one: _post(connection, path, one, bundle.manifest.version)
+
+
+def _post(connection: http.client.HTTPConnection, path: str, one: GoldenRequest, version: str) -> list[float]:
+    body = {"context": one.context, "candidates": one.candidates, "timeout_ms": LONGEST_TIMEOUT_MS}
+    connection.request("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    raw = response.read()
+    if response.status != http.client.OK:
+        raise CannotVerify(f"the server answered {response.status}: {raw.decode(errors='replace')[:500]}")
+    answer = msgspec.json.decode(raw, type=ScoreResponse)
+    if answer.version != version:
+        raise CannotVerify(f"the server has version {answer.version}, the bundle is {version}: serve this bundle")
+    # A candidate without a ctr differs from every number.
+    return [float("nan") if score.ctr is None else score.ctr for score in answer.scores]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Starting, being ready, and the bundles that must not be served."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from contract.bundle import BundleError, open_bundle
+from contract.golden import TOLERANCE
+from service.app import create_app
+from service.settings import Settings, SettingsError
+from tests.service.conftest import StartApp, a_request, app_of, client_of
+from tests.service.small_bundle import write_small_bundle
+
+
+async def test_a_ready_server_says_its_version(start: StartApp, bundle: Path) -> None:
+    version = open_bundle(bundle).manifest.version
+    async with start() as client:
+        assert (await client.get("/livez")).status_code == 200
+        ready = await client.get("/readyz")
+        assert ready.status_code == 200
+        assert version in ready.text
+        model = (await client.get("/v1/model")).json()
+        assert model["version"] == version
+        assert model["metrics"] == {"auc": 0.75}
+        assert {"name": "price", "side": "candidate", "kind": "numeric"} in model["fields"]
+        assert f'ctr_model_info{{model="small",version="{version}"}} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_before_the_self_test_is_over_nothing_is_scored(bundle: Path) -> None:
+    app = create_app(Settings(bundle=bundle))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        # The self-test runs in a thread; the loop has not seen its end yet.
+        assert (await client.get("/livez")).status_code == 200
+        ready, score = await asyncio.gather(client.get("/readyz"), client.post("/v1/score", json=a_request()))
+    assert {ready.status_code, score.status_code} <= {200, 503}
+
+
+async def test_a_model_that_answers_otherwise_than_it_was_exported_is_never_ready(
+    start: StartApp, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with start(bundle=write_small_bundle(tmp_path / "wrong", golden_shift=100 * TOLERANCE)) as client:
+        for answer in (await client.get("/readyz"), await client.post("/v1/score", json=a_request())):
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert "golden requests came out" in answer.json()["detail"]
+        assert (await client.get("/livez")).status_code == 200
+    assert [record.levelname for record in caplog.records if "golden requests" in record.message] == ["ERROR"]
+
+
+async def test_a_strict_server_passes_its_self_test_though_golden_requests_miss_values(start: StartApp) -> None:
+    async with start(strict=True) as client:
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_settings_come_from_the_environment_when_none_are_given(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError, match="CTR_BUNDLE"):
+        create_app()
+    monkeypatch.setenv("CTR_BUNDLE", str(bundle))
+    app = create_app()
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        assert (await client.get("/livez")).status_code == 200
+
+
+async def test_the_same_app_may_be_started_again(start: StartApp, bundle: Path) -> None:
+    app = create_app(Settings(bundle=bundle, timeout_ms=5000))
+    for _ in range(2):
+        async with app.router.lifespan_context(app), client_of(app) as client:
+            await app.state.scorer.readiness.tested.wait()
+            assert (await client.post("/v1/score", json=a_request())).status_code == 200
+
+
+async def test_the_parts_are_closed_when_the_app_ends(start: StartApp) -> None:
+    async with start() as client:
+        scorer = app_of(client).state.scorer
+    assert scorer.batcher._closed
+
+
+def change_a_byte(folder: Path) -> None:
+    path = folder / "model.onnx"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def of_another_format(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+
+
+def with_a_link(folder: Path) -> None:
+    (folder / "model.onnx").rename(folder.parent / "elsewhere.onnx")
+    (folder / "model.onnx").symlink_to(folder.parent / "elsewhere.onnx")
+
+
+def with_an_unlisted_file(folder: Path) -> None:
+    (folder / "notes.txt").write_text("hello")
+
+
+def without_golden(folder: Path) -> None:
+    (folder / "golden.jsonl").unlink()
+
+
+def another_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"scale": 1.0', '"scale": 2.0'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (change_a_byte, "model.onnx was changed after the export: copy or export the bundle again"),
+        (of_another_format, "format version 2, this server reads 1: export the run again"),
+        (with_a_link, "model.onnx is a link: put the file itself there"),
+        (with_an_unlisted_file, "notes.txt is not in manifest.json: remove it"),
+        (without_golden, "golden.jsonl is missing: copy or export"),
+        (another_manifest, "was changed after the export"),
+    ],
+)
+async def test_a_damaged_bundle_is_not_served(own_bundle: Path, damage: Callable[[Path], None], words: str) -> None:
+    damage(own_bundle)
+    app = create_app(Settings(bundle=own_bundle))
+    with pytest.raises(BundleError, match=words):
+        async with app.router.lifespan_context(app):
+            pass

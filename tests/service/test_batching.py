@@ -1,0 +1,286 @@
+"""Batching, with a model that waits until the test lets it go."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from threading import Event
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from contract.encode import ModelInput
+from service.batching import Answer, Batcher
+from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.metrics import Metrics
+from service.score import Scorer
+from tests.service.conftest import StartApp, a_request, app_of
+
+Ctr = NDArray[np.float64]
+BROKEN = 666
+
+
+class WaitingModel:
+    """Answers each candidate with its id / 1000, once `go` is set; fails for a batch with BROKEN in it."""
+
+    def __init__(self) -> None:
+        self.go = Event()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, batch: Sequence[ModelInput]) -> list[Ctr]:
+        self.batches.append([len(one.candidate_ids) for one in batch])
+        assert self.go.wait(30)
+        if any(BROKEN in one.candidate_ids for one in batch):
+            raise ArithmeticError("the model fell over")
+        return [one.candidate_ids[:, 0] / 1000 for one in batch]
+
+
+def rows(*ids: int) -> ModelInput:
+    numbers = len(ids)
+    return ModelInput(
+        np.zeros((1, 1), np.int64),
+        np.array(ids, np.int64).reshape(numbers, 1),
+        np.zeros((1, 0), np.float32),
+        np.zeros((numbers, 0), np.float32),
+    )
+
+
+def soon(seconds: float = 30) -> float:
+    return time.perf_counter() + seconds
+
+
+@asynccontextmanager
+async def batching(
+    model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int = 1, max_rows: int = 8, max_queued_rows: int = 16
+) -> AsyncIterator[Batcher]:
+    metrics = Metrics("small", "1")
+    batcher = Batcher(model, metrics, slots=slots, max_rows=max_rows, max_queued_rows=max_queued_rows)
+    yield batcher
+    await batcher.close()
+
+
+@asynccontextmanager
+async def busy(max_rows: int = 8, max_queued_rows: int = 16) -> AsyncIterator[tuple[Batcher, WaitingModel]]:
+    """The one slot is taken by a request of one row."""
+    model = WaitingModel()
+    async with batching(model, 1, max_rows, max_queued_rows) as batcher:
+        first = batcher.submit(rows(1), soon())
+        try:
+            yield batcher, model
+        finally:
+            model.go.set()
+            await asyncio.wait({first})
+
+
+def ctr(answer: Answer) -> list[int]:
+    return [round(1000 * x) for x in answer.ctr]
+
+
+async def test_a_lone_request_runs_at_once() -> None:
+    model = WaitingModel()
+    model.go.set()
+    async with batching(model) as batcher:
+        answer = await batcher.submit(rows(3, 4), soon())
+    assert ctr(answer) == [3, 4]
+    assert answer.queue_s < 0.05
+
+
+async def test_requests_are_merged_only_while_the_slots_are_busy() -> None:
+    async with busy() as (batcher, model):
+        waiting = [batcher.submit(rows(i, i + 1), soon()) for i in (10, 20, 30)]
+        model.go.set()
+        answers = await asyncio.gather(*waiting)
+    assert [ctr(answer) for answer in answers] == [[10, 11], [20, 21], [30, 31]]
+    assert model.batches == [[1], [2, 2, 2]]
+
+
+async def test_rows_are_counted_and_not_requests() -> None:
+    async with busy(max_rows=4) as (batcher, model):
+        waiting = [batcher.submit(rows(*range(size)), soon()) for size in (3, 1, 2, 1, 2)]
+        model.go.set()
+        await asyncio.gather(*waiting)
+    assert model.batches == [[1], [3, 1], [2, 1], [2]]
+
+
+async def test_a_request_runs_in_each_free_slot() -> None:
+    model = WaitingModel()
+    async with batching(model, slots=2) as batcher:
+        futures = [batcher.submit(rows(i), soon()) for i in (1, 2, 3, 4)]
+        await asyncio.sleep(0.05)
+        assert model.batches == [[1], [1]]
+        model.go.set()
+        await asyncio.gather(*futures)
+    assert model.batches[2:] == [[1, 1]]
+
+
+async def test_an_oversize_request_is_split_and_put_together() -> None:
+    model = WaitingModel()
+    model.go.set()
+    async with batching(model, max_rows=4) as batcher:
+        answer = await batcher.submit(rows(*range(11)), soon())
+    assert ctr(answer) == list(range(11))
+    assert model.batches == [[4], [4], [3]]
+
+
+async def test_the_end_of_an_oversize_request_shares_its_run() -> None:
+    async with busy(max_rows=4) as (batcher, model):
+        waiting = [batcher.submit(rows(*range(6)), soon()), batcher.submit(rows(7, 8), soon())]
+        model.go.set()
+        answers = await asyncio.gather(*waiting)
+    assert [ctr(answer) for answer in answers] == [[0, 1, 2, 3, 4, 5], [7, 8]]
+    assert model.batches == [[1], [4], [2, 2]]
+
+
+async def test_a_client_that_hangs_up_does_not_disturb_its_batch_mates() -> None:
+    model = WaitingModel()
+    async with batching(model) as batcher:
+        blocker = batcher.submit(rows(1), soon())
+        four = [batcher.submit(rows(i), soon()) for i in (10, 20, 30, 40)]
+        model.go.set()
+        await blocker
+        model.go.clear()
+        while len(model.batches) < 2:
+            await asyncio.sleep(0.001)
+        four[1].cancel()  # the model runs on all four now
+        model.go.set()
+        answers = await asyncio.wait_for(asyncio.gather(four[0], four[2], four[3]), 5)
+        assert [ctr(answer) for answer in answers] == [[10], [30], [40]]
+        assert ctr(await batcher.submit(rows(50), soon())) == [50]
+
+
+async def test_rows_that_nobody_waits_for_are_dropped_before_the_run() -> None:
+    async with busy() as (batcher, model):
+        waiting = [batcher.submit(rows(i), soon()) for i in (10, 20, 30)]
+        waiting[1].cancel()
+        model.go.set()
+        answers = await asyncio.gather(waiting[0], waiting[2])
+    assert [ctr(answer) for answer in answers] == [[10], [30]]
+    assert model.batches == [[1], [1, 1]]
+
+
+async def test_a_failing_batch_fails_only_its_own_requests() -> None:
+    async with busy(max_rows=2) as (batcher, model):
+        waiting = [batcher.submit(rows(i), soon()) for i in (10, BROKEN, 20, 30)]
+        model.go.set()
+        results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+    assert [type(one) for one in results] == [ArithmeticError, ArithmeticError, Answer, Answer]
+
+
+async def test_the_rest_of_an_oversize_request_is_dropped_when_a_part_fails() -> None:
+    model = WaitingModel()
+    model.go.set()
+    async with batching(model, max_rows=2) as batcher:
+        with pytest.raises(ArithmeticError):
+            await batcher.submit(rows(BROKEN, 2, 3, 4, 5, 6, 7, 8), soon())
+        assert ctr(await batcher.submit(rows(9), soon())) == [9]
+    assert len(model.batches) <= 3
+
+
+async def test_what_has_expired_is_dropped_and_its_mates_are_answered() -> None:
+    async with busy() as (batcher, model):
+        waiting = [batcher.submit(rows(i), soon(s)) for i, s in ((10, 30), (20, 0.01), (30, 30))]
+        await asyncio.sleep(0.02)
+        model.go.set()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(one) for one in results] == [Answer, DeadlineExceeded, Answer]
+    assert model.batches == [[1], [1, 1]]
+
+
+async def test_a_full_queue_is_a_429_and_a_cancelled_request_leaves_its_place() -> None:
+    async with busy(max_queued_rows=6) as (batcher, model):
+        waiting = batcher.submit(rows(*range(6)), soon())
+        with pytest.raises(Overloaded) as refused:
+            batcher.submit(rows(7), soon())
+        assert refused.value.headers() == {"retry-after": "1"}
+        waiting.cancel()
+        await asyncio.sleep(0)
+        again = batcher.submit(rows(7), soon())
+        model.go.set()
+        assert ctr(await again) == [7]
+
+
+async def test_closing_waits_for_what_runs_and_fails_the_rest() -> None:
+    model = WaitingModel()
+    async with batching(model) as batcher:
+        running, waiting = batcher.submit(rows(1), soon()), batcher.submit(rows(2), soon())
+        asyncio.get_running_loop().call_later(0.05, model.go.set)
+        await batcher.close()
+        assert ctr(await running) == [1]
+        with pytest.raises(NotReady):
+            await waiting
+        with pytest.raises(NotReady):
+            batcher.submit(rows(3), soon())
+
+
+@asynccontextmanager
+async def app_with(model: WaitingModel, start: StartApp, **settings: int) -> AsyncIterator[httpx.AsyncClient]:
+    """The real app, with a model that waits in place of the graph."""
+    async with start(**settings) as client:
+        scorer: Scorer = app_of(client).state.scorer
+        real, scorer.batcher._run = scorer.batcher._run, model
+        yield client
+        model.go.set()
+        scorer.batcher._run = real
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_a_504(start: StartApp) -> None:
+    model = WaitingModel()
+    async with app_with(model, start) as client:
+        first = asyncio.create_task(client.post("/v1/score", json=a_request()))
+        await asyncio.sleep(0.05)
+        patient = asyncio.create_task(client.post("/v1/score", json=a_request()))
+        answer = await client.post("/v1/score", json=a_request(timeout_ms=20), headers={"X-Timeout-Ms": "4000"})
+        assert answer.status_code == 504
+        assert answer.json()["title"] == "The deadline has passed"
+        answer = await client.post("/v1/score", json=a_request(), headers={"X-Timeout-Ms": "20"})
+        assert answer.status_code == 504
+        model.go.set()
+        assert [(await first).status_code, (await patient).status_code] == [200, 200]
+        assert model.batches == [[2], [2]]
+        counted = (await client.get("/metrics")).text
+        assert 'ctr_request_seconds_count{outcome="deadline_exceeded"} 2.0' in counted
+        assert "ctr_queued_rows 0.0" in counted
+
+
+async def test_a_full_queue_answers_429_with_retry_after(start: StartApp) -> None:
+    model = WaitingModel()
+    async with app_with(model, start, max_candidates=2, max_queued_rows=3) as client:
+        accepted = [asyncio.create_task(client.post("/v1/score", json=a_request())) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        answer = await client.post("/v1/score", json=a_request())
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "1"
+        model.go.set()
+        assert [(await one).status_code for one in accepted] == [200, 200]
+
+
+async def test_a_model_that_fails_is_a_500_with_a_request_id_that_is_in_the_log(
+    start: StartApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(WaitingModel):
+        def __call__(self, batch: Sequence[ModelInput]) -> list[Ctr]:
+            raise ArithmeticError("the model fell over")
+
+    async with app_with(Broken(), start) as client:
+        answer = await client.post("/v1/score", json=a_request())
+    assert answer.status_code == 500
+    assert "fell over" not in answer.text
+    assert answer.json()["request_id"] in caplog.text
+
+
+async def test_a_hang_up_while_the_rows_wait_drops_them(start: StartApp) -> None:
+    model = WaitingModel()
+    async with app_with(model, start) as client:
+        first = asyncio.create_task(client.post("/v1/score", json=a_request()))
+        await asyncio.sleep(0.05)
+        gone = asyncio.create_task(client.post("/v1/score", json=a_request()))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        await asyncio.sleep(0.05)
+        model.go.set()
+        assert (await first).status_code == 200
+        assert model.batches == [[2]]
+        counted = (await client.get("/metrics")).text
+    assert 'ctr_request_seconds_count{outcome="client_gone"} 1.0' in counted

@@ -1,0 +1,90 @@
+import asyncio
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from prometheus_client import generate_latest
+
+from service.errors import BadRequest, DeadlineExceeded
+from service.metrics import BUCKETS_S, QUANTILES, LastMinute, Metrics
+
+
+def text(metrics: Metrics) -> str:
+    return generate_latest(metrics.registry).decode()
+
+
+def test_quantiles_are_within_one_percent() -> None:
+    last_minute = LastMinute(lambda: 0.0)
+    seconds = np.random.default_rng(0).lognormal(np.log(0.005), 0.8, 20_000)
+    for one in seconds.tolist():
+        last_minute.record(one)
+    found = last_minute.quantiles_s()
+    exact = np.quantile(seconds, QUANTILES, method="inverted_cdf")
+    for quantile, expected in zip(QUANTILES, exact.tolist(), strict=True):
+        assert found[quantile] == pytest.approx(expected, rel=0.01)
+
+
+def test_quantiles_are_those_of_the_last_minute() -> None:
+    now = 0.0
+    last_minute = LastMinute(lambda: now)
+    for _ in range(1000):
+        last_minute.record(1.0)
+    now = 45.0
+    last_minute.record(0.01)
+    assert last_minute.quantiles_s()[0.5] == pytest.approx(1.0, rel=0.01)
+    now = 65.0
+    assert last_minute.quantiles_s()[0.999] == pytest.approx(0.01, rel=0.01)
+    now = 500.0
+    assert last_minute.quantiles_s() == {}
+
+
+def test_extreme_durations_are_recorded_too() -> None:
+    last_minute = LastMinute(lambda: 0.0)
+    last_minute.record(0.0)
+    last_minute.record(1e6)
+    assert last_minute.quantiles_s()[0.999] == pytest.approx(60, rel=0.01)
+
+
+def test_buckets_are_at_most_20_percent_wide_from_a_fifth_of_a_millisecond_to_a_second() -> None:
+    assert BUCKETS_S[0] == 0.0002
+    assert BUCKETS_S[-1] == 1.0
+    assert all(1 < high / low <= 1.2 for low, high in pairwise(BUCKETS_S))
+
+
+def test_one_request_is_counted_once_with_its_phases() -> None:
+    metrics = Metrics("small", "1", lambda: 0.0)
+    with metrics.request() as timing:
+        with timing.phase("parse"):
+            pass
+        timing.record("run", 0.25)
+    assert timing.header().startswith("parse;dur=0.0")
+    assert timing.header().endswith("run;dur=250.000")
+    counted = text(metrics)
+    assert 'ctr_request_seconds_count{outcome="ok"} 1.0' in counted
+    assert 'ctr_phase_seconds_sum{phase="run"} 0.25' in counted
+    assert 'ctr_phase_seconds_count{phase="queue"} 0.0' in counted
+    assert 'ctr_model_info{model="small",version="1"} 1.0' in counted
+    assert 'ctr_request_latency_seconds{quantile="0.999"}' in counted
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "in_quantiles"),
+    [
+        (BadRequest("no"), "bad_request", False),
+        (DeadlineExceeded("late"), "deadline_exceeded", True),
+        (asyncio.CancelledError(), "client_gone", False),
+        (ArithmeticError(), "failed", False),
+    ],
+)
+def test_an_outcome_is_named_by_what_was_raised(error: BaseException, outcome: str, in_quantiles: bool) -> None:
+    metrics = Metrics("small", "1", lambda: 0.0)
+    with pytest.raises(type(error)), metrics.request():
+        raise error
+    assert f'ctr_request_seconds_count{{outcome="{outcome}"}} 1.0' in text(metrics)
+    assert ("ctr_request_latency_seconds{" in text(metrics)) == in_quantiles
+
+
+def test_two_apps_have_metrics_of_their_own() -> None:
+    one, other = Metrics("small", "1"), Metrics("small", "2")
+    one.candidates.inc()
+    assert "ctr_candidates_total 0.0" in text(other)

@@ -1,0 +1,84 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from service.settings import Settings, SettingsError, read_settings
+
+
+def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in {"CTR_BUNDLE": "somewhere", **variables}.items():
+        monkeypatch.setenv(name, value)
+    return read_settings(os.environ)
+
+
+def test_defaults_are_those_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(monkeypatch)
+    assert settings.bundle == Path("somewhere")
+    assert (settings.host, settings.port, settings.timeout_ms, settings.max_candidates) == ("127.0.0.1", 8000, 50, 1000)
+    assert settings.redis_url is None
+    assert not settings.strict
+
+
+def test_a_missing_bundle_is_a_sentence() -> None:
+    with pytest.raises(SettingsError, match="CTR_BUNDLE is not set: set it to a bundle's folder"):
+        read_settings({})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("CTR_MAX_CANDIDATE", "CTR_MAX_CANDIDATES"), ("CTR_REDIS", "CTR_REDIS_URL"), ("ctr_trict", "CTR_STRICT")],
+)
+def test_a_misspelt_variable_is_named_with_its_nearest(
+    monkeypatch: pytest.MonkeyPatch, name: str, nearest: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is no setting.*did you mean {nearest}[?]"):
+        read(monkeypatch, **{name: "1"})
+
+
+def test_the_training_sides_variable_is_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    read(monkeypatch, CTR_DATA="data")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CTR_PORT", "65536"),
+        ("CTR_PORT", "http"),
+        ("CTR_TIMEOUT_MS", "0"),
+        ("CTR_MAX_CANDIDATES", "0"),
+        ("CTR_MAX_BODY_BYTES", "10"),
+        ("CTR_REDIS_TIMEOUT_MS", "nan"),
+        ("CTR_REDIS_TIMEOUT_MS", "0"),
+        ("CTR_MAX_ROWS", "-1"),
+        ("CTR_THREADS", "0"),
+        ("CTR_SLOTS", "1.5"),
+        ("CTR_STRICT", "perhaps"),
+        ("CTR_REDIS_URL", "http://a-secret-word@host"),
+        ("CTR_REDIS_URL", "redis://:a-secret/word@host"),
+        ("CTR_MAX_QUEUED_ROWS", "999"),
+    ],
+)
+def test_a_value_out_of_bounds_is_a_sentence_that_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    with pytest.raises(SettingsError, match=name) as refused:
+        read(monkeypatch, **{name: value})
+    assert "\n" not in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_password_is_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(monkeypatch, CTR_REDIS_URL="redis://:a-secret-word@host")
+    assert "secret-word" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(monkeypatch, CTR_REDIS_URL="").redis_url is None
+
+
+def test_settings_are_frozen_and_take_no_other_names() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings(bundle=Path("x")).port = 1
+    with pytest.raises(ValueError, match="Extra"):
+        Settings(bundle=Path("x"), prot=1)  # type: ignore[call-arg]
