@@ -78,6 +78,8 @@ def write_manifest(
         calibration=calibration,
         files=files,
     )
+    # As it will be read: an integer among the metrics comes back as a float.
+    manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
     sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed)) + b"\n")
     return sealed

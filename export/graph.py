@@ -42,7 +42,7 @@ class FoldedLevel(nn.Module):
         assert norm.running_var is not None
         scale = weight * norm.weight / (norm.running_var + norm.eps).sqrt()
         self.constant = float((weight * norm.bias - scale * norm.running_mean).sum())
-        a_DFF = by_dimension(scale / q_scale, fields, width)[:, order][:, :, order].detach()
+        a_DFF = by_dimension(scale / q_scale, fields, width)[:, order][:, :, order]
         self.register_buffer("a_DFF", a_DFF.contiguous().float())
 
     def forward(self, q_NFD: Tensor, k_NFD: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class FoldedEmbedding(nn.Module):
         numeric = [i for i, f in enumerate(schema.select("numeric")) if f.side == side]
         self.numeric = bool(numeric)
         self.register_buffer("offsets", model.embedding.offsets[categorical])
-        self.register_buffer("alpha", model.embedding.alpha.detach()[numeric].float())
+        self.register_buffer("alpha", model.embedding.alpha[numeric].float())
 
     def forward(self, table: Tensor, ids: Tensor, values: Tensor | None) -> Tensor:
         x = nn.functional.embedding(ids + self.offsets, table)
@@ -83,7 +83,7 @@ class FoldedBlock(nn.Module):
         width = block.out.in_features
         self.heads, self.scale = block.heads, 1 / math.sqrt(width // block.heads)
         query, key = block.project.query.weight, block.project.key.weight
-        self.register_buffer("qkv", torch.cat([query * self.scale, key, block.value.weight]).detach().T.float())
+        self.register_buffer("qkv", torch.cat([query * self.scale, key, block.value.weight]).T.float())
         self.block = block.float()
 
     def forward(self, x_NFD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,10 +109,10 @@ class ServingGraph(nn.Module):
 
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
-        exact = copy.deepcopy(model).double()
+        exact = copy.deepcopy(model).double().requires_grad_(False)
         (linear,) = exact.head
         assert isinstance(linear, nn.Linear)
-        weights = linear.weight.detach()[0].chunk(len(exact.norms))
+        weights = linear.weight[0].chunk(len(exact.norms))
         order, width = serving_order(schema), exact.embedding.table.embedding_dim
         self.blocks = nn.ModuleList(FoldedBlock(block) for block in exact.blocks)  # type: ignore[arg-type]
         scales = [*(block.scale for block in self.blocks), 1.0]
@@ -124,7 +124,7 @@ class ServingGraph(nn.Module):
         self.bias = float(linear.bias) + sum(level.constant for level in levels)
         self.context = FoldedEmbedding(exact, schema, "context")
         self.candidate = FoldedEmbedding(exact, schema, "candidate")
-        self.register_buffer("table", exact.embedding.table.weight.detach().float())
+        self.register_buffer("table", exact.embedding.table.weight.float())
         self.last = exact.last.float()
 
     def forward(
@@ -154,7 +154,7 @@ class PlainGraph(nn.Module):
 
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model)
+        self.model = copy.deepcopy(model).requires_grad_(False)
         self.model.plain = True
         self.categorical = _columns(schema, "categorical")
         self.numeric = _columns(schema, "numeric")

@@ -35,7 +35,24 @@ def write_onnx(graph: nn.Module, schema: FeatureSchema, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    onnx.save_model(program.model_proto, path, save_as_external_data=True, location=WEIGHTS, size_threshold=1024)
+    model = _without_notes(program.model_proto)
+    onnx.save_model(model, path, save_as_external_data=True, location=WEIGHTS, size_threshold=1024)
+    # onnx writes it for its owner alone; who serves is often somebody else.
+    (path.parent / WEIGHTS).chmod(0o644)
+
+
+def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The exporter notes its stack on each node: a machine's paths, most of the file, and no two exports alike."""
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+    ):
+        del part.metadata_props[:]
+    return model
 
 
 @contextmanager

@@ -1,0 +1,85 @@
+"""The folded graph is the model."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from contract.schema import FeatureSchema, Field, Kind, Side
+from export.graph import PlainGraph, ServingGraph, serving_order
+from model.experiment import Model
+from model.stec import STEC
+
+TOKENS = 12
+
+
+def mixed_schema(numeric: bool) -> FeatureSchema:
+    """Sides and kinds in no tidy order, as a user may write them."""
+    kinds: list[Kind] = ["categorical", "numeric"] if numeric else ["categorical"]
+    sides: list[Side] = ["candidate", "context"]
+    fields = [Field(f"f{i}", side, kind) for i, (kind, side) in enumerate(itertools.product(kinds * 2, sides))]
+    random.Random(4).shuffle(fields)
+    return FeatureSchema(tuple(fields))
+
+
+def trained(schema: FeatureSchema, std: float, near_constant: bool = False) -> STEC:
+    torch.manual_seed(0)
+    categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
+    size = Model(embedding=16, blocks=2, heads=2, embedding_std=std)
+    model = STEC([TOKENS] * categorical, numeric, size)
+    for _ in range(30):
+        ids = torch.randint(TOKENS, (512, categorical))
+        if near_constant:
+            ids[:, 0] = 2
+            ids[torch.rand(512) < 0.999, 1] = 2
+        model(ids, torch.randn(512, numeric))
+    return model.eval()
+
+
+def request(schema: FeatureSchema, sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    """As many candidates for each request as sizes says."""
+    torch.manual_seed(1)
+    rows = {"context": len(sizes), "candidate": sum(sizes)}
+    inputs = {}
+    for side in ("context", "candidate"):
+        inputs[f"{side}_ids"] = torch.randint(TOKENS, (rows[side], len(schema.select("categorical", side))))
+        if numeric := len(schema.select("numeric", side)):
+            inputs[f"{side}_values"] = torch.randn(rows[side], numeric, dtype=torch.float64)
+    return inputs | {"request_index": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))}
+
+
+def single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+
+
+@pytest.mark.parametrize("numeric", [False, True])
+@pytest.mark.parametrize("sizes", [(1,), (2,), (257,), (3, 1, 20)])
+def test_the_folded_graph_answers_as_the_model_does(numeric: bool, sizes: tuple[int, ...]) -> None:
+    schema = mixed_schema(numeric)
+    model, inputs = trained(schema, 0.3), request(schema, sizes)
+    expected = PlainGraph(model, schema).double().eval()(**inputs)
+    torch.testing.assert_close(ServingGraph(model, schema)(**single(inputs)).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_near_constant_fields_at_a_large_scale_stay_within_the_tolerance() -> None:
+    schema = mixed_schema(False)
+    model, inputs = trained(schema, 3.0, near_constant=True), request(schema, (257,))
+    inputs["context_ids"][:, :] = 2  # the usual value, for which every constant must cancel
+    expected = PlainGraph(model, schema).double().eval()(**inputs).sigmoid()
+    answered = ServingGraph(model, schema)(**single(inputs)).double().sigmoid()
+    assert (answered - expected).abs().max() <= 1e-5
+
+
+def test_folding_leaves_the_model_as_it_was() -> None:
+    schema = mixed_schema(True)
+    model = trained(schema, 0.3)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    ServingGraph(model, schema)
+    assert all(torch.equal(t, before[name]) and t.dtype == before[name].dtype for name, t in model.state_dict().items())
+
+
+def test_the_serving_order_has_each_field_of_the_model_once() -> None:
+    schema = mixed_schema(True)
+    assert sorted(serving_order(schema)) == list(range(len(schema.fields)))

@@ -1,0 +1,137 @@
+"""A run becomes a bundle that opens, or nothing."""
+
+import math
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from safetensors.torch import save_file
+
+from contract.bundle import GOLDEN, MANIFEST, MODEL, VOCABULARY, Calibration, open_bundle
+from contract.encode import Encoder
+from contract.golden import largest_difference, read_golden
+from contract.vocabulary import open_vocabulary
+from export.check import ParityError, check_parity
+from export.golden import draw_golden, golden_inputs, join
+from export.onnx_file import WEIGHTS
+from export.write import export
+from model.run import EXPERIMENT, open_run
+from model.run import WEIGHTS as RUN_WEIGHTS
+from model.stec import STEC
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "small"
+    export(run_folder, folder)
+    return folder
+
+
+def test_an_exported_run_is_a_whole_bundle(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    golden = read_golden(bundle_folder / GOLDEN)
+    assert bundle.manifest.name == "small"
+    assert bundle.manifest.fields == len(bundle.schema.fields)
+    assert 0.5 < bundle.manifest.metrics["test_auc"] < 1
+    assert len(golden) == 300
+    assert {len(g.candidates) for g in golden} >= {1, 2}
+    assert max(len(g.candidates) for g in golden) > 30
+
+
+def test_a_golden_tenth_is_missing_and_a_tenth_unknown(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    golden = read_golden(bundle_folder / GOLDEN)
+    ids = np.concatenate([i.candidate_ids for i in golden_inputs(bundle.schema, bundle.vocabularies, golden)])
+    assert 0.08 < (ids == 0).mean() < 0.12
+    assert 0.08 < (ids == 1).mean() < 0.12
+
+
+def test_onnxruntime_answers_the_golden_requests_as_torch_did(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    golden = read_golden(bundle_folder / GOLDEN)
+    session = onnxruntime.InferenceSession(str(bundle_folder / MODEL))
+    encoder = Encoder(bundle.schema)
+    for request in golden[:20]:
+        tokens = encoder.tokens(request.context, [c.features for c in request.candidates])
+        (logit,) = session.run(None, join([encoder.ids(tokens, bundle.vocabularies)[0]]))
+        ctr = 1 / (1 + np.exp(-(logit.astype(np.float64) + math.log(0.5))))
+        assert largest_difference(request.ctr, ctr.tolist()) <= 1e-5
+
+
+def test_the_calibration_undoes_a_log_that_kept_half_of_its_negatives(bundle_folder: Path) -> None:
+    assert open_bundle(bundle_folder).manifest.calibration == Calibration(scale=1, shift=math.log(0.5))
+
+
+def test_the_folded_graph_holds_no_batch_norm_and_its_weights_lie_beside_it(bundle_folder: Path) -> None:
+    graph = onnx.load(bundle_folder / MODEL, load_external_data=False).graph
+    assert not any("BatchNorm" in node.op_type for node in graph.node)
+    assert (bundle_folder / WEIGHTS).stat().st_size > (bundle_folder / MODEL).stat().st_size
+    assert [i.name for i in graph.input][:3] == ["context_ids", "candidate_ids", "request_index"]
+
+
+def test_weights_outside_the_bundle_are_not_read(bundle_folder: Path, tmp_path: Path) -> None:
+    """The known traversal: external data whose path climbs out of the model's folder."""
+    model = onnx.load(bundle_folder / MODEL, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = f"../{WEIGHTS}"
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / MODEL).write_bytes(model.SerializeToString())
+    shutil.copyfile(bundle_folder / WEIGHTS, tmp_path / WEIGHTS)
+    with pytest.raises(Exception, match=r"(?i)external|escap|outside|path"):
+        onnxruntime.InferenceSession(str(inside / MODEL))
+
+
+def test_exporting_again_replaces_the_bundle_and_gives_the_same_version(run_folder: Path, tmp_path: Path) -> None:
+    first, _ = export(run_folder, tmp_path / "bundle")
+    second, _ = export(run_folder, tmp_path / "bundle")
+    assert first.version == second.version
+
+
+def test_a_folder_of_something_else_is_not_replaced(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match=MANIFEST):
+        export(run_folder, tmp_path)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_without_parity_there_is_no_bundle(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.check.TOLERANCE", 0.0)  # nothing float32 passes that
+    with pytest.raises(ParityError, match="differ by"):
+        export(run_folder, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parity_finds_a_graph_with_other_weights(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    golden = read_golden(bundle_folder / GOLDEN)
+    inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, golden))
+    shifted = [[c + 1e-3 for c in g.ctr] for g in golden]
+    with pytest.raises(ParityError, match="golden request 0"):
+        check_parity(bundle_folder / MODEL, inputs, shifted, bundle.manifest.calibration)
+
+
+def test_an_mlp_head_is_exported_unfolded(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    _, experiment, schema, _ = open_run(run)
+    size = msgspec.structs.replace(experiment.model, mlp=(8,))
+    (run / EXPERIMENT).write_bytes(msgspec.json.encode(msgspec.structs.replace(experiment, model=size)))
+    sizes = [len(open_vocabulary(run / VOCABULARY, f.name)) for f in schema.select("categorical")]
+    save_file(STEC(sizes, len(schema.select("numeric")), size).state_dict(), run / RUN_WEIGHTS)
+    manifest, difference = export(run, tmp_path / "bundle")
+    assert difference <= 1e-5
+    assert open_bundle(tmp_path / "bundle").manifest.version == manifest.version
+
+
+def test_golden_requests_are_the_same_on_every_machine(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    drawn = draw_golden(bundle.schema, bundle.vocabularies)
+    stored = read_golden(bundle_folder / GOLDEN)
+    assert [g.context for g in drawn] == [g.context for g in stored]
