@@ -76,3 +76,8 @@ def test_ids_are_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "ad.ids.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(ValueError, match="Python objects"):
         open_vocabulary(tmp_path, "ad")
+
+
+@pytest.mark.xfail(strict=True, reason="marisa-trie reads a token only up to its first NUL character")
+def test_a_token_with_a_nul_character_is_unknown() -> None:
+    assert build_vocabulary(["a"])("a\0b") == UNKNOWN
