@@ -20,7 +20,7 @@ from contract.golden import TOLERANCE, GoldenRequest, read_golden
 from service.batching import Batcher
 from service.engine import Engine, golden_answers, golden_difference, open_engine
 from service.errors import Problem, render_problem
-from service.lookup import BundleLookup, RedisLookup, connect
+from service.lookup import RedisLookup, connect
 from service.metrics import Metrics
 from service.openapi import openapi
 from service.score import JSON, Readiness, Scorer
@@ -59,8 +59,9 @@ async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> Non
     golden = _golden(bundle)
     engine = await asyncio.to_thread(open_engine, bundle, settings.threads)
     metrics = Metrics(bundle.manifest.name, bundle.manifest.version)
-    lookup = _lookup(bundle, settings)
-    parts.push_async_callback(lookup.close)
+    redis = _redis(bundle, settings)
+    if redis is not None:
+        parts.push_async_callback(redis.close)
     batcher = Batcher(
         engine.run,
         metrics,
@@ -71,7 +72,9 @@ async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> Non
     parts.push_async_callback(batcher.close)
     readiness = Readiness()
     encoder = Encoder(bundle.schema, settings.strict)
-    app.state.scorer = Scorer(settings, readiness, encoder, lookup, batcher, metrics, bundle.manifest)
+    app.state.scorer = Scorer(
+        settings, readiness, encoder, bundle.vocabularies, redis, batcher, metrics, bundle.manifest
+    )
     app.state.bundle = bundle
     app.state.golden = golden
     testing = asyncio.create_task(_test(engine, bundle, golden, readiness))
@@ -85,9 +88,9 @@ def _golden(bundle: Bundle) -> list[GoldenRequest]:
         raise BundleError(f"bundle {bundle.folder}: {error}: export it again") from error
 
 
-def _lookup(bundle: Bundle, settings: Settings) -> BundleLookup | RedisLookup:
+def _redis(bundle: Bundle, settings: Settings) -> RedisLookup | None:
     if settings.redis_url is None:
-        return BundleLookup(bundle.vocabularies)
+        return None
     timeout_s = settings.redis_timeout_ms / 1e3
     return RedisLookup(connect(settings.redis_url.get_secret_value(), timeout_s), bundle, timeout_s)
 

@@ -57,7 +57,8 @@ class Batcher:
         self._metrics = metrics
         self._max_rows = max_rows
         self._max_queued_rows = max_queued_rows
-        self._free = slots
+        self._slots = self._free = slots
+        self._run_s = 0.0  # of late, see _finish
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="model")
         self._queue: deque[_Part] = deque()
         self._queued_rows = 0
@@ -70,14 +71,13 @@ class Batcher:
         The future's exceptions: DeadlineExceeded, NotReady (closed meanwhile), or what the model raised.
 
         Raises:
-            Overloaded: when the queue is full.
+            Overloaded: when the queue is full, or too long for this deadline.
             NotReady: after `close`.
         """
         if self._closed:
             raise NotReady("The server is shutting down: ask another one")
         rows = len(request.candidate_ids)
-        if not self._free and self._queued_rows + rows > self._max_queued_rows:
-            raise Overloaded(f"{self._queued_rows} candidates are waiting already: try again later, or send fewer")
+        self.check_room(rows, deadline_s - time.perf_counter())
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         waiting = Waiting(deadline_s, future, time.perf_counter())
         waiting.parts = [_Part(waiting, chunk, len(chunk.candidate_ids)) for chunk in _split(request, self._max_rows)]
@@ -86,6 +86,16 @@ class Batcher:
         future.add_done_callback(lambda _: self._drop(waiting))
         self._fill()
         return future
+
+    def check_room(self, rows: int, left_s: float) -> None:
+        """Raises Overloaded when so many rows have no place, or would not be scored in the time that is left."""
+        if self._free:
+            return
+        if self._queued_rows + rows > self._max_queued_rows:
+            raise Overloaded(f"{self._queued_rows} candidates are waiting already: try again later, or send fewer")
+        wait_s = (self._queued_rows // self._max_rows + 1) * self._run_s / self._slots
+        if wait_s > left_s:
+            raise Overloaded(f"An answer would take about {wait_s * 1e3:.0f} ms: try again later, or allow more time")
 
     async def close(self) -> None:
         """Waits for what runs, and fails the rest with NotReady."""
@@ -130,11 +140,14 @@ class Batcher:
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._threads, self._run, [part.input for part in batch])
         self._running.add(running)
-        running.add_done_callback(lambda done: self._finish(batch, done))
+        start_s = time.perf_counter()
+        running.add_done_callback(lambda done: self._finish(batch, done, time.perf_counter() - start_s))
 
-    def _finish(self, batch: list[_Part], done: "asyncio.Future[list[Ctr]]") -> None:
+    def _finish(self, batch: list[_Part], done: "asyncio.Future[list[Ctr]]", run_s: float) -> None:
         self._running.discard(done)
         self._free += 1
+        # Over about the last ten runs: one slow run must not refuse what could be served.
+        self._run_s += 0.1 * (run_s - self._run_s)
         self._fill()  # first of all, so that the model does not wait for the answers
         error = done.exception()
         if error is not None:
@@ -150,6 +163,7 @@ class Batcher:
         for part in request.parts:
             if part.queued:
                 self._unqueue(part)
+        request.parts.clear()  # no cycle of parts and request for the garbage collector
 
     def _unqueue(self, part: _Part) -> None:
         part.queued = False
@@ -178,7 +192,7 @@ def _fail(request: Waiting, error: BaseException) -> None:
 
 def _answer_when_complete(request: Waiting) -> None:
     done = [part.ctr for part in request.parts if part.ctr is not None]
-    if len(done) < len(request.parts) or request.future.done():
+    if request.future.done() or len(done) < len(request.parts):
         return
     assert request.started_s is not None
     ctr = done[0] if len(done) == 1 else np.concatenate(done)

@@ -12,6 +12,7 @@
   x DeadlineExceeded 504
 """
 
+import logging
 import re
 import uuid
 from http import HTTPStatus
@@ -21,6 +22,8 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+
+log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")  # printable ASCII without the space: safe in a header and in a log
 
@@ -111,6 +114,7 @@ async def render_problem(request: Request, error: Exception) -> Response:
         return _response(request, kind, error.title, error.status, error.detail, error.path, error.headers())
     if isinstance(error, HTTPException):
         return _standard(request, error.status_code, error.detail, dict(error.headers or {}))
+    log.error("request %s failed", request_id(request), exc_info=error)
     return _standard(request, 500, "The server failed; its log has this request_id", {})
 
 

@@ -83,19 +83,6 @@ def connect(url: str, timeout_s: float) -> Redis:
     return Redis.from_pool(pool)
 
 
-class BundleLookup:
-    """The embedded default: the bundle alone."""
-
-    def __init__(self, vocabularies: Mapping[str, Vocabulary]) -> None:
-        self._found = Found(vocabularies, degraded=False)
-
-    async def find(self, wanted: Mapping[str, list[str]], budget_s: float) -> Found:
-        return self._found
-
-    async def close(self) -> None:
-        pass
-
-
 class RedisLookup:
     """One round trip for all tokens of a request; the bundle where it fails, is late or is wrong."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from contract.bundle import Manifest
-from contract.encode import BadFeature, Encoder, ModelInput, Tokens
+from contract.encode import BadFeature, Encoder, Lookup, ModelInput, Tokens
 from service import wire
 from service.batching import Answer, Batcher
 from service.errors import (
@@ -27,7 +28,7 @@ from service.errors import (
     WrongType,
     request_id,
 )
-from service.lookup import BundleLookup, RedisLookup
+from service.lookup import Found, RedisLookup
 from service.metrics import Metrics, Timing
 from service.settings import Settings
 
@@ -60,7 +61,8 @@ class Scorer:
     settings: Settings
     readiness: Readiness
     encoder: Encoder
-    lookup: BundleLookup | RedisLookup
+    vocabularies: Lookup
+    redis: RedisLookup | None
     batcher: Batcher
     metrics: Metrics
     manifest: Manifest
@@ -82,6 +84,8 @@ class Scorer:
         arrived_s = time.perf_counter()
         with timing.phase("admit"):
             self.readiness.check()
+            # Before the body is read: a refusal must cost less than an answer.
+            self.batcher.check_room(1, math.inf)
             _check_type(request)
             timeout_ms = self._timeout_ms(request)
             body = await _read_body(request, self.settings.max_body_bytes)
@@ -128,7 +132,10 @@ class Scorer:
         return _renumbered(tokens, kept, bad) if bad else tokens
 
     async def _ids(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, list[str]]:
-        found = await self.lookup.find(self.encoder.wanted(tokens), deadline_s - time.perf_counter())
+        """The model's input, and what it had to do without."""
+        found = Found(self.vocabularies, degraded=False)
+        if self.redis is not None:
+            found = await self.redis.find(self.encoder.wanted(tokens), deadline_s - time.perf_counter())
         model_input, unknown = self.encoder.ids(tokens, found.lookup)
         self.metrics.count_tokens(tokens.missing, unknown, tokens.ignored)
         return model_input, ["redis"] if found.degraded else []

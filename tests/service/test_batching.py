@@ -1,10 +1,12 @@
 """Batching, with a model that waits until the test lets it go."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from threading import Event
+from typing import Any
 
 import httpx
 import numpy as np
@@ -201,6 +203,23 @@ async def test_a_full_queue_is_a_429_and_a_cancelled_request_leaves_its_place() 
         assert ctr(await again) == [7]
 
 
+async def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
+    def slow(batch: Sequence[ModelInput]) -> list[Ctr]:
+        time.sleep(0.05)
+        return [one.candidate_ids[:, 0] / 1000 for one in batch]
+
+    async with batching(slow, max_rows=2, max_queued_rows=100) as batcher:
+        for _ in range(10):
+            await batcher.submit(rows(1), soon())
+        accepted = [batcher.submit(rows(i, i), soon()) for i in range(5)]
+        with pytest.raises(Overloaded, match="allow more time"):
+            batcher.submit(rows(6), soon(0.1))
+        accepted.append(batcher.submit(rows(6), soon(10)))
+        await asyncio.gather(*accepted)
+        # A free slot takes whatever comes: a bad estimate heals itself.
+        assert ctr(await batcher.submit(rows(7), soon(0.02))) == [7]
+
+
 async def test_closing_waits_for_what_runs_and_fails_the_rest() -> None:
     model = WaitingModel()
     async with batching(model) as batcher:
@@ -270,7 +289,31 @@ async def test_a_model_that_fails_is_a_500_with_a_request_id_that_is_in_the_log(
     assert answer.json()["request_id"] in caplog.text
 
 
-async def test_a_hang_up_while_the_rows_wait_drops_them(start: StartApp) -> None:
+async def test_a_disconnect_while_the_rows_wait_drops_them(start: StartApp) -> None:
+    model = WaitingModel()
+    messages: asyncio.Queue[dict[str, object]] = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": json.dumps(a_request()).encode(), "more_body": False})
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with app_with(model, start) as client:
+        first = asyncio.create_task(client.post("/v1/score", json=a_request()))
+        await asyncio.sleep(0.05)
+        scope = {"type": "http", "method": "POST", "path": "/v1/score", "query_string": b"", "http_version": "1.1"}
+        scope["headers"] = [(b"content-type", b"application/json")]
+        gone = asyncio.create_task(app_of(client)(scope, messages.get, send))
+        await asyncio.sleep(0.05)
+        messages.put_nowait({"type": "http.disconnect"})
+        await asyncio.wait_for(gone, 5)
+        assert sent[0]["status"] == 499
+        model.go.set()
+        assert (await first).status_code == 200
+    assert model.batches == [[2]]
+
+
+async def test_a_cancelled_request_drops_its_rows(start: StartApp) -> None:
     model = WaitingModel()
     async with app_with(model, start) as client:
         first = asyncio.create_task(client.post("/v1/score", json=a_request()))

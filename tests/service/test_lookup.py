@@ -41,7 +41,7 @@ def stopped(server: RedisServer) -> Iterator[None]:
 
 
 def unpause(client: httpx.AsyncClient) -> None:
-    app_of(client).state.scorer.lookup._paused_until_s = 0.0
+    app_of(client).state.scorer.redis._paused_until_s = 0.0
 
 
 @pytest.fixture
