@@ -52,6 +52,13 @@ class LiveTable:
             print(f"epoch {epoch.epoch}{best}", "loss {} valid AUC {} logloss {} lr {}".format(*cells), flush=True)
 
 
+def load_split(prepared: Prepared, name: str) -> Split:
+    """train, valid or test as the loop takes it."""
+    ids, values, labels = prepared.split(name)
+    # Copies: torch wants memory that it may write to, and the files are mapped read-only.
+    return Split(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(values.copy()), torch.from_numpy(labels))
+
+
 def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
     """Trains one seed and writes the run.
 
@@ -60,7 +67,7 @@ def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
     """
     check_replaceable(out, METRICS)
     prepared = read_prepared(data / experiment.data.prepared)
-    splits = {name: _split(prepared, name) for name in ("train", "valid", "test")}
+    splits = {name: load_split(prepared, name) for name in ("train", "valid", "test")}
     torch.manual_seed(experiment.training.seed)
     model = STEC(prepared.vocabulary_sizes, len(prepared.schema.select("numeric")), experiment.model)
     table = LiveTable(experiment, len(splits["train"]))
@@ -87,12 +94,6 @@ def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
     with new_folder(out, METRICS) as folder:
         write_run(folder, experiment, model, prepared.schema, prepared.vocabulary, metrics)
     return metrics
-
-
-def _split(prepared: Prepared, name: str) -> Split:
-    ids, values, labels = prepared.split(name)
-    # Copies: torch wants memory that it may write to, and the files are mapped read-only.
-    return Split(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(values.copy()), torch.from_numpy(labels))
 
 
 def main() -> None:
