@@ -91,8 +91,8 @@ def _golden(bundle: Bundle) -> list[GoldenRequest]:
 def _redis(bundle: Bundle, settings: Settings) -> RedisLookup | None:
     if settings.redis_url is None:
         return None
-    timeout_s = settings.redis_timeout_ms / 1e3
-    return RedisLookup(connect(settings.redis_url.get_secret_value(), timeout_s), bundle, timeout_s)
+    client = connect(settings.redis_url.get_secret_value())
+    return RedisLookup(client, bundle, settings.redis_timeout_ms / 1e3)
 
 
 async def _test(engine: Engine, bundle: Bundle, golden: list[GoldenRequest], readiness: Readiness) -> None:

@@ -22,7 +22,10 @@ from contract.vocabulary import FIRST, UNKNOWN, Vocabulary
 
 log = logging.getLogger(__name__)
 
-PAUSE_S = 1.0  # after a failure, so that a dead Redis does not cost every request its timeout
+PAUSE_S = 1.0  # so that a dead Redis does not cost every request its timeout
+FAILURES = 3  # in a row, before a pause: one late answer may be this process's own fault
+SOCKET_TIMEOUT_S = 1.0  # how long an abandoned round trip may hold its connection; no request waits for that
+TURNS = 4  # of the event loop, from a readable socket to a finished task
 MAX_ROUND_TRIPS = 64  # at the same time; each holds a connection until Redis answers or its socket times out
 
 Ids = dict[str, dict[str, int]]
@@ -66,7 +69,7 @@ def vocabulary_digest(manifest: Manifest) -> str:
     return hashlib.sha256(msgspec.json.encode(files)).hexdigest()
 
 
-def connect(url: str, timeout_s: float) -> Redis:
+def connect(url: str) -> Redis:
     """Connects on first use. No retries: whoever waits has milliseconds, and the bundle knows the answer too.
 
     Raises:
@@ -75,8 +78,8 @@ def connect(url: str, timeout_s: float) -> Redis:
     pool = ConnectionPool.from_url(
         url,
         max_connections=MAX_ROUND_TRIPS,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
@@ -96,6 +99,7 @@ class RedisLookup:
         self._timeout_s = timeout_s
         self._clock = clock
         self._paused_until_s = float("-inf")
+        self._failures = 0
         self._healthy = True
         self._tasks: set[asyncio.Task[Found]] = set()
 
@@ -109,10 +113,23 @@ class RedisLookup:
         task.add_done_callback(self._ended)
         # wait() leaves the task alone when the time is up or the caller is cancelled. A command cancelled in
         # flight would leave its reply on the pooled connection for the next request to read.
-        done, _ = await asyncio.wait({task}, timeout=wait_s)
-        if not done and wait_s >= self._timeout_s:
-            self._pause("it did not answer in time")
-        return task.result() if done and task.exception() is None else self._from_bundle()
+        await asyncio.wait({task}, timeout=wait_s)
+        # When it was this loop that was late, the reply lies there already: a few turns to read it.
+        for _ in range(TURNS):
+            if task.done():
+                break
+            await asyncio.sleep(0)
+        if not task.done():
+            # A budget that was shorter than Redis's own timeout says nothing about Redis.
+            if wait_s >= self._timeout_s:
+                self._failed("it did not answer in time")
+            return self._from_bundle()
+        if (error := task.exception()) is not None:
+            unusable = isinstance(error, Unusable)
+            self._failed(str(error) if unusable else type(error).__name__, for_good=unusable)
+            return self._from_bundle()
+        self._succeeded()
+        return task.result()
 
     async def close(self) -> None:
         if self._tasks:
@@ -152,16 +169,20 @@ class RedisLookup:
 
     def _ended(self, task: "asyncio.Task[Found]") -> None:
         self._tasks.discard(task)
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None:
-            self._pause(str(error) if isinstance(error, Unusable) else type(error).__name__)
-        elif not self._healthy:
+        if not task.cancelled():
+            task.exception()  # looked at, or asyncio would complain where the waiter has gone
+
+    def _succeeded(self) -> None:
+        self._failures = 0
+        if not self._healthy:
             self._healthy = True
             log.info("redis answers again")
 
-    def _pause(self, reason: str) -> None:
+    def _failed(self, reason: str, for_good: bool = False) -> None:
+        """`for_good`: asking again at once would bring the same answer."""
+        self._failures += 1
+        if self._failures < FAILURES and not for_good:
+            return
         self._paused_until_s = self._clock() + PAUSE_S
         if self._healthy:
             self._healthy = False

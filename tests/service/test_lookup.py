@@ -171,18 +171,33 @@ async def test_a_redis_that_hangs_does_not_cost_the_deadline(
             unpause(client)
             with stopped(server):
                 start_s = time.perf_counter()
-                assert await score(client) == (expected, ["redis"])
-                first_s = time.perf_counter() - start_s
-                assert 0.015 < first_s < 1
-                # The breaker is open: the next requests do not wait at all.
+                for _ in range(3):
+                    assert await score(client) == (expected, ["redis"])
+                waited_s = time.perf_counter() - start_s
+                assert 3 * 0.015 < waited_s < 2
+                # Three in a row: the next requests do not wait at all.
                 for _ in range(20):
                     assert await score(client) == (expected, ["redis"])
-                assert time.perf_counter() - start_s - first_s < 20 * 0.015
+                assert time.perf_counter() - start_s - waited_s < 20 * 0.015
             await asyncio.sleep(0.1)
             unpause(client)
-            await score(client)  # may still find the connection gone
+            await score(client)  # may still be late
             unpause(client)
             assert await score(client) == (expected, [])
+
+
+async def test_one_late_answer_is_no_reason_for_a_pause(bundle: Path, redis_server: RedisServer) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as redis:
+        publish(redis, opened)
+    lookup = RedisLookup(connect(redis_server.url), opened, 0.2)
+    assert not (await lookup.find({"user": ["u1"]}, 1.0)).degraded
+    for _ in range(4):
+        with stopped(redis_server):
+            assert (await lookup.find({"user": ["u1"]}, 1.0)).degraded
+        await asyncio.sleep(0.05)
+        assert not (await lookup.find({"user": ["u1"]}, 1.0)).degraded
+    await lookup.close()
 
 
 async def test_an_abandoned_reply_never_reaches_the_next_caller(
@@ -191,7 +206,7 @@ async def test_an_abandoned_reply_never_reaches_the_next_caller(
     opened = open_bundle(bundle)
     with redis_server.client() as redis:
         publish(redis, opened)
-        lookup = RedisLookup(connect(redis_server.url, 5.0), opened, 5.0)
+        lookup = RedisLookup(connect(redis_server.url), opened, 5.0)
         users = [f"u{i}" for i in range(40)]
         await lookup.find({"user": ["u0"]}, 5.0)
         for user in users:
@@ -213,7 +228,7 @@ async def test_a_redis_that_drops_and_comes_back_is_used_again_after_a_pause(
 ) -> None:
     opened = open_bundle(bundle)
     now = 0.0
-    lookup = RedisLookup(connect(redis_server.url, 1.0), opened, 1.0, clock=lambda: now)
+    lookup = RedisLookup(connect(redis_server.url), opened, 1.0, clock=lambda: now)
     assert (await lookup.find({"user": ["u1"]}, 1.0)).degraded
     with redis_server.client() as redis:
         publish(redis, opened)
@@ -230,7 +245,8 @@ async def test_the_password_is_in_no_log(
     caplog.set_level(logging.DEBUG)
     wrong = redis_server.url.replace(redis_server.password, "wrong-but-secret")
     async with start(redis_url=wrong, redis_timeout_ms=QUICK_MS) as client:
-        assert (await score(client))[1] == ["redis"]
+        for _ in range(3):
+            assert (await score(client))[1] == ["redis"]
         assert "secret" not in repr(app_of(client).state.scorer.settings)
     assert "redis is not used" in caplog.text
     assert "secret" not in caplog.text
