@@ -21,7 +21,7 @@ from model.data.generated import TRUE_CTR
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment
 from model.fit import predict
-from model.run import RunMetrics, open_run, versions
+from model.run import VERSIONS, RunMetrics, open_run
 from model.stec import STEC
 from model.train import load_split
 
@@ -74,7 +74,9 @@ def compare_with_truth(model: STEC, prepared: Prepared) -> TrueComparison:
     )
 
 
-def summarise(experiment: Experiment, runs: Sequence[RunMetrics], truth: Sequence[TrueComparison]) -> dict[str, Any]:
+def summarise(
+    experiment: Experiment, runs: Sequence[RunMetrics], truth: Sequence[TrueComparison], versions: dict[str, Any]
+) -> dict[str, Any]:
     """The report's numbers; standard deviations are of the sample, 0 for one seed."""
     aucs, losses = [r.test.auc for r in runs], [r.test.logloss for r in runs]
     return {
@@ -90,17 +92,19 @@ def summarise(experiment: Experiment, runs: Sequence[RunMetrics], truth: Sequenc
             for r in runs
         ],
         "beside_true_probability": [asdict(t) for t in truth],
-        "versions": versions(),
+        "versions": versions,
     }
 
 
 def markdown(summary: dict[str, Any]) -> str:
     experiment = summary["experiment"]
     lines = [f"# {experiment['name']}", ""]
-    auc, auc_std = summary["test_auc_mean"] * 100, summary["test_auc_std"] * 100
-    loss, loss_std = summary["test_logloss_mean"], summary["test_logloss_std"]
-    lines += [f"Test AUC **{auc:.2f}** ± {auc_std:.2f}, logloss **{loss:.4f}** ± {loss_std:.4f} "]
-    lines[-1] += f"({len(summary['seeds'])} seed(s); {summary['parameters']:,} parameters).\n"
+    auc, loss = f"**{summary['test_auc_mean'] * 100:.2f}**", f"**{summary['test_logloss_mean']:.4f}**"
+    seeds = "one seed"
+    if len(summary["seeds"]) > 1:
+        auc, loss = f"{auc} ± {summary['test_auc_std'] * 100:.2f}", f"{loss} ± {summary['test_logloss_std']:.4f}"
+        seeds = f"mean of {len(summary['seeds'])} seeds"
+    lines += [f"Test AUC {auc}, logloss {loss} ({seeds}; {summary['parameters']:,} parameters).", ""]
     lines += ["| seed | test AUC | test logloss | valid AUC | valid logloss | epochs | training s |", "|--:" * 7 + "|"]
     for run in summary["runs"]:
         test, valid = run["test"], run["valid"]
@@ -148,7 +152,8 @@ def main() -> None:
         if experiment.data.reader == "generated":
             prepared = read_prepared(arguments.data / experiment.data.prepared)
             truth = [compare_with_truth(model, prepared) for model, *_ in opened]
-        summary = summarise(experiment, [metrics for *_, metrics in opened], truth)
+        versions = json.loads((arguments.runs[0] / VERSIONS).read_text())
+        summary = summarise(experiment, [metrics for *_, metrics in opened], truth, versions)
     except ValueError as error:
         sys.exit(f"report: {error}")
     arguments.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")

@@ -28,6 +28,7 @@ from model.stec import STEC
 EXPERIMENT = "experiment.json"
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.json"
+VERSIONS = "versions.json"
 LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "msgspec")
 
 
@@ -57,7 +58,7 @@ def write_run(
     write_schema(schema, folder / SCHEMA)
     shutil.copytree(vocabulary, folder / VOCABULARY)
     (folder / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)) + b"\n")
-    (folder / "versions.json").write_bytes(msgspec.json.format(msgspec.json.encode(versions())) + b"\n")
+    (folder / VERSIONS).write_bytes(msgspec.json.format(msgspec.json.encode(versions())) + b"\n")
     draw_curve(metrics.history, folder / "curve.png")
 
 

@@ -20,6 +20,7 @@ def build(size: Model, plain: bool, seed: int = 0, dtype: torch.dtype = torch.fl
     torch.manual_seed(seed)
     model = STEC(SIZES, NUMERIC, size, plain=plain).to(dtype)
     for norm in model.norms:  # a norm as training leaves it, not as it starts
+        assert isinstance(norm, nn.BatchNorm1d)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.uniform_(norm.bias, -0.5, 0.5)
     return model
@@ -120,7 +121,7 @@ def test_an_mlp_head_takes_the_plain_path_and_trains() -> None:
     assert model.plain
     found = train_step(model, 32)
     assert found["logits"].shape == (32,)
-    assert [tuple(p.shape) for n, p in model.head.named_parameters() if n.endswith("weight")][0][0] == 16
+    assert [len(p) for name, p in model.head.named_parameters() if name.endswith("weight")] == [16, 8, 1]
 
 
 def test_the_head_sees_every_level() -> None:

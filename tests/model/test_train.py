@@ -1,0 +1,118 @@
+"""ctr-train, the run folder and the report, on a small generated log."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from model.data import generate
+from model.data.prepare import prepare
+from model.data.prepared import read_prepared
+from model.experiment import read_experiment
+from model.fit import predict
+from model.metrics import evaluate
+from model.run import EXPERIMENT, METRICS, open_run
+from model.train import load_split, train
+
+TOML = """
+name = "tiny"
+[data]
+reader = "generated"
+folder = "generated"
+prepared = "prepared"
+[model]
+embedding = 8
+blocks = 1
+ffn = 16
+[training]
+epochs = 2
+batch_size = 512
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a prepared log, and a run of it."""
+    root = tmp_path_factory.mktemp("train")
+    (root / "tiny.toml").write_text(TOML)
+    assert generate.main(["--data", str(root), "--requests", "1500"]) == 0
+    experiment = read_experiment(root / "tiny.toml")
+    prepare(root, experiment.data)
+    train(experiment, root, root / "run")
+    return root
+
+
+def test_a_run_folder_holds_what_the_exporter_and_a_reader_need(root: Path) -> None:
+    names = {path.name for path in (root / "run").iterdir()}
+    assert names >= {"experiment.json", "weights.safetensors", "metrics.json", "versions.json", "curve.png"}
+    assert names >= {"schema.json", "vocabulary"}
+    assert json.loads((root / "run" / "versions.json").read_text())["torch"].startswith("2.")
+
+
+def test_an_opened_run_predicts_what_it_measured(root: Path) -> None:
+    model, experiment, schema, metrics = open_run(root / "run")
+    test = load_split(read_prepared(root / "prepared"), "test")
+    assert evaluate(test.labels.numpy(), predict(model, test)).auc == pytest.approx(metrics.test.auc, abs=1e-6)
+    assert experiment.name == "tiny"
+    assert len(schema.fields) >= 15
+
+
+def test_a_seed_can_be_given_and_is_written_down(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.train", str(root / "tiny.toml"), "--data", str(root)]
+    done = subprocess.run([*command, "--out", str(tmp_path / "run"), "--seed", "5"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test AUC" in done.stdout
+    assert "epoch 1" in done.stdout
+    assert json.loads((tmp_path / "run" / EXPERIMENT).read_text())["training"]["seed"] == 5
+
+
+def test_a_folder_of_something_else_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match=r"holds no metrics\.json"):
+        train(read_experiment(root / "tiny.toml"), root, tmp_path)
+
+
+def test_an_unprepared_log_says_which_command_prepares_it(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.train", str(root / "tiny.toml"), "--data", str(tmp_path)]
+    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ctr-prepare" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_weights_of_another_size_are_refused(root: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(root / "run", copied)
+    document = json.loads((copied / EXPERIMENT).read_text())
+    document["model"]["embedding"] = 16
+    (copied / EXPERIMENT).write_bytes(msgspec.json.encode(document))
+    with pytest.raises(ValueError, match="does not fit"):
+        open_run(copied)
+
+
+def test_a_folder_without_metrics_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=METRICS):
+        open_run(tmp_path)
+
+
+def test_the_report_says_command_versions_and_truth(root: Path) -> None:
+    out = root / "report"
+    command = [sys.executable, "-m", "model.report", str(root / "run"), "--data", str(root), "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads(out.with_suffix(".json").read_text())
+    _, _, _, metrics = open_run(root / "run")
+    assert report["test_auc_mean"] == metrics.test.auc
+    assert report["seeds"] == [1]
+    truth = report["beside_true_probability"][0]
+    assert truth["true_auc"] > truth["auc"]
+    assert len(truth["tenths"]) == 10
+    assert np.isfinite(truth["tenths"]).all()
+    text = out.with_suffix(".md").read_text()
+    assert f"torch {torch.__version__}".split("+")[0] in text
+    assert "one seed" in text
