@@ -4,9 +4,8 @@ The steps are apart because a lookup may be a network away: between them the cal
 tokens the request needs, and fetches all of them at once.
 """
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +34,12 @@ class BadFeature(ValueError):
 class Tokens:
     """What a request says, in canonical form. N candidates that could be read, of maybe more.
 
-    context: one token (None: missing) for each categorical context field; candidates: N such rows.
+    context, candidates: for each categorical field of that side its tokens (None: missing), one and N.
     rows: the N candidates' positions in the request; errors: position -> why it was left out.
     missing: field -> count; ignored: side -> names that the schema does not know.
     """
 
-    context: list[str | None]
+    context: list[list[str | None]]
     candidates: list[list[str | None]]
     context_values: NDArray[np.float32]
     candidate_values: NDArray[np.float32]
@@ -62,61 +61,66 @@ class ModelInput:
 
 
 class _Reader:
-    """Reads the fields of one side out of a JSON object."""
+    """Reads the fields of one side, a field at a time over all rows: per value, Python has little left to do."""
 
-    def __init__(self, schema: FeatureSchema, side: Side, strict: bool) -> None:
+    def __init__(self, schema: FeatureSchema, side: Side) -> None:
         self.side: Side = side
         self.categorical = [f.name for f in schema.select("categorical", side)]
-        self.numeric = schema.select("numeric", side)
-        self._names = frozenset(self.categorical).union(f.name for f in self.numeric)
-        self._strict = strict
+        self.numeric = [f.name for f in schema.select("numeric", side)]
+        self._means = np.array([f.mean for f in schema.select("numeric", side)])
+        self._stds = np.array([f.std for f in schema.select("numeric", side)])
+        self._names = frozenset((*self.categorical, *self.numeric))
 
-    def read(self, features: Features, path: str) -> tuple[list[str | None], list[float]]:
-        """Tokens (None: missing) and numbers (NaN: missing), each in schema order."""
-        tokens = [self._read(features, name, token, path) for name in self.categorical]
-        numbers = [self._read(features, f.name, number, path) for f in self.numeric]
-        if self._strict:
-            self._refuse_unknown_names(features, path)
-            self._refuse_missing(tokens, numbers, path)
-        return tokens, numbers
+    def tokens(self, rows: Sequence[Features]) -> list[list[str | None]]:
+        """A column for each categorical field. Raises ValueError for a bad value, without saying whose."""
+        return [[token(row.get(name)) for row in rows] for name in self.categorical]
 
-    def _read(self, features: Features, name: str, convert: Callable[[Any], Any], path: str) -> Any:
-        try:
-            return convert(features.get(name))
-        except ValueError as error:
-            raise BadFeature(f"{path}.{name}", f"field {name!r} {error}") from error
+    def numbers(self, rows: Sequence[Features]) -> NDArray[np.float64]:
+        """float64 [rows, numeric fields], NaN: missing. Raises ValueError as tokens() does."""
+        columns = [[number(row.get(name)) for row in rows] for name in self.numeric]
+        return np.array(columns, np.float64).reshape(len(self.numeric), len(rows)).T
 
-    def _refuse_unknown_names(self, features: Features, path: str) -> None:
-        for name in features:
-            if name not in self._names:
-                known = ", ".join(sorted(self._names))
-                raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: the model reads {known}")
+    def normalise(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+        return normalise(numbers, self._means, self._stds)
 
-    def _refuse_missing(self, tokens: list[str | None], numbers: list[float], path: str) -> None:
-        missing = [name for name, t in zip(self.categorical, tokens, strict=True) if t is None]
-        missing += [f.name for f, value in zip(self.numeric, numbers, strict=True) if math.isnan(value)]
-        if missing:
-            reason = f"field {missing[0]!r} is missing, and this server is strict: send a value"
-            raise BadFeature(f"{path}.{missing[0]}", reason)
+    def check(self, features: Features, path: str, strict: bool) -> None:
+        """Raises BadFeature for the first value of a row that cannot be encoded; slow, and only for bad news."""
+        if strict:
+            for name in features:
+                if name not in self._names:
+                    known = ", ".join(sorted(self._names))
+                    raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: the model reads {known}")
+        for name in (*self.categorical, *self.numeric):
+            try:
+                value = (token if name in self.categorical else number)(features.get(name))
+            except ValueError as error:
+                raise BadFeature(f"{path}.{name}", f"field {name!r} {error}") from error
+            if strict and (value is None or value != value):
+                raise BadFeature(
+                    f"{path}.{name}", f"field {name!r} is missing, and this server is strict: send a value"
+                )
 
-    def normalise(self, numbers: list[list[float]]) -> NDArray[np.float32]:
-        values = np.array(numbers, np.float64).reshape(len(numbers), len(self.numeric))
-        return normalise(values, [f.mean for f in self.numeric], [f.std for f in self.numeric])
+    def count_missing(self, tokens: list[list[str | None]], numbers: NDArray[np.float64], into: Counter[str]) -> None:
+        _add(self.categorical, (column.count(None) for column in tokens), into)
+        if self.numeric:
+            _add(self.numeric, np.isnan(numbers).sum(0).tolist(), into)
 
-    def count_missing(self, tokens: list[list[str | None]], numbers: list[list[float]], into: Counter[str]) -> None:
-        _count(self.categorical, [[t is None for t in row] for row in tokens], into)
-        _count([f.name for f in self.numeric], [[math.isnan(x) for x in row] for row in numbers], into)
+    def count_ignored(self, rows: Sequence[Features]) -> int:
+        return sum(len(row) - len(self._names & row.keys()) for row in rows)
 
-    def ignored(self, features: Features) -> int:
-        return len(features) - len(self._names & features.keys())
+    def ids(self, tokens: list[list[str | None]], rows: int, lookup: Lookup) -> NDArray[np.int64]:
+        """int64 [rows, categorical fields]; each distinct token is looked up once."""
+        columns = [_column_ids(column, lookup[name]) for name, column in zip(self.categorical, tokens, strict=True)]
+        return np.array(columns, np.int64).reshape(len(columns), rows).T
 
 
 class Encoder:
     """Encodes requests for one schema. `strict` refuses unknown names and missing values."""
 
     def __init__(self, schema: FeatureSchema, strict: bool = False) -> None:
-        self._context = _Reader(schema, "context", strict)
-        self._candidate = _Reader(schema, "candidate", strict)
+        self._context = _Reader(schema, "context")
+        self._candidate = _Reader(schema, "candidate")
+        self._strict = strict
 
     def tokens(self, context: Features, candidates: Sequence[Features], skip_bad: bool = False) -> Tokens:
         """Reads every value.
@@ -125,29 +129,44 @@ class Encoder:
             BadFeature: for a value that no field takes; in a candidate only unless `skip_bad`, which
                 leaves that candidate out and says so in `errors`.
         """
-        context_row = self._context.read(context, "$.context")
-        rows: list[int] = []
-        read: list[tuple[list[str | None], list[float]]] = []
+        errors: dict[int, BadFeature] = {}
+        if self._strict:
+            self._context.check(context, "$.context", True)
+            errors = self._bad_candidates(candidates, skip_bad)
+        try:
+            return self._read(context, candidates, errors)
+        except ValueError:
+            # Some value is bad: now find out whose.
+            self._context.check(context, "$.context", self._strict)
+            return self._read(context, candidates, self._bad_candidates(candidates, skip_bad))
+
+    def _bad_candidates(self, candidates: Sequence[Features], skip_bad: bool) -> dict[int, BadFeature]:
         errors: dict[int, BadFeature] = {}
         for index, features in enumerate(candidates):
             try:
-                read.append(self._candidate.read(features, f"$.candidates[{index}].features"))
-                rows.append(index)
+                self._candidate.check(features, f"$.candidates[{index}].features", self._strict)
             except BadFeature as error:
                 if not skip_bad:
                     raise
                 errors[index] = error
+        return errors
+
+    def _read(self, context: Features, candidates: Sequence[Features], errors: dict[int, BadFeature]) -> Tokens:
+        rows = [index for index in range(len(candidates)) if index not in errors]
+        kept = [candidates[index] for index in rows] if errors else candidates
+        context_tokens, context_numbers = self._context.tokens([context]), self._context.numbers([context])
+        candidate_tokens, candidate_numbers = self._candidate.tokens(kept), self._candidate.numbers(kept)
         missing: Counter[str] = Counter()
-        tokens, numbers = [row for row, _ in read], [row for _, row in read]
-        self._context.count_missing([context_row[0]], [context_row[1]], missing)
-        self._candidate.count_missing(tokens, numbers, missing)
-        ignored: Counter[Side] = Counter({"context": self._context.ignored(context)})
-        ignored["candidate"] = sum(map(self._candidate.ignored, candidates))
+        self._context.count_missing(context_tokens, context_numbers, missing)
+        self._candidate.count_missing(candidate_tokens, candidate_numbers, missing)
+        ignored: Counter[Side] = Counter()
+        ignored["context"] = self._context.count_ignored([context])
+        ignored["candidate"] = self._candidate.count_ignored(candidates)
         return Tokens(
-            context=context_row[0],
-            candidates=tokens,
-            context_values=self._context.normalise([context_row[1]]),
-            candidate_values=self._candidate.normalise(numbers),
+            context=context_tokens,
+            candidates=candidate_tokens,
+            context_values=self._context.normalise(context_numbers),
+            candidate_values=self._candidate.normalise(candidate_numbers),
             rows=rows,
             errors=errors,
             missing=missing,
@@ -156,33 +175,29 @@ class Encoder:
 
     def wanted(self, tokens: Tokens) -> dict[str, list[str]]:
         """The distinct tokens of a request by field: what a remote lookup has to fetch."""
-        wanted = {name: [t] for name, t in zip(self._context.categorical, tokens.context, strict=True) if t is not None}
-        columns = zip(*tokens.candidates, strict=True)
-        for name, column in zip(self._candidate.categorical, columns, strict=False):
-            distinct = dict.fromkeys(t for t in column if t is not None)
-            if distinct:
-                wanted[name] = list(distinct)
+        wanted = {}
+        for reader, columns in ((self._context, tokens.context), (self._candidate, tokens.candidates)):
+            for name, column in zip(reader.categorical, columns, strict=True):
+                if distinct := list(dict.fromkeys(t for t in column if t is not None)):
+                    wanted[name] = distinct
         return wanted
 
     def ids(self, tokens: Tokens, lookup: Lookup) -> tuple[ModelInput, Counter[str]]:
         """The model's input, and how many tokens of each field the vocabulary does not know."""
-        context = self._ids([tokens.context], self._context, lookup)
-        candidates = self._ids(tokens.candidates, self._candidate, lookup)
+        context = self._context.ids(tokens.context, 1, lookup)
+        candidates = self._candidate.ids(tokens.candidates, len(tokens.rows), lookup)
         unknown: Counter[str] = Counter()
-        _count(self._context.categorical, context == UNKNOWN, unknown)
-        _count(self._candidate.categorical, candidates == UNKNOWN, unknown)
+        _add(self._context.categorical, (context == UNKNOWN).sum(0).tolist(), unknown)
+        _add(self._candidate.categorical, (candidates == UNKNOWN).sum(0).tolist(), unknown)
         return ModelInput(context, candidates, tokens.context_values, tokens.candidate_values), unknown
 
-    def _ids(self, rows: list[list[str | None]], reader: _Reader, lookup: Lookup) -> NDArray[np.int64]:
-        finders = [lookup[name] for name in reader.categorical]
-        ids = [[MISSING if t is None else find(t) for t, find in zip(row, finders, strict=True)] for row in rows]
-        return np.array(ids, np.int64).reshape(len(rows), len(finders))
+
+def _column_ids(column: list[str | None], find: Callable[[str], int]) -> list[int]:
+    ids = {t: MISSING if t is None else find(t) for t in set(column)}
+    return [ids[t] for t in column]
 
 
-def _count(names: Sequence[str], flags: Any, into: Counter[str]) -> None:
-    """Adds to `into` how often each column of flags [rows, names] is set."""
-    if not len(flags):
-        return
-    for name, count in zip(names, np.asarray(flags, bool).reshape(len(flags), len(names)).sum(0).tolist(), strict=True):
+def _add(names: Sequence[str], counts: Iterable[int], into: Counter[str]) -> None:
+    for name, count in zip(names, counts, strict=True):
         if count:
             into[name] += count

@@ -30,7 +30,7 @@ def token(value: Any) -> str | None:
     if value is False:
         return "false"
     if isinstance(value, int):
-        return str(value)
+        return _digits(value)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"takes a finite number, got {value}: send null for a missing value")
@@ -59,8 +59,16 @@ def number(value: Any) -> float:
 
 def normalise(values: NDArray[np.float64], mean: Any, std: Any) -> NDArray[np.float32]:
     """(value - mean) / std, clipped to +-10,000; missing (NaN) is 0, the mean. Broadcasts like numpy."""
-    scaled = np.clip((values - mean) / std, -LARGEST_NORMALISED, LARGEST_NORMALISED)
+    with np.errstate(over="ignore", invalid="ignore"):  # far beyond the clip
+        scaled = np.clip((values - mean) / std, -LARGEST_NORMALISED, LARGEST_NORMALISED)
     return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
+
+
+def _digits(value: int) -> str:
+    try:
+        return str(value)
+    except ValueError as error:  # Python's limit of 4,300 digits
+        raise ValueError("takes a shorter number: send an id of that length as a string") from error
 
 
 def _kind(value: Any) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 UNKNOWN = 0
 MISSING = 1
 FIRST = 2  # the id of the most frequent token
+NUL = "\0"
 
 
 class Vocabulary:
@@ -28,6 +29,8 @@ class Vocabulary:
 
     def __call__(self, token: str) -> int:
         """The token's id, or 0."""
+        if NUL in token:  # marisa ends a key there, and would find the part before it
+            return UNKNOWN
         try:
             index = self._trie.get(token)
         except UnicodeEncodeError:  # a lone surrogate: no token has one
@@ -45,8 +48,15 @@ class Vocabulary:
 
 
 def build_vocabulary(tokens: Iterable[str]) -> Vocabulary:
-    """From distinct tokens, the most frequent first."""
+    """From distinct tokens, the most frequent first.
+
+    Raises:
+        ValueError: for a token that is there twice, and for one with a NUL character.
+    """
     ranked = list(tokens)
+    for token in ranked:
+        if NUL in token:
+            raise ValueError(f"token {token!r} holds a NUL character: remove it from the log")
     trie = marisa_trie.Trie(ranked)
     if len(trie) != len(ranked):
         raise ValueError(f"{len(ranked) - len(trie)} tokens appear twice: count distinct tokens first")
