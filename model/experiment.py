@@ -65,6 +65,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     monitor: what must improve on valid; if it does not, the learning rate falls to a tenth at once,
     and after `patience` such epochs in a row training stops.
+    embedding_l2, net_l2: (l2 / 2) times the squared norm of all embeddings, and of all other weights.
     unknown_rate: the share of tokens, per field, that training replaces by the unknown id.
     """
 
@@ -74,6 +75,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     monitor: Literal["logloss", "auc"] = "logloss"
     patience: Positive = 2
     embedding_l2: Annotated[float, Meta(ge=0)] = 0.0
+    net_l2: Annotated[float, Meta(ge=0)] = 0.0
     clip: Annotated[float, Meta(gt=0)] = 10.0
     unknown_rate: Rate = 0.01
     seed: int = 1

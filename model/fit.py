@@ -56,8 +56,8 @@ def fit(
 ) -> list[Epoch]:
     """Trains in place and leaves the weights of the best epoch in the model, not the last.
 
-    tables: the embeddings, on which the L2 falls. on_epoch is called after each epoch, on_rows after
-    each step with its number of rows.
+    tables: the embeddings, on which embedding_l2 falls; net_l2 falls on the rest. on_epoch is
+    called after each epoch, on_rows after each step with its number of rows.
 
     Raises:
         ValueError: for fewer than two training rows, and when the loss is no finite number.
@@ -111,11 +111,13 @@ def _train_epoch(
     on_rows: Callable[[int], None],
 ) -> float:
     model.train()
+    in_tables = {id(p) for p in tables}
+    rest = [p for p in model.parameters() if id(p) not in in_tables]
     total, seen = 0.0, 0
     for ids, values, labels in _batches(train, recipe, generator):
         optimiser.zero_grad()
         loss = functional.binary_cross_entropy_with_logits(model(ids, values), labels)  # Eq. 12
-        (loss + embedding_penalty(tables, recipe.embedding_l2)).backward()
+        (loss + l2_penalty(tables, recipe.embedding_l2) + l2_penalty(rest, recipe.net_l2)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimiser.step()
         total, seen = total + loss.item() * len(labels), seen + len(labels)
@@ -125,9 +127,11 @@ def _train_epoch(
     return total / seen
 
 
-def embedding_penalty(tables: Sequence[nn.Parameter], l2: float) -> Tensor:
-    """(l2 / 2) |E|^2 over whole tables in every step: lazy or decoupled decay trains another model."""
-    return 0.5 * l2 * torch.stack([p.square().sum() for p in tables]).sum()
+def l2_penalty(parameters: Sequence[nn.Parameter], l2: float) -> Tensor | float:
+    """(l2 / 2) |P|^2 over whole tables in every step: lazy or decoupled decay trains another model."""
+    if l2 == 0:
+        return 0.0
+    return 0.5 * l2 * torch.stack([p.square().sum() for p in parameters]).sum()
 
 
 def _batches(train: Split, recipe: Training, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

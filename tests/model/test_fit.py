@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from contract.vocabulary import MISSING, UNKNOWN
 from model.experiment import Model, Training
-from model.fit import Epoch, Split, embedding_penalty, fit, hide_tokens, predict
+from model.fit import Epoch, Split, fit, hide_tokens, l2_penalty, predict
 from model.metrics import evaluate
 from model.stec import STEC
 
@@ -77,7 +77,18 @@ def test_the_l2_shrinks_rows_that_no_batch_has() -> None:
 
 def test_the_penalty_is_half_lambda_times_the_squared_norm() -> None:
     tables = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.full((1,), 2.0))]
-    assert embedding_penalty(tables, 0.1).item() == pytest.approx(0.05 * (6 + 4))
+    assert torch.as_tensor(l2_penalty(tables, 0.1)).item() == pytest.approx(0.05 * (6 + 4))
+
+
+def test_the_l2_of_the_net_shrinks_its_weights_and_no_embedding() -> None:
+    free, held = stec(), stec()
+    train(free, Training(epochs=3, batch_size=128, learning_rate=0.01))
+    train(held, Training(epochs=3, batch_size=128, learning_rate=0.01, net_l2=1.0))
+    head, other = held.head[0].weight, free.head[0].weight
+    assert isinstance(head, Tensor)
+    assert isinstance(other, Tensor)
+    assert head.norm() < 0.5 * other.norm()
+    assert held.embedding.table.weight.norm() > 0.5 * free.embedding.table.weight.norm()
 
 
 def test_a_share_of_the_known_tokens_is_hidden_and_no_missing_one() -> None:

@@ -1,0 +1,70 @@
+"""The README keeps its word: its example is answered as it says, its numbers stand in a report."""
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from model.experiment import Experiment
+from service.app import create_app
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, number: int = 0) -> str:
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return blocks[number]
+
+
+async def test_its_example_is_answered_as_it_says() -> None:
+    app = create_app(Settings(bundle=ROOT / "deploy" / "demo"))
+    async with app.router.lifespan_context(app):
+        await app.state.scorer.readiness.tested.wait()
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            body = re.search(r"-d '(.*?)'", block("sh"), re.DOTALL)
+            assert body is not None
+            headers = {"Content-Type": "application/json"}
+            response = await client.post("/v1/score", content=body.group(1), headers=headers)
+    answer, promised = response.json(), json.loads(block("json"))
+    assert response.status_code == 200, answer
+    assert [s["id"] for s in answer["scores"]] == [s["id"] for s in promised["scores"]]
+    for got, said in zip(answer["scores"], promised["scores"], strict=True):
+        assert got["ctr"] == pytest.approx(said["ctr"], abs=1e-5)
+    assert answer["model"] == promised["model"]
+    assert answer["version"] == promised["version"]
+    assert answer.keys() == promised.keys()
+
+
+def test_its_experiment_is_one() -> None:
+    experiment = msgspec.toml.decode(block("toml"), type=Experiment)
+    assert experiment.data.reader == "table"
+
+
+def test_it_names_every_setting() -> None:
+    for name in Settings.model_fields:
+        assert f"`CTR_{name.upper()}`" in README
+
+
+def test_its_measured_rows_stand_in_the_report_that_it_names() -> None:
+    measured = README.split("## Measured")[1].split("\n## ")[0]
+    sections = re.split(r"^### ", measured, flags=re.MULTILINE)[1:]
+    assert len(sections) >= 4
+    for section in sections:
+        link = re.search(r"\]\(([\w./-]+\.md)\)", section)
+        assert link is not None, section
+        report = (ROOT / link.group(1)).read_text()
+        rows = [line for line in section.splitlines() if line.startswith("|")]
+        assert rows, section
+        for row in rows:
+            assert row in report, f"{row} is not in {link.group(1)}"
+
+
+def test_the_files_it_links_to_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
