@@ -2,7 +2,7 @@
 # own dependencies (make serve), or everything (make test, make demo).
 
 PYTHON ?= python3.11
-TORCH ?= torch==2.13.0
+TORCH ?= $(shell grep '^torch==' constraints.txt)
 HOST ?= 127.0.0.1
 PORT ?= 8000
 BUNDLE ?= deploy/demo
@@ -14,7 +14,7 @@ SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve test lint demo demo-bundle bench load up clean
+.PHONY: serve test lint demo demo-bundle pipeline bench load up clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
@@ -28,22 +28,22 @@ lint: $(ALL_STAMP)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
-# The whole way on generated data: generate, prepare, train, export, verify, serve.
-demo: $(ALL_STAMP)
-	$(BIN)/python -m model.data.generate --data data
-	$(BIN)/ctr-prepare experiments/generated/stec.toml --data data
-	$(BIN)/ctr-train experiments/generated/stec.toml --data data --out runs/demo
-	$(BIN)/ctr-export runs/demo bundles/demo
-	$(BIN)/ctr-verify bundles/demo
-	CTR_BUNDLE=bundles/demo CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
+# The whole way on generated data: generate, prepare, train, export, verify; and serve it, or keep it as the
+# bundle that the repository carries.
+demo: BUNDLE = bundles/demo
+demo: pipeline
+	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
 
-# The bundle that the repository carries: the same model, on vocabularies small enough to commit.
-demo-bundle: $(ALL_STAMP)
+demo-bundle: BUNDLE = deploy/demo
+demo-bundle: pipeline
+	$(BIN)/python -m model.report runs/demo --data data --out experiments/generated/stec
+
+pipeline: $(ALL_STAMP)
 	$(BIN)/python -m model.data.generate --data data
 	$(BIN)/ctr-prepare experiments/generated/stec.toml --data data
 	$(BIN)/ctr-train experiments/generated/stec.toml --data data --out runs/demo
-	$(BIN)/ctr-export runs/demo deploy/demo
-	$(BIN)/ctr-verify deploy/demo
+	$(BIN)/ctr-export runs/demo $(BUNDLE)
+	$(BIN)/ctr-verify $(BUNDLE)
 
 bench: $(ALL_STAMP)
 	$(BIN)/python -m benchmarks.training

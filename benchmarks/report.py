@@ -27,6 +27,7 @@ def write_report(
         "",
     ]
     report = "\n".join(lines)
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{question}.md").write_text(report)
     Console().print(Markdown(report))
 

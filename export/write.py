@@ -59,7 +59,7 @@ def _facts(metrics: RunMetrics, experiment: Experiment) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="ctr-export", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder that ctr-train wrote")
     parser.add_argument("bundle", type=Path, help="the bundle to write; an older bundle there is replaced")
@@ -68,11 +68,13 @@ def main() -> None:
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
             progress.add_task("fold, export and check against torch")
             manifest, difference = export(arguments.run, arguments.bundle)
-    except ValueError as error:
-        sys.exit(f"ctr-export: {error}")
+    except (OSError, ValueError) as error:
+        print(f"ctr-export: {error}", file=sys.stderr)
+        return 2
     print(f"{arguments.bundle}: {manifest.name}, version {manifest.version[:12]}")
     print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over 300 golden requests")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

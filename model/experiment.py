@@ -66,7 +66,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     monitor: what must improve on valid; if it does not, the learning rate falls to a tenth at once,
     and after `patience` such epochs in a row training stops.
     embedding_l2, net_l2: (l2 / 2) times the squared norm of all embeddings, and of all other weights.
-    unknown_rate: the share of tokens, per field, that training replaces by the unknown id.
+    unknown_rate: the share of tokens, per field, that training replaces by the unknown id, and in a
+    field that the log never lacks, as many again by the missing one.
     """
 
     epochs: Positive = 50

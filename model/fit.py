@@ -65,29 +65,50 @@ def fit(
     if len(train) < 2:
         raise ValueError(f"{len(train)} training rows: batch normalisation needs two")
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    generator = torch.Generator().manual_seed(recipe.seed)
+    batches = Batches(train, recipe)
+    plateau = Plateau(recipe)
     history: list[Epoch] = []
-    best, best_score, failures = copy.deepcopy(model.state_dict()), -np.inf, 0
     for number in range(1, recipe.epochs + 1):
         start = time.perf_counter()
-        loss = _train_epoch(model, tables, train, recipe, optimiser, generator, on_rows)
+        loss = _train_epoch(model, tables, batches, recipe, optimiser, on_rows)
         rows_per_s = len(train) / (time.perf_counter() - start)
         metrics = evaluate(valid.labels.numpy(), predict(model, valid))
-        score = metrics.auc if recipe.monitor == "auc" else -metrics.logloss
-        improved = bool(score > best_score + SMALLEST_GAIN)
-        learning_rate = optimiser.param_groups[0]["lr"]
-        history.append(Epoch(number, loss, metrics, learning_rate, rows_per_s, improved))
+        improved = plateau.judge(metrics, model)
+        history.append(Epoch(number, loss, metrics, optimiser.param_groups[0]["lr"], rows_per_s, improved))
         on_epoch(history[-1])
-        if improved:
-            best, best_score, failures = copy.deepcopy(model.state_dict()), score, 0
-            continue
-        # Training goes on from the current weights, not from the best ones: so did the paper's code base.
-        failures += 1
-        optimiser.param_groups[0]["lr"] = max(learning_rate * LEARNING_RATE_FACTOR, SMALLEST_LEARNING_RATE)
-        if failures >= recipe.patience:
+        if plateau.over:
             break
-    model.load_state_dict(best)
+        if not improved:
+            lower = optimiser.param_groups[0]["lr"] * LEARNING_RATE_FACTOR
+            optimiser.param_groups[0]["lr"] = max(lower, SMALLEST_LEARNING_RATE)
+    model.load_state_dict(plateau.best)
     return history
+
+
+class Plateau:
+    """Keeps the best epoch's weights, and counts the epochs in a row that were no better.
+
+    Training goes on from the current weights, not from the best ones: so did the paper's code base.
+    """
+
+    def __init__(self, recipe: Training) -> None:
+        self._monitor, self._patience = recipe.monitor, recipe.patience
+        self._score, self._failures = -np.inf, 0
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def over(self) -> bool:
+        return self._failures >= self._patience
+
+    def judge(self, metrics: Metrics, model: nn.Module) -> bool:
+        """Whether the epoch was better than the best before it."""
+        score = metrics.auc if self._monitor == "auc" else -metrics.logloss
+        if score <= self._score + SMALLEST_GAIN:
+            self._failures += 1
+            return False
+        self._score, self._failures = score, 0
+        self.best = copy.deepcopy(model.state_dict())
+        return True
 
 
 def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
@@ -104,17 +125,16 @@ def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
 def _train_epoch(
     model: nn.Module,
     tables: Sequence[nn.Parameter],
-    train: Split,
+    batches: "Batches",
     recipe: Training,
     optimiser: torch.optim.Optimizer,
-    generator: torch.Generator,
     on_rows: Callable[[int], None],
 ) -> float:
     model.train()
     in_tables = {id(p) for p in tables}
     rest = [p for p in model.parameters() if id(p) not in in_tables]
     total, seen = 0.0, 0
-    for ids, values, labels in _batches(train, recipe, generator):
+    for ids, values, labels in batches.epoch():
         optimiser.zero_grad()
         loss = functional.binary_cross_entropy_with_logits(model(ids, values), labels)  # Eq. 12
         (loss + l2_penalty(tables, recipe.embedding_l2) + l2_penalty(rest, recipe.net_l2)).backward()
@@ -134,18 +154,36 @@ def l2_penalty(parameters: Sequence[nn.Parameter], l2: float) -> Tensor | float:
     return 0.5 * l2 * torch.stack([p.square().sum() for p in parameters]).sum()
 
 
-def _batches(train: Split, recipe: Training, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Shuffled; a last batch of one row is left out, for batch normalisation needs two."""
-    order = torch.randperm(len(train), generator=generator)
-    for rows in order.split(recipe.batch_size):
-        if len(rows) > 1:
-            ids = hide_tokens(train.ids[rows], recipe.unknown_rate, generator)
-            yield ids, train.values[rows], train.labels[rows]
+class Batches:
+    """The training rows, shuffled anew for each epoch, with a share of the tokens hidden.
+
+    A last batch of one row is left out, for batch normalisation needs two.
+    """
+
+    def __init__(self, train: Split, recipe: Training) -> None:
+        self._train, self._recipe = train, recipe
+        self._generator = torch.Generator().manual_seed(recipe.seed)
+        self._never_missing = (train.ids != MISSING).all(0)
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        order = torch.randperm(len(self._train), generator=self._generator)
+        for rows in order.split(self._recipe.batch_size):
+            if len(rows) > 1:
+                ids = hide_tokens(
+                    self._train.ids[rows], self._recipe.unknown_rate, self._never_missing, self._generator
+                )
+                yield ids, self._train.values[rows], self._train.labels[rows]
 
 
-def hide_tokens(ids: Tensor, rate: float, generator: torch.Generator) -> Tensor:
-    """Makes a share of the known tokens unknown, so that a new ad's id 0 means something in serving."""
+def hide_tokens(ids: Tensor, rate: float, never_missing: Tensor, generator: torch.Generator) -> Tensor:
+    """Makes a share of the known tokens unknown, so that a new ad's id 0 means something in serving.
+
+    In a field that the log never lacks, another such share becomes missing: a request may lack it, and an
+    id that no training row had would be noise, which the batch norm of a nearly constant field multiplies.
+    Shape: ids (B, categorical), never_missing bool (categorical).
+    """
     if rate == 0:
         return ids
-    hidden = torch.rand(ids.shape, generator=generator) < rate
-    return ids.masked_fill(hidden & (ids != MISSING), UNKNOWN)
+    chance = torch.rand(ids.shape, generator=generator)
+    hidden = ids.masked_fill((chance < rate) & (ids != MISSING), UNKNOWN)
+    return hidden.masked_fill((chance > 1 - rate) & never_missing, MISSING)

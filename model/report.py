@@ -5,7 +5,6 @@ python -m model.report runs/frappe-1 runs/frappe-2 --out experiments/frappe/stec
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import msgspec
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from model.data.folder import add_data_argument
 from model.data.generated import TRUE_CTR
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment
@@ -72,6 +72,19 @@ def compare_with_truth(model: STEC, prepared: Prepared) -> TrueComparison:
         unseen=float(ctr[unseen].mean() / true[unseen].mean()),
         tenths=[float(ctr[rows].mean() / true[rows].mean()) for rows in tenths],
     )
+
+
+def check_one_experiment(experiments: Sequence[Experiment]) -> Experiment:
+    """What all runs share. Raises ValueError when they differ in more than the seed, or have one twice."""
+    first = experiments[0]
+    seeds = [e.training.seed for e in experiments]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds {seeds}: each run needs a seed of its own")
+    for other in experiments:
+        training = msgspec.structs.replace(other.training, seed=first.training.seed)
+        if msgspec.structs.replace(other, training=training) != first:
+            raise ValueError(f"the runs are of different experiments ({first.name}, {other.name}): report them apart")
+    return first
 
 
 def summarise(
@@ -138,28 +151,30 @@ def _truth_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m model.report", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of one experiment, one a seed")
     parser.add_argument("--out", type=Path, required=True, help="the report's path without an ending")
-    default = Path(os.environ.get("CTR_DATA", "data"))
-    parser.add_argument("--data", type=Path, default=default, help="default: $CTR_DATA, else ./data")
+    add_data_argument(parser)
     arguments = parser.parse_args()
     try:
         opened = [open_run(run) for run in arguments.runs]
-        experiment = opened[0][1]
+        experiment = check_one_experiment([experiment for _, experiment, _, _ in opened])
         truth = []
         if experiment.data.reader == "generated":
             prepared = read_prepared(arguments.data / experiment.data.prepared)
             truth = [compare_with_truth(model, prepared) for model, *_ in opened]
         versions = json.loads((arguments.runs[0] / VERSIONS).read_text())
         summary = summarise(experiment, [metrics for *_, metrics in opened], truth, versions)
-    except ValueError as error:
-        sys.exit(f"report: {error}")
+    except (OSError, ValueError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(markdown(summary))
     print(markdown(summary))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

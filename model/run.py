@@ -15,6 +15,7 @@ import matplotlib as mpl
 import msgspec
 import torch
 from matplotlib.figure import Figure
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from contract.bundle import SCHEMA, VOCABULARY
@@ -70,15 +71,15 @@ def open_run(folder: Path) -> tuple[STEC, Experiment, FeatureSchema, RunMetrics]
     """
     if not (folder / METRICS).is_file():
         raise ValueError(f"{folder} is no run (it has no {METRICS}): make one with ctr-train EXPERIMENT.toml --out RUN")
-    experiment = msgspec.json.decode((folder / EXPERIMENT).read_bytes(), type=Experiment)
-    schema = read_schema(folder / SCHEMA)
-    metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=RunMetrics)
-    sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]
-    model = STEC(sizes, len(schema.select("numeric")), experiment.model)
     try:
+        experiment = msgspec.json.decode((folder / EXPERIMENT).read_bytes(), type=Experiment)
+        metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=RunMetrics)
+        schema = read_schema(folder / SCHEMA)
+        sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]
+        model = STEC(sizes, len(schema.select("numeric")), experiment.model)
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit {EXPERIMENT} and {VOCABULARY}/: {error}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: its files do not belong together ({error}): train again") from error
     return model.eval(), experiment, schema, metrics
 
 

@@ -32,6 +32,7 @@ class FeatureEmbedding(nn.Module):
         self.table = nn.Embedding(sum(sizes), width)
         self.alpha = nn.Parameter(torch.empty(numeric, width))
         self.register_buffer("offsets", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
+        # NOTE[DIFF] The paper does not say; FuxiCTR starts alpha 10^3 times wider than the table.
         nn.init.normal_(self.table.weight, std=std)
         nn.init.normal_(self.alpha, std=std)
 

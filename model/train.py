@@ -1,7 +1,6 @@
 """ctr-train: an experiment and its prepared data in, a run folder out."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from model.data.folder import add_data_argument
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment, read_experiment
 from model.fit import Epoch, Split, fit, predict
@@ -53,8 +53,14 @@ class LiveTable:
 
 
 def load_split(prepared: Prepared, name: str) -> Split:
-    """train, valid or test as the loop takes it."""
+    """train, valid or test as the loop takes it.
+
+    Raises:
+        ValueError: when all its rows are clicks, or none: it could not be judged after hours of training.
+    """
     ids, values, labels = prepared.split(name)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"{prepared.folder}: {name} has only clicks, or none: AUC needs both")
     # Copies: torch wants memory that it may write to, and the files are mapped read-only.
     return Split(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(values.copy()), torch.from_numpy(labels))
 
@@ -63,10 +69,12 @@ def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
     """Trains one seed and writes the run.
 
     Raises:
-        ValueError: when the data is not prepared, or `out` is something else than a run.
+        ValueError: when the data is not prepared, or not by this experiment, or `out` is something else than a run.
     """
     check_replaceable(out, METRICS)
     prepared = read_prepared(data / experiment.data.prepared)
+    if prepared.facts.data != experiment.data:
+        raise ValueError(f"{prepared.folder} was prepared with another [data] section: run ctr-prepare again")
     splits = {name: load_split(prepared, name) for name in ("train", "valid", "test")}
     torch.manual_seed(experiment.training.seed)
     model = STEC(prepared.vocabulary_sizes, len(prepared.schema.select("numeric")), experiment.model)
@@ -96,11 +104,10 @@ def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
     return metrics
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="ctr-train", description=__doc__)
     parser.add_argument("experiment", type=Path, help="an experiment's TOML file")
-    default = Path(os.environ.get("CTR_DATA", "data"))
-    parser.add_argument("--data", type=Path, default=default, help="default: $CTR_DATA, else ./data")
+    add_data_argument(parser)
     parser.add_argument("--out", type=Path, required=True, help="the run folder to write")
     parser.add_argument("--seed", type=int, help="instead of the experiment's own")
     arguments = parser.parse_args()
@@ -110,11 +117,13 @@ def main() -> None:
             training = msgspec.structs.replace(experiment.training, seed=arguments.seed)
             experiment = msgspec.structs.replace(experiment, training=training)
         metrics = train(experiment, arguments.data, arguments.out)
-    except ValueError as error:
-        sys.exit(f"ctr-train: {error}")
+    except (OSError, ValueError) as error:
+        print(f"ctr-train: {error}", file=sys.stderr)
+        return 2
     print(f"best epoch {metrics.best_epoch}: test AUC {metrics.test.auc:.5f}, test logloss {metrics.test.logloss:.5f}")
     print(f"run: {arguments.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,6 @@ and many rare ones, missing values, fields that hardly vary, and in `test` ads t
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import polars as pl
 from rich.console import Console
 from rich.progress import Progress
 
+from model.data.folder import add_data_argument
 from model.data.generated import CANDIDATE, CONTEXT, LABEL, REQUEST, TRUE_CTR
 from model.data.hidden import Codes, Floats, click_probability
 from model.data.log import SPLITS
@@ -171,8 +171,7 @@ def write(root: Path, seed: int, requests: int, progress: Progress) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.data.generate", description=__doc__)
-    default = Path(os.environ.get("CTR_DATA") or "data")
-    parser.add_argument("--data", type=Path, metavar="DIR", default=default, help="(default: CTR_DATA, or ./data)")
+    add_data_argument(parser)
     parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same log")
     parser.add_argument("--requests", type=int, default=120_000, help=f"each shows {CANDIDATES} candidates")
     options = parser.parse_args(arguments)

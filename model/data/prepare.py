@@ -1,7 +1,6 @@
 """ctr-prepare: a raw log -> schema, vocabulary and columns, as training reads them."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, Field, write_schema
 from contract.tokens import normalise
 from contract.vocabulary import FIRST, UNKNOWN, Vocabulary
@@ -25,8 +25,9 @@ from model.data.columns import (
     mean_and_std,
     missing_share,
 )
+from model.data.folder import add_data_argument
 from model.data.log import Log
-from model.data.prepared import LOG, SCHEMA, VOCABULARY, LogFacts, Prepared, SplitFacts, read_prepared
+from model.data.prepared import LOG, LogFacts, Prepared, SplitFacts, read_prepared
 from model.experiment import Data, read_experiment
 from model.folder import check_replaceable, new_folder
 
@@ -112,7 +113,7 @@ def _facts(log: Log, data: Data) -> LogFacts:
         for split, frame in log.splits.items()
     }
     missing = {field.name: missing_share(log.splits["train"][field.name]) for field in log.fields}
-    return LogFacts(data.reader, data.negative_rate, missing, rates)
+    return LogFacts(data, missing, rates)
 
 
 def summary(prepared: Prepared) -> Table:
@@ -140,13 +141,7 @@ def _names(prepared: Prepared) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ctr-prepare", description=__doc__)
     parser.add_argument("experiment", type=Path, help="an experiment's TOML file")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        default=Path(os.environ.get("CTR_DATA") or "data"),
-        help="where the experiment's paths begin (default: CTR_DATA, or ./data)",
-    )
+    add_data_argument(parser)
     options = parser.parse_args(arguments)
     try:
         prepared = prepare(options.data, read_experiment(options.experiment).data)

@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, read_schema
 from contract.vocabulary import open_vocabulary
+from model.experiment import Data
 
-SCHEMA = "schema.json"
-VOCABULARY = "vocabulary"
 LOG = "log.json"
 
 
@@ -22,13 +22,9 @@ class SplitFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What prepare read.
+    """What prepare read, by which [data] section. missing: field -> share of train's rows."""
 
-    negative_rate: the share of the negatives that the log kept. missing: field -> share of train's rows.
-    """
-
-    reader: str
-    negative_rate: float
+    data: Data
     missing: dict[str, float]
     splits: dict[str, SplitFacts]
 
@@ -41,10 +37,6 @@ class Prepared:
     schema: FeatureSchema
     vocabulary_sizes: tuple[int, ...]
     facts: LogFacts
-
-    @property
-    def negative_rate(self) -> float:
-        return self.facts.negative_rate
 
     @property
     def vocabulary(self) -> Path:

@@ -93,11 +93,20 @@ def test_the_l2_of_the_net_shrinks_its_weights_and_no_embedding() -> None:
 
 def test_a_share_of_the_known_tokens_is_hidden_and_no_missing_one() -> None:
     ids = torch.full((10_000, 2), 5)
-    ids[:, 1] = MISSING
-    hidden = hide_tokens(ids, 0.1, torch.Generator().manual_seed(0))
+    ids[:5000, 1] = MISSING
+    never_missing = torch.tensor([True, False])
+    hidden = hide_tokens(ids, 0.1, never_missing, torch.Generator().manual_seed(0))
     assert (hidden[:, 0] == UNKNOWN).float().mean().item() == pytest.approx(0.1, abs=0.01)
-    assert (hidden[:, 1] == MISSING).all()
+    assert (hidden[5000:, 1] == UNKNOWN).float().mean().item() == pytest.approx(0.1, abs=0.015)
+    assert (hidden[:5000, 1] == MISSING).all()
     assert (ids[:, 0] == 5).all()
+
+
+def test_missing_is_trained_where_the_log_never_lacks_a_field_and_only_there() -> None:
+    ids = torch.full((10_000, 2), 5)
+    hidden = hide_tokens(ids, 0.1, torch.tensor([True, False]), torch.Generator().manual_seed(0))
+    assert (hidden[:, 0] == MISSING).float().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert not (hidden[:, 1] == MISSING).any()
 
 
 def test_a_last_batch_of_one_row_is_left_out() -> None:

@@ -17,6 +17,7 @@ from model.data.prepared import read_prepared
 from model.experiment import read_experiment
 from model.fit import predict
 from model.metrics import evaluate
+from model.report import check_one_experiment
 from model.run import EXPERIMENT, METRICS, open_run
 from model.train import load_split, train
 
@@ -81,7 +82,7 @@ def test_a_folder_of_something_else_is_refused_before_training(root: Path, tmp_p
 def test_an_unprepared_log_says_which_command_prepares_it(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "model.train", str(root / "tiny.toml"), "--data", str(tmp_path)]
     done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "ctr-prepare" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -92,8 +93,39 @@ def test_weights_of_another_size_are_refused(root: Path, tmp_path: Path) -> None
     document = json.loads((copied / EXPERIMENT).read_text())
     document["model"]["embedding"] = 16
     (copied / EXPERIMENT).write_bytes(msgspec.json.encode(document))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="do not belong together"):
         open_run(copied)
+
+
+@pytest.mark.parametrize("lost", ["experiment.json", "weights.safetensors", "schema.json"])
+def test_a_run_that_lost_a_file_is_refused(root: Path, tmp_path: Path, lost: str) -> None:
+    shutil.copytree(root / "run", tmp_path / "run")
+    (tmp_path / "run" / lost).unlink()
+    with pytest.raises(ValueError, match="train again"):
+        open_run(tmp_path / "run")
+
+
+def test_broken_weights_are_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "run", tmp_path / "run")
+    (tmp_path / "run" / "weights.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="train again"):
+        open_run(tmp_path / "run")
+
+
+def test_data_prepared_for_another_experiment_is_refused(root: Path, tmp_path: Path) -> None:
+    experiment = read_experiment(root / "tiny.toml")
+    other = msgspec.structs.replace(experiment, data=msgspec.structs.replace(experiment.data, min_count=2))
+    with pytest.raises(ValueError, match="ctr-prepare again"):
+        train(other, root, tmp_path / "run")
+
+
+def test_runs_of_two_experiments_make_no_mean(root: Path) -> None:
+    experiment = read_experiment(root / "tiny.toml")
+    with pytest.raises(ValueError, match="seed of its own"):
+        check_one_experiment([experiment, experiment])
+    second = msgspec.structs.replace(experiment.training, seed=2, epochs=9)
+    with pytest.raises(ValueError, match="different experiments"):
+        check_one_experiment([experiment, msgspec.structs.replace(experiment, training=second)])
 
 
 def test_a_folder_without_metrics_is_no_run(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from contract.encode import Encoder
 from contract.schema import Field
 from contract.vocabulary import open_vocabulary
+from model.data.columns import build_column_vocabulary
 from model.data.generate import main as generate
 from model.data.log import Log
 from model.data.prepare import main, prepare, write_prepared
@@ -145,7 +146,7 @@ def test_arrays_have_the_types_that_training_reads(small: Prepared) -> None:
 def test_facts_about_the_log_are_kept(small: Prepared) -> None:
     assert small.facts.splits["test"].click_rate == 0.5
     assert small.facts.missing == {"place": 0.25, "ad": 0.0, "bid": 0.25}
-    assert small.negative_rate == 1.0
+    assert small.facts.data.negative_rate == 1.0
 
 
 def test_a_rare_token_is_unknown_in_train_as_well(tmp_path: Path) -> None:
@@ -224,3 +225,9 @@ def test_the_command_fails_in_one_sentence(tmp_path: Path, capsys: pytest.Captur
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "none.toml: there is no such experiment file" in error
+
+
+def test_a_float32_category_is_its_shortest_decimal() -> None:
+    column = pl.Series([0.1, 0.2, 16777216.0, 3.0], dtype=pl.Float32)
+    tokens = {token for token, _ in build_column_vocabulary(column, 1).items()}
+    assert tokens == {"0.1", "0.2", "16777216", "3"}
