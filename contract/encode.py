@@ -16,6 +16,8 @@ from contract.schema import FeatureSchema, Side
 from contract.tokens import normalise, number, token
 from contract.vocabulary import MISSING, UNKNOWN
 
+LONGEST_NAME = 100  # of what a client sent, in an answer or a log
+
 Features = Mapping[str, Any]
 # Field name -> (token -> id; 0 for a token that the vocabulary does not know).
 Lookup = Mapping[str, Callable[[str], int]]
@@ -89,6 +91,7 @@ class _Reader:
             for name in features:
                 if name not in self._names:
                     known = ", ".join(sorted(self._names))
+                    name = shorten(name)
                     raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: the model reads {known}")
         for name in (*self.categorical, *self.numeric):
             try:
@@ -190,6 +193,11 @@ class Encoder:
         _add(self._context.categorical, (context == UNKNOWN).sum(0).tolist(), unknown)
         _add(self._candidate.categorical, (candidates == UNKNOWN).sum(0).tolist(), unknown)
         return ModelInput(context, candidates, tokens.context_values, tokens.candidate_values), unknown
+
+
+def shorten(text: str, longest: int = LONGEST_NAME) -> str:
+    """Cut to so many characters."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _column_ids(column: list[str | None], find: Callable[[str], int]) -> list[int]:

@@ -121,9 +121,11 @@ async def render_problem(request: Request, error: Exception) -> Response:
 def _standard(request: Request, status: int, detail: str, headers: dict[str, str]) -> Response:
     title = HTTPStatus(status).phrase
     if status == HTTPStatus.NOT_FOUND:
-        detail = f"There is nothing at {request.url.path}: /docs lists what there is"
+        detail = f"There is nothing at {request.url.path[:100]}: /docs lists what there is"
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{request.url.path} takes no {request.method}, it takes {headers.get('Allow', 'another method')}"
+        detail = (
+            f"{request.url.path} takes no {request.method[:100]}, it takes {headers.get('Allow', 'another method')}"
+        )
     return _response(request, "about:blank", title, status, detail, None, headers)
 
 

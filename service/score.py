@@ -90,8 +90,7 @@ class Scorer:
             timeout_ms = self._timeout_ms(request)
             body = await _read_body(request, self.settings.max_body_bytes)
         with timing.phase("parse"):
-            parsed, bad = wire.decode(body)
-            self._check_number(parsed)
+            parsed, bad = wire.decode(body, self.settings.max_candidates)
         deadline_s = arrived_s + (parsed.timeout_ms or timeout_ms) / 1e3
         with timing.phase("encode"):
             tokens = self._tokens(parsed, bad)
@@ -109,15 +108,6 @@ class Scorer:
         if not (given.isascii() and given.isdigit() and len(given) < 8 and 1 <= int(given) <= wire.LONGEST_TIMEOUT_MS):
             raise BadRequest(f"header X-Timeout-Ms: send whole milliseconds from 1 to {wire.LONGEST_TIMEOUT_MS}")
         return int(given)
-
-    def _check_number(self, parsed: wire.ScoreRequest) -> None:
-        most = self.settings.max_candidates
-        if len(parsed.candidates) > most:
-            raise BadRequest(
-                f"{len(parsed.candidates)} candidates, this server takes {most}: split the request, "
-                "or raise CTR_MAX_CANDIDATES",
-                "$.candidates",
-            )
 
     def _tokens(self, parsed: wire.ScoreRequest, bad: Mapping[int, BadRequest]) -> Tokens:
         kept = [index for index in range(len(parsed.candidates)) if index not in bad]

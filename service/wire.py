@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from contract.encode import shorten
 from service.errors import BadRequest, NotJson
 
 LONGEST_TIMEOUT_MS = 10_000
@@ -67,7 +68,7 @@ class _LooseCandidate(msgspec.Struct):
 
 
 class _LooseRequest(msgspec.Struct, forbid_unknown_fields=True):
-    context: dict[str, Raw]
+    context: Features
     candidates: list[_LooseCandidate]
     timeout_ms: TimeoutMs | None = None
     on_bad_candidate: OnBadCandidate = "refuse"
@@ -85,6 +86,9 @@ class _RawRequest(msgspec.Struct):
 _REQUEST = msgspec.json.Decoder(ScoreRequest)
 _LOOSE = msgspec.json.Decoder(_LooseRequest)
 _FEATURES = msgspec.json.Decoder(dict[str, Any])
+_ANY_JSON = msgspec.json.Decoder(Raw)
+_RAW_REQUEST = msgspec.json.Decoder(_RawRequest)
+_RAW_VALUES = msgspec.json.Decoder(dict[str, Raw])
 
 _FEATURES_HINT = "send an object: field name -> string, number, boolean or null"
 _HINTS = {
@@ -100,45 +104,76 @@ _HINTS = {
 _VALUE_HINT = "send a string, a finite number within 64 bits, a boolean or null"
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _REQUIRED = re.compile(r"Object missing required field `(.*)`")
+_LONGEST_WORDS = 200  # of msgspec's, which quote the client's
 
 
-def decode(body: bytes) -> tuple[ScoreRequest, dict[int, BadRequest]]:
+def decode(body: bytes, max_candidates: int) -> tuple[ScoreRequest, dict[int, BadRequest]]:
     """The request, and by position the candidates whose features are not even an object of JSON values.
 
     There are such only with on_bad_candidate = skip; their features are empty.
 
     Raises:
         NotJson: for what is no JSON.
-        BadRequest: for JSON of another form, with its path.
+        BadRequest: for JSON of another form, with its path, and for more candidates than `max_candidates`.
     """
     try:
-        return _REQUEST.decode(body), {}
+        request = _REQUEST.decode(body)
     except msgspec.ValidationError as error:
-        problem = _explain(error, body)
-        return _without_bad_features(problem, body)
+        # What follows the place of the complaint was not looked at yet, and may be no JSON.
+        _check_json(body)
+        return _without_bad_features(_explain(error, body), body, max_candidates)
     except RecursionError:
-        raise BadRequest("is nested too deep: a value is a string, a number, a boolean or null", "$") from None
-    except UnicodeDecodeError as error:
-        raise NotJson(f"The body is not UTF-8: {error.reason}. Send UTF-8") from None
-    except msgspec.DecodeError as error:
-        hint = "JSON has no NaN, infinity or lone surrogate" if body else "Send a JSON object"
-        raise NotJson(f"{error}. {hint}") from None
+        raise _too_deep() from None
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise _not_json(error, body) from None
+    _check_number(len(request.candidates), max_candidates)
+    return request, {}
 
 
-def _without_bad_features(problem: BadRequest, body: bytes) -> tuple[ScoreRequest, dict[int, BadRequest]]:
+def _check_json(body: bytes) -> None:
+    try:
+        body.decode()  # msgspec does not look at the bytes of a Raw string
+        _ANY_JSON.decode(body)
+    except RecursionError:
+        raise _too_deep() from None
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise _not_json(error, body) from None
+
+
+def _not_json(error: UnicodeDecodeError | msgspec.DecodeError, body: bytes) -> NotJson:
+    if isinstance(error, UnicodeDecodeError):
+        return NotJson(f"The body is not UTF-8: {error.reason}. Send UTF-8")
+    hint = "JSON has no NaN, infinity or lone surrogate" if body else "Send a JSON object"
+    return NotJson(f"{error}. {hint}")
+
+
+def _too_deep() -> BadRequest:
+    return BadRequest("is nested too deep: a value is a string, a number, a boolean or null", "$")
+
+
+def _check_number(candidates: int, most: int) -> None:
+    if candidates > most:
+        raise BadRequest(
+            f"{candidates} candidates, this server takes {most}: split the request, or raise CTR_MAX_CANDIDATES",
+            "$.candidates",
+        )
+
+
+def _without_bad_features(
+    problem: BadRequest, body: bytes, max_candidates: int
+) -> tuple[ScoreRequest, dict[int, BadRequest]]:
     """Decodes once more, taking features as they are; raises the problem where that is not what was wrong."""
-    if not (problem.path or "").startswith("$.candidates["):
-        raise problem
     try:
         loose = _LOOSE.decode(body)
-        context = {name: msgspec.json.decode(value) for name, value in loose.context.items()}
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise problem from None
-    if loose.on_bad_candidate != "skip":
+    if loose.on_bad_candidate != "skip" or not loose.candidates:
         raise problem
+    # Before each of them is looked at: there may be a hundred thousand.
+    _check_number(len(loose.candidates), max_candidates)
     bad: dict[int, BadRequest] = {}
     candidates = [Candidate(c.id, _features(c.features, index, bad)) for index, c in enumerate(loose.candidates)]
-    return ScoreRequest(context, candidates, loose.timeout_ms, "skip"), bad
+    return ScoreRequest(loose.context, candidates, loose.timeout_ms, "skip"), bad
 
 
 def _features(raw: Raw, index: int, bad: dict[int, BadRequest]) -> dict[str, Any]:
@@ -146,33 +181,44 @@ def _features(raw: Raw, index: int, bad: dict[int, BadRequest]) -> dict[str, Any
     try:
         return _FEATURES.decode(raw)
     except msgspec.ValidationError as error:
-        what, _, _ = str(error).partition(" - at ")
-        bad[index] = _unreadable_value(what, path, raw) if "`$[...]`" in str(error) else _bad(what, path)
+        what, at = _place(error)
+        bad[index] = _unreadable_value(what, path, raw) if at else _bad(what, path)
     except RecursionError:
         bad[index] = BadRequest(f"is nested too deep: {_FEATURES_HINT}", path)
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise _not_json(error, raw) from None
     return {}
 
 
 def _explain(error: msgspec.ValidationError, body: bytes) -> BadRequest:
     """Msgspec's words -> the path, and what to send there."""
-    what, _, at = str(error).rpartition(" - at `")
-    what, path = (what, at.removesuffix("`")) if what else (str(error), "$")
-    if path.endswith("[...]"):
-        path = path.removesuffix("[...]")
-        return _unreadable_value(what, path, _raw_features(path, body))
-    return _bad(what, path)
+    what, at = _place(error)
+    if not at.endswith("[...]"):
+        return _bad(what, f"${at}")
+    path = f"${at[: at.index('[...]')]}"
+    return _unreadable_value(what, path, _raw_features(path, body))
+
+
+def _place(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Msgspec's words, and its path without the `$`."""
+    what = str(error)
+    # Quotes a name of the client's, which may look like a path; only the request itself forbids names.
+    if _UNKNOWN.fullmatch(what):
+        return what, ""
+    what, found, at = what.rpartition(" - at `$")
+    return (what, at.removesuffix("`")) if found else (at, "")
 
 
 def _bad(what: str, path: str) -> BadRequest:
     if unknown := _UNKNOWN.fullmatch(what):
-        name = unknown[1]
+        name = shorten(unknown[1])
         allowed = ", ".join(ScoreRequest.__struct_fields__)
         reason = "is reserved for a later version" if name in RESERVED else "is not a part of a request"
         return BadRequest(f"{name!r} {reason}: leave it out; a request has {allowed}", f"{path}.{name}")
     if required := _REQUIRED.fullmatch(what):
         path = f"{path}.{required[1]}"
         return BadRequest(f"{required[1]!r} is missing: {_hint(path)}", path)
-    what = what.replace("`", "").replace("array", "list")
+    what = shorten(what.replace("`", "").replace("array", "list"), _LONGEST_WORDS)
     return BadRequest(f"{what}: {_hint(path)}", path)
 
 
@@ -180,17 +226,32 @@ def _hint(path: str) -> str:
     return _HINTS.get(re.sub(r"\[\d+\]", "[]", path), _VALUE_HINT)
 
 
-def _raw_features(path: str, body: bytes) -> Raw:
-    """Msgspec does not say which key of an object was bad: the object, to look for it."""
-    raw = msgspec.json.decode(body, type=_RawRequest)
-    index = re.search(r"\[(\d+)\]", path)
-    return raw.candidates[int(index[1])].features if index else raw.context
+def _raw_features(path: str, body: bytes) -> Raw | None:
+    """Msgspec does not say which key of an object was bad: the object, to look for it.
+
+    None when the body does not give it away, because it has names twice, say: the last one counts.
+    """
+    try:
+        raw = _RAW_REQUEST.decode(body)
+        index = re.search(r"\[(\d+)\]", path)
+        return raw.candidates[int(index[1])].features if index else raw.context
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):
+        return None
 
 
-def _unreadable_value(what: str, path: str, features: Raw) -> BadRequest:
-    for name, value in msgspec.json.decode(features, type=dict[str, Raw]).items():
+def _unreadable_value(what: str, path: str, features: Raw | None) -> BadRequest:
+    name = _unreadable_name(features) if features is not None else None
+    return BadRequest(f"{what}: {_VALUE_HINT}", path if name is None else f"{path}.{shorten(name)}")
+
+
+def _unreadable_name(features: Raw) -> str | None:
+    try:
+        values = _RAW_VALUES.decode(features)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    for name, value in values.items():
         try:
             msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
-            return BadRequest(f"{what}: {_VALUE_HINT}", f"{path}.{name}")
-    return BadRequest(f"{what}: {_VALUE_HINT}", path)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return name
+    return None
