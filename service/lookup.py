@@ -102,38 +102,50 @@ class RedisLookup:
         self._failures = 0
         self._healthy = True
         self._tasks: set[asyncio.Task[Found]] = set()
+        self._judging: set[asyncio.Task[None]] = set()
 
     async def find(self, wanted: Mapping[str, list[str]], budget_s: float) -> Found:
-        """Waits at most `budget_s` or Redis's own timeout. Never fails: the bundle answers instead."""
-        wait_s = min(budget_s, self._timeout_s)
+        """Waits at most half of `budget_s`, or Redis's own timeout. Never fails: the bundle answers instead."""
+        # Half: an answer from the bundle needs time for the model, too.
+        wait_s = min(budget_s / 2, self._timeout_s)
         if wait_s <= 0 or self._clock() < self._paused_until_s or len(self._tasks) >= MAX_ROUND_TRIPS:
             return self._from_bundle()
         task = asyncio.create_task(self._round_trip(wanted))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
-        # wait() leaves the task alone when the time is up or the caller is cancelled. A command cancelled in
-        # flight would leave its reply on the pooled connection for the next request to read.
-        await asyncio.wait({task}, timeout=wait_s)
-        # When it was this loop that was late, the reply lies there already: a few turns to read it.
-        for _ in range(TURNS):
-            if task.done():
-                break
-            await asyncio.sleep(0)
-        if not task.done():
-            # A budget that was shorter than Redis's own timeout says nothing about Redis.
-            if wait_s >= self._timeout_s:
-                self._failed("it did not answer in time")
+        await _wait(task, wait_s)
+        if not task.done() and wait_s < self._timeout_s:
+            # A short budget says nothing about Redis, and Redis's own timeout is not over.
+            self._judge_later(task, self._timeout_s - wait_s)
             return self._from_bundle()
+        return task.result() if self._judge(task) else self._from_bundle()
+
+    def _judge_later(self, task: "asyncio.Task[Found]", left_s: float) -> None:
+        async def judge() -> None:
+            await _wait(task, left_s)
+            self._judge(task)
+
+        judging = asyncio.create_task(judge())
+        self._judging.add(judging)
+        judging.add_done_callback(self._judging.discard)
+
+    def _judge(self, task: "asyncio.Task[Found]") -> bool:
+        """Whether a round trip brought an answer in time; counts it."""
+        if not task.done():
+            self._failed("it did not answer in time")
+            return False
         if (error := task.exception()) is not None:
             unusable = isinstance(error, Unusable)
             self._failed(str(error) if unusable else type(error).__name__, for_good=unusable)
-            return self._from_bundle()
+            return False
         self._succeeded()
-        return task.result()
+        return True
 
     async def close(self) -> None:
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._judging:  # they wait for nothing else
+            await asyncio.wait(self._judging)
         await self._client.aclose()
 
     async def _round_trip(self, wanted: Mapping[str, list[str]]) -> Found:
@@ -189,6 +201,17 @@ class RedisLookup:
             log.warning("redis is not used for now, the bundle answers: %s", reason)
 
 
+async def _wait(task: "asyncio.Task[Found]", wait_s: float) -> None:
+    # wait() leaves the task alone when the time is up or the caller is cancelled. A command cancelled in
+    # flight would leave its reply on the pooled connection for the next request to read.
+    await asyncio.wait({task}, timeout=wait_s)
+    # When it was this loop that was late, the reply lies there already: a few turns to read it.
+    for _ in range(TURNS):
+        if task.done():
+            break
+        await asyncio.sleep(0)
+
+
 def _ids(vocabulary: Vocabulary, tokens: list[str], values: list[Any]) -> tuple[dict[str, int], int]:
     """The ids of one field, and how many of them Redis got wrong or lost."""
     ids: dict[str, int] = {}
@@ -207,4 +230,5 @@ def _integer(value: Any, size: int) -> int | None:
     if not isinstance(value, bytes) or not value.isdigit() or len(value) > 10:
         return None
     number = int(value)
-    return number if number < size else None
+    # Neither "unknown" nor "missing" is ever published for a token.
+    return number if FIRST <= number < size else None

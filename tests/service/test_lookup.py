@@ -90,7 +90,7 @@ async def test_an_unknown_token_is_no_fault_of_redis(
         assert await score(with_redis, context={}) == await score(client, context={})
 
 
-@pytest.mark.parametrize("garbage", ["-1", "92", "1.5", "", "eleven", "9" * 40, "٣", "1 "])
+@pytest.mark.parametrize("garbage", ["-1", "0", "1", "92", "1.5", "", "eleven", "9" * 40, "٣", "1 "])
 async def test_an_id_that_cannot_be_is_answered_by_the_bundle(
     start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float], garbage: str
 ) -> None:
@@ -184,19 +184,6 @@ async def test_a_redis_that_hangs_does_not_cost_the_deadline(
             await score(client)  # may still be late
             unpause(client)
             assert await score(client) == (expected, [])
-
-
-async def test_one_late_answer_is_no_reason_for_a_pause(bundle: Path, redis_server: RedisServer) -> None:
-    opened = open_bundle(bundle)
-    with redis_server.client() as redis:
-        publish(redis, opened)
-    async with looking_up(redis_server, opened, 0.5) as lookup:
-        assert not (await lookup.find({"user": ["u1"]}, 1.0)).degraded
-        for _ in range(4):
-            with stopped(redis_server):
-                assert (await lookup.find({"user": ["u1"]}, 1.0)).degraded
-            await asyncio.sleep(0.05)
-            assert not (await lookup.find({"user": ["u1"]}, 1.0)).degraded
 
 
 @asynccontextmanager
