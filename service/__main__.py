@@ -10,22 +10,24 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 import msgspec
 import uvicorn
 import uvloop
 from fastapi import FastAPI
+from uvicorn.server import HANDLED_SIGNALS
 
 from contract.bundle import BundleError
-from contract.golden import GoldenRequest
-from service.app import create_app
+from service.app import create_app, drain
 from service.engine import EngineMissing
+from service.example import example_request
 from service.settings import Settings, SettingsError, read_settings
 
 BACKLOG = 2048
 DRAIN_S = 15
-CURL_CANDIDATES = 3
-CURL_TIMEOUT_MS = 1000  # a person waits, not an auction
+NOTICE_S = 0.5  # from "draining" to closing connections, for a balancer to hear it
 
 
 class CannotListen(OSError):
@@ -40,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = read_settings(os.environ)
+        app = create_app(settings)
+        server = Server(app)
+        server.take_signals()
         with _listen(settings.host, settings.port) as listener:
-            uvloop.run(_serve(settings, listener, arguments.print_curl))
+            uvloop.run(_serve(app, server, listener, settings, arguments.print_curl))
     except (SettingsError, BundleError, EngineMissing, CannotListen) as error:
         print(f"ctr-serve: {error}", file=sys.stderr)
         return 2
@@ -56,16 +61,34 @@ def _listen(host: str, port: int) -> socket.socket:
         raise CannotListen(f"cannot listen on {host}:{port} ({error.strerror}): set CTR_HOST or CTR_PORT") from error
 
 
-async def _serve(settings: Settings, listener: socket.socket, print_curl: bool) -> None:
-    # Uvicorn raises the signal once more when it is done; the parts still have to be closed then.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    app = create_app(settings)
+class Server(uvicorn.Server):
+    """Takes signals from the start on, and says that it drains before it does."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(_config(app))
+        self._app = app
+
+    def take_signals(self) -> None:
+        # Uvicorn raises the signal once more when it is done; the parts still have to be closed then.
+        for number in HANDLED_SIGNALS:
+            signal.signal(number, self.handle_exit)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        drain(self._app)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await asyncio.sleep(NOTICE_S)
+        await super().shutdown(sockets)
+
+
+async def _serve(app: FastAPI, server: Server, listener: socket.socket, settings: Settings, print_curl: bool) -> None:
     # Not Uvicorn's lifespan: it prints a traceback where we have a sentence.
     async with app.router.lifespan_context(app):
-        server = uvicorn.Server(_config(app))
+        if server.should_exit:  # a signal came during the start
+            return
         async with asyncio.TaskGroup() as tasks:
-            saying = tasks.create_task(_say(app, server, listener)) if print_curl else None
+            saying = tasks.create_task(_say(app, server, listener, settings)) if print_curl else None
             await server.serve(sockets=[listener])
             if saying is not None:
                 saying.cancel()
@@ -85,30 +108,25 @@ def _config(app: FastAPI) -> uvicorn.Config:
     )
 
 
-async def _say(app: FastAPI, server: uvicorn.Server, listener: socket.socket) -> None:
+async def _say(app: FastAPI, server: Server, listener: socket.socket, settings: Settings) -> None:
     readiness = app.state.scorer.readiness
     await readiness.tested.wait()
     while not server.started:
         await asyncio.sleep(0.01)
     if readiness.problem is None:
         host, port = listener.getsockname()[:2]
+        request = example_request(app.state.bundle, app.state.golden, settings.max_candidates)
         with contextlib.suppress(BrokenPipeError):  # a reader that left must not end the service
-            print(curl(host, port, app.state.golden), flush=True)
+            print(curl(host, port, request), flush=True)
 
 
-def curl(host: str, port: int, golden: Sequence[GoldenRequest]) -> str:
-    """A shell command that scores a golden request's first candidates."""
+def curl(host: str, port: int, request: dict[str, Any]) -> str:
+    """A shell command that sends the request."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     authority = f"[{reachable}]" if ":" in reachable else reachable
-    request = next((one for one in golden if len(one.candidates) > 1), golden[0])
-    body = {
-        "context": request.context,
-        "candidates": request.candidates[:CURL_CANDIDATES],
-        "timeout_ms": CURL_TIMEOUT_MS,
-    }
     url = f"http://{authority}:{port}/v1/score"
     header = "Content-Type: application/json"
-    return shlex.join(["curl", "-sS", url, "-H", header, "-d", msgspec.json.encode(body).decode()])
+    return shlex.join(["curl", "-sS", url, "-H", header, "-d", msgspec.json.encode(request).decode()])
 
 
 if __name__ == "__main__":

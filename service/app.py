@@ -19,7 +19,7 @@ from contract.encode import Encoder
 from contract.golden import TOLERANCE, GoldenRequest, read_golden
 from service.batching import Batcher
 from service.engine import Engine, golden_answers, golden_difference, open_engine
-from service.errors import Problem, render_problem
+from service.errors import NotReady, Problem, render_problem
 from service.lookup import RedisLookup, connect
 from service.metrics import Metrics
 from service.openapi import openapi
@@ -48,10 +48,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
 
     app = FastAPI(title=TITLE, version=VERSION, lifespan=lifespan, redoc_url=None)
+    app.state.draining = False
     for error in (Problem, HTTPException, Exception):
         app.add_exception_handler(error, render_problem)
     _route(app)
     return app
+
+
+def drain(app: FastAPI) -> None:
+    """/readyz says 503 from now on. Whoever asks for scores all the same gets them, as long as the process lives."""
+    app.state.draining = True
 
 
 async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> None:
@@ -154,6 +160,8 @@ async def _livez(request: Request) -> Response:
 async def _readyz(request: Request) -> Response:
     scorer = _scorer(request)
     scorer.readiness.check()
+    if request.app.state.draining:
+        raise NotReady("draining: the server is about to end, ask another one")
     return PlainTextResponse(f"ready: {scorer.manifest.version}\n")
 
 

@@ -117,7 +117,7 @@ def redis_server(running_redis: RedisServer) -> RedisServer:
 
 @contextlib.contextmanager
 def start_redis(folder: Path) -> Iterator[RedisServer]:
-    port, password = _free_port(), "a-secret-word"
+    port, password = a_free_port(), "a-secret-word"
     command = [_redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", password]
     command += ["--save", "", "--appendonly", "no", "--dir", str(folder), "--enable-debug-command", "yes"]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
@@ -149,7 +149,7 @@ def _wait_for(server: RedisServer) -> None:
     raise RuntimeError("redis did not start")
 
 
-def _free_port() -> int:
+def a_free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
