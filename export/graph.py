@@ -5,20 +5,21 @@ dimension c, and all other constants of all levels are one bias (see model/facto
 
     logit = bias + sum over levels, c, i, j of q[i, c] * a_c[i, j] * k[j, c]
 
-Shape legend: R requests, N candidates of all requests, F fields, D width, H heads, K = D / H.
+Shape legend: R requests, N candidates of all requests, F fields, D width, H heads, K = D / H; in a
+folded block R is the N * F rows of all candidates' fields.
 The graph's fields are in serving order: context, then candidate; on each side categorical, then numeric.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from contract.schema import FeatureSchema, Kind, Side
+from export.block import FoldedBlock, FoldedLast, blocks_of, score_bounds
 from model.factorised import by_dimension
-from model.stec import STEC, Block
+from model.stec import STEC
 
 
 def serving_order(schema: FeatureSchema) -> list[int]:
@@ -30,7 +31,7 @@ def serving_order(schema: FeatureSchema) -> list[int]:
 
 
 class FoldedLevel(nn.Module):
-    """One level's share of the logit, with all that is constant in it folded. Shape: q, k (N, F, D) -> (N)."""
+    """One level's share of the logit, with all that is constant in it folded. Shape: q, k (D, N, F) -> (N)."""
 
     a_DFF: Tensor
 
@@ -45,9 +46,8 @@ class FoldedLevel(nn.Module):
         a_DFF = by_dimension(scale / q_scale, fields, width)[:, order][:, :, order]
         self.register_buffer("a_DFF", a_DFF.contiguous().float())
 
-    def forward(self, q_NFD: Tensor, k_NFD: Tensor) -> Tensor:
-        qa_DNF = q_NFD.permute(2, 0, 1) @ self.a_DFF
-        return (qa_DNF * k_NFD.permute(2, 0, 1)).sum((0, 2))
+    def forward(self, q_DNF: Tensor, k_DNF: Tensor) -> Tensor:
+        return ((q_DNF @ self.a_DFF) * k_DNF).sum((0, 2))
 
 
 class FoldedEmbedding(nn.Module):
@@ -72,31 +72,6 @@ class FoldedEmbedding(nn.Module):
         return torch.cat([x, values[:, :, None] * self.alpha], 1)
 
 
-class FoldedBlock(nn.Module):
-    """An encoder layer whose q, k and v come from one product. Its q is scaled for the softmax already:
-    the level that reads it undoes that in its constants. Shape: (N, F, D) -> (N, F, D), q, k (N, F, D)."""
-
-    qkv: Tensor
-
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        width = block.out.in_features
-        self.heads, self.scale = block.heads, 1 / math.sqrt(width // block.heads)
-        query, key = block.project.query.weight, block.project.key.weight
-        self.register_buffer("qkv", torch.cat([query * self.scale, key, block.value.weight]).T.float())
-        self.block = block.float()
-
-    def forward(self, x_NFD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q_NFD, k_NFD, v_NFD = (x_NFD @ self.qkv).chunk(3, 2)
-        q_NHFK, k_NHFK, v_NHFK = (self._heads(t) for t in (q_NFD, k_NFD, v_NFD))
-        attended = (q_NHFK @ k_NHFK.transpose(2, 3)).softmax(3) @ v_NHFK
-        x_NFD = self.block.attention_norm(x_NFD + self.block.out(attended.transpose(1, 2).flatten(2)))
-        return self.block.ffn_norm(x_NFD + self.block.ffn(x_NFD)), q_NFD, k_NFD
-
-    def _heads(self, t_NFD: Tensor) -> Tensor:
-        return torch.unflatten(t_NFD, 2, (self.heads, -1)).transpose(1, 2)
-
-
 class ServingGraph(nn.Module):
     """A trained STEC as the service runs it: a request's context once, its candidates behind each other.
 
@@ -114,8 +89,9 @@ class ServingGraph(nn.Module):
         assert isinstance(linear, nn.Linear)
         weights = linear.weight[0].chunk(len(exact.norms))
         order, width = serving_order(schema), exact.embedding.table.embedding_dim
-        self.blocks = nn.ModuleList(FoldedBlock(block) for block in exact.blocks)  # type: ignore[arg-type]
-        scales = [*(block.scale for block in self.blocks), 1.0]
+        bounds = score_bounds(exact)
+        self.blocks = nn.ModuleList(FoldedBlock(b, bound) for b, bound in zip(blocks_of(exact), bounds, strict=True))
+        scales = [*(block.q_scale for block in self.blocks), 1.0]
         levels = [
             FoldedLevel(norm, weight, order, width, scale)  # type: ignore[arg-type]
             for norm, weight, scale in zip(exact.norms, weights, scales, strict=True)
@@ -125,7 +101,7 @@ class ServingGraph(nn.Module):
         self.context = FoldedEmbedding(exact, schema, "context")
         self.candidate = FoldedEmbedding(exact, schema, "candidate")
         self.register_buffer("table", exact.embedding.table.weight.float())
-        self.last = exact.last.float()
+        self.last = FoldedLast(exact.last, blocks_of(exact)[-1].ffn_norm)
 
     def forward(
         self,
@@ -138,11 +114,15 @@ class ServingGraph(nn.Module):
         context_RFD = self.context(self.table, context_ids, context_values)
         candidate_NFD = self.candidate(self.table, candidate_ids, candidate_values)
         x_NFD = torch.cat([context_RFD.index_select(0, request_index), candidate_NFD], 1)
+        fields = x_NFD.shape[1]
+        x_RD = x_NFD.flatten(0, 1)
         shares = []
-        for block, level in zip(self.blocks, self.levels, strict=False):
-            x_NFD, q_NFD, k_NFD = block(x_NFD)
-            shares.append(level(q_NFD, k_NFD))
-        shares.append(self.levels[-1](*self.last(x_NFD)))
+        for number, (block, level) in enumerate(zip(self.blocks, self.levels, strict=False)):
+            x_RD = self.blocks[number - 1].rescale(x_RD) if number else x_RD  # type: ignore[operator]
+            x_RD, q_HRK, k_HRK = block(x_RD, fields)
+            shares.append(level(*(t.transpose(1, 2).unflatten(2, (-1, fields)).flatten(0, 1) for t in (q_HRK, k_HRK))))
+        q_RD, k_RD = self.last(x_RD)
+        shares.append(self.levels[-1](q_RD.T.unflatten(1, (-1, fields)), k_RD.T.unflatten(1, (-1, fields))))
         return torch.stack(shares).sum(0) + self.bias
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from contract.schema import FeatureSchema, Field, Kind, Side
+from export.block import blocks_of, score_bounds
 from export.graph import PlainGraph, ServingGraph, serving_order
 from model.experiment import Model
 from model.stec import STEC
@@ -70,6 +71,31 @@ def test_near_constant_fields_at_a_large_scale_stay_within_the_tolerance() -> No
     expected = PlainGraph(model, schema).double().eval()(**inputs).sigmoid()
     answered = ServingGraph(model, schema)(**single(inputs)).double().sigmoid()
     assert (answered - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("std", [0.1, 1.0, 5.0])
+def test_no_attention_score_exceeds_its_proven_bound(std: float) -> None:
+    schema = mixed_schema(True)
+    model = trained(schema, std).double()
+    ids = torch.randint(TOKENS, (500, len(schema.select("categorical"))))
+    values = (torch.randn(500, len(schema.select("numeric"))).double() * 1e4).clamp(-1e4, 1e4)
+    x = model.embedding(ids, values)
+    for block, bound in zip(blocks_of(model), score_bounds(model), strict=True):
+        y, q, k = block(x, plain=False)
+        q, k = (t.unflatten(2, (block.heads, -1)).transpose(1, 2) for t in (q, k))
+        largest = (q @ k.transpose(2, 3)).abs().max().item() / q.shape[3] ** 0.5
+        assert largest <= bound
+        x = y
+
+
+def test_scores_that_could_overflow_take_the_safe_softmax() -> None:
+    schema = mixed_schema(False)
+    assert [b.scores_are_bounded for b in ServingGraph(trained(schema, 0.1), schema).blocks] == [True, True]
+    wide = trained(schema, 30.0)
+    graph, inputs = ServingGraph(wide, schema), request(schema, (50,))
+    assert not graph.blocks[0].scores_are_bounded
+    expected = PlainGraph(wide, schema).double().eval()(**inputs)
+    torch.testing.assert_close(graph(**single(inputs)).double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_folding_leaves_the_model_as_it_was() -> None:

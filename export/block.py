@@ -1,0 +1,167 @@
+"""The encoder's layers as the serving graph runs them: the model's, rearranged for a runtime with one thread.
+
+Shape legend: N candidates, F fields, D width, H heads, K = D / H, R = N * F rows, all candidates' fields
+behind each other. Everything here is exact; constants are folded in float64 and rounded once.
+"""
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from contract.tokens import LARGEST_NORMALISED
+from model.stec import STEC, Block, Projections
+
+# exp of it, times values and summed over fields, is far from float32's limits on either side.
+LARGEST_SCORE = 60.0
+
+
+def score_bounds(model: STEC) -> list[float]:
+    """For each block, what no attention score's absolute value can exceed, whatever the request.
+
+    The first block reads rows of a table, or a vector times a number that is clipped. The others read
+    n * gain + shift, where a layer norm's n has a length of at most sqrt(D): with n extended by a 1 the
+    score is a bilinear form of two vectors no longer than sqrt(D + 1).
+    """
+    first = blocks_of(model)[0]
+    numbers = model.embedding.alpha * LARGEST_NORMALISED
+    rows = torch.cat([model.embedding.table.weight, numbers])
+    q, k = (rows @ _by_head(w, first.heads) for w in (first.project.query.weight, first.project.key.weight))
+    bounds = [float((q.norm(dim=2).amax(1) * k.norm(dim=2).amax(1)).max()) / math.sqrt(q.shape[2])]
+    for before, block in itertools.pairwise(blocks_of(model)):
+        norm = before.ffn_norm
+        extended = torch.cat([torch.diag(norm.weight), norm.bias[None]])
+        q, k = (extended @ _by_head(w, block.heads) for w in (block.project.query.weight, block.project.key.weight))
+        form = torch.linalg.matrix_norm(q @ k.transpose(1, 2), 2).max()
+        bounds.append(float(form) * len(extended) / math.sqrt(q.shape[2]))
+    return bounds
+
+
+def blocks_of(model: STEC) -> list[Block]:
+    return list(model.blocks)  # type: ignore[arg-type]
+
+
+class FoldedProjections(nn.Module):
+    """q and k of a level, head by head: no transpose between the product and the attention. Shape:
+    x (NF, D) -> (H, NF, K) each. q comes times `scale`, and the level's constants undo that."""
+
+    query: Tensor
+    key: Tensor
+
+    def __init__(self, projections: Projections, heads: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("query", _by_head(projections.query.weight * scale, heads).float())
+        self.register_buffer("key", _by_head(projections.key.weight, heads).float())
+
+    def forward(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
+        return x_RD @ self.query, x_RD @ self.key
+
+
+class FoldedBlock(nn.Module):
+    """An encoder layer on rows of all fields behind each other.
+
+    Its layer norms are matrix products: with D as small as here, a runtime's own loops over short rows
+    cost several times as much. Their scale and shift, and the centring, are folded into the neighbours.
+    Shape: x (NF, D) -> normalised x (NF, D), q, k (H, NF, K); what follows applies rescale(), or folds it.
+    """
+
+    value: Tensor
+    out: Tensor
+    centre: Tensor
+    mean: Tensor
+    eps: Tensor
+    ones: Tensor
+    inner: Tensor
+    inner_bias: Tensor
+    skip: Tensor
+    outer: Tensor
+    outer_bias: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, block: Block, largest_score: float) -> None:
+        """largest_score: a proven bound of the absolute value of this block's attention scores."""
+        super().__init__()
+        self.scores_are_bounded = largest_score <= LARGEST_SCORE
+        width = block.out.in_features
+        self.q_scale = 1 / math.sqrt(width // block.heads)
+        self.project = FoldedProjections(block.project, block.heads, self.q_scale)
+        eye = torch.eye(width, dtype=torch.float64)
+        centre = eye - 1 / width
+        first, second = block.attention_norm, block.ffn_norm
+        inner, outer = block.ffn[0], block.ffn[2]
+        assert isinstance(inner, nn.Linear)
+        assert isinstance(outer, nn.Linear)
+        constants = {
+            "value": _by_head(block.value.weight, block.heads),
+            "out": (block.out.weight.T @ centre).unflatten(0, (block.heads, -1)),
+            "centre": centre,
+            "mean": torch.full((width, 1), 1 / width),
+            "eps": torch.full((1,), first.eps),
+            "ones": torch.ones(1, width),
+            "inner": first.weight[:, None] * inner.weight.T,
+            "inner_bias": first.bias @ inner.weight.T + inner.bias,
+            "skip": first.weight[:, None] * centre,
+            "outer": outer.weight.T @ centre,
+            "outer_bias": (first.bias + outer.bias) @ centre,
+            "scale": torch.diag(second.weight),
+            "shift": second.bias,
+        }
+        for name, constant in constants.items():
+            self.register_buffer(name, constant.contiguous().float())
+
+    def forward(self, x_RD: Tensor, fields: int) -> tuple[Tensor, Tensor, Tensor]:
+        q_HRK, k_HRK = self.project(x_RD)
+        q, k, v = (t.unflatten(1, (-1, fields)) for t in (q_HRK, k_HRK, x_RD @ self.value))
+        attended = self.attend(q @ k.transpose(2, 3), v)
+        centred_RD = x_RD @ self.centre
+        for head_RK, out_KD in zip(attended.flatten(1, 2).unbind(0), self.out.unbind(0), strict=True):
+            centred_RD = torch.addmm(centred_RD, head_RK, out_KD)  # a concatenation of heads would copy them
+        first_RD = self.normalise(centred_RD)
+        hidden = torch.addmm(self.inner_bias, first_RD, self.inner).relu()
+        second_RD = self.normalise(torch.addmm(self.outer_bias, hidden, self.outer) + first_RD @ self.skip)
+        return second_RD, q_HRK, k_HRK
+
+    def attend(self, score: Tensor, v: Tensor) -> Tensor:
+        """Softmax over the keys, times v. Shape: (H, N, F, F), (H, N, F, K) -> (H, N, F, K)."""
+        if not self.scores_are_bounded:
+            return score.softmax(3) @ v
+        # No score can overflow exp, so the maximum need not be found, and the sums are a product.
+        unscaled = score.exp()
+        sums = unscaled.flatten(0, 2) @ torch.ones(score.shape[3], v.shape[3])
+        return (unscaled @ v) / sums.view(v.shape)
+
+    def rescale(self, normalised_RD: Tensor) -> Tensor:
+        return torch.addmm(self.shift, normalised_RD, self.scale)
+
+    def normalise(self, centred_RD: Tensor) -> Tensor:
+        """Rows of mean 0 -> rows of mean 0 and variance 1."""
+        variance_R1 = torch.addmm(self.eps, centred_RD * centred_RD, self.mean)
+        # Spread by a product: dividing by one number a row is a loop over short rows again.
+        spread_RD: Tensor = variance_R1.rsqrt() @ self.ones
+        return centred_RD * spread_RD
+
+
+class FoldedLast(nn.Module):
+    """q and k of the standalone level, from the encoder's normalised output. Shape: (NF, D) -> (NF, D) each."""
+
+    query: Tensor
+    key: Tensor
+    query_bias: Tensor
+    key_bias: Tensor
+
+    def __init__(self, last: Projections, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        for name, linear in (("query", last.query), ("key", last.key)):
+            self.register_buffer(name, (norm.weight[:, None] * linear.weight.T).float())
+            self.register_buffer(f"{name}_bias", (norm.bias @ linear.weight.T).float())
+
+    def forward(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.addmm(self.query_bias, x_RD, self.query), torch.addmm(self.key_bias, x_RD, self.key)
+
+
+def _by_head(weight: Tensor, heads: int) -> Tensor:
+    """A linear layer's weight (out, in) as one product a head: (H, in, K)."""
+    by_head: Tensor = weight.T.unflatten(1, (heads, -1)).transpose(0, 1)
+    return by_head.contiguous()
