@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 
 import msgspec
 from fastapi import FastAPI
@@ -30,7 +31,7 @@ from service.wire import ModelField, ModelResponse
 log = logging.getLogger(__name__)
 
 TITLE = "CTR scoring"
-VERSION = "0.1.0"
+DISTRIBUTION = "stec-ctr"
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -47,7 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await _build(app, known, parts)
             yield
 
-    app = FastAPI(title=TITLE, version=VERSION, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title=TITLE, version=version(DISTRIBUTION), lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     app.state.draining = False
     for error in (Problem, HTTPException, Exception):
         app.add_exception_handler(error, render_problem)
@@ -63,7 +64,7 @@ def drain(app: FastAPI) -> None:
 async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> None:
     bundle = await asyncio.to_thread(open_bundle, settings.bundle)
     golden = _golden(bundle)
-    engine = await asyncio.to_thread(open_engine, bundle, settings.threads)
+    engine = await asyncio.to_thread(open_engine, bundle, settings.threads, settings.provider)
     metrics = Metrics(bundle.manifest.name, bundle.manifest.version)
     redis = _redis(bundle, settings)
     if redis is not None:
@@ -126,7 +127,7 @@ async def _finished(testing: "asyncio.Task[None]") -> None:
 
 
 def _route(app: FastAPI) -> None:
-    document = openapi(TITLE, VERSION)
+    document = openapi(TITLE, app.version)
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own way to replace it
     # Starlette's routes and not FastAPI's: nothing is between the raw body and the life of a request.
     app.add_route("/v1/score", _score, methods=["POST"])

@@ -5,7 +5,7 @@ R requests in a batch, N candidates of all of them behind each other.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,12 @@ OUTPUT = "logit"
 AGAIN = "export the run again"
 
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU]}
+
+
 class EngineMissing(RuntimeError):
-    """onnxruntime is not installed. The message says how to install it."""
+    """onnxruntime is not installed, or cannot use what it is told to. The message says the way out."""
 
 
 class Engine:
@@ -55,11 +59,11 @@ class Engine:
         return {name: array for name, array in feeds.items() if name in self._inputs}
 
 
-def open_engine(bundle: Bundle, threads: int) -> Engine:
-    """Opens model.onnx on the CPU; one run uses `threads` threads.
+def open_engine(bundle: Bundle, threads: int, provider: Literal["cpu", "cuda"] = "cpu") -> Engine:
+    """Opens model.onnx; one run uses `threads` threads of the CPU.
 
     Raises:
-        EngineMissing: when onnxruntime is not installed.
+        EngineMissing: when onnxruntime is not installed, or cannot use CUDA although `provider` says so.
         BundleError: when the graph is no graph, or does not fit the schema.
     """
     try:
@@ -68,15 +72,26 @@ def open_engine(bundle: Bundle, threads: int) -> Engine:
         raise EngineMissing(
             "onnxruntime is not installed; install the extra: pip install '.[cpu]' or '.[cuda]'"
         ) from error
+    _check_provider(provider, onnxruntime.get_available_providers())
     path = bundle.folder / MODEL
     try:
         session = onnxruntime.InferenceSession(
-            str(path), sess_options=_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
+            str(path), sess_options=_options(onnxruntime, threads), providers=PROVIDERS[provider]
         )
     except Exception as error:  # onnxruntime raises its own classes and bare RuntimeErrors
         raise BundleError(f"{path}: onnxruntime cannot open it ({_first_line(error)}): export the run again") from error
+    # It goes on with the CPU where a driver or a library is missing.
+    _check_provider(provider, session.get_providers())
     _check_graph(session, bundle.schema, path)
     return Engine(session, bundle.manifest.calibration)
+
+
+def _check_provider(provider: str, found: Sequence[str]) -> None:
+    if PROVIDERS[provider][0] not in found:
+        raise EngineMissing(
+            f"CTR_PROVIDER={provider}, but onnxruntime has only {', '.join(found)}: install the extra '.[{provider}]' "
+            "and what it needs (for cuda: a GPU, its driver, CUDA and cuDNN), or set CTR_PROVIDER=cpu"
+        )
 
 
 def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], list[float]]:

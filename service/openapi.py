@@ -5,12 +5,12 @@ from typing import Any
 import msgspec
 
 from service.errors import ProblemDetails
-from service.wire import ModelResponse, ScoreRequest, ScoreResponse
+from service.wire import LONGEST_TIMEOUT_MS, ModelResponse, ScoreRequest, ScoreResponse
 
 REFUSALS = {
     400: "the body is no JSON",
     413: "the body is too large",
-    415: "the content type is not application/json",
+    415: "the content type is not application/json, or the body is compressed",
     422: "the request cannot be scored; says where and why",
     429: "overloaded: try again after Retry-After seconds",
     500: "the server failed; the request_id is in its log",
@@ -55,7 +55,11 @@ def openapi(title: str, version: str) -> dict[str, Any]:
 def _score(request: dict[str, Any], response: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
     headers = [
         ("X-Request-Id", {"type": "string", "maxLength": 128}, "echoed; made up when it is missing"),
-        ("X-Timeout-Ms", {"type": "integer", "minimum": 1, "maximum": 10_000}, "timeout_ms in the body wins"),
+        (
+            "X-Timeout-Ms",
+            {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
+            "timeout_ms in the body wins",
+        ),
     ]
     return {
         "summary": "The click probability of each candidate",

@@ -87,11 +87,10 @@ class Scorer:
             # Before the body is read: a refusal must cost less than an answer.
             self.batcher.check_room(1, math.inf)
             _check_type(request)
-            timeout_ms = self._timeout_ms(request)
             body = await _read_body(request, self.settings.max_body_bytes)
         with timing.phase("parse"):
             parsed, bad = wire.decode(body, self.settings.max_candidates)
-        deadline_s = arrived_s + (parsed.timeout_ms or timeout_ms) / 1e3
+        deadline_s = arrived_s + (parsed.timeout_ms or self._timeout_ms(request)) / 1e3
         with timing.phase("encode"):
             tokens = self._tokens(parsed, bad)
             model_input, degraded = await self._ids(tokens, deadline_s)
@@ -105,6 +104,7 @@ class Scorer:
         given = request.headers.get("x-timeout-ms")
         if given is None:
             return self.settings.timeout_ms
+        given = given.strip()
         if not (given.isascii() and given.isdigit() and len(given) < 8 and 1 <= int(given) <= wire.LONGEST_TIMEOUT_MS):
             raise BadRequest(f"header X-Timeout-Ms: send whole milliseconds from 1 to {wire.LONGEST_TIMEOUT_MS}")
         return int(given)
@@ -181,6 +181,9 @@ def _check_type(request: Request) -> None:
     given = request.headers.get("content-type", "")
     if given.partition(";")[0].strip().lower() != JSON:
         raise WrongType(f"The content type is {given[:100]!r}: send 'Content-Type: {JSON}'")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise WrongType(f"The content encoding is {encoding[:100]!r}: send the body as it is, without Content-Encoding")
 
 
 async def _read_body(request: Request, limit: int) -> bytes:

@@ -87,6 +87,28 @@ def a_request(**changes: Any) -> dict[str, Any]:
     return {**request, **changes}
 
 
+JSON = {"content-type": "application/json"}
+
+
+def problem(answer: httpx.Response, status: int, path: str | None, *words: str) -> dict[str, Any]:
+    """Checks that a refusal is RFC 9457, points there and says that."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    details: dict[str, Any] = answer.json()
+    assert details["status"] == status
+    assert details["type"]
+    assert details["title"]
+    assert details["request_id"] == answer.headers["x-request-id"]
+    assert details.get("path") == path
+    for word in words:
+        assert word in details["detail"]
+    return details
+
+
+async def post(client: httpx.AsyncClient, body: bytes | str, **headers: str) -> httpx.Response:
+    return await client.post("/v1/score", content=body, headers={**JSON, **headers})
+
+
 @dataclass(frozen=True)
 class RedisServer:
     process: subprocess.Popen[bytes]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,17 @@ from tests.service.small_bundle import write_small_bundle
 
 
 async def test_a_ready_server_says_its_version(start: StartApp, bundle: Path) -> None:
-    version = open_bundle(bundle).manifest.version
+    served = open_bundle(bundle).manifest.version
     async with start() as client:
         assert (await client.get("/livez")).status_code == 200
         ready = await client.get("/readyz")
         assert ready.status_code == 200
-        assert version in ready.text
+        assert served in ready.text
         model = (await client.get("/v1/model")).json()
-        assert model["version"] == version
+        assert model["version"] == served
         assert model["metrics"] == {"auc": 0.75}
         assert {"name": "price", "side": "candidate", "kind": "numeric"} in model["fields"]
-        assert f'ctr_model_info{{model="small",version="{version}"}} 1.0' in (await client.get("/metrics")).text
+        assert f'ctr_model_info{{model="small",version="{served}"}} 1.0' in (await client.get("/metrics")).text
 
 
 async def test_before_the_self_test_is_over_nothing_is_scored(bundle: Path) -> None:
@@ -72,6 +73,16 @@ async def test_the_same_app_may_be_started_again(start: StartApp, bundle: Path) 
         async with app.router.lifespan_context(app), client_of(app) as client:
             await app.state.scorer.readiness.tested.wait()
             assert (await client.post("/v1/score", json=a_request())).status_code == 200
+
+
+async def test_the_document_has_the_distributions_version(start: StartApp) -> None:
+    async with start() as client:
+        assert (await client.get("/openapi.json")).json()["info"]["version"] == version("stec-ctr")
+
+
+async def test_a_slash_too_many_is_a_404_and_no_redirect(start: StartApp) -> None:
+    async with start() as client:
+        assert (await client.post("/v1/score/", json=a_request())).status_code == 404
 
 
 async def test_the_parts_are_closed_when_the_app_ends(start: StartApp) -> None:

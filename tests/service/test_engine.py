@@ -99,3 +99,15 @@ def test_without_onnxruntime_the_sentence_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(EngineMissing, match=r"pip install '\.\[cpu\]' or '\.\[cuda\]'"):
         open_engine(opened, 1)
+
+
+def test_without_cuda_a_server_that_shall_use_it_does_not_start(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        # No GPU can be seen: onnxruntime goes on with the CPU then, and says so only in its log.
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(EngineMissing, match=r"CTR_PROVIDER=cuda, but .*CPUExecutionProvider.*or set CTR_PROVIDER=cpu"):
+        open_engine(open_bundle(own_bundle), 1, "cuda")

@@ -127,3 +127,10 @@ def test_arguments_that_make_no_sense_are_refused(bundle: Path, arguments: list[
     with pytest.raises(SystemExit) as refused:
         main([str(bundle), *arguments])
     assert refused.value.code == 2
+
+
+def test_a_url_with_an_unknown_option_is_a_sentence(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(bundle), "--redis-url", "redis://:a-secret-word@h:6399/0?foo=bar"]) == 2
+    said = capsys.readouterr().err
+    assert "no URL of a Redis" in said
+    assert "secret" not in said

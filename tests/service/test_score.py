@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -10,28 +9,7 @@ import msgspec
 import pytest
 
 from contract.golden import TOLERANCE, largest_difference, read_golden
-from tests.service.conftest import StartApp, a_request, app_of
-
-JSON = {"content-type": "application/json"}
-
-
-def problem(answer: httpx.Response, status: int, path: str | None, *words: str) -> dict[str, Any]:
-    """Checks that a refusal is RFC 9457, points there and says that."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    details: dict[str, Any] = answer.json()
-    assert details["status"] == status
-    assert details["type"]
-    assert details["title"]
-    assert details["request_id"] == answer.headers["x-request-id"]
-    assert details.get("path") == path
-    for word in words:
-        assert word in details["detail"]
-    return details
-
-
-async def post(client: httpx.AsyncClient, body: bytes | str, **headers: str) -> httpx.Response:
-    return await client.post("/v1/score", content=body, headers={**JSON, **headers})
+from tests.service.conftest import StartApp, a_request, app_of, post, problem
 
 
 async def test_every_golden_request_gets_its_probabilities(client: httpx.AsyncClient, bundle: Any) -> None:
@@ -155,51 +133,6 @@ async def test_ids_may_be_integers_of_any_size(client: httpx.AsyncClient) -> Non
     assert json.loads(answer.text)["scores"][0]["id"] == 123456789012345678901234567890
 
 
-async def test_more_candidates_than_the_limit_are_refused(start: StartApp) -> None:
-    candidates = [{"id": i, "features": {}} for i in range(4)]
-    async with start(max_candidates=3) as client:
-        answer = await client.post("/v1/score", json=a_request(candidates=candidates))
-        problem(answer, 422, "$.candidates", "4 candidates", "CTR_MAX_CANDIDATES")
-        answer = await client.post("/v1/score", json=a_request(candidates=candidates[:3]))
-        assert answer.status_code == 200
-
-
-async def test_a_body_over_the_limit_is_refused_by_its_announced_length(client: httpx.AsyncClient) -> None:
-    problem(await post(client, b"x" * 10_000_000), 413, None, "CTR_MAX_BODY_BYTES")
-
-
-async def test_a_body_of_unknown_length_is_read_no_further_than_the_limit(start: StartApp) -> None:
-    read = 0
-
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal read
-        for _ in range(1000):
-            read += 10_000
-            yield b" " * 10_000
-
-    async with start(max_body_bytes=100_000) as client:
-        answer = await client.post("/v1/score", content=endless(), headers=JSON)
-    problem(answer, 413, None, "CTR_MAX_BODY_BYTES")
-    assert read <= 120_000
-
-
-@pytest.mark.parametrize("given", ["text/plain", "application/x-www-form-urlencoded", ""])
-async def test_another_content_type_is_a_415(client: httpx.AsyncClient, given: str) -> None:
-    answer = await client.post("/v1/score", content=json.dumps(a_request()), headers={"content-type": given})
-    problem(answer, 415, None, "Content-Type: application/json")
-
-
-async def test_a_content_type_may_have_a_charset(client: httpx.AsyncClient) -> None:
-    body = json.dumps(a_request())
-    assert (await post(client, body, **{"content-type": "Application/JSON; charset=utf-8"})).status_code == 200
-
-
-@pytest.mark.parametrize("given", ["soon", "0", "10001", "-5", "1.5", "9" * 5000])
-async def test_a_timeout_header_that_is_no_number_of_ms_is_refused(client: httpx.AsyncClient, given: str) -> None:
-    answer = await post(client, json.dumps(a_request()), **{"X-Timeout-Ms": given})
-    problem(answer, 422, None, "X-Timeout-Ms", "1 to 10000")
-
-
 async def test_an_unknown_and_a_missing_field_are_scored_and_counted(client: httpx.AsyncClient) -> None:
     request = a_request(context={"user": "nobody", "weekday": None, "planet": "mars"})
     assert (await client.post("/v1/score", json=request)).status_code == 200
@@ -219,46 +152,6 @@ async def test_a_strict_server_refuses_both(start: StartApp) -> None:
         problem(answer, 422, "$.context.planet", "unknown", "the model reads")
         answer = await client.post("/v1/score", json=a_request(context={"user": "u1", "age": 3}))
         problem(answer, 422, "$.context.weekday", "missing", "send a value")
-
-
-def some_bad_candidates(**changes: Any) -> str:
-    good = '{"item": 4082}'
-    features = [good, '{"item": []}', good, '{"price": 1e400}', '"x"', good, '{"price": "2"}', "[" * 400 + "]" * 400]
-    candidates = ", ".join(f'{{"id": {i}, "features": {one}}}' for i, one in enumerate(features))
-    extra = "".join(f', "{name}": {json.dumps(value)}' for name, value in changes.items())
-    return f'{{"context": {{"user": "u1"}}, "candidates": [{candidates}]{extra}}}'
-
-
-async def test_a_bad_candidate_refuses_the_request(client: httpx.AsyncClient) -> None:
-    problem(await post(client, some_bad_candidates()), 422, "$.candidates[3].features.price", "out of range")
-
-
-async def test_with_skip_the_other_candidates_are_scored(client: httpx.AsyncClient) -> None:
-    answer = await post(client, some_bad_candidates(on_bad_candidate="skip", timeout_ms=4000))
-    assert answer.status_code == 200, answer.text
-    scores = answer.json()["scores"]
-    assert [score["ctr"] is not None for score in scores] == [True, False, True, False, False, True, False, False]
-    assert [score["id"] for score in scores] == list(range(8))
-    assert scores[0]["ctr"] == scores[2]["ctr"] == scores[5]["ctr"]
-    for index, path in ((1, ".item"), (3, ".price"), (4, ""), (6, ".price")):
-        assert scores[index]["error"].startswith(f"$.candidates[{index}].features{path}: ")
-    assert "error" not in scores[0]
-
-
-async def test_with_skip_a_bad_context_still_refuses(client: httpx.AsyncClient) -> None:
-    body = f'{{"context": {{"age": 1e400}}, "candidates": [{ONE}], "on_bad_candidate": "skip"}}'
-    problem(await post(client, body), 422, "$.context.age", "finite")
-    body = '{"candidates": [{"id": 1, "features": {"price": 1e400}}], "on_bad_candidate": "skip"}'
-    assert (await post(client, body)).status_code == 422
-    body = '{"context": {}, "x": 1, "candidates": [{"id": 1, "features": []}], "on_bad_candidate": "skip"}'
-    assert (await post(client, body)).status_code == 422
-
-
-async def test_with_skip_and_nothing_but_bad_candidates_the_answer_is_still_a_200(client: httpx.AsyncClient) -> None:
-    candidates = [{"id": i, "features": {"item": []}} for i in range(2)]
-    answer = await client.post("/v1/score", json=a_request(candidates=candidates, on_bad_candidate="skip"))
-    assert answer.status_code == 200
-    assert [score["ctr"] for score in answer.json()["scores"]] == [None, None]
 
 
 async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncClient) -> None:
