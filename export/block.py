@@ -17,6 +17,7 @@ from model.stec import STEC, Block, Projections
 LARGEST_SCORE = 60.0
 
 
+@torch.no_grad()
 def score_bounds(model: STEC) -> list[float]:
     """For each block, what no attention score's absolute value can exceed, whatever the request.
 
