@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import msgspec
 from fastapi import FastAPI
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -167,4 +167,4 @@ async def _readyz(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
-    return Response(generate_latest(_scorer(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(await _scorer(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -3,10 +3,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hdrh.histogram import HdrHistogram
 from prometheus_client import generate_latest
 
 from service.errors import BadRequest, DeadlineExceeded
-from service.metrics import BUCKETS_S, QUANTILES, LastMinute, Metrics
+from service.metrics import BUCKETS_S, LONGEST_US, QUANTILES, LastMinute, Metrics
 
 
 def text(metrics: Metrics) -> str:
@@ -36,6 +37,35 @@ def test_quantiles_are_those_of_the_last_minute() -> None:
     assert last_minute.quantiles_s()[0.999] == pytest.approx(0.01, rel=0.01)
     now = 500.0
     assert last_minute.quantiles_s() == {}
+
+
+def test_quantiles_over_all_slices_are_those_of_one_histogram() -> None:
+    now = 0.0
+    last_minute, whole = LastMinute(lambda: now), HdrHistogram(1, LONGEST_US, 3)
+    for second, one in enumerate(np.random.default_rng(1).lognormal(np.log(0.02), 1.5, 50).tolist()):
+        now = float(second)
+        last_minute.record(one)
+        whole.record_value(round(one * 1e6))
+    expected = {quantile: whole.get_value_at_percentile(100 * quantile) / 1e6 for quantile in QUANTILES}
+    assert last_minute.quantiles_s() == expected
+
+
+async def test_the_text_is_prometheus_own_and_lets_requests_in_between() -> None:
+    metrics = Metrics("small", "1", lambda: 0.0)
+    with metrics.request() as timing:
+        timing.record("run", 0.25)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    meanwhile = asyncio.create_task(others())
+    assert (await metrics.text()).decode() == text(metrics)
+    meanwhile.cancel()
+    assert turns >= 8
 
 
 def test_extreme_durations_are_recorded_too() -> None:
