@@ -23,6 +23,7 @@ from contract.bundle import BundleError
 from service.app import create_app, drain
 from service.engine import EngineMissing
 from service.example import example_request
+from service.protocol import Protocol
 from service.settings import Settings, SettingsError, read_settings
 
 BACKLOG = 2048
@@ -98,7 +99,7 @@ def _config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

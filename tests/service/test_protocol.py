@@ -1,0 +1,152 @@
+"""HTTP over a socket: heads without end, upgrades, and what is no HTTP."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service.conftest import a_request
+from tests.service.test_serve import Server, serving
+
+BODY = json.dumps(a_request(timeout_ms=5000)).encode()
+HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[Server]:
+    with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
+        yield server
+
+
+@contextmanager
+def connected(server: Server) -> Iterator[socket.socket]:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        yield connection
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    with closing(HTTPResponse(connection)) as response:
+        response.begin()
+        return response.status, json.loads(response.read())
+
+
+def send_until_refused(connection: socket.socket, piece: bytes, pieces: int) -> None:
+    with suppress(ConnectionError):
+        for _ in range(pieces):
+            connection.sendall(piece)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        HEAD + b"X-Endless: ",
+        HEAD,
+        b"GET /",
+        b"\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-Trailer: ",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;extension=",
+    ],
+)
+def test_a_head_without_end_is_a_431_and_closes(server: Server, start: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(start)
+        start_s = time.perf_counter()
+        send_until_refused(connection, b"x" * 10_000, 100)
+        assert httpx.get(f"{server.url}/livez", timeout=30).status_code == 200
+        assert time.perf_counter() - start_s < 2
+        status, problem = answer(connection)
+        assert (status, problem["status"]) in ((431, 431), (400, 400))
+        assert status == 431 or start == b"\r\n"  # letters without a blank are no method
+
+
+def test_a_head_in_one_piece_has_the_same_limits(server: Server) -> None:
+    for headers in (b"X: %b\r\n" % (b"x" * 70_000), b"X: y\r\n" * 201, b"X: %b\r\n" % (b"x" * 1000) * 70):
+        with connected(server) as connection:
+            connection.sendall(HEAD + headers + LENGTH + BODY)
+            status, problem = answer(connection)
+            assert status == 431
+            assert "200 headers" in problem["detail"]
+            assert problem["request_id"]
+            assert connection.recv(1) == b""
+
+
+def test_a_head_within_the_limits_is_read(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(HEAD + b"X: y\r\n" * 190 + b"Y: %b\r\n" % (b"y" * 60_000) + LENGTH + BODY)
+        assert answer(connection)[0] == 200
+
+
+def test_a_large_body_in_small_chunks_is_read(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 30_000)
+        connection.sendall(b"%x\r\n%b\r\n0\r\nX-Trailer: y\r\n\r\n" % (len(BODY), BODY))
+        assert answer(connection)[0] == 200
+
+
+@pytest.mark.parametrize("upgrade", [H2C, b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"])
+@pytest.mark.parametrize("cut", [0, 1, 30, 150, 400])
+def test_an_upgrade_that_a_client_asks_for_does_not_lose_its_body(server: Server, upgrade: bytes, cut: int) -> None:
+    request = HEAD + upgrade + LENGTH + BODY
+    with connected(server) as connection:
+        for _ in range(2):
+            connection.sendall(request[:cut])
+            time.sleep(0.02)
+            connection.sendall(request[cut:])
+            status, scored = answer(connection)
+            assert (status, len(scored["scores"])) == (200, 2)
+
+
+def test_upgrades_and_plain_requests_may_follow_each_other_at_once(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall((HEAD + H2C + LENGTH + BODY + HEAD + LENGTH + BODY) * 2)
+        received = b""
+        while received.count(b"HTTP/1.1 200 OK") < 4:
+            piece = connection.recv(10_000)
+            assert piece
+            received += piece
+
+
+@pytest.mark.parametrize(
+    "text", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET \xff / HTTP/1.1\r\n\r\n"]
+)
+def test_what_is_no_http_is_a_problem(server: Server, text: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(text)
+        status, problem = answer(connection)
+    assert (status, problem["status"], problem["title"]) == (400, 400, "Bad Request")
+
+
+def test_a_tunnel_is_refused(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        assert answer(connection)[0] == 405
+
+
+def test_a_body_that_turns_out_to_be_no_http_is_a_problem_too(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+        time.sleep(0.05)
+        connection.sendall(b"no length\r\n")
+        assert answer(connection)[0] == 400
+
+
+def test_none_of_this_is_in_the_log(bundle: Path) -> None:
+    with serving(bundle) as server:
+        for text in (HEAD + H2C + LENGTH + BODY, b"hello\r\n\r\n", HEAD + b"X: y\r\n" * 201 + b"\r\n"):
+            with connected(server) as connection:
+                connection.sendall(text)
+                answer(connection)
+        server.process.terminate()
+        _, errors = server.process.communicate(timeout=30)
+    assert "WARNING" not in errors
+    assert "ERROR" not in errors
