@@ -17,6 +17,8 @@ SCHEMA = "schema.json"
 VOCABULARY = "vocabulary"
 MODEL = "model.onnx"
 GOLDEN = "golden.jsonl"
+LARGEST_MANIFEST_BYTES = 16 * 1024 * 1024
+MAKE_ONE = "Make a bundle with: ctr-export RUN BUNDLE"
 
 
 class BundleError(ValueError):
@@ -91,15 +93,20 @@ def open_bundle(folder: Path) -> Bundle:
     Raises:
         BundleError: when anything is missing, changed, unlisted, or a link.
     """
-    folder = folder.resolve()
-    manifest = _read_manifest(folder)
-    _check_files(folder, manifest)
     try:
+        folder = folder.resolve()
+        files = _files(folder)  # before any is opened: opening a pipe would wait for ever
+        manifest = _read_manifest(folder)
+        _check_files(folder, files, manifest)
         schema = read_schema(folder / SCHEMA)
         names = [f.name for f in schema.select("categorical")]
         vocabularies = {name: open_vocabulary(folder / VOCABULARY, name) for name in names}
-    except ValueError as error:
-        raise BundleError(f"bundle {folder}: {error}") from error
+    except BundleError:
+        raise
+    except OSError as error:
+        raise BundleError(f"{error.filename or folder}: {error.strerror}. {MAKE_ONE}") from error
+    except (ValueError, RuntimeError) as error:  # RuntimeError: too deep, or pathlib's for a loop of links
+        raise BundleError(f"bundle {folder}: {error}: export it again") from error
     if schema.fingerprint() != manifest.schema_fingerprint:
         raise BundleError(f"bundle {folder}: {SCHEMA} has another fingerprint than {MANIFEST} says: export it again")
     return Bundle(folder, manifest, schema, vocabularies)
@@ -107,10 +114,10 @@ def open_bundle(folder: Path) -> Bundle:
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}. Make a bundle with: ctr-export RUN BUNDLE") from error
+    with path.open("rb") as file:
+        raw = file.read(LARGEST_MANIFEST_BYTES + 1)
+    if len(raw) > LARGEST_MANIFEST_BYTES:
+        raise BundleError(f"{path}: larger than {LARGEST_MANIFEST_BYTES} bytes, no manifest is: export the run again")
     try:
         # The version comes first and alone: another format may have other keys.
         found = msgspec.json.decode(raw, type=dict[str, object]).get("format_version")
@@ -127,11 +134,11 @@ def _read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _check_files(folder: Path, files: list[str], manifest: Manifest) -> None:
     for listed in manifest.files:
         if PurePosixPath(listed).is_absolute() or ".." in PurePosixPath(listed).parts:
             raise BundleError(f"bundle {folder}: {listed!r} lies outside the bundle: export it again")
-    present = set(_files(folder)) - {MANIFEST}
+    present = set(files) - {MANIFEST}
     for unlisted in sorted(present - manifest.files.keys()):
         raise BundleError(f"bundle {folder}: {unlisted} is not in {MANIFEST}: remove it, or export the bundle again")
     for gone in sorted(manifest.files.keys() - present):
@@ -144,11 +151,13 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Every file below the folder, as sorted relative POSIX paths. A link is refused, wherever it leads."""
+    """Every file below the folder, as sorted relative POSIX paths. What is neither file nor folder is refused."""
     paths = sorted(folder.rglob("*"))
     for path in paths:
         if path.is_symlink():
             raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is a link: put the file itself there")
+        if not path.is_file() and not path.is_dir():
+            raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is no regular file: remove it")
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
 

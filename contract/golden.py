@@ -23,16 +23,20 @@ class GoldenRequest(msgspec.Struct, frozen=True):
 
 
 def read_golden(path: Path) -> list[GoldenRequest]:
-    """Raises ValueError when a line is no golden request, or its numbers of candidates and answers differ."""
+    """Raises ValueError for a line that is no golden request, has no candidate, or another number of answers."""
     try:
         golden = msgspec.json.Decoder(GoldenRequest).decode_lines(path.read_bytes())
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path.name}: {error}: export the run again") from error
     if not golden:
-        raise ValueError(f"{path.name}: has no request")
+        raise ValueError(f"{path.name}: has no request: export the run again")
     for line, request in enumerate(golden, 1):
-        if len(request.candidates) != len(request.ctr):
-            raise ValueError(f"{path.name}, line {line}: {len(request.candidates)} candidates, {len(request.ctr)} ctr")
+        candidates, answers = len(request.candidates), len(request.ctr)
+        if candidates != answers or not candidates:
+            raise ValueError(
+                f"{path.name}, line {line}: {candidates} candidates, {answers} ctr: "
+                "there must be one or more, and as many of each; export the run again"
+            )
     return golden
 
 

@@ -11,6 +11,7 @@ UNKNOWN = 0
 MISSING = 1
 FIRST = 2  # the id of the most frequent token
 NUL = "\0"
+AGAIN = ": write it again, with ctr-prepare and ctr-export"
 
 
 class Vocabulary:
@@ -18,7 +19,7 @@ class Vocabulary:
 
     def __init__(self, trie: marisa_trie.Trie, ids: NDArray[np.int32]) -> None:
         if ids.dtype != np.int32 or ids.shape != (len(trie),):
-            raise ValueError(f"{len(trie)} tokens but ids {ids.dtype}{list(ids.shape)}: export the bundle again")
+            raise ValueError(f"{len(trie)} tokens but ids {ids.dtype}{list(ids.shape)}{AGAIN}")
         self._trie = trie
         # A memoryview reads one element as a Python int about three times as fast as an array does.
         self._ids = memoryview(np.asarray(ids))  # type: ignore[arg-type]  # mypy does not see numpy's buffers
@@ -71,6 +72,10 @@ def open_vocabulary(folder: Path, name: str) -> Vocabulary:
     try:
         trie = marisa_trie.Trie().mmap(str(folder / f"{name}.marisa"))
         ids = np.load(folder / f"{name}.ids.npy", mmap_mode="r", allow_pickle=False)
-        return Vocabulary(trie, ids)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"vocabulary of field {name!r}: {error}") from error
+        vocabulary = Vocabulary(trie, ids)
+        if len(ids) and not FIRST <= ids.min() <= ids.max() < len(vocabulary):
+            raise ValueError(f"ids from {ids.min()} to {ids.max()}, they must be {FIRST} to {len(vocabulary) - 1}")
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        reason = str(error).removesuffix(AGAIN)
+        raise ValueError(f"vocabulary of field {name!r}: {reason}{AGAIN}") from error
+    return vocabulary

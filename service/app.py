@@ -92,7 +92,7 @@ def _golden(bundle: Bundle) -> list[GoldenRequest]:
     try:
         return read_golden(bundle.folder / GOLDEN)
     except (OSError, ValueError) as error:
-        raise BundleError(f"bundle {bundle.folder}: {error}: export it again") from error
+        raise BundleError(f"bundle {bundle.folder}: {error}") from error
 
 
 def _redis(bundle: Bundle, settings: Settings) -> RedisLookup | None:

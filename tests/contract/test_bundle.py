@@ -1,5 +1,6 @@
 """Bundles: whatever was changed on the way is found before it is served."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -125,6 +126,34 @@ def test_a_link_is_refused_even_to_the_right_content(bundle: Path, name: str) ->
     (bundle / name).rename(moved)
     (bundle / name).symlink_to(moved)
     with pytest.raises(BundleError, match=f"{name} is a link"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", MANIFEST, "extra"])
+def test_a_pipe_is_refused_and_never_opened(bundle: Path, name: str) -> None:
+    (bundle / name).unlink(missing_ok=True)
+    os.mkfifo(bundle / name)
+    with pytest.raises(BundleError, match=f"{name} is no regular file"):
+        open_bundle(bundle)
+
+
+def test_a_manifest_is_read_no_further_than_16_mib(bundle: Path) -> None:
+    with (bundle / MANIFEST).open("wb") as file:
+        file.truncate(2**34)
+    with pytest.raises(BundleError, match="larger than 16777216 bytes"):
+        open_bundle(bundle)
+
+
+def test_a_link_to_itself_says_how_to_make_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(BundleError, match=r"loop.*export"):
+        open_bundle(tmp_path / "loop")
+
+
+def test_a_folder_in_the_place_of_the_schema_is_a_sentence(bundle: Path) -> None:
+    (bundle / "schema.json").unlink()
+    (bundle / "schema.json").mkdir()
+    with pytest.raises(BundleError, match=r"schema\.json is missing"):
         open_bundle(bundle)
 
 

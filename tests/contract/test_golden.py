@@ -10,7 +10,7 @@ from contract.golden import GoldenCandidate, GoldenRequest, largest_difference, 
 
 def test_golden_requests_survive_the_disk(tmp_path: Path) -> None:
     candidates = [GoldenCandidate("ad-1", {"item": 4082, "cost": None}), GoldenCandidate("ad-2", {"item": "x"})]
-    golden = [GoldenRequest({"user": "u1", "new": True}, candidates, [0.25, 0.5]), GoldenRequest({}, [], [])]
+    golden = [GoldenRequest({"user": "u1", "new": True}, candidates, [0.25, 0.5])]
     write_golden(golden, tmp_path / "golden.jsonl")
     assert read_golden(tmp_path / "golden.jsonl") == golden
 
@@ -22,6 +22,8 @@ def test_golden_requests_survive_the_disk(tmp_path: Path) -> None:
         ("{", "golden.jsonl"),
         ('{"context": {}, "candidates": []}\n', "ctr"),
         ('{"context": {}, "candidates": [], "ctr": [0.5]}\n', "line 1: 0 candidates, 1 ctr"),
+        ('{"context": {}, "candidates": [], "ctr": []}\n', "line 1: 0 candidates, 0 ctr.*one or more"),
+        ('{"context": {"a": ' + "[" * 100_000, "golden.jsonl.*export the run again"),
     ],
 )
 def test_a_file_without_golden_requests_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -64,6 +64,14 @@ def test_files_of_two_vocabularies_do_not_open_together(tmp_path: Path) -> None:
         open_vocabulary(tmp_path, "ad")
 
 
+@pytest.mark.parametrize("ids", [[1, 2], [2, 4], [-1, 3]])
+def test_an_id_that_no_row_of_the_table_has_is_refused(tmp_path: Path, ids: list[int]) -> None:
+    through_disk(tmp_path, build_vocabulary(["a", "b"]))
+    np.save(tmp_path / "ad.ids.npy", np.array(ids, np.int32))
+    with pytest.raises(ValueError, match=r"'ad': ids from .* they must be 2 to 3: write it again"):
+        open_vocabulary(tmp_path, "ad")
+
+
 def test_a_file_that_is_no_trie_names_the_field(tmp_path: Path) -> None:
     through_disk(tmp_path, build_vocabulary(["a"]))
     (tmp_path / "ad.marisa").write_bytes(b"not a trie")
