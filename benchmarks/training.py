@@ -32,7 +32,8 @@ def step(model: STEC, ids: Tensor, values: Tensor, labels: Tensor) -> Step:
     logits = model(ids, values)
     functional.binary_cross_entropy_with_logits(logits, labels).backward()
     milliseconds = (time.perf_counter() - start) * 1e3
-    return milliseconds, logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and p.numel()}
+    return milliseconds, logits.detach(), gradients
 
 
 def compare(fields: int) -> list[str]:
