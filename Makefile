@@ -52,7 +52,7 @@ bench: $(ALL_STAMP)
 # Needs a running service (make serve): USERS requests a second for RUN_TIME.
 load: $(ALL_STAMP)
 	$(BIN)/locust -f loadtest/ctr.py --headless --host http://$(HOST):$(PORT) --bundle $(BUNDLE) \
-		--users $(USERS) --spawn-rate $(USERS) --run-time $(RUN_TIME) --candidates 100
+		--users $(USERS) --spawn-rate 20 --run-time $(RUN_TIME) --candidates 100
 
 up:
 	$(COMPOSE) up --build

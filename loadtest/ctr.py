@@ -1,9 +1,10 @@
 """Load for a running service: locust -f loadtest/ctr.py --host http://127.0.0.1:8000
 
-Each user sends one request a second, so `--users 100` is 100 requests/s. Half of the requests are a
-bundle's golden ones; the others draw each value from the vocabulary with probability ~ 1 / id^1.1
-(ids are ranks by frequency: a power law, as users and ads have). Candidates: 1 to 200, log-uniform,
-or as many as --candidates says. Prints p50, p99 and p99.9 of the client's own clock at the end.
+Each user sends one request a second on average, at random: `--users 100` is a Poisson stream of 100
+requests/s. Half of the requests are a bundle's golden ones; the others draw each value from the
+vocabulary with probability ~ 1 / id^1.1 (ids are ranks by frequency: a power law, as users and ads
+have). Candidates: 1 to 200, log-uniform, or as many as --candidates says. Prints p50, p99 and p99.9
+of the client's own clock at the end.
 
 It is a closed loop: a server that stalls is asked less. Read it as a smoke figure.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
-from locust import FastHttpUser, constant_throughput, events, task
+from locust import FastHttpUser, events, task
 from locust.env import Environment
 
 from contract.bundle import GOLDEN, Bundle, open_bundle
@@ -69,8 +70,12 @@ class Requests:
 
 
 class AdServer(FastHttpUser):
-    wait_time = constant_throughput(1)
     requests: Requests
+
+    def wait_time(self) -> float:
+        """Seconds. Exponential, so that all users together are a Poisson stream; locust's constant_throughput
+        starts all users' seconds at the same moment, which is a burst a second."""
+        return random.expovariate(1.0)
 
     @task
     def score(self) -> None:
