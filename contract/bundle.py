@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from contract.schema import FeatureSchema, read_schema
 from contract.vocabulary import Vocabulary, open_vocabulary
@@ -30,6 +32,12 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     scale: float = 1.0
     shift: float = 0.0
+
+    def ctr(self, logit: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Probabilities of logits of any shape, without overflow at either end."""
+        x = self.scale * logit.astype(np.float64) + self.shift
+        small = np.exp(-np.abs(x))
+        return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

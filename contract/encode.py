@@ -62,6 +62,20 @@ class ModelInput:
     candidate_values: NDArray[np.float32]
 
 
+def join(inputs: Sequence[ModelInput]) -> dict[str, NDArray[np.generic]]:
+    """Several requests as one call of the serving graph: its inputs by name.
+
+    Value inputs only where the schema has numeric fields on that side: the graph has no others.
+    """
+    sizes = [len(one.candidate_ids) for one in inputs]
+    joined: dict[str, NDArray[np.generic]] = {"request_index": np.repeat(np.arange(len(inputs), dtype=np.int64), sizes)}
+    for name in ("context_ids", "candidate_ids", "context_values", "candidate_values"):
+        arrays = [getattr(one, name) for one in inputs]
+        if name.endswith("_ids") or arrays[0].shape[1]:
+            joined[name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return joined
+
+
 class _Reader:
     """Reads the fields of one side, a field at a time over all rows: per value, Python has little left to do."""
 

@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from contract.bundle import Calibration
-from contract.encode import ModelInput
+from contract.encode import ModelInput, join
 from contract.golden import TOLERANCE
 from contract.schema import FeatureSchema
-from export.golden import join
 from export.graph import PlainGraph
 from model.stec import STEC
 
@@ -33,7 +32,7 @@ def torch_ctr(
         tensors = {name: torch.from_numpy(array) for name, array in join([one]).items()}
         doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
         with torch.inference_mode():
-            answers.append(_ctr(reference(**doubles).numpy(), calibration).tolist())
+            answers.append(calibration.ctr(reference(**doubles).numpy()).tolist())
     return answers
 
 
@@ -46,7 +45,7 @@ def check_parity(onnx: Path, inputs: list[ModelInput], expected: list[list[float
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     worst = 0.0
     for name, feed, answer in _cases(inputs, expected):
-        ctr = _ctr(session.run(["logit"], feed)[0].astype(np.float64), calibration)
+        ctr = calibration.ctr(session.run(["logit"], feed)[0])
         if ctr.shape != answer.shape:
             raise ParityError(f"{name}: the graph answers {ctr.shape}, torch {answer.shape}")
         difference = float(np.abs(ctr - answer).max())
@@ -74,7 +73,3 @@ def _first_rows(
     requests = int(feed["request_index"][rows - 1]) + 1
     cut = {name: array[:requests] if name.startswith("context") else array[:rows] for name, array in feed.items()}
     return cut, answers[:rows]
-
-
-def _ctr(logit: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0, -(calibration.scale * logit + calibration.shift)))

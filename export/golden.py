@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from contract.encode import Encoder, ModelInput
 from contract.golden import GoldenCandidate, GoldenRequest
@@ -35,20 +34,6 @@ def golden_inputs(
     for request in golden:
         tokens = encoder.tokens(request.context, [c.features for c in request.candidates])
         yield encoder.ids(tokens, vocabularies)[0]
-
-
-def join(inputs: list[ModelInput]) -> dict[str, NDArray[np.generic]]:
-    """Several requests as one call of the serving graph; value inputs only where they have columns."""
-    joined: dict[str, NDArray[np.generic]] = {
-        "context_ids": np.concatenate([i.context_ids for i in inputs]),
-        "candidate_ids": np.concatenate([i.candidate_ids for i in inputs]),
-        "request_index": np.repeat(np.arange(len(inputs)), [len(i.candidate_ids) for i in inputs]),
-    }
-    for name in ("context_values", "candidate_values"):
-        values = np.concatenate([getattr(i, name) for i in inputs])
-        if values.shape[1]:
-            joined[name] = values
-    return joined
 
 
 def _draw_request(schema: FeatureSchema, tokens: Mapping[str, list[str]], random: np.random.Generator) -> GoldenRequest:

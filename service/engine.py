@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import MODEL, Bundle, BundleError, Calibration
-from contract.encode import Encoder, ModelInput
+from contract.encode import Encoder, ModelInput, join
 from contract.golden import GoldenRequest, largest_difference
 from contract.schema import FeatureSchema
 
@@ -32,7 +32,6 @@ class Engine:
 
     def __init__(self, session: Any, calibration: Calibration) -> None:
         self._session = session
-        self._inputs = frozenset(i.name for i in session.get_inputs())
         self._calibration = calibration
 
     def run(self, batch: Sequence[ModelInput]) -> list[NDArray[np.float64]]:
@@ -42,21 +41,11 @@ class Engine:
             FloatingPointError: when the model answers with something that is no number.
         """
         sizes = [len(one.candidate_ids) for one in batch]
-        (logit,) = self._session.run([OUTPUT], self._feeds(batch, sizes))
+        (logit,) = self._session.run([OUTPUT], join(batch))
         if not np.isfinite(logit).all():
             raise FloatingPointError("the model's logit is not finite")
-        ctr = sigmoid(self._calibration.scale * logit.astype(np.float64) + self._calibration.shift)
+        ctr = self._calibration.ctr(logit)
         return np.split(ctr, np.cumsum(sizes[:-1]))
-
-    def _feeds(self, batch: Sequence[ModelInput], sizes: list[int]) -> dict[str, NDArray[Any]]:
-        feeds: dict[str, NDArray[Any]] = {
-            "context_ids": _concatenate([one.context_ids for one in batch]),
-            "candidate_ids": _concatenate([one.candidate_ids for one in batch]),
-            "request_index": np.repeat(np.arange(len(batch), dtype=np.int64), sizes),
-            "context_values": _concatenate([one.context_values for one in batch]),
-            "candidate_values": _concatenate([one.candidate_values for one in batch]),
-        }
-        return {name: array for name, array in feeds.items() if name in self._inputs}
 
 
 def open_engine(bundle: Bundle, threads: int, provider: Literal["cpu", "cuda"] = "cpu") -> Engine:
@@ -112,12 +101,6 @@ def golden_difference(answer: Callable[[GoldenRequest], Sequence[float]], golden
     return max(largest_difference(one.ctr, answer(one)) for one in golden)
 
 
-def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Without overflow at either end: exp is only ever taken of what is not positive."""
-    small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1.0, small) / (1.0 + small)
-
-
 def _options(onnxruntime: Any, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     # onnxruntime would size its pools to the host, not to the container.
@@ -159,10 +142,6 @@ def _expected_inputs(schema: FeatureSchema) -> dict[str, tuple[str, int | None]]
         if values := len(schema.select("numeric", side)):
             expected[f"{side}_values"] = ("tensor(float)", values)
     return expected
-
-
-def _concatenate(arrays: list[NDArray[Any]]) -> NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import save_file
 
 from contract.bundle import GOLDEN, MANIFEST, MODEL, VOCABULARY, Calibration, open_bundle
-from contract.encode import Encoder
+from contract.encode import Encoder, join
 from contract.golden import largest_difference, read_golden
 from contract.vocabulary import open_vocabulary
 from export.check import ParityError, check_parity
-from export.golden import draw_golden, golden_inputs, join
+from export.golden import draw_golden, golden_inputs
 from export.onnx_file import WEIGHTS
 from export.write import export
 from model.run import EXPERIMENT, open_run

@@ -8,7 +8,7 @@ import pytest
 from contract.bundle import Bundle, BundleError, Calibration, open_bundle, write_manifest
 from contract.encode import Encoder, ModelInput
 from contract.golden import TOLERANCE, largest_difference, read_golden
-from service.engine import Engine, EngineMissing, golden_answers, golden_difference, open_engine, sigmoid
+from service.engine import Engine, EngineMissing, golden_answers, golden_difference, open_engine
 from tests.service.small_bundle import TOKENS, WIDTH, graph
 
 
@@ -41,7 +41,7 @@ def test_requests_of_different_sizes_in_one_batch_do_not_mix(engine: Engine, ope
 def test_sigmoid_is_stable_at_both_ends() -> None:
     x = np.array([-1e4, -750.0, -40.0, 0.0, 40.0, 1e4])
     with np.errstate(all="raise", under="ignore"):
-        ctr = sigmoid(x)
+        ctr = Calibration().ctr(x)
     assert ctr[0] == 0
     assert ctr[-1] == 1
     assert ctr[3] == 0.5
