@@ -14,10 +14,12 @@ SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve test lint demo demo-bundle pipeline bench load up clean
+.PHONY: serve install test lint demo demo-bundle pipeline bench load up clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
+
+install: $(ALL_STAMP)
 
 test: $(ALL_STAMP) lint
 	$(BIN)/pytest

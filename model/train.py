@@ -108,7 +108,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="ctr-train", description=__doc__)
     parser.add_argument("experiment", type=Path, help="an experiment's TOML file")
     add_data_argument(parser)
-    parser.add_argument("--out", type=Path, required=True, help="the run folder to write")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the run folder to write; an older run there is replaced"
+    )
     parser.add_argument("--seed", type=int, help="instead of the experiment's own")
     arguments = parser.parse_args()
     try:
