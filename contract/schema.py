@@ -11,6 +11,7 @@ import msgspec
 
 Side = Literal["context", "candidate"]
 Kind = Literal["categorical", "numeric"]
+Attention = Literal["full", "request"]  # whom a context field attends to: see model/experiment.py
 
 # A name becomes a file name and a part of a Redis key: nothing that could leave a folder or break a key.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -54,6 +55,11 @@ class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def select(self, kind: Kind, side: Side | None = None) -> tuple[Field, ...]:
         """The fields of one kind, of one side or of both, in schema order."""
         return tuple(f for f in self.fields if f.kind == kind and side in (None, f.side))
+
+    def in_serving_order(self) -> tuple[Field, ...]:
+        """Context, then candidate; on either side categorical, then numeric: the fields of a serving graph."""
+        sides: tuple[Side, Side] = ("context", "candidate")
+        return tuple(f for side in sides for f in (*self.select("categorical", side), *self.select("numeric", side)))
 
     def fingerprint(self) -> str:
         """Sha256 over the schema's canonical JSON: two models with one fingerprint read the same input."""

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from contract.schema import Attention
+
 Positive = Annotated[int, Meta(gt=0)]
 Rate = Annotated[float, Meta(ge=0, lt=1)]
 
@@ -45,13 +47,18 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """STEC's size. mlp: the head's hidden layers; none is one linear layer, the form that trains and serves fast."""
+    """STEC's size. mlp: the head's hidden layers; none is one linear layer, the form that trains and serves fast.
+
+    attention: whom a context field attends to: all fields ("full", the paper's), or context fields only ("request"),
+    which lets the server compute the whole context once per request. Candidate fields attend to all either way.
+    """
 
     embedding: Positive = 16
     blocks: Positive = 2
     heads: Positive = 2
     ffn: Positive = 64
     mlp: tuple[Positive, ...] = ()
+    attention: Attention = "full"
     dropout: Rate = 0.0
     embedding_std: Annotated[float, Meta(gt=0)] = 0.01
 

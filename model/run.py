@@ -24,7 +24,7 @@ from contract.vocabulary import open_vocabulary
 from model.experiment import Experiment
 from model.fit import Epoch
 from model.metrics import Metrics
-from model.stec import STEC
+from model.stec import STEC, stec_for
 
 EXPERIMENT = "experiment.json"
 WEIGHTS = "weights.safetensors"
@@ -76,7 +76,7 @@ def open_run(folder: Path) -> tuple[STEC, Experiment, FeatureSchema, RunMetrics]
         metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=RunMetrics)
         schema = read_schema(folder / SCHEMA)
         sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]
-        model = STEC(sizes, len(schema.select("numeric")), experiment.model)
+        model = stec_for(schema, sizes, experiment.model)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: its files do not belong together ({error}): train again") from error

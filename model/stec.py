@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from contract.schema import FeatureSchema
 from model import experiment
 from model.factorised import level_logit
 
@@ -73,10 +74,10 @@ class Block(nn.Module):
         # NOTE[DIFF] The paper has no dropout in the encoder; 0, the default, is the paper's.
         self.dropout = nn.Dropout(size.dropout)
 
-    def forward(self, x_BFD: Tensor, plain: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_BFD: Tensor, plain: bool, allowed_FF: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         q_BFD, k_BFD = self.project(x_BFD)
         attend = attend_to_interactions if plain else attend_fused
-        heads_BFD = attend(q_BFD, k_BFD, self.value(x_BFD), self.heads)
+        heads_BFD = attend(q_BFD, k_BFD, self.value(x_BFD), self.heads, allowed_FF)
         x_BFD = self.attention_norm(x_BFD + self.dropout(self.out(heads_BFD)))
         x_BFD = self.ffn_norm(x_BFD + self.dropout(self.ffn(x_BFD)))  # Eq. 10
         return x_BFD, q_BFD, k_BFD
@@ -90,21 +91,44 @@ def interaction(q_BFD: Tensor, k_BFD: Tensor) -> Tensor:
     return q_BFD[:, :, None, :] * k_BFD[:, None, :, :]
 
 
-def attend_to_interactions(q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int) -> Tensor:
-    """Eq. 5 and 6 as Figure 2 draws them: pool the interaction within each head, softmax, weigh v."""
+def attend_to_interactions(
+    q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, allowed_FF: Tensor | None = None
+) -> Tensor:
+    """Eq. 5 and 6 as Figure 2 draws them: pool the interaction within each head, softmax, weigh v.
+
+    allowed_FF: true where a field (row) may attend to another (column); None is everywhere.
+    """
     rows, fields, width = q_BFD.shape
-    p_BFFHK = interaction(q_BFD, k_BFD).view(rows, fields, fields, heads, -1)
-    score_BFFH = p_BFFHK.sum(-1) / math.sqrt(width // heads)
-    weight_BFFH = score_BFFH.softmax(2)
     v_BFHK = v_BFD.view(rows, fields, heads, -1)
+    weight_BFFH = attention_weights(q_BFD, k_BFD, heads, allowed_FF)
     return torch.einsum("bijh,bjhk->bihk", weight_BFFH, v_BFHK).reshape(rows, fields, width)
 
 
-def attend_fused(q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int) -> Tensor:
+def attention_weights(q_BFD: Tensor, k_BFD: Tensor, heads: int, allowed_FF: Tensor | None = None) -> Tensor:
+    """Eq. 5: how much each field attends to each other. Shape: (B, F, F, H), summing to 1 over the second F."""
+    rows, fields, width = q_BFD.shape
+    p_BFFHK = interaction(q_BFD, k_BFD).view(rows, fields, fields, heads, -1)
+    score_BFFH = p_BFFHK.sum(-1) / math.sqrt(width // heads)
+    if allowed_FF is not None:
+        score_BFFH = score_BFFH.masked_fill(~allowed_FF[:, :, None], -math.inf)
+    return score_BFFH.softmax(2)
+
+
+def attend_fused(q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, allowed_FF: Tensor | None = None) -> Tensor:
     """The same attention without the interaction in memory."""
     rows, fields, width = q_BFD.shape
     q, k, v = (t.view(rows, fields, heads, -1).transpose(1, 2) for t in (q_BFD, k_BFD, v_BFD))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, fields, width)
+    heads_BHFK = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed_FF)
+    return heads_BHFK.transpose(1, 2).reshape(rows, fields, width)
+
+
+def who_attends(is_context: Sequence[bool]) -> Tensor:
+    """What attention = "request" allows: a context field attends to context fields, a candidate's to all.
+
+    NOTE[DIFF] The paper lets every field attend to every field. Shape: F -> bool (F, F), row attends to column.
+    """
+    context_F = torch.tensor(is_context)
+    return ~context_F[:, None] | context_F
 
 
 class STEC(nn.Module):
@@ -113,12 +137,25 @@ class STEC(nn.Module):
     plain: compute the interactions as the paper writes them. The other form, the default, gives the
     same logits, gradients and running statistics from the same state dict without ever holding a
     (B, F, F, D) tensor; it exists for the linear head only, so an MLP head is always plain.
+    is_context: for each field whether it is the context's; only attention = "request" asks.
     """
 
-    def __init__(self, sizes: Sequence[int], numeric: int, size: experiment.Model, plain: bool = False) -> None:
+    allowed_FF: Tensor | None
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        numeric: int,
+        size: experiment.Model,
+        plain: bool = False,
+        is_context: Sequence[bool] = (),
+    ) -> None:
         super().__init__()
         self.plain = plain or bool(size.mlp)
         self.fields = len(sizes) + numeric
+        assert size.attention == "full" or len(is_context) == self.fields
+        allowed_FF = who_attends(is_context) if size.attention == "request" else None
+        self.register_buffer("allowed_FF", allowed_FF, persistent=False)
         level_width = self.fields**2 * size.embedding
         self.embedding = FeatureEmbedding(sizes, numeric, size.embedding, size.embedding_std)
         self.blocks = nn.ModuleList(Block(size) for _ in range(size.blocks))
@@ -136,7 +173,7 @@ class STEC(nn.Module):
         """q and k of every level: the blocks', then the standalone interaction's on the encoder's output."""
         levels = []
         for block in self.blocks:
-            x_BFD, q_BFD, k_BFD = block(x_BFD, self.plain)
+            x_BFD, q_BFD, k_BFD = block(x_BFD, self.plain, self.allowed_FF)
             levels.append((q_BFD, k_BFD))
         return [*levels, self.last(x_BFD)]
 
@@ -156,6 +193,13 @@ class STEC(nn.Module):
     def embedding_parameters(self) -> list[nn.Parameter]:
         """What the recipe's L2 falls on: whole tables, not only the rows of a batch."""
         return list(self.embedding.parameters())
+
+
+def stec_for(schema: FeatureSchema, sizes: Sequence[int], size: experiment.Model) -> STEC:
+    """A new model of a schema's fields: the categorical ones, whose vocabularies' sizes are given, then the numeric."""
+    numeric = schema.select("numeric")
+    is_context = [field.side == "context" for field in (*schema.select("categorical"), *numeric)]
+    return STEC(sizes, len(numeric), size, is_context=is_context)
 
 
 def mlp(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:

@@ -19,7 +19,7 @@ from model.fit import Epoch, Split, fit, predict
 from model.folder import check_replaceable, new_folder
 from model.metrics import evaluate
 from model.run import METRICS, RunMetrics, write_run
-from model.stec import STEC
+from model.stec import stec_for
 
 
 class LiveTable:
@@ -77,7 +77,7 @@ def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
         raise ValueError(f"{prepared.folder} was prepared with another [data] section: run ctr-prepare again")
     splits = {name: load_split(prepared, name) for name in ("train", "valid", "test")}
     torch.manual_seed(experiment.training.seed)
-    model = STEC(prepared.vocabulary_sizes, len(prepared.schema.select("numeric")), experiment.model)
+    model = stec_for(prepared.schema, prepared.vocabulary_sizes, experiment.model)
     table = LiveTable(experiment, len(splits["train"]))
     with table.live:
         history = fit(

@@ -9,16 +9,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from contract.schema import Attention
 from model.experiment import Model
-from model.stec import STEC, attend_fused, attend_to_interactions, interaction
+from model.stec import STEC, attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
 
 SIZES = (30, 8, 5, 4, 3)
 NUMERIC = 2
 
 
+# Fields 0, 2 and 5 are the context's.
+IS_CONTEXT = (True, False, True, False, False, True, False)
+
+
 def build(size: Model, plain: bool, seed: int = 0, dtype: torch.dtype = torch.float64) -> STEC:
     torch.manual_seed(seed)
-    model = STEC(SIZES, NUMERIC, size, plain=plain).to(dtype)
+    model = STEC(SIZES, NUMERIC, size, plain=plain, is_context=IS_CONTEXT).to(dtype)
     for norm in model.norms:  # a norm as training leaves it, not as it starts
         assert isinstance(norm, nn.BatchNorm1d)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -63,9 +68,12 @@ def error(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, f
     rows=st.sampled_from([2, 3, 257]),
     std=st.sampled_from([0.01, 0.3, 1.0, 3.0]),
     seed=st.integers(0, 99),
+    attention=st.sampled_from(["full", "request"]),
 )
-def test_both_forms_agree_in_float64(blocks: int, heads: int, rows: int, std: float, seed: int) -> None:
-    size = Model(embedding=8, blocks=blocks, heads=heads, ffn=16, embedding_std=std)
+def test_both_forms_agree_in_float64(
+    blocks: int, heads: int, rows: int, std: float, seed: int, attention: Attention
+) -> None:
+    size = Model(embedding=8, blocks=blocks, heads=heads, ffn=16, embedding_std=std, attention=attention)
     plain, fast = build(size, True, seed), build(size, False, seed)
     expected, found = train_step(plain, rows), train_step(fast, rows)
     # A gradient that is zero but for rounding is measured against the largest one.
@@ -147,3 +155,29 @@ def test_numbers_scale_the_vector_of_their_field() -> None:
     x = model.embedding(ids, values)
     torch.testing.assert_close(x[0, len(SIZES)], values[0, 0] * model.embedding.alpha[0])
     torch.testing.assert_close(x[0, 1], model.embedding.table.weight[SIZES[0] + ids[0, 1]])
+
+
+def test_with_request_attention_no_context_row_depends_on_a_candidate_field() -> None:
+    ids, values, _ = batch(6)
+    context = torch.tensor(IS_CONTEXT)
+    other_ids, other_values = ids.clone(), values.clone()
+    other_ids[:, ~context[: len(SIZES)]] = 1
+    other_values[:, ~context[len(SIZES) :]] = 7.0
+    cases: list[tuple[Attention, bool]] = [("request", True), ("full", False)]
+    for attention, is_alike in cases:
+        model = build(Model(embedding=8, blocks=2, attention=attention), plain=False)
+        a, b = (model.levels(model.embedding(i, v))[-1] for i, v in ((ids, values), (other_ids, other_values)))
+        for x, y in zip(a, b, strict=True):
+            assert torch.equal(x[:, context], y[:, context]) == is_alike
+            assert not torch.equal(x[:, ~context], y[:, ~context])
+
+
+def test_attention_weights_sum_to_one_over_what_is_allowed() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(3, 7, 8), torch.randn(3, 7, 8)
+    allowed = who_attends(IS_CONTEXT)
+    weights = attention_weights(q, k, 2, allowed)
+    torch.testing.assert_close(weights.sum(2), torch.ones(3, 7, 2))
+    assert (weights[:, ~allowed] == 0).all()
+    assert allowed[1].all()
+    assert allowed[0].tolist() == list(IS_CONTEXT)
