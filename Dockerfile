@@ -1,11 +1,14 @@
-# The scoring service: contract/, service/ and a bundle. No torch, no root.
+# The scoring service: contract/, kernel/, service/ and a bundle. No torch, no compiler, no root.
 FROM python:3.11-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 RUN python -m venv /opt/ctr
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY contract contract
+COPY kernel kernel
 COPY service service
-RUN /opt/ctr/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[cpu]"
+RUN /opt/ctr/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[cpu]" \
+    && cd / && /opt/ctr/bin/python -c "import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())"
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --no-create-home --uid 10001 ctr

@@ -3,23 +3,29 @@
 
 PYTHON ?= python3.11
 TORCH ?= $(shell grep '^torch==' constraints.txt)
-HOST ?= 127.0.0.1
-PORT ?= 8000
-BUNDLE ?= deploy/demo
+HOST ?= $(or $(CTR_HOST),127.0.0.1)
+PORT ?= $(or $(CTR_PORT),8000)
+BUNDLE ?= $(or $(CTR_BUNDLE),deploy/demo)
 USERS ?= 100
 RUN_TIME ?= 60s
 
 BIN := .venv/bin
+KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install test lint demo demo-bundle pipeline bench load up clean
+.PHONY: serve install kernel test lint demo demo-bundle pipeline bench load up clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
 
 install: $(ALL_STAMP)
+
+# Again, for who had no compiler before.
+kernel: $(SERVICE_STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -c 'import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())'
 
 test: $(ALL_STAMP) lint
 	$(BIN)/pytest
@@ -44,7 +50,7 @@ pipeline: $(ALL_STAMP)
 	$(BIN)/python -m model.data.generate --data data
 	$(BIN)/ctr-prepare experiments/generated/stec.toml --data data
 	$(BIN)/ctr-train experiments/generated/stec.toml --data data --out runs/demo
-	$(BIN)/ctr-export runs/demo $(BUNDLE)
+	$(BIN)/ctr-export runs/demo $(BUNDLE) --data data
 	$(BIN)/ctr-verify $(BUNDLE)
 
 bench: $(ALL_STAMP)
@@ -60,17 +66,17 @@ up:
 	$(COMPOSE) up --build
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build *.egg-info kernel/_stec*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-$(SERVICE_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(SERVICE_STAMP): pyproject.toml constraints.txt $(KERNEL_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu]'
 	touch $@
 
 # torch first and alone, so that TORCH can name another build than the pinned one.
-$(ALL_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(ALL_STAMP): pyproject.toml constraints.txt $(KERNEL_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c .venv/constraints.txt -e '.[cpu,train,loadtest,dev]'

@@ -1,7 +1,7 @@
 """The bundle: a folder with everything that scoring needs, and the digests that prove it whole."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -10,15 +10,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.schema import FeatureSchema, read_schema
+from contract.schema import Attention, FeatureSchema, read_schema
 from contract.vocabulary import Vocabulary, open_vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 VOCABULARY = "vocabulary"
-MODEL = "model.onnx"
+MODEL = "model.onnx"  # onnxruntime's own operators: runs everywhere
+KERNEL = "kernel.onnx"  # the same in one operator of kernel/
+EXPLAIN = "explain.onnx"
+SCREEN = "screen.onnx"  # the first level alone, for the cascade
 GOLDEN = "golden.jsonl"
+OUTPUT = "logit"  # of every graph
+EXPLANATION = (OUTPUT, "contribution", "attention", "bias")  # of EXPLAIN
 LARGEST_MANIFEST_BYTES = 16 * 1024 * 1024
 MAKE_ONE = "Make a bundle with: ctr-export RUN BUNDLE"
 
@@ -40,11 +45,28 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
+class CascadeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When the first level alone may rule a candidate out of the best k: its logit there is more than `margin` below
+    that of the k-th best there.
+
+    recall: of the true best k, the share that the rule keeps; scored: the candidates that it keeps, of all. Both were
+    measured on requests that the margin was not calibrated on, of `candidates` candidates each.
+    """
+
+    k: int
+    margin: float
+    recall: float
+    scored: float
+    candidates: int
+    requests: int
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a bundle is, and the sha256 of each of its files.
 
     version: sha256 over the sorted (file, sha256) pairs. digest: sha256 over the rest of the
-    manifest, so that a changed byte in here is found as well.
+    manifest, so that a changed byte in here is found as well. cascade: by k, the smallest first; none where the
+    bundle has no SCREEN.
     """
 
     format_version: int
@@ -57,6 +79,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics: dict[str, float]
     calibration: Calibration
     files: dict[str, str]
+    attention: Attention = "full"
+    cascade: tuple[CascadeRule, ...] = ()
     digest: str = ""
 
 
@@ -71,7 +95,13 @@ class Bundle:
 
 
 def write_manifest(
-    folder: Path, name: str, parameters: int, metrics: Mapping[str, float], calibration: Calibration
+    folder: Path,
+    name: str,
+    parameters: int,
+    metrics: Mapping[str, float],
+    calibration: Calibration,
+    attention: Attention = "full",
+    cascade: Sequence[CascadeRule] = (),
 ) -> Manifest:
     """Seals a folder: writes the manifest over the files that lie there now."""
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
@@ -87,6 +117,8 @@ def write_manifest(
         metrics=dict(metrics),
         calibration=calibration,
         files=files,
+        attention=attention,
+        cascade=tuple(cascade),
     )
     # As it will be read: an integer among the metrics comes back as a float.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)

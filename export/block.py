@@ -43,30 +43,16 @@ def blocks_of(model: STEC) -> list[Block]:
     return list(model.blocks)  # type: ignore[arg-type]
 
 
-class FoldedProjections(nn.Module):
-    """q and k of a level, head by head: no transpose between the product and the attention. Shape:
-    x (NF, D) -> (H, NF, K) each. q comes times `scale`, and the level's constants undo that."""
+class FoldedBlock(nn.Module):
+    """An encoder layer in three steps, project, attend and finish, on rows of fields behind each other.
+
+    Apart, so that the rows of a request's context and those of its candidates can go through some of them on their
+    own. Its layer norms are matrix products: with D as small as here, a runtime's own loops over short rows
+    cost several times as much. Their scale and shift, and the centring, are folded into the neighbours.
+    """
 
     query: Tensor
     key: Tensor
-
-    def __init__(self, projections: Projections, heads: int, scale: float) -> None:
-        super().__init__()
-        self.register_buffer("query", _by_head(projections.query.weight * scale, heads).float())
-        self.register_buffer("key", _by_head(projections.key.weight, heads).float())
-
-    def forward(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
-        return x_RD @ self.query, x_RD @ self.key
-
-
-class FoldedBlock(nn.Module):
-    """An encoder layer on rows of all fields behind each other.
-
-    Its layer norms are matrix products: with D as small as here, a runtime's own loops over short rows
-    cost several times as much. Their scale and shift, and the centring, are folded into the neighbours.
-    Shape: x (NF, D) -> normalised x (NF, D), q, k (H, NF, K); what follows applies rescale(), or folds it.
-    """
-
     value: Tensor
     out: Tensor
     centre: Tensor
@@ -87,7 +73,6 @@ class FoldedBlock(nn.Module):
         self.scores_are_bounded = largest_score <= LARGEST_SCORE
         width = block.out.in_features
         self.q_scale = 1 / math.sqrt(width // block.heads)
-        self.project = FoldedProjections(block.project, block.heads, self.q_scale)
         eye = torch.eye(width, dtype=torch.float64)
         centre = eye - 1 / width
         first, second = block.attention_norm, block.ffn_norm
@@ -95,6 +80,8 @@ class FoldedBlock(nn.Module):
         assert isinstance(inner, nn.Linear)
         assert isinstance(outer, nn.Linear)
         constants = {
+            "query": _by_head(block.project.query.weight * self.q_scale, block.heads),
+            "key": _by_head(block.project.key.weight, block.heads),
             "value": _by_head(block.value.weight, block.heads),
             "out": (block.out.weight.T @ centre).unflatten(0, (block.heads, -1)),
             "centre": centre,
@@ -112,26 +99,34 @@ class FoldedBlock(nn.Module):
         for name, constant in constants.items():
             self.register_buffer(name, constant.contiguous().float())
 
-    def forward(self, x_RD: Tensor, fields: int) -> tuple[Tensor, Tensor, Tensor]:
-        q_HRK, k_HRK = self.project(x_RD)
-        q, k, v = (t.unflatten(1, (-1, fields)) for t in (q_HRK, k_HRK, x_RD @ self.value))
-        attended = self.attend(q @ k.transpose(2, 3), v)
-        centred_RD = x_RD @ self.centre
-        for head_RK, out_KD in zip(attended.flatten(1, 2).unbind(0), self.out.unbind(0), strict=True):
-            centred_RD = torch.addmm(centred_RD, head_RK, out_KD)  # a concatenation of heads would copy them
-        first_RD = self.normalise(centred_RD)
-        hidden = torch.addmm(self.inner_bias, first_RD, self.inner).relu()
-        second_RD = self.normalise(torch.addmm(self.outer_bias, hidden, self.outer) + first_RD @ self.skip)
-        return second_RD, q_HRK, k_HRK
+    def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q (times 1 / sqrt(K): the level's constants undo that), k and v. Shape: (R, D) -> (H, R, K) each.
 
-    def attend(self, score: Tensor, v: Tensor) -> Tensor:
-        """Softmax over the keys, times v. Shape: (H, N, F, F), (H, N, F, K) -> (H, N, F, K)."""
+        Head by head: no transpose between the product and the attention.
+        """
+        return x_RD @ self.query, x_RD @ self.key, x_RD @ self.value
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Each row's fields to each other, or q's to all. Shape: (H, N, F, K) each -> (H, N, F of q, K)."""
+        score = q @ k.transpose(2, 3)
         if not self.scores_are_bounded:
             return score.softmax(3) @ v
         # No score can overflow exp, so the maximum need not be found, and the sums are a product.
         unscaled = score.exp()
         sums = unscaled.flatten(0, 2) @ torch.ones(score.shape[3], v.shape[3])
-        return (unscaled @ v) / sums.view(v.shape)
+        return (unscaled @ v) / sums.view(q.shape)
+
+    def finish(self, x_RD: Tensor, attended: Tensor) -> Tensor:
+        """The rest of the layer. Shape: x (R, D), attended (H, N, F, K) -> normalised x (R, D).
+
+        What follows applies rescale(), or folds it.
+        """
+        centred_RD = x_RD @ self.centre
+        for head_RK, out_KD in zip(attended.flatten(1, 2).unbind(0), self.out.unbind(0), strict=True):
+            centred_RD = torch.addmm(centred_RD, head_RK, out_KD)  # a concatenation of heads would copy them
+        first_RD = self.normalise(centred_RD)
+        hidden = torch.addmm(self.inner_bias, first_RD, self.inner).relu()
+        return self.normalise(torch.addmm(self.outer_bias, hidden, self.outer) + first_RD @ self.skip)
 
     def rescale(self, normalised_RD: Tensor) -> Tensor:
         return torch.addmm(self.shift, normalised_RD, self.scale)

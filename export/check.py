@@ -8,7 +8,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from contract.bundle import Calibration
+import kernel
+from contract.bundle import KERNEL, OUTPUT, Calibration
 from contract.encode import ModelInput, join
 from contract.golden import TOLERANCE
 from contract.schema import FeatureSchema
@@ -40,17 +41,20 @@ def check_parity(onnx: Path, inputs: list[ModelInput], expected: list[list[float
     """The largest difference in probability, over single requests, 1, 2 and 257 rows, and many requests in one call.
 
     Raises:
-        ParityError: when it is above 1e-5.
+        ParityError: when it is above 1e-5. NoKernel: for KERNEL, where it cannot be used.
     """
-    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if onnx.name == KERNEL:
+        kernel.register(options)
+    session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
     worst = 0.0
     for name, feed, answer in _cases(inputs, expected):
-        ctr = calibration.ctr(session.run(["logit"], feed)[0])
+        ctr = calibration.ctr(session.run([OUTPUT], feed)[0])
         if ctr.shape != answer.shape:
-            raise ParityError(f"{name}: the graph answers {ctr.shape}, torch {answer.shape}")
+            raise ParityError(f"{onnx.name}, {name}: the graph answers {ctr.shape}, torch {answer.shape}")
         difference = float(np.abs(ctr - answer).max())
         if not difference <= TOLERANCE:
-            raise ParityError(f"{name}: onnxruntime and torch differ by {difference:.2g}, more than {TOLERANCE:g}")
+            raise ParityError(f"{onnx.name}, {name}: it and torch differ by {difference:.2g}, more than {TOLERANCE:g}")
         worst = max(worst, difference)
     return worst
 

@@ -1,57 +1,34 @@
-"""STEC with a linear head -> the serving graph: batch norm, head and levels folded into constants.
+"""STEC with a linear head -> the serving graph of standard operators: it runs wherever onnxruntime does.
 
-With running statistics a level of the head is one constant F x F matrix a_c for each embedding
-dimension c, and all other constants of all levels are one bias (see model/factorised.py):
+Batch norm, head and levels are constants (export/level.py). With attention = "request" the whole context is computed
+once a request.
 
-    logit = bias + sum over levels, c, i, j of q[i, c] * a_c[i, j] * k[j, c]
-
-Shape legend: R requests, N candidates of all requests, F fields, D width, H heads, K = D / H; in a
-folded block R is the N * F rows of all candidates' fields.
-The graph's fields are in serving order: context, then candidate; on each side categorical, then numeric.
+Shape legend: R requests, N candidates of all requests, U context fields, C candidate fields, F = U + C, D width,
+H heads, K = D / H. The graph's fields are in serving order: context, then candidate; on each side categorical, then
+numeric.
 """
 
 import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from contract.schema import FeatureSchema, Kind, Side
 from export.block import FoldedBlock, FoldedLast, blocks_of, score_bounds
-from model.factorised import by_dimension
+from export.level import Level, SharedLevel, fold_levels, linear_head
 from model.stec import STEC
 
 
 def serving_order(schema: FeatureSchema) -> list[int]:
     """The model's position of each field in serving order. The model has all categorical fields first."""
     model = [*schema.select("categorical"), *schema.select("numeric")]
-    sides: tuple[Side, Side] = ("context", "candidate")
-    serving = [f for side in sides for f in [*schema.select("categorical", side), *schema.select("numeric", side)]]
-    return [model.index(f) for f in serving]
-
-
-class FoldedLevel(nn.Module):
-    """One level's share of the logit, with all that is constant in it folded. Shape: q, k (D, N, F) -> (N)."""
-
-    a_DFF: Tensor
-
-    def __init__(self, norm: nn.BatchNorm1d, weight: Tensor, order: Sequence[int], width: int, q_scale: float) -> None:
-        """norm and weight in float64: what is folded here is rounded once, at the end. q comes times q_scale."""
-        super().__init__()
-        fields = len(order)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = weight * norm.weight / (norm.running_var + norm.eps).sqrt()
-        self.constant = float((weight * norm.bias - scale * norm.running_mean).sum())
-        a_DFF = by_dimension(scale / q_scale, fields, width)[:, order][:, :, order]
-        self.register_buffer("a_DFF", a_DFF.contiguous().float())
-
-    def forward(self, q_DNF: Tensor, k_DNF: Tensor) -> Tensor:
-        return ((q_DNF @ self.a_DFF) * k_DNF).sum((0, 2))
+    return [model.index(f) for f in schema.in_serving_order()]
 
 
 class FoldedEmbedding(nn.Module):
-    """One side's fields. Shape: ids (rows, categorical), values (rows, numeric) -> (rows, F of the side, D)."""
+    """One side's fields. Shape: ids (rows, categorical), values (rows, numeric) or None where the side has no numeric
+    field -> (rows, F of the side, D)."""
 
     offsets: Tensor
     alpha: Tensor
@@ -60,22 +37,42 @@ class FoldedEmbedding(nn.Module):
         super().__init__()
         categorical = [i for i, f in enumerate(schema.select("categorical")) if f.side == side]
         numeric = [i for i, f in enumerate(schema.select("numeric")) if f.side == side]
-        self.numeric = bool(numeric)
+        self.fields = len(categorical) + len(numeric)
         self.register_buffer("offsets", model.embedding.offsets[categorical])
         self.register_buffer("alpha", model.embedding.alpha[numeric].float())
 
     def forward(self, table: Tensor, ids: Tensor, values: Tensor | None) -> Tensor:
-        x = nn.functional.embedding(ids + self.offsets, table)
-        if not self.numeric:
-            return x
-        assert values is not None
-        return torch.cat([x, values[:, :, None] * self.alpha], 1)
+        parts: list[Tensor] = [nn.functional.embedding(ids + self.offsets, table)]
+        if values is not None:
+            parts.append(values[:, :, None] * self.alpha)
+        return torch.cat(parts, 1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Fields behind each other: x (rows * fields, D), q, k, v (H, rows * fields, K)."""
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    fields: int
+
+    def by_row(self, t_HRK: Tensor) -> Tensor:
+        """(H, rows * fields, K) -> (H, rows, fields, K)."""
+        by_row: Tensor = t_HRK.unflatten(1, (-1, self.fields))
+        return by_row
+
+    def by_dimension(self) -> tuple[Tensor, Tensor]:
+        """q and k as a level takes them: (D, rows, fields)."""
+        q, k = (t.transpose(1, 2).unflatten(2, (-1, self.fields)).flatten(0, 1) for t in (self.q, self.k))
+        return q, k
 
 
 class ServingGraph(nn.Module):
     """A trained STEC as the service runs it: a request's context once, its candidates behind each other.
 
-    forward's shapes: context_ids int64 (R, Fu), candidate_ids int64 (N, Fc), request_index int64 (N),
+    forward's shapes: context_ids int64 (R, U), candidate_ids int64 (N, C), request_index int64 (N),
     and context_values, candidate_values float32 where the schema has numeric fields -> logit (N).
     Only a linear head folds.
     """
@@ -85,23 +82,20 @@ class ServingGraph(nn.Module):
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
         exact = copy.deepcopy(model).double().requires_grad_(False)
-        (linear,) = exact.head
-        assert isinstance(linear, nn.Linear)
-        weights = linear.weight[0].chunk(len(exact.norms))
-        order, width = serving_order(schema), exact.embedding.table.embedding_dim
-        bounds = score_bounds(exact)
-        self.blocks = nn.ModuleList(FoldedBlock(b, bound) for b, bound in zip(blocks_of(exact), bounds, strict=True))
-        scales = [*(block.q_scale for block in self.blocks), 1.0]
-        levels = [
-            FoldedLevel(norm, weight, order, width, scale)  # type: ignore[arg-type]
-            for norm, weight, scale in zip(exact.norms, weights, scales, strict=True)
-        ]
-        self.levels = nn.ModuleList(levels)
-        self.bias = float(linear.bias) + sum(level.constant for level in levels)
+        blocks = blocks_of(exact)
+        self.context_is_shared = exact.allowed_FF is not None
         self.context = FoldedEmbedding(exact, schema, "context")
         self.candidate = FoldedEmbedding(exact, schema, "candidate")
         self.register_buffer("table", exact.embedding.table.weight.float())
-        self.last = FoldedLast(exact.last, blocks_of(exact)[-1].ffn_norm)
+        folded = [FoldedBlock(block, bound) for block, bound in zip(blocks, score_bounds(exact), strict=True)]
+        self.blocks = nn.ModuleList(folded)
+        self.last = FoldedLast(exact.last, blocks[-1].ffn_norm)
+        levels = fold_levels(exact, serving_order(schema))
+        self.bias = float(linear_head(exact).bias) + sum(level.constant for level in levels)
+        constants = [level.a_DFF / s for level, s in zip(levels, [*(b.q_scale for b in folded), 1.0], strict=True)]
+        self.levels = nn.ModuleList(
+            SharedLevel(a_DFF, self.context.fields) if self.context_is_shared else Level(a_DFF) for a_DFF in constants
+        )
 
     def forward(
         self,
@@ -111,19 +105,102 @@ class ServingGraph(nn.Module):
         context_values: Tensor | None = None,
         candidate_values: Tensor | None = None,
     ) -> Tensor:
-        context_RFD = self.context(self.table, context_ids, context_values)
-        candidate_NFD = self.candidate(self.table, candidate_ids, candidate_values)
-        x_NFD = torch.cat([context_RFD.index_select(0, request_index), candidate_NFD], 1)
-        fields = x_NFD.shape[1]
-        x_RD = x_NFD.flatten(0, 1)
+        context_RD = self.context(self.table, context_ids, context_values).flatten(0, 1)
+        candidate_RD = self.candidate(self.table, candidate_ids, candidate_values).flatten(0, 1)
+        answer = self.share_context if self.context_is_shared else self.share_nothing
+        return torch.stack(answer(context_RD, candidate_RD, request_index)).sum(0) + self.bias
+
+    def share_context(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
+        """attention = "request": no context row depends on a candidate."""
         shares = []
-        for number, (block, level) in enumerate(zip(self.blocks, self.levels, strict=False)):
-            x_RD = self.blocks[number - 1].rescale(x_RD) if number else x_RD  # type: ignore[operator]
-            x_RD, q_HRK, k_HRK = block(x_RD, fields)
-            shares.append(level(*(t.transpose(1, 2).unflatten(2, (-1, fields)).flatten(0, 1) for t in (q_HRK, k_HRK))))
-        q_RD, k_RD = self.last(x_RD)
-        shares.append(self.levels[-1](q_RD.T.unflatten(1, (-1, fields)), k_RD.T.unflatten(1, (-1, fields))))
-        return torch.stack(shares).sum(0) + self.bias
+        for number, block in enumerate(self._blocks()):
+            context = self.project(number, context_RD, self.context.fields)
+            own = self.project(number, candidate_RD, self.candidate.fields)
+            shares.append(self.levels[number](context.by_dimension(), own.by_dimension(), request_index))
+            context_RD = block.finish(context.x, block.attend(*(context.by_row(t) for t in _qkv(context))))
+            k, v = (_join(context, own, name, request_index) for name in ("k", "v"))
+            candidate_RD = block.finish(own.x, block.attend(own.by_row(own.q), k, v))
+        context_qk = _by_dimension(self.last(context_RD), self.context.fields)
+        own_qk = _by_dimension(self.last(candidate_RD), self.candidate.fields)
+        return [*shares, self.levels[-1](context_qk, own_qk, request_index)]
+
+    def share_nothing(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
+        """The paper's attention: after the first one every row depends on the candidate. What could be shared before
+        it is not: for these operators copying it to each candidate costs what computing it anew does."""
+        fields = self.context.fields + self.candidate.fields
+        contexts = context_RD.unflatten(0, (-1, self.context.fields)).index_select(0, request_index)
+        x_RD = torch.cat([contexts, candidate_RD.unflatten(0, (-1, self.candidate.fields))], 1).flatten(0, 1)
+        shares = []
+        for number, block in enumerate(self._blocks()):
+            rows = self.project(number, x_RD, fields)
+            shares.append(self.levels[number](*rows.by_dimension()))
+            x_RD = block.finish(rows.x, block.attend(*(rows.by_row(t) for t in _qkv(rows))))
+        return [*shares, self.levels[-1](*_by_dimension(self.last(x_RD), fields))]
+
+    def project(self, number: int, x_RD: Tensor, fields: int) -> Rows:
+        """What a block reads: the block before it left its last layer norm's scale and shift to be applied."""
+        x_RD = self._blocks()[number - 1].rescale(x_RD) if number else x_RD
+        return Rows(x_RD, *self._blocks()[number].project(x_RD), fields)
+
+    def _blocks(self) -> list[FoldedBlock]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+
+def _qkv(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    return rows.q, rows.k, rows.v
+
+
+def _join(context: Rows, own: Rows, name: str, request_index: Tensor) -> Tensor:
+    """The context's fields of each candidate's request before its own: (H, N, F, K)."""
+    contexts, candidates = context.by_row(getattr(context, name)), own.by_row(getattr(own, name))
+    return torch.cat([contexts.index_select(1, request_index), candidates], 2)
+
+
+def _by_dimension(qk_RD: tuple[Tensor, Tensor], fields: int) -> tuple[Tensor, Tensor]:
+    q, k = (t_RD.T.unflatten(1, (-1, fields)) for t_RD in qk_RD)
+    return q, k
+
+
+class ScreenGraph(nn.Module):
+    """The first level alone, as if the others were at their average: what a cascade looks at first.
+
+    Shape: as ServingGraph.
+    """
+
+    table: Tensor
+    query: Tensor
+    key: Tensor
+
+    def __init__(self, model: STEC, schema: FeatureSchema) -> None:
+        super().__init__()
+        exact = copy.deepcopy(model).double().requires_grad_(False)
+        self.context = FoldedEmbedding(exact, schema, "context")
+        self.candidate = FoldedEmbedding(exact, schema, "candidate")
+        self.register_buffer("table", exact.embedding.table.weight.float())
+        first, *others = fold_levels(exact, serving_order(schema))
+        self.bias = float(linear_head(exact).bias) + first.constant + sum(level.beta for level in others)
+        self.level = SharedLevel(first.a_DFF, self.context.fields)
+        project = blocks_of(exact)[0].project
+        self.register_buffer("query", project.query.weight.float())
+        self.register_buffer("key", project.key.weight.float())
+
+    def forward(
+        self,
+        context_ids: Tensor,
+        candidate_ids: Tensor,
+        request_index: Tensor,
+        context_values: Tensor | None = None,
+        candidate_values: Tensor | None = None,
+    ) -> Tensor:
+        context = self._project(self.context(self.table, context_ids, context_values))
+        candidate = self._project(self.candidate(self.table, candidate_ids, candidate_values))
+        logit: Tensor = self.level(context, candidate, request_index) + self.bias
+        return logit
+
+    def _project(self, x_BFD: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k, (D, B, F) each."""
+        x_DR, fields = x_BFD.flatten(0, 1).T, x_BFD.shape[1]
+        return (self.query @ x_DR).unflatten(1, (-1, fields)), (self.key @ x_DR).unflatten(1, (-1, fields))
 
 
 class PlainGraph(nn.Module):

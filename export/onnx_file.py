@@ -1,24 +1,28 @@
-"""A graph module -> an ONNX file whose weights lie in one file beside it."""
+"""Graphs -> ONNX files whose weights lie in one file beside them, each once."""
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import torch
+from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
+from contract.bundle import OUTPUT
 from contract.schema import FeatureSchema
 
 WEIGHTS = "weights.bin"
+SMALL_BYTES = 1024  # stays in the graph's own file
+PAGE_BYTES = 4096  # the offsets that can be mapped into memory
 EXPORTER = r"torch\.onnx\._internal\.exporter\..*"
 EXAMPLE_REQUESTS, EXAMPLE_CANDIDATES = 3, 7  # different, and neither 0 nor 1: those are specialised by the tracer
 
 
-def write_onnx(graph: nn.Module, schema: FeatureSchema, path: Path) -> None:
-    """Writes `path` and, for everything above a kilobyte, WEIGHTS in the same folder."""
+def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (OUTPUT,)) -> onnx.ModelProto:
+    """A module with the serving graph's inputs, traced for any number of requests and candidates."""
     inputs = example_inputs(schema)
     sizes = {name: torch.export.Dim("requests" if name.startswith("context") else "candidates") for name in inputs}
     with warnings.catch_warnings(), _quiet(logging.getLogger("torch.onnx._internal.exporter._registration")):
@@ -29,16 +33,31 @@ def write_onnx(graph: nn.Module, schema: FeatureSchema, path: Path) -> None:
             graph.eval(),
             kwargs=inputs,
             input_names=list(inputs),
-            output_names=["logit"],
+            output_names=list(outputs),
             dynamic_shapes={name: {0: size} for name, size in sizes.items()},
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    model = _without_notes(program.model_proto)
-    onnx.save_model(model, path, save_as_external_data=True, location=WEIGHTS, size_threshold=1024)
-    # onnx writes it for its owner alone; who serves is often somebody else.
-    (path.parent / WEIGHTS).chmod(0o644)
+    return _without_notes(program.model_proto)
+
+
+def save_together(models: Mapping[str, onnx.ModelProto], folder: Path) -> None:
+    """Writes each model under its name and WEIGHTS: every array above a kilobyte, once, whoever uses it."""
+    places: dict[bytes, int] = {}
+    # onnxruntime and its users need not be the owner: not onnx's own saving, which makes the file for him alone.
+    with (folder / WEIGHTS).open("wb") as weights:
+        for model in models.values():
+            for tensor in model.graph.initializer:
+                if len(raw := tensor.raw_data) > SMALL_BYTES:
+                    if raw not in places:
+                        weights.write(bytes(-weights.tell() % PAGE_BYTES))
+                        places[raw] = weights.tell()
+                        weights.write(raw)
+                    set_external_data(tensor, WEIGHTS, places[raw], len(raw))
+                    tensor.ClearField("raw_data")
+    for name, model in models.items():
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
 
 
 def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,52 +1,109 @@
 """ctr-export: a run -> a bundle, checked before it appears."""
 
 import argparse
+import copy
 import math
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
+import onnx
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from contract.bundle import GOLDEN, MANIFEST, MODEL, SCHEMA, VOCABULARY, Calibration, Manifest, write_manifest
+import kernel
+from contract.bundle import (
+    EXPLAIN,
+    EXPLANATION,
+    GOLDEN,
+    KERNEL,
+    MANIFEST,
+    MODEL,
+    SCHEMA,
+    SCREEN,
+    VOCABULARY,
+    Calibration,
+    CascadeRule,
+    Manifest,
+    write_manifest,
+)
 from contract.golden import write_golden
-from contract.schema import write_schema
+from contract.schema import FeatureSchema, write_schema
 from contract.vocabulary import open_vocabulary
+from export.cascade import CANDIDATES, calibrate
 from export.check import check_parity, torch_ctr
+from export.explain_graph import ExplainGraph
 from export.golden import draw_golden, golden_inputs
-from export.graph import PlainGraph, ServingGraph
-from export.onnx_file import write_onnx
+from export.graph import PlainGraph, ScreenGraph, ServingGraph
+from export.kernel_graph import kernel_graph
+from export.onnx_file import save_together, to_onnx
+from model.data.folder import add_data_argument
+from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment
 from model.folder import check_replaceable, new_folder
 from model.run import RunMetrics, open_run
+from model.stec import STEC
 
 
-def export(run: Path, bundle: Path) -> tuple[Manifest, float]:
+def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
     """Writes the bundle whole or not at all; returns its manifest and the largest difference from torch.
 
+    prepared: the run's log; without it, or with an MLP head, the bundle has no cascade.
+
     Raises:
-        ValueError: when `run` is no run, or `bundle` is a folder of something else.
+        ValueError: when `run` is no run, `prepared` is another log's, or `bundle` is a folder of something else.
         ParityError: when onnxruntime and torch disagree.
     """
     check_replaceable(bundle, MANIFEST)
     model, experiment, schema, metrics = open_run(run)
+    if prepared is not None and (prepared.schema != schema or prepared.facts.data != experiment.data):
+        raise ValueError(f"{prepared.folder} is not the log that {run} was trained on: prepare and train again")
     # A log that kept a share w of its negatives has odds 1 / w too high.
     calibration = Calibration(shift=math.log(experiment.data.negative_rate))
     vocabularies = {f.name: open_vocabulary(run / VOCABULARY, f.name) for f in schema.select("categorical")}
     with new_folder(bundle, MANIFEST) as folder:
         write_schema(schema, folder / SCHEMA)
         shutil.copytree(run / VOCABULARY, folder / VOCABULARY)
-        graph = PlainGraph(model, schema) if experiment.model.mlp else ServingGraph(model, schema)
-        write_onnx(graph, schema, folder / MODEL)
+        cascade = _write_graphs(model, schema, folder, prepared)
         golden = draw_golden(schema, vocabularies)
         inputs = list(golden_inputs(schema, vocabularies, golden))
         answers = torch_ctr(model, schema, inputs, calibration)
-        difference = check_parity(folder / MODEL, inputs, answers, calibration)
+        # Everything that answers a request; SCREEN alone never does.
+        graphs = [name for name in (MODEL, KERNEL, EXPLAIN) if (folder / name).exists()]
+        difference = max(check_parity(folder / name, inputs, answers, calibration) for name in graphs)
         answered = [msgspec.structs.replace(g, ctr=ctr) for g, ctr in zip(golden, answers, strict=True)]
         write_golden(answered, folder / GOLDEN)
-        manifest = write_manifest(folder, experiment.name, metrics.parameters, _facts(metrics, experiment), calibration)
+        facts, attention = _facts(metrics, experiment), experiment.model.attention
+        manifest = write_manifest(folder, experiment.name, metrics.parameters, facts, calibration, attention, cascade)
     return manifest, difference
+
+
+def _write_graphs(model: STEC, schema: FeatureSchema, folder: Path, prepared: Prepared | None) -> list[CascadeRule]:
+    """MODEL and what a linear head makes possible; over one file of weights."""
+    if len(model.head) > 1:  # an MLP: nothing of it folds
+        save_together({MODEL: to_onnx(PlainGraph(model, schema), schema)}, folder)
+        return []
+    graphs = {
+        MODEL: to_onnx(ServingGraph(model, schema), schema),
+        EXPLAIN: to_onnx(ExplainGraph(model, schema), schema, EXPLANATION),
+    }
+    if kernel.is_usable():  # what cannot be checked here is not written
+        graphs[KERNEL] = kernel_graph(model, schema)
+    cascade: list[CascadeRule] = []
+    if prepared is not None:
+        screen = to_onnx(ScreenGraph(model, schema), schema)
+        cascade = _calibrated({MODEL: graphs[MODEL], SCREEN: screen}, prepared)
+        if cascade:  # without what nobody would use
+            graphs[SCREEN] = screen
+    save_together(graphs, folder)
+    return cascade
+
+
+def _calibrated(graphs: dict[str, onnx.ModelProto], prepared: Prepared) -> list[CascadeRule]:
+    with tempfile.TemporaryDirectory() as folder:
+        save_together(copy.deepcopy(graphs), Path(folder))
+        return calibrate(Path(folder), prepared)
 
 
 def _facts(metrics: RunMetrics, experiment: Experiment) -> dict[str, float]:
@@ -63,17 +120,54 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="ctr-export", description=__doc__)
     parser.add_argument("run", type=Path, help="the folder that ctr-train wrote")
     parser.add_argument("bundle", type=Path, help="the bundle to write; an older bundle there is replaced")
+    add_data_argument(parser)
     arguments = parser.parse_args()
     try:
+        prepared = _prepared(arguments.run, arguments.data)
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
             progress.add_task("fold, export and check against torch")
-            manifest, difference = export(arguments.run, arguments.bundle)
+            manifest, difference = export(arguments.run, arguments.bundle, prepared)
     except (OSError, ValueError) as error:
         print(f"ctr-export: {error}", file=sys.stderr)
         return 2
     print(f"{arguments.bundle}: {manifest.name}, version {manifest.version[:12]}")
     print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over 300 golden requests")
+    _say_what_is_missing(manifest, prepared)
+    for rule in manifest.cascade:
+        share = f"recall {rule.recall:.4f}, scored in full {rule.scored:.1%}"
+        print(f"cascade, best {rule.k} of {rule.candidates}: {share}")
     return 0
+
+
+def _say_what_is_missing(manifest: Manifest, prepared: Prepared | None) -> None:
+    if EXPLAIN not in manifest.files:
+        print("ctr-export: an MLP head does not fold: no kernel, no explanation, no cascade", file=sys.stderr)
+        return
+    if KERNEL not in manifest.files:
+        why = "scoring will be slower: install the project again where a C++20 compiler is, and export again"
+        print(f"ctr-export: no {KERNEL}, for the kernel cannot be used here; {why}", file=sys.stderr)
+    if prepared is not None and not manifest.cascade:
+        why = "raise embedding_std or lower embedding_l2 if you want one (docs/decisions/0005)"
+        print(f"ctr-export: no cascade, for the first level rules next to nothing out; {why}", file=sys.stderr)
+
+
+def _prepared(run: Path, data: Path) -> Prepared | None:
+    """The log that the cascade is calibrated on, if it is at hand."""
+
+    def without(why: str) -> Prepared | None:
+        print(f"ctr-export: no cascade, for {why}", file=sys.stderr)
+        return None
+
+    _, experiment, schema, _ = open_run(run)
+    folder = data / experiment.data.prepared
+    if not folder.exists():
+        return without(f"there is no {folder}: name the data's folder with --data")
+    prepared = read_prepared(folder)
+    if prepared.schema != schema or prepared.facts.data != experiment.data:
+        return without(f"{folder} was prepared anew since the run: train again")
+    if min(prepared.facts.splits[split].rows for split in ("valid", "test")) <= CANDIDATES:
+        return without(f"valid or test has no more than {CANDIDATES} rows: hold more out")
+    return prepared
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from contract.bundle import Bundle, open_bundle
+from contract.bundle import EXPLAIN, KERNEL, MODEL, Bundle, open_bundle
 from contract.encode import ModelInput
 from model.data import generate
 from model.data.prepare import prepare
@@ -45,6 +45,11 @@ def ctr(demo: Bundle, prepared: Prepared) -> NDArray[np.float64]:
     engine = open_engine(demo, threads=2)
     batches = [engine.run(requests[start : start + BATCH]) for start in range(0, len(requests), BATCH)]
     return np.concatenate([answer for batch in batches for answer in batch])
+
+
+def test_it_has_the_kernels_graph_and_an_explanation(demo: Bundle) -> None:
+    assert demo.manifest.files.keys() >= {MODEL, KERNEL, EXPLAIN}
+    assert demo.manifest.attention == "request"
 
 
 def test_it_is_under_two_megabytes() -> None:

@@ -80,7 +80,7 @@ def edit(bundle: Path, **changes: object) -> None:
 
 def test_another_format_is_named_before_anything_else_is_read(bundle: Path) -> None:
     (bundle / MANIFEST).write_text('{"format_version": 9, "something": "new"}')
-    with pytest.raises(BundleError, match="format version 9, this server reads 1"):
+    with pytest.raises(BundleError, match="format version 9, this server reads 2"):
         open_bundle(bundle)
 
 

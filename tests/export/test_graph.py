@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from contract.schema import FeatureSchema, Field, Kind, Side
+from contract.schema import Attention, FeatureSchema, Field, Kind, Side
 from export.block import blocks_of, score_bounds
-from export.graph import PlainGraph, ServingGraph, serving_order
+from export.graph import PlainGraph, ScreenGraph, ServingGraph, serving_order
 from model.experiment import Model
-from model.stec import STEC
+from model.stec import STEC, stec_for
 
 TOKENS = 12
 
@@ -25,11 +25,15 @@ def mixed_schema(numeric: bool) -> FeatureSchema:
     return FeatureSchema(tuple(fields))
 
 
-def trained(schema: FeatureSchema, std: float, near_constant: bool = False) -> STEC:
+def trained(schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full") -> STEC:
     torch.manual_seed(0)
     categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    size = Model(embedding=16, blocks=2, heads=2, embedding_std=std)
-    model = STEC([TOKENS] * categorical, numeric, size)
+    size = Model(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention)
+    model = stec_for(schema, [TOKENS] * categorical, size)
+    for block in blocks_of(model):  # as training leaves them, not as they start
+        for norm in (block.attention_norm, block.ffn_norm):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
     for _ in range(30):
         ids = torch.randint(TOKENS, (512, categorical))
         if near_constant:
@@ -55,11 +59,14 @@ def single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
 
 
+@pytest.mark.parametrize("attention", ["full", "request"])
 @pytest.mark.parametrize("numeric", [False, True])
 @pytest.mark.parametrize("sizes", [(1,), (2,), (257,), (3, 1, 20)])
-def test_the_folded_graph_answers_as_the_model_does(numeric: bool, sizes: tuple[int, ...]) -> None:
+def test_the_folded_graph_answers_as_the_model_does(
+    numeric: bool, sizes: tuple[int, ...], attention: Attention
+) -> None:
     schema = mixed_schema(numeric)
-    model, inputs = trained(schema, 0.3), request(schema, sizes)
+    model, inputs = trained(schema, 0.3, attention=attention), request(schema, sizes)
     expected = PlainGraph(model, schema).double().eval()(**inputs)
     torch.testing.assert_close(ServingGraph(model, schema)(**single(inputs)).double(), expected, rtol=0, atol=1e-5)
 
@@ -109,3 +116,15 @@ def test_folding_leaves_the_model_as_it_was() -> None:
 def test_the_serving_order_has_each_field_of_the_model_once() -> None:
     schema = mixed_schema(True)
     assert sorted(serving_order(schema)) == list(range(len(schema.fields)))
+
+
+def test_the_screen_is_the_model_whose_other_levels_are_at_their_average() -> None:
+    """With the others' weights in the head at zero the first level is all there is."""
+    schema = mixed_schema(True)
+    model, inputs = trained(schema, 0.3), request(schema, (20, 3))
+    head = model.head[0]
+    assert isinstance(head, torch.nn.Linear)
+    with torch.no_grad():
+        head.weight[:, head.in_features // 3 :] = 0
+    expected = PlainGraph(model, schema).double().eval()(**inputs)
+    torch.testing.assert_close(ScreenGraph(model, schema)(**single(inputs)).double(), expected, rtol=0, atol=1e-5)

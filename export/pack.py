@@ -1,0 +1,59 @@
+"""A trained STEC with a linear head -> the numbers that kernel/weights.h reads, in its order.
+
+What is constant in serving is folded, in float64, and rounded once:
+
+- the batch norms and the head, as in export/level.py;
+- a layer norm's scale and shift into all that reads its output, its centring into all that writes its input,
+  so that what is left of it is a division by the root of the mean square;
+- the value's bias into the residual's: attention weights sum to 1.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from export.block import blocks_of
+from export.level import fold_levels, linear_head
+from model.stec import STEC, Block
+
+
+@torch.no_grad()
+def pack(model: STEC, order: Sequence[int]) -> Tensor:
+    """All weights but the embeddings, float32 (P). order: the model's position of each field in serving order."""
+    exact = copy.deepcopy(model).double()
+    width = exact.embedding.table.embedding_dim
+    scale, shift = torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    levels = fold_levels(exact, order)
+    parts: list[Tensor] = []
+    for block, level in zip(blocks_of(exact), levels[:-1], strict=True):
+        q_scale = 1 / math.sqrt(width // block.heads)
+        parts += [*_block(block, scale, shift, q_scale), level.a_DFF / q_scale]
+        scale, shift = block.ffn_norm.weight, block.ffn_norm.bias
+    both = torch.cat([exact.last.query.weight, exact.last.key.weight])
+    bias = linear_head(exact).bias + sum(level.constant for level in levels)
+    parts += [(both * scale).T, both @ shift, levels[-1].a_DFF, bias]
+    return torch.cat([part.flatten() for part in parts]).float()
+
+
+def _block(block: Block, scale: Tensor, shift: Tensor, q_scale: float) -> list[Tensor]:
+    """scale, shift: of the layer norm before, which the block reads without them."""
+    width = len(scale)
+    centre = torch.eye(width, dtype=torch.float64) - 1 / width
+    first, second, inner, outer = block.attention_norm, block.ffn_norm, block.ffn[0], block.ffn[2]
+    assert isinstance(inner, nn.Linear)
+    assert isinstance(outer, nn.Linear)
+    query, key, value = block.project.query.weight * q_scale, block.project.key.weight, block.value.weight
+    residual_bias = centre @ (shift + block.out.weight @ (value @ shift))
+    return [
+        torch.cat([query * scale, key * scale, value * scale, centre * scale]).T,
+        torch.cat([query @ shift, key @ shift, torch.zeros_like(shift), residual_bias]),
+        (centre @ block.out.weight).T,
+        (inner.weight * first.weight).T,
+        inner.weight @ first.bias + inner.bias,
+        torch.cat([centre @ outer.weight, centre * first.weight], 1).T,
+        centre @ (first.bias + outer.bias),
+        torch.tensor([first.eps, second.eps], dtype=torch.float64),
+    ]

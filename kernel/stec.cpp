@@ -1,0 +1,381 @@
+// Shape legend: D width, F fields (U of the context, before the candidate's), H heads, K = D / H, M hidden units.
+// An array of Lanes holds each number of eight candidates; [a][b]: the last index is contiguous.
+#include "stec.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "lanes.h"
+#include "memory.h"
+#include "weights.h"
+
+namespace stec {
+namespace {
+
+constexpr int64_t CHUNK = 6;  // columns at a time where an intermediate would not stay in the first cache
+constexpr int64_t LONG = 8;   // candidates of one request that are worth a group of their own
+
+// What a level's context contributes to every candidate of its request.
+struct Shared {
+  Lanes* logit;                    // one
+  Lanes *by_query, *by_key;        // [D][candidate fields]: what a candidate's key and query meet
+  Lanes *largest, *total, *value;  // [H][U], [H][U], [D][U]: the softmax over the context's keys alone
+};
+
+struct Level {
+  Lanes *query, *key, *value, *residual;  // [D][F], but value [F][D]
+  Shared shared;
+};
+
+thread_local Memory memory;
+
+// One group of up to eight candidates at a time, and what their requests have in common.
+class Scorer {
+ public:
+  explicit Scorer(const Model& model)
+      : m(model), s(model.sizes), w(model), D(s.width), F(s.fields()), U(s.context_fields()) {
+    place_intermediates(nullptr);
+    place_intermediates(memory.at_least(taken));
+  }
+
+  void run(const Input& in, float* logit) {
+    int64_t known[LANES];
+    bool first = true;
+    for (int64_t start = 0, end; start < in.candidates; start = end) {
+      end = group_end(in, start);
+      int64_t rows[LANES], requests[LANES];
+      for (int lane = 0; lane < LANES; ++lane) {  // lanes without a candidate repeat the first
+        rows[lane] = start + lane < end ? start + lane : start;
+        requests[lane] = in.request_index[rows[lane]];
+      }
+      if (first || !std::equal(requests, requests + LANES, known)) {
+        gather(in.context_ids, in.context_values, requests, 0, s.context_categorical, s.context_numeric, 0, 0);
+        lanes_are_alike = std::equal(requests + 1, requests + LANES, requests);
+        share_context();
+        std::copy(requests, requests + LANES, known), first = false;
+      }
+      gather(in.candidate_ids, in.candidate_values, rows, U, s.candidate_categorical, s.candidate_numeric,
+             s.context_categorical, s.context_numeric);
+      lanes_are_alike = end - start == 1;
+      const Lanes answer = score_group();
+      for (int64_t row = start; row < end; ++row) logit[row] = answer[row - start];
+    }
+  }
+
+ private:
+  // A request with many candidates gets groups of its own: its context is then computed once.
+  static int64_t group_end(const Input& in, int64_t start) {
+    const int64_t* index = in.request_index;
+    int64_t end = start + 1;
+    for (; end < in.candidates && end < start + LANES; ++end) {
+      if (index[end] == index[end - 1]) continue;
+      // All but a remainder of a long request's rows went into groups before `start`.
+      const bool ends_long_request = start >= LONG && index[start - LONG + 1] == index[start];
+      const bool begins_long_request = end + LONG <= in.candidates && index[end + LONG - 1] == index[end];
+      if (ends_long_request || begins_long_request) break;
+    }
+    return end;
+  }
+
+  // Counts what is needed when `start` is null.
+  void place_intermediates(Lanes* start) {
+    taken = 0;
+    const auto take = [&](int64_t count) {
+      const int64_t place = std::exchange(taken, taken + count);
+      return start ? start + place : nullptr;
+    };
+    levels.resize(size_t(s.blocks + 1));
+    for (Level& level : levels) {
+      level.query = take(D * F), level.key = take(D * F), level.value = take(D * F), level.residual = take(D * F);
+      level.shared.by_query = take(D * (F - U)), level.shared.by_key = take(D * (F - U));
+      level.shared.largest = take(s.heads * U), level.shared.total = take(s.heads * U);
+      level.shared.value = take(D * U), level.shared.logit = take(1);
+    }
+    input = take(D * F), x = take(D * F), attended = take(D * F);
+    chunk = take(std::max(F, s.hidden + D) * CHUNK), line = take(F);
+    const int64_t packed = D * packed_columns(F);
+    packed_in = take(packed), packed_attended = take(packed), packed_out = take(packed);
+  }
+
+  // Fields from `first` on, of these rows: a table's rows, then numbers times their field's vector -> input [D][F].
+  void gather(const int64_t* ids, const float* values, const int64_t (&rows)[LANES], int64_t first,
+              int64_t categorical, int64_t numeric, int64_t first_offset, int64_t first_alpha) {
+    for (int64_t field = 0; field < categorical + numeric; ++field) {
+      const int64_t number = field - categorical;
+      for (int lane = 0; lane < LANES; ++lane) {
+        const float* from = number < 0
+            ? m.table + (ids[rows[lane] * categorical + field] + m.offsets[first_offset + field]) * D
+            : m.alpha + (first_alpha + number) * D;
+        const float factor = number < 0 ? 1.0f : values[rows[lane] * numeric + number];
+        for (int64_t d = 0; d < D; ++d) input[d * F + first + field][lane] = factor * from[d];
+      }
+    }
+  }
+
+  // Everything that depends on the requests alone: the first level's and attention's context, or with
+  // request attention the context of every level.
+  void share_context() {
+    const Lanes* in = input;
+    for (int64_t l = 0; l < s.blocks; ++l) {
+      project(l, in, 0, U);
+      share_level(l);
+      attend(l, 0, U, 0, U, Softmax::Keep);
+      if (!s.request_attention) return;
+      normalise_attended(l, 0, U);
+      finish_block(l, 0, U);
+      in = x;
+    }
+    project_last(in, 0, U);
+    share_level(s.blocks);
+  }
+
+  Lanes score_group() {
+    Lanes logit = all(w.bias);
+    const Lanes* in = input;
+    for (int64_t l = 0; l < s.blocks; ++l) {
+      const bool is_shared = l == 0 || s.request_attention;
+      project(l, in, is_shared ? U : 0, F);
+      logit += is_shared ? shared_level_logit(l) : level_logit(l);
+      if (is_shared && !s.request_attention) attend(l, 0, U, U, F, Softmax::GoOn);
+      attend(l, is_shared ? U : 0, F, 0, F, Softmax::Whole);
+      finish_block(l, s.request_attention ? U : 0, F);
+      in = x;
+    }
+    project_last(in, s.request_attention ? U : 0, F);
+    return logit + (s.request_attention ? shared_level_logit(s.blocks) : level_logit(s.blocks));
+  }
+
+  void project(int64_t l, const Lanes* in, int64_t begin, int64_t end) {
+    const BlockWeights& b = w.blocks[size_t(l)];
+    Level& level = levels[size_t(l)];
+    const Matrix out[] = {{level.query + begin, F}, {level.key + begin, F}, {level.value + begin * D, 1, D},
+                          {level.residual + begin, F}};
+    project_each(b.project, b.project_bias, out, 4, in + begin, end - begin);
+  }
+
+  void project_last(const Lanes* in, int64_t begin, int64_t end) {
+    Level& level = levels.back();
+    const Matrix out[] = {{level.query + begin, F}, {level.key + begin, F}};
+    project_each(w.last_project, w.last_bias, out, 2, in + begin, end - begin);
+  }
+
+  // `count` projections of D outputs each, whose weights lie beside each other.
+  void project_each(const float* weights, const float* biases, const Matrix* out, int64_t count, const Lanes* in,
+                    int64_t columns) {
+    const int64_t packed = packed_columns(columns);
+    if (lanes_are_alike) pack({const_cast<Lanes*>(in), F}, columns, packed_in);
+    for (int64_t p = 0; p < count; ++p) {
+      const float *own = weights + p * D, *bias = biases + p * D;
+      if (lanes_are_alike) {
+        product(own, count * D, D, packed_in, packed, packed, D, bias, {packed_out, packed});
+        unpack(packed_out, columns, out[p]);
+      } else {
+        product(own, count * D, D, in, F, columns, D, bias, out[p]);
+      }
+    }
+  }
+
+  // Where all lanes hold the same row, a column says one number eight times. What treats every column alike can
+  // then take eight columns in one: a lone candidate's fields, or the context of a lone request.
+  static int64_t packed_columns(int64_t columns) { return (columns + LANES - 1) / LANES; }
+
+  // [D][columns] -> [D][packed columns]
+  void pack(Matrix from, int64_t columns, Lanes* to) const {
+    const int64_t packed = packed_columns(columns);
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t c = 0; c < packed * LANES; ++c)
+        to[d * packed + c / LANES][c % LANES] = (*from.at(d, std::min(c, columns - 1)))[0];
+  }
+
+  void unpack(const Lanes* from, int64_t columns, Matrix to) const {
+    const int64_t packed = packed_columns(columns);
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t c = 0; c < columns; ++c) *to.at(d, c) = all(from[d * packed + c / LANES][c % LANES]);
+  }
+
+  // sum over c, i, j of query[c][i] * interaction[c][i][j] * key[c][j].
+  Lanes level_logit(int64_t l) {
+    const Level& level = levels[size_t(l)];
+    Lanes logit{};
+    for (int64_t c = 0; c < D; ++c) logit += meet(l, c, F, level.key + c * F, F);
+    return logit;
+  }
+
+  // line[j] = sum over the first `queries` fields i of query[c][i] * interaction[c][i][j]; and with `keys` of the
+  // keys, the sum of their products.
+  Lanes meet(int64_t l, int64_t c, int64_t queries, const Lanes* key, int64_t keys) {
+    const float* a = w.interaction[size_t(l)] + c * F * F;
+    const Lanes* query = levels[size_t(l)].query + c * F;
+    Lanes logit{};
+    int64_t j = 0;
+    const auto strip = [&]<int O>() {
+      Lanes sum[O][1];
+      sums<O, 1>(a + j, F, query, 1, queries, sum);
+#pragma GCC unroll 8
+      for (int o = 0; o < O; ++o, ++j) {
+        line[j] = sum[o][0];
+        if (j < keys) logit += sum[o][0] * key[j];
+      }
+    };
+    while (j + 8 <= F) strip.template operator()<8>();
+    while (j + 4 <= F) strip.template operator()<4>();
+    while (j < F) strip.template operator()<1>();
+    return logit;
+  }
+
+  void share_level(int64_t l) {
+    Level& level = levels[size_t(l)];
+    const int64_t own = F - U;
+    *level.shared.logit = Lanes{};
+    for (int64_t c = 0; c < D; ++c) {
+      const Lanes* key = level.key + c * F;
+      *level.shared.logit += meet(l, c, U, key, U);
+      copy(line + U, own, level.shared.by_query + c * own);
+      // by_key[i] = sum over the context's j of interaction[c][i][j] * key[j], two chains at a time
+      for (int64_t i = 0; i < own; ++i) {
+        const float* a = w.interaction[size_t(l)] + (c * F + U + i) * F;
+        Lanes even{}, odd{};
+        for (int64_t j = 0; j + 1 < U; j += 2) even += a[j] * key[j], odd += a[j + 1] * key[j + 1];
+        if (U % 2) even += a[U - 1] * key[U - 1];
+        level.shared.by_key[c * own + i] = even + odd;
+      }
+    }
+  }
+
+  // level_logit, with what the context shares already there.
+  Lanes shared_level_logit(int64_t l) {
+    const Level& level = levels[size_t(l)];
+    const int64_t own = F - U;
+    Lanes logit = *level.shared.logit;
+    for (int64_t c = 0; c < D; ++c) {
+      const Lanes *query = level.query + c * F + U, *key = level.key + c * F + U;
+      for (int64_t i = 0; i < own; ++i) {
+        const float* a = w.interaction[size_t(l)] + (c * F + U + i) * F + U;
+        Lanes sum = level.shared.by_key[c * own + i];
+        for (int64_t j = 0; j < own; ++j) sum += a[j] * key[j];
+        logit += query[i] * sum + key[i] * level.shared.by_query[c * own + i];
+      }
+    }
+    return logit;
+  }
+
+  // Whole: over all its keys. Keep: over the context's keys, to go on with a candidate's; GoOn does.
+  enum class Softmax { Whole, Keep, GoOn };
+
+  // Fields begin..end attend to fields from..to, head by head: attended [D][F], or what is shared of it.
+  void attend(int64_t l, int64_t begin, int64_t end, int64_t from, int64_t to, Softmax softmax) {
+    Level& level = levels[size_t(l)];
+    const int64_t K = D / s.heads, keys = to - from;
+    for (int64_t h = 0; h < s.heads; ++h)
+      for (int64_t i = begin; i < end; i += CHUNK) {
+        const int64_t columns = std::min(CHUNK, end - i), row = h * K * F;
+        Matrix weights{chunk, CHUNK};
+        product(level.key + row + from, F, keys, level.query + row + i, F, columns, K, nullptr, weights);
+        Lanes* largest = level.shared.largest + h * U + i;
+        Lanes* total = level.shared.total + h * U + i;
+        Lanes factor[CHUNK];
+        exponentiate(keys, columns, softmax == Softmax::GoOn ? largest : nullptr, total, factor,
+                     softmax == Softmax::Keep ? largest : nullptr, softmax == Softmax::Keep ? total : nullptr);
+        const Lanes* value = level.value + from * D + h * K;
+        Matrix out = softmax == Softmax::Keep ? Matrix{level.shared.value + h * K * U + i, U}
+                                              : Matrix{attended + row + i, F};
+        product(value, D, K, weights.data, CHUNK, columns, keys, nullptr, out);
+        if (softmax == Softmax::Keep) continue;
+        for (int64_t k = 0; k < K; ++k)
+          for (int64_t c = 0; c < columns; ++c) {
+            Lanes sum = *out.at(k, c);
+            if (softmax == Softmax::GoOn) sum += scale[c] * level.shared.value[(h * K + k) * U + i + c];
+            *out.at(k, c) = sum * factor[c];
+          }
+      }
+  }
+
+  // The chunk's scores -> e^(score - largest). `factor`: 1 / their total, with what came before included;
+  // scale: what that has to be multiplied by.
+  void exponentiate(int64_t keys, int64_t columns, const Lanes* largest_before, const Lanes* total_before,
+                    Lanes (&factor)[CHUNK], Lanes* keep_largest, Lanes* keep_total) {
+    Lanes largest[CHUNK], total[CHUNK];
+    for (int64_t c = 0; c < columns; ++c) largest[c] = largest_before ? largest_before[c] : chunk[c];
+    for (int64_t j = 0; j < keys; ++j)
+      for (int64_t c = 0; c < columns; ++c) largest[c] = larger(largest[c], chunk[j * CHUNK + c]);
+    for (int64_t c = 0; c < columns; ++c) {
+      total[c] = Lanes{};
+      if (!largest_before) continue;
+      scale[c] = exp_of_negative(largest_before[c] - largest[c]);
+      total[c] = total_before[c] * scale[c];
+    }
+    for (int64_t j = 0; j < keys; ++j)
+      for (int64_t c = 0; c < columns; ++c) {
+        Lanes& weight = chunk[j * CHUNK + c];
+        weight = exp_of_negative(weight - largest[c]);
+        total[c] += weight;
+      }
+    for (int64_t c = 0; c < columns; ++c) {
+      factor[c] = 1.0f / total[c];
+      if (keep_largest) keep_largest[c] = largest[c], keep_total[c] = total[c];
+    }
+  }
+
+  // What Softmax::Keep left is all there is: no candidate's key follows.
+  void normalise_attended(int64_t l, int64_t begin, int64_t end) {
+    const Shared& shared = levels[size_t(l)].shared;
+    const int64_t K = D / s.heads;
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t i = begin; i < end; ++i)
+        attended[d * F + i] = shared.value[d * U + i] / shared.total[d / K * U + i];
+  }
+
+  // From the attention to the block's output x [D][F].
+  void finish_block(int64_t l, int64_t begin, int64_t end) {
+    const BlockWeights& b = w.blocks[size_t(l)];
+    Lanes* residual = levels[size_t(l)].residual + begin;
+    const int64_t columns = end - begin, packed = packed_columns(columns);
+    if (!lanes_are_alike) return finish_columns(b, residual, attended + begin, F, columns, x + begin);
+    pack({residual, F}, columns, packed_in);
+    pack({attended + begin, F}, columns, packed_attended);
+    finish_columns(b, packed_in, packed_attended, packed, packed, packed_out);
+    unpack(packed_out, columns, {x + begin, F});
+  }
+
+  void finish_columns(const BlockWeights& b, const Lanes* residual, const Lanes* heads, int64_t step, int64_t count,
+                      Lanes* out) {
+    for (int64_t i = 0; i < count; i += CHUNK) {
+      const int64_t columns = std::min(CHUNK, count - i);
+      Lanes* skip = chunk + s.hidden * CHUNK;
+      for (int64_t d = 0; d < D; ++d) copy(residual + d * step + i, columns, skip + d * CHUNK);
+      product<Then::AddTo>(b.out, D, D, heads + i, step, columns, D, nullptr, {skip, CHUNK}, skip);
+      normalise(skip, CHUNK, columns, b.eps[0]);
+      product<Then::AddBiasAndRelu>(b.inner, s.hidden, s.hidden, skip, CHUNK, columns, D, b.inner_bias,
+                                    {chunk, CHUNK});
+      product(b.outer, D, D, chunk, CHUNK, columns, s.hidden + D, b.outer_bias, {out + i, step});
+      normalise(out + i, step, columns, b.eps[1]);
+    }
+  }
+
+  // At most CHUNK columns of mean 0 -> columns of variance 1.
+  void normalise(Lanes* columns, int64_t step, int64_t count, float eps) {
+    Lanes sum[CHUNK] = {};
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t c = 0; c < count; ++c) sum[c] += columns[d * step + c] * columns[d * step + c];
+    for (int64_t c = 0; c < count; ++c) sum[c] = inverse_root(sum[c] * (1.0f / float(D)) + eps);
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t c = 0; c < count; ++c) columns[d * step + c] *= sum[c];
+  }
+
+  const Model& m;
+  const Sizes& s;
+  const Weights w;
+  const int64_t D, F, U;
+  std::vector<Level> levels;
+  Lanes *input, *x, *attended, *chunk, *line, *packed_in, *packed_attended, *packed_out;
+  bool lanes_are_alike;
+  Lanes scale[CHUNK];
+  int64_t taken;
+};
+
+}  // namespace
+
+void score(const Model& model, const Input& input, float* logit) { Scorer(model).run(input, logit); }
+
+}  // namespace stec

@@ -1,0 +1,51 @@
+"""A small run made by the real pipeline: generated log, prepare, two epochs; and one that its first level decides."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.data import generate
+from model.data.prepare import prepare
+from model.experiment import Data, Experiment, Model, Training
+from model.run import WEIGHTS
+from model.train import train
+
+DATA = Data(reader="generated", folder="generated", prepared="prepared", negative_rate=0.5)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pipeline")
+    assert generate.main(["--data", str(root), "--requests", "1500", "--seed", "3"]) == 0
+    prepare(root, DATA)
+    experiment = Experiment(
+        name="small",
+        data=DATA,
+        model=Model(embedding=8, blocks=2, heads=2, ffn=16, embedding_std=0.1),
+        training=Training(epochs=2, batch_size=256, learning_rate=0.01),
+    )
+    train(experiment, root, root / "run")
+    return root / "run"
+
+
+@pytest.fixture(scope="session")
+def first_level_run(run_folder: Path) -> Path:
+    """The other levels' weights in the head are a hundredth."""
+
+    def weaken(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        head = weights["head.0.weight"].clone()
+        head[:, head.shape[1] // 3 :] *= 0.01
+        return weights | {"head.0.weight": head}
+
+    return with_weights(run_folder, run_folder.parent / "first-level-run", weaken)
+
+
+def with_weights(run: Path, copy: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """A copy of a run with other weights."""
+    shutil.copytree(run, copy)
+    save_file(change(load_file(run / WEIGHTS)), copy / WEIGHTS)
+    return copy

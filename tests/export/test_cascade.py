@@ -1,0 +1,119 @@
+"""The cascade's margins keep what they say they keep."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+import kernel
+from contract.bundle import EXPLAIN, KERNEL, MODEL, SCREEN, open_bundle
+from contract.cascade import survivors
+from export.cascade import CANDIDATES, KS, REQUESTS, calibrated_margin, draw_requests, measure
+from export.write import export
+from model.data.prepared import read_prepared
+from tests.conftest import DATA, with_weights
+
+LOGITS = st.floats(-5, 5, width=32)
+
+
+@given(
+    screen=arrays(np.float32, st.integers(1, 30), elements=LOGITS),
+    k=st.integers(1, 40),
+    margin=st.floats(0, 3),
+    slate=st.integers(1, 50),
+)
+def test_the_best_k_of_the_first_level_always_survive(
+    screen: NDArray[np.float32], k: int, margin: float, slate: int
+) -> None:
+    kept = survivors(screen, k, margin, slate)
+    assert (kept | ~survivors(screen, k, margin, 1000)).all()  # slates keep more, never less
+    best = np.argsort(-screen, kind="stable")[:k]
+    assert kept[best].all()
+    assert kept.sum() >= min(k, len(screen))
+
+
+def test_on_the_requests_of_the_calibration_recall_is_what_was_aimed_at() -> None:
+    random = np.random.default_rng(0)
+    full = random.normal(size=(200, 50)).astype(np.float32)
+    screen = (full + 0.3 * random.normal(size=full.shape)).astype(np.float32)
+    for k in (1, 5, 20):
+        rule = measure(screen, full, k, calibrated_margin(screen, full, k))
+        assert rule.recall >= 0.999 - 1 / (200 * k)
+        assert k / 50 <= rule.scored < 1
+        assert measure(screen, full, k, 0.0).recall < rule.recall
+
+
+def test_a_first_level_that_says_all_needs_no_margin() -> None:
+    full = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32)
+    assert calibrated_margin(full, full, 5) == 0
+    assert measure(full, full, 5, 0.0).scored == pytest.approx(5 / 50)
+
+
+def test_a_bundle_with_its_log_has_a_cascade_and_its_weights_once(
+    run_folder: Path, first_level_run: Path, tmp_path: Path
+) -> None:
+    prepared = read_prepared(run_folder.parent / DATA.prepared)
+    manifest, _ = export(first_level_run, tmp_path / "with", prepared)
+    assert {rule.k for rule in manifest.cascade} <= set(KS)
+    assert manifest.cascade
+    assert all(rule.candidates == CANDIDATES and rule.requests == REQUESTS for rule in manifest.cascade)
+    assert all(rule.recall > 0.99 and 0 < rule.scored <= 0.5 for rule in manifest.cascade)
+    assert open_bundle(tmp_path / "with").manifest.files.keys() >= {MODEL, EXPLAIN, SCREEN}
+    assert (KERNEL in manifest.files) == kernel.is_usable()
+    without, _ = export(first_level_run, tmp_path / "without")
+    assert without.cascade == ()
+    assert SCREEN not in without.files
+    sizes = [(tmp_path / name / "weights.bin").stat().st_size for name in ("with", "without")]
+    assert sizes[0] - sizes[1] < 20_000  # of the first level; not another embedding table
+
+
+def test_a_first_level_that_rules_nothing_out_makes_no_cascade(run_folder: Path, tmp_path: Path) -> None:
+    """As the recipe's L2 leaves it: embeddings so small that the first batch norm's eps drowns them."""
+    prepared = read_prepared(run_folder.parent / DATA.prepared)
+    run = with_weights(
+        run_folder, tmp_path / "run", lambda w: w | {"embedding.table.weight": w["embedding.table.weight"] / 1e3}
+    )
+    manifest, _ = export(run, tmp_path / "bundle", prepared)
+    assert manifest.cascade == ()
+    assert SCREEN not in manifest.files
+
+
+def test_another_logs_data_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    prepared = read_prepared(run_folder.parent / DATA.prepared)
+    facts = msgspec.structs.replace(prepared.facts, data=msgspec.structs.replace(DATA, min_count=2))
+    prepared = replace(prepared, facts=facts)
+    with pytest.raises(ValueError, match=r"is not the log that .* was trained on"):
+        export(run_folder, tmp_path / "bundle", prepared)
+
+
+def test_a_drawn_request_has_a_rows_context_and_other_rows_candidates(run_folder: Path) -> None:
+    prepared = read_prepared(run_folder.parent / DATA.prepared)
+    requests = draw_requests(prepared, "test")
+    assert len(requests) == REQUESTS
+    ids, _, _ = prepared.split("test")
+    context = [i for i, f in enumerate(prepared.schema.select("categorical")) if f.side == "context"]
+    candidate = [i for i, f in enumerate(prepared.schema.select("categorical")) if f.side == "candidate"]
+    contexts, candidates = ({tuple(row) for row in ids[:, columns].tolist()} for columns in (context, candidate))
+    for one in requests[:20]:
+        assert one.candidate_ids.shape == (CANDIDATES, len(candidate))
+        assert tuple(one.context_ids[0].tolist()) in contexts
+        assert all(tuple(row) in candidates for row in one.candidate_ids.tolist())
+
+
+def test_recall_holds_for_a_smaller_k_and_for_larger_slates_than_the_calibrations() -> None:
+    random = np.random.default_rng(0)
+    full = random.normal(size=(300, 1000)).astype(np.float32)
+    screen = (full + 0.5 * random.normal(size=full.shape)).astype(np.float32)
+    calibrated = 10
+    margin = calibrated_margin(screen[:, :100], full[:, :100], calibrated)
+    for k in (1, 4, 10):
+        for candidates in (30, 100, 400, 1000):
+            kept = np.array([survivors(row[:candidates], calibrated, margin, 100) for row in screen])
+            best = np.argpartition(-full[:, :candidates], k - 1, axis=1)[:, :k]
+            assert np.take_along_axis(kept, best, axis=1).mean() >= 0.997, (k, candidates)
