@@ -21,9 +21,9 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from contract.bundle import BundleError
 from service.app import create_app, drain
-from service.engine import EngineMissing
 from service.example import example_request
 from service.protocol import Protocol
+from service.session import EngineMissing
 from service.settings import Settings, SettingsError, read_settings
 
 BACKLOG = 2048

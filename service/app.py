@@ -21,6 +21,7 @@ from contract.golden import TOLERANCE, GoldenRequest, read_golden
 from service.batching import Batcher
 from service.engine import Engine, golden_answers, golden_difference, open_engine
 from service.errors import NotReady, Problem, render_problem
+from service.explain import Explainer
 from service.lookup import RedisLookup, connect
 from service.metrics import Metrics
 from service.openapi import openapi
@@ -64,7 +65,9 @@ def drain(app: FastAPI) -> None:
 async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> None:
     bundle = await asyncio.to_thread(open_bundle, settings.bundle)
     golden = _golden(bundle)
-    engine = await asyncio.to_thread(open_engine, bundle, settings.threads, settings.provider)
+    engine = await asyncio.to_thread(
+        open_engine, bundle, settings.threads, settings.device, settings.device_strict, settings.max_rows
+    )
     metrics = Metrics(bundle.manifest.name, bundle.manifest.version)
     redis = _redis(bundle, settings)
     if redis is not None:
@@ -82,6 +85,8 @@ async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> Non
     app.state.scorer = Scorer(
         settings, readiness, encoder, bundle.vocabularies, redis, batcher, metrics, bundle.manifest
     )
+    app.state.explainer = Explainer(app.state.scorer, engine, bundle.schema)
+    app.state.engine = engine
     app.state.bundle = bundle
     app.state.golden = golden
     testing = asyncio.create_task(_test(engine, bundle, golden, readiness))
@@ -118,7 +123,7 @@ async def _test(engine: Engine, bundle: Bundle, golden: list[GoldenRequest], rea
     # The collector stops all threads: spare it what lives as long as the process.
     gc.collect()
     gc.freeze()
-    log.info("ready: %s %s", bundle.manifest.name, bundle.manifest.version)
+    log.info("ready: %s %s, %s on %s", bundle.manifest.name, bundle.manifest.version, engine.graph, engine.device)
     readiness.settle(None)
 
 
@@ -131,6 +136,7 @@ def _route(app: FastAPI) -> None:
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own way to replace it
     # Starlette's routes and not FastAPI's: nothing is between the raw body and the life of a request.
     app.add_route("/v1/score", _score, methods=["POST"])
+    app.add_route("/v1/explain", _explain, methods=["POST"])
     app.add_route("/v1/model", _model, methods=["GET"])
     app.add_route("/livez", _livez, methods=["GET"])
     app.add_route("/readyz", _readyz, methods=["GET"])
@@ -146,11 +152,26 @@ async def _score(request: Request) -> Response:
     return await _scorer(request).score(request)
 
 
+async def _explain(request: Request) -> Response:
+    explainer: Explainer = request.app.state.explainer
+    return await explainer.explain(request)
+
+
 async def _model(request: Request) -> Response:
     bundle: Bundle = request.app.state.bundle
-    fields = [ModelField(f.name, f.side, f.kind) for f in bundle.schema.fields]
+    engine: Engine = request.app.state.engine
     manifest = bundle.manifest
-    model = ModelResponse(manifest.name, manifest.version, manifest.created, manifest.metrics, fields)
+    model = ModelResponse(
+        name=manifest.name,
+        version=manifest.version,
+        created=manifest.created,
+        metrics=manifest.metrics,
+        fields=[ModelField(f.name, f.side, f.kind) for f in bundle.schema.fields],
+        attention=manifest.attention,
+        graph=engine.graph,
+        device=engine.device,
+        cascade=manifest.cascade,
+    )
     return Response(msgspec.json.encode(model), media_type=JSON)
 
 

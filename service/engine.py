@@ -1,86 +1,136 @@
-"""The serving graph: requests in, probabilities out.
+"""The bundle's graphs as the service uses them: requests in, probabilities out.
 
 R requests in a batch, N candidates of all of them behind each other.
 """
 
+import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import MODEL, Bundle, BundleError, Calibration
+from contract.bundle import EXPLAIN, EXPLANATION, OUTPUT, SCREEN, Bundle, Calibration
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import GoldenRequest, largest_difference
-from contract.schema import FeatureSchema
+from service.cascade import Screened, only, survivors_of
+from service.cuda import BucketRunner
+from service.session import FREE_IT, Device, EngineMissing, Feed, Opened, open_graph, open_serving
 
-OUTPUT = "logit"
-AGAIN = "export the run again"
+log = logging.getLogger(__name__)
+
+Infer = Callable[[Feed], NDArray[np.float32]]
 
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU]}
+@dataclass(frozen=True)
+class Explained:
+    """Of N candidates, with L levels and B = L - 1 blocks: see export/explain_graph.py. logit, bias (N),
+    contribution (N, L, F, F), attention (N, B, H, F, F)."""
 
-
-class EngineMissing(RuntimeError):
-    """onnxruntime is not installed, or cannot use what it is told to. The message says the way out."""
+    logit: NDArray[np.float64]
+    contribution: NDArray[np.float64]
+    attention: NDArray[np.float64]
+    bias: NDArray[np.float64]
 
 
 class Engine:
-    """One onnxruntime session. `run` may be called from several threads at once."""
+    """`run` and `explain` may be called from several threads at once. graph, device: what `run` runs, and on what."""
 
-    def __init__(self, session: Any, calibration: Calibration) -> None:
-        self._session = session
-        self._calibration = calibration
+    def __init__(
+        self,
+        infer: Infer,
+        calibration: Calibration,
+        graph: str,
+        device: Device,
+        screen: Any = None,
+        explain: Any = None,
+    ) -> None:
+        self.graph = graph
+        self.device = device
+        self.calibration = calibration
+        self._infer = infer
+        self._screen = screen
+        self._explain = explain
 
     def run(self, batch: Sequence[ModelInput]) -> list[NDArray[np.float64]]:
-        """The ctr of each request's candidates.
+        """The ctr of each request's candidates; NaN for those that a Screened request's first level rules out.
 
         Raises:
             FloatingPointError: when the model answers with something that is no number.
         """
-        sizes = [len(one.candidate_ids) for one in batch]
-        (logit,) = self._session.run([OUTPUT], join(batch))
+        kept = [survivors_of(one, self._screen) if isinstance(one, Screened) else None for one in batch]
+        inputs = [one if rows is None else only(one, rows) for one, rows in zip(batch, kept, strict=True)]
+        logit = self._infer(join(inputs))
         if not np.isfinite(logit).all():
             raise FloatingPointError("the model's logit is not finite")
-        ctr = self._calibration.ctr(logit)
-        return np.split(ctr, np.cumsum(sizes[:-1]))
+        sizes = [len(one.candidate_ids) for one in inputs]
+        answers = np.split(self.calibration.ctr(logit), np.cumsum(sizes[:-1]))
+        return [ctr if rows is None else _spread(ctr, rows) for ctr, rows in zip(answers, kept, strict=True)]
+
+    @property
+    def explains(self) -> bool:
+        return self._explain is not None
+
+    def explain(self, request: ModelInput) -> Explained:
+        """Of each candidate of one request. Only where `explains`.
+
+        Raises:
+            FloatingPointError: when the model answers with something that is no number.
+        """
+        assert self._explain is not None
+        outputs = self._explain.run(EXPLANATION, join([request]))
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise FloatingPointError("the explanation is not finite")
+        return Explained(*(output.astype(np.float64) for output in outputs))
 
 
-def open_engine(bundle: Bundle, threads: int, provider: Literal["cpu", "cuda"] = "cpu") -> Engine:
-    """Opens model.onnx; one run uses `threads` threads of the CPU.
+def _spread(ctr: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    whole = np.full(len(rows), np.nan)
+    whole[rows] = ctr
+    return whole
+
+
+def open_engine(
+    bundle: Bundle, threads: int, device: Device = "cpu", strict: bool = False, max_rows: int = 1
+) -> Engine:
+    """Opens all of the bundle's graphs. threads, device, strict: see service/session.py. max_rows: the most
+    candidates in a run, for a GPU to warm up with.
 
     Raises:
-        EngineMissing: when onnxruntime is not installed, or cannot use CUDA although `provider` says so.
-        BundleError: when the graph is no graph, or does not fit the schema.
+        EngineMissing: when onnxruntime is not installed, or cannot use CUDA although it must.
+        BundleError: when a graph is no graph, or does not fit the schema.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise EngineMissing(
-            "onnxruntime is not installed; install the extra: pip install '.[cpu]' or '.[cuda]'"
-        ) from error
-    _check_provider(provider, onnxruntime.get_available_providers())
-    path = bundle.folder / MODEL
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), sess_options=_options(onnxruntime, threads), providers=PROVIDERS[provider]
-        )
-    except Exception as error:  # onnxruntime raises its own classes and bare RuntimeErrors
-        raise BundleError(f"{path}: onnxruntime cannot open it ({_first_line(error)}): export the run again") from error
-    # It goes on with the CPU where a driver or a library is missing.
-    _check_provider(provider, session.get_providers())
-    _check_graph(session, bundle.schema, path)
-    return Engine(session, bundle.manifest.calibration)
+    opened = open_serving(bundle, threads, device, strict)
+    infer: Infer | None = None
+    if opened.device == "cuda":
+        try:
+            infer = _on_cuda(opened, bundle, max_rows)
+        except EngineMissing as error:
+            if strict:
+                raise
+            log.warning("%s; going on with the CPU", error)
+            opened = open_serving(bundle, threads)
+    files = bundle.manifest.files
+    screen = open_graph(bundle, SCREEN) if SCREEN in files else None
+    explain = open_graph(bundle, EXPLAIN, outputs=EXPLANATION) if EXPLAIN in files else None
+    infer = infer or (lambda feed: opened.session.run([OUTPUT], feed)[0])
+    return Engine(infer, bundle.manifest.calibration, opened.graph, opened.device, screen, explain)
 
 
-def _check_provider(provider: str, found: Sequence[str]) -> None:
-    if PROVIDERS[provider][0] not in found:
-        raise EngineMissing(
-            f"CTR_PROVIDER={provider}, but onnxruntime has only {', '.join(found)}: install the extra '.[{provider}]' "
-            "and what it needs (for cuda: a GPU, its driver, CUDA and cuDNN), or set CTR_PROVIDER=cpu"
-        )
+def _on_cuda(opened: Opened, bundle: Bundle, max_rows: int) -> Infer:
+    runner = BucketRunner(opened.session)
+    try:
+        runner.warm_up(join([_nothing(bundle)]), max_rows)
+    except Exception as error:  # onnxruntime's own classes: no memory, above all
+        raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot run the model ({error}): {FREE_IT}") from error
+    return runner
+
+
+def _nothing(bundle: Bundle) -> ModelInput:
+    """A request of one candidate, all missing."""
+    encoder = Encoder(bundle.schema)
+    return encoder.ids(encoder.tokens({}, [{}]), bundle.vocabularies)[0]
 
 
 def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], list[float]]:
@@ -99,50 +149,3 @@ def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], 
 def golden_difference(answer: Callable[[GoldenRequest], Sequence[float]], golden: Sequence[GoldenRequest]) -> float:
     """The largest difference between the answers and the exporter's."""
     return max(largest_difference(one.ctr, answer(one)) for one in golden)
-
-
-def _options(onnxruntime: Any, threads: int) -> Any:
-    options = onnxruntime.SessionOptions()
-    # onnxruntime would size its pools to the host, not to the container.
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Threads that spin between runs take the core from the event loop.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    return options
-
-
-def _check_graph(session: Any, schema: FeatureSchema, path: Path) -> None:
-    expected = _expected_inputs(schema)
-    found = {i.name: (i.type, i.shape) for i in session.get_inputs()}
-    if found.keys() != expected.keys():
-        raise BundleError(f"{path}: its inputs are {sorted(found)}, the schema needs {sorted(expected)}: {AGAIN}")
-    for name, (kind, width) in expected.items():
-        found_kind, shape = found[name]
-        if found_kind != kind or not _fits(shape, width):
-            needs = f"{kind}{['.'] if width is None else ['.', width]}"
-            raise BundleError(f"{path}: input {name} is {found_kind}{shape}, the schema needs {needs}: {AGAIN}")
-    if OUTPUT not in {o.name for o in session.get_outputs()}:
-        raise BundleError(f"{path}: has no output {OUTPUT!r}: {AGAIN}")
-
-
-def _fits(shape: Sequence[int | str | None], width: int | None) -> bool:
-    """Whether a graph's input takes any number of rows, of this width. A name or None is any size."""
-    rows_are_free = len(shape) > 0 and not isinstance(shape[0], int)
-    if width is None:
-        return rows_are_free and len(shape) == 1
-    return rows_are_free and len(shape) == 2 and (shape[1] == width or not isinstance(shape[1], int))
-
-
-def _expected_inputs(schema: FeatureSchema) -> dict[str, tuple[str, int | None]]:
-    """Name -> (type, width); a width of None is a vector."""
-    expected: dict[str, tuple[str, int | None]] = {"request_index": ("tensor(int64)", None)}
-    for side in ("context", "candidate"):
-        expected[f"{side}_ids"] = ("tensor(int64)", len(schema.select("categorical", side)))
-        if values := len(schema.select("numeric", side)):
-            expected[f"{side}_values"] = ("tensor(float)", values)
-    return expected
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

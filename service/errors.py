@@ -6,6 +6,7 @@
   x TooLarge 413
   x WrongType 415
   x Overloaded 429       try again after `Retry-After` seconds
+  x NotFound 404          the server has no such thing
   x ClientGone 499       nobody is there to read the answer
   x Failed 500           our fault; the request id is in the log
   x NotReady 503         starting, draining, or a self-test that failed
@@ -42,6 +43,10 @@ class Problem(Exception):
 
     def headers(self) -> dict[str, str]:
         return {}
+
+
+class NotFound(Problem):
+    status, outcome, title = 404, "not_found", "There is no such thing"
 
 
 class NotJson(Problem):

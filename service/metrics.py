@@ -111,10 +111,13 @@ class Metrics:
         self._ignored = PrometheusCounter(
             "ctr_ignored_names", "Names that the schema does not know", ["side"], registry=registry
         )
-        self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored", registry=registry)
+        self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored in full", registry=registry)
         self.batch_rows = Histogram("ctr_batch_rows", "Rows of one run", buckets=BUCKETS_ROWS, registry=registry)
         self.queued_rows = Gauge("ctr_queued_rows", "Rows that wait for a slot", registry=registry)
         self.degraded = PrometheusCounter("ctr_degraded", "Degraded answers", ["reason"], registry=registry)
+        self._explanations = PrometheusCounter(
+            "ctr_explanations", "Explanations by outcome", ["outcome"], registry=registry
+        )
         info = Gauge("ctr_model_info", "The model that answers", ["model", "version"], registry=registry)
         info.labels(model, version).set(1)
 
@@ -131,17 +134,8 @@ class Metrics:
         """Counts one request: its duration under its outcome, its phases, and its part in the last minute."""
         start = time.perf_counter()
         timing = Timing(self._phases)
-        outcome = "failed"
-        try:
-            yield timing
-            outcome = OK
-        except Problem as problem:
-            outcome = problem.outcome
-            raise
-        except asyncio.CancelledError:
-            outcome = "client_gone"
-            raise
-        finally:
+
+        def count(outcome: str) -> None:
             seconds = time.perf_counter() - start
             self._requests.labels(outcome).observe(seconds)
             timing.observe()
@@ -149,12 +143,38 @@ class Metrics:
             if outcome in (OK, DeadlineExceeded.outcome):
                 self.last_minute.record(seconds)
 
+        with _outcome(count):
+            yield timing
+
+    @contextmanager
+    def explanation(self) -> Iterator[None]:
+        """Counts one explanation under its outcome; its latency is none of the scoring's."""
+        with _outcome(lambda outcome: self._explanations.labels(outcome).inc()):
+            yield
+
     def count_tokens(self, missing: Counter[str], unknown: Counter[str], ignored: Counter[Side]) -> None:
         for kind, counts in (("missing", missing), ("unknown", unknown)):
             for field, count in counts.items():
                 self._tokens.labels(field, kind).inc(count)
         for side, count in ignored.items():
             self._ignored.labels(side).inc(count)
+
+
+@contextmanager
+def _outcome(count: Callable[[str], None]) -> Iterator[None]:
+    """Calls `count` once, with what became of the block."""
+    outcome = "failed"
+    try:
+        yield
+        outcome = OK
+    except Problem as problem:
+        outcome = problem.outcome
+        raise
+    except asyncio.CancelledError:
+        outcome = "client_gone"
+        raise
+    finally:
+        count(outcome)
 
 
 class _One(Collector):

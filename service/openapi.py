@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from service.errors import ProblemDetails
+from service.explain import ExplainRequest, ExplainResponse
 from service.wire import LONGEST_TIMEOUT_MS, ModelResponse, ScoreRequest, ScoreResponse
 
 REFUSALS = {
@@ -35,14 +36,15 @@ RESPONSE_EXAMPLE = {
 
 
 def openapi(title: str, version: str) -> dict[str, Any]:
-    types = (ScoreRequest, ScoreResponse, ModelResponse, ProblemDetails)
+    types = (ScoreRequest, ScoreResponse, ModelResponse, ProblemDetails, ExplainRequest, ExplainResponse)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    request, response, model, problem = references
+    request, response, model, problem, explain, explanation = references
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": {
             "/v1/score": {"post": _score(request, response, problem)},
+            "/v1/explain": {"post": _explain(explain, explanation, problem)},
             "/v1/model": {"get": _get("The model: version, metrics, fields", _json(model))},
             "/livez": {"get": _get("200 while the process lives", _text())},
             "/readyz": {"get": _get("200 once the golden requests came out right", _text())},
@@ -69,12 +71,30 @@ def _score(request: dict[str, Any], response: dict[str, Any], problem: dict[str,
         "requestBody": {"required": True, "content": _json(request, REQUEST_EXAMPLE)},
         "responses": {
             "200": {"description": "in the order of the candidates", "content": _json(response, RESPONSE_EXAMPLE)},
-            **{
-                str(status): {"description": text, "content": {"application/problem+json": {"schema": problem}}}
-                for status, text in REFUSALS.items()
-            },
+            **_refusals(problem),
         },
     }
+
+
+def _explain(request: dict[str, Any], response: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
+    example = {name: value for name, value in REQUEST_EXAMPLE.items() if name != "timeout_ms"} | {"pairs": 5}
+    return {
+        "summary": "Which pairs of fields make a candidate's probability",
+        "requestBody": {"required": True, "content": _json(request, example)},
+        "responses": {
+            "200": {"description": "the largest contributions first", "content": _json(response)},
+            "404": {"description": "this model has no explanation", "content": _problem(problem)},
+            **_refusals(problem),
+        },
+    }
+
+
+def _refusals(problem: dict[str, Any]) -> dict[str, Any]:
+    return {str(status): {"description": text, "content": _problem(problem)} for status, text in REFUSALS.items()}
+
+
+def _problem(problem: dict[str, Any]) -> dict[str, Any]:
+    return {"application/problem+json": {"schema": problem}}
 
 
 def _get(summary: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,21 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+import numpy as np
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from contract.bundle import Manifest
-from contract.encode import BadFeature, Encoder, Lookup, ModelInput, Tokens
+from contract.encode import BadFeature, Encoder, Features, Lookup, ModelInput, Tokens
 from service import wire
 from service.batching import Answer, Batcher
+from service.cascade import screened
 from service.errors import (
     BadRequest,
     ClientGone,
@@ -69,16 +72,8 @@ class Scorer:
 
     async def score(self, request: Request) -> Response:
         """Raises Problem for every outcome but an answer."""
-        with self.metrics.request() as timing:
-            try:
-                return await self._score(request, timing)
-            except (Problem, asyncio.CancelledError):
-                raise
-            except ClientDisconnect:
-                raise ClientGone("The client hung up") from None
-            except Exception as error:
-                log.exception("request %s failed", request_id(request))
-                raise Failed("The server failed; its log has this request_id") from error
+        with self.metrics.request() as timing, only_problems(request):
+            return await self._score(request, timing)
 
     async def _score(self, request: Request, timing: Timing) -> Response:
         arrived_s = time.perf_counter()
@@ -86,14 +81,17 @@ class Scorer:
             self.readiness.check()
             # Before the body is read: a refusal must cost less than an answer.
             self.batcher.check_room(1, math.inf)
-            _check_type(request)
-            body = await _read_body(request, self.settings.max_body_bytes)
+            check_type(request)
+            body = await read_body(request, self.settings.max_body_bytes)
         with timing.phase("parse"):
             parsed, bad = wire.decode(body, self.settings.max_candidates)
+            self._check_cascade(parsed)
         deadline_s = arrived_s + (parsed.timeout_ms or self._timeout_ms(request)) / 1e3
         with timing.phase("encode"):
-            tokens = self._tokens(parsed, bad)
-            model_input, degraded = await self._ids(tokens, deadline_s)
+            tokens = self._readable_tokens(parsed, bad)
+            model_input, degraded = await self.ids(tokens, deadline_s)
+        if parsed.cascade and parsed.top_k is not None:
+            model_input = screened(model_input, parsed.top_k, self.manifest.cascade)
         answer = await self._run(request, model_input, deadline_s, timing)
         with timing.phase("answer"):
             response = self._answer(request, parsed, tokens, answer, degraded)
@@ -109,19 +107,29 @@ class Scorer:
             raise BadRequest(f"header X-Timeout-Ms: send whole milliseconds from 1 to {wire.LONGEST_TIMEOUT_MS}")
         return int(given)
 
-    def _tokens(self, parsed: wire.ScoreRequest, bad: Mapping[int, BadRequest]) -> Tokens:
+    def _check_cascade(self, parsed: wire.ScoreRequest) -> None:
+        if not parsed.cascade:
+            return
+        if parsed.top_k is None:
+            raise BadRequest("only the best can be found without scoring all: send top_k as well", "$.cascade")
+        if not self.manifest.cascade:
+            why = "ctr-export --data makes one where the model's first level allows it"
+            raise BadRequest(f"this model has none: leave it out; {why}", "$.cascade")
+
+    def _readable_tokens(self, parsed: wire.ScoreRequest, bad: Mapping[int, BadRequest]) -> Tokens:
         kept = [index for index in range(len(parsed.candidates)) if index not in bad]
-        try:
-            tokens = self.encoder.tokens(
-                parsed.context,
-                [parsed.candidates[index].features for index in kept],
-                skip_bad=parsed.on_bad_candidate == "skip",
-            )
-        except BadFeature as error:
-            raise BadRequest(error.reason, error.path) from None
+        features = [parsed.candidates[index].features for index in kept]
+        tokens = self.tokens(parsed.context, features, skip_bad=parsed.on_bad_candidate == "skip")
         return _renumbered(tokens, kept, bad) if bad else tokens
 
-    async def _ids(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, list[str]]:
+    def tokens(self, context: Features, candidates: Sequence[Features], skip_bad: bool = False) -> Tokens:
+        """Raises BadRequest for a value that cannot be encoded."""
+        try:
+            return self.encoder.tokens(context, candidates, skip_bad)
+        except BadFeature as error:
+            raise BadRequest(error.reason, error.path) from None
+
+    async def ids(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, list[str]]:
         """The model's input, and what it had to do without."""
         found = Found(self.vocabularies, degraded=False)
         if self.redis is not None:
@@ -152,18 +160,44 @@ class Scorer:
         self, request: Request, parsed: wire.ScoreRequest, tokens: Tokens, answer: Answer | None, degraded: list[str]
     ) -> Response:
         ctr: dict[int, float] = dict(zip(tokens.rows, answer.ctr.tolist(), strict=True)) if answer else {}
-        self.metrics.candidates.inc(len(ctr))
+        in_full = int(np.isfinite(answer.ctr).sum()) if answer else 0
+        self.metrics.candidates.inc(in_full)
         for reason in degraded:
             self.metrics.degraded.labels(reason).inc()
         scores = [
-            wire.Score(candidate.id, ctr[row])
+            wire.Score(parsed.candidates[row].id, ctr[row])
             if row in ctr
-            else wire.Score(candidate.id, None, f"{tokens.errors[row].path}: {tokens.errors[row].reason}")
-            for row, candidate in enumerate(parsed.candidates)
+            else wire.Score(parsed.candidates[row].id, None, f"{tokens.errors[row].path}: {tokens.errors[row].reason}")
+            for row in _answered(len(parsed.candidates), ctr, parsed.top_k)
         ]
         manifest, known_as = self.manifest, request_id(request)
         response = wire.ScoreResponse(known_as, manifest.name, manifest.version, scores, degraded)
+        if parsed.cascade:
+            response.scored_in_full = in_full
         return Response(msgspec.json.encode(response), headers={"x-request-id": known_as}, media_type=JSON)
+
+
+@contextmanager
+def only_problems(request: Request) -> Iterator[None]:
+    """Whatever a block raises comes out as a Problem; what is our own fault is in the log."""
+    try:
+        yield
+    except (Problem, asyncio.CancelledError):
+        raise
+    except ClientDisconnect:
+        raise ClientGone("The client hung up") from None
+    except Exception as error:
+        log.exception("request %s failed", request_id(request))
+        raise Failed("The server failed; its log has this request_id") from error
+
+
+def _answered(candidates: int, ctr: Mapping[int, float], top_k: int | None) -> Sequence[int]:
+    """The answer's candidates: all, or the best k, equal ones in their order, and last those without a ctr."""
+    if top_k is None:
+        return range(candidates)
+    # NaN: ruled out by the cascade.
+    ranked = sorted((row for row, value in ctr.items() if value == value), key=lambda row: -ctr[row])
+    return [*ranked, *(row for row in range(candidates) if row not in ctr)][:top_k]
 
 
 def _renumbered(tokens: Tokens, kept: list[int], bad: Mapping[int, BadRequest]) -> Tokens:
@@ -177,7 +211,8 @@ def _renumbered(tokens: Tokens, kept: list[int], bad: Mapping[int, BadRequest]) 
     return replace(tokens, rows=[kept[row] for row in tokens.rows], errors=errors)
 
 
-def _check_type(request: Request) -> None:
+def check_type(request: Request) -> None:
+    """Raises WrongType for anything but plain JSON."""
     given = request.headers.get("content-type", "")
     if given.partition(";")[0].strip().lower() != JSON:
         raise WrongType(f"The content type is {given[:100]!r}: send 'Content-Type: {JSON}'")
@@ -186,8 +221,12 @@ def _check_type(request: Request) -> None:
         raise WrongType(f"The content encoding is {encoding[:100]!r}: send the body as it is, without Content-Encoding")
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """Never holds more than the limit and one chunk in memory."""
+async def read_body(request: Request, limit: int) -> bytes:
+    """Never holds more than the limit and one chunk in memory.
+
+    Raises:
+        TooLarge: above the limit. DeadlineExceeded: when it comes too slowly.
+    """
     too_large = TooLarge(f"This server reads at most {limit} bytes: split the request, or raise CTR_MAX_BODY_BYTES")
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced[:20]) > limit:

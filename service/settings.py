@@ -37,7 +37,8 @@ class Settings(BaseModel):
     threads: int = Field(default=1, ge=1, le=256, description="of onnxruntime, for one run")
     slots: int = Field(default=1, ge=1, le=256, description="runs at the same time")
     strict: bool = False
-    provider: Literal["cpu", "cuda"] = Field(default="cpu", description="what onnxruntime runs the model on")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="what onnxruntime runs the model on")
+    device_strict: bool = Field(default=False, description="refuse to start without that device")
 
     @field_validator("redis_url")
     @classmethod

@@ -13,8 +13,9 @@ import msgspec
 from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
 from contract.encode import BadFeature, Encoder
 from contract.golden import TOLERANCE, GoldenRequest, largest_difference, read_golden
-from service.engine import EngineMissing, golden_answers, open_engine
+from service.engine import golden_answers, open_engine
 from service.errors import ProblemDetails
+from service.session import EngineMissing
 from service.wire import LONGEST_TIMEOUT_MS, ScoreResponse
 
 Answer = Callable[[GoldenRequest], Sequence[float]]

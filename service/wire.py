@@ -1,21 +1,25 @@
 """Request and response. The service decodes with these types, and the OpenAPI page is made from them."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from contract.bundle import CascadeRule
 from contract.encode import shorten
 from service.errors import BadRequest, NotJson
 
 LONGEST_TIMEOUT_MS = 10_000
-RESERVED = ("top_k", "cascade", "debug")
+RESERVED = ("debug",)
 
 CandidateId = Annotated[str | int, Meta(description="echoed; need not be unique")]
 Features = Annotated[dict[str, Any], Meta(description="field name -> string, number, boolean or null")]
 TimeoutMs = Annotated[int, Meta(ge=1, le=LONGEST_TIMEOUT_MS, description="the budget for the answer, in ms")]
 OnBadCandidate = Literal["refuse", "skip"]
+TopK = Annotated[int, Meta(ge=1, description="answer with the best k only, sorted")]
+Cascade = Annotated[bool, Meta(description="with top_k: let the first level rule out candidates; see /v1/model")]
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Candidate(msgspec.Struct):
@@ -28,6 +32,8 @@ class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
     candidates: Annotated[list[Candidate], Meta(min_length=1)]
     timeout_ms: TimeoutMs | None = None
     on_bad_candidate: OnBadCandidate = "refuse"
+    top_k: TopK | None = None
+    cascade: Cascade = False
 
 
 class Score(msgspec.Struct):
@@ -39,13 +45,18 @@ class Score(msgspec.Struct):
 
 
 class ScoreResponse(msgspec.Struct):
-    """`scores` are in the order of the candidates; `degraded` names the parts that the answer had to do without."""
+    """`scores` are in the order of the candidates, with top_k the best ones in descending order.
+
+    `degraded` names the parts that the answer had to do without; `scored_in_full`, with cascade, says how many
+    candidates the whole model saw.
+    """
 
     request_id: str
     model: str
     version: str
     scores: list[Score]
     degraded: list[str]
+    scored_in_full: int | UnsetType = UNSET
 
 
 class ModelField(msgspec.Struct):
@@ -55,11 +66,17 @@ class ModelField(msgspec.Struct):
 
 
 class ModelResponse(msgspec.Struct):
+    """graph, device: the bundle's file that scores, and on what; kernel.onnx is the fast one on a CPU."""
+
     name: str
     version: str
     created: str
     metrics: dict[str, float]
     fields: list[ModelField]
+    attention: str
+    graph: str
+    device: str
+    cascade: tuple[CascadeRule, ...]
 
 
 class _LooseCandidate(msgspec.Struct):
@@ -72,6 +89,8 @@ class _LooseRequest(msgspec.Struct, forbid_unknown_fields=True):
     candidates: list[_LooseCandidate]
     timeout_ms: TimeoutMs | None = None
     on_bad_candidate: OnBadCandidate = "refuse"
+    top_k: TopK | None = None
+    cascade: Cascade = False
 
 
 class _RawCandidate(msgspec.Struct):
@@ -100,6 +119,10 @@ _HINTS = {
     "$.candidates[].features": _FEATURES_HINT,
     "$.timeout_ms": f"send whole milliseconds from 1 to {LONGEST_TIMEOUT_MS}, or leave it out",
     "$.on_bad_candidate": 'send "refuse" or "skip", or leave it out',
+    "$.top_k": "send a whole number from 1, or leave it out",
+    "$.cascade": "send true or false, or leave it out",
+    "$.pairs": "send a whole number from 0, or leave it out",
+    "$.attention": "send true or false, or leave it out",
 }
 _VALUE_HINT = "send a string, a finite number within 64 bits, a boolean or null"
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -121,13 +144,26 @@ def decode(body: bytes, max_candidates: int) -> tuple[ScoreRequest, dict[int, Ba
     except msgspec.ValidationError as error:
         # What follows the place of the complaint was not looked at yet, and may be no JSON.
         _check_json(body)
-        return _without_bad_features(_explain(error, body), body, max_candidates)
+        return _without_bad_features(_explain(error, body, ScoreRequest), body, max_candidates)
     except RecursionError:
         raise _too_deep() from None
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
         raise _not_json(error, body) from None
     _check_number(len(request.candidates), max_candidates)
     return request, {}
+
+
+def decode_as(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """A request of another form, with the same refusals as decode()."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        _check_json(body)
+        raise _explain(error, body, decoder.type) from None
+    except RecursionError:
+        raise _too_deep() from None
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise _not_json(error, body) from None
 
 
 def _check_json(body: bytes) -> None:
@@ -173,7 +209,7 @@ def _without_bad_features(
     _check_number(len(loose.candidates), max_candidates)
     bad: dict[int, BadRequest] = {}
     candidates = [Candidate(c.id, _features(c.features, index, bad)) for index, c in enumerate(loose.candidates)]
-    return ScoreRequest(loose.context, candidates, loose.timeout_ms, "skip"), bad
+    return ScoreRequest(loose.context, candidates, loose.timeout_ms, "skip", loose.top_k, loose.cascade), bad
 
 
 def _features(raw: Raw, index: int, bad: dict[int, BadRequest]) -> dict[str, Any]:
@@ -182,7 +218,7 @@ def _features(raw: Raw, index: int, bad: dict[int, BadRequest]) -> dict[str, Any
         return _FEATURES.decode(raw)
     except msgspec.ValidationError as error:
         what, at = _place(error)
-        bad[index] = _unreadable_value(what, path, raw) if at else _bad(what, path)
+        bad[index] = _unreadable_value(what, path, raw) if at else _bad(what, path, ScoreRequest)
     except RecursionError:
         bad[index] = BadRequest(f"is nested too deep: {_FEATURES_HINT}", path)
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
@@ -190,11 +226,11 @@ def _features(raw: Raw, index: int, bad: dict[int, BadRequest]) -> dict[str, Any
     return {}
 
 
-def _explain(error: msgspec.ValidationError, body: bytes) -> BadRequest:
+def _explain(error: msgspec.ValidationError, body: bytes, form: type[msgspec.Struct]) -> BadRequest:
     """Msgspec's words -> the path, and what to send there."""
     what, at = _place(error)
     if not at.endswith("[...]"):
-        return _bad(what, f"${at}")
+        return _bad(what, f"${at}", form)
     path = f"${at[: at.index('[...]')]}"
     return _unreadable_value(what, path, _raw_features(path, body))
 
@@ -209,10 +245,10 @@ def _place(error: msgspec.ValidationError) -> tuple[str, str]:
     return (what, at.removesuffix("`")) if found else (at, "")
 
 
-def _bad(what: str, path: str) -> BadRequest:
+def _bad(what: str, path: str, form: type[msgspec.Struct]) -> BadRequest:
     if unknown := _UNKNOWN.fullmatch(what):
         name = shorten(unknown[1])
-        allowed = ", ".join(ScoreRequest.__struct_fields__)
+        allowed = ", ".join(form.__struct_fields__)
         reason = "is reserved for a later version" if name in RESERVED else "is not a part of a request"
         return BadRequest(f"{name!r} {reason}: leave it out; a request has {allowed}", f"{path}.{name}")
     if required := _REQUIRED.fullmatch(what):

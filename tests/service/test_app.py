@@ -100,7 +100,7 @@ def change_a_byte(folder: Path) -> None:
 
 def of_another_format(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
 
 
 def with_a_link(folder: Path) -> None:
@@ -125,7 +125,7 @@ def another_manifest(folder: Path) -> None:
     ("damage", "words"),
     [
         (change_a_byte, "model.onnx was changed after the export: copy or export the bundle again"),
-        (of_another_format, "format version 2, this server reads 1: export the run again"),
+        (of_another_format, "format version 9, this server reads 2: export the run again"),
         (with_a_link, "model.onnx is a link: put the file itself there"),
         (with_an_unlisted_file, "notes.txt is not in manifest.json: remove it"),
         (without_golden, "golden.jsonl is missing: copy or export"),

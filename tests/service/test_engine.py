@@ -1,3 +1,4 @@
+import shutil
 import sys
 from pathlib import Path
 
@@ -5,10 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from contract.bundle import Bundle, BundleError, Calibration, open_bundle, write_manifest
+import kernel
+from contract.bundle import GOLDEN, KERNEL, MODEL, Bundle, BundleError, Calibration, open_bundle, write_manifest
 from contract.encode import Encoder, ModelInput
 from contract.golden import TOLERANCE, largest_difference, read_golden
-from service.engine import Engine, EngineMissing, golden_answers, golden_difference, open_engine
+from service.engine import Engine, golden_answers, golden_difference, open_engine
+from service.session import EngineMissing
+from tests.service.conftest import DEMO
 from tests.service.small_bundle import TOKENS, WIDTH, graph
 
 
@@ -101,13 +105,56 @@ def test_without_onnxruntime_the_sentence_says_how_to_install_it(
         open_engine(opened, 1)
 
 
-def test_without_cuda_a_server_that_shall_use_it_does_not_start(
-    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_cuda_a_strict_server_does_not_start_and_another_goes_on_with_the_cpu(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         # No GPU can be seen: onnxruntime goes on with the CPU then, and says so only in its log.
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(EngineMissing, match=r"CTR_PROVIDER=cuda, but .*CPUExecutionProvider.*or set CTR_PROVIDER=cpu"):
-        open_engine(open_bundle(own_bundle), 1, "cuda")
+    why = r"CTR_DEVICE=cuda, but .*CPUExecutionProvider.*or set CTR_DEVICE=cpu"
+    with pytest.raises(EngineMissing, match=why):
+        open_engine(open_bundle(own_bundle), 1, "cuda", strict=True)
+    assert open_engine(open_bundle(own_bundle), 1, "cuda").device == "cpu"
+    assert "going on with the CPU" in caplog.text
+
+
+@pytest.mark.skipif(not kernel.is_usable(), reason="the kernel cannot be used here: no C++20 compiler?")
+def test_the_kernel_scores_where_it_can() -> None:
+    demo = open_bundle(DEMO)
+    engine = open_engine(demo, 1)
+    assert (engine.graph, engine.device) == (KERNEL, "cpu")
+    assert golden_difference(golden_answers(engine, demo), read_golden(DEMO / GOLDEN)) <= TOLERANCE
+
+
+def test_without_the_kernel_the_same_bundle_is_served_by_onnxruntimes_operators_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
+    demo = open_bundle(DEMO)
+    engine = open_engine(demo, 1)
+    assert (engine.graph, engine.device) == (MODEL, "cpu")
+    assert "the kernel was not built" in caplog.text
+    assert "going on with onnxruntime's own operators" in caplog.text
+    assert golden_difference(golden_answers(engine, demo), read_golden(DEMO / GOLDEN)) <= TOLERANCE
+
+
+def test_a_kernel_graph_that_is_nonsense_is_a_sentence(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    (folder / KERNEL).write_bytes(b"nonsense")
+    manifest = open_bundle(DEMO).manifest
+    write_manifest(folder, "demo", 1, {}, manifest.calibration)
+    if kernel.is_usable():
+        with pytest.raises(BundleError, match="onnxruntime cannot open it"):
+            open_engine(open_bundle(folder), 1)
+
+
+def test_an_explanation_that_is_no_number_is_an_error() -> None:
+    demo = open_bundle(DEMO)
+    engine = open_engine(demo, 1)
+    encoder = Encoder(demo.schema)
+    one = encoder.ids(encoder.tokens({}, [{}]), demo.vocabularies)[0]
+    one.candidate_values[:] = np.nan
+    with pytest.raises(FloatingPointError, match="explanation"):
+        engine.explain(one)

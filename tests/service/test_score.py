@@ -91,7 +91,11 @@ ONE = '{"id": 1, "features": {}}'
             "$.candidates[1].features.item",
             ["out of range", "finite"],
         ),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "top_k": 3}}', "$.top_k", ["reserved", "leave it out"]),
+        (f'{{"context": {{}}, "candidates": [{ONE}], "debug": 3}}', "$.debug", ["reserved", "leave it out"]),
+        (f'{{"context": {{}}, "candidates": [{ONE}], "top_k": 0}}', "$.top_k", ["whole number from 1"]),
+        (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": 1}}', "$.cascade", ["true or false"]),
+        (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": true}}', "$.cascade", ["send top_k as well"]),
+        (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": true, "top_k": 1}}', "$.cascade", ["has none"]),
         (f'{{"context": {{}}, "candidates": [{ONE}], "timeout": 3}}', "$.timeout", ["a request has", "timeout_ms"]),
         (f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": 0}}', "$.timeout_ms", ["from 1 to 10000"]),
         (f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": 10001}}', "$.timeout_ms", ["from 1 to 10000"]),
@@ -162,7 +166,14 @@ async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncCli
 async def test_the_openapi_document_shows_the_types_that_decode(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
-    assert set(schemas["ScoreRequest"]["properties"]) == {"context", "candidates", "timeout_ms", "on_bad_candidate"}
+    assert set(schemas["ScoreRequest"]["properties"]) == {
+        "context",
+        "candidates",
+        "timeout_ms",
+        "on_bad_candidate",
+        "top_k",
+        "cascade",
+    }
     assert schemas["ScoreRequest"]["additionalProperties"] is False
     assert schemas["ScoreRequest"]["properties"]["candidates"]["minItems"] == 1
     body = document["paths"]["/v1/score"]["post"]["requestBody"]["content"]["application/json"]

@@ -62,7 +62,7 @@ def test_the_training_sides_variable_is_let_pass(monkeypatch: pytest.MonkeyPatch
         ("CTR_REDIS_URL", "redis://:a-secret-word@h:6399?db=x"),
         ("CTR_REDIS_URL", "redis://:a-secret-word@h:port"),
         ("CTR_REDIS_URL", "redis://h?decode_responses=true"),
-        ("CTR_PROVIDER", "gpu"),
+        ("CTR_DEVICE", "gpu"),
         ("CTR_MAX_QUEUED_ROWS", "999"),
     ],
 )

@@ -1,0 +1,145 @@
+"""POST /v1/explain: why the candidates got their probabilities. See export/explain_graph.py for what is summed."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, Meta, UnsetType
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contract.encode import ModelInput
+from contract.schema import FeatureSchema
+from service import wire
+from service.engine import Engine, Explained
+from service.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded, request_id
+from service.score import JSON, Scorer, check_type, only_problems, read_body
+
+MOST_CANDIDATES = 8  # a person reads it
+MOST_PAIRS = 10_000
+PAIRS = 20
+TIMEOUT_MS = 1000  # unless the request says otherwise: a person waits, not an auction
+
+
+class ExplainRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """pairs: how many, the largest first. attention: whether to send its matrices."""
+
+    context: wire.Features
+    candidates: Annotated[list[wire.Candidate], Meta(min_length=1)]
+    pairs: Annotated[int, Meta(ge=0, le=MOST_PAIRS, description="how many, the largest first")] = PAIRS
+    attention: Annotated[bool, Meta(description="send the matrices: [block][head][field][attends to field]")] = False
+    timeout_ms: wire.TimeoutMs | None = None
+
+
+class Pair(msgspec.Struct):
+    """Two fields' contribution to the logit, both orders added, over all levels and by level."""
+
+    fields: tuple[str, str]
+    contribution: float
+    levels: list[float]
+
+
+class Explanation(msgspec.Struct):
+    """logit = bias + the pairs' contributions + others; ctr is that logit's, calibrated.
+
+    bias: the average training row's logit. levels: the sum of each level's contributions. Level 0 is about two fields
+    alone; from level 1 on a field has mixed in others, through attention.
+    """
+
+    id: str | int
+    ctr: float
+    logit: float
+    bias: float
+    levels: list[float]
+    pairs: list[Pair]
+    others: float
+    attention: list[list[list[list[float]]]] | UnsetType = UNSET
+
+
+class ExplainResponse(msgspec.Struct):
+    """fields: the order of the attention matrices' rows and columns."""
+
+    request_id: str
+    model: str
+    version: str
+    fields: list[str]
+    explanations: list[Explanation]
+    degraded: list[str]
+
+
+_REQUEST = msgspec.json.Decoder(ExplainRequest)
+
+
+class Explainer:
+    """One explanation at a time, made and written on a thread of its own: the event loop goes on scoring."""
+
+    def __init__(self, scorer: Scorer, engine: Engine, schema: FeatureSchema) -> None:
+        self._scorer = scorer
+        self._engine = engine
+        self._running: asyncio.Future[bytes] | None = None
+        self._fields = [field.name for field in schema.in_serving_order()]
+
+    async def explain(self, request: Request) -> Response:
+        """Raises Problem for every outcome but an answer."""
+        with self._scorer.metrics.explanation(), only_problems(request):
+            return await self._explain(request)
+
+    async def _explain(self, request: Request) -> Response:
+        scorer, arrived_s = self._scorer, time.perf_counter()
+        scorer.readiness.check()
+        if not self._engine.explains:
+            raise NotFound("This model has no explanation: only a linear head's logit is a sum; train it with mlp = []")
+        check_type(request)
+        parsed = wire.decode_as(_REQUEST, await read_body(request, scorer.settings.max_body_bytes))
+        if (candidates := len(parsed.candidates)) > MOST_CANDIDATES:
+            many = f"{candidates} candidates, an explanation takes {MOST_CANDIDATES}: send the ones that matter"
+            raise BadRequest(many, "$.candidates")
+        deadline_s = arrived_s + (parsed.timeout_ms or TIMEOUT_MS) / 1e3
+        tokens = scorer.tokens(parsed.context, [candidate.features for candidate in parsed.candidates])
+        model_input, degraded = await scorer.ids(tokens, deadline_s)
+        body = await self._in_time(lambda: self._answer(parsed, model_input, degraded, request_id(request)), deadline_s)
+        return Response(body, headers={"x-request-id": request_id(request)}, media_type=JSON)
+
+    async def _in_time(self, answer: Callable[[], bytes], deadline_s: float) -> bytes:
+        """Runs and writes it on the thread: for a hundred fields the pairs alone take milliseconds."""
+        if self._running is not None and not self._running.done():
+            raise Overloaded("Another explanation is being made: try again later")
+        self._running = running = asyncio.ensure_future(asyncio.to_thread(answer))
+        await asyncio.wait({running}, timeout=max(0.0, deadline_s - time.perf_counter()))
+        if not running.done():
+            raise DeadlineExceeded("The time ran out before the explanation was there: allow more of it")
+        return running.result()
+
+    def _answer(self, request: ExplainRequest, model_input: ModelInput, degraded: list[str], known_as: str) -> bytes:
+        explained, manifest = self._engine.explain(model_input), self._scorer.manifest
+        explanations = [self._explanation(request, number, explained) for number in range(len(request.candidates))]
+        response = ExplainResponse(known_as, manifest.name, manifest.version, self._fields, explanations, degraded)
+        return msgspec.json.encode(response)
+
+    def _explanation(self, request: ExplainRequest, number: int, explained: Explained) -> Explanation:
+        contribution_LFF, logit = explained.contribution[number], float(explained.logit[number])
+        pairs = self._largest_pairs(contribution_LFF, request.pairs)
+        return Explanation(
+            id=request.candidates[number].id,
+            ctr=float(self._engine.calibration.ctr(np.array([logit]))[0]),
+            logit=logit,
+            bias=float(explained.bias[number]),
+            levels=contribution_LFF.sum((1, 2)).tolist(),
+            pairs=pairs,
+            others=float(contribution_LFF.sum()) - sum(pair.contribution for pair in pairs),
+            attention=explained.attention[number].tolist() if request.attention else UNSET,
+        )
+
+    def _largest_pairs(self, contribution_LFF: NDArray[np.float64], count: int) -> list[Pair]:
+        """The largest first; of equal ones, the earlier fields'."""
+        both_LFF = contribution_LFF + np.triu(contribution_LFF.transpose(0, 2, 1), 1)
+        first, second = np.triu_indices(len(self._fields))
+        by_pair_LP = both_LFF[:, first, second]
+        order = np.argsort(-np.abs(by_pair_LP.sum(0)), kind="stable")[:count]
+        chosen_PL = by_pair_LP[:, order].T
+        names = [(self._fields[i], self._fields[j]) for i, j in zip(first[order], second[order], strict=True)]
+        return list(map(Pair, names, chosen_PL.sum(1).tolist(), chosen_PL.tolist()))
