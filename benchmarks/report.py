@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +14,22 @@ from rich.markdown import Markdown
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_report(
-    question: str, title: str, text: str, header: Sequence[str], rows: Sequence[Sequence[str]], libraries: Sequence[str]
-) -> None:
+@dataclass(frozen=True)
+class Table:
+    """title: none where the report has one table."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def lines(self) -> list[str]:
+        heading = [f"## {self.title}", ""] if self.title else []
+        return [*heading, _line(self.header), _line(["--:"] * len(self.header)), *map(_line, self.rows), ""]
+
+
+def write_report(question: str, title: str, text: str, tables: Sequence[Table], libraries: Sequence[str]) -> None:
     """Writes results/<question>.md and prints it."""
-    lines = [f"# {title}", "", text, "", _line(header), _line(["--:"] * len(header)), *map(_line, rows), ""]
+    lines = [f"# {title}", "", text, "", *(line for table in tables for line in table.lines())]
     used = ", ".join(f"{name} {version(name)}" for name in libraries)
     module = question.replace("-", "_")
     lines += [

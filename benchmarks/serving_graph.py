@@ -1,108 +1,235 @@
-"""How much faster is the folded serving graph than a plain export of the same model?
+"""How much faster than a plain export of the same model is what the service runs?
 
-Both as onnxruntime runs them in the service (one thread), the same weights and requests, alternating.
+Three graphs over the same weights and requests, alternating, as onnxruntime runs them in the service, on one thread:
+plain (the model as torch exports it), folded (onnxruntime's own operators) and kernel (kernel/'s operator); and a
+large matrix product, for the core's peak.
 """
 
+import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
-from torch import nn
+from onnx import TensorProto, helper
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.report import write_report
-from contract.bundle import MODEL
-from contract.schema import FeatureSchema, Field
+import kernel
+from benchmarks.report import Table, write_report
+from contract.bundle import OUTPUT
+from contract.schema import Attention, FeatureSchema, Field
 from export.graph import PlainGraph, ServingGraph
-from export.onnx_file import write_onnx
+from export.kernel_graph import kernel_graph
+from export.onnx_file import save_together, to_onnx
 from model.experiment import Model
-from model.stec import STEC
+from model.stec import STEC, stec_for
 
-SIZE = Model(embedding=16, blocks=2, heads=2, embedding_std=0.1)
+Feed = dict[str, NDArray[np.int64]]
+Run = Callable[[Feed], NDArray[np.float32]]
+
+ATTENTIONS: tuple[Attention, Attention] = ("full", "request")
 TOKENS = 1000  # a field
 CONTEXT_FIELDS = {10: 8, 23: 18, 39: 30}
-CANDIDATES = (1, 100)
-ROUNDS = 200
+CANDIDATES = (1, 10, 100, 500, 1000)
+BATCHES = ((1, 100), (4, 100), (16, 100), (4, 1), (16, 1))  # requests, candidates of each
+SECONDS = 1.5  # a row of a table, about
+WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 5, 30, 400
+PEAK_SIZE = 768
 
 
-def session(graph: nn.Module, schema: FeatureSchema, folder: Path) -> onnxruntime.InferenceSession:
-    folder.mkdir()
-    write_onnx(graph, schema, folder / MODEL)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+def size(attention: Attention) -> Model:
+    return Model(embedding=16, blocks=2, heads=2, embedding_std=0.1, attention=attention)
 
 
-def trained(fields: int) -> tuple[STEC, FeatureSchema]:
+def trained(fields: int, attention: Attention) -> tuple[STEC, FeatureSchema]:
     """A model with running statistics of its own, not trained further: speed does not depend on weights."""
     context = CONTEXT_FIELDS[fields]
     schema = FeatureSchema(tuple(Field(f"f{i}", "context" if i < context else "candidate") for i in range(fields)))
     torch.manual_seed(0)
-    model = STEC([TOKENS] * fields, 0, SIZE)
+    model = stec_for(schema, [TOKENS] * fields, size(attention))
     for _ in range(20):
         model(torch.randint(TOKENS, (512, fields)), torch.empty(512, 0))
     return model.eval(), schema
 
 
-def requests(fields: int, candidates: int, random: np.random.Generator) -> dict[str, NDArray[np.int64]]:
+def feed(fields: int, requests: int, candidates: int, random: np.random.Generator) -> Feed:
+    """That many requests, of so many candidates each."""
     context = CONTEXT_FIELDS[fields]
     return {
-        "context_ids": random.integers(TOKENS, size=(1, context)),
-        "candidate_ids": random.integers(TOKENS, size=(candidates, fields - context)),
-        "request_index": np.zeros(candidates, np.int64),
+        "context_ids": random.integers(TOKENS, size=(requests, context)),
+        "candidate_ids": random.integers(TOKENS, size=(requests * candidates, fields - context)),
+        "request_index": np.repeat(np.arange(requests), candidates),
     }
 
 
-def milliseconds(
-    session: onnxruntime.InferenceSession, feed: dict[str, NDArray[np.int64]]
-) -> tuple[float, NDArray[np.float32]]:
-    start = time.perf_counter()
-    (logit,) = session.run(["logit"], feed)
-    return (time.perf_counter() - start) * 1e3, logit
+def open_session(model: onnx.ModelProto, folder: Path, name: str) -> Run:
+    save_together({f"{name}.onnx": model}, folder)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    if name == "kernel":
+        kernel.register(options)
+    session = onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run([OUTPUT], inputs)[0]
 
 
-def compare(fields: int, folder: Path) -> list[list[str]]:
-    model, schema = trained(fields)
-    plain = session(PlainGraph(model, schema), schema, folder / f"plain-{fields}")
-    folded = session(ServingGraph(model, schema), schema, folder / f"folded-{fields}")
-    return [_row(fields, candidates, plain, folded) for candidates in CANDIDATES]
+def open_graphs(fields: int, attention: Attention, folder: Path) -> dict[str, Run]:
+    model, schema = trained(fields, attention)
+    graphs = {
+        "plain": to_onnx(PlainGraph(model, schema), schema),
+        "folded": to_onnx(ServingGraph(model, schema), schema),
+        "kernel": kernel_graph(model, schema),
+    }
+    runs = {}
+    for name, graph in graphs.items():
+        own = folder / f"{name}-{fields}-{attention}"
+        own.mkdir()
+        runs[name] = open_session(graph, own, name)
+    return runs
 
 
-def _row(
-    fields: int, candidates: int, plain: onnxruntime.InferenceSession, folded: onnxruntime.InferenceSession
-) -> list[str]:
-    random = np.random.default_rng(0)
-    times: list[tuple[float, float]] = []
-    difference = 0.0
-    for round_ in track(range(ROUNDS + 10), f"{fields} fields, {candidates} candidates"):
-        feed = requests(fields, candidates, random)
-        (a, a_logit), (b, b_logit) = milliseconds(plain, feed), milliseconds(folded, feed)
-        difference = max(difference, float(np.abs(a_logit - b_logit).max()))
-        if round_ >= 10:  # the first ones warm up
-            times.append((a, b))
-    plain_ms, folded_ms = (statistics.median(column) for column in zip(*times, strict=True))
-    low, middle, high = statistics.quantiles([x / y for x, y in times], n=4)
-    ratio = f"**{middle:.1f}** ({low:.1f} to {high:.1f})"
-    return [str(fields), str(candidates), f"{plain_ms:.2f}", f"{folded_ms:.2f}", ratio, f"{difference:.0e}"]
+def alternate(runs: Mapping[str, Run], draw: Callable[[], Feed], title: str) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds of each graph, call by call, and the largest difference from the first one's probabilities."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    difference, rounds, start = 0.0, WARM_UP + LEAST_ROUNDS, time.perf_counter()
+    with Console().status(title):
+        for round_ in itertools.count(1):
+            inputs = draw()
+            answers = []
+            for name, run in runs.items():
+                before = time.perf_counter()
+                answers.append(run(inputs))
+                times[name].append((time.perf_counter() - before) * 1e3)
+            plain, *others = (1 / (1 + np.exp(-logit.astype(np.float64))) for logit in answers)
+            difference = max(difference, *(float(np.abs(other - plain).max()) for other in others))
+            if round_ == WARM_UP:  # now it is known how long a round takes
+                each_s = (time.perf_counter() - start) / WARM_UP
+                rounds = WARM_UP + max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS / each_s)))
+            if round_ == rounds:
+                return {name: column[WARM_UP:] for name, column in times.items()}, difference
+    raise AssertionError("itertools.count has no end")
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+    low, middle, high = statistics.quantiles([x / y for x, y in zip(slow, fast, strict=True)], n=4)
+    return f"**{middle:.1f}** ({low:.1f} to {high:.1f})"
+
+
+def flops(fields: int, attention: Attention) -> int:
+    """Of the matrix products for one candidate scored alone, in the factorised form."""
+    model, schema = trained(fields, attention)
+    inputs = {name: torch.from_numpy(array) for name, array in feed(fields, 1, 1, np.random.default_rng(0)).items()}
+    plain = PlainGraph(model, schema)
+    plain.model.plain = False  # the interactions as products, not as f x f x d numbers
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        plain(**inputs)
+    return int(counter.get_total_flops())
+
+
+def peak_gflops() -> float:
+    """Of a large matrix product in the same onnxruntime, on one thread."""
+    shape = [PEAK_SIZE, PEAK_SIZE]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b")]
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["y"])], "peak", inputs, [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session: Any = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = {name: np.random.default_rng(0).normal(size=shape).astype(np.float32) for name in ("a", "b")}
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        session.run(None, values)
+        times.append(time.perf_counter() - start)
+    return 2 * PEAK_SIZE**3 / statistics.median(times) / 1e9
+
+
+def over_candidates(fields: int, attention: Attention, runs: Mapping[str, Run], peak: float) -> list[list[str]]:
+    random, rows, cost = np.random.default_rng(0), [], flops(fields, attention)
+    for candidates in CANDIDATES:
+        title = f"{fields} fields, {attention}, {candidates} candidates"
+        times, difference = alternate(runs, lambda n=candidates: feed(fields, 1, n, random), title)  # type: ignore[misc]
+        plain, folded, fast = (statistics.median(times[name]) for name in ("plain", "folded", "kernel"))
+        gflops = cost * candidates / fast / 1e6
+        rows.append(
+            [
+                str(fields),
+                str(candidates),
+                f"{plain:.2f}",
+                f"{folded:.2f}",
+                f"{fast:.3f}",
+                ratio(times["plain"], times["folded"]),
+                ratio(times["plain"], times["kernel"]),
+                f"{fast * 1e3 / candidates:.1f}",
+                f"{gflops:.0f} ({gflops / peak:.0%})",
+                f"{difference:.0e}",
+            ]
+        )
+    return rows
+
+
+def over_requests(fields: int, attention: Attention, runs: Mapping[str, Run]) -> list[list[str]]:
+    random, rows = np.random.default_rng(0), []
+    for requests, candidates in BATCHES:
+        title = f"{fields} fields, {attention}, {requests} x {candidates}"
+        draw = lambda r=requests, n=candidates: feed(fields, r, n, random)  # noqa: E731
+        times, difference = alternate(runs, draw, title)
+        medians = [f"{statistics.median(times[name]):.3f}" for name in ("plain", "folded", "kernel")]
+        each_us = statistics.median(times["kernel"]) * 1e3 / (requests * candidates)
+        rows.append(
+            [
+                attention,
+                str(requests),
+                str(candidates),
+                *medians,
+                ratio(times["plain"], times["kernel"]),
+                f"{each_us:.1f}",
+                f"{difference:.0e}",
+            ]
+        )
+    return rows
 
 
 def main() -> None:
+    peak = peak_gflops()
+    by_attention: dict[Attention, list[list[str]]] = {attention: [] for attention in ATTENTIONS}
+    batches: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows = [row for fields in CONTEXT_FIELDS for row in compare(fields, Path(folder))]
+        for attention in ATTENTIONS:
+            for fields in CONTEXT_FIELDS:
+                runs = open_graphs(fields, attention, Path(folder))
+                by_attention[attention] += over_candidates(fields, attention, runs, peak)
+                if fields == 23:
+                    batches += over_requests(fields, attention, runs)
+    fit = size("full")
     text = (
-        f"STEC with a linear head, D = {SIZE.embedding}, N = {SIZE.blocks}, {SIZE.heads} heads; one request, "
-        f"onnxruntime on one thread. Median of {ROUNDS} calls of each graph, alternating; ratio: median of the "
-        "pairs' (quartiles). Difference: largest over all logits."
+        f"STEC with a linear head, D = {fit.embedding}, N = {fit.blocks}, {fit.heads} heads, FFN {fit.ffn}; fields: "
+        + ", ".join(f"{f} = {c} + {f - c}" for f, c in CONTEXT_FIELDS.items())
+        + " (context + candidate). One thread of onnxruntime, the three graphs alternating in one process; medians in "
+        "milliseconds. Ratios over the plain export: median of the calls' pairs (quartiles). us: of the kernel, a "
+        "candidate. GFLOP/s: the factorised model's matrix products for each candidate alone, so that work which is "
+        f"shared or saved counts as done, and its share of {peak:.0f} GFLOP/s, a MatMul of {PEAK_SIZE} in the same "
+        "onnxruntime. "
+        "Difference: the largest in probability from the plain export."
     )
-    header = ["fields", "candidates", "plain ms", "folded ms", "ratio", "logit difference"]
-    write_report(
-        "serving-graph", "The serving graph, plain and folded", text, header, rows, ["torch", "onnxruntime", "onnx"]
-    )
+    header = ["fields", "candidates", "plain ms", "folded ms", "kernel ms", "plain / folded", "plain / kernel", "us"]
+    header += ["GFLOP/s", "difference"]
+    of_requests = ["attention", "requests", "candidates each", "plain ms", "folded ms", "kernel ms", "plain / kernel"]
+    tables = [
+        Table('One request, attention = "full"', header, by_attention["full"]),
+        Table('One request, attention = "request"', header, by_attention["request"]),
+        Table("Several requests in a batch, 23 fields", [*of_requests, "us", "difference"], batches),
+    ]
+    title = "The serving graph: plain, folded, kernel"
+    write_report("serving-graph", title, text, tables, ["torch", "onnxruntime", "onnx"])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.report import write_report
+from benchmarks.report import Table, write_report
 from model.experiment import Model
 from model.stec import STEC, Block
 
@@ -92,7 +92,7 @@ def main() -> None:
         "gradient difference",
         "ReLUs flipped",
     ]
-    write_report("training", "A training step, plain and factorised", text, header, rows, ["torch"])
+    write_report("training", "A training step, plain and factorised", text, [Table("", header, rows)], ["torch"])
 
 
 if __name__ == "__main__":
