@@ -19,7 +19,7 @@ from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
 from contract.encode import Encoder
 from contract.golden import TOLERANCE, GoldenRequest, read_golden
 from service.batching import Batcher
-from service.engine import Engine, golden_answers, golden_difference, open_engine
+from service.engine import Engine, explained_difference, golden_answers, golden_difference, open_engine
 from service.errors import NotReady, Problem, render_problem
 from service.explain import Explainer
 from service.lookup import RedisLookup, connect
@@ -111,6 +111,8 @@ async def _test(engine: Engine, bundle: Bundle, golden: list[GoldenRequest], rea
     """Ready only when this machine gives the exporter's answers."""
     try:
         difference = await asyncio.to_thread(golden_difference, golden_answers(engine, bundle), golden)
+        if engine.explains:
+            difference = max(difference, await asyncio.to_thread(explained_difference, engine, bundle, golden[0]))
     except Exception as error:  # whatever it is, it means: not ready, and say why
         log.exception("the self-test failed")
         readiness.settle(f"the self-test failed: {type(error).__name__}: {error}: export the run again")

@@ -146,6 +146,15 @@ def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], 
     return answer
 
 
+def explained_difference(engine: Engine, bundle: Bundle, one: GoldenRequest) -> float:
+    """The largest difference between what the explanation says and the exporter's answers, for one golden request."""
+    encoder = Encoder(bundle.schema)
+    tokens = encoder.tokens(one.context, [candidate.features for candidate in one.candidates])
+    explained = engine.explain(encoder.ids(tokens, bundle.vocabularies)[0])
+    summed = explained.contribution.sum((1, 2, 3)) + explained.bias
+    return largest_difference(one.ctr, engine.calibration.ctr(summed).tolist())
+
+
 def golden_difference(answer: Callable[[GoldenRequest], Sequence[float]], golden: Sequence[GoldenRequest]) -> float:
     """The largest difference between the answers and the exporter's."""
     return max(largest_difference(one.ctr, answer(one)) for one in golden)

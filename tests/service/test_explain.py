@@ -1,15 +1,19 @@
 """POST /v1/explain, with the demo bundle's real model."""
 
 import asyncio
+import shutil
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
+from contract.bundle import EXPLAIN, open_bundle, write_manifest
 from contract.golden import read_golden
 from service.engine import Engine
 from tests.service.conftest import DEMO, JSON, StartApp, a_request, app_of, post, problem
@@ -132,3 +136,14 @@ async def test_explanations_are_counted_by_outcome_and_not_as_scored_requests(de
     assert 'ctr_explanations_total{outcome="ok"} 1.0' in text
     assert 'ctr_explanations_total{outcome="bad_request"} 1.0' in text
     assert 'ctr_request_seconds_count{outcome="ok"} 0.0' in text
+
+
+async def test_a_server_whose_explanations_are_wrong_is_not_ready(start: StartApp, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
+    model = onnx.load(folder / EXPLAIN, load_external_data=False)
+    (constant,) = (tensor for tensor in model.graph.initializer if tensor.name == "constant")
+    constant.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(constant) + 1, "constant"))
+    (folder / EXPLAIN).write_bytes(model.SerializeToString())
+    write_manifest(folder, "demo", 1, {}, open_bundle(DEMO).manifest.calibration)
+    async with start(bundle=folder) as client:
+        problem(await client.get("/readyz"), 503, None, "golden requests came out", "export the run again")
