@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from contract.bundle import MODEL, OUTPUT, SCREEN, CascadeRule
 from contract.cascade import survivors
 from contract.encode import ModelInput, join
-from contract.schema import Kind, Side
+from contract.schema import FeatureSchema, Kind, Side
 from model.data.prepared import Prepared
+from model.experiment import Data
 
 KS = (1, 3, 10, 30)
 REQUESTS = 300
@@ -28,11 +29,21 @@ SEED = 1
 Logits = NDArray[np.float32]
 
 
+def check_log(prepared: Prepared, schema: FeatureSchema, data: Data, run: Path) -> None:
+    """Raises ValueError when the log is not the one that the run was trained on, or is too small to draw from."""
+    if prepared.schema != schema or prepared.facts.data != data:
+        raise ValueError(f"{prepared.folder} is not the log that {run} was trained on: prepare and train again")
+    for split in ("valid", "test"):
+        if (rows := prepared.facts.splits[split].rows) <= CANDIDATES:
+            raise ValueError(
+                f"{prepared.folder}: {split} has {rows} rows, a cascade needs more than {CANDIDATES}: hold more out"
+            )
+
+
 def calibrate(folder: Path, prepared: Prepared) -> list[CascadeRule]:
     """A rule for each k of KS that saves something, for the graphs in `folder`; none where the first level says little.
 
-    Raises:
-        ValueError: when valid or test has fewer rows than a request has candidates.
+    prepared: a log that check_log() takes.
     """
     valid, test = (_logits(folder, draw_requests(prepared, split)) for split in ("valid", "test"))
     rules = [measure(*test, k, calibrated_margin(*valid, k)) for k in KS]
@@ -60,8 +71,6 @@ def measure(screen: Logits, full: Logits, k: int, margin: float) -> CascadeRule:
 def draw_requests(prepared: Prepared, split: str) -> list[ModelInput]:
     """REQUESTS contexts, each with CANDIDATES other rows' candidate fields."""
     ids, values, _ = prepared.split(split)
-    if len(ids) <= CANDIDATES:
-        raise ValueError(f"{prepared.folder}: {split} has {len(ids)} rows, a cascade needs more than {CANDIDATES}")
     random = np.random.default_rng(SEED)
     requests = []
     for _ in range(REQUESTS):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from contract.encode import Encoder, ModelInput
-from contract.golden import GoldenCandidate, GoldenRequest
+from contract.golden import GoldenCandidate, GoldenRequest, golden_input
 from contract.schema import FeatureSchema, Field
 from contract.vocabulary import Vocabulary
 
@@ -31,9 +31,8 @@ def golden_inputs(
 ) -> Iterator[ModelInput]:
     """Each golden request as the service would encode it."""
     encoder = Encoder(schema)
-    for request in golden:
-        tokens = encoder.tokens(request.context, [c.features for c in request.candidates])
-        yield encoder.ids(tokens, vocabularies)[0]
+    for one in golden:
+        yield golden_input(encoder, one, vocabularies)
 
 
 def _draw_request(schema: FeatureSchema, tokens: Mapping[str, list[str]], random: np.random.Generator) -> GoldenRequest:

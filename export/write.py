@@ -31,7 +31,7 @@ from contract.bundle import (
 from contract.golden import write_golden
 from contract.schema import FeatureSchema, write_schema
 from contract.vocabulary import open_vocabulary
-from export.cascade import CANDIDATES, calibrate
+from export.cascade import calibrate, check_log
 from export.check import check_parity, torch_ctr
 from export.explain_graph import ExplainGraph
 from export.golden import draw_golden, golden_inputs
@@ -52,13 +52,13 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
     prepared: the run's log; without it, or with an MLP head, the bundle has no cascade.
 
     Raises:
-        ValueError: when `run` is no run, `prepared` is another log's, or `bundle` is a folder of something else.
+        ValueError: when `run` is no run, `prepared` is another log or too small, or `bundle` is something else.
         ParityError: when onnxruntime and torch disagree.
     """
     check_replaceable(bundle, MANIFEST)
     model, experiment, schema, metrics = open_run(run)
-    if prepared is not None and (prepared.schema != schema or prepared.facts.data != experiment.data):
-        raise ValueError(f"{prepared.folder} is not the log that {run} was trained on: prepare and train again")
+    if prepared is not None:
+        check_log(prepared, schema, experiment.data, run)
     # A log that kept a share w of its negatives has odds 1 / w too high.
     calibration = Calibration(shift=math.log(experiment.data.negative_rate))
     vocabularies = {f.name: open_vocabulary(run / VOCABULARY, f.name) for f in schema.select("categorical")}
@@ -152,21 +152,14 @@ def _say_what_is_missing(manifest: Manifest, prepared: Prepared | None) -> None:
 
 
 def _prepared(run: Path, data: Path) -> Prepared | None:
-    """The log that the cascade is calibrated on, if it is at hand."""
-
-    def without(why: str) -> Prepared | None:
-        print(f"ctr-export: no cascade, for {why}", file=sys.stderr)
-        return None
-
+    """The log that the cascade is calibrated on, if it is at hand and can be used: a bundle does without."""
     _, experiment, schema, _ = open_run(run)
-    folder = data / experiment.data.prepared
-    if not folder.exists():
-        return without(f"there is no {folder}: name the data's folder with --data")
-    prepared = read_prepared(folder)
-    if prepared.schema != schema or prepared.facts.data != experiment.data:
-        return without(f"{folder} was prepared anew since the run: train again")
-    if min(prepared.facts.splits[split].rows for split in ("valid", "test")) <= CANDIDATES:
-        return without(f"valid or test has no more than {CANDIDATES} rows: hold more out")
+    try:
+        prepared = read_prepared(data / experiment.data.prepared)
+        check_log(prepared, schema, experiment.data, run)
+    except ValueError as error:
+        print(f"ctr-export: no cascade: {error} (--data names the data's folder)", file=sys.stderr)
+        return None
     return prepared
 
 

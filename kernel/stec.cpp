@@ -122,7 +122,7 @@ class Scorer {
       share_level(l);
       attend(l, 0, U, 0, U, Softmax::Keep);
       if (!s.request_attention) return;
-      normalise_attended(l, 0, U);
+      normalise_attended(l);
       finish_block(l, 0, U);
       in = x;
     }
@@ -275,8 +275,7 @@ class Scorer {
         Lanes* largest = level.shared.largest + h * U + i;
         Lanes* total = level.shared.total + h * U + i;
         Lanes factor[CHUNK];
-        exponentiate(keys, columns, softmax == Softmax::GoOn ? largest : nullptr, total, factor,
-                     softmax == Softmax::Keep ? largest : nullptr, softmax == Softmax::Keep ? total : nullptr);
+        exponentiate(keys, columns, softmax, largest, total, factor);
         const Lanes* value = level.value + from * D + h * K;
         Matrix out = softmax == Softmax::Keep ? Matrix{level.shared.value + h * K * U + i, U}
                                               : Matrix{attended + row + i, F};
@@ -292,18 +291,19 @@ class Scorer {
   }
 
   // The chunk's scores -> e^(score - largest). `factor`: 1 / their total, with what came before included;
-  // scale: what that has to be multiplied by.
-  void exponentiate(int64_t keys, int64_t columns, const Lanes* largest_before, const Lanes* total_before,
-                    Lanes (&factor)[CHUNK], Lanes* keep_largest, Lanes* keep_total) {
+  // scale: what that has to be multiplied by. shared_*: what Keep writes and GoOn reads.
+  void exponentiate(int64_t keys, int64_t columns, Softmax softmax, Lanes* shared_largest, Lanes* shared_total,
+                    Lanes (&factor)[CHUNK]) {
+    const bool goes_on = softmax == Softmax::GoOn, keeps = softmax == Softmax::Keep;
     Lanes largest[CHUNK], total[CHUNK];
-    for (int64_t c = 0; c < columns; ++c) largest[c] = largest_before ? largest_before[c] : chunk[c];
+    for (int64_t c = 0; c < columns; ++c) largest[c] = goes_on ? shared_largest[c] : chunk[c];
     for (int64_t j = 0; j < keys; ++j)
       for (int64_t c = 0; c < columns; ++c) largest[c] = larger(largest[c], chunk[j * CHUNK + c]);
     for (int64_t c = 0; c < columns; ++c) {
       total[c] = Lanes{};
-      if (!largest_before) continue;
-      scale[c] = exp_of_negative(largest_before[c] - largest[c]);
-      total[c] = total_before[c] * scale[c];
+      if (!goes_on) continue;
+      scale[c] = exp_of_negative(shared_largest[c] - largest[c]);
+      total[c] = shared_total[c] * scale[c];
     }
     for (int64_t j = 0; j < keys; ++j)
       for (int64_t c = 0; c < columns; ++c) {
@@ -313,16 +313,16 @@ class Scorer {
       }
     for (int64_t c = 0; c < columns; ++c) {
       factor[c] = 1.0f / total[c];
-      if (keep_largest) keep_largest[c] = largest[c], keep_total[c] = total[c];
+      if (keeps) shared_largest[c] = largest[c], shared_total[c] = total[c];
     }
   }
 
   // What Softmax::Keep left is all there is: no candidate's key follows.
-  void normalise_attended(int64_t l, int64_t begin, int64_t end) {
+  void normalise_attended(int64_t l) {
     const Shared& shared = levels[size_t(l)].shared;
     const int64_t K = D / s.heads;
     for (int64_t d = 0; d < D; ++d)
-      for (int64_t i = begin; i < end; ++i)
+      for (int64_t i = 0; i < U; ++i)
         attended[d * F + i] = shared.value[d * U + i] / shared.total[d / K * U + i];
   }
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import EXPLAIN, EXPLANATION, OUTPUT, SCREEN, Bundle, Calibration
 from contract.encode import Encoder, ModelInput, join
-from contract.golden import GoldenRequest, largest_difference
+from contract.golden import GoldenRequest, golden_input, largest_difference
 from service.cascade import Screened, only, survivors_of
 from service.cuda import BucketRunner
 from service.session import FREE_IT, Device, EngineMissing, Feed, Opened, open_graph, open_serving
@@ -135,12 +135,10 @@ def _nothing(bundle: Bundle) -> ModelInput:
 
 def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], list[float]]:
     """What answers a golden request on this machine: the service's encoder, the bundle's vocabulary, this engine."""
-    # Never strict: a tenth of the golden values is missing on purpose.
     encoder = Encoder(bundle.schema)
 
     def answer(one: GoldenRequest) -> list[float]:
-        tokens = encoder.tokens(one.context, [candidate.features for candidate in one.candidates])
-        ctr: list[float] = engine.run([encoder.ids(tokens, bundle.vocabularies)[0]])[0].tolist()
+        ctr: list[float] = engine.run([golden_input(encoder, one, bundle.vocabularies)])[0].tolist()
         return ctr
 
     return answer
@@ -148,9 +146,7 @@ def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], 
 
 def explained_difference(engine: Engine, bundle: Bundle, one: GoldenRequest) -> float:
     """The largest difference between what the explanation says and the exporter's answers, for one golden request."""
-    encoder = Encoder(bundle.schema)
-    tokens = encoder.tokens(one.context, [candidate.features for candidate in one.candidates])
-    explained = engine.explain(encoder.ids(tokens, bundle.vocabularies)[0])
+    explained = engine.explain(golden_input(Encoder(bundle.schema), one, bundle.vocabularies))
     summed = explained.contribution.sum((1, 2, 3)) + explained.bias
     return largest_difference(one.ctr, engine.calibration.ctr(summed).tolist())
 

@@ -95,10 +95,10 @@ def _on_cuda(onnxruntime: Any, bundle: Bundle, threads: int) -> Opened:
     if hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their own wheels, if they are there
     _check_cuda(onnxruntime.get_available_providers())
-    open_graph(bundle, MODEL)  # what is wrong with the graph itself is no fault of the GPU's
     try:
         session = open_graph(bundle, MODEL, _options(onnxruntime, threads), provider=CUDA)
     except BundleError as error:
+        open_graph(bundle, MODEL)  # what is wrong with the graph itself is no fault of the GPU's
         raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot be used ({error}): {FREE_IT}") from error
     _check_cuda(session.get_providers())  # it goes on with the CPU where a driver or a library is missing
     return Opened(session, MODEL, "cuda")

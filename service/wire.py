@@ -8,7 +8,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from contract.bundle import CascadeRule
 from contract.encode import shorten
-from service.errors import BadRequest, NotJson
+from service.errors import BadRequest, NotJson, Problem
 
 LONGEST_TIMEOUT_MS = 10_000
 RESERVED = ("debug",)
@@ -20,6 +20,7 @@ OnBadCandidate = Literal["refuse", "skip"]
 TopK = Annotated[int, Meta(ge=1, description="answer with the best k only, sorted")]
 Cascade = Annotated[bool, Meta(description="with top_k: let the first level rule out candidates; see /v1/model")]
 T = TypeVar("T", bound=msgspec.Struct)
+UNREADABLE = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
 
 
 class Candidate(msgspec.Struct):
@@ -145,10 +146,8 @@ def decode(body: bytes, max_candidates: int) -> tuple[ScoreRequest, dict[int, Ba
         # What follows the place of the complaint was not looked at yet, and may be no JSON.
         _check_json(body)
         return _without_bad_features(_explain(error, body, ScoreRequest), body, max_candidates)
-    except RecursionError:
-        raise _too_deep() from None
-    except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise _not_json(error, body) from None
+    except UNREADABLE as error:
+        raise _unreadable(error, body) from None
     _check_number(len(request.candidates), max_candidates)
     return request, {}
 
@@ -160,20 +159,23 @@ def decode_as(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     except msgspec.ValidationError as error:
         _check_json(body)
         raise _explain(error, body, decoder.type) from None
-    except RecursionError:
-        raise _too_deep() from None
-    except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise _not_json(error, body) from None
+    except UNREADABLE as error:
+        raise _unreadable(error, body) from None
 
 
 def _check_json(body: bytes) -> None:
     try:
         body.decode()  # msgspec does not look at the bytes of a Raw string
         _ANY_JSON.decode(body)
-    except RecursionError:
-        raise _too_deep() from None
-    except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise _not_json(error, body) from None
+    except UNREADABLE as error:
+        raise _unreadable(error, body) from None
+
+
+def _unreadable(error: Exception, body: bytes) -> Problem:
+    """Of UNREADABLE: nesting without end is a bad request, all else no JSON."""
+    if isinstance(error, UnicodeDecodeError | msgspec.DecodeError):
+        return _not_json(error, body)
+    return _too_deep()
 
 
 def _not_json(error: UnicodeDecodeError | msgspec.DecodeError, body: bytes) -> NotJson:
@@ -201,7 +203,7 @@ def _without_bad_features(
     """Decodes once more, taking features as they are; raises the problem where that is not what was wrong."""
     try:
         loose = _LOOSE.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         raise problem from None
     if loose.on_bad_candidate != "skip" or not loose.candidates:
         raise problem
@@ -283,11 +285,11 @@ def _unreadable_value(what: str, path: str, features: Raw | None) -> BadRequest:
 def _unreadable_name(features: Raw) -> str | None:
     try:
         values = _RAW_VALUES.decode(features)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
     for name, value in values.items():
         try:
             msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return name
     return None
