@@ -1,9 +1,11 @@
 """The bundle: a folder with everything that scoring needs, and the digests that prove it whole."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -24,6 +26,7 @@ SCREEN = "screen.onnx"  # the first level alone, for the cascade
 GOLDEN = "golden.jsonl"
 OUTPUT = "logit"  # of every graph
 EXPLANATION = (OUTPUT, "contribution", "attention", "bias")  # of EXPLAIN
+MOST_FILES = 100_000
 LARGEST_MANIFEST_BYTES = 16 * 1024 * 1024
 MAKE_ONE = "Make a bundle with: ctr-export RUN BUNDLE"
 
@@ -127,8 +130,11 @@ def write_manifest(
     return sealed
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -> Bundle:
     """Checks format version, every digest and the schema's fingerprint, then memory-maps the vocabulary.
+
+    vocabulary: False where another place has it; its files may be missing then, and there are no `vocabularies`.
+    verify: False where the digests of the files were checked just before.
 
     Raises:
         BundleError: when anything is missing, changed, unlisted, or a link.
@@ -137,9 +143,11 @@ def open_bundle(folder: Path) -> Bundle:
         folder = folder.resolve()
         files = _files(folder)  # before any is opened: opening a pipe would wait for ever
         manifest = _read_manifest(folder)
-        _check_files(folder, files, manifest)
+        _check_names(folder, files, manifest, vocabulary)
+        if verify:
+            _check_digests(folder, files, manifest)
         schema = read_schema(folder / SCHEMA)
-        names = [f.name for f in schema.select("categorical")]
+        names = [f.name for f in schema.select("categorical")] if vocabulary else []
         vocabularies = {name: open_vocabulary(folder / VOCABULARY, name) for name in names}
     except BundleError:
         raise
@@ -149,6 +157,9 @@ def open_bundle(folder: Path) -> Bundle:
         raise BundleError(f"bundle {folder}: {error}: export it again") from error
     if schema.fingerprint() != manifest.schema_fingerprint:
         raise BundleError(f"bundle {folder}: {SCHEMA} has another fingerprint than {MANIFEST} says: export it again")
+    if len(schema.fields) != manifest.fields:
+        counted = f"{SCHEMA} has {len(schema.fields)} fields, {MANIFEST} says {manifest.fields}"
+        raise BundleError(f"bundle {folder}: {counted}: export it again")
     return Bundle(folder, manifest, schema, vocabularies)
 
 
@@ -169,30 +180,54 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}: copy or export the bundle again") from error
+    _check_numbers(path, manifest)
     if manifest.digest != _digest(manifest):
         raise BundleError(f"{path}: was changed after the export: copy or export the bundle again")
     return manifest
 
 
-def _check_files(folder: Path, files: list[str], manifest: Manifest) -> None:
+def _check_numbers(path: Path, manifest: Manifest) -> None:
+    """What would make every probability wrong, or none."""
+    scale, shift = manifest.calibration.scale, manifest.calibration.shift
+    if not (math.isfinite(scale) and scale > 0 and math.isfinite(shift)):
+        raise BundleError(f"{path}: the calibration has scale {scale} and shift {shift}: export the run again")
+    for rule in manifest.cascade:
+        if rule.k < 1 or not (math.isfinite(rule.margin) and rule.margin >= 0):
+            raise BundleError(f"{path}: the cascade has k {rule.k} and margin {rule.margin}: export the run again")
+
+
+def _check_names(folder: Path, files: list[str], manifest: Manifest, vocabulary: bool) -> None:
     for listed in manifest.files:
-        if PurePosixPath(listed).is_absolute() or ".." in PurePosixPath(listed).parts:
+        # Only a name that is spelt in the one way that files are listed in can be compared with them.
+        if (
+            listed != PurePosixPath(listed).as_posix()
+            or PurePosixPath(listed).is_absolute()
+            or ".." in listed.split("/")
+        ):
             raise BundleError(f"bundle {folder}: {listed!r} lies outside the bundle: export it again")
     present = set(files) - {MANIFEST}
     for unlisted in sorted(present - manifest.files.keys()):
         raise BundleError(f"bundle {folder}: {unlisted} is not in {MANIFEST}: remove it, or export the bundle again")
     for gone in sorted(manifest.files.keys() - present):
-        raise BundleError(f"bundle {folder}: {gone} is missing: copy or export the bundle again")
-    for path, expected in manifest.files.items():
-        if _sha256(folder / path) != expected:
-            raise BundleError(f"bundle {folder}: {path} was changed after the export: copy or export the bundle again")
+        if vocabulary or not gone.startswith(f"{VOCABULARY}/"):
+            raise BundleError(f"bundle {folder}: {gone} is missing: copy or export the bundle again")
     if _version(manifest.files) != manifest.version:
         raise BundleError(f"bundle {folder}: the version in {MANIFEST} is not that of its files: export it again")
 
 
+def _check_digests(folder: Path, files: list[str], manifest: Manifest) -> None:
+    for path in files:
+        if path != MANIFEST and _sha256(folder / path) != manifest.files[path]:
+            raise BundleError(f"bundle {folder}: {path} was changed after the export: copy or export the bundle again")
+
+
 def _files(folder: Path) -> list[str]:
     """Every file below the folder, as sorted relative POSIX paths. What is neither file nor folder is refused."""
-    paths = sorted(folder.rglob("*"))
+    paths = sorted(islice(folder.rglob("*"), MOST_FILES + 1))
+    if len(paths) > MOST_FILES:
+        raise BundleError(
+            f"bundle {folder}: has more than {MOST_FILES} files, no bundle has: is this the right folder?"
+        )
     for path in paths:
         if path.is_symlink():
             raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is a link: put the file itself there")

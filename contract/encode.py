@@ -4,6 +4,7 @@ The steps are apart because a lookup may be a network away: between them the cal
 tokens the request needs, and fetches all of them at once.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +80,10 @@ def join(inputs: Sequence[ModelInput]) -> dict[str, NDArray[np.generic]]:
 class _Reader:
     """Reads the fields of one side, a field at a time over all rows: per value, Python has little left to do."""
 
-    def __init__(self, schema: FeatureSchema, side: Side) -> None:
+    def __init__(self, schema: FeatureSchema, side: Side, longest_token: int, most_names: int) -> None:
         self.side: Side = side
+        self._longest_token = longest_token
+        self._most_names = most_names
         self.categorical = [f.name for f in schema.select("categorical", side)]
         self.numeric = [f.name for f in schema.select("numeric", side)]
         self._means = np.array([f.mean for f in schema.select("numeric", side)])
@@ -89,7 +92,12 @@ class _Reader:
 
     def tokens(self, rows: Sequence[Features]) -> list[list[str | None]]:
         """A column for each categorical field. Raises ValueError for a bad value, without saying whose."""
-        return [[token(row.get(name)) for row in rows] for name in self.categorical]
+        if any(len(row) > self._most_names for row in rows):
+            raise ValueError("too many names")
+        columns = [[token(row.get(name)) for row in rows] for name in self.categorical]
+        if any(len(distinct) > self._longest_token for column in columns for distinct in set(column) if distinct):
+            raise ValueError("too long")
+        return columns
 
     def numbers(self, rows: Sequence[Features]) -> NDArray[np.float64]:
         """float64 [rows, numeric fields], NaN: missing. Raises ValueError as tokens() does."""
@@ -101,6 +109,8 @@ class _Reader:
 
     def check(self, features: Features, path: str, strict: bool) -> None:
         """Raises BadFeature for the first value of a row that cannot be encoded; slow, and only for bad news."""
+        if len(features) > self._most_names:
+            raise BadFeature(path, f"{len(features)} fields, this server takes {self._most_names}: send fewer")
         if strict:
             for name in features:
                 if name not in self._names:
@@ -112,6 +122,9 @@ class _Reader:
                 value = (token if name in self.categorical else number)(features.get(name))
             except ValueError as error:
                 raise BadFeature(f"{path}.{name}", f"field {name!r} {error}") from error
+            if isinstance(value, str) and len(value) > self._longest_token:
+                reason = f"field {name!r} has {len(value)} characters, this server takes {self._longest_token}"
+                raise BadFeature(f"{path}.{name}", f"{reason}: send a shorter value")
             if strict and (value is None or value != value):
                 raise BadFeature(
                     f"{path}.{name}", f"field {name!r} is missing, and this server is strict: send a value"
@@ -132,12 +145,22 @@ class _Reader:
 
 
 class Encoder:
-    """Encodes requests for one schema. `strict` refuses unknown names and missing values."""
+    """Encodes requests for one schema. `strict` refuses unknown names and missing values.
 
-    def __init__(self, schema: FeatureSchema, strict: bool = False) -> None:
-        self._context = _Reader(schema, "context")
-        self._candidate = _Reader(schema, "candidate")
+    longest_token: characters. most_names: of one object of features.
+    """
+
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        strict: bool = False,
+        longest_token: int = sys.maxsize,
+        most_names: int = sys.maxsize,
+    ) -> None:
+        self._context = _Reader(schema, "context", longest_token, most_names)
+        self._candidate = _Reader(schema, "candidate", longest_token, most_names)
         self._strict = strict
+        self.names = frozenset(field.name for field in schema.fields)
 
     def tokens(self, context: Features, candidates: Sequence[Features], skip_bad: bool = False) -> Tokens:
         """Reads every value.
@@ -191,12 +214,11 @@ class Encoder:
         )
 
     def wanted(self, tokens: Tokens) -> dict[str, list[str]]:
-        """The distinct tokens of a request by field: what a remote lookup has to fetch."""
+        """The distinct tokens of a request by field, none where all are missing: what has to be looked up."""
         wanted = {}
         for reader, columns in ((self._context, tokens.context), (self._candidate, tokens.candidates)):
             for name, column in zip(reader.categorical, columns, strict=True):
-                if distinct := list(dict.fromkeys(t for t in column if t is not None)):
-                    wanted[name] = distinct
+                wanted[name] = list(dict.fromkeys(t for t in column if t is not None))
         return wanted
 
     def ids(self, tokens: Tokens, lookup: Lookup) -> tuple[ModelInput, Counter[str]]:

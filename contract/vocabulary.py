@@ -71,7 +71,8 @@ def open_vocabulary(folder: Path, name: str) -> Vocabulary:
     """Raises ValueError naming the field when its two files do not belong together."""
     try:
         trie = marisa_trie.Trie().mmap(str(folder / f"{name}.marisa"))
-        ids = np.load(folder / f"{name}.ids.npy", mmap_mode="r", allow_pickle=False)
+        # Not np.load: it would take a zip archive as well, of any size.
+        ids = np.lib.format.open_memmap(folder / f"{name}.ids.npy", mode="r")
         vocabulary = Vocabulary(trie, ids)
         if len(ids) and not FIRST <= ids.min() <= ids.max() < len(vocabulary):
             raise ValueError(f"ids from {ids.min()} to {ids.max()}, they must be {FIRST} to {len(vocabulary) - 1}")

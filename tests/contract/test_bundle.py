@@ -165,12 +165,14 @@ def test_a_file_outside_the_folder_is_refused_even_by_a_sealed_manifest(bundle: 
         open_bundle(bundle)
 
 
-def reseal(bundle: Path, listed: str) -> None:
-    """An attacker's manifest: lists one more file, and has a right digest of its own."""
+def reseal(bundle: Path, listed: str | None = None, **changes: object) -> None:
+    """An attacker's manifest: lists one more file, or lies, and has a right digest of its own."""
     import contract.bundle as module
 
     manifest = msgspec.json.decode((bundle / MANIFEST).read_bytes(), type=module.Manifest)
-    manifest = msgspec.structs.replace(manifest, files=manifest.files | {listed: "0" * 64})
+    if listed is not None:
+        changes["files"] = manifest.files | {listed: "0" * 64}
+    manifest = msgspec.structs.replace(manifest, **changes)
     manifest = msgspec.structs.replace(manifest, digest=module._digest(manifest))
     (bundle / MANIFEST).write_bytes(msgspec.json.encode(manifest))
 
@@ -179,4 +181,23 @@ def test_a_vocabulary_that_fits_no_field_of_the_schema_is_refused(bundle: Path) 
     write_schema(FeatureSchema((*SCHEMA.fields, Field("site", "context"))), bundle / "schema.json")
     write_manifest(bundle, "demo", 12, {}, Calibration())
     with pytest.raises(BundleError, match="vocabulary of field 'site'"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("spelt", ["./schema.json", "vocabulary//user.marisa", "vocabulary/./user.marisa"])
+def test_a_listed_name_has_one_spelling(bundle: Path, spelt: str) -> None:
+    reseal(bundle, spelt)
+    with pytest.raises(BundleError, match="lies outside the bundle"):
+        open_bundle(bundle)
+
+
+def test_a_manifest_that_counts_other_fields_is_refused(bundle: Path) -> None:
+    reseal(bundle, fields=4)
+    with pytest.raises(BundleError, match=r"3 fields, manifest\.json says 4"):
+        open_bundle(bundle)
+
+
+def test_more_files_than_a_bundle_can_have_are_not_looked_at(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contract.bundle.MOST_FILES", 5)
+    with pytest.raises(BundleError, match="more than 5 files"):
         open_bundle(bundle)

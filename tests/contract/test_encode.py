@@ -112,13 +112,13 @@ def test_a_request_with_no_candidate_left_has_empty_arrays() -> None:
     model_input, _ = encoder.ids(tokens, LOOKUP)
     assert model_input.candidate_ids.shape == (0, 1)
     assert model_input.candidate_values.shape == (0, 1)
-    assert encoder.wanted(tokens) == {"user": ["u2"], "hour": ["7"]}
+    assert encoder.wanted(tokens) == {"user": ["u2"], "hour": ["7"], "ad": []}
 
 
 def test_a_remote_lookup_is_asked_for_each_distinct_token_once() -> None:
     encoder = Encoder(SCHEMA)
     tokens = encoder.tokens({"user": "u1"}, [{"ad": 1}, {"ad": 2}, {"ad": 1.0}, {"ad": None}])
-    assert encoder.wanted(tokens) == {"user": ["u1"], "ad": ["1", "2"]}
+    assert encoder.wanted(tokens) == {"user": ["u1"], "hour": [], "ad": ["1", "2"]}
 
 
 def test_a_strict_encoder_refuses_unknown_names() -> None:

@@ -1,0 +1,151 @@
+"""ctr-store: whatever is done to a store, it has either the old current version or the new one."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from contract.bundle import open_bundle
+from service.store import StoreError, activate, add, current_bundle, main, read_pointer, rollback
+from tests.service.small_bundle import write_small_bundle
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("three")
+    return [write_small_bundle(folder / f"b{seed}", seed=seed, name=f"b{seed}") for seed in range(3)]
+
+
+@pytest.fixture
+def versions(bundles: list[Path]) -> list[str]:
+    return [open_bundle(one).manifest.version for one in bundles]
+
+
+@pytest.fixture
+def store(bundles: list[Path], tmp_path: Path) -> Path:
+    """All three; the last one added is current."""
+    for one in bundles:
+        assert main(["add", str(tmp_path / "store"), str(one), "--activate"]) == 0
+    return tmp_path / "store"
+
+
+def test_what_is_added_and_activated_is_current(store: Path, versions: list[str]) -> None:
+    assert current_bundle(store).name == versions[2]
+    assert open_bundle(current_bundle(store)).manifest.version == versions[2]
+    assert activate(store, versions[0][:8]) == versions[0]
+    assert current_bundle(store).name == versions[0]
+
+
+def test_list_says_what_is_there_and_what_is_current(
+    store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["list", str(store)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == set(versions)
+    assert lines[versions[2]].endswith("b2  current")
+    assert lines[versions[1]].endswith("b1  previous 1")
+    assert lines[versions[0]].endswith("b0  previous 2")
+
+
+def test_rollback_goes_back_one_version_at_a_time(store: Path, versions: list[str]) -> None:
+    assert rollback(store) == versions[1]
+    assert rollback(store) == versions[0]
+    with pytest.raises(StoreError, match="no previous version"):
+        rollback(store)
+    assert current_bundle(store).name == versions[0]
+
+
+def test_rollback_leaves_out_what_is_not_there_any_more(store: Path, versions: list[str]) -> None:
+    shutil.rmtree(store / "versions" / versions[1])
+    assert rollback(store) == versions[0]
+
+
+def test_adding_twice_is_no_error_and_activating_twice_no_change(
+    store: Path, bundles: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pointer = read_pointer(store)
+    assert main(["add", str(store), str(bundles[2]), "--activate"]) == 0
+    assert "already there: b2" in capsys.readouterr().out
+    assert read_pointer(store) == pointer
+
+
+def test_a_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = Path(shutil.copytree(bundles[0], tmp_path / "damaged"))
+    (damaged / "model.onnx").write_bytes(b"")
+    assert main(["add", str(tmp_path / "store"), str(damaged)]) == 2
+    assert "model.onnx was changed after the export" in capsys.readouterr().err
+    assert list((tmp_path / "store" / "versions").iterdir()) == []
+
+
+def test_what_a_crash_left_is_no_version_and_goes_with_the_next_add(store: Path, bundles: list[Path]) -> None:
+    left = store / ".unfinished-x"
+    shutil.copytree(bundles[0], left / ("0" * 64))
+    assert main(["list", str(store)]) == 0
+    add(store, bundles[0])
+    assert not left.exists()
+
+
+def test_two_at_once_lose_nothing(bundles: list[Path], versions: list[str], tmp_path: Path) -> None:
+    threads = [threading.Thread(target=main, args=(["add", str(tmp_path), str(one), "--activate"],)) for one in bundles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    pointer = read_pointer(tmp_path)
+    assert pointer is not None
+    assert {pointer.version, *pointer.previous} == set(versions)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "words"),
+    [
+        ("", "activate a version again"),
+        ('{"version": "../../etc", "previous": []}', "which is no version"),
+        (json.dumps({"version": "a" * 64, "previous": ["../x"]}), "which is no version"),
+        (json.dumps({"version": "a" * 64, "previous": []}), "is not there: activate another one"),
+        ('{"version": 1}', "activate a version again"),
+    ],
+)
+def test_a_pointer_never_leads_out_of_the_store(store: Path, versions: list[str], pointer: str, words: str) -> None:
+    (store / "current").write_text(pointer)
+    with pytest.raises(StoreError, match=words):
+        current_bundle(store)
+    activate(store, versions[1])
+    assert current_bundle(store).name == versions[1]
+
+
+def test_a_version_that_is_a_link_is_not_served(store: Path, versions: list[str], tmp_path: Path) -> None:
+    folder = store / "versions" / versions[2]
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="is not there"):
+        current_bundle(store)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["list", "{}/none"], "there is no store"),
+        (["activate", "{}", "abc"], "too short"),
+        (["activate", "{}", "zzzzzzzz"], "no version begins with 'zzzzzzzz'"),
+        (["rollback", "{}/new"], "no previous version"),
+        (["add", "{}", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(
+    store: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main([one.format(store) for one in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ctr-store: ")
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_without_a_pointer_there_is_no_current_version(bundles: list[Path], tmp_path: Path) -> None:
+    add(tmp_path, bundles[0])
+    with pytest.raises(StoreError, match="has no current version"):
+        current_bundle(tmp_path)
