@@ -1,34 +1,33 @@
-"""Token -> id: Redis first where there is one, and the bundle's own vocabulary for whatever Redis does not say.
+"""Token -> id: from this process's cache, else from Redis where there is one, else from the bundle.
 
-Redis holds one hash a field, `ctr:{<version>}:v:<field>`, and `ctr:{<version>}:ready`, written last.
+Redis holds one hash a field, `ctr:{<version>}:v:<field>`, and `ctr:{<version>}:ready`, written last. Whatever Redis
+does, an answer comes in time and is right; it says when it had to do without Redis.
 """
 
 import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from contract.bundle import VOCABULARY, Bundle, Manifest
 from contract.encode import Lookup
-from contract.vocabulary import FIRST, UNKNOWN, Vocabulary
+from contract.vocabulary import FIRST, UNKNOWN
+from service.breaker import Breaker
+from service.cache import Ids, TokenCache
+from service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-PAUSE_S = 1.0  # so that a dead Redis does not cost every request its timeout
-FAILURES = 3  # in a row, before a pause: one late answer may be this process's own fault
 SOCKET_TIMEOUT_S = 1.0  # how long an abandoned round trip may hold its connection; no request waits for that
 TURNS = 4  # of the event loop, from a readable socket to a finished task
 MAX_ROUND_TRIPS = 64  # at the same time; each holds a connection until Redis answers or its socket times out
-
-Ids = dict[str, dict[str, int]]
+WITHOUT_REDIS, WITHOUT_VOCABULARY = "redis", "vocabulary"
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -44,10 +43,11 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """`degraded`: Redis is configured but did not answer for everything. The ids are right all the same."""
+    """degraded: what the ids had to be found without. "redis": they are right all the same, the bundle has them too;
+    "vocabulary": tokens that nobody could be asked for count as unknown."""
 
     lookup: Lookup
-    degraded: bool
+    degraded: tuple[str, ...] = ()
 
 
 def hash_key(version: str, field: str) -> str:
@@ -69,161 +69,197 @@ def vocabulary_digest(manifest: Manifest) -> str:
     return hashlib.sha256(msgspec.json.encode(files)).hexdigest()
 
 
-def connect(url: str) -> Redis:
-    """Connects on first use. No retries: whoever waits has milliseconds, and the bundle knows the answer too.
-
-    Raises:
-        ValueError: for a URL that is none. The message does not repeat it.
-    """
-    pool = ConnectionPool.from_url(
-        url,
-        max_connections=MAX_ROUND_TRIPS,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-    )
-    return Redis.from_pool(pool)
-
-
-class RedisLookup:
-    """One round trip for all tokens of a request; the bundle where it fails, is late or is wrong."""
+class Tiers:
+    """The ids of one bundle's tokens, which may leave its vocabulary to Redis alone. redis: an asynchronous client."""
 
     def __init__(
-        self, client: Redis, bundle: Bundle, timeout_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        bundle: Bundle,
+        cache: TokenCache,
+        metrics: Metrics,
+        redis: Any = None,
+        timeout_s: float = 0.01,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
-        self._vocabularies = bundle.vocabularies
-        self._version = bundle.manifest.version
-        self._expected = ready_for(bundle)
+        self._bundle = bundle.vocabularies
+        self._cache = cache
+        self._metrics = metrics
+        self._redis = redis
         self._timeout_s = timeout_s
-        self._clock = clock
-        self._paused_until_s = float("-inf")
-        self._failures = 0
-        self._healthy = True
-        self._tasks: set[asyncio.Task[Found]] = set()
+        self._version = bundle.manifest.version
+        self._digest = vocabulary_digest(bundle.manifest)
+        self._expected = ready_for(bundle) if bundle.vocabularies else None
+        self._breaker = Breaker(clock)
+        self._fetching: dict[tuple[str, str], asyncio.Task[_Reply]] = {}
+        self._trips: set[asyncio.Task[_Reply]] = set()
+        self._unjudged: set[asyncio.Task[_Reply]] = set()  # the breaker has not heard of them
         self._judging: set[asyncio.Task[None]] = set()
 
-    async def find(self, wanted: Mapping[str, list[str]], budget_s: float) -> Found:
-        """Waits at most half of `budget_s`, or Redis's own timeout. Never fails: the bundle answers instead."""
-        # Half: an answer from the bundle needs time for the model, too.
-        wait_s = min(budget_s / 2, self._timeout_s)
-        if wait_s <= 0 or self._clock() < self._paused_until_s or len(self._tasks) >= MAX_ROUND_TRIPS:
-            return self._from_bundle()
-        task = asyncio.create_task(self._round_trip(wanted))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        await _wait(task, wait_s)
-        if not task.done() and wait_s < self._timeout_s:
-            # A short budget says nothing about Redis, and Redis's own timeout is not over.
-            self._judge_later(task, self._timeout_s - wait_s)
-            return self._from_bundle()
-        return task.result() if self._judge(task) else self._from_bundle()
+    async def find(self, wanted: Mapping[str, Sequence[str]], budget_s: float) -> Found:
+        """The ids of a request's distinct tokens, by field. Never fails.
 
-    def _judge_later(self, task: "asyncio.Task[Found]", left_s: float) -> None:
-        async def judge() -> None:
-            await _wait(task, left_s)
-            self._judge(task)
-
-        judging = asyncio.create_task(judge())
-        self._judging.add(judging)
-        judging.add_done_callback(self._judging.discard)
-
-    def _judge(self, task: "asyncio.Task[Found]") -> bool:
-        """Whether a round trip brought an answer in time; counts it."""
-        if not task.done():
-            self._failed("it did not answer in time")
-            return False
-        if (error := task.exception()) is not None:
-            unusable = isinstance(error, Unusable)
-            self._failed(str(error) if unusable else type(error).__name__, for_good=unusable)
-            return False
-        self._succeeded()
-        return True
+        Waits for Redis at most half of `budget_s`, or Redis's own timeout: an answer needs time for the model, too.
+        """
+        ids, misses = self._cache.split(wanted)
+        tiers = Counter(cache=sum(map(len, ids.values())))
+        degraded: tuple[str, ...] = ()
+        if misses:
+            if self._redis is not None:
+                await self._from_redis(misses, ids, min(budget_s / 2, self._timeout_s), tiers)
+                misses = _without(misses, ids)
+            degraded = self._from_bundle(misses, ids, tiers)
+        self._metrics.count_lookups(tiers, self._cache)
+        return Found({field: known.__getitem__ for field, known in ids.items()}, degraded)
 
     async def close(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._judging:  # they wait for nothing else
-            await asyncio.wait(self._judging)
-        await self._client.aclose()
+        for tasks in (self._trips, self._judging):
+            if tasks:
+                await asyncio.wait(tasks)
+        if self._redis is not None:
+            await self._redis.aclose()
 
-    async def _round_trip(self, wanted: Mapping[str, list[str]]) -> Found:
-        pipeline = self._client.pipeline(transaction=False)
+    def _from_bundle(self, misses: Mapping[str, list[str]], ids: Ids, tiers: Counter[str]) -> tuple[str, ...]:
+        for field, tokens in misses.items():
+            if self._bundle:
+                found = {token: self._bundle[field](token) for token in tokens}
+                self._cache.put(field, found)
+                tiers["bundle"] += len(found)
+            else:  # not kept: Redis may know them
+                found = dict.fromkeys(tokens, UNKNOWN)
+                tiers["nowhere"] += len(found)
+            ids[field].update(found)
+        if not misses or self._redis is None:
+            return ()
+        return (WITHOUT_REDIS,) if self._bundle else (WITHOUT_VOCABULARY,)
+
+    async def _from_redis(self, misses: Mapping[str, list[str]], ids: Ids, wait_s: float, tiers: Counter[str]) -> None:
+        """Adds what Redis says in time. What another request has asked for already is not asked for again."""
+        if wait_s <= 0:
+            return
+        # While the breaker is open, nobody waits for what a silent Redis still owes.
+        fetching = self._fetching if self._breaker.is_closed else {}
+        trips = {fetching[pair] for pair in _pairs(misses) if pair in fetching}
+        new = _grouped(pair for pair in _pairs(misses) if pair not in fetching)
+        if new and len(self._trips) < MAX_ROUND_TRIPS and self._breaker.allows():
+            trips.add(self._set_out(new))
+        if not trips:
+            return
+        await _wait(trips, wait_s)
+        for trip in trips:
+            if trip.done() and not trip.cancelled() and trip.exception() is None:
+                for field, found in trip.result().items():
+                    mine = {token: found[token] for token in misses.get(field, ()) if token in found}
+                    ids[field].update(mine)
+                    tiers["redis"] += len(mine)
+
+    def _set_out(self, wanted: dict[str, list[str]]) -> "asyncio.Task[_Reply]":
+        trip = asyncio.create_task(self._round_trip(wanted))
+        start_s = time.perf_counter()
+        self._trips.add(trip)
+        self._unjudged.add(trip)
+        self._fetching.update(dict.fromkeys(_pairs(wanted), trip))
+        # Before anybody who waits for it goes on: the next request must know what became of it.
+        trip.add_done_callback(lambda _: self._ended(trip, wanted, time.perf_counter() - start_s))
+        waiting = asyncio.create_task(self._be_patient(trip))
+        self._judging.add(waiting)
+        waiting.add_done_callback(self._judging.discard)
+        return trip
+
+    async def _be_patient(self, trip: "asyncio.Task[_Reply]") -> None:
+        """A round trip that outlasts Redis's own timeout has failed, whatever becomes of it."""
+        await _wait({trip}, self._timeout_s)
+        if trip in self._unjudged:
+            self._unjudged.discard(trip)
+            self._failed("it did not answer in time")
+
+    def _ended(self, trip: "asyncio.Task[_Reply]", wanted: Mapping[str, list[str]], seconds: float) -> None:
+        self._trips.discard(trip)
+        for pair in _pairs(wanted):
+            if self._fetching.get(pair) is trip:
+                del self._fetching[pair]
+        self._metrics.redis_round_trip.observe(seconds)
+        error = None if trip.cancelled() else trip.exception()
+        if trip not in self._unjudged:
+            return
+        self._unjudged.discard(trip)
+        if error is not None:
+            unusable = isinstance(error, Unusable)
+            self._failed(str(error) if unusable else type(error).__name__, for_good=unusable)
+        elif self._breaker.succeeded():
+            self._metrics.redis_up.set(1)
+            log.info("redis answers again")
+
+    def _failed(self, reason: str, for_good: bool = False) -> None:
+        if self._breaker.failed(for_good):
+            self._metrics.redis_up.set(0)
+            log.warning("redis is not used for now: %s", reason)
+
+    async def _round_trip(self, wanted: Mapping[str, list[str]]) -> "_Reply":
+        pipeline = self._redis.pipeline(transaction=False)
         pipeline.get(ready_key(self._version))
         for field, tokens in wanted.items():
             pipeline.hmget(hash_key(self._version, field), tokens)
-        ready, *replies = await pipeline.execute()
-        self._check_ready(ready)
-        return self._found(wanted, replies)
+            pipeline.hlen(hash_key(self._version, field))
+        raw, *replies = await pipeline.execute()
+        ready = self._check_ready(raw)
+        found = {}
+        for (field, tokens), values, length in zip(wanted.items(), replies[::2], replies[1::2], strict=True):
+            count = ready.counts.get(field, 0)
+            found[field] = self._checked(field, tokens, values, count + FIRST, is_whole=length == count)
+            self._cache.put(field, found[field])
+        return found
 
-    def _check_ready(self, raw: Any) -> None:
+    def _check_ready(self, raw: Any) -> Ready:
         if raw is None:
             raise Unusable(f"version {self._version} is not published: run ctr-publish")
         try:
             ready = msgspec.json.decode(raw, type=Ready)
         except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
             raise Unusable(f"{ready_key(self._version)} is garbled: run ctr-publish") from error
-        if ready != self._expected:
+        if ready.vocabulary != self._digest or self._expected not in (None, ready):
             raise Unusable(f"{ready_key(self._version)} is of another vocabulary: run ctr-publish")
+        return ready
 
-    def _found(self, wanted: Mapping[str, list[str]], replies: list[Any]) -> Found:
-        lookup: dict[str, Callable[[str], int]] = dict(self._vocabularies)
-        wrong = 0
-        for (field, tokens), values in zip(wanted.items(), replies, strict=True):
-            ids, doubtful = _ids(self._vocabularies[field], tokens, values)
-            lookup[field] = ids.__getitem__
-            wrong += doubtful
-        return Found(lookup, degraded=wrong > 0)
-
-    def _from_bundle(self) -> Found:
-        return Found(self._vocabularies, degraded=True)
-
-    def _ended(self, task: "asyncio.Task[Found]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # looked at, or asyncio would complain where the waiter has gone
-
-    def _succeeded(self) -> None:
-        self._failures = 0
-        if not self._healthy:
-            self._healthy = True
-            log.info("redis answers again")
-
-    def _failed(self, reason: str, for_good: bool = False) -> None:
-        """`for_good`: asking again at once would bring the same answer."""
-        self._failures += 1
-        if self._failures < FAILURES and not for_good:
-            return
-        self._paused_until_s = self._clock() + PAUSE_S
-        if self._healthy:
-            self._healthy = False
-            log.warning("redis is not used for now, the bundle answers: %s", reason)
+    def _checked(self, field: str, tokens: list[str], values: list[Any], size: int, is_whole: bool) -> dict[str, int]:
+        """The ids that can be right. Nothing is right as well, for a token that the bundle does not know either; or,
+        where there is no bundle to ask, while Redis has lost no token of the field."""
+        ids: dict[str, int] = {}
+        for token, value in zip(tokens, values, strict=True):
+            known = _integer(value, size)
+            if known is not None:
+                ids[token] = known
+            elif value is None and (self._bundle[field](token) == UNKNOWN if self._bundle else is_whole):
+                ids[token] = UNKNOWN
+        return ids
 
 
-async def _wait(task: "asyncio.Task[Found]", wait_s: float) -> None:
-    # wait() leaves the task alone when the time is up or the caller is cancelled. A command cancelled in
+_Reply = Ids
+
+
+async def _wait(trips: "set[asyncio.Task[_Reply]]", wait_s: float) -> None:
+    # wait() leaves the tasks alone when the time is up or the caller is cancelled. A command cancelled in
     # flight would leave its reply on the pooled connection for the next request to read.
-    await asyncio.wait({task}, timeout=wait_s)
+    await asyncio.wait(trips, timeout=wait_s)
     # When it was this loop that was late, the reply lies there already: a few turns to read it.
     for _ in range(TURNS):
-        if task.done():
+        if all(trip.done() for trip in trips):
             break
         await asyncio.sleep(0)
 
 
-def _ids(vocabulary: Vocabulary, tokens: list[str], values: list[Any]) -> tuple[dict[str, int], int]:
-    """The ids of one field, and how many of them Redis got wrong or lost."""
-    ids: dict[str, int] = {}
-    wrong = 0
-    for token, value in zip(tokens, values, strict=True):
-        known = _integer(value, len(vocabulary))
-        if known is None:
-            known = vocabulary(token)
-            # Nothing for a token that the bundle does not know either is Redis's right answer.
-            wrong += value is not None or known != UNKNOWN
-        ids[token] = known
-    return ids, wrong
+def _pairs(wanted: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    return [(field, token) for field, tokens in wanted.items() for token in tokens]
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for field, token in pairs:
+        grouped.setdefault(field, []).append(token)
+    return grouped
+
+
+def _without(misses: Mapping[str, list[str]], ids: Ids) -> dict[str, list[str]]:
+    return _grouped((field, token) for field, token in _pairs(misses) if token not in ids[field])
 
 
 def _integer(value: Any, size: int) -> int | None:

@@ -6,15 +6,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import redis
+from redis.exceptions import RedisClusterException
 
 from contract.bundle import Bundle, BundleError, open_bundle
 from contract.vocabulary import Vocabulary
 from service.lookup import hash_key, ready_for, ready_key
+from service.redis_client import connect_and_wait
 from service.settings import check_redis_url
 
 VERSIONS = "ctr:versions"
@@ -38,13 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_redis_url(arguments.redis_url)
         bundle = open_bundle(arguments.bundle)
-        with redis.Redis.from_url(arguments.redis_url, socket_timeout=TIMEOUT_S, protocol=2) as client:
+        with closing(connect_and_wait(arguments.redis_url, TIMEOUT_S)) as client:
             counts = publish(client, bundle)
             dropped = drop_older(client, bundle.manifest.version, arguments.keep) if arguments.keep else []
     except (BundleError, PublishError, ValueError) as error:
         print(f"ctr-publish: {error}", file=sys.stderr)
         return 2
-    except redis.RedisError as error:
+    except redis.OutOfMemoryError:
+        full = "Redis is full: raise its maxmemory, or drop older versions with --keep"
+        print(f"ctr-publish: {full}. The version is not in use", file=sys.stderr)
+        return 2
+    except (redis.RedisError, RedisClusterException) as error:
         # Not the URL: it may hold a password.
         print(f"ctr-publish: Redis cannot be used: {error}. Is it running, and is the URL right?", file=sys.stderr)
         return 2
@@ -56,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def publish(client: "redis.Redis", bundle: Bundle) -> dict[str, int]:
+def publish(client: Any, bundle: Bundle) -> dict[str, int]:
     """Tokens written by field. `ready` comes last: nobody uses a version that is published in part.
 
     Raises:
@@ -79,7 +86,7 @@ def publish(client: "redis.Redis", bundle: Bundle) -> dict[str, int]:
     return ready.counts
 
 
-def drop_older(client: "redis.Redis", version: str, keep: int) -> list[str]:
+def drop_older(client: Any, version: str, keep: int) -> list[str]:
     """Drops all versions but the newest `keep`; `version`, just published, is always one of those that stay."""
     members: list[Any] = client.zrevrange(VERSIONS, 0, -1)
     newest_first = [member.decode() for member in members]
@@ -93,11 +100,11 @@ def drop_older(client: "redis.Redis", version: str, keep: int) -> list[str]:
     return older
 
 
-def _is_whole(client: "redis.Redis", version: str, counts: dict[str, int]) -> bool:
+def _is_whole(client: Any, version: str, counts: dict[str, int]) -> bool:
     return bool(client.exists(ready_key(version))) and _counts(client, version, counts) == counts
 
 
-def _counts(client: "redis.Redis", version: str, fields: dict[str, int]) -> dict[str, int]:
+def _counts(client: Any, version: str, fields: dict[str, int]) -> dict[str, int]:
     return {field: client.hlen(hash_key(version, field)) for field in fields}
 
 

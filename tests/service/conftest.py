@@ -56,7 +56,7 @@ def start(bundle: Path) -> StartApp:
     async def started(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
         app = create_app(Settings(**{"bundle": bundle, "timeout_ms": PATIENT_MS, **settings}))
         async with app.router.lifespan_context(app), client_of(app) as client:
-            await asyncio.wait_for(app.state.scorer.readiness.tested.wait(), 30)
+            await asyncio.wait_for(app.state.serving.model.scorer.readiness.tested.wait(), 30)
             yield client
 
     return started
@@ -139,10 +139,11 @@ def redis_server(running_redis: RedisServer) -> RedisServer:
 
 
 @contextlib.contextmanager
-def start_redis(folder: Path) -> Iterator[RedisServer]:
-    port, password = a_free_port(), "a-secret-word"
-    command = [_redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", password]
-    command += ["--save", "", "--appendonly", "no", "--dir", str(folder), "--enable-debug-command", "yes"]
+def start_redis(folder: Path, *options: str, port: int | None = None) -> Iterator[RedisServer]:
+    """options: as redis-server takes them."""
+    port, password = port or a_free_port(), "a-secret-word"
+    command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", password]
+    command += ["--save", "", "--appendonly", "no", "--dir", str(folder), "--enable-debug-command", "yes", *options]
     with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             server = RedisServer(process, port, password)
@@ -152,7 +153,7 @@ def start_redis(folder: Path) -> Iterator[RedisServer]:
             process.kill()
 
 
-def _redis_binary() -> str:
+def redis_binary() -> str:
     if found := shutil.which("redis-server"):
         return found
     # The package is only looked at: importing it would start its own machinery.

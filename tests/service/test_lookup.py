@@ -15,8 +15,11 @@ import msgspec
 import pytest
 
 from contract.bundle import Bundle, open_bundle
-from service.lookup import RedisLookup, connect, hash_key, ready_key
+from service.cache import TokenCache
+from service.lookup import MAX_ROUND_TRIPS, SOCKET_TIMEOUT_S, Tiers, hash_key, ready_key
+from service.metrics import Metrics
 from service.publish import publish
+from service.redis_client import connect
 from tests.service.conftest import RedisServer, StartApp, a_request, app_of, start_redis
 from tests.service.small_bundle import write_small_bundle
 
@@ -41,7 +44,9 @@ def stopped(server: RedisServer) -> Iterator[None]:
 
 
 def unpause(client: httpx.AsyncClient) -> None:
-    app_of(client).state.scorer.redis._paused_until_s = 0.0
+    breaker = app_of(client).state.serving.model.scorer.vocabulary._breaker
+    if not breaker.is_closed:
+        breaker._open_until_s = 0.0
 
 
 @pytest.fixture
@@ -58,7 +63,7 @@ async def test_a_published_version_is_read_from_redis(
     opened = open_bundle(bundle)
     with redis_server.client() as redis:
         publish(redis, opened)
-        async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
             assert await score(client) == (expected, [])
             # Proof that Redis is asked: another id there gives another answer.
             redis.hset(hash_key(opened.manifest.version, "user"), "u1", 9)
@@ -70,7 +75,7 @@ async def test_a_published_version_is_read_from_redis(
 async def test_a_request_costs_one_round_trip(start: StartApp, bundle: Path, redis_server: RedisServer) -> None:
     with redis_server.client() as redis:
         publish(redis, open_bundle(bundle))
-        async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
             await score(client)
             before = redis.info("commandstats")
             await score(client)
@@ -85,7 +90,7 @@ async def test_an_unknown_token_is_no_fault_of_redis(
     request = a_request(context={"user": "nobody"})
     with redis_server.client() as redis:
         publish(redis, open_bundle(bundle))
-    async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as with_redis:
+    async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as with_redis:
         assert await score(with_redis, **request) == await score(client, **request)
         assert await score(with_redis, context={}) == await score(client, context={})
 
@@ -98,7 +103,7 @@ async def test_an_id_that_cannot_be_is_answered_by_the_bundle(
     with redis_server.client() as redis:
         publish(redis, opened)
         redis.hset(hash_key(opened.manifest.version, "item"), "4082", garbage)
-    async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+    async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
         assert await score(client) == (expected, ["redis"])
         assert 'ctr_degraded_total{reason="redis"} 1.0' in (await client.get("/metrics")).text
 
@@ -110,7 +115,7 @@ async def test_a_token_that_redis_lost_is_answered_by_the_bundle(
     with redis_server.client() as redis:
         publish(redis, opened)
         redis.hdel(hash_key(opened.manifest.version, "user"), "u1")
-        async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
             assert await score(client) == (expected, ["redis"])
             redis.delete(hash_key(opened.manifest.version, "item"))
             assert await score(client) == (expected, ["redis"])
@@ -123,7 +128,7 @@ async def test_a_key_of_the_wrong_type_is_answered_by_the_bundle(
     with redis_server.client() as redis:
         publish(redis, opened)
         redis.set(hash_key(opened.manifest.version, "user"), "no hash")
-    async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+    async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
         assert await score(client) == (expected, ["redis"])
 
 
@@ -137,7 +142,7 @@ async def test_redis_is_not_used_while_ready_does_not_agree(
         publish(redis, opened)
         redis.hset(hash_key(version, "user"), "u1", 9)
         redis.delete(ready_key(version)) if ready is None else redis.set(ready_key(version), ready)
-        async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
             assert await score(client) == (expected, ["redis"])
             publish(redis, opened)
             unpause(client)
@@ -150,12 +155,12 @@ async def test_another_version_in_redis_is_not_mixed_in(
     other = open_bundle(write_small_bundle(tmp_path / "other", seed=1))
     with redis_server.client() as redis:
         publish(redis, other)
-    async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+    async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
         assert await score(client) == (expected, ["redis"])
 
 
 async def test_a_redis_that_is_not_there_costs_nothing_but_the_flag(start: StartApp, expected: list[float]) -> None:
-    async with start(redis_url="redis://127.0.0.1:1/0") as client:
+    async with start(cache_tokens=0, redis_url="redis://127.0.0.1:1/0") as client:
         for _ in range(3):
             assert await score(client) == (expected, ["redis"])
 
@@ -166,7 +171,7 @@ async def test_a_redis_that_hangs_does_not_cost_the_deadline(
     with start_redis(tmp_path) as server:
         with server.client() as redis:
             publish(redis, open_bundle(bundle))
-        async with start(redis_url=server.url, redis_timeout_ms=200) as client:
+        async with start(cache_tokens=0, redis_url=server.url, redis_timeout_ms=200) as client:
             await score(client)  # connects
             unpause(client)
             with stopped(server):
@@ -188,9 +193,11 @@ async def test_a_redis_that_hangs_does_not_cost_the_deadline(
 
 @asynccontextmanager
 async def looking_up(
-    server: RedisServer, bundle: Bundle, timeout_s: float, clock: Callable[[], float] = time.monotonic
-) -> AsyncIterator[RedisLookup]:
-    lookup = RedisLookup(connect(server.url), bundle, timeout_s, clock)
+    url: str, bundle: Bundle, timeout_s: float, clock: Callable[[], float] = time.monotonic, cached: int = 0
+) -> AsyncIterator[Tiers]:
+    """cached: tokens; none, and every one is asked for again."""
+    cache = TokenCache(bundle.vocabularies, cached, 2**30, 60.0)
+    lookup = Tiers(bundle, cache, Metrics(), connect(url, SOCKET_TIMEOUT_S, MAX_ROUND_TRIPS), timeout_s, clock)
     try:
         yield lookup
     finally:
@@ -202,7 +209,7 @@ async def test_an_abandoned_reply_never_reaches_the_next_caller(bundle: Path, re
     users = [f"u{i}" for i in range(40)]
     with redis_server.client() as redis:
         publish(redis, opened)
-    async with looking_up(redis_server, opened, 5.0) as lookup:
+    async with looking_up(redis_server.url, opened, 5.0) as lookup:
         await lookup.find({"user": ["u0"]}, 5.0)
         for number, user in enumerate(users):
             # A caller that has hardly any time, and one that is cancelled in the middle of its wait.
@@ -222,7 +229,7 @@ async def test_a_redis_that_drops_and_comes_back_is_used_again_after_a_pause(
 ) -> None:
     opened = open_bundle(bundle)
     now = 0.0
-    async with looking_up(redis_server, opened, 1.0, clock=lambda: now) as lookup:
+    async with looking_up(redis_server.url, opened, 1.0, clock=lambda: now) as lookup:
         assert (await lookup.find({"user": ["u1"]}, 1.0)).degraded
         with redis_server.client() as redis:
             publish(redis, opened)
@@ -237,10 +244,10 @@ async def test_the_password_is_in_no_log(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     wrong = redis_server.url.replace(redis_server.password, "wrong-but-secret")
-    async with start(redis_url=wrong, redis_timeout_ms=QUICK_MS) as client:
+    async with start(cache_tokens=0, redis_url=wrong, redis_timeout_ms=QUICK_MS) as client:
         for _ in range(3):
             assert (await score(client))[1] == ["redis"]
-        assert "secret" not in repr(app_of(client).state.scorer.settings)
+        assert "secret" not in repr(app_of(client).state.serving.model.scorer.settings)
     assert "redis is not used" in caplog.text
     assert "secret" not in caplog.text
 

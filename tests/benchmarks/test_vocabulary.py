@@ -1,0 +1,16 @@
+"""2.1 million tokens, as the benchmark measures them: within what a server may take for them."""
+
+from pathlib import Path
+
+from benchmarks.vocabulary import FIELDS, TOKENS, memory_mib, times_us, write
+
+
+def test_millions_of_tokens_cost_little_memory_and_less_in_each_further_worker(tmp_path: Path) -> None:
+    assert sum(FIELDS.values()) == TOKENS == 2_100_000
+    write(tmp_path)
+    first, further = memory_mib(tmp_path)
+    assert 5 < first < 150
+    assert further < 20
+    cached_us, known_us, _ = times_us(tmp_path)
+    assert cached_us < 0.3
+    assert known_us < 3
