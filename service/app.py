@@ -1,8 +1,6 @@
 """The application: builds the parts in order, closes them in reverse, and routes to them."""
 
 import asyncio
-import gc
-import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,21 +13,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
-from contract.encode import Encoder
-from contract.golden import TOLERANCE, GoldenRequest, read_golden
-from service.batching import Batcher
-from service.engine import Engine, explained_difference, golden_answers, golden_difference, open_engine
+from service.admission import Admission
 from service.errors import NotReady, Problem, render_problem
-from service.explain import Explainer
-from service.lookup import RedisLookup, connect
+from service.incoming import JSON
+from service.keys import read_keys
 from service.metrics import Metrics
+from service.model import Shared, open_model
 from service.openapi import openapi
-from service.score import JSON, Readiness, Scorer
+from service.protocol import SCORE
+from service.request_log import RequestLog
+from service.serving import Serving
 from service.settings import Settings, read_settings
 from service.wire import ModelField, ModelResponse
-
-log = logging.getLogger(__name__)
 
 TITLE = "CTR scoring"
 DISTRIBUTION = "stec-ctr"
@@ -49,12 +44,27 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await _build(app, known, parts)
             yield
 
-    app = FastAPI(title=TITLE, version=version(DISTRIBUTION), lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title=TITLE,
+        version=version(DISTRIBUTION),
+        lifespan=lifespan,
+        docs_url="/docs" if known.docs else None,
+        openapi_url="/openapi.json" if known.docs else None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.draining = False
+    app.state.metrics = metrics = Metrics()
+    app.state.scrape = metrics.text  # of this process; a supervisor has those of all
+    app.state.admission = Admission(known.max_in_flight, known.queue_target_ms / 1e3, known.max_buffered_bytes)
+    add_error_handlers(app)
+    _route(app, known)
+    return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
     for error in (Problem, HTTPException, Exception):
         app.add_exception_handler(error, render_problem)
-    _route(app)
-    return app
 
 
 def drain(app: FastAPI) -> None:
@@ -63,118 +73,65 @@ def drain(app: FastAPI) -> None:
 
 
 async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> None:
-    bundle = await asyncio.to_thread(open_bundle, settings.bundle)
-    golden = _golden(bundle)
-    engine = await asyncio.to_thread(
-        open_engine, bundle, settings.threads, settings.device, settings.device_strict, settings.max_rows
-    )
-    metrics = Metrics(bundle.manifest.name, bundle.manifest.version)
-    redis = _redis(bundle, settings)
-    if redis is not None:
-        parts.push_async_callback(redis.close)
-    batcher = Batcher(
-        engine.run,
-        metrics,
-        slots=settings.slots,
-        max_rows=settings.max_rows,
-        max_queued_rows=settings.max_queued_rows,
-    )
-    parts.push_async_callback(batcher.close)
-    readiness = Readiness()
-    encoder = Encoder(bundle.schema, settings.strict)
-    app.state.scorer = Scorer(
-        settings, readiness, encoder, bundle.vocabularies, redis, batcher, metrics, bundle.manifest
-    )
-    app.state.explainer = Explainer(app.state.scorer, engine, bundle.schema)
-    app.state.engine = engine
-    app.state.bundle = bundle
-    app.state.golden = golden
-    testing = asyncio.create_task(_test(engine, bundle, golden, readiness))
-    parts.push_async_callback(_finished, testing)
+    assert settings.bundle is not None, "the supervisor chooses a store's bundle"
+    keys = None if settings.api_keys_file is None else read_keys(settings.api_keys_file)
+    log = None if settings.request_log is None else RequestLog(settings, app.state.metrics)
+    if log is not None:
+        parts.push_async_callback(asyncio.to_thread, log.close)
+    shared = Shared(settings, app.state.metrics, app.state.admission, keys, log)
+    model = await open_model(settings.bundle, shared)
+    app.state.serving = serving = Serving(model, shared)
+    parts.push_async_callback(serving.close)
+    serving.begin()
 
 
-def _golden(bundle: Bundle) -> list[GoldenRequest]:
-    try:
-        return read_golden(bundle.folder / GOLDEN)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"bundle {bundle.folder}: {error}") from error
-
-
-def _redis(bundle: Bundle, settings: Settings) -> RedisLookup | None:
-    if settings.redis_url is None:
-        return None
-    client = connect(settings.redis_url.get_secret_value())
-    return RedisLookup(client, bundle, settings.redis_timeout_ms / 1e3)
-
-
-async def _test(engine: Engine, bundle: Bundle, golden: list[GoldenRequest], readiness: Readiness) -> None:
-    """Ready only when this machine gives the exporter's answers."""
-    try:
-        difference = await asyncio.to_thread(golden_difference, golden_answers(engine, bundle), golden)
-        if engine.explains:
-            difference = max(difference, await asyncio.to_thread(explained_difference, engine, bundle, golden[0]))
-    except Exception as error:  # whatever it is, it means: not ready, and say why
-        log.exception("the self-test failed")
-        readiness.settle(f"the self-test failed: {type(error).__name__}: {error}: export the run again")
-        return
-    if not difference <= TOLERANCE:
-        problem = f"the golden requests came out {difference:.3g} off, more than {TOLERANCE:g}: export the run again"
-        log.error("not ready: %s", problem)
-        readiness.settle(problem)
-        return
-    # The collector stops all threads: spare it what lives as long as the process.
-    gc.collect()
-    gc.freeze()
-    log.info("ready: %s %s, %s on %s", bundle.manifest.name, bundle.manifest.version, engine.graph, engine.device)
-    readiness.settle(None)
-
-
-async def _finished(testing: "asyncio.Task[None]") -> None:
-    await testing
-
-
-def _route(app: FastAPI) -> None:
+def _route(app: FastAPI, settings: Settings) -> None:
     document = openapi(TITLE, app.version)
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own way to replace it
     # Starlette's routes and not FastAPI's: nothing is between the raw body and the life of a request.
-    app.add_route("/v1/score", _score, methods=["POST"])
+    app.add_route(SCORE, _score, methods=["POST"])
     app.add_route("/v1/explain", _explain, methods=["POST"])
     app.add_route("/v1/model", _model, methods=["GET"])
+    add_probes(app)
+
+
+def add_probes(app: FastAPI) -> None:
     app.add_route("/livez", _livez, methods=["GET"])
     app.add_route("/readyz", _readyz, methods=["GET"])
     app.add_route("/metrics", _metrics, methods=["GET"])
 
 
-def _scorer(request: Request) -> Scorer:
-    scorer: Scorer = request.app.state.scorer
-    return scorer
+def _serving(request: Request) -> Serving:
+    serving: Serving = request.app.state.serving
+    return serving
 
 
 async def _score(request: Request) -> Response:
-    return await _scorer(request).score(request)
+    with _serving(request).model.in_use() as model:
+        return await model.scorer.score(request)
 
 
 async def _explain(request: Request) -> Response:
-    explainer: Explainer = request.app.state.explainer
-    return await explainer.explain(request)
+    with _serving(request).model.in_use() as model:
+        return await model.explainer.explain(request)
 
 
 async def _model(request: Request) -> Response:
-    bundle: Bundle = request.app.state.bundle
-    engine: Engine = request.app.state.engine
-    manifest = bundle.manifest
-    model = ModelResponse(
+    model = _serving(request).model
+    model.scorer.check_key(request)
+    manifest = model.bundle.manifest
+    answer = ModelResponse(
         name=manifest.name,
         version=manifest.version,
         created=manifest.created,
         metrics=manifest.metrics,
-        fields=[ModelField(f.name, f.side, f.kind) for f in bundle.schema.fields],
+        fields=[ModelField(f.name, f.side, f.kind) for f in model.bundle.schema.fields],
         attention=manifest.attention,
-        graph=engine.graph,
-        device=engine.device,
+        graph=model.engine.graph,
+        device=model.engine.device,
         cascade=manifest.cascade,
     )
-    return Response(msgspec.json.encode(model), media_type=JSON)
+    return Response(msgspec.json.encode(answer), media_type=JSON)
 
 
 async def _livez(request: Request) -> Response:
@@ -182,12 +139,12 @@ async def _livez(request: Request) -> Response:
 
 
 async def _readyz(request: Request) -> Response:
-    scorer = _scorer(request)
-    scorer.readiness.check()
+    model = _serving(request).model
+    model.readiness.check()
     if request.app.state.draining:
         raise NotReady("draining: the server is about to end, ask another one")
-    return PlainTextResponse(f"ready: {scorer.manifest.version}\n")
+    return PlainTextResponse(f"ready: {model.version}\n")
 
 
 async def _metrics(request: Request) -> Response:
-    return Response(await _scorer(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await request.app.state.scrape(), media_type=CONTENT_TYPE_LATEST)

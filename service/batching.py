@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.encode import ModelInput
+from service.cost import RunCost
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.metrics import Metrics
 
@@ -20,7 +21,7 @@ Run = Callable[[Sequence[ModelInput]], list[Ctr]]
 
 @dataclass(frozen=True)
 class Answer:
-    """The ctr of a request's candidates, how long they waited and how long the model ran."""
+    """The ctr of a request's candidates, how long the model ran for them, and how long they waited for it."""
 
     ctr: Ctr
     queue_s: float
@@ -35,7 +36,7 @@ class Waiting:
     future: "asyncio.Future[Answer]"
     submitted_s: float
     parts: list["_Part"] = field(default_factory=list)
-    started_s: float | None = None
+    run_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -49,20 +50,32 @@ class _Part:
     ctr: Ctr | None = None
 
 
+_Ran = tuple[list[Ctr], float]  # and the seconds that it took
+
+
 class Batcher:
     """Counts rows of candidates, not requests. Lives in one event loop; the model runs in `slots` threads."""
 
-    def __init__(self, run: Run, metrics: Metrics, *, slots: int, max_rows: int, max_queued_rows: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        metrics: Metrics,
+        *,
+        slots: int,
+        max_rows: int,
+        max_queued_rows: int,
+        cost: RunCost | None = None,
+    ) -> None:
         self._run = run
         self._metrics = metrics
         self._max_rows = max_rows
         self._max_queued_rows = max_queued_rows
         self._slots = self._free = slots
-        self._run_s = 0.0  # of late, see _finish
+        self._cost = cost or RunCost()
+        self._busy_until_s: dict[asyncio.Future[_Ran], float] = {}  # as expected, of what runs
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="model")
         self._queue: deque[_Part] = deque()
         self._queued_rows = 0
-        self._running: set[asyncio.Future[list[Ctr]]] = set()
         self._closed = False
 
     def submit(self, request: ModelInput, deadline_s: float) -> "asyncio.Future[Answer]":
@@ -93,17 +106,25 @@ class Batcher:
             return
         if self._queued_rows + rows > self._max_queued_rows:
             raise Overloaded(f"{self._queued_rows} candidates are waiting already: try again later, or send fewer")
-        wait_s = (self._queued_rows // self._max_rows + 1) * self._run_s / self._slots
-        if wait_s > left_s:
-            raise Overloaded(f"An answer would take about {wait_s * 1e3:.0f} ms: try again later, or allow more time")
+        takes_s = self._wait_s() + self._cost.seconds(rows)
+        if takes_s > left_s:
+            raise Overloaded(f"An answer would take about {takes_s * 1e3:.0f} ms: try again later, or allow more time")
+
+    def _wait_s(self) -> float:
+        """Until all that runs or waits now is done, as far as the cost of runs is known."""
+        now = time.perf_counter()
+        running_s = sum(max(0.0, until_s - now) for until_s in self._busy_until_s.values())
+        whole, rest = divmod(self._queued_rows, self._max_rows)
+        waiting_s = whole * self._cost.seconds(self._max_rows) + (self._cost.seconds(rest) if rest else 0.0)
+        return (running_s + waiting_s) / self._slots
 
     async def close(self) -> None:
         """Waits for what runs, and fails the rest with NotReady."""
         self._closed = True
         for part in self._queue:
             _fail(part.request, NotReady("The server is shutting down: ask another one"))
-        if self._running:
-            await asyncio.wait(self._running)
+        if self._busy_until_s:
+            await asyncio.wait(self._busy_until_s.keys())
         # One turn of the loop, in which the waiting callers get their answers.
         await asyncio.sleep(0)
         self._threads.shutdown()
@@ -123,7 +144,6 @@ class Batcher:
                 break
             self._queue.popleft()
             if part.queued and self._is_wanted(part, now):
-                part.request.started_s = part.request.started_s or now
                 batch.append(part)
                 rows += part.rows
         return batch
@@ -136,26 +156,27 @@ class Batcher:
         return not part.request.future.done()
 
     def _start(self, batch: list[_Part]) -> None:
-        self._metrics.batch_rows.observe(sum(part.rows for part in batch))
+        rows = sum(part.rows for part in batch)
+        self._metrics.batch_rows.observe(rows)
         loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._threads, self._run, [part.input for part in batch])
-        self._running.add(running)
-        start_s = time.perf_counter()
-        running.add_done_callback(lambda done: self._finish(batch, done, time.perf_counter() - start_s))
+        running = loop.run_in_executor(self._threads, _timed, self._run, [part.input for part in batch])
+        self._busy_until_s[running] = time.perf_counter() + self._cost.seconds(rows)
+        running.add_done_callback(lambda done: self._finish(batch, done, rows))
 
-    def _finish(self, batch: list[_Part], done: "asyncio.Future[list[Ctr]]", run_s: float) -> None:
-        self._running.discard(done)
+    def _finish(self, batch: list[_Part], done: "asyncio.Future[_Ran]", rows: int) -> None:
+        del self._busy_until_s[done]
         self._free += 1
-        # Over about the last ten runs: one slow run must not refuse what could be served.
-        self._run_s += 0.1 * (run_s - self._run_s)
         self._fill()  # first of all, so that the model does not wait for the answers
         error = done.exception()
         if error is not None:
             for part in batch:
                 _fail(part.request, error)
             return
-        for part, ctr in zip(batch, done.result(), strict=True):
+        answers, run_s = done.result()
+        self._cost.ran(rows, run_s)
+        for part, ctr in zip(batch, answers, strict=True):
             part.ctr = ctr
+            part.request.run_s += run_s
             _answer_when_complete(part.request)
 
     def _drop(self, request: Waiting) -> None:
@@ -194,7 +215,13 @@ def _answer_when_complete(request: Waiting) -> None:
     done = [part.ctr for part in request.parts if part.ctr is not None]
     if request.future.done() or len(done) < len(request.parts):
         return
-    assert request.started_s is not None
     ctr = done[0] if len(done) == 1 else np.concatenate(done)
-    queue_s = request.started_s - request.submitted_s
-    request.future.set_result(Answer(ctr, queue_s, time.perf_counter() - request.started_s))
+    waited_s = time.perf_counter() - request.submitted_s - request.run_s
+    request.future.set_result(Answer(ctr, max(0.0, waited_s), request.run_s))
+
+
+def _timed(run: Run, batch: Sequence[ModelInput]) -> _Ran:
+    """Timed on the model's own thread: the event loop may hear of the end much later."""
+    start_s = time.perf_counter()
+    ctr = run(batch)
+    return ctr, time.perf_counter() - start_s

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from contract.bundle import EXPLAIN, EXPLANATION, OUTPUT, SCREEN, Bundle, Calibration
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import GoldenRequest, golden_input, largest_difference
+from contract.vocabulary import UNKNOWN
 from service.cascade import Screened, only, survivors_of
 from service.cuda import BucketRunner
 from service.session import FREE_IT, Device, EngineMissing, Feed, Opened, open_graph, open_serving
@@ -121,16 +122,17 @@ def open_engine(
 def _on_cuda(opened: Opened, bundle: Bundle, max_rows: int) -> Infer:
     runner = BucketRunner(opened.session)
     try:
-        runner.warm_up(join([_nothing(bundle)]), max_rows)
+        runner.warm_up(join([nothing(bundle)]), max_rows)
     except Exception as error:  # onnxruntime's own classes: no memory, above all
         raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot run the model ({error}): {FREE_IT}") from error
     return runner
 
 
-def _nothing(bundle: Bundle) -> ModelInput:
+def nothing(bundle: Bundle) -> ModelInput:
     """A request of one candidate, all missing."""
     encoder = Encoder(bundle.schema)
-    return encoder.ids(encoder.tokens({}, [{}]), bundle.vocabularies)[0]
+    nowhere = dict.fromkeys((field.name for field in bundle.schema.fields), lambda token: UNKNOWN)
+    return encoder.ids(encoder.tokens({}, [{}]), nowhere)[0]
 
 
 def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], list[float]]:
@@ -144,11 +146,11 @@ def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], 
     return answer
 
 
-def explained_difference(engine: Engine, bundle: Bundle, one: GoldenRequest) -> float:
+def explained_difference(engine: Engine, one: ModelInput, ctr: Sequence[float]) -> float:
     """The largest difference between what the explanation says and the exporter's answers, for one golden request."""
-    explained = engine.explain(golden_input(Encoder(bundle.schema), one, bundle.vocabularies))
+    explained = engine.explain(one)
     summed = explained.contribution.sum((1, 2, 3)) + explained.bias
-    return largest_difference(one.ctr, engine.calibration.ctr(summed).tolist())
+    return largest_difference(ctr, engine.calibration.ctr(summed).tolist())
 
 
 def golden_difference(answer: Callable[[GoldenRequest], Sequence[float]], golden: Sequence[GoldenRequest]) -> float:

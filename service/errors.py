@@ -3,10 +3,12 @@
 * Problem
   x NotJson 400          what came is no JSON
   x BadRequest 422       JSON, but not a request that this model can score
+  x Unauthorised 401     an API key is asked for
   x TooLarge 413
   x WrongType 415
   x Overloaded 429       try again after `Retry-After` seconds
   x NotFound 404          the server has no such thing
+  x Refused 409           a new model that must not be served
   x ClientGone 499       nobody is there to read the answer
   x Failed 500           our fault; the request id is in the log
   x NotReady 503         starting, draining, or a self-test that failed
@@ -45,8 +47,19 @@ class Problem(Exception):
         return {}
 
 
+class Unauthorised(Problem):
+    status, outcome, title = 401, "unauthorised", "This needs a key"
+
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
 class NotFound(Problem):
     status, outcome, title = 404, "not_found", "There is no such thing"
+
+
+class Refused(Problem):
+    status, outcome, title = 409, "refused", "The new model is refused"
 
 
 class NotJson(Problem):
@@ -112,11 +125,14 @@ def request_id(request: Request) -> str:
     return known
 
 
+def kind_of(problem: Problem) -> str:
+    return f"urn:problem-type:ctr:{problem.outcome.replace('_', '-')}"
+
+
 async def render_problem(request: Request, error: Exception) -> Response:
     """The one handler: every `Problem`, Starlette's own 404 and 405, and whatever nobody foresaw."""
     if isinstance(error, Problem):
-        kind = f"urn:problem-type:ctr:{error.outcome.replace('_', '-')}"
-        return _response(request, kind, error.title, error.status, error.detail, error.path, error.headers())
+        return _response(request, kind_of(error), error.title, error.status, error.detail, error.path, error.headers())
     if isinstance(error, HTTPException):
         return _standard(request, error.status_code, error.detail, dict(error.headers or {}))
     log.error("request %s failed", request_id(request), exc_info=error)

@@ -61,10 +61,12 @@ class _Example:
     def _is_known(self, field: Field, value: Any) -> bool:
         if field.kind == "numeric":
             return value is not None
-        known = token(value)
-        return known is not None and self._bundle.vocabularies[field.name](known) != UNKNOWN
+        known, vocabulary = token(value), self._bundle.vocabularies.get(field.name)
+        # A vocabulary that Redis alone has is not asked for an example.
+        return known is not None and (vocabulary is None or vocabulary(known) != UNKNOWN)
 
     def _made_up(self, field: Field) -> Any:
         if field.kind == "numeric":
             return field.mean
-        return next((known for known, _ in self._bundle.vocabularies[field.name].items()), "unknown")
+        vocabulary = self._bundle.vocabularies.get(field.name)
+        return "unknown" if vocabulary is None else next((known for known, _ in vocabulary.items()), "unknown")

@@ -17,7 +17,8 @@ from contract.schema import FeatureSchema
 from service import wire
 from service.engine import Engine, Explained
 from service.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded, request_id
-from service.score import JSON, Scorer, check_type, only_problems, read_body
+from service.incoming import JSON, arrival_s, check_type
+from service.score import Scorer, only_problems
 
 MOST_CANDIDATES = 8  # a person reads it
 MOST_PAIRS = 10_000
@@ -85,16 +86,22 @@ class Explainer:
 
     async def explain(self, request: Request) -> Response:
         """Raises Problem for every outcome but an answer."""
-        with self._scorer.metrics.explanation(), only_problems(request):
-            return await self._explain(request)
+        scorer = self._scorer
+        with (
+            scorer.metrics.explanation(),
+            only_problems(request, scorer.settings.log_values),
+            scorer.admission.buffer() as hold,
+        ):
+            return await self._explain(request, hold)
 
-    async def _explain(self, request: Request) -> Response:
-        scorer, arrived_s = self._scorer, time.perf_counter()
+    async def _explain(self, request: Request, hold: Callable[[int], None]) -> Response:
+        scorer, arrived_s = self._scorer, arrival_s(request)
         scorer.readiness.check()
+        scorer.check_key(request)
         if not self._engine.explains:
             raise NotFound("This model has no explanation: only a linear head's logit is a sum; train it with mlp = []")
         check_type(request)
-        parsed = wire.decode_as(_REQUEST, await read_body(request, scorer.settings.max_body_bytes))
+        parsed = wire.decode_as(_REQUEST, await scorer.body(request, hold))
         if (candidates := len(parsed.candidates)) > MOST_CANDIDATES:
             many = f"{candidates} candidates, an explanation takes {MOST_CANDIDATES}: send the ones that matter"
             raise BadRequest(many, "$.candidates")

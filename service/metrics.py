@@ -2,26 +2,23 @@
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
-from hdrh.histogram import HdrHistogram
 from prometheus_client import CollectorRegistry, Gauge, Histogram, Metric, generate_latest
 from prometheus_client import Counter as PrometheusCounter
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from contract.schema import Side
-from service.errors import DeadlineExceeded, Problem
+from service.cache import TokenCache
+from service.errors import DeadlineExceeded, Overloaded, Problem
+from service.last_minute import SUFFIX, LastMinute
+from service.metrics_folder import own_file
 
+TIERS = ("cache", "redis", "bundle", "nowhere")
+WORK = ("parse", "encode", "run", "answer")  # and not waiting for others
 PHASES = ("admit", "parse", "encode", "queue", "run", "answer")
-QUANTILES = (0.5, 0.9, 0.99, 0.999)
-SLICE_S = 10
-SLICES = 6  # of SLICE_S seconds: a minute
-LONGEST_US = 60_000_000
-SIGNIFICANT_FIGURES = 3
 
 # Each bound is less than 20% above the one before: from 0.2 ms to 1 s.
 BUCKETS_S = (*(0.0002 * 1.19**step for step in range(49)), 1.0)
@@ -30,47 +27,25 @@ BUCKETS_ROWS = tuple(float(2**power) for power in range(13))
 OK = "ok"
 
 
-class LastMinute(Collector):
-    """Quantiles of the latency over the last minute, to 0.1%: for whoever reads /metrics without a Prometheus."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._slices: deque[tuple[int, HdrHistogram]] = deque(maxlen=SLICES)
-
-    def record(self, seconds: float) -> None:
-        number = int(self._clock() // SLICE_S)
-        if not self._slices or self._slices[-1][0] != number:
-            self._slices.append((number, _histogram()))
-        self._slices[-1][1].record_value(min(LONGEST_US, max(1, round(seconds * 1e6))))
-
-    def quantiles_s(self) -> dict[float, float]:
-        """Empty when nothing was recorded in the last minute."""
-        oldest = int(self._clock() // SLICE_S) - SLICES + 1
-        slices = [one for number, one in self._slices if number >= oldest]
-        if not slices:
-            return {}
-        # Over the counts as arrays: HdrHistogram itself walks them in Python, and every request would wait for that.
-        up_to = np.sum([np.frombuffer(one.counts, np.int64) for one in slices], axis=0).cumsum()
-        ranks = [max(1, round(quantile * int(up_to[-1]))) for quantile in QUANTILES]
-        indices = np.searchsorted(up_to, ranks).tolist()
-        values_us = (slices[0].get_highest_equivalent_value(slices[0].get_value_from_index(i)) for i in indices)
-        return {quantile: value_us / 1e6 for quantile, value_us in zip(QUANTILES, values_us, strict=True)}
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        family = GaugeMetricFamily(
-            "ctr_request_latency_seconds", "Of the last minute's scored and expired requests", labels=["quantile"]
-        )
-        for quantile, seconds in self.quantiles_s().items():
-            family.add_metric([str(quantile)], seconds)
-        yield family
-
-
 class Timing:
     """The phases of one request, in seconds, in the order in which they happened."""
 
-    def __init__(self, histograms: Mapping[str, Histogram]) -> None:
+    def __init__(self, histograms: Mapping[str, Histogram], arrived_s: float) -> None:
         self._histograms = histograms
         self._seconds: dict[str, float] = {}
+        self._arrived_s = arrived_s
+        self._begun_s = time.perf_counter()
+        self.read_s: float | None = None
+
+    def has_read(self) -> None:
+        """From now on the server is all that the request waits for."""
+        self.read_s = time.perf_counter()
+
+    def waited_s(self) -> float:
+        """How long a request that has been read waited for its turns, which is all that was no work for itself."""
+        assert self.read_s is not None
+        work_s = sum(seconds for name, seconds in self._seconds.items() if name in WORK)
+        return self._begun_s - self._arrived_s + time.perf_counter() - self.read_s - work_s
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -93,11 +68,11 @@ class Timing:
 
 
 class Metrics:
-    """The metrics of one app, in a registry of its own."""
+    """The metrics of one app, in a registry of its own; over reloads the same."""
 
-    def __init__(self, model: str, version: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = registry = CollectorRegistry()
-        self.last_minute = LastMinute(clock)
+        self.last_minute = LastMinute(own_file(SUFFIX), clock)
         registry.register(self.last_minute)
         phases = Histogram("ctr_phase_seconds", "Phases", ["phase"], buckets=BUCKETS_S, registry=registry)
         self._phases = {name: phases.labels(name) for name in PHASES}
@@ -105,6 +80,13 @@ class Metrics:
             "ctr_request_seconds", "Requests by outcome", ["outcome"], buckets=BUCKETS_S, registry=registry
         )
         self._requests.labels(OK)
+        self._by_key = PrometheusCounter(
+            "ctr_requests_by_key", "Requests by the name of their API key", ["key", "outcome"], registry=registry
+        )
+        self.logged = PrometheusCounter("ctr_request_log_lines", "Lines of the request log", registry=registry)
+        self.not_logged = PrometheusCounter(
+            "ctr_request_log_dropped", "Lines that the request log lost", ["reason"], registry=registry
+        )
         self._tokens = PrometheusCounter(
             "ctr_tokens", "Values that said nothing to the model", ["field", "kind"], registry=registry
         )
@@ -113,13 +95,53 @@ class Metrics:
         )
         self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored in full", registry=registry)
         self.batch_rows = Histogram("ctr_batch_rows", "Rows of one run", buckets=BUCKETS_ROWS, registry=registry)
-        self.queued_rows = Gauge("ctr_queued_rows", "Rows that wait for a slot", registry=registry)
+        self.queued_rows = self._sum("ctr_queued_rows", "Rows that wait for a slot")
+        self.in_flight = self._sum("ctr_in_flight_requests", "Requests in hand")
+        self.connections = self._sum("ctr_connections", "Open connections")
+        self.limit = self._sum("ctr_in_flight_limit", "Requests that may be in hand, as the queueing allows")
         self.degraded = PrometheusCounter("ctr_degraded", "Degraded answers", ["reason"], registry=registry)
+        self._count_the_vocabulary(registry)
         self._explanations = PrometheusCounter(
             "ctr_explanations", "Explanations by outcome", ["outcome"], registry=registry
         )
-        info = Gauge("ctr_model_info", "The model that answers", ["model", "version"], registry=registry)
-        info.labels(model, version).set(1)
+        self._model = Gauge(
+            "ctr_model_info",
+            "1: a model that answers",
+            ["model", "version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._refused = self._requests.labels(Overloaded.outcome)
+
+    def _count_the_vocabulary(self, registry: CollectorRegistry) -> None:
+        self._lookups = PrometheusCounter(
+            "ctr_vocabulary_tokens", "Tokens by what knew their ids", ["tier"], registry=registry
+        )
+        self._by_tier = {tier: self._lookups.labels(tier) for tier in TIERS}
+        self._cache_tokens = self._sum("ctr_vocabulary_cache_tokens", "Tokens in the caches")
+        self._cache_bytes = self._sum("ctr_vocabulary_cache_bytes", "About as many bytes as the caches take")
+        self.redis_up = Gauge(
+            "ctr_redis_up",
+            "0: a worker leaves Redis alone for now",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.redis_round_trip = Histogram(
+            "ctr_redis_round_trip_seconds", "Round trips to Redis", buckets=BUCKETS_S, registry=registry
+        )
+        self.redis_up.set(1)
+
+    def serves(self, model: str, version: str, value: int = 1) -> None:
+        """value: 0 when it does not any more."""
+        self._model.labels(model, version).set(value)
+
+    def refused_at_once(self) -> None:
+        """A request that was answered 429 before anything else was done."""
+        self._refused.observe(0.0)
+
+    def _sum(self, name: str, text: str) -> Gauge:
+        """A gauge that adds up over the processes that live."""
+        return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
 
     async def text(self) -> bytes:
         """Prometheus's text format, a family at a time: requests in between do not wait for all of it."""
@@ -130,14 +152,20 @@ class Metrics:
         return b"".join(parts)
 
     @contextmanager
-    def request(self) -> Iterator[Timing]:
-        """Counts one request: its duration under its outcome, its phases, and its part in the last minute."""
-        start = time.perf_counter()
-        timing = Timing(self._phases)
+    def request(self, arrived_s: float | None = None, key: Callable[[], str] | None = None) -> Iterator[Timing]:
+        """Counts one request: its duration under its outcome, its phases, and its part in the last minute.
+
+        arrived_s: when it was there, on time.perf_counter's clock; None: now. key: says at the end whose API key it
+        had, "" for nobody's; None where no keys are asked for.
+        """
+        start_s = time.perf_counter() if arrived_s is None else arrived_s
+        timing = Timing(self._phases, start_s)
 
         def count(outcome: str) -> None:
-            seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start_s
             self._requests.labels(outcome).observe(seconds)
+            if key is not None:
+                self._by_key.labels(key(), outcome).inc()
             timing.observe()
             # What is refused at once would flatter the quantiles.
             if outcome in (OK, DeadlineExceeded.outcome):
@@ -151,6 +179,14 @@ class Metrics:
         """Counts one explanation under its outcome; its latency is none of the scoring's."""
         with _outcome(lambda outcome: self._explanations.labels(outcome).inc()):
             yield
+
+    def count_lookups(self, tiers: Counter[str], cache: TokenCache) -> None:
+        for tier, count in tiers.items():
+            if count:
+                self._by_tier[tier].inc(count)
+        if len(tiers) > 1:  # something was new
+            self._cache_tokens.set(cache.tokens)
+            self._cache_bytes.set(cache.bytes)
 
     def count_tokens(self, missing: Counter[str], unknown: Counter[str], ignored: Counter[Side]) -> None:
         for kind, counts in (("missing", missing), ("unknown", unknown)):
@@ -183,7 +219,3 @@ class _One(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return [self._family]
-
-
-def _histogram() -> HdrHistogram:
-    return HdrHistogram(1, LONGEST_US, SIGNIFICANT_FIGURES)

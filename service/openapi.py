@@ -1,5 +1,7 @@
 """The OpenAPI document, made from the very types that the service decodes and encodes with."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,6 +12,7 @@ from service.wire import LONGEST_TIMEOUT_MS, ModelResponse, ScoreRequest, ScoreR
 
 REFUSALS = {
     400: "the body is no JSON",
+    401: "this server asks for an API key, and none of its keys was given",
     413: "the body is too large",
     415: "the content type is not application/json, or the body is compressed",
     422: "the request cannot be scored; says where and why",
@@ -18,6 +21,12 @@ REFUSALS = {
     503: "not ready",
     504: "the deadline has passed",
 }
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+}
+# Or none of them: not every server has keys.
+KEYED: dict[str, Any] = {"security": [{}, {"bearer": []}, {"header": []}]}
 REQUEST_EXAMPLE = {
     "context": {"user": "u1", "weekday": "sunday"},
     "candidates": [
@@ -39,18 +48,19 @@ def openapi(title: str, version: str) -> dict[str, Any]:
     types = (ScoreRequest, ScoreResponse, ModelResponse, ProblemDetails, ExplainRequest, ExplainResponse)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     request, response, model, problem, explain, explanation = references
+    refused = partial(_refusals, problem)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": {
             "/v1/score": {"post": _score(request, response, problem)},
             "/v1/explain": {"post": _explain(explain, explanation, problem)},
-            "/v1/model": {"get": _get("The model: version, metrics, fields", _json(model))},
+            "/v1/model": {"get": _get("The model: version, metrics, fields", _json(model), refused(401)) | KEYED},
             "/livez": {"get": _get("200 while the process lives", _text())},
-            "/readyz": {"get": _get("200 once the golden requests came out right", _text())},
-            "/metrics": {"get": _get("Prometheus's text format", _text())},
+            "/readyz": {"get": _get("200 once the golden requests came out right", _text(), refused(503))},
+            "/metrics": {"get": _get("Prometheus's text format", _text(), refused(503))},
         },
-        "components": {"schemas": components},
+        "components": {"schemas": components, "securitySchemes": SECURITY_SCHEMES},
     }
 
 
@@ -65,6 +75,7 @@ def _score(request: dict[str, Any], response: dict[str, Any], problem: dict[str,
     ]
     return {
         "summary": "The click probability of each candidate",
+        **KEYED,
         "parameters": [
             {"name": name, "in": "header", "schema": schema, "description": text} for name, schema, text in headers
         ],
@@ -80,6 +91,7 @@ def _explain(request: dict[str, Any], response: dict[str, Any], problem: dict[st
     example = {name: value for name, value in REQUEST_EXAMPLE.items() if name != "timeout_ms"} | {"pairs": 5}
     return {
         "summary": "Which pairs of fields make a candidate's probability",
+        **KEYED,
         "requestBody": {"required": True, "content": _json(request, example)},
         "responses": {
             "200": {"description": "the largest contributions first", "content": _json(response)},
@@ -89,16 +101,19 @@ def _explain(request: dict[str, Any], response: dict[str, Any], problem: dict[st
     }
 
 
-def _refusals(problem: dict[str, Any]) -> dict[str, Any]:
-    return {str(status): {"description": text, "content": _problem(problem)} for status, text in REFUSALS.items()}
+def _refusals(problem: dict[str, Any], *statuses: int) -> dict[str, Any]:
+    """All of them, where none is named."""
+    return {
+        str(status): {"description": REFUSALS[status], "content": _problem(problem)} for status in statuses or REFUSALS
+    }
 
 
 def _problem(problem: dict[str, Any]) -> dict[str, Any]:
     return {"application/problem+json": {"schema": problem}}
 
 
-def _get(summary: str, content: dict[str, Any]) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": {"description": "OK", "content": content}}}
+def _get(summary: str, content: dict[str, Any], refusals: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": {"description": "OK", "content": content}, **(refusals or {})}}
 
 
 def _json(schema: dict[str, Any], example: dict[str, Any] | None = None) -> dict[str, Any]:

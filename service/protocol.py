@@ -1,45 +1,98 @@
 """HTTP on a connection, where Uvicorn's own is too trusting or too brief.
 
+* A request for scores that has no room is answered 429 before anything of it is decoded: what a server cannot do must
+  cost it next to nothing.
+* A client that begins a request and does not go on, or takes no answer, loses its connection.
 * A head (or a trailer) has a limit: httptools joins the pieces of one endless header again and again.
 * `Upgrade:` is not there for us: Java's client asks for h2c by default, and its body would be lost.
 * What is no HTTP is answered as a problem, like everything else, and says nothing in the log.
 """
 
+import time
 import uuid
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Self
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import ProblemDetails
+from service.errors import REQUEST_ID, Overloaded, ProblemDetails, kind_of
+from service.settings import Settings
 
 LONGEST_HEAD_BYTES = 64 * 1024
 MOST_HEADERS = 200
+MOST_UNREAD_BYTES = 256 * 1024  # of refusals, on one connection
 LINGER_S = 1.0  # for a client to read why, while it still sends
 
 TOO_LARGE = (
     f"This server reads at most {MOST_HEADERS} headers and {LONGEST_HEAD_BYTES} bytes of them with the URL: send fewer"
 )
 NO_HTTP = "What came is not HTTP/1.1: send a request such as /docs shows"
+MOST_AHEAD = 64  # requests of one connection that wait for the answers before theirs
+TOO_MANY_AHEAD = f"More than {MOST_AHEAD} requests wait on this connection for their turn: read the answers first"
 NO_TUNNEL = "This server is no proxy, and takes no CONNECT"
 HOP_BY_HOP = (b"upgrade", b"http2-settings")
+
+
+SCORE = "/v1/score"
+TOO_SLOW = "The request's head did not arrive in time: send it at once"
+NO_ROOM = Overloaded("Too many requests are in hand already: try again later")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a client may take, in seconds."""
+
+    head_s: float
+    idle_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(settings.head_timeout_ms / 1e3, settings.keep_alive_ms / 1e3)
 
 
 class _HeadTooLarge(Exception):
     pass
 
 
-class Protocol(HttpToolsProtocol):
-    """For `uvicorn.Config(http=...)`. An endless header is noticed at most one read (256 KiB) after its limit."""
+class _TooManyAhead(Exception):
+    pass
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+
+class Protocol(HttpToolsProtocol):
+    """An endless header is noticed at most one read (256 KiB) after its limit. parts: see service/app.py."""
+
+    def __init__(self, *args: Any, limits: Limits, parts: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._parts = parts
+        self.is_last = False  # the next answer is the last one on this connection
         self._refused = False
         self._head_bytes = 0  # of the URL and the headers that are complete
         self._silent_bytes = 0  # since the parser last said anything
         self._upgrades = False
+        self._unread: RequestResponseCycle | None = None  # is being scored, or will be when its body is there
+        self._in_hand: set[RequestResponseCycle] = set()
+        self._in_message = True  # a new connection has to say something
+        self._since_s = self.loop.time()  # waiting for the client
+
+    def sweep(self, now: float) -> None:
+        """Ends the connection of a client that does not go on."""
+        waited_s = now - self._since_s
+        if self.cycle is not None and not self.cycle.response_complete:
+            if not self.flow.write_paused:
+                self._since_s = now  # the server's turn
+            elif waited_s > self._limits.head_s:
+                self.transport.abort()  # takes no answer
+        elif self._in_message and waited_s > self._limits.head_s:
+            if self.cycle is None and not self._refused and self._head_bytes + self._silent_bytes:
+                self._refuse(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW)
+            else:
+                self.transport.close()
+        elif waited_s > self._limits.idle_s:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -51,7 +104,9 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_without_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _HeadTooLarge):
+            if isinstance(error.__context__, _TooManyAhead):
+                self._refuse(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY_AHEAD)
+            elif isinstance(error.__context__, _HeadTooLarge):
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
             else:
                 self._refuse(HTTPStatus.BAD_REQUEST, NO_HTTP)
@@ -62,6 +117,8 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._silent_bytes = self._head_bytes = 0
         self._upgrades = False
+        self._in_message = True
+        self._since_s = self.loop.time()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -77,7 +134,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._upgrades = self.parser.should_upgrade()
+        if len(self.pipeline) >= MOST_AHEAD:
+            raise _TooManyAhead
         if not self._upgrades:
+            self.scope["state"]["arrived_s"] = time.perf_counter() - self._parts.admission.lag_s
             super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
@@ -89,8 +149,68 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         # With an upgrade the parser takes the body for another protocol's.
+        self._in_message = self._upgrades
         if not self._upgrades:
             super().on_message_complete()
+            if self.cycle is not None:
+                self._is_read(self.cycle)
+
+    def leave(self, now: float, patience_s: float) -> None:
+        """Closes it when it is idle, and has been for so long that its client hardly sends just now."""
+        if self.cycle is None or self.cycle.response_complete:
+            if now - self._since_s > patience_s:
+                self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        self._since_s = self.loop.time()
+        super().on_response_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self.is_last or self._parts.draining:
+            cycle.keep_alive = False
+        if cycle.scope["path"] != SCORE:
+            super()._start_asgi_task(cycle, app)
+        elif self._parts.admission.has_room():
+            task = self.loop.create_task(cycle.run_asgi(app))
+            task.add_done_callback(lambda done: self._ended(done, cycle))
+            self.tasks.add(task)
+            self._unread = cycle
+            if not cycle.more_body:
+                self._is_read(cycle)
+        else:
+            self._refuse_one(cycle)
+
+    def _is_read(self, cycle: RequestResponseCycle) -> None:
+        """From now on it is in hand. A client that sends no body must not keep others out."""
+        if cycle is self._unread:
+            self._unread = None
+            self._in_hand.add(cycle)
+            self._parts.admission.enter()
+
+    def _ended(self, task: Any, cycle: RequestResponseCycle) -> None:
+        self.tasks.discard(task)
+        if cycle is self._unread:
+            self._unread = None
+        if cycle in self._in_hand:
+            self._in_hand.discard(cycle)
+            self._parts.admission.leave()
+
+    def _refuse_one(self, cycle: RequestResponseCycle) -> None:
+        """429 for this request; the connection goes on."""
+        self._parts.metrics.refused_at_once()
+        if self.transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
+            self.transport.abort()  # asks and asks, and takes no answer
+            return
+        if cycle.waiting_for_100_continue:  # its body may come or not
+            cycle.keep_alive = False
+        self.transport.write(_overloaded(cycle, self.server_state.default_headers))
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self._refused = True
+            self.loop.call_later(LINGER_S, self.transport.close)  # see _refuse
+        self.on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._refused = True
@@ -122,16 +242,32 @@ class Protocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.pipeline.clear()
-        known_as = uuid.uuid4().hex
-        body = msgspec.json.encode(ProblemDetails("about:blank", status.phrase, status, detail, known_as))
-        headers = [
-            *self.server_state.default_headers,
-            (b"content-type", b"application/problem+json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", known_as.encode()),
-            (b"connection", b"close"),
-        ]
-        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(b"".join([STATUS_LINE[status], lines, b"\r\n", body]))
+        problem = ProblemDetails("about:blank", status.phrase, status, detail, uuid.uuid4().hex)
+        self.transport.write(_problem(problem, self.server_state.default_headers, [(b"connection", b"close")]))
         # What is closed before all was read is reset, and the answer lost with it.
         self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _overloaded(cycle: RequestResponseCycle, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+    given = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    known_as = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    details = ProblemDetails(kind_of(NO_ROOM), NO_ROOM.title, NO_ROOM.status, NO_ROOM.detail, known_as)
+    headers = [(name.encode(), value.encode()) for name, value in NO_ROOM.headers().items()]
+    if not cycle.keep_alive:
+        headers.append((b"connection", b"close"))
+    return _problem(details, default_headers, headers)
+
+
+def _problem(
+    details: ProblemDetails, default_headers: list[tuple[bytes, bytes]], headers: list[tuple[bytes, bytes]]
+) -> bytes:
+    body = msgspec.json.encode(details)
+    every = [
+        *default_headers,
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", details.request_id.encode()),
+        *headers,
+    ]
+    lines = b"".join(b"%b: %b\r\n" % header for header in every)
+    return b"".join([STATUS_LINE[details.status], lines, b"\r\n", body])

@@ -5,7 +5,8 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,8 +17,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from contract.bundle import Manifest
-from contract.encode import BadFeature, Encoder, Features, Lookup, ModelInput, Tokens
+from contract.encode import BadFeature, Encoder, Features, ModelInput, Tokens
 from service import wire
+from service.admission import Admission
 from service.batching import Answer, Batcher
 from service.cascade import screened
 from service.errors import (
@@ -27,18 +29,20 @@ from service.errors import (
     Failed,
     NotReady,
     Problem,
-    TooLarge,
-    WrongType,
+    Unauthorised,
     request_id,
 )
-from service.lookup import Found, RedisLookup
+from service.incoming import JSON, arrival_s, check_type, read_body
+from service.keys import ApiKeys
+from service.logs import FIELDS, fields, frames
+from service.lookup import Tiers
 from service.metrics import Metrics, Timing
+from service.request_log import RequestLog
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BODY_S = 10.0  # a body that takes longer is no request but a held connection
-JSON = "application/json"
+LARGEST_RECENT_BYTES = 64 * 1024
 
 
 @dataclass
@@ -64,29 +68,63 @@ class Scorer:
     settings: Settings
     readiness: Readiness
     encoder: Encoder
-    vocabularies: Lookup
-    redis: RedisLookup | None
+    vocabulary: Tiers
     batcher: Batcher
     metrics: Metrics
     manifest: Manifest
+    admission: Admission
+    keys: ApiKeys | None = None
+    log: RequestLog | None = None
+    recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=0))
 
     async def score(self, request: Request) -> Response:
         """Raises Problem for every outcome but an answer."""
-        with self.metrics.request() as timing, only_problems(request):
-            return await self._score(request, timing)
+        arrived_s = arrival_s(request)
+        with (
+            self.metrics.request(arrived_s, self._asks(request)) as timing,
+            only_problems(request, self.settings.log_values),
+            self.admission.buffer() as hold,
+        ):
+            try:
+                response = await self._score(request, arrived_s, timing, hold)
+            except DeadlineExceeded:
+                self._note_the_wait(timing)
+                raise
+            self._note_the_wait(timing)
+            return response
 
-    async def _score(self, request: Request, timing: Timing) -> Response:
-        arrived_s = time.perf_counter()
+    def _note_the_wait(self, timing: Timing) -> None:
+        """Of those that were scored or should have been: a refusal waits for nobody."""
+        if timing.read_s is not None:
+            self.admission.waited(timing.waited_s())
+
+    def _asks(self, request: Request) -> Callable[[], str] | None:
+        """What says whose key it is, once that is known; None where no keys are asked for."""
+        return None if self.keys is None else lambda: getattr(request.state, "api_key_name", "")
+
+    async def rehearse(self, body: bytes) -> None:
+        """Scores a request that was served already, for nobody: what it needs is warm afterwards."""
+        parsed, _ = wire.decode(body, self.settings.max_candidates)
+        tokens = self.tokens(parsed.context, [candidate.features for candidate in parsed.candidates], skip_bad=True)
+        if tokens.rows:
+            deadline_s = time.perf_counter() + wire.LONGEST_TIMEOUT_MS / 1e3
+            model_input, _, _ = await self._find(tokens, deadline_s)
+            await self.batcher.submit(model_input, deadline_s)
+
+    async def _score(self, request: Request, arrived_s: float, timing: Timing, hold: Callable[[int], None]) -> Response:
         with timing.phase("admit"):
             self.readiness.check()
+            self.check_key(request)
             # Before the body is read: a refusal must cost less than an answer.
             self.batcher.check_room(1, math.inf)
             check_type(request)
-            body = await read_body(request, self.settings.max_body_bytes)
+            body = await self.body(request, hold)
+            timing.has_read()
         with timing.phase("parse"):
             parsed, bad = wire.decode(body, self.settings.max_candidates)
             self._check_cascade(parsed)
-        deadline_s = arrived_s + (parsed.timeout_ms or self._timeout_ms(request)) / 1e3
+            deadline_s = arrived_s + (parsed.timeout_ms or self._timeout_ms(request)) / 1e3
+            self._check_time(len(parsed.candidates), deadline_s)
         with timing.phase("encode"):
             tokens = self._readable_tokens(parsed, bad)
             model_input, degraded = await self.ids(tokens, deadline_s)
@@ -95,8 +133,34 @@ class Scorer:
         answer = await self._run(request, model_input, deadline_s, timing)
         with timing.phase("answer"):
             response = self._answer(request, parsed, tokens, answer, degraded)
+            if len(body) <= LARGEST_RECENT_BYTES:
+                self.recent.append(body)
         response.headers["server-timing"] = timing.header()
         return response
+
+    async def body(self, request: Request, hold: Callable[[int], None]) -> bytes:
+        """hold: see Admission.buffer. Raises as read_body(), and what `hold` raises."""
+        longest_s = self.settings.body_timeout_ms / 1e3
+        body = await read_body(request, self.settings.max_body_bytes, longest_s, hold)
+        if self.settings.log_values:
+            request.state.body = body
+        return body
+
+    def check_key(self, request: Request) -> None:
+        """Raises Unauthorised where keys are asked for and none of them is given."""
+        if self.keys is None:
+            return
+        name = self.keys.name_of(request.headers)
+        if name is None:
+            raise Unauthorised("Send an API key: Authorization: Bearer KEY")
+        request.state.api_key_name = name
+
+    def _check_time(self, rows: int, deadline_s: float) -> None:
+        """Before the work that costs most: an answer that nobody waits for any more."""
+        left_s = deadline_s - time.perf_counter()
+        if left_s <= 0:
+            raise DeadlineExceeded("The time ran out before the request was read: allow more of it")
+        self.batcher.check_room(rows, left_s)
 
     def _timeout_ms(self, request: Request) -> int:
         given = request.headers.get("x-timeout-ms")
@@ -131,12 +195,13 @@ class Scorer:
 
     async def ids(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, list[str]]:
         """The model's input, and what it had to do without."""
-        found = Found(self.vocabularies, degraded=False)
-        if self.redis is not None:
-            found = await self.redis.find(self.encoder.wanted(tokens), deadline_s - time.perf_counter())
-        model_input, unknown = self.encoder.ids(tokens, found.lookup)
+        model_input, unknown, degraded = await self._find(tokens, deadline_s)
         self.metrics.count_tokens(tokens.missing, unknown, tokens.ignored)
-        return model_input, ["redis"] if found.degraded else []
+        return model_input, degraded
+
+    async def _find(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, Counter[str], list[str]]:
+        found = await self.vocabulary.find(self.encoder.wanted(tokens), deadline_s - time.perf_counter())
+        return *self.encoder.ids(tokens, found.lookup), list(found.degraded)
 
     async def _run(self, request: Request, model_input: ModelInput, deadline_s: float, timing: Timing) -> Answer | None:
         """None when not one candidate could be read."""
@@ -174,12 +239,17 @@ class Scorer:
         response = wire.ScoreResponse(known_as, manifest.name, manifest.version, scores, degraded)
         if parsed.cascade:
             response.scored_in_full = in_full
+        if self.log is not None:
+            self.log.offer(parsed, ctr, response, self.encoder.names)
         return Response(msgspec.json.encode(response), headers={"x-request-id": known_as}, media_type=JSON)
 
 
 @contextmanager
-def only_problems(request: Request) -> Iterator[None]:
-    """Whatever a block raises comes out as a Problem; what is our own fault is in the log."""
+def only_problems(request: Request, log_values: bool) -> Iterator[None]:
+    """Whatever a block raises comes out as a Problem; what is our own fault is in the log.
+
+    log_values: with the exception's message and the request's body, where feature values may be.
+    """
     try:
         yield
     except (Problem, asyncio.CancelledError):
@@ -187,8 +257,19 @@ def only_problems(request: Request) -> Iterator[None]:
     except ClientDisconnect:
         raise ClientGone("The client hung up") from None
     except Exception as error:
-        log.exception("request %s failed", request_id(request))
+        _log_failure(request, error, log_values)
         raise Failed("The server failed; its log has this request_id") from error
+
+
+def _log_failure(request: Request, error: Exception, log_values: bool) -> None:
+    known_as = request_id(request)
+    said = fields(request_id=known_as, path=request.url.path, error=type(error).__name__)
+    if log_values:
+        said[FIELDS]["body"] = getattr(request.state, "body", b"").decode(errors="replace")
+        log.error("request %s failed", known_as, exc_info=error, extra=said)
+    else:
+        said[FIELDS]["frames"] = frames(error)
+        log.error("request %s failed", known_as, extra=said)
 
 
 def _answered(candidates: int, ctr: Mapping[int, float], top_k: int | None) -> Sequence[int]:
@@ -209,40 +290,6 @@ def _renumbered(tokens: Tokens, kept: list[int], bad: Mapping[int, BadRequest]) 
     }
     errors.update({row: BadFeature(problem.path or "$", problem.detail) for row, problem in bad.items()})
     return replace(tokens, rows=[kept[row] for row in tokens.rows], errors=errors)
-
-
-def check_type(request: Request) -> None:
-    """Raises WrongType for anything but plain JSON."""
-    given = request.headers.get("content-type", "")
-    if given.partition(";")[0].strip().lower() != JSON:
-        raise WrongType(f"The content type is {given[:100]!r}: send 'Content-Type: {JSON}'")
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise WrongType(f"The content encoding is {encoding[:100]!r}: send the body as it is, without Content-Encoding")
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Never holds more than the limit and one chunk in memory.
-
-    Raises:
-        TooLarge: above the limit. DeadlineExceeded: when it comes too slowly.
-    """
-    too_large = TooLarge(f"This server reads at most {limit} bytes: split the request, or raise CTR_MAX_BODY_BYTES")
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced[:20]) > limit:
-        raise too_large
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise too_large
-                chunks.append(chunk)
-    except TimeoutError:
-        raise DeadlineExceeded(f"The body did not arrive within {BODY_S:g} s: send it faster") from None
-    return b"".join(chunks)
 
 
 async def _first(future: "asyncio.Future[Answer]", request: Request, left_s: float) -> Answer:

@@ -7,11 +7,13 @@ from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from redis.asyncio import ConnectionPool
+from redis.asyncio.cluster import RedisCluster
 
+from service.redis_client import connect
 from service.wire import LONGEST_TIMEOUT_MS
 
 PREFIX = "CTR_"
+A_BUNDLE = "set it to a bundle's folder, for example CTR_BUNDLE=deploy/demo, or CTR_STORE to a folder of ctr-store"
 OTHERS = frozenset({"CTR_DATA"})  # read by the training side
 
 
@@ -24,21 +26,53 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bundle: Path = Field(default=..., description="the bundle's folder")
+    bundle: Path | None = Field(default=None, description="the bundle's folder")
+    store: Path | None = Field(default=None, description="a folder of ctr-store, instead of one bundle")
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535, description="0: any free one")
+    workers: int | None = Field(default=None, ge=1, le=256, description="processes; none: as many as the CPU quota")
+    threads: int = Field(default=1, ge=1, le=256, description="of onnxruntime, for one run")
+    slots: int = Field(default=1, ge=1, le=256, description="runs at the same time")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="what onnxruntime runs the model on")
+    device_strict: bool = Field(default=False, description="refuse to start without that device")
+
+    vocabulary: Literal["bundle", "redis"] = Field(default="bundle", description="redis: the bundle has none")
     redis_url: SecretStr | None = None
     redis_timeout_ms: float = Field(default=10, gt=0, le=1000)
-    max_candidates: int = Field(default=1000, ge=1, le=100_000)
-    max_body_bytes: int = Field(default=2 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    cache_tokens: int = Field(default=100_000, ge=0, le=100_000_000, description="tokens in the in-process cache")
+    cache_bytes: int = Field(default=16 * 1024 * 1024, ge=0, le=2**40, description="bytes of that cache")
+    cache_unknown_s: float = Field(default=60, ge=0, le=86_400, description="how long a token stays known as unknown")
+
     timeout_ms: int = Field(default=50, ge=1, le=LONGEST_TIMEOUT_MS)
     max_rows: int = Field(default=1024, ge=1, le=100_000, description="rows in one run of the model")
     max_queued_rows: int = Field(default=16_384, ge=1, le=10_000_000, description="rows that may wait; beyond: 429")
-    threads: int = Field(default=1, ge=1, le=256, description="of onnxruntime, for one run")
-    slots: int = Field(default=1, ge=1, le=256, description="runs at the same time")
+    max_in_flight: int = Field(default=512, ge=1, le=100_000, description="requests at once, at most; beyond: 429")
+    queue_target_ms: float = Field(default=10, gt=0, le=1000, description="the queueing that the limit adapts to")
+
     strict: bool = False
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="what onnxruntime runs the model on")
-    device_strict: bool = Field(default=False, description="refuse to start without that device")
+    max_candidates: int = Field(default=1000, ge=1, le=100_000)
+    max_fields: int = Field(default=1000, ge=1, le=100_000, description="names in one object of features")
+    max_token_chars: int = Field(default=1024, ge=1, le=1_000_000)
+    max_body_bytes: int = Field(default=2 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    max_buffered_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=2**40, description="bodies, all together")
+    max_connections: int = Field(default=1000, ge=1, le=100_000)
+    head_timeout_ms: int = Field(default=5000, ge=1, le=600_000, description="for a request's head to arrive")
+    body_timeout_ms: int = Field(default=10_000, ge=1, le=600_000, description="for a request's body to arrive")
+    keep_alive_ms: int = Field(default=75_000, ge=1, le=3_600_000, description="of a connection without a request")
+    drain_notice_ms: int = Field(default=500, ge=0, le=600_000, description="from SIGTERM to a closed port")
+    drain_ms: int = Field(default=15_000, ge=1, le=600_000, description="for what is in hand after that")
+
+    api_keys_file: Path | None = Field(default=None, description="lines `name key`; none: no key is asked for")
+    admin_key_file: Path | None = Field(default=None, description="the key of /admin; none: there is no /admin")
+    admin_port: int | None = Field(default=None, ge=0, le=65_535, description="/admin and /metrics there only")
+    docs: bool = Field(default=True, description="/docs and /openapi.json")
+    log_values: bool = Field(default=False, description="feature values may be in the log, of failed requests")
+
+    request_log: Path | None = Field(default=None, description="a folder for a sample of requests and their scores")
+    request_log_sample: float = Field(default=0.01, gt=0, le=1)
+    request_log_max_bytes: int = Field(default=1024**3, ge=1024**2, le=2**50, description="of the whole folder")
+    request_log_hash: str = Field(default="", description="names of fields, with commas, that are hashed in that log")
+    request_log_salt_file: Path | None = Field(default=None, description="the salt for that")
 
     @field_validator("redis_url")
     @classmethod
@@ -46,6 +80,23 @@ class Settings(BaseModel):
         if url is not None:
             check_redis_url(url.get_secret_value())
         return url
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Self:
+        if (self.bundle is None) == (self.store is None):
+            both = "CTR_BUNDLE and CTR_STORE are both set: set one of them"
+            raise ValueError(f"CTR_BUNDLE is not set: {A_BUNDLE}" if self.bundle is None else both)
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.vocabulary == "redis" and self.redis_url is None:
+            raise ValueError("CTR_VOCABULARY=redis, but CTR_REDIS_URL is not set: set it, or leave CTR_VOCABULARY out")
+        if self.request_log_hash and self.request_log_salt_file is None:
+            raise ValueError(
+                "CTR_REQUEST_LOG_HASH is set, but CTR_REQUEST_LOG_SALT_FILE is not: without a salt a hash is guessed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _largest_request_can_wait(self) -> Self:
@@ -77,24 +128,31 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 def check_redis_url(url: str) -> None:
     """Raises ValueError, without a word of the URL: it may hold a password."""
     try:
-        # Makes the connection with all its options, and does not connect.
-        pool = ConnectionPool.from_url(url, protocol=2)
-        connection = pool.connection_class(**pool.connection_kwargs)
-        right = _has_a_number_for_db(url) and not connection.encoder.decode_responses
+        # Makes the client with all its options, and does not connect.
+        client = connect(url, timeout_s=1.0, most_connections=1)
+        right = _has_a_number_for_db(url) and not _decodes(client)
     except Exception:  # redis-py: ValueError, TypeError for an unknown option, RedisError, AttributeError
         right = False
     if not right:
         raise ValueError(
-            "is no URL of a Redis: set it to redis://[user:password@]host:port/db (or rediss://, unix://), with the "
-            "password percent-encoded, a number for db, and no option that redis-py does not know"
+            "is no URL of a Redis: set it to redis://[user:password@]host:port/db (or rediss://, unix://, "
+            "redis+sentinel://host:port,host:port/service/db, redis+cluster://host:port), with the password "
+            "percent-encoded, a number for db, and no option that redis-py does not know"
         )
+
+
+def _decodes(client: Any) -> bool:
+    if isinstance(client, RedisCluster):
+        return bool(client.get_encoder().decode_responses)
+    pool = client.connection_pool
+    return bool(pool.connection_class(**pool.connection_kwargs).encoder.decode_responses)
 
 
 def _has_a_number_for_db(url: str) -> bool:
     """Redis-py silently takes 0 for a path that is none."""
     split = urlsplit(url)
     db = split.path.strip("/")
-    return split.scheme == "unix" or not db or (db.isascii() and db.isdecimal())
+    return split.scheme == "unix" or "+" in split.scheme or not db or (db.isascii() and db.isdecimal())
 
 
 def _refuse_unknown_names(environment: Mapping[str, str]) -> None:
@@ -112,6 +170,4 @@ def _sentence(error: ValidationError) -> str:
     if not first["loc"]:
         return reason
     name = f"{PREFIX}{str(first['loc'][0]).upper()}"
-    if first["type"] == "missing":
-        return f"{name} is not set: set it to a bundle's folder, for example {name}=deploy/demo"
     return f"{name}: {reason[0].lower()}{reason[1:]}"

@@ -1,4 +1,4 @@
-"""ctr-verify: the golden requests through a bundle, or through a running server."""
+"""ctr-verify: the golden requests through a bundle or a running server; or a request log through another bundle."""
 
 import argparse
 import http.client
@@ -15,6 +15,7 @@ from contract.encode import BadFeature, Encoder
 from contract.golden import TOLERANCE, GoldenRequest, largest_difference, read_golden
 from service.engine import golden_answers, open_engine
 from service.errors import ProblemDetails
+from service.replay import replay, report
 from service.session import EngineMissing
 from service.wire import LONGEST_TIMEOUT_MS, ScoreResponse
 
@@ -34,9 +35,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0: equal. 1: a probability differs. 2: it could not be asked, and a sentence says why."""
     parser = argparse.ArgumentParser("ctr-verify", description="Checks a bundle, or a server that serves it.")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--url", help="a running server, for example http://127.0.0.1:8000")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--url", help="a running server, for example http://127.0.0.1:8000")
+    way.add_argument(
+        "--log", type=Path, nargs="+", metavar="PATH", help="a request log: show what this bundle answers instead"
+    )
+    way.add_argument(
+        "--without-vocabulary",
+        action="store_true",
+        help="files and graphs alone: for a bundle that leaves its vocabulary to Redis",
+    )
     arguments = parser.parse_args(argv)
     try:
+        if arguments.without_vocabulary:
+            return _open_alone(arguments.bundle)
+        if arguments.log:
+            return _replay_log(arguments.log, open_bundle(arguments.bundle))
         bundle = open_bundle(arguments.bundle)
         golden = read_golden(bundle.folder / GOLDEN)
         with _server(arguments.url, bundle) if arguments.url else _engine(bundle) as answer:
@@ -56,6 +70,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(f"ctr-verify: that is more than {TOLERANCE:g}: export the run again", file=sys.stderr)
     return 1
+
+
+def _open_alone(folder: Path) -> int:
+    bundle = open_bundle(folder, vocabulary=False)
+    open_engine(bundle, threads=1)
+    print(f"{bundle.manifest.name} {bundle.manifest.version}: its files and graphs are whole")
+    return 0
+
+
+def _replay_log(paths: Sequence[Path], bundle: Bundle) -> int:
+    versions, garbled = replay(paths, bundle, open_engine(bundle, threads=1))
+    print(f"{bundle.manifest.name} {bundle.manifest.version}")
+    for one in versions:
+        print("\n".join(report(one)))
+    if garbled:
+        print(f"not read: {garbled} lines that are cut or none of a request log")
+    if any(one.is_unexplained(bundle) for one in versions):
+        print(f"ctr-verify: the same version answers otherwise by more than {TOLERANCE:g} now", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _compare(answer: Answer, golden: Sequence[GoldenRequest]) -> tuple[float, list[int]]:

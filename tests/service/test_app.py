@@ -71,7 +71,7 @@ async def test_the_same_app_may_be_started_again(start: StartApp, bundle: Path) 
     app = create_app(Settings(bundle=bundle, timeout_ms=5000))
     for _ in range(2):
         async with app.router.lifespan_context(app), client_of(app) as client:
-            await app.state.scorer.readiness.tested.wait()
+            await app.state.serving.model.scorer.readiness.tested.wait()
             assert (await client.post("/v1/score", json=a_request())).status_code == 200
 
 
@@ -87,7 +87,7 @@ async def test_a_slash_too_many_is_a_404_and_no_redirect(start: StartApp) -> Non
 
 async def test_the_parts_are_closed_when_the_app_ends(start: StartApp) -> None:
     async with start() as client:
-        scorer = app_of(client).state.scorer
+        scorer = app_of(client).state.serving.model.scorer
     assert scorer.batcher._closed
 
 

@@ -52,7 +52,7 @@ def soon(seconds: float = 30) -> float:
 async def batching(
     model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int = 1, max_rows: int = 8, max_queued_rows: int = 16
 ) -> AsyncIterator[Batcher]:
-    metrics = Metrics("small", "1")
+    metrics = Metrics()
     batcher = Batcher(model, metrics, slots=slots, max_rows=max_rows, max_queued_rows=max_queued_rows)
     yield batcher
     await batcher.close()

@@ -114,7 +114,7 @@ async def test_one_explanation_at_a_time_and_a_deadline(
     demo: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real engine, held up on its way."""
-    engine: Engine = app_of(demo).state.engine
+    engine: Engine = app_of(demo).state.serving.model.engine
     go, explain = threading.Event(), engine.explain
     monkeypatch.setattr(engine, "explain", lambda one: (go.wait(30), explain(one))[1])
     late = asyncio.create_task(ask(demo, body(timeout_ms=200)))

@@ -7,7 +7,8 @@ from hdrh.histogram import HdrHistogram
 from prometheus_client import generate_latest
 
 from service.errors import BadRequest, DeadlineExceeded
-from service.metrics import BUCKETS_S, LONGEST_US, QUANTILES, LastMinute, Metrics
+from service.last_minute import LONGEST_US, QUANTILES, LastMinute
+from service.metrics import BUCKETS_S, Metrics
 
 
 def text(metrics: Metrics) -> str:
@@ -15,7 +16,7 @@ def text(metrics: Metrics) -> str:
 
 
 def test_quantiles_are_within_one_percent() -> None:
-    last_minute = LastMinute(lambda: 0.0)
+    last_minute = LastMinute(clock=lambda: 0.0)
     seconds = np.random.default_rng(0).lognormal(np.log(0.005), 0.8, 20_000)
     for one in seconds.tolist():
         last_minute.record(one)
@@ -27,7 +28,7 @@ def test_quantiles_are_within_one_percent() -> None:
 
 def test_quantiles_are_those_of_the_last_minute() -> None:
     now = 0.0
-    last_minute = LastMinute(lambda: now)
+    last_minute = LastMinute(clock=lambda: now)
     for _ in range(1000):
         last_minute.record(1.0)
     now = 45.0
@@ -41,7 +42,7 @@ def test_quantiles_are_those_of_the_last_minute() -> None:
 
 def test_quantiles_over_all_slices_are_those_of_one_histogram() -> None:
     now = 0.0
-    last_minute, whole = LastMinute(lambda: now), HdrHistogram(1, LONGEST_US, 3)
+    last_minute, whole = LastMinute(clock=lambda: now), HdrHistogram(1, LONGEST_US, 3)
     for second, one in enumerate(np.random.default_rng(1).lognormal(np.log(0.02), 1.5, 50).tolist()):
         now = float(second)
         last_minute.record(one)
@@ -51,7 +52,7 @@ def test_quantiles_over_all_slices_are_those_of_one_histogram() -> None:
 
 
 async def test_the_text_is_prometheus_own_and_lets_requests_in_between() -> None:
-    metrics = Metrics("small", "1", lambda: 0.0)
+    metrics = Metrics(lambda: 0.0)
     with metrics.request() as timing:
         timing.record("run", 0.25)
     turns = 0
@@ -69,7 +70,7 @@ async def test_the_text_is_prometheus_own_and_lets_requests_in_between() -> None
 
 
 def test_extreme_durations_are_recorded_too() -> None:
-    last_minute = LastMinute(lambda: 0.0)
+    last_minute = LastMinute(clock=lambda: 0.0)
     last_minute.record(0.0)
     last_minute.record(1e6)
     assert last_minute.quantiles_s()[0.999] == pytest.approx(60, rel=0.01)
@@ -82,11 +83,12 @@ def test_buckets_are_at_most_20_percent_wide_from_a_fifth_of_a_millisecond_to_a_
 
 
 def test_one_request_is_counted_once_with_its_phases() -> None:
-    metrics = Metrics("small", "1", lambda: 0.0)
+    metrics = Metrics(lambda: 0.0)
     with metrics.request() as timing:
         with timing.phase("parse"):
             pass
         timing.record("run", 0.25)
+    metrics.serves("small", "1")
     assert timing.header().startswith("parse;dur=0.0")
     assert timing.header().endswith("run;dur=250.000")
     counted = text(metrics)
@@ -107,14 +109,23 @@ def test_one_request_is_counted_once_with_its_phases() -> None:
     ],
 )
 def test_an_outcome_is_named_by_what_was_raised(error: BaseException, outcome: str, in_quantiles: bool) -> None:
-    metrics = Metrics("small", "1", lambda: 0.0)
+    metrics = Metrics(lambda: 0.0)
     with pytest.raises(type(error)), metrics.request():
         raise error
     assert f'ctr_request_seconds_count{{outcome="{outcome}"}} 1.0' in text(metrics)
     assert ("ctr_request_latency_seconds{" in text(metrics)) == in_quantiles
 
 
+def test_the_model_that_answers_is_named_and_one_that_did_is_0() -> None:
+    metrics = Metrics()
+    metrics.serves("small", "1")
+    metrics.serves("small", "1", 0)
+    metrics.serves("small", "2")
+    assert 'ctr_model_info{model="small",version="1"} 0.0' in text(metrics)
+    assert 'ctr_model_info{model="small",version="2"} 1.0' in text(metrics)
+
+
 def test_two_apps_have_metrics_of_their_own() -> None:
-    one, other = Metrics("small", "1"), Metrics("small", "2")
+    one, other = Metrics(), Metrics()
     one.candidates.inc()
     assert "ctr_candidates_total 0.0" in text(other)

@@ -19,7 +19,7 @@ from tests.service.test_batching import Ctr, WaitingModel
 async def app_with(model: WaitingModel, start: StartApp, **settings: int) -> AsyncIterator[httpx.AsyncClient]:
     """The real app, with a model that waits in place of the graph."""
     async with start(**settings) as client:
-        scorer: Scorer = app_of(client).state.scorer
+        scorer: Scorer = app_of(client).state.serving.model.scorer
         real, scorer.batcher._run = scorer.batcher._run, model
         yield client
         model.go.set()

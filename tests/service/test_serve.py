@@ -18,7 +18,7 @@ import pytest
 from contract.bundle import Calibration, write_manifest
 from contract.golden import GoldenRequest, read_golden, write_golden
 from service import verify
-from service.__main__ import curl
+from service.worker import curl
 from tests.service.conftest import a_request
 from tests.service.small_bundle import SHIFT, write_small_bundle
 
@@ -45,7 +45,7 @@ def start(**settings: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def serving(bundle: Path, **settings: str) -> Iterator[Server]:
+def serving(bundle: Path | str, **settings: str) -> Iterator[Server]:
     """From the printed curl line on, the server is ready."""
     with start(CTR_BUNDLE=str(bundle), **settings) as process:
         assert process.stdout is not None
