@@ -15,7 +15,7 @@ SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test lint demo demo-bundle pipeline bench load up clean
+.PHONY: serve install kernel test lint demo demo-bundle pipeline bench load soak overload reload up clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
@@ -61,6 +61,10 @@ bench: $(ALL_STAMP)
 load: $(ALL_STAMP)
 	$(BIN)/locust -f loadtest/ctr.py --headless --host http://$(HOST):$(PORT) --bundle $(BUNDLE) \
 		--users $(USERS) --spawn-rate 20 --run-time $(RUN_TIME) --candidates 100
+
+# Each starts its own server, and writes loadtest/results/<name>.md; exit code 1 when a bar is missed.
+soak overload reload: $(ALL_STAMP)
+	$(BIN)/python -m loadtest.$@
 
 up:
 	$(COMPOSE) up --build

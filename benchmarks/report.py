@@ -27,20 +27,28 @@ class Table:
         return [*heading, _line(self.header), _line(["--:"] * len(self.header)), *map(_line, self.rows), ""]
 
 
-def write_report(question: str, title: str, text: str, tables: Sequence[Table], libraries: Sequence[str]) -> None:
-    """Writes results/<question>.md and prints it."""
+def write_report(
+    question: str,
+    title: str,
+    text: str,
+    tables: Sequence[Table],
+    libraries: Sequence[str],
+    command: str | None = None,
+    results: Path = RESULTS,
+) -> None:
+    """Writes <results>/<question>.md and prints it. command: None is that of a benchmark."""
     lines = [f"# {title}", "", text, "", *(line for table in tables for line in table.lines())]
     used = ", ".join(f"{name} {version(name)}" for name in libraries)
-    module = question.replace("-", "_")
+    command = command or f"python -m benchmarks.{question.replace('-', '_')}"
     lines += [
-        f"Command: `python -m benchmarks.{module}`, {datetime.now(UTC):%Y-%m-%d}.",
+        f"Command: `{command}`, {datetime.now(UTC):%Y-%m-%d}.",
         f"Versions: Python {platform.python_version()}, {used}.",
         f"Machine: {_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
         "",
     ]
     report = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{question}.md").write_text(report)
+    results.mkdir(exist_ok=True)
+    (results / f"{question}.md").write_text(report)
     Console().print(Markdown(report))
 
 

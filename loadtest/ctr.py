@@ -1,75 +1,29 @@
 """Load for a running service: locust -f loadtest/ctr.py --host http://127.0.0.1:8000
 
 Each user sends one request a second on average, at random: `--users 100` is a Poisson stream of 100
-requests/s. Half of the requests are a bundle's golden ones; the others draw each value from the
-vocabulary with probability ~ 1 / id^1.1 (ids are ranks by frequency: a power law, as users and ads
-have). Candidates: 1 to 200, log-uniform, or as many as --candidates says. Prints p50, p99 and p99.9
-of the client's own clock at the end.
+requests/s, as loadtest/bodies.py draws them. Candidates: 1 to 200, log-uniform, or as many as --candidates
+says. Prints p50, p99 and p99.9 of the client's own clock at the end.
 
-It is a closed loop: a server that stalls is asked less. Read it as a smoke figure.
+It is a closed loop: a server that stalls is asked less. Read it as a smoke figure; loadtest/openloop.py measures.
 """
 
 import json
 import logging
-import math
 import random
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from hdrh.histogram import HdrHistogram
 from locust import FastHttpUser, events, task
 from locust.env import Environment
 
-from contract.bundle import GOLDEN, Bundle, open_bundle
-from contract.golden import GoldenCandidate, GoldenRequest, read_golden
+from contract.bundle import open_bundle
+from loadtest.bodies import Requests
 
-SKEW = 1.1
-MOST_CANDIDATES = 200
 LONGEST_US = 60_000_000
 BODIES = 200
 JSON = {"Content-Type": "application/json"}
-
-
-class Requests:
-    """Draws request bodies from a bundle."""
-
-    def __init__(self, bundle: Bundle, candidates: int | None, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311  # load, not secrets
-        self._candidates = candidates
-        self._golden = read_golden(bundle.folder / GOLDEN)
-        self._fields = bundle.schema.fields
-        self._tokens: dict[str, tuple[list[str], list[float]]] = {}
-        for name, vocabulary in bundle.vocabularies.items():
-            ranked = [token for token, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
-            total, cumulative = 0.0, []
-            for rank in range(len(ranked)):
-                total += (rank + 1) ** -SKEW
-                cumulative.append(total)
-            self._tokens[name] = ranked, cumulative
-
-    def draw(self) -> dict[str, Any]:
-        count = self._candidates or int(math.exp(self._random.uniform(0, math.log(MOST_CANDIDATES + 1))))
-        if self._random.random() < 0.5:
-            return self._from_golden(self._random.choice(self._golden), count)
-        candidates = [{"id": index, "features": self._features("candidate")} for index in range(count)]
-        return {"context": self._features("context"), "candidates": candidates}
-
-    def _from_golden(self, request: GoldenRequest, count: int) -> dict[str, Any]:
-        chosen: list[GoldenCandidate] = self._random.choices(request.candidates, k=count)
-        return {"context": request.context, "candidates": [{"id": c.id, "features": c.features} for c in chosen]}
-
-    def _features(self, side: str) -> dict[str, Any]:
-        features: dict[str, Any] = {}
-        for field in self._fields:
-            if field.side != side:
-                continue
-            if field.kind == "numeric":
-                features[field.name] = round(self._random.gauss(field.mean, field.std), 3)
-            elif self._tokens[field.name][0]:
-                tokens, cumulative = self._tokens[field.name]
-                features[field.name] = self._random.choices(tokens, cum_weights=cumulative)[0]
-        return features
 
 
 class AdServer(FastHttpUser):

@@ -1,0 +1,18 @@
+"""A request as it goes over the wire."""
+
+import msgspec
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """Ready to be sent, head and body. expected: by version, the ctr of each candidate in their order."""
+
+    message: bytes
+    ids: list[str | int]
+    expected: dict[str, list[float]] = {}
+
+
+def message(
+    body: bytes, path: str = "/v1/score", content_type: str = "application/json", method: str = "POST"
+) -> bytes:
+    lines = (f"{method} {path} HTTP/1.1", "Host: ctr", f"Content-Type: {content_type}", f"Content-Length: {len(body)}")
+    return "\r\n".join((*lines, "", "")).encode() + body
