@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from contract.encode import Encoder, Lookup, ModelInput
+from contract.encode import Encoder, ModelInput
+from contract.reader import Lookup
 
 TOLERANCE = 1e-5  # between two right answers: float32 in another order
 

@@ -54,7 +54,11 @@ _Ran = tuple[list[Ctr], float]  # and the seconds that it took
 
 
 class Batcher:
-    """Counts rows of candidates, not requests. Lives in one event loop; the model runs in `slots` threads."""
+    """Counts rows of candidates, not requests. Lives in one event loop; the model runs in `slots` threads.
+
+    inline_s: a run that is expected to take less runs in the event loop itself. To hand it to a thread and back costs
+    as much as a short run, and while the model has the worker's only core nobody else would get on.
+    """
 
     def __init__(
         self,
@@ -65,12 +69,14 @@ class Batcher:
         max_rows: int,
         max_queued_rows: int,
         cost: RunCost | None = None,
+        inline_s: float = 0.0,
     ) -> None:
         self._run = run
         self._metrics = metrics
         self._max_rows = max_rows
         self._max_queued_rows = max_queued_rows
         self._slots = self._free = slots
+        self._inline_s = inline_s
         self._cost = cost or RunCost()
         self._busy_until_s: dict[asyncio.Future[_Ran], float] = {}  # as expected, of what runs
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="model")
@@ -92,6 +98,9 @@ class Batcher:
         rows = len(request.candidate_ids)
         self.check_room(rows, deadline_s - time.perf_counter())
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if self._free and rows <= self._max_rows and self._cost.seconds(rows) < self._inline_s:
+            self._run_here(request, rows, future)
+            return future
         waiting = Waiting(deadline_s, future, time.perf_counter())
         waiting.parts = [_Part(waiting, chunk, len(chunk.candidate_ids)) for chunk in _split(request, self._max_rows)]
         self._queue.extend(waiting.parts)
@@ -99,6 +108,16 @@ class Batcher:
         future.add_done_callback(lambda _: self._drop(waiting))
         self._fill()
         return future
+
+    def _run_here(self, request: ModelInput, rows: int, future: "asyncio.Future[Answer]") -> None:
+        self._metrics.batch_rows.observe(rows)
+        try:
+            (ctr,), run_s = _timed(self._run, [request])
+        except Exception as error:
+            future.set_exception(error)
+            return
+        self._cost.ran(rows, run_s)
+        future.set_result(Answer(ctr, 0.0, run_s))
 
     def check_room(self, rows: int, left_s: float) -> None:
         """Raises Overloaded when so many rows have no place, or would not be scored in the time that is left."""
@@ -221,7 +240,7 @@ def _answer_when_complete(request: Waiting) -> None:
 
 
 def _timed(run: Run, batch: Sequence[ModelInput]) -> _Ran:
-    """Timed on the model's own thread: the event loop may hear of the end much later."""
+    """Timed where the model runs: the event loop may hear of the end much later."""
     start_s = time.perf_counter()
     ctr = run(batch)
     return ctr, time.perf_counter() - start_s

@@ -45,6 +45,12 @@ class TokenCache:
         """About; half as much again, at most, or a third less."""
         return self._known.bytes + self._unknown.bytes
 
+    @property
+    def known(self) -> Mapping[str, Mapping[str, int]]:
+        """By field the ids of known tokens that were asked for lately: not all that are here, but the quickest to find.
+        Good until the next put()."""
+        return self._known.young
+
     def split(self, wanted: Mapping[str, Sequence[str]]) -> tuple[Ids, dict[str, list[str]]]:
         """The ids that are here, and by field the tokens that are not."""
         self._age()

@@ -65,6 +65,8 @@ class Engine:
         logit = self._infer(join(inputs))
         if not np.isfinite(logit).all():
             raise FloatingPointError("the model's logit is not finite")
+        if len(batch) == 1 and kept[0] is None:  # nearly all of them
+            return [self.calibration.ctr(logit)]
         sizes = [len(one.candidate_ids) for one in inputs]
         answers = np.split(self.calibration.ctr(logit), np.cumsum(sizes[:-1]))
         return [ctr if rows is None else _spread(ctr, rows) for ctr, rows in zip(answers, kept, strict=True)]

@@ -17,8 +17,8 @@
 
 import logging
 import re
-import uuid
 from http import HTTPStatus
+from secrets import token_hex
 from typing import ClassVar
 
 import msgspec
@@ -120,7 +120,7 @@ def request_id(request: Request) -> str:
     known: str | None = getattr(request.state, "request_id", None)
     if known is None:
         given = request.headers.get("x-request-id", "")
-        known = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        known = given if given and REQUEST_ID.fullmatch(given) else token_hex(16)
         request.state.request_id = known
     return known
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from contract.bundle import VOCABULARY, Bundle, Manifest
-from contract.encode import Lookup
+from contract.reader import Known, Lookup
 from contract.vocabulary import FIRST, UNKNOWN
 from service.breaker import Breaker
 from service.cache import Ids, TokenCache
@@ -95,13 +95,20 @@ class Tiers:
         self._unjudged: set[asyncio.Task[_Reply]] = set()  # the breaker has not heard of them
         self._judging: set[asyncio.Task[None]] = set()
 
-    async def find(self, wanted: Mapping[str, Sequence[str]], budget_s: float) -> Found:
+    @property
+    def known(self) -> Known:
+        """What need not be asked for."""
+        return self._cache.known
+
+    async def find(self, wanted: Mapping[str, Sequence[str]], budget_s: float, known: int = 0) -> Found:
         """The ids of a request's distinct tokens, by field. Never fails.
+
+        known: how many more the caller took from `known`.
 
         Waits for Redis at most half of `budget_s`, or Redis's own timeout: an answer needs time for the model, too.
         """
         ids, misses = self._cache.split(wanted)
-        tiers = Counter(cache=sum(map(len, ids.values())))
+        tiers = Counter(cache=known + sum(map(len, ids.values())))
         degraded: tuple[str, ...] = ()
         if misses:
             if self._redis is not None:

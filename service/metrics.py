@@ -37,6 +37,11 @@ class Timing:
         self._begun_s = time.perf_counter()
         self.read_s: float | None = None
 
+    @property
+    def before_s(self) -> float:
+        """How long it waited for the event loop, before anything was done for it."""
+        return max(0.0, self._begun_s - self._arrived_s)
+
     def has_read(self) -> None:
         """From now on the server is all that the request waits for."""
         self.read_s = time.perf_counter()
@@ -193,7 +198,8 @@ class Metrics:
             for field, count in counts.items():
                 self._tokens.labels(field, kind).inc(count)
         for side, count in ignored.items():
-            self._ignored.labels(side).inc(count)
+            if count:
+                self._ignored.labels(side).inc(count)
 
 
 @contextmanager

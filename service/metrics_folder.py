@@ -41,5 +41,11 @@ def _clear(where: Path) -> None:
 
 def own_file(suffix: str) -> Path | None:
     """For this process's own figures; None: only this process reads them."""
+    folder = metrics_folder()
+    return folder / f"latency_{os.getpid()}{suffix}" if folder else None
+
+
+def metrics_folder() -> Path | None:
+    """None: this process has no supervisor."""
     folder = os.environ.get(FOLDER_VARIABLE)
-    return Path(folder) / f"latency_{os.getpid()}{suffix}" if folder else None
+    return Path(folder) if folder else None

@@ -146,6 +146,7 @@ async def open_model(folder: Path, shared: Shared, verified: bool = False) -> Mo
         max_rows=settings.max_rows,
         max_queued_rows=settings.max_queued_rows,
         cost=cost,
+        inline_s=settings.inline_ms / 1e3 if engine.device == "cpu" else 0.0,
     )
     readiness = Readiness()
     scorer = Scorer(

@@ -4,21 +4,25 @@
   cost it next to nothing.
 * A client that begins a request and does not go on, or takes no answer, loses its connection.
 * A head (or a trailer) has a limit: httptools joins the pieces of one endless header again and again.
+* A request for scores is answered without the steps of ASGI, which check and copy what is known to be right.
 * `Upgrade:` is not there for us: Java's client asks for h2c by default, and its body would be lost.
 * What is no HTTP is answered as a problem, like everything else, and says nothing in the log.
 """
 
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
 
 import httptools
-import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import REQUEST_ID, Overloaded, ProblemDetails, kind_of
+from service.errors import ProblemDetails
+from service.refusals import overloaded, problem
 from service.settings import Settings
 
 LONGEST_HEAD_BYTES = 64 * 1024
@@ -38,7 +42,9 @@ HOP_BY_HOP = (b"upgrade", b"http2-settings")
 
 SCORE = "/v1/score"
 TOO_SLOW = "The request's head did not arrive in time: send it at once"
-NO_ROOM = Overloaded("Too many requests are in hand already: try again later")
+
+
+Score = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -62,30 +68,45 @@ class _TooManyAhead(Exception):
 
 
 class Protocol(HttpToolsProtocol):
-    """An endless header is noticed at most one read (256 KiB) after its limit. parts: see service/app.py."""
+    """An endless header is noticed at most one read (256 KiB) after its limit. parts: see service/app.py. score: what
+    answers a POST to SCORE; None: the application, as everything else."""
 
-    def __init__(self, *args: Any, limits: Limits, parts: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        limits: Limits,
+        parts: Any,
+        score: Score | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._parts = parts
+        self._score = score
         self.is_last = False  # the next answer is the last one on this connection
         self._refused = False
         self._head_bytes = 0  # of the URL and the headers that are complete
         self._silent_bytes = 0  # since the parser last said anything
         self._upgrades = False
         self._unread: RequestResponseCycle | None = None  # is being scored, or will be when its body is there
+        self._unsent = 0  # bytes of answers, when it was last looked
         self._in_hand: set[RequestResponseCycle] = set()
         self._in_message = True  # a new connection has to say something
         self._since_s = self.loop.time()  # waiting for the client
 
     def sweep(self, now: float) -> None:
         """Ends the connection of a client that does not go on."""
+        if not self.transport.is_closing():
+            unsent = self.transport.get_write_buffer_size()
+            if unsent < self._unsent:
+                self._since_s = now  # it reads, if slowly
+            self._unsent = unsent
         waited_s = now - self._since_s
-        if self.cycle is not None and not self.cycle.response_complete:
-            if not self.flow.write_paused:
-                self._since_s = now  # the server's turn
-            elif waited_s > self._limits.head_s:
+        if self._unsent:
+            if waited_s > self._limits.head_s:
                 self.transport.abort()  # takes no answer
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self._since_s = now  # the server's turn
         elif self._in_message and waited_s > self._limits.head_s:
             if self.cycle is None and not self._refused and self._head_bytes + self._silent_bytes:
                 self._refuse(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW)
@@ -170,10 +191,11 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         if self.is_last or self._parts.draining:
             cycle.keep_alive = False
-        if cycle.scope["path"] != SCORE:
+        if cycle.scope["path"] != SCORE or cycle.scope["method"] != "POST":
             super()._start_asgi_task(cycle, app)
         elif self._parts.admission.has_room():
-            task = self.loop.create_task(cycle.run_asgi(app))
+            answering = cycle.run_asgi(app) if self._score is None else self._answer(cycle, self._score)
+            task = self.loop.create_task(answering)
             task.add_done_callback(lambda done: self._ended(done, cycle))
             self.tasks.add(task)
             self._unread = cycle
@@ -181,6 +203,42 @@ class Protocol(HttpToolsProtocol):
                 self._is_read(cycle)
         else:
             self._refuse_one(cycle)
+
+    async def _answer(self, cycle: RequestResponseCycle, score: Score) -> None:
+        """What Uvicorn's cycle and Starlette's response do, for one whole response at once."""
+        try:
+            request = Request(cycle.scope, cycle.receive)  # type: ignore[arg-type]  # Uvicorn's types, and Starlette's
+            response = await score(request)
+            if self.flow.write_paused and not cycle.disconnected:
+                await self.flow.drain()
+            if not cycle.disconnected and not self.transport.is_closing():
+                self._write(cycle, response)
+        finally:
+            if not cycle.response_complete and not cycle.disconnected:
+                self.transport.close()
+
+    def _write(self, cycle: RequestResponseCycle, response: Response) -> None:
+        self._leave(cycle)  # now: its client may send the next one before this task has ended
+        if cycle.waiting_for_100_continue:  # its body may come or not
+            cycle.keep_alive = False
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        if not cycle.keep_alive:
+            headers.append((b"connection", b"close"))
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        self.transport.write(b"".join([STATUS_LINE[response.status_code], lines, b"\r\n", response.body]))
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self._close(at_once=not cycle.more_body)
+        self.on_response_complete()
+
+    def _close(self, at_once: bool) -> None:
+        """Not at once: what is closed before all was read is reset, and the answer lost with it."""
+        if at_once:
+            self.transport.close()
+        else:
+            self._refused = True
+            self.loop.call_later(LINGER_S, self.transport.close)
 
     def _is_read(self, cycle: RequestResponseCycle) -> None:
         """From now on it is in hand. A client that sends no body must not keep others out."""
@@ -193,6 +251,9 @@ class Protocol(HttpToolsProtocol):
         self.tasks.discard(task)
         if cycle is self._unread:
             self._unread = None
+        self._leave(cycle)
+
+    def _leave(self, cycle: RequestResponseCycle) -> None:
         if cycle in self._in_hand:
             self._in_hand.discard(cycle)
             self._parts.admission.leave()
@@ -205,11 +266,10 @@ class Protocol(HttpToolsProtocol):
             return
         if cycle.waiting_for_100_continue:  # its body may come or not
             cycle.keep_alive = False
-        self.transport.write(_overloaded(cycle, self.server_state.default_headers))
+        self.transport.write(overloaded(cycle, self.server_state.default_headers))
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
-            self._refused = True
-            self.loop.call_later(LINGER_S, self.transport.close)  # see _refuse
+            self._close(at_once=False)
         self.on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -242,32 +302,6 @@ class Protocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.pipeline.clear()
-        problem = ProblemDetails("about:blank", status.phrase, status, detail, uuid.uuid4().hex)
-        self.transport.write(_problem(problem, self.server_state.default_headers, [(b"connection", b"close")]))
-        # What is closed before all was read is reset, and the answer lost with it.
-        self.loop.call_later(LINGER_S, self.transport.close)
-
-
-def _overloaded(cycle: RequestResponseCycle, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-    given = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-    known_as = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-    details = ProblemDetails(kind_of(NO_ROOM), NO_ROOM.title, NO_ROOM.status, NO_ROOM.detail, known_as)
-    headers = [(name.encode(), value.encode()) for name, value in NO_ROOM.headers().items()]
-    if not cycle.keep_alive:
-        headers.append((b"connection", b"close"))
-    return _problem(details, default_headers, headers)
-
-
-def _problem(
-    details: ProblemDetails, default_headers: list[tuple[bytes, bytes]], headers: list[tuple[bytes, bytes]]
-) -> bytes:
-    body = msgspec.json.encode(details)
-    every = [
-        *default_headers,
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", details.request_id.encode()),
-        *headers,
-    ]
-    lines = b"".join(b"%b: %b\r\n" % header for header in every)
-    return b"".join([STATUS_LINE[details.status], lines, b"\r\n", body])
+        details = ProblemDetails("about:blank", status.phrase, status, detail, uuid.uuid4().hex)
+        self.transport.write(problem(details, self.server_state.default_headers, [(b"connection", b"close")]))
+        self._close(at_once=False)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import Bundle
-from contract.encode import BadFeature, Encoder
+from contract.encode import Encoder
 from contract.golden import TOLERANCE
+from contract.reader import BadFeature
 from service.engine import Engine
 from service.lookup import WITHOUT_VOCABULARY
 from service.request_log import Line, read_lines

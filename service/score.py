@@ -17,7 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from contract.bundle import Manifest
-from contract.encode import BadFeature, Encoder, Features, ModelInput, Tokens
+from contract.encode import Encoder, ModelInput, Tokens
+from contract.reader import BadFeature, Features
 from service import wire
 from service.admission import Admission
 from service.batching import Answer, Batcher
@@ -135,7 +136,7 @@ class Scorer:
             response = self._answer(request, parsed, tokens, answer, degraded)
             if len(body) <= LARGEST_RECENT_BYTES:
                 self.recent.append(body)
-        response.headers["server-timing"] = timing.header()
+        response.raw_headers.append((b"server-timing", timing.header().encode()))
         return response
 
     async def body(self, request: Request, hold: Callable[[int], None]) -> bytes:
@@ -189,7 +190,7 @@ class Scorer:
     def tokens(self, context: Features, candidates: Sequence[Features], skip_bad: bool = False) -> Tokens:
         """Raises BadRequest for a value that cannot be encoded."""
         try:
-            return self.encoder.tokens(context, candidates, skip_bad)
+            return self.encoder.tokens(context, candidates, skip_bad, self.vocabulary.known)
         except BadFeature as error:
             raise BadRequest(error.reason, error.path) from None
 
@@ -200,7 +201,8 @@ class Scorer:
         return model_input, degraded
 
     async def _find(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, Counter[str], list[str]]:
-        found = await self.vocabulary.find(self.encoder.wanted(tokens), deadline_s - time.perf_counter())
+        wanted = self.encoder.wanted(tokens)
+        found = await self.vocabulary.find(wanted, deadline_s - time.perf_counter(), tokens.known())
         return *self.encoder.ids(tokens, found.lookup), list(found.degraded)
 
     async def _run(self, request: Request, model_input: ModelInput, deadline_s: float, timing: Timing) -> Answer | None:
@@ -214,10 +216,12 @@ class Scorer:
         future = self.batcher.submit(model_input, deadline_s)
         try:
             answer = await _first(future, request, left_s)
+            if time.perf_counter() > deadline_s:
+                raise DeadlineExceeded("The time ran out while the model answered: allow more of it")
         except Problem:
-            timing.record("queue", time.perf_counter() - start_s)
+            timing.record("queue", timing.before_s + time.perf_counter() - start_s)
             raise
-        timing.record("queue", answer.queue_s)
+        timing.record("queue", timing.before_s + answer.queue_s)
         timing.record("run", answer.run_s)
         return answer
 
@@ -225,7 +229,7 @@ class Scorer:
         self, request: Request, parsed: wire.ScoreRequest, tokens: Tokens, answer: Answer | None, degraded: list[str]
     ) -> Response:
         ctr: dict[int, float] = dict(zip(tokens.rows, answer.ctr.tolist(), strict=True)) if answer else {}
-        in_full = int(np.isfinite(answer.ctr).sum()) if answer else 0
+        in_full = int(np.isfinite(answer.ctr).sum()) if answer and parsed.cascade else len(ctr)
         self.metrics.candidates.inc(in_full)
         for reason in degraded:
             self.metrics.degraded.labels(reason).inc()
@@ -294,6 +298,8 @@ def _renumbered(tokens: Tokens, kept: list[int], bad: Mapping[int, BadRequest]) 
 
 async def _first(future: "asyncio.Future[Answer]", request: Request, left_s: float) -> Answer:
     """The answer, unless the time is up or the client hangs up before; then the rows in the queue are dropped."""
+    if future.done():
+        return future.result()
     hang_up: asyncio.Future[Any] = asyncio.ensure_future(_hang_up(request))
     try:
         await asyncio.wait({future, hang_up}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)

@@ -14,7 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import HANDLED_SIGNALS
 
-from service.app import drain
+from service.app import Application, drain
+from service.board import Place
 from service.listener import Listener
 from service.protocol import Limits, Protocol
 from service.settings import Settings
@@ -39,10 +40,11 @@ class Door:
 class Server(uvicorn.Server):
     """Takes signals from the start on, and says that it drains before it does."""
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, app: Application, settings: Settings, place: Place | None = None) -> None:
         super().__init__(_config(app, settings))
         self._app = app
         self._settings = settings
+        self._place = place
         self._doors: list[Door] = []
 
     def take_signals(self) -> None:
@@ -85,8 +87,10 @@ class Server(uvicorn.Server):
             config = self.config if door.app is self._app else _config(door.app, self._settings)
             if not config.loaded:
                 config.load()
-            make = partial(Protocol, config, self.server_state, {}, limits=limits, parts=self._app.state)
-            self.servers.append(Listener(door.listening, make, connections, self._settings.max_connections))  # type: ignore[arg-type]
+            score = self._app.score if door.app is self._app else None
+            make = partial(Protocol, config, self.server_state, {}, limits=limits, parts=self._app.state, score=score)
+            most, place = self._settings.max_connections, None if score is None else self._place
+            self.servers.append(Listener(door.listening, make, connections, most, place))  # type: ignore[arg-type]
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -132,6 +136,9 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
                     connection.sweep(now)
+            for listener in self.servers:
+                assert isinstance(listener, Listener)
+                listener.tell()
             metrics.in_flight.set(admission.in_hand)
             metrics.limit.set(admission.limit)
             metrics.connections.set(len(self.server_state.connections))
@@ -146,6 +153,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody here asks for the client's address
         server_header=False,
         timeout_keep_alive=settings.keep_alive_ms / 1e3,  # type: ignore[arg-type]  # any number of seconds
         timeout_graceful_shutdown=settings.drain_ms / 1e3,  # type: ignore[arg-type]

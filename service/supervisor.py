@@ -19,6 +19,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from service.board import Board
 from service.check import check, version_of
 from service.control import Channel, Done, Drain, Gone, Load, Message, Ready, Reload, Scrape, Spread
 from service.settings import Settings
@@ -38,12 +39,13 @@ KEEP_LATENCIES_S = 60.0
 
 @dataclass(eq=False)
 class Worker:
-    """folder: of the bundle that it was told to serve; version: that it says it serves."""
+    """folder: of the bundle that it was told to serve; version: that it says it serves; place: on the board."""
 
     process: asyncio.subprocess.Process
     channel: Channel
     started_s: float
     folder: Path
+    place: int
     version: str = ""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -67,6 +69,8 @@ class Supervisor:
         self._seen = None if settings.store is None else _stamp(settings.store)
         self._folder = self._current()
         self._workers: set[Worker] = set()
+        self._board = Board(metrics, places=workers)
+        self._places = set(range(workers))  # that are free
         self._tasks: set[asyncio.Task[object]] = set()
         self._reloading = asyncio.Lock()
         self._ending = asyncio.Event()
@@ -172,18 +176,26 @@ class Supervisor:
         own, theirs = socket.socketpair()
         descriptors = [listener.fileno() for listener in self._listeners]
         command = [sys.executable, "-m", "service.worker", "--listener", str(descriptors[0])]
-        command += ["--control", str(theirs.fileno())]
+        place = self._places.pop()
+        command += ["--control", str(theirs.fileno()), "--place", str(place)]
         command += ["--admin-listener", str(descriptors[1])] if len(descriptors) > 1 else []
         folder = self._folder
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            *options,
-            pass_fds=[*descriptors, theirs.fileno()],
-            start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends the others in order
-            env={**_without_model(os.environ), "CTR_BUNDLE": str(folder)},
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *options,
+                pass_fds=[*descriptors, theirs.fileno()],
+                start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends the others in order
+                env={**_without_model(os.environ), "CTR_BUNDLE": str(folder)},
+            )
+        except OSError:
+            self._places.add(place)
+            raise
+        finally:
+            theirs.close()
+        worker = Worker(
+            process, Channel(lambda message: self._answer(worker, message)), time.monotonic(), folder, place
         )
-        theirs.close()
-        worker = Worker(process, Channel(lambda message: self._answer(worker, message)), time.monotonic(), folder)
         self._workers.add(worker)
         self._alive.set(len(self._workers))
         self._go(worker.channel.run(own))
@@ -203,6 +215,8 @@ class Supervisor:
     async def _look_after(self, worker: Worker) -> None:
         code = await worker.process.wait()
         self._workers.discard(worker)
+        self._board.leave(worker.place)
+        self._places.add(worker.place)
         self._alive.set(len(self._workers))
         pid = worker.process.pid
         self._forget(pid)

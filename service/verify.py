@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
-from contract.encode import BadFeature, Encoder
+from contract.encode import Encoder
 from contract.golden import TOLERANCE, GoldenRequest, largest_difference, read_golden
+from contract.reader import BadFeature
 from service.engine import golden_answers, open_engine
 from service.errors import ProblemDetails
 from service.replay import replay, report

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from contract.bundle import CascadeRule
-from contract.encode import shorten
+from contract.reader import shorten
 from service.errors import BadRequest, NotJson, Problem
 
 LONGEST_TIMEOUT_MS = 10_000

@@ -14,16 +14,17 @@ from typing import Any
 
 import msgspec
 import uvloop
-from fastapi import FastAPI
 
 from contract.bundle import BundleError
 from service import logs
 from service.admin import add_admin, admin_app
-from service.app import create_app
+from service.app import Application, create_app
+from service.board import Board, Place
 from service.control import Channel, Done, Drain, Gone, Load, Message, Ready, Scrape, Spread
 from service.errors import NotReady
 from service.example import example_request
 from service.keys import read_admin_key
+from service.metrics_folder import metrics_folder
 from service.server import Door, Server
 from service.serving import Serving
 from service.session import EngineMissing
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listener", type=int, required=True, help="file descriptor")
     parser.add_argument("--admin-listener", type=int, help="file descriptor")
     parser.add_argument("--control", type=int, required=True, help="file descriptor")
+    parser.add_argument("--place", type=int, required=True, help="on the board")
     parser.add_argument("--tested", action="store_true", help="take connections only when ready: others take them")
     parser.add_argument("--print-curl", action="store_true")
     arguments = parser.parse_args(argv)
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(os.environ)
         app = create_app(settings)
-        server = Server(app, settings)
+        server = Server(app, settings, _place(arguments.place))
         server.take_signals()
         uvloop.run(_Worker(app, server, settings).run(arguments))
     except (SettingsError, BundleError, EngineMissing) as error:
@@ -55,8 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _place(number: int) -> Place:
+    folder = metrics_folder()
+    assert folder is not None, "the supervisor has made one"
+    return Place(Board(folder), number)
+
+
 class _Worker:
-    def __init__(self, app: FastAPI, server: Server, settings: Settings) -> None:
+    def __init__(self, app: Application, server: Server, settings: Settings) -> None:
         self._app = app
         self._server = server
         self._settings = settings

@@ -4,8 +4,11 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from contract.encode import BadFeature, Encoder
+from contract.encode import Encoder
+from contract.reader import BadFeature
 from contract.schema import FeatureSchema, Field
 from contract.vocabulary import build_vocabulary
 
@@ -112,7 +115,7 @@ def test_a_request_with_no_candidate_left_has_empty_arrays() -> None:
     model_input, _ = encoder.ids(tokens, LOOKUP)
     assert model_input.candidate_ids.shape == (0, 1)
     assert model_input.candidate_values.shape == (0, 1)
-    assert encoder.wanted(tokens) == {"user": ["u2"], "hour": ["7"], "ad": []}
+    assert encoder.wanted(tokens) == {"user": ["u2"], "hour": ["7"]}
 
 
 def test_a_remote_lookup_is_asked_for_each_distinct_token_once() -> None:
@@ -134,3 +137,58 @@ def test_a_strict_encoder_refuses_unknown_names() -> None:
 def test_a_strict_encoder_refuses_missing_values(candidate: dict[str, Any], name: str) -> None:
     with pytest.raises(BadFeature, match=rf"\$\.candidates\[0\]\.features\.{name}: field '{name}' is missing"):
         Encoder(SCHEMA, strict=True).tokens(CONTEXT, [candidate])
+
+
+KNOWN = {"user": {"u1": 2}, "hour": {"8": 5}, "ad": {"4082": 2, "ad-1": 3}}
+
+
+def test_tokens_whose_ids_are_at_hand_get_the_same_ids_without_a_lookup() -> None:
+    encoder = Encoder(SCHEMA)
+    context: dict[str, Any] = {"user": "u1", "hour": "8"}
+    candidates: list[dict[str, Any]] = [{"ad": "ad-1", "bid": 1}, {"ad": "4082", "bid": None}]
+    plain = encoder.tokens(context, candidates)
+    quick = encoder.tokens(context, candidates, known=KNOWN)
+    assert [column.ids for column in quick.context + quick.candidates] == [[2], [5], [3, 2]]
+    assert (quick.known(), plain.known()) == (4, 0)
+    assert encoder.wanted(quick) == {}
+    lookup = {name: ids.__getitem__ for name, ids in KNOWN.items()}
+    (slow, slow_unknown), (fast, fast_unknown) = encoder.ids(plain, lookup), encoder.ids(quick, {})
+    assert slow.context_ids.tolist() == fast.context_ids.tolist()
+    assert slow.candidate_ids.tolist() == fast.candidate_ids.tolist()
+    assert slow_unknown == fast_unknown
+    assert (quick.missing, quick.ignored) == (plain.missing, plain.ignored)
+
+
+@pytest.mark.parametrize("value", [None, " u1 ", 1, True, "u9", "", "x"])
+def test_a_value_that_is_not_at_hand_is_looked_up_as_ever(value: object) -> None:
+    encoder = Encoder(SCHEMA)
+    known = {"ad": {"ad-1": 3, "1": 4, "true": 5, "u1": 6}}
+    (plain,) = encoder.tokens({}, [{"ad": "ad-1"}, {"ad": value}]).candidates
+    (quick,) = encoder.tokens({}, [{"ad": "ad-1"}, {"ad": value}], known=known).candidates
+    assert quick.ids == [3, None]
+    assert quick.places == [1]
+    assert quick.tokens == plain.tokens[1:]
+
+
+def test_a_list_where_all_else_is_at_hand_is_refused_with_its_path() -> None:
+    with pytest.raises(BadFeature, match=r"\$\.candidates\[1\]\.features\.ad"):
+        Encoder(SCHEMA).tokens(CONTEXT, [{"ad": "ad-1"}, {"ad": ["ad-1"]}], known=KNOWN)
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(["ad", "bid", "moon"]), st.sampled_from(["ad-1", "4082", 4082, None, 2.5]))
+    ),
+    st.dictionaries(st.sampled_from(["user", "hour"]), st.sampled_from(["u1", "8", 8, None, "new"])),
+)
+def test_what_is_at_hand_changes_no_id_and_no_count(candidates: list[dict[str, Any]], context: dict[str, Any]) -> None:
+    encoder = Encoder(SCHEMA)
+    lookup = {name: lambda token, ids=ids: ids.get(token, 0) for name, ids in KNOWN.items()}
+    for one in candidates:
+        if isinstance(one.get("bid"), str):
+            del one["bid"]
+    plain, quick = (encoder.tokens(context, candidates, known=known) for known in ({}, KNOWN))
+    (slow_input, slow_unknown), (input_, unknown) = encoder.ids(plain, lookup), encoder.ids(quick, lookup)
+    assert slow_input.candidate_ids.tolist() == input_.candidate_ids.tolist()
+    assert slow_input.context_ids.tolist() == input_.context_ids.tolist()
+    assert (slow_unknown, plain.missing, plain.ignored) == (unknown, quick.missing, quick.ignored)

@@ -30,7 +30,8 @@ async def read_request(reader: asyncio.StreamReader) -> bytes | None:
         head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
-    length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    lines = (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    length = next(lines, b"Content-Length: 0")
     return await reader.readexactly(int(length.split(b":")[1]))
 
 

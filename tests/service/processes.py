@@ -62,5 +62,16 @@ def another_bundle(folder: Path) -> Path:
     return write_small_bundle(folder, seed=1, name="another")
 
 
+def sockets(pid: int) -> int:
+    """How many it has open."""
+    links = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(descriptor))
+        except OSError:  # closed meanwhile
+            continue
+    return sum(link.startswith("socket:") for link in links)
+
+
 def without_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}

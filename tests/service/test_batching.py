@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from threading import Event
+from threading import Event, current_thread
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from contract.encode import ModelInput
 from service.batching import Answer, Batcher
+from service.cost import RunCost
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.metrics import Metrics
 
@@ -82,6 +83,57 @@ async def test_a_lone_request_runs_at_once() -> None:
         answer = await batcher.submit(rows(3, 4), soon())
     assert ctr(answer) == [3, 4]
     assert answer.queue_s < 0.05
+
+
+@asynccontextmanager
+async def inline(model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int = 1) -> AsyncIterator[Batcher]:
+    """A run of fewer than five rows is short enough for the event loop."""
+    batcher = Batcher(
+        model, Metrics(), slots=slots, max_rows=8, max_queued_rows=16, cost=RunCost(0.0, 0.01), inline_s=0.05
+    )
+    yield batcher
+    await batcher.close()
+
+
+async def test_a_short_run_is_done_when_submit_returns_and_takes_no_thread() -> None:
+    threads = []
+
+    def model(batch: Sequence[ModelInput]) -> list[Ctr]:
+        threads.append(current_thread())
+        return [one.candidate_ids[:, 0] / 1000 for one in batch]
+
+    async with inline(model) as batcher:
+        short = batcher.submit(rows(3, 4), soon())
+        assert short.done()
+        assert ctr(short.result()) == [3, 4]
+        long = batcher.submit(rows(*range(8)), soon())
+        assert not long.done()
+        assert ctr(await long) == list(range(8))
+    assert threads[0] is current_thread()
+    assert threads[1] is not current_thread()
+
+
+async def test_a_short_run_that_fails_fails_its_own_request_and_the_next_one_runs() -> None:
+    def model(batch: Sequence[ModelInput]) -> list[Ctr]:
+        if batch[0].candidate_ids[0, 0] == 13:
+            raise RuntimeError("unlucky")
+        return [one.candidate_ids[:, 0] / 1000 for one in batch]
+
+    async with inline(model) as batcher:
+        with pytest.raises(RuntimeError, match="unlucky"):
+            await batcher.submit(rows(13), soon())
+        assert ctr(await batcher.submit(rows(14), soon())) == [14]
+
+
+async def test_a_short_run_waits_its_turn_behind_a_long_one() -> None:
+    model = WaitingModel()
+    async with inline(model) as batcher:
+        long = batcher.submit(rows(*range(8)), soon())
+        short = batcher.submit(rows(1), soon())
+        assert not short.done()
+        model.go.set()
+        assert ctr(await short) == [1]
+        assert ctr(await long) == list(range(8))
 
 
 async def test_requests_are_merged_only_while_the_slots_are_busy() -> None:

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPResponse
 from pathlib import Path
@@ -13,9 +14,11 @@ import httpx
 import pytest
 
 from tests.service.conftest import a_request
+from tests.service.processes import eventually, metric
 from tests.service.test_serve import Server, serving
 
 BODY = json.dumps(a_request(timeout_ms=5000)).encode()
+JSON = {"Content-Type": "application/json"}
 HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
 LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
@@ -150,3 +153,57 @@ def test_none_of_this_is_in_the_log(bundle: Path) -> None:
         _, errors = server.process.communicate(timeout=30)
     assert "WARNING" not in errors
     assert "ERROR" not in errors
+
+
+def test_a_client_that_asks_again_when_it_has_its_answer_is_one_request_in_hand(bundle: Path) -> None:
+    """As many clients as there are places: nobody is ever refused."""
+
+    def ask(server: Server, times: int) -> list[int]:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            return [client.post("/v1/score", content=BODY, headers=JSON).status_code for _ in range(times)]
+
+    limited = serving(bundle, CTR_WORKERS="1", CTR_MAX_IN_FLIGHT="3", CTR_TIMEOUT_MS="5000")
+    with limited as server, ThreadPoolExecutor(3) as clients:
+        statuses = [status for one in clients.map(ask, [server] * 3, [150] * 3) for status in one]
+    assert statuses == [200] * 450
+
+
+def test_a_client_that_does_not_take_its_answers_loses_its_connection(bundle: Path) -> None:
+    candidates = [{"id": "i" * 1900 + str(number), "features": {"ad": 1}} for number in range(1000)]
+    body = json.dumps(a_request(candidates=candidates, timeout_ms=5000)).encode()
+    impatient = serving(bundle, CTR_WORKERS="1", CTR_HEAD_TIMEOUT_MS="1000", CTR_KEEP_ALIVE_MS="60000")
+    with impatient as server, socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        host, port = server.url.removeprefix("http://").split(":")
+        silent.connect((host, int(port)))
+        for _ in range(2):
+            silent.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        eventually(lambda: metric(server.url, 'ctr_request_seconds_count{outcome="ok"}') == 2, "both are answered")
+        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the one for the metrics is left")
+
+
+def test_a_head_that_finds_no_room_is_no_request_for_scores(bundle: Path) -> None:
+    limited = serving(bundle, CTR_WORKERS="1", CTR_MAX_IN_FLIGHT="1", CTR_TIMEOUT_MS="5000")
+    with limited as server, connected(server) as connection:
+        connection.sendall(HEAD + LENGTH + BODY)
+        connection.sendall(b"HEAD /v1/score HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer(connection)[0] == 200
+        head = read_all(connection)
+    assert head.startswith(b"HTTP/1.1 405")
+    assert head.endswith(b"\r\n\r\n")
+
+
+def test_an_answer_without_the_body_that_was_asked_for_closes(server: Server) -> None:
+    """The client may send it now, or leave it out: what comes next could be either."""
+    with connected(server) as connection:
+        connection.sendall(HEAD.replace(b"json", b"text") + b"Expect: 100-continue\r\nContent-Length: 300\r\n\r\n")
+        text = read_all(connection)
+    assert text.startswith(b"HTTP/1.1 415")
+    assert b"\r\nconnection: close\r\n" in text
+
+
+def read_all(connection: socket.socket) -> bytes:
+    text = b""
+    while piece := connection.recv(65536):
+        text += piece
+    return text

@@ -18,7 +18,7 @@ from tests.service.test_batching import Ctr, WaitingModel
 @asynccontextmanager
 async def app_with(model: WaitingModel, start: StartApp, **settings: int) -> AsyncIterator[httpx.AsyncClient]:
     """The real app, with a model that waits in place of the graph."""
-    async with start(**settings) as client:
+    async with start(inline_ms=0, **settings) as client:  # or the whole event loop would wait with the model
         scorer: Scorer = app_of(client).state.serving.model.scorer
         real, scorer.batcher._run = scorer.batcher._run, model
         yield client

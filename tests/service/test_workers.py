@@ -13,7 +13,7 @@ import pytest
 
 from service.cpus import available_cpus
 from tests.service.conftest import a_request
-from tests.service.processes import children, eventually, is_alive, metric
+from tests.service.processes import children, eventually, is_alive, metric, sockets
 from tests.service.test_serve import Server, serving
 
 OK_COUNT = 'ctr_request_seconds_count{outcome="ok"}'
@@ -138,11 +138,6 @@ def test_a_worker_that_joins_gets_its_share_of_the_connections(bundle: Path) -> 
 
 
 SOCKETS_OF_ITS_OWN = 4  # the one that it listens on, the supervisor's, and the event loop's
-
-
-def sockets(pid: int) -> int:
-    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
-    return sum(link.startswith("socket:") for link in links)
 
 
 def ready(server: Server) -> list[int]:

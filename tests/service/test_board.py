@@ -1,0 +1,51 @@
+"""Connections are shared out among the workers, however their clients come."""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from socket import create_connection
+from urllib.parse import urlsplit
+
+import pytest
+
+from service.board import Board, Place
+from tests.service.processes import children, eventually, metric, sockets
+from tests.service.test_serve import serving
+from tests.service.test_workers import served_by
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02])
+def test_clients_that_connect_one_after_the_other_are_shared_out_evenly(bundle: Path, pause_s: float) -> None:
+    with serving(bundle, CTR_WORKERS="2") as server:
+        eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers")
+        eventually(lambda: served_by(server, 20) == 2, "both take connections")
+        time.sleep(0.5)  # until those connections have ended
+        workers = children(server.process.pid)
+        address = ("127.0.0.1", urlsplit(server.url).port)
+        before = [sockets(pid) for pid in workers]
+        with ExitStack() as clients:
+            for _ in range(16):
+                clients.enter_context(create_connection(address, timeout=10))
+                time.sleep(pause_s)
+
+            def has_its_share(pid: int, was: int) -> bool:
+                return 5 <= sockets(pid) - was <= 11  # on a busy machine one may be too late for its turn
+
+            eventually(lambda: all(map(has_its_share, workers, before)), "each has about half of them")
+
+
+def test_the_one_with_more_connections_than_another_steps_aside(tmp_path: Path) -> None:
+    first, second = (Place(Board(tmp_path, places=3), 0), Place(Board(tmp_path), 1))
+    assert not first.has_more(5)  # nobody else is there
+    second.put(4)
+    assert first.has_more(5)
+    assert not first.has_more(4)
+    second.leave()
+    assert not first.has_more(5)
+
+
+def test_a_place_is_seen_by_whoever_opens_the_board_later(tmp_path: Path) -> None:
+    board = Board(tmp_path, places=2)
+    board.put(0, 7)
+    assert Board(tmp_path).fewest_of_others(1) == 7
+    assert Board(tmp_path).fewest_of_others(0) is None
