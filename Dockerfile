@@ -1,16 +1,30 @@
 # The scoring service: contract/, kernel/, service/ and a bundle. No torch, no compiler, no root.
-FROM python:3.11-slim-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+#
+#   docker build -t stec-ctr .
+#   docker build -t stec-ctr:cuda --build-arg RUNTIME=cuda .        CUDA's libraries come with it; the host needs the driver
+#
+# Another bundle: mount it over /bundle, or mount a ctr-store and set CTR_BUNDLE= (empty) and CTR_STORE to it.
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE} AS build
+RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
-RUN python -m venv /opt/ctr
+RUN python -m venv --without-pip /opt/ctr
+ARG RUNTIME=cpu
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY contract contract
 COPY kernel kernel
 COPY service service
-RUN /opt/ctr/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[cpu]" \
-    && cd / && /opt/ctr/bin/python -c "import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())"
+RUN python -m pip --python /opt/ctr/bin/python install --no-cache-dir --disable-pip-version-check \
+        -c constraints.txt ".[${RUNTIME}]" \
+    && cd / && /opt/ctr/bin/python -c "import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())" \
+    && /opt/ctr/bin/python -m compileall -q /opt/ctr/lib
 
-FROM python:3.11-slim-bookworm
+FROM ${BASE}
+ARG VERSION=0.4.0
+LABEL org.opencontainers.image.title="stec-ctr" \
+      org.opencontainers.image.description="Click probabilities of ad candidates, by a STEC model" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.licenses="MIT"
 RUN useradd --system --no-create-home --uid 10001 ctr
 COPY --from=build /opt/ctr /opt/ctr
 COPY deploy/demo /bundle
@@ -20,8 +34,9 @@ ENV PATH=/opt/ctr/bin:$PATH \
     CTR_BUNDLE=/bundle \
     CTR_HOST=0.0.0.0 \
     CTR_PORT=8000
-USER ctr
+USER 10001
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=2s --start-period=20s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=2s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['CTR_PORT'] + '/readyz', timeout=1)"]
+# The exec form: SIGTERM reaches the supervisor itself, which finishes what is in hand and ends with 0.
 CMD ["python", "-m", "service"]

@@ -1,0 +1,239 @@
+"""Brings compose.yaml up and has it prove what it promises: make compose-test
+
+Needs a Docker engine, and the image stec-ctr, which `make compose-test` builds. Grafana stays out: nothing of it is
+ours but files that tests/deploy reads.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from contract.bundle import open_bundle
+from loadtest.bodies import prepare
+from loadtest.check import what_is_wrong
+from loadtest.message import Prepared
+from loadtest.servers import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "deploy" / "demo"
+SERVICES = ("redis", "publish", "service", "prometheus")
+PROJECT = "ctr-compose-test"
+HEALTHY_S, RECORDED_S, STOP_S = 120.0, 90.0, 60.0
+RULES = "/etc/prometheus/"
+JSON = {"Content-Type": "application/json"}
+
+
+class Failed(RuntimeError):
+    """A promise that was not kept."""
+
+
+class Compose:
+    """One project of its own, on ports of its own."""
+
+    def __init__(self, compose: Sequence[str]) -> None:
+        self._compose = [*compose, "--project-name", PROJECT, "--file", str(ROOT / "compose.yaml")]
+        # With the demo bundle, whatever the caller's environment says.
+        self._ports = {"BUNDLE": "./deploy/demo", "PORT": str(free_port()), "PROMETHEUS_PORT": str(free_port())}
+        self.service = f"http://127.0.0.1:{self._ports['PORT']}"
+        self.prometheus = f"http://127.0.0.1:{self._ports['PROMETHEUS_PORT']}"
+
+    def __call__(self, *arguments: str) -> str:
+        """What it says on stdout. Raises Failed when it fails."""
+        return run([*self._compose, *arguments], self._ports)
+
+    def inspect(self, service: str, what: str) -> str:
+        container = self("ps", "--all", "--quiet", service).strip()
+        return run(["docker", "inspect", "--format", what, container]).strip()
+
+
+def run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(  # noqa: S603
+        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+@contextmanager
+def up(compose: Compose) -> Iterator[None]:
+    """Nothing of it is left at the end; after a failure its last words are printed."""
+    try:
+        compose("up", "--detach", "--no-build", *SERVICES)
+        yield
+    except (Failed, httpx.HTTPError):
+        print(compose("logs", "--tail", "20"), file=sys.stderr)
+        raise
+    finally:
+        compose("down", "--volumes", "--timeout", "5")
+
+
+def becomes_healthy(compose: Compose) -> str:
+    for service in ("service", "prometheus"):
+        eventually(
+            lambda service=service: compose.inspect(service, "{{.State.Health.Status}}") == "healthy",  # type: ignore[misc]
+            HEALTHY_S,
+            f"{service} did not become healthy",
+        )
+    return "service and prometheus are healthy"
+
+
+def is_locked_down(compose: Compose) -> str:
+    user = compose("exec", "-T", "service", "id", "-u").strip()
+    if user == "0":
+        raise Failed("the service runs as root")
+    if compose.inspect("service", "{{.HostConfig.ReadonlyRootfs}}") != "true":
+        raise Failed("the service's root file system can be written to")
+    for module in ("torch", "onnx"):
+        if "spec" in compose("exec", "-T", "service", "python", "-c", FIND.format(module)):
+            raise Failed(f"the image has {module}")
+    return f"the service is user {user}, on a read-only root, without torch"
+
+
+FIND = "import importlib.util as u; print('spec' if u.find_spec('{}') else 'none')"
+
+
+def scores_with_redis(compose: Compose, requests: Sequence[Prepared]) -> str:
+    degraded = score_all(compose, requests)
+    if degraded:
+        raise Failed(f"{degraded} answers were degraded although Redis is there")
+    text = httpx.get(f"{compose.service}/metrics", timeout=10).text
+    asked = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(IN_REDIS))
+    if not asked:
+        raise Failed("no token was looked up in Redis")
+    return f"{len(requests)} requests scored right through {compose.service}, {asked:.0f} tokens from Redis"
+
+
+IN_REDIS = 'ctr_vocabulary_tokens_total{tier="redis"}'
+
+
+def is_recorded(compose: Compose, requests: Sequence[Prepared]) -> str:
+    """Traffic until the p99 is there: a rate needs two scrapes with requests between."""
+    found: list[float] = []
+
+    def recorded() -> bool:
+        score_all(compose, requests)
+        if query(compose, 'up{job="ctr"} == 1'):
+            found[:] = [value for value in query(compose, "ctr:request_seconds:p99_1m") if 0 < value < 1]
+        return bool(found)
+
+    eventually(recorded, RECORDED_S, "Prometheus has no ctr:request_seconds:p99_1m")
+    for arguments in (("check", "config", f"{RULES}prometheus.yml"), ("test", "rules", f"{RULES}tests.yml")):
+        compose("exec", "-T", "prometheus", "promtool", *arguments)
+    return f"Prometheus scrapes, ctr:request_seconds:p99_1m is {found[0] * 1e3:.1f} ms; promtool finds no fault"
+
+
+def query(compose: Compose, expression: str) -> list[float]:
+    answer: dict[str, Any] = httpx.get(
+        f"{compose.prometheus}/api/v1/query", params={"query": expression}, timeout=10
+    ).json()
+    return [float(series["value"][1]) for series in answer["data"]["result"]]
+
+
+def scores_without_redis(compose: Compose, fresh: Sequence[Prepared]) -> str:
+    """fresh: some with tokens that no worker has seen, so that Redis would be asked."""
+    compose("kill", "redis")
+    degraded = score_all(compose, fresh)
+    if not degraded:
+        raise Failed("no answer says that Redis is gone")
+    return f"Redis killed: {len(fresh)} requests scored right, {degraded} of them say that they are degraded"
+
+
+def score_all(compose: Compose, requests: Sequence[Prepared]) -> int:
+    """How many answers were degraded. Raises Failed for one that is wrong."""
+    degraded = 0
+    with httpx.Client(base_url=compose.service, timeout=10) as client:
+        for request in requests:
+            answer = client.post("/v1/score", content=request.body, headers=JSON)
+            problem = what_is_wrong(request, answer.content) if answer.status_code == 200 else answer.text
+            if problem is not None:
+                raise Failed(f"a wrong answer: {problem}")
+            degraded += bool(answer.json()["degraded"])
+    return degraded
+
+
+def stops_without_losing_any(compose: Compose, requests: Sequence[Prepared]) -> str:
+    """Clients that send until /readyz says no more, as a balancer has them do."""
+    leaving, counted, lost = threading.Event(), [0] * 4, []
+
+    def send(number: int) -> None:
+        with httpx.Client(base_url=compose.service, timeout=10) as client:
+            while not leaving.is_set():
+                body = requests[counted[number] % len(requests)].body
+                try:
+                    client.post("/v1/score", content=body, headers=JSON).raise_for_status()
+                    counted[number] += 1
+                except httpx.HTTPError as error:
+                    lost.append(repr(error))
+                    return
+
+    def stop() -> None:
+        try:
+            compose("stop", "service")
+        except Failed as failure:
+            lost.append(str(failure))
+
+    clients = [threading.Thread(target=send, args=(number,)) for number in range(len(counted))]
+    stopping = threading.Thread(target=stop)
+    for thread in clients:
+        thread.start()
+    time.sleep(1.0)
+    stopping.start()
+    eventually(lambda: not is_ready(compose), STOP_S, "/readyz goes on saying 200")
+    leaving.set()
+    for thread in (*clients, stopping):
+        thread.join(STOP_S)
+    code = compose.inspect("service", "{{.State.ExitCode}}")
+    if lost or code != "0":
+        raise Failed(f"stopped with exit code {code}, {len(lost)} requests lost: {lost[:3]}")
+    return f"docker compose stop: exit code 0, none of {sum(counted)} requests lost"
+
+
+def is_ready(compose: Compose) -> bool:
+    try:
+        return httpx.get(f"{compose.service}/readyz", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def eventually(holds: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    end_s = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end_s:
+            raise Failed(f"{otherwise} within {seconds:g} s")
+        time.sleep(0.1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """argv: the words that start compose, default `docker compose`."""
+    compose = Compose(list(argv if argv is not None else sys.argv[1:]) or ["docker", "compose"])
+    bundle = open_bundle(BUNDLE)
+    seen, fresh = (prepare([bundle], {20: 60}, 2000, seed) for seed in (1, 2))
+    promises: list[Callable[[], str]] = [
+        lambda: becomes_healthy(compose),
+        lambda: is_locked_down(compose),
+        lambda: scores_with_redis(compose, seen),
+        lambda: is_recorded(compose, seen),
+        lambda: scores_without_redis(compose, fresh),
+        lambda: stops_without_losing_any(compose, seen),
+    ]
+    try:
+        with up(compose):
+            for promise in promises:
+                print(f"ok: {promise()}", flush=True)
+    except (Failed, httpx.HTTPError) as failure:
+        print(f"FAILED: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""The manifests are valid, and what they say fits what the service does."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from service.app import create_app
+from service.settings import Settings, read_settings
+from service.supervisor import KILL_S
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "deploy" / "k8s"
+NO_MANIFESTS = {"kustomization.yaml", "prometheus-adapter.yaml"}
+SERVICE, REDIS, PUBLISH = "stec-ctr", "stec-ctr-redis", "stec-ctr-publish"
+USER = 10001
+NAME_LABEL = "app.kubernetes.io/name"
+
+Manifest = dict[str, Any]
+
+
+def manifests() -> list[Manifest]:
+    files = sorted(path for path in FOLDER.glob("*.yaml") if path.name not in NO_MANIFESTS)
+    return [one for path in files for one in yaml.safe_load_all(path.read_text())]
+
+
+def the(kind: str, name: str) -> Manifest:
+    (found,) = [one for one in manifests() if one["kind"] == kind and one["metadata"]["name"] == name]
+    return found
+
+
+def kustomization() -> Manifest:
+    found: Manifest = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    return found
+
+
+def given() -> dict[str, str]:
+    lines = (FOLDER / "settings.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+def settings() -> Settings:
+    return read_settings(given())
+
+
+def templates() -> Iterator[tuple[str, Manifest]]:
+    for one in manifests():
+        if "template" in one.get("spec", {}):
+            yield one["metadata"]["name"], one["spec"]["template"]
+
+
+def pod(name: str) -> Manifest:
+    spec: Manifest = dict(templates())[name]["spec"]
+    return spec
+
+
+def container(name: str) -> Manifest:
+    (only,) = pod(name)["containers"]
+    found: Manifest = only
+    return found
+
+
+def megabytes(quantity: str) -> int:
+    number, unit = re.fullmatch(r"(\d+)([MG]i)", quantity).groups()  # type: ignore[union-attr]
+    return int(number) * (1024 if unit == "Gi" else 1)
+
+
+@pytest.mark.parametrize("manifest", manifests(), ids=lambda one: f"{one['kind']}-{one['metadata']['name']}")
+def test_a_manifest_is_valid(manifest: Manifest) -> None:
+    kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_every_manifest_is_applied_in_whatever_namespace_one_chooses() -> None:
+    assert set(kustomization()["resources"]) == {path.name for path in FOLDER.glob("*.yaml")} - NO_MANIFESTS
+    assert "namespace" not in kustomization()
+    assert not [one for one in manifests() if "namespace" in one["metadata"]]
+
+
+def test_the_image_is_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert kustomization()["images"] == [{"name": project["name"], "newTag": project["version"]}]
+    assert container(SERVICE)["image"] == container(PUBLISH)["image"] == project["name"]
+
+
+def test_the_settings_are_known_and_have_values_that_the_service_takes() -> None:
+    assert settings().host == "0.0.0.0"  # noqa: S104
+    assert settings().workers is None, "they follow from the CPU limit"
+    generated = kustomization()["configMapGenerator"]
+    assert generated == [{"name": SERVICE, "envs": ["settings.env"]}]
+    for name in (SERVICE, PUBLISH):
+        assert container(name)["envFrom"] == [{"configMapRef": {"name": SERVICE}}]
+
+
+def test_every_variable_of_a_container_is_a_setting() -> None:
+    known = {f"CTR_{name.upper()}" for name in Settings.model_fields}
+    component = yaml.safe_load((FOLDER / "components" / "api-keys" / "kustomization.yaml").read_text())
+    patched = yaml.safe_load(component["patches"][0]["patch"])["spec"]["template"]["spec"]["containers"]
+    variables = [variable["name"] for one in (container(SERVICE), *patched) for variable in one["env"]]
+    assert set(variables) == {"CTR_REDIS_URL", "CTR_API_KEYS_FILE"} <= known
+
+
+def test_a_service_of_the_namespace_becomes_no_setting_that_stops_the_start() -> None:
+    for name, template in templates():
+        assert template["spec"]["enableServiceLinks"] is False, name
+
+
+def test_a_pod_has_the_time_to_end_that_the_service_takes() -> None:
+    takes_s = (settings().drain_notice_ms + settings().drain_ms) / 1e3 + KILL_S
+    assert pod(SERVICE)["terminationGracePeriodSeconds"] > takes_s
+
+
+def test_a_pod_that_ends_takes_requests_until_nobody_sends_any() -> None:
+    probe = container(SERVICE)["readinessProbe"]
+    assert settings().drain_notice_ms / 1e3 > 2 * probe["periodSeconds"] * probe["failureThreshold"]
+    assert "lifecycle" not in container(SERVICE), "the notice begins with SIGTERM, and a preStop would delay that"
+
+
+def test_the_probes_ask_routes_of_the_app_on_the_port_where_it_listens() -> None:
+    app = create_app(Settings(bundle=ROOT / "deploy" / "demo"))
+    routes = {route.path for route in app.router.routes if hasattr(route, "path")}
+    only = container(SERVICE)
+    ports = {port["name"]: port["containerPort"] for port in only["ports"]}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = only[probe]["httpGet"]
+        assert asked["path"] in routes
+        assert ports[asked["port"]] == settings().port
+    annotations = dict(templates())[SERVICE]["metadata"]["annotations"]
+    assert annotations["prometheus.io/path"] in routes
+    assert int(annotations["prometheus.io/port"]) == settings().port
+
+
+def test_only_what_a_restart_can_mend_restarts_a_pod() -> None:
+    only = container(SERVICE)
+    assert only["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert only["livenessProbe"]["httpGet"]["path"] == only["startupProbe"]["httpGet"]["path"] == "/livez"
+
+
+def test_selectors_match_the_labels_of_pods() -> None:
+    labels = {name: template["metadata"]["labels"] for name, template in templates()}
+    for name in (SERVICE, REDIS):
+        assert the("Deployment", name)["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
+        assert the("Service", name)["spec"]["selector"].items() <= labels[name].items()
+    for name in (SERVICE, REDIS, PUBLISH):
+        assert the("NetworkPolicy", name)["spec"]["podSelector"]["matchLabels"].items() <= labels[name].items()
+    budget = the("PodDisruptionBudget", SERVICE)["spec"]["selector"]["matchLabels"]
+    spread = [one["labelSelector"]["matchLabels"] for one in pod(SERVICE)["topologySpreadConstraints"]]
+    for selector in (budget, *spread):
+        assert selector.items() <= labels[SERVICE].items()
+        assert not selector.items() <= labels[REDIS].items()
+
+
+def test_services_lead_to_ports_that_containers_have() -> None:
+    for name in (SERVICE, REDIS):
+        (port,) = the("Service", name)["spec"]["ports"]
+        assert port["targetPort"] in {one["name"] for one in container(name)["ports"]}
+    assert f"//{REDIS}:6379/" in given()["CTR_REDIS_URL"]
+    assert container(REDIS)["ports"][0]["containerPort"] == the("Service", REDIS)["spec"]["ports"][0]["port"] == 6379
+
+
+@pytest.mark.parametrize("name", [SERVICE, REDIS, PUBLISH])
+def test_it_runs_without_root_without_privileges_and_on_a_file_system_that_it_cannot_write(name: str) -> None:
+    of_pod, of_container = pod(name)["securityContext"], container(name)["securityContext"]
+    assert of_pod["runAsNonRoot"] is True
+    assert of_pod["runAsUser"] > 0
+    assert of_pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert of_container == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod(name)["automountServiceAccountToken"] is False
+    assert the("ServiceAccount", pod(name)["serviceAccountName"])["automountServiceAccountToken"] is False
+
+
+def test_it_runs_as_the_user_of_the_image() -> None:
+    assert f"--uid {USER} " in (ROOT / "Dockerfile").read_text()
+    for name in (SERVICE, PUBLISH):
+        assert pod(name)["securityContext"]["runAsUser"] == USER
+
+
+def test_it_can_write_its_metrics_to_memory_and_has_a_folder_for_what_is_temporary() -> None:
+    volumes = {one["name"]: one["emptyDir"] for one in pod(SERVICE)["volumes"]}
+    mounts = {one["mountPath"]: volumes[one["name"]] for one in container(SERVICE)["volumeMounts"]}
+    assert set(mounts) == {"/tmp", "/dev/shm"}  # noqa: S108
+    assert mounts["/dev/shm"]["medium"] == "Memory"  # noqa: S108
+    shared = megabytes(mounts["/dev/shm"]["sizeLimit"])  # noqa: S108
+    assert shared < megabytes(container(SERVICE)["resources"]["limits"]["memory"]) / 4
+
+
+@pytest.mark.parametrize("name", [SERVICE, REDIS, PUBLISH])
+def test_it_has_whole_cpus_that_nobody_else_is_promised(name: str) -> None:
+    resources = container(name)["resources"]
+    assert resources["requests"] == resources["limits"]
+    assert resources["limits"]["cpu"].isdecimal()
+
+
+def test_redis_holds_less_than_its_container_and_forgets_no_part_of_a_vocabulary() -> None:
+    arguments = container(REDIS)["args"]
+    most = megabytes(arguments[arguments.index("--maxmemory") + 1].replace("mb", "Mi"))
+    assert most <= megabytes(container(REDIS)["resources"]["limits"]["memory"]) * 0.7
+    assert arguments[arguments.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_the_bundle_that_is_published_is_the_one_that_is_served() -> None:
+    command, bundle, *keep = container(PUBLISH)["command"]
+    assert command in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert Path(bundle) == settings().bundle
+    assert keep == ["--keep", "2"], "the old pods' version, too, while they are replaced"
+
+
+def test_the_autoscaler_has_a_target_and_nobody_else_sets_its_replicas() -> None:
+    spec = the("HorizontalPodAutoscaler", SERVICE)["spec"]
+    target = the(spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
+    assert target["apiVersion"] == spec["scaleTargetRef"]["apiVersion"]
+    assert "replicas" not in target["spec"]
+    assert spec["minReplicas"] >= 2
+
+
+def test_it_adds_pods_before_requests_are_refused() -> None:
+    metrics = the("HorizontalPodAutoscaler", SERVICE)["spec"]["metrics"]
+    (queue,) = [one["pods"] for one in metrics if one["type"] == "Pods"]
+    assert "milliseconds" in queue["metric"]["name"]
+    assert float(queue["target"]["averageValue"]) <= settings().queue_target_ms / 2
+
+
+def test_a_rollout_and_a_drained_node_take_no_more_than_one_pod() -> None:
+    rollout = the("Deployment", SERVICE)["spec"]["strategy"]["rollingUpdate"]
+    assert rollout == {"maxUnavailable": 0, "maxSurge": 1}
+    assert the("PodDisruptionBudget", SERVICE)["spec"]["maxUnavailable"] == 1
+
+
+def test_only_clients_and_monitoring_reach_the_service_and_it_reaches_redis_and_names_only() -> None:
+    policy = the("NetworkPolicy", SERVICE)["spec"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    (way_in,) = policy["ingress"]
+    assert way_in["from"] == [
+        {"podSelector": {"matchLabels": {"stec-ctr/client": "true"}}},
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}},
+    ]
+    assert [port["port"] for port in way_in["ports"]] == [settings().port]
+    to_redis, to_names = policy["egress"]
+    assert to_redis["to"] == [{"podSelector": {"matchLabels": {NAME_LABEL: REDIS}}}]
+    assert [port["port"] for port in to_redis["ports"]] == [6379]
+    assert {port["port"] for port in to_names["ports"]} == {53}
+    assert the("NetworkPolicy", PUBLISH)["spec"]["egress"] == policy["egress"]
+
+
+def test_only_the_service_and_the_publisher_reach_redis_which_reaches_nothing() -> None:
+    policy = the("NetworkPolicy", REDIS)["spec"]
+    (way_in,) = policy["ingress"]
+    assert [one["podSelector"]["matchLabels"][NAME_LABEL] for one in way_in["from"]] == [SERVICE, PUBLISH]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    assert "egress" not in policy

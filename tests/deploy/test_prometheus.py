@@ -1,0 +1,247 @@
+"""What rules, alerts, dashboard and autoscaler ask for is what the service says."""
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service import errors
+from service.errors import Problem
+from service.lookup import WITHOUT_REDIS, WITHOUT_VOCABULARY
+from service.metrics import Metrics
+from tests.service.conftest import DEMO, a_free_port
+from tests.service.processes import eventually, without_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMETHEUS, GRAFANA, KUBERNETES = (ROOT / "deploy" / name for name in ("prometheus", "grafana", "k8s"))
+PAGE = (ROOT / "docs" / "operations.md").read_text()
+DASHBOARD = GRAFANA / "dashboards" / "ctr.json"
+
+OF_PROMETHEUS = {"job", "instance", "namespace", "pod", "le", "alertstate"}
+NAME = re.compile(r"\bctr[_:][\w:]+")
+SELECTOR = re.compile(rf"({NAME.pattern}){{([^}}]*)}}")
+MATCHER = re.compile(r'(\w+)(?:=~|!=|!~|=)"([^"]*)"')
+GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left)\s*\(([^)]*)\)")
+
+Series = dict[str, dict[str, set[str]]]  # the values of each label, by the series' name
+
+
+@pytest.fixture(scope="module")
+def series() -> Series:
+    found: Series = defaultdict(lambda: defaultdict(set))
+    for text in (all_that_an_app_can_count(), *of_a_running_service()):
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                labels = found[sample.name]
+                for name, value in sample.labels.items():
+                    labels[name].add(value)
+    return found
+
+
+def all_that_an_app_can_count() -> str:
+    metrics = Metrics()
+    problems = [one for one in vars(errors).values() if is_a_problem(one)]
+    for error in (*problems, RuntimeError, asyncio.CancelledError, None):
+        with suppress(Problem, RuntimeError, asyncio.CancelledError), metrics.request(key=lambda: "a key"):
+            if error is not None:
+                raise error("told to")
+    with metrics.explanation():
+        metrics.count_tokens(Counter(user=1), Counter(user=1), Counter({"context": 1, "candidate": 1}))
+    metrics.serves("stec", "1")
+    for reason in (WITHOUT_REDIS, WITHOUT_VOCABULARY):
+        metrics.degraded.labels(reason).inc()
+    for reason in ("queue", "write"):
+        metrics.not_logged.labels(reason).inc()
+    return generate_latest(metrics.registry).decode()
+
+
+def is_a_problem(one: object) -> bool:
+    return isinstance(one, type) and issubclass(one, Problem) and one is not Problem
+
+
+def of_a_running_service() -> Iterator[str]:
+    """With what its supervisor adds."""
+    port = a_free_port()
+    settings = {"CTR_BUNDLE": str(DEMO), "CTR_PORT": str(port), "CTR_WORKERS": "1", "CTR_DRAIN_NOTICE_MS": "0"}
+    with subprocess.Popen([sys.executable, "-m", "service"], env=without_settings() | settings) as process:
+        try:
+            eventually(lambda: is_ready(port), "ready")
+            yield httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+        finally:
+            process.terminate()
+
+
+def is_ready(port: int) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
+    return False
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def rules(file: str) -> list[dict[str, Any]]:
+    return [rule for group in read(PROMETHEUS / file)["groups"] for rule in group["rules"]]
+
+
+RECORDED = {rule["record"]: rule["expr"] for rule in rules("rules.yml")}
+ALERTS = rules("alerts.yml")
+
+
+def adapted() -> list[dict[str, Any]]:
+    custom: list[dict[str, Any]] = read(KUBERNETES / "prometheus-adapter.yaml")["rules"]["custom"]
+    return custom
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return found
+
+
+def queries() -> list[str]:
+    dashboard = json.loads(DASHBOARD.read_text())
+    return [
+        *RECORDED.values(),
+        *(alert["expr"] for alert in ALERTS),
+        *(target["expr"] for panel in panels() for target in panel.get("targets", [])),
+        *(annotation["expr"] for annotation in dashboard["annotations"]["list"]),
+        *(variable["definition"] for variable in dashboard["templating"]["list"]),
+        *(rule["seriesQuery"] for rule in adapted()),
+    ]
+
+
+def test_every_name_that_is_asked_for_is_a_metric_of_the_service_or_a_recording_rule(series: Series) -> None:
+    names = {name for query in queries() for name in NAME.findall(query)}
+    assert len(names) > 40
+    assert names - set(series) - set(RECORDED) == set()
+
+
+def test_every_recording_rule_that_an_alert_speaks_of_is_there() -> None:
+    texts = [text for alert in ALERTS for text in alert["annotations"].values()]
+    assert {name for text in texts for name in re.findall(r"\bctr:[\w:]*\w", text)} <= set(RECORDED)
+
+
+def test_every_label_that_is_asked_for_has_that_value_somewhere(series: Series) -> None:
+    of_all: dict[str, set[str]] = defaultdict(set)
+    for labels in series.values():
+        for label, values in labels.items():
+            of_all[label] |= values
+    asked = [(*one, query) for query in queries() for one in SELECTOR.findall(query)]
+    for name, matchers, query in asked:
+        known = series.get(name, of_all)
+        for label, pattern in MATCHER.findall(matchers):
+            if label not in OF_PROMETHEUS:
+                assert set(pattern.split("|")) <= known[label], query
+    assert len(asked) > 40
+
+
+def test_every_label_that_is_grouped_by_is_one_of_the_service_or_of_prometheus(series: Series) -> None:
+    known = OF_PROMETHEUS.union(*series.values())
+    groupings = [grouping for query in queries() for grouping in GROUPING.findall(query)]
+    assert len(groupings) > 20
+    for grouping in groupings:
+        assert {label.strip() for label in grouping.split(",") if label.strip()} <= known
+
+
+def test_every_query_is_balanced() -> None:
+    closes = {")": "(", "]": "[", "}": "{"}
+    for query in queries():
+        opened: list[str] = []
+        for character in re.sub(r'"[^"]*"', "", query):
+            if character in closes.values():
+                opened.append(character)
+            if character in closes:
+                assert opened, query
+                assert opened.pop() == closes[character], query
+        assert not opened, query
+
+
+def test_an_outcome_is_either_a_failure_of_the_server_or_none_of_the_objective(series: Series) -> None:
+    of_the_client = {"bad_request", "too_large", "wrong_type", "unauthorised", "client_gone", "not_found", "refused"}
+    counted = set(re.findall(r"\w+", RECORDED["ctr:requests:error_ratio_5m"].split("=~")[2].split('"')[1]))
+    assert series["ctr_request_seconds_count"]["outcome"] == counted | of_the_client
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
+def test_an_alert_says_what_it_is_and_where_to_read_on(alert: dict[str, Any]) -> None:
+    assert alert["labels"]["severity"] in ("critical", "warning")
+    assert alert["annotations"]["summary"]
+    _, file, after = alert["annotations"]["description"].partition("docs/operations.md")
+    section = PAGE.split("## What goes wrong")[1].split("\n## ")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in section.splitlines() if line.startswith("| ")]
+    assert file
+    assert after.startswith(', "What goes wrong": ')
+    named = [row for row in rows if f'"{row}"' in after]
+    assert named
+    for row in named:
+        after = after.replace(f'"{row}"', "")
+    assert '"' not in after.replace('"What goes wrong"', ""), "a row that is not there"
+
+
+def test_prometheus_loads_these_rules_and_scrapes_the_job_that_they_ask_for() -> None:
+    for file in ("prometheus.yml", "kubernetes.yml"):
+        configuration = read(PROMETHEUS / file)
+        assert configuration["rule_files"] == ["rules.yml", "alerts.yml"]
+        assert [job["job_name"] for job in configuration["scrape_configs"]] == ["ctr"]
+
+
+def test_no_two_rules_or_alerts_have_one_name() -> None:
+    assert len(RECORDED) == len(rules("rules.yml"))
+    assert len({alert["alert"] for alert in ALERTS}) == len(ALERTS)
+
+
+def test_every_panel_has_an_id_of_its_own_and_asks_the_data_source_that_is_provisioned() -> None:
+    sources = read(GRAFANA / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
+    source = {"type": "prometheus", "uid": sources[0]["uid"]}
+    assert len({panel["id"] for panel in panels()}) == len(panels()) > 20
+    for panel in panels():
+        for part in ([panel] if panel["type"] != "row" else []) + panel.get("targets", []):
+            assert part["datasource"] == source, panel["title"]
+    dashboard = json.loads(DASHBOARD.read_text())
+    for one in (*dashboard["annotations"]["list"], *dashboard["templating"]["list"]):
+        assert one["datasource"] == source
+    assert dashboard["schemaVersion"] >= 38
+
+
+def test_no_two_panels_lie_on_each_other() -> None:
+    taken: dict[tuple[int, int], str] = {}
+    for panel in panels():
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        for x in range(at["x"], at["x"] + at["w"]):
+            for y in range(at["y"], at["y"] + at["h"]):
+                assert taken.setdefault((x, y), panel["title"]) is panel["title"]
+
+
+def test_the_autoscaler_asks_for_what_the_adapter_makes_of_a_recording_rule() -> None:
+    autoscaler = read(KUBERNETES / "autoscaler.yaml")
+    asked = {one["pods"]["metric"]["name"] for one in autoscaler["spec"]["metrics"] if one["type"] == "Pods"}
+    assert asked == {rule["name"]["as"] for rule in adapted()}
+    for rule in adapted():
+        recorded = rule["seriesQuery"].split("{")[0]
+        assert re.fullmatch(rule["name"]["matches"], recorded)
+        # Or it would be the mean of all pods: the rule has to leave their names alone.
+        assert " by " not in RECORDED[recorded]
+
+
+def test_the_rules_give_what_their_own_tests_say() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool on PATH")
+    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "tests.yml"]):
+        done = subprocess.run([promtool, *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
