@@ -15,7 +15,7 @@ SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test lint demo demo-bundle pipeline bench load soak overload reload up clean
+.PHONY: serve install kernel test lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
@@ -63,11 +63,22 @@ load: $(ALL_STAMP)
 		--users $(USERS) --spawn-rate 20 --run-time $(RUN_TIME) --candidates 100
 
 # Each starts its own server, and writes loadtest/results/<name>.md; exit code 1 when a bar is missed.
-soak overload reload: $(ALL_STAMP)
+soak overload reload latency: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.$@
+
+# Installs each peer in an environment of its own, below .peers.
+peers: $(ALL_STAMP)
+	$(BIN)/python -m loadtest.peers.compare
 
 up:
 	$(COMPOSE) up --build
+
+# BUILD_FLAGS: for a machine whose builds need any, such as --network host.
+image:
+	docker build $(BUILD_FLAGS) --tag stec-ctr .
+
+compose-test: $(ALL_STAMP) image
+	$(BIN)/python -m deploy.compose_test $(COMPOSE)
 
 clean:
 	rm -rf .venv build *.egg-info kernel/_stec*.so

@@ -22,11 +22,13 @@ MOST_CANDIDATES = 200
 
 
 class Requests:
-    """Draws request bodies from a bundle. candidates: in each; None: 1 to 200, log-uniform."""
+    """Draws request bodies from a bundle. candidates: in each; None: 1 to 200, log-uniform. golden: their share, with
+    values that are missing or unknown."""
 
-    def __init__(self, bundle: Bundle, candidates: int | None, seed: int) -> None:
+    def __init__(self, bundle: Bundle, candidates: int | None, seed: int, golden: float = 0.5) -> None:
         self._random = random.Random(seed)  # noqa: S311  # load, not secrets
         self._candidates = candidates
+        self._golden_share = golden
         self._golden = read_golden(bundle.folder / GOLDEN)
         self._fields = bundle.schema.fields
         self._tokens: dict[str, tuple[list[str], list[float]]] = {}
@@ -40,7 +42,7 @@ class Requests:
 
     def draw(self) -> dict[str, Any]:
         count = self._candidates or int(math.exp(self._random.uniform(0, math.log(MOST_CANDIDATES + 1))))
-        if self._random.random() < 0.5:
+        if self._random.random() < self._golden_share:
             return self._from_golden(self._random.choice(self._golden), count)
         candidates = [{"id": index, "features": self._features("candidate")} for index in range(count)]
         return {"context": self._features("context"), "candidates": candidates}
@@ -62,12 +64,16 @@ class Requests:
         return features
 
 
-def prepare(bundles: Sequence[Bundle], mix: Mapping[int, int], timeout_ms: int, seed: int = 1) -> list[Prepared]:
-    """mix: number of candidates -> how many requests of that size. Drawn from the first bundle; expected: by each."""
+def prepare(
+    bundles: Sequence[Bundle], mix: Mapping[int, int], timeout_ms: int | None, seed: int = 1, golden: float = 0.5
+) -> list[Prepared]:
+    """mix: number of candidates -> how many requests of that size. Drawn from the first bundle; expected: by each.
+    timeout_ms: None leaves it to the server."""
+    own = {} if timeout_ms is None else {"timeout_ms": timeout_ms}
     bodies = [
-        requests.draw() | {"timeout_ms": timeout_ms}
+        requests.draw() | own
         for count, number in mix.items()
-        for requests in [Requests(bundles[0], count, seed + count)]
+        for requests in [Requests(bundles[0], count, seed + count, golden)]
         for _ in range(number)
     ]
     engines = [(bundle, open_engine(bundle, threads=1)) for bundle in bundles]

@@ -8,7 +8,9 @@ import asyncio
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import uvloop
 
 from loadtest.alarm import Alarm
+from loadtest.arrivals import Profile, arrival_times
 from loadtest.check import what_is_wrong
 from loadtest.connection import HUNG, HUNG_UP, LOST, REFUSED, Connection
 from loadtest.hostile import Hostile
@@ -25,6 +28,7 @@ from loadtest.records import RECORD, Records
 
 PLAN, RECORDS, NOTES = "plan.json", "records.npy", "notes.json"
 SWEEP_S = 0.25
+OPENED_FIRST = 16  # connections, before the first request
 HANG_UP_S = 0.3
 WHOLE = b'"degraded":[]}'
 MOST_EXAMPLES = 5
@@ -32,7 +36,7 @@ MOST_EXAMPLES = 5
 
 class Plan(msgspec.Struct, frozen=True):
     """rate: requests/s of this process; check, hostile: shares of the requests; cpus: those to run on, none: any.
-    patience_s: after the deadline; what is not whole by then hangs."""
+    patience_s: after the deadline; what is not whole by then hangs. shared_seed: equal in all processes of a load."""
 
     host: str
     port: int
@@ -44,9 +48,11 @@ class Plan(msgspec.Struct, frozen=True):
     check: float
     hostile: float
     seed: int
+    shared_seed: int
     cpus: list[int]
     requests: list[Prepared]
     hostile_requests: list[Hostile]
+    profile: Profile = "steady"
 
 
 class Notes(msgspec.Struct, frozen=True):
@@ -83,9 +89,8 @@ class Generator:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         random = np.random.default_rng(plan.seed)
-        gaps = random.exponential(1 / plan.rate, int(plan.rate * plan.seconds * 1.5) + 100)
-        times = np.cumsum(gaps)
-        self._times: list[float] = times[times < plan.seconds].tolist()
+        shared = np.random.default_rng(plan.shared_seed)
+        self._times: list[float] = arrival_times(plan.profile, plan.rate, plan.seconds, random, shared).tolist()
         self._kinds: list[int] = random.integers(0, len(plan.requests), len(self._times)).tolist()
         self._hostile: list[bool] = (random.random(len(self._times)) < plan.hostile).tolist()
         self._attacks: list[int] = random.integers(0, max(1, len(plan.hostile_requests)), len(self._times)).tolist()
@@ -94,7 +99,7 @@ class Generator:
         self.examples: list[str] = []
         self.opened = 0
         self._next = self._ended = 0
-        self._free: list[Connection] = []
+        self._free: deque[Connection] = deque()
         self._all: set[Connection] = set()
         self._connecting = 0
         self._waiting: list[Sending] = []
@@ -104,6 +109,7 @@ class Generator:
     async def run(self, start_s: float) -> None:
         """Until every request has its end."""
         self._start_s = start_s
+        await self._open_some()
         self._alarm = Alarm(self._send_due)
         if self._times:
             self._alarm.set(start_s + self._times[0])
@@ -115,6 +121,12 @@ class Generator:
         self._alarm.close()
         for connection in list(self._all):
             connection.close()
+
+    async def _open_some(self) -> None:
+        """As a client that has been there for a while has them; those that are refused now may be had later."""
+        for _ in range(min(OPENED_FIRST, self._plan.connections)):
+            with suppress(OSError):
+                self._release(await self._connect(self._release), True)
 
     def ended(self, index: int, sending: Sending, status: int, body: bytes) -> None:
         request, hostile = sending.request, sending.hostile
@@ -156,7 +168,8 @@ class Generator:
             return
         sending = Sending(self, index, intended_s, plan.requests[kind], None)
         if self._free:
-            self._free.pop().send(sending)
+            # The one that has been idle the longest: always the same few would be always the same worker's.
+            self._free.popleft().send(sending)
             return
         self._waiting.append(sending)
         if self._connecting < len(self._waiting) and len(self._all) + self._connecting < plan.connections:

@@ -10,6 +10,10 @@ class Prepared(msgspec.Struct, frozen=True):
     ids: list[str | int]
     expected: dict[str, list[float]] = {}
 
+    @property
+    def body(self) -> bytes:
+        return self.message.partition(b"\r\n\r\n")[2]
+
 
 def message(
     body: bytes, path: str = "/v1/score", content_type: str = "application/json", method: str = "POST"

@@ -1,7 +1,10 @@
 """Poisson arrivals at a stated rate, whatever the server does: python -m loadtest.openloop --rate 500
 
+The rate is the same all the time, or comes in bursts, or varies as over a day: --profile, see loadtest/arrivals.py.
+
 Latency counts from the time when a request was meant to be sent, so a stall counts for all that it delayed. How late
 the client itself was is reported beside it: a slow client cannot pass for a fast server, nor a fast one for a slow one.
+So is where the server says that it spent its time, if it is this project's: loadtest/phases.py.
 """
 
 import argparse
@@ -20,10 +23,12 @@ import numpy as np
 
 from contract.bundle import open_bundle
 from loadtest import records as read
+from loadtest.arrivals import CURVES, Profile
 from loadtest.bodies import prepare
 from loadtest.generator import NOTES, PLAN, RECORDS, Notes, Plan
 from loadtest.hostile import Hostile, hostile_requests
 from loadtest.message import Prepared
+from loadtest.phases import scrape, split
 from loadtest.records import Records, merge
 
 BEGIN_S = 0.1  # from the word to the first request
@@ -35,7 +40,8 @@ PRECISION = 0.03  # of the rate, where the bisection ends
 @dataclass(frozen=True)
 class Load:
     """rate: requests/s of all processes together. check, hostile: shares of the requests. connections: of each process,
-    at most. cpus: those for the generators, none: any. patience_s: after the deadline; what is not whole then hangs."""
+    at most. cpus: those for the generators, none: any. patience_s: after the deadline; what is not whole then hangs.
+    profile: when the requests come; the bursts of all processes come together."""
 
     url: str
     rate: float
@@ -48,6 +54,7 @@ class Load:
     seed: int = 1
     cpus: tuple[int, ...] = ()
     patience_s: float = 5.0
+    profile: Profile = "steady"
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,11 @@ def _plan(load: Load, number: int, requests: Sequence[Prepared], hostile: Sequen
         check=load.check,
         hostile=load.hostile if hostile else 0.0,
         seed=load.seed * 1000 + number,
+        shared_seed=load.seed * 1000 + 999,  # and no process's own
         cpus=list(load.cpus),
         requests=list(requests),
         hostile_requests=list(hostile),
+        profile=load.profile,
     )
 
 
@@ -146,7 +155,7 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
     sent = read.quantiles_ms(read.from_sent_ms(two_hundred), (50, 99))
     late = read.quantiles_ms(read.lateness_ms(scores), (50, 99, 100))
     return [
-        ("offered", f"{outcome.load.rate:g}/s for {outcome.load.seconds:g} s"),
+        ("offered", f"{outcome.load.rate:g}/s for {outcome.load.seconds:g} s, {outcome.load.profile}"),
         ("sent", str(len(scores))),
         *((name, str(read.count(scores, status))) for name, status in (("200", 200), ("429", 429), ("504", 504))),
         ("other", str(other)),
@@ -186,17 +195,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments(argv)
     requests = prepare([open_bundle(options.bundle)], {options.candidates: 300}, options.timeout_ms)
     hostile = hostile_requests() if options.hostile else []
+    metrics_url = options.metrics_url or f"{options.url.rstrip('/')}/metrics"
     wrong = 0
 
     def offer(rate: float) -> Outcome:
         nonlocal wrong
         load = Load(
             options.url, rate, options.seconds, options.timeout_ms, options.processes, options.connections,
-            options.check, options.hostile, options.seed, tuple(options.cpus),
+            options.check, options.hostile, options.seed, tuple(options.cpus), profile=options.profile,
         )  # fmt: skip
+        before = scrape(metrics_url)
         outcome = run(load, requests, hostile)
+        by_the_server = split(before, scrape(metrics_url))
         wrong += int(outcome.records["wrong"].sum())
-        print("\n".join(f"{name:>28}  {figure}" for name, figure in summary(outcome)), *outcome.examples, "", sep="\n")
+        rows = summary(outcome) + (by_the_server.rows() if by_the_server else [])
+        print("\n".join(f"{name:>28}  {figure}" for name, figure in rows), *outcome.examples, "", sep="\n")
         return outcome
 
     if options.find_max:
@@ -210,8 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("loadtest.openloop", description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--metrics-url", help="for the server's own figures; default: /metrics of --url")
     parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"), help="the bundle that the server has open")
     parser.add_argument("--rate", type=float, default=500, help="requests/s; with --find-max the first")
+    parser.add_argument("--profile", choices=list(CURVES), default="steady", help="when requests come, at that mean")
     parser.add_argument("--seconds", type=float, default=30, help="of one load")
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--timeout-ms", type=int, default=50)

@@ -48,11 +48,11 @@ class Server:
 
     def memory_mib(self) -> list[float]:
         """Proportional set size of each worker: pages that several share count once, all together."""
-        return [_pss_mib(pid) for pid in self.workers()]
+        return [pss_mib(pid) for pid in self.workers()]
 
     def cpu_s(self) -> float:
         """Of the supervisor and its workers, since each started."""
-        return sum(_cpu_s(pid) for pid in (self.process.pid, *self.workers()))
+        return sum(cpu_s_of(pid) for pid in (self.process.pid, *self.workers()))
 
     def version(self) -> str:
         with urllib.request.urlopen(f"{self.url}/v1/model", timeout=10) as answer:  # noqa: S310  # our own server
@@ -208,7 +208,7 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def _pss_mib(pid: int) -> float:
+def pss_mib(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:  # it has died
@@ -216,7 +216,7 @@ def _pss_mib(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s_of(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

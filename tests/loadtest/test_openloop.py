@@ -42,6 +42,16 @@ def test_arrivals_are_a_poisson_stream() -> None:
     assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.2)  # of an even stream it is 0
 
 
+def test_the_bursts_of_several_processes_come_together() -> None:
+    with listening(always(answer(RIGHT))) as url:
+        outcome = run(load(url, rate=200, seconds=3, profile="bursts", processes=2, check=0.0), [REQUEST])
+    intended_s = outcome.records["intended_s"] - outcome.begin_s
+    found = np.sort(np.histogram(intended_s, bins=60, range=(0, 3))[0])[::-1]
+    assert 450 < found.sum() < 750
+    assert found[:9].sum() > 0.45 * found.sum()  # a seventh of the time; of an even stream it has a fifth
+    assert dict(summary(outcome))["offered"] == "200/s for 3 s, bursts"
+
+
 def test_a_stall_of_the_server_counts_for_all_that_it_delays() -> None:
     stall_s, stalled = 0.6, asyncio.Event()
 
@@ -207,3 +217,4 @@ def test_the_command_prints_a_table_and_says_when_an_answer_was_wrong(capsys: py
     printed = capsys.readouterr().out
     assert "client late, ms" in printed
     assert "nobody activated" in printed
+    assert "server:" not in printed  # it has no metrics

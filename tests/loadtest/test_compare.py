@@ -1,0 +1,56 @@
+"""What the comparison says of given figures: its bars can be missed."""
+
+from contextlib import nullcontext
+from typing import Any
+
+from loadtest.peers.compare import OUR_GRAPH, OURS, SIZES, Contestant, Figures, _bars, _tables
+
+
+def contestant(name: str, rates: list[float], p99_ms: float = 5.0, difference: float = 1e-7) -> Contestant:
+    """rates: requests/s of each round, at every size."""
+    nowhere: Any = nullcontext
+    rounds = [{size: Figures(rate, 10.0, 1.0, p99_ms, 0) for size in SIZES} for rate in rates]
+    return Contestant(name, nowhere, rounds, [100.0] * len(rates), difference)
+
+
+def kept(*contestants: Contestant) -> list[bool]:
+    return [bar.kept for bar in _bars(contestants)]
+
+
+MINE = contestant(OURS, [1000, 1200, 800])
+
+
+def test_all_bars_are_kept_by_a_server_that_is_much_faster() -> None:
+    assert kept(MINE, contestant("a", [100, 120, 80], 6.0), contestant("b", [50, 60, 40], 9.0)) == [True] * 6
+
+
+def test_the_best_peer_decides_the_first_bar_and_the_median_one_the_second() -> None:
+    slow = [contestant(name, [50, 60, 40], 9.0) for name in "bcd"]
+    best, middle, *_ = kept(MINE, contestant("a", [250, 300, 200], 9.0), *slow)
+    assert (best, middle) == (False, True)
+    slow = [contestant(name, [190, 228, 152], 9.0) for name in "bcd"]
+    best, middle, *_ = kept(MINE, *slow)
+    assert (best, middle) == (True, False)
+
+
+def test_each_round_is_compared_with_itself_so_that_a_slow_quarter_of_an_hour_is_nobodys_fault() -> None:
+    mine, other = contestant(OURS, [1000, 500, 500]), contestant("a", [150, 75, 75])
+    assert "6.7x" in _bars([mine, other])[0].figure
+
+
+def test_one_peer_with_a_lower_p99_or_other_scores_is_enough_to_miss_a_bar() -> None:
+    assert not kept(MINE, contestant("a", [100, 120, 80], 4.9))[3]
+    assert not kept(MINE, contestant("a", [100, 120, 80], 6.0, difference=1e-3))[5]
+
+
+def test_a_server_that_answers_nothing_keeps_no_bar_of_latency() -> None:
+    silent = contestant(OURS, [1000, 1200, 800], float("nan"))
+    silent.rounds[0][1] = Figures(1000, 10.0, float("nan"), float("nan"), 7)
+    assert kept(silent, contestant("a", [100, 120, 80], 6.0))[3:5] == [False, False]
+
+
+def test_our_own_graph_behind_another_server_is_shown_and_is_no_peer() -> None:
+    graph = contestant(OUR_GRAPH, [900, 900, 900], 1.0)
+    peer = contestant("a", [100, 120, 80], 6.0)
+    assert kept(MINE, graph, peer) == [True] * 6
+    assert [row[0] for row in _tables([MINE, graph, peer])[0].rows] == [OURS, OUR_GRAPH, "a"]
