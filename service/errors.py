@@ -119,10 +119,14 @@ def request_id(request: Request) -> str:
     """The client's X-Request-Id when it is sane, else a new one; the same for the whole life of a request."""
     known: str | None = getattr(request.state, "request_id", None)
     if known is None:
-        given = request.headers.get("x-request-id", "")
-        known = given if given and REQUEST_ID.fullmatch(given) else token_hex(16)
+        known = request_id_for(request.headers.get("x-request-id", ""))
         request.state.request_id = known
     return known
+
+
+def request_id_for(given: str) -> str:
+    """What the client gave when it is sane, else a new one."""
+    return given if REQUEST_ID.fullmatch(given) else token_hex(16)
 
 
 def kind_of(problem: Problem) -> str:

@@ -10,7 +10,6 @@
 """
 
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -21,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import ProblemDetails
+from service.errors import ProblemDetails, request_id_for
 from service.refusals import overloaded, problem
 from service.settings import Settings
 
@@ -302,6 +301,6 @@ class Protocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.pipeline.clear()
-        details = ProblemDetails("about:blank", status.phrase, status, detail, uuid.uuid4().hex)
+        details = ProblemDetails("about:blank", status.phrase, status, detail, request_id_for(""))
         self.transport.write(problem(details, self.server_state.default_headers, [(b"connection", b"close")]))
         self._close(at_once=False)

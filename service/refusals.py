@@ -1,18 +1,16 @@
 """Refusals that the protocol writes itself, before or without the application: whole HTTP answers, as bytes."""
 
-import uuid
-
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from service.errors import REQUEST_ID, Overloaded, ProblemDetails, kind_of
+from service.errors import Overloaded, ProblemDetails, kind_of, request_id_for
 
 NO_ROOM = Overloaded("Too many requests are in hand already: try again later")
 
 
 def overloaded(cycle: RequestResponseCycle, default_headers: list[tuple[bytes, bytes]]) -> bytes:
     given = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-    known_as = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    known_as = request_id_for(given)
     details = ProblemDetails(kind_of(NO_ROOM), NO_ROOM.title, NO_ROOM.status, NO_ROOM.detail, known_as)
     headers = [(name.encode(), value.encode()) for name, value in NO_ROOM.headers().items()]
     if not cycle.keep_alive:
