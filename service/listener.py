@@ -15,7 +15,8 @@ from service.board import Place
 log = logging.getLogger(__name__)
 
 STEP_ASIDE_S = 0.005  # longer than another one takes to come to it
-ALONE_S = 0.1  # without stepping aside, after nobody came
+MOST_IN_VAIN = 8  # once is a busy moment of the other one
+ALONE_S = 0.1  # without stepping aside, after nobody came so often
 PAUSE_S = 0.1  # of accepting, while there is no place or no file descriptor
 NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -39,6 +40,7 @@ class Listener:
         self._most = most
         self._place = place
         self._alone_until_s = 0.0
+        self._in_vain = 0  # times in a row that it stepped aside and nobody came
         self._loop = asyncio.get_running_loop()
         self._starting: set[asyncio.Task[object]] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -89,7 +91,9 @@ class Listener:
 
     def _take_what_is_left(self) -> None:
         """Nobody wanted it: the others have no time just now, or stand still."""
-        if self._take():
+        self._in_vain = self._in_vain + 1 if self._take() else 0
+        if self._in_vain >= MOST_IN_VAIN:
+            self._in_vain = 0
             self._alone_until_s = self._loop.time() + ALONE_S
 
     def _take(self) -> bool:
