@@ -15,7 +15,7 @@ from service.board import Place
 log = logging.getLogger(__name__)
 
 STEP_ASIDE_S = 0.005  # longer than another one takes to come to it
-MOST_IN_VAIN = 8  # once is a busy moment of the other one
+MOST_IN_VAIN = 50  # a quarter of a second: less is a busy moment of the other one
 ALONE_S = 0.1  # without stepping aside, after nobody came so often
 PAUSE_S = 0.1  # of accepting, while there is no place or no file descriptor
 NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

@@ -10,28 +10,32 @@ import pytest
 
 from service.board import Board, Place
 from tests.service.processes import children, eventually, metric, sockets
-from tests.service.test_serve import serving
+from tests.service.test_serve import Server, serving
 from tests.service.test_workers import served_by
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.02])
 def test_clients_that_connect_one_after_the_other_are_shared_out_evenly(bundle: Path, pause_s: float) -> None:
-    with serving(bundle, CTR_WORKERS="2") as server:
+    with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers")
         eventually(lambda: served_by(server, 20) == 2, "both take connections")
-        time.sleep(0.5)  # until those connections have ended
-        workers = children(server.process.pid)
-        address = ("127.0.0.1", urlsplit(server.url).port)
-        before = [sockets(pid) for pid in workers]
-        with ExitStack() as clients:
-            for _ in range(16):
-                clients.enter_context(create_connection(address, timeout=10))
-                time.sleep(pause_s)
+        rounds = [shares(server, 16, pause_s) for _ in range(5)]
+        # in one of them a busy machine may let a worker stand still for longer than the other one waits for it
+        assert sum(5 <= first <= 11 and 5 <= second <= 11 for first, second in rounds) >= 3, rounds
 
-            def has_its_share(pid: int, was: int) -> bool:
-                return 5 <= sockets(pid) - was <= 11  # on a busy machine one may be too late for its turn
 
-            eventually(lambda: all(map(has_its_share, workers, before)), "each has about half of them")
+def shares(server: Server, clients: int, pause_s: float) -> list[int]:
+    """How many of so many connections each worker has."""
+    time.sleep(0.5)  # until those of others have ended
+    workers = children(server.process.pid)
+    address = ("127.0.0.1", urlsplit(server.url).port)
+    before = [sockets(worker) for worker in workers]
+    with ExitStack() as opened:
+        for _ in range(clients):
+            opened.enter_context(create_connection(address, timeout=10))
+            time.sleep(pause_s)
+        time.sleep(0.5)  # until the last ones are taken
+        return [sockets(worker) - were for worker, were in zip(workers, before, strict=True)]
 
 
 def test_the_one_with_more_connections_than_another_steps_aside(tmp_path: Path) -> None:
