@@ -27,7 +27,7 @@ from loadtest.message import Prepared
 from loadtest.openloop import Load, Outcome, run
 from loadtest.phases import Split, scrape, split
 from loadtest.saturate import saturate
-from loadtest.servers import Server, redis_with, serving
+from loadtest.servers import Server, redis_with, serving, stolen_s
 from service.cpus import available_cpus
 
 WORKERS = 2
@@ -63,10 +63,15 @@ class Most:
 
 @dataclass(frozen=True)
 class Measured:
+    """share: of the most. cpu_s: of the server's processes, for a request; stolen: of the cores' time, by the machine's
+    host."""
+
     candidates: int
     share: float
     outcome: Outcome
     server: Split | None
+    cpu_s: float
+    stolen: float
 
     def quantiles_ms(self) -> list[float]:
         """p50, p90, p99, p99.9, from the time when each request was meant to be sent."""
@@ -84,16 +89,16 @@ class Measured:
             f"{self.share:.0%}",
             f"{self.outcome.load.rate:.0f}",
             f"{len(scores):,}",
-            str(len(scores) - len(self._answered)),
+            read.described(read.not_answered(scores)),
             *(f"{ms:.1f}" for ms in self.quantiles_ms()),
             f"{late:.1f}",
+            f"{self.cpu_s * 1e6:.0f}",
+            f"{self.stolen:.1%}",
         ]
 
 
 HEADER = ("candidates", "of the most", "requests/s", "sent", "not answered", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms",
-          "client late p99")  # fmt: skip
-
-
+          "client late p99", "CPU us a request", "CPU stolen")  # fmt: skip
 MOST = ("candidates", "requests/s", "candidates/s", "CPU us a request", "CPU us a candidate", "refused")
 
 
@@ -120,15 +125,20 @@ class Bench:
 
     def offer(self, candidates: int, most: Most, share: float, seconds: float) -> Measured:
         load = Load(self._server.url, share * most.per_s, seconds, TIMEOUT_MS, check=0.02)
-        before = scrape(f"{self._server.url}/metrics")
+        before, cpu_s, host_s = scrape(f"{self._server.url}/metrics"), self._server.cpu_s(), stolen_s()
         outcome = run(load, self._requests[candidates])
-        return Measured(candidates, share, outcome, split(before, scrape(f"{self._server.url}/metrics")))
+        cpu_s = (self._server.cpu_s() - cpu_s) / max(1, len(outcome.records))
+        stolen = (stolen_s() - host_s) / seconds / available_cpus()
+        return Measured(candidates, share, outcome, split(before, scrape(f"{self._server.url}/metrics")), cpu_s, stolen)
 
 
 @dataclass(frozen=True)
 class Results:
+    """again: the most, right after each long load: a machine that has become slower since shows there."""
+
     most: dict[int, Most]
     long: list[Measured]
+    again: dict[int, Most]
     over_candidates: list[Measured]
     over_rate: list[Measured]
 
@@ -137,11 +147,18 @@ class Results:
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> Results:
-    most = {n: bench.most(n, options.step_seconds / 5, options.rounds) for n in EVERY}
-    long = [bench.offer(n, most[n], 0.5, options.seconds) for n in (PROMISED, LARGE)]
+    def the_most(candidates: int) -> Most:
+        return bench.most(candidates, options.step_seconds / 5, options.rounds)
+
+    most, long, again = {}, [], {}
+    for candidates in (PROMISED, LARGE):
+        most[candidates] = the_most(candidates)
+        long.append(bench.offer(candidates, most[candidates], 0.5, options.seconds))
+        again[candidates] = the_most(candidates)
+    most |= {n: the_most(n) for n in EVERY if n not in most}
     over_candidates = [bench.offer(n, most[n], 0.5, options.step_seconds) for n in SIZES]
     over_rate = [bench.offer(PROMISED, most[PROMISED], share, options.step_seconds) for share in SHARES]
-    return Results(most, long, over_candidates, over_rate)
+    return Results(most, long, again, over_candidates, over_rate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -207,12 +224,14 @@ def _bars(results: Results) -> list[Bar]:
 
 def _tables(results: Results) -> list[Table]:
     minutes = results.long[0].outcome.load.seconds / 60
-    most = [most.row(candidates) for candidates, most in results.most.items()]
+    most = [results.most[candidates].row(candidates) for candidates in sorted(results.most)]
+    again = [most.row(candidates) for candidates, most in results.again.items()]
     phases = [(str(m.candidates), *m.server.rows()[0][1:], m.server.rows()[1][1]) for m in results.long if m.server]
     return [
         Table(f"{minutes:g} minutes at half of the most", HEADER, [m.row() for m in results.long]),
         Table("The server's own figures of them", ("candidates", "phases, mean ms", "scored, ms"), phases),
         Table("The most", MOST, most),
+        Table("The most, right after the long loads", MOST, again),
         Table("Over candidates, at half of the most", HEADER, [m.row() for m in results.over_candidates]),
         Table(f"Over the rate, {PROMISED} candidates", HEADER, [m.row() for m in results.over_rate]),
     ]

@@ -3,13 +3,16 @@
 One record a request, and not one histogram a second: a phase of a run may be cut out afterwards, anywhere.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
-from loadtest.connection import HUNG, LOST, REFUSED
+from loadtest.connection import HUNG, HUNG_UP, LOST, REFUSED
+
+NAMES = {LOST: "lost", REFUSED: "no connection", HUNG: "hung", HUNG_UP: "hung up"}
 
 RECORD = np.dtype(
     [
@@ -55,6 +58,17 @@ def count(records: Records, status: int) -> int:
 def unanswered(records: Records) -> int:
     """Lost, refused or hung."""
     return int(np.isin(records["status"], (LOST, REFUSED, HUNG)).sum())
+
+
+def not_answered(records: Records) -> Counter[int]:
+    """By status, those without scores."""
+    return Counter(records["status"][records["status"] != 200].tolist())
+
+
+def described(statuses: Counter[int]) -> str:
+    """3 (429 x2, lost x1)"""
+    names = ", ".join(f"{NAMES.get(status, status)} x{count}" for status, count in statuses.most_common())
+    return f"{statuses.total()} ({names})" if names else "0"
 
 
 def from_sent_ms(records: Records) -> NDArray[np.float64]:

@@ -154,8 +154,9 @@ class Tiers:
         await _wait(trips, wait_s)
         for trip in trips:
             if trip.done() and not trip.cancelled() and trip.exception() is None:
-                for field, found in trip.result().items():
-                    mine = {token: found[token] for token in misses.get(field, ()) if token in found}
+                for field, tokens in misses.items():  # who joined a round trip may want less than it fetches
+                    found = trip.result().get(field, {})
+                    mine = {token: found[token] for token in tokens if token in found}
                     ids[field].update(mine)
                     tiers["redis"] += len(mine)
 

@@ -146,7 +146,8 @@ async def open_model(folder: Path, shared: Shared, verified: bool = False) -> Mo
         max_rows=settings.max_rows,
         max_queued_rows=settings.max_queued_rows,
         cost=cost,
-        inline_s=settings.inline_ms / 1e3 if engine.device == "cpu" else 0.0,
+        # Runs of several slots are meant to be at the same time, and a GPU's while the CPU does something else.
+        inline_s=settings.inline_ms / 1e3 if engine.device == "cpu" and settings.slots == 1 else 0.0,
     )
     readiness = Readiness()
     scorer = Scorer(

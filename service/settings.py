@@ -45,7 +45,7 @@ class Settings(BaseModel):
 
     timeout_ms: int = Field(default=50, ge=1, le=LONGEST_TIMEOUT_MS)
     max_rows: int = Field(default=1024, ge=1, le=100_000, description="rows in one run of the model")
-    inline_ms: float = Field(default=2, ge=0, le=1000, description="shorter runs take no thread of their own")
+    inline_ms: float = Field(default=20, ge=0, le=1000, description="shorter runs take no thread, with one slot")
     max_queued_rows: int = Field(default=16_384, ge=1, le=10_000_000, description="rows that may wait; beyond: 429")
     max_in_flight: int = Field(default=512, ge=1, le=100_000, description="requests at once, at most; beyond: 429")
     queue_target_ms: float = Field(default=10, gt=0, le=1000, description="the queueing that the limit adapts to")

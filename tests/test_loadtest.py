@@ -82,7 +82,7 @@ def test_it_prints_the_quantiles_of_the_answers_overall_and_by_tag(url: str) -> 
     assert done.returncode == 0, done.stdout
     tags = re.findall(r" (candidates-\d+): answered", done.stdout)
     assert {"candidates-1", "candidates-10", "candidates-100"} <= set(tags) <= {f"candidates-{n}" for n in SIZES}
-    assert answered(done.stdout, "all") == sum(answered(done.stdout, tag) for tag in tags) >= 20
+    assert answered(done.stdout, "all") == sum(answered(done.stdout, tag) for tag in tags) >= 5
     assert "Ramping to 20 users" in done.stdout
     assert "Shape test" not in done.stdout
     assert "SLO missed" not in done.stdout

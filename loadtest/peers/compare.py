@@ -8,6 +8,7 @@ import itertools
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -62,13 +63,13 @@ Start = Callable[[], AbstractContextManager[Serving]]
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one size in one round. cpu_us: of the server's processes, for a candidate. latencies: at half of per_s."""
+    """Of one size in one round. cpu_us: of the server's processes, for a candidate. The rest is at half of per_s."""
 
     per_s: float
     cpu_us: float
     p50_ms: float
     p99_ms: float
-    failed: int
+    not_answered: Counter[int]
 
 
 @dataclass
@@ -81,6 +82,10 @@ class Contestant:
 
     def median(self, size: int, of: Callable[[Figures], float]) -> float:
         return statistics.median(of(round_[size]) for round_ in self.rounds)
+
+    def not_answered(self) -> Counter[int]:
+        """Of all rounds and sizes, by status."""
+        return sum((figures.not_answered for round_ in self.rounds for figures in round_.values()), Counter())
 
 
 def measure_round(
@@ -116,7 +121,7 @@ def at_half(server: Serving, requests: Sequence[Prepared], per_s: float, cpu_us:
     scores = read.scores(outcome.records)
     answered = read.answered(scores)
     p50_ms, p99_ms = read.quantiles_ms(read.from_intended_ms(answered), (50, 99))
-    return Figures(per_s, cpu_us, p50_ms, p99_ms, len(scores) - len(answered))
+    return Figures(per_s, cpu_us, p50_ms, p99_ms, read.not_answered(scores))
 
 
 def difference(url: str, requests: Sequence[Prepared]) -> float:
@@ -210,7 +215,7 @@ def _bars(contestants: Sequence[Contestant]) -> list[Bar]:
     at_1 = _ratios(mine, others, 1)
     # Written so that NaN, which is nothing answered, is behind.
     behind = [size for size in SIZES if not all(_p99(mine, size) <= _p99(one, size) for one in others)]
-    failed = sum(figures.failed for round_ in mine.rounds for figures in round_.values())
+    lost = mine.not_answered()
     different = max(one.difference for one in contestants)
     best, middle, one = min(at_100), statistics.median(at_100), min(at_1)
     lowest = f"at {', '.join(map(str, behind))} it is not" if behind else "at every size"
@@ -224,7 +229,7 @@ def _bars(contestants: Sequence[Contestant]) -> list[Bar]:
         Bar("the same, over the median peer", f"{middle:.1f}x", ">= 8x", middle >= 8),
         Bar("requests/s of 1 candidate, over the best peer", f"{one:.2f}x", ">= 1x", one >= 1),
         Bar("the lowest p99 at half of the most", lowest, "at every size", not behind),
-        Bar("requests that ours did not answer", str(failed), "0", failed == 0),
+        Bar("requests that ours did not answer", read.described(lost), "0", not lost),
         Bar("largest difference in probability", f"{different:.0e}", f"<= {EQUAL:g}", different <= EQUAL),
     ]
 
@@ -260,7 +265,7 @@ def _tables(contestants: Sequence[Contestant]) -> list[Table]:
             one.name,
             f"{statistics.median(one.memory_mib):.0f}",
             f"{one.difference:.0e}",
-            str(sum(figures.failed for round_ in one.rounds for figures in round_.values())),
+            read.described(one.not_answered()),
             " to ".join(f"{of([round_[100].per_s for round_ in one.rounds]):,.0f}" for of in (min, max)),
         )
         for one in contestants

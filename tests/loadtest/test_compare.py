@@ -1,5 +1,6 @@
 """What the comparison says of given figures: its bars can be missed."""
 
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,7 +10,7 @@ from loadtest.peers.compare import OUR_GRAPH, OURS, SIZES, Contestant, Figures, 
 def contestant(name: str, rates: list[float], p99_ms: float = 5.0, difference: float = 1e-7) -> Contestant:
     """rates: requests/s of each round, at every size."""
     nowhere: Any = nullcontext
-    rounds = [{size: Figures(rate, 10.0, 1.0, p99_ms, 0) for size in SIZES} for rate in rates]
+    rounds = [{size: Figures(rate, 10.0, 1.0, p99_ms, Counter()) for size in SIZES} for rate in rates]
     return Contestant(name, nowhere, rounds, [100.0] * len(rates), difference)
 
 
@@ -45,7 +46,7 @@ def test_one_peer_with_a_lower_p99_or_other_scores_is_enough_to_miss_a_bar() -> 
 
 def test_a_server_that_answers_nothing_keeps_no_bar_of_latency() -> None:
     silent = contestant(OURS, [1000, 1200, 800], float("nan"))
-    silent.rounds[0][1] = Figures(1000, 10.0, float("nan"), float("nan"), 7)
+    silent.rounds[0][1] = Figures(1000, 10.0, float("nan"), float("nan"), Counter({429: 7}))
     assert kept(silent, contestant("a", [100, 120, 80], 6.0))[3:5] == [False, False]
 
 

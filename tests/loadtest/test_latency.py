@@ -17,7 +17,7 @@ def measured(latency_ms: float, late: int = 0, wrong: int = 0) -> Measured:
     records["status"] = 200
     records["checked"] = True
     records["wrong"][:wrong] = True
-    return Measured(100, 0.5, Outcome(Load("http://nowhere", 100, 10), records, 0.0, 0.1, 1, []), None)
+    return Measured(100, 0.5, Outcome(Load("http://nowhere", 100, 10), records, 0.0, 0.1, 1, []), None, 0.002, 0.0)
 
 
 def test_the_papers_production_is_worked_out_from_what_a_request_costs() -> None:
@@ -30,12 +30,12 @@ def test_the_papers_production_is_worked_out_from_what_a_request_costs() -> None
 
 @pytest.mark.parametrize(("late", "kept"), [(0, True), (9, True), (20, False)])
 def test_the_promise_is_about_one_request_in_a_hundred(late: int, kept: bool) -> None:
-    bars = _bars(Results({}, [measured(5.0, late)], [], []))
+    bars = _bars(Results({}, [measured(5.0, late)], {}, [], []))
     assert bars[0].kept is kept
 
 
 def test_a_wrong_score_anywhere_is_a_missed_bar() -> None:
-    assert [bar.kept for bar in _bars(Results({}, [measured(5.0)], [measured(5.0, wrong=1)], []))] == [
+    assert [bar.kept for bar in _bars(Results({}, [measured(5.0)], {}, [measured(5.0, wrong=1)], []))] == [
         True,
         True,
         False,
@@ -45,4 +45,5 @@ def test_a_wrong_score_anywhere_is_a_missed_bar() -> None:
 def test_what_is_not_answered_is_not_hidden_by_the_latency_of_the_rest() -> None:
     refusing = measured(5.0)
     refusing.outcome.records["status"][:2] = 429
-    assert [bar.kept for bar in _bars(Results({}, [refusing], [], []))] == [True, False, True]
+    assert [bar.kept for bar in _bars(Results({}, [refusing], {}, [], []))] == [True, False, True]
+    assert "2 (429 x2)" in refusing.row()

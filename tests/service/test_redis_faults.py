@@ -293,6 +293,21 @@ async def test_requests_for_the_same_tokens_share_a_round_trip(bundle: Path, red
             assert asked(client) == before + 2  # and that nobody is unknown
 
 
+async def test_who_joins_a_round_trip_may_want_less_than_it_fetches(bundle: Path, redis_server: RedisServer) -> None:
+    """All the values of a field may be known already: then the request does not name the field."""
+    opened = open_bundle(bundle)
+    with redis_server.client() as client:
+        publish(client, opened)
+    fields = list(opened.vocabularies)[:2]
+    both = {field: ["nobody"] for field in fields}
+    one = {fields[0]: ["nobody"]}
+    async with looking_up(redis_server.url, opened, 2.0, cached=1000) as lookup:
+        first, second = await asyncio.gather(lookup.find(both, 4.0), lookup.find(one, 4.0))
+    assert second.degraded == ()
+    assert second.lookup.keys() == one.keys()
+    assert first.lookup.keys() == both.keys()
+
+
 def asked(client: "redis.Redis") -> int:
     stats: Any = client.info("commandstats")
     return int(stats.get("cmdstat_hmget", {"calls": 0})["calls"])
