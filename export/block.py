@@ -5,13 +5,12 @@ behind each other. Everything here is exact; constants are folded in float64 and
 """
 
 import itertools
-import math
 
 import torch
 from torch import Tensor, nn
 
 from contract.tokens import LARGEST_NORMALISED
-from model.stec import STEC, Block, Projections
+from model.stec import STEC, Bilinear, Block, Projections
 
 # exp of it, times values and summed over fields, is far from float32's limits on either side.
 LARGEST_SCORE = 60.0
@@ -28,15 +27,23 @@ def score_bounds(model: STEC) -> list[float]:
     first = blocks_of(model)[0]
     numbers = model.embedding.alpha * LARGEST_NORMALISED
     rows = torch.cat([model.embedding.table.weight, numbers])
-    q, k = (rows @ _by_head(w, first.heads) for w in (first.project.query.weight, first.project.key.weight))
-    bounds = [float((q.norm(dim=2).amax(1) * k.norm(dim=2).amax(1)).max()) / math.sqrt(q.shape[2])]
+    q, k = (rows @ _by_head(w, first.heads) for w in matrices(first.project))
+    bounds = [float((q.norm(dim=2).amax(1) * k.norm(dim=2).amax(1)).max()) / first.score_divisor]
     for before, block in itertools.pairwise(blocks_of(model)):
-        norm = before.ffn_norm
+        norm = before.output_norm
         extended = torch.cat([torch.diag(norm.weight), norm.bias[None]])
-        q, k = (extended @ _by_head(w, block.heads) for w in (block.project.query.weight, block.project.key.weight))
+        q, k = (extended @ _by_head(w, block.heads) for w in matrices(block.project))
         form = torch.linalg.matrix_norm(q @ k.transpose(1, 2), 2).max()
-        bounds.append(float(form) * len(extended) / math.sqrt(q.shape[2]))
+        bounds.append(float(form) * len(extended) / block.score_divisor)
     return bounds
+
+
+def matrices(factors: Projections | Bilinear) -> tuple[Tensor, Tensor]:
+    """What a row's two factors are products with, as linear layers' weights: (D out, D in) each."""
+    if isinstance(factors, Projections):
+        return factors.query.weight, factors.key.weight
+    right = torch.block_diag(*factors.weight)
+    return torch.eye(len(right), dtype=right.dtype), right
 
 
 def blocks_of(model: STEC) -> list[Block]:
@@ -54,6 +61,7 @@ class FoldedBlock(nn.Module):
     query: Tensor
     key: Tensor
     value: Tensor
+    bilinear: Tensor
     out: Tensor
     centre: Tensor
     mean: Tensor
@@ -71,31 +79,28 @@ class FoldedBlock(nn.Module):
         """largest_score: a proven bound of the absolute value of this block's attention scores."""
         super().__init__()
         self.scores_are_bounded = largest_score <= LARGEST_SCORE
+        self.q_scale = 1 / block.score_divisor
+        self.has_ffn = block.has_ffn
+        self.is_separate = block.bilinear is not None
         width = block.out.in_features
-        self.q_scale = 1 / math.sqrt(width // block.heads)
-        eye = torch.eye(width, dtype=torch.float64)
-        centre = eye - 1 / width
-        first, second = block.attention_norm, block.ffn_norm
-        inner, outer = block.ffn[0], block.ffn[2]
-        assert isinstance(inner, nn.Linear)
-        assert isinstance(outer, nn.Linear)
+        centre = torch.eye(width, dtype=torch.float64) - 1 / width
+        query, key = matrices(block.project)
         constants = {
-            "query": _by_head(block.project.query.weight * self.q_scale, block.heads),
-            "key": _by_head(block.project.key.weight, block.heads),
+            "query": _by_head(query * self.q_scale, block.heads),
+            "key": _by_head(key, block.heads),
             "value": _by_head(block.value.weight, block.heads),
             "out": (block.out.weight.T @ centre).unflatten(0, (block.heads, -1)),
             "centre": centre,
             "mean": torch.full((width, 1), 1 / width),
-            "eps": torch.full((1,), first.eps),
+            "eps": torch.full((1,), block.attention_norm.eps),
             "ones": torch.ones(1, width),
-            "inner": first.weight[:, None] * inner.weight.T,
-            "inner_bias": first.bias @ inner.weight.T + inner.bias,
-            "skip": first.weight[:, None] * centre,
-            "outer": outer.weight.T @ centre,
-            "outer_bias": (first.bias + outer.bias) @ centre,
-            "scale": torch.diag(second.weight),
-            "shift": second.bias,
+            "scale": torch.diag(block.output_norm.weight),
+            "shift": block.output_norm.bias,
         }
+        if self.has_ffn:
+            constants |= _ffn(block, centre)
+        if block.bilinear is not None:
+            constants["bilinear"] = matrices(block.bilinear)[1].T
         for name, constant in constants.items():
             self.register_buffer(name, constant.contiguous().float())
 
@@ -105,6 +110,10 @@ class FoldedBlock(nn.Module):
         Head by head: no transpose between the product and the attention.
         """
         return x_RD @ self.query, x_RD @ self.key, x_RD @ self.value
+
+    def level_scale(self) -> float:
+        """What the level's left factor is multiplied by here and is not in the model."""
+        return 1.0 if self.is_separate else self.q_scale
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Each row's fields to each other, or q's to all. Shape: (H, N, F, K) each -> (H, N, F of q, K)."""
@@ -125,6 +134,8 @@ class FoldedBlock(nn.Module):
         for head_RK, out_KD in zip(attended.flatten(1, 2).unbind(0), self.out.unbind(0), strict=True):
             centred_RD = torch.addmm(centred_RD, head_RK, out_KD)  # a concatenation of heads would copy them
         first_RD = self.normalise(centred_RD)
+        if not self.has_ffn:
+            return first_RD
         hidden = torch.addmm(self.inner_bias, first_RD, self.inner).relu()
         return self.normalise(torch.addmm(self.outer_bias, hidden, self.outer) + first_RD @ self.skip)
 
@@ -140,21 +151,34 @@ class FoldedBlock(nn.Module):
 
 
 class FoldedLast(nn.Module):
-    """q and k of the standalone level, from the encoder's normalised output. Shape: (NF, D) -> (NF, D) each."""
+    """The last level's factors, from the encoder's normalised output. Shape: (NF, D) -> (NF, D) each."""
 
-    query: Tensor
-    key: Tensor
-    query_bias: Tensor
-    key_bias: Tensor
+    left: Tensor
+    right: Tensor
+    left_bias: Tensor
+    right_bias: Tensor
 
-    def __init__(self, last: Projections, norm: nn.LayerNorm) -> None:
+    def __init__(self, last: Projections | Bilinear, norm: nn.LayerNorm) -> None:
         super().__init__()
-        for name, linear in (("query", last.query), ("key", last.key)):
-            self.register_buffer(name, (norm.weight[:, None] * linear.weight.T).float())
-            self.register_buffer(f"{name}_bias", (norm.bias @ linear.weight.T).float())
+        for name, matrix in zip(("left", "right"), matrices(last), strict=True):
+            self.register_buffer(name, (norm.weight[:, None] * matrix.T).float())
+            self.register_buffer(f"{name}_bias", (norm.bias @ matrix.T).float())
 
     def forward(self, x_RD: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.addmm(self.query_bias, x_RD, self.query), torch.addmm(self.key_bias, x_RD, self.key)
+        return torch.addmm(self.left_bias, x_RD, self.left), torch.addmm(self.right_bias, x_RD, self.right)
+
+
+def _ffn(block: Block, centre: Tensor) -> dict[str, Tensor]:
+    first, inner, outer = block.attention_norm, block.ffn[0], block.ffn[2]
+    assert isinstance(inner, nn.Linear)
+    assert isinstance(outer, nn.Linear)
+    return {
+        "inner": first.weight[:, None] * inner.weight.T,
+        "inner_bias": first.bias @ inner.weight.T + inner.bias,
+        "skip": first.weight[:, None] * centre,
+        "outer": outer.weight.T @ centre,
+        "outer_bias": (first.bias + outer.bias) @ centre,
+    }
 
 
 def _by_head(weight: Tensor, heads: int) -> Tensor:

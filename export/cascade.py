@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from contract.bundle import MODEL, OUTPUT, SCREEN, CascadeRule
 from contract.cascade import survivors
 from contract.encode import ModelInput, join
-from contract.schema import FeatureSchema, Kind, Side
+from contract.schema import Kind, Side
 from model.data.prepared import Prepared
-from model.experiment import Data
+from model.run import check_log_of_run
 
 KS = (1, 3, 10, 30)
 REQUESTS = 300
@@ -29,10 +29,9 @@ SEED = 1
 Logits = NDArray[np.float32]
 
 
-def check_log(prepared: Prepared, schema: FeatureSchema, data: Data, run: Path) -> None:
+def check_log(prepared: Prepared, run: Path) -> None:
     """Raises ValueError when the log is not the one that the run was trained on, or is too small to draw from."""
-    if prepared.schema != schema or prepared.facts.data != data:
-        raise ValueError(f"{prepared.folder} is not the log that {run} was trained on: prepare and train again")
+    check_log_of_run(run, prepared)
     for split in ("valid", "test"):
         if (rows := prepared.facts.splits[split].rows) <= CANDIDATES:
             raise ValueError(

@@ -1,10 +1,11 @@
 """The graph that explains: with a linear head the logit is an exact sum over levels and pairs of fields.
 
     logit = bias + sum over l, i, j of contribution(l, i, j)
-    contribution(l, i, j) = sum over c of a_c[i, j] * (q[i, c] * k[j, c] - mean_c[i, j])
+    contribution(l, i, j) = sum over c of a_c[i, j] * (left[i, c] * right[j, c] - mean_c[i, j])
 
 mean is the batch norm's running mean: a contribution is a departure from the average training row, and the bias is what
-that row gets. Level 0 is about two fields alone; from level 1 on a position has mixed in others, through attention.
+that row gets. A level or a pair that the head does not see contributes 0. Level 0 is about two fields alone; from level
+1 on a position has mixed in others, through attention.
 
 Shape legend: N candidates, F fields in serving order, L levels, B = L - 1 blocks, H heads, D width.
 """
@@ -18,7 +19,8 @@ from contract.schema import FeatureSchema
 from export.block import blocks_of
 from export.graph import FoldedEmbedding, serving_order
 from export.level import fold_levels, linear_head
-from model.stec import STEC, attention_weights, interaction
+from model.attention import attention_weights, interaction
+from model.stec import STEC, Block
 
 
 class ExplainGraph(nn.Module):
@@ -61,16 +63,19 @@ class ExplainGraph(nn.Module):
         x_NFD = torch.cat([context_RUD.index_select(0, request_index), candidate_NCD], 1)
         shares, attention = [], []
         for number, block in enumerate(self.blocks):
-            x_NFD, q_NFD, k_NFD = block(x_NFD, True, self.allowed_FF)
-            shares.append(self.contribution(number, q_NFD, k_NFD))
-            weights_NFFH = attention_weights(q_NFD, k_NFD, block.heads, self.allowed_FF)  # type: ignore[arg-type]
+            assert isinstance(block, Block)
+            before_NFD = x_NFD
+            x_NFD, *factors = block(x_NFD, True, self.allowed_FF)
+            shares.append(self.contribution(number, *factors))
+            q_NFD, k_NFD = factors if block.bilinear is None else block.project(before_NFD)
+            weights_NFFH = attention_weights(q_NFD, k_NFD, block.heads, block.score_divisor, self.allowed_FF)
             attention.append(weights_NFFH.permute(0, 3, 1, 2))
         shares.append(self.contribution(len(self.blocks), *self.last(x_NFD)))
         contribution = torch.stack(shares, 1)
         bias_N = self.constant.expand(contribution.shape[0])
         return contribution.sum((1, 2, 3)) + bias_N, contribution, torch.stack(attention, 1), bias_N
 
-    def contribution(self, level: int, q_NFD: Tensor, k_NFD: Tensor) -> Tensor:
+    def contribution(self, level: int, left_NFD: Tensor, right_NFD: Tensor) -> Tensor:
         a_FFD, mean_FFD = getattr(self, f"a_{level}"), getattr(self, f"mean_{level}")
-        share: Tensor = ((interaction(q_NFD, k_NFD) - mean_FFD) * a_FFD).sum(3)
+        share: Tensor = ((interaction(left_NFD, right_NFD) - mean_FFD) * a_FFD).sum(3)
         return share

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from contract.schema import FeatureSchema, Kind, Side
-from export.block import FoldedBlock, FoldedLast, blocks_of, score_bounds
-from export.level import Level, SharedLevel, fold_levels, linear_head
+from export.block import FoldedBlock, FoldedLast, blocks_of, matrices, score_bounds
+from export.level import Factors, Level, SharedLevel, first_in_head, fold_levels, linear_head
 from model.stec import STEC
 
 
@@ -50,21 +50,27 @@ class FoldedEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class Rows:
-    """Fields behind each other: x (rows * fields, D), q, k, v (H, rows * fields, K)."""
+    """Fields behind each other: x (rows * fields, D), q, k, v (H, rows * fields, K).
+
+    bilinear: (D, D), of an interaction that is not q times k.
+    """
 
     x: Tensor
     q: Tensor
     k: Tensor
     v: Tensor
     fields: int
+    bilinear: Tensor | None
 
     def by_row(self, t_HRK: Tensor) -> Tensor:
         """(H, rows * fields, K) -> (H, rows, fields, K)."""
         by_row: Tensor = t_HRK.unflatten(1, (-1, self.fields))
         return by_row
 
-    def by_dimension(self) -> tuple[Tensor, Tensor]:
-        """q and k as a level takes them: (D, rows, fields)."""
+    def factors(self) -> Factors:
+        """Left and right as a level takes them: (D, rows, fields)."""
+        if self.bilinear is not None:
+            return _by_dimension((self.x, self.x @ self.bilinear), self.fields)
         q, k = (t.transpose(1, 2).unflatten(2, (-1, self.fields)).flatten(0, 1) for t in (self.q, self.k))
         return q, k
 
@@ -89,12 +95,15 @@ class ServingGraph(nn.Module):
         self.register_buffer("table", exact.embedding.table.weight.float())
         folded = [FoldedBlock(block, bound) for block, bound in zip(blocks, score_bounds(exact), strict=True)]
         self.blocks = nn.ModuleList(folded)
-        self.last = FoldedLast(exact.last, blocks[-1].ffn_norm)
+        self.last = FoldedLast(exact.last, blocks[-1].output_norm)
         levels = fold_levels(exact, serving_order(schema))
         self.bias = float(linear_head(exact).bias) + sum(level.constant for level in levels)
-        constants = [level.a_DFF / s for level, s in zip(levels, [*(b.q_scale for b in folded), 1.0], strict=True)]
+        scales = [*(b.level_scale() for b in folded), 1.0]
+        constants = [level.a_DFF / s for level, s in zip(levels, scales, strict=True)]
+        self.first = first_in_head(exact)
         self.levels = nn.ModuleList(
-            SharedLevel(a_DFF, self.context.fields) if self.context_is_shared else Level(a_DFF) for a_DFF in constants
+            SharedLevel(a_DFF, self.context.fields) if self.context_is_shared else Level(a_DFF)
+            for a_DFF in constants[self.first :]
         )
 
     def forward(
@@ -116,13 +125,14 @@ class ServingGraph(nn.Module):
         for number, block in enumerate(self._blocks()):
             context = self.project(number, context_RD, self.context.fields)
             own = self.project(number, candidate_RD, self.candidate.fields)
-            shares.append(self.levels[number](context.by_dimension(), own.by_dimension(), request_index))
+            if number >= self.first:
+                shares.append(self.levels[number - self.first](context.factors(), own.factors(), request_index))
             context_RD = block.finish(context.x, block.attend(*(context.by_row(t) for t in _qkv(context))))
             k, v = (_join(context, own, name, request_index) for name in ("k", "v"))
             candidate_RD = block.finish(own.x, block.attend(own.by_row(own.q), k, v))
-        context_qk = _by_dimension(self.last(context_RD), self.context.fields)
-        own_qk = _by_dimension(self.last(candidate_RD), self.candidate.fields)
-        return [*shares, self.levels[-1](context_qk, own_qk, request_index)]
+        context_factors = _by_dimension(self.last(context_RD), self.context.fields)
+        own_factors = _by_dimension(self.last(candidate_RD), self.candidate.fields)
+        return [*shares, self.levels[-1](context_factors, own_factors, request_index)]
 
     def share_nothing(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
         """The paper's attention: after the first one every row depends on the candidate. What could be shared before
@@ -133,14 +143,16 @@ class ServingGraph(nn.Module):
         shares = []
         for number, block in enumerate(self._blocks()):
             rows = self.project(number, x_RD, fields)
-            shares.append(self.levels[number](*rows.by_dimension()))
+            if number >= self.first:
+                shares.append(self.levels[number - self.first](*rows.factors()))
             x_RD = block.finish(rows.x, block.attend(*(rows.by_row(t) for t in _qkv(rows))))
         return [*shares, self.levels[-1](*_by_dimension(self.last(x_RD), fields))]
 
     def project(self, number: int, x_RD: Tensor, fields: int) -> Rows:
         """What a block reads: the block before it left its last layer norm's scale and shift to be applied."""
+        block = self._blocks()[number]
         x_RD = self._blocks()[number - 1].rescale(x_RD) if number else x_RD
-        return Rows(x_RD, *self._blocks()[number].project(x_RD), fields)
+        return Rows(x_RD, *block.project(x_RD), fields, block.bilinear if block.is_separate else None)
 
     def _blocks(self) -> list[FoldedBlock]:
         return list(self.blocks)  # type: ignore[arg-type]
@@ -156,20 +168,20 @@ def _join(context: Rows, own: Rows, name: str, request_index: Tensor) -> Tensor:
     return torch.cat([contexts.index_select(1, request_index), candidates], 2)
 
 
-def _by_dimension(qk_RD: tuple[Tensor, Tensor], fields: int) -> tuple[Tensor, Tensor]:
-    q, k = (t_RD.T.unflatten(1, (-1, fields)) for t_RD in qk_RD)
-    return q, k
+def _by_dimension(factors_RD: Factors, fields: int) -> Factors:
+    left, right = (t_RD.T.unflatten(1, (-1, fields)) for t_RD in factors_RD)
+    return left, right
 
 
 class ScreenGraph(nn.Module):
     """The first level alone, as if the others were at their average: what a cascade looks at first.
 
-    Shape: as ServingGraph.
+    Shape: as ServingGraph. Only of a head that sees the first level.
     """
 
     table: Tensor
-    query: Tensor
-    key: Tensor
+    left: Tensor
+    right: Tensor
 
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
@@ -180,9 +192,9 @@ class ScreenGraph(nn.Module):
         first, *others = fold_levels(exact, serving_order(schema))
         self.bias = float(linear_head(exact).bias) + first.constant + sum(level.beta for level in others)
         self.level = SharedLevel(first.a_DFF, self.context.fields)
-        project = blocks_of(exact)[0].project
-        self.register_buffer("query", project.query.weight.float())
-        self.register_buffer("key", project.key.weight.float())
+        block = blocks_of(exact)[0]
+        for name, matrix in zip(("left", "right"), matrices(block.bilinear or block.project), strict=True):
+            self.register_buffer(name, matrix.float())
 
     def forward(
         self,
@@ -192,15 +204,15 @@ class ScreenGraph(nn.Module):
         context_values: Tensor | None = None,
         candidate_values: Tensor | None = None,
     ) -> Tensor:
-        context = self._project(self.context(self.table, context_ids, context_values))
-        candidate = self._project(self.candidate(self.table, candidate_ids, candidate_values))
+        context = self._factors(self.context(self.table, context_ids, context_values))
+        candidate = self._factors(self.candidate(self.table, candidate_ids, candidate_values))
         logit: Tensor = self.level(context, candidate, request_index) + self.bias
         return logit
 
-    def _project(self, x_BFD: Tensor) -> tuple[Tensor, Tensor]:
-        """q and k, (D, B, F) each."""
+    def _factors(self, x_BFD: Tensor) -> Factors:
+        """(D, B, F) each."""
         x_DR, fields = x_BFD.flatten(0, 1).T, x_BFD.shape[1]
-        return (self.query @ x_DR).unflatten(1, (-1, fields)), (self.key @ x_DR).unflatten(1, (-1, fields))
+        return (self.left @ x_DR).unflatten(1, (-1, fields)), (self.right @ x_DR).unflatten(1, (-1, fields))
 
 
 class PlainGraph(nn.Module):

@@ -17,13 +17,14 @@ OPSET, IR_VERSION = 17, 9  # what every onnxruntime of these years reads
 
 
 def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
-    """Inputs and output as ServingGraph's. Only a linear head folds."""
+    """Inputs and output as ServingGraph's. Only a linear head folds, and not each option: see pack.py."""
+    weights = pack(model, serving_order(schema)).numpy()
     fields = {
         (kind, side): len(schema.select(kind, side))
         for side in ("context", "candidate")
         for kind in ("categorical", "numeric")
     }
-    constants = _constants(model, schema, list(fields.values()))
+    constants = _constants(model, schema, list(fields.values())) | {"weights": weights}
     shapes: dict[str, tuple[int, list[str | int]]] = {
         "context_ids": (TensorProto.INT64, ["requests", fields["categorical", "context"]]),
         "candidate_ids": (TensorProto.INT64, ["candidates", fields["categorical", "candidate"]]),
@@ -61,5 +62,4 @@ def _constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> dict[st
         "table": embedding.table.weight.detach().float().numpy(),
         "offsets": embedding.offsets[columns].numpy(),
         "alpha": embedding.alpha.detach()[numbers].float().numpy(),
-        "weights": pack(model, serving_order(schema)).numpy(),
     }

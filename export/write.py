@@ -37,7 +37,9 @@ from export.explain_graph import ExplainGraph
 from export.golden import draw_golden, golden_inputs
 from export.graph import PlainGraph, ScreenGraph, ServingGraph
 from export.kernel_graph import kernel_graph
+from export.level import first_in_head
 from export.onnx_file import save_together, to_onnx
+from export.pack import what_has_no_kernel
 from model.data.folder import add_data_argument
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment
@@ -49,7 +51,8 @@ from model.stec import STEC
 def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
     """Writes the bundle whole or not at all; returns its manifest and the largest difference from torch.
 
-    prepared: the run's log; without it, or with an MLP head, the bundle has no cascade.
+    prepared: the run's log; without it, or with a head that is an MLP or does not see the first level, the bundle has
+    no cascade.
 
     Raises:
         ValueError: when `run` is no run, `prepared` is another log or too small, or `bundle` is something else.
@@ -58,7 +61,7 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
     check_replaceable(bundle, MANIFEST)
     model, experiment, schema, metrics = open_run(run)
     if prepared is not None:
-        check_log(prepared, schema, experiment.data, run)
+        check_log(prepared, run)
     # A log that kept a share w of its negatives has odds 1 / w too high.
     calibration = Calibration(shift=math.log(experiment.data.negative_rate))
     vocabularies = {f.name: open_vocabulary(run / VOCABULARY, f.name) for f in schema.select("categorical")}
@@ -88,10 +91,10 @@ def _write_graphs(model: STEC, schema: FeatureSchema, folder: Path, prepared: Pr
         MODEL: to_onnx(ServingGraph(model, schema), schema),
         EXPLAIN: to_onnx(ExplainGraph(model, schema), schema, EXPLANATION),
     }
-    if kernel.is_usable():  # what cannot be checked here is not written
+    if kernel.is_usable() and not what_has_no_kernel(model):  # what cannot be checked here is not written
         graphs[KERNEL] = kernel_graph(model, schema)
     cascade: list[CascadeRule] = []
-    if prepared is not None:
+    if prepared is not None and first_in_head(model) == 0:
         screen = to_onnx(ScreenGraph(model, schema), schema)
         cascade = _calibrated({MODEL: graphs[MODEL], SCREEN: screen}, prepared)
         if cascade:  # without what nobody would use
@@ -123,7 +126,7 @@ def main() -> int:
     add_data_argument(parser)
     arguments = parser.parse_args()
     try:
-        prepared = _prepared(arguments.run, arguments.data)
+        model, prepared = _run_and_log(arguments.run, arguments.data)
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
             progress.add_task("fold, export and check against torch")
             manifest, difference = export(arguments.run, arguments.bundle, prepared)
@@ -132,35 +135,43 @@ def main() -> int:
         return 2
     print(f"{arguments.bundle}: {manifest.name}, version {manifest.version[:12]}")
     print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over 300 golden requests")
-    _say_what_is_missing(manifest, prepared)
+    for sentence in what_is_missing(manifest, model, prepared):
+        print(f"ctr-export: {sentence}", file=sys.stderr)
     for rule in manifest.cascade:
         share = f"recall {rule.recall:.4f}, scored in full {rule.scored:.1%}"
         print(f"cascade, best {rule.k} of {rule.candidates}: {share}")
     return 0
 
 
-def _say_what_is_missing(manifest: Manifest, prepared: Prepared | None) -> None:
+def what_is_missing(manifest: Manifest, model: STEC, prepared: Prepared | None) -> list[str]:
+    """Why each part that a bundle can have is not in this one."""
     if EXPLAIN not in manifest.files:
-        print("ctr-export: an MLP head does not fold: no kernel, no explanation, no cascade", file=sys.stderr)
-        return
-    if KERNEL not in manifest.files:
+        return ["an MLP head does not fold: no kernel, no explanation, no cascade"]
+    missing = []
+    if option := what_has_no_kernel(model):
+        missing.append(f"no {KERNEL}, for it cannot compute {option}: onnxruntime's own operators score, more slowly")
+    elif KERNEL not in manifest.files:
         why = "scoring will be slower: install the project again where a C++20 compiler is, and export again"
-        print(f"ctr-export: no {KERNEL}, for the kernel cannot be used here; {why}", file=sys.stderr)
-    if prepared is not None and not manifest.cascade:
+        missing.append(f"no {KERNEL}, for the kernel cannot be used here; {why}")
+    if first_in_head(model):
+        missing.append('no cascade, for with fusion = "last" the head does not see the first level')
+    elif prepared is not None and not manifest.cascade:
         why = "raise embedding_std or lower embedding_l2 if you want one (docs/decisions/0005)"
-        print(f"ctr-export: no cascade, for the first level rules next to nothing out; {why}", file=sys.stderr)
+        missing.append(f"no cascade, for the first level rules next to nothing out; {why}")
+    return missing
 
 
-def _prepared(run: Path, data: Path) -> Prepared | None:
-    """The log that the cascade is calibrated on, if it is at hand and can be used: a bundle does without."""
-    _, experiment, schema, _ = open_run(run)
+def _run_and_log(run: Path, data: Path) -> tuple[STEC, Prepared | None]:
+    """The run's model, and the log that the cascade is calibrated on, if it is at hand and can be used: a bundle
+    does without."""
+    model, experiment, _, _ = open_run(run)
     try:
         prepared = read_prepared(data / experiment.data.prepared)
-        check_log(prepared, schema, experiment.data, run)
+        check_log(prepared, run)
     except ValueError as error:
         print(f"ctr-export: no cascade: {error} (--data names the data's folder)", file=sys.stderr)
-        return None
-    return prepared
+        return model, None
+    return model, prepared
 
 
 if __name__ == "__main__":

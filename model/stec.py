@@ -3,19 +3,19 @@
 An attention score is the sum of q * k over a head's width. Before that sum, the same product is a
 bilinear interaction of two fields: STEC reads every block's interactions directly, at no extra cost.
 
-Shape legend: B rows, F fields, D embedding width, H heads, K = D / H, N blocks.
-A level is one interaction, (B, F, F, D): N of the blocks and one standalone, N + 1 in all.
+Shape legend: B rows, F fields, D embedding width, H heads, K = D / H, N blocks, P pairs of fields.
+A level is one interaction, (B, F, F, D): N of the blocks and one standalone, N + 1 in all. Each is the product of a
+left and a right factor, (B, F, D) both: q and k, unless the experiment says otherwise (docs/decisions/0008).
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from contract.schema import FeatureSchema
 from model import experiment
+from model.attention import attend_fused, attend_to_interactions, interaction, pairs_in_head, score_divisor, who_attends
 from model.factorised import level_logit
 
 
@@ -55,80 +55,62 @@ class Projections(nn.Module):
         return self.query(x_BFD), self.key(x_BFD)
 
 
-class Block(nn.Module):
-    """One encoder layer with post-norm (Fig. 1) that also hands out its q and k.
+class Bilinear(nn.Module):
+    """x and W x, with one W a head: Eq. 7 "reduced to a single learnable parameter". weight: (H, K out, K in)."""
 
-    Shape: (B, F, D) -> (B, F, D), q (B, F, D), k (B, F, D).
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads, width // heads, width // heads))
+
+    def forward(self, x_BFD: Tensor) -> tuple[Tensor, Tensor]:
+        x_BFHK = x_BFD.unflatten(2, (len(self.weight), -1))
+        return x_BFD, torch.einsum("bfhk,hlk->bfhl", x_BFHK, self.weight).flatten(2)
+
+
+def factors(size: experiment.Model, kind: str) -> Projections | Bilinear:
+    """What makes the two factors of an interaction of that kind, "qk" or "xwx"."""
+    return Projections(size.embedding) if kind == "qk" else Bilinear(size.embedding, size.heads)
+
+
+class Block(nn.Module):
+    """One encoder layer with post-norm (Fig. 1) that also hands out its interaction's factors.
+
+    Shape: (B, F, D) -> (B, F, D), left (B, F, D), right (B, F, D).
     """
 
     def __init__(self, size: experiment.Model) -> None:
         super().__init__()
         width = size.embedding
         self.heads = size.heads
-        self.project = Projections(width)
+        self.score_divisor = score_divisor(size)
+        self.project = factors(size, "xwx" if size.interaction == "xwx" else "qk")
         self.value = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.attention_norm = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(nn.Linear(width, size.ffn), nn.ReLU(), nn.Linear(size.ffn, width))
-        self.ffn_norm = nn.LayerNorm(width)
+        self.has_ffn = size.ffn > 0
+        if self.has_ffn:
+            self.ffn = nn.Sequential(nn.Linear(width, size.ffn), nn.ReLU(), nn.Linear(size.ffn, width))
+            self.ffn_norm = nn.LayerNorm(width)
+        # A block whose interaction nobody reads has none of its own: it would never be trained.
+        is_separate = size.interaction == "separate" and size.fusion != "last"
+        self.bilinear = Bilinear(width, size.heads) if is_separate else None
         # NOTE[DIFF] The paper has no dropout in the encoder; 0, the default, is the paper's.
         self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, x_BFD: Tensor, plain: bool, allowed_FF: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         q_BFD, k_BFD = self.project(x_BFD)
+        left_BFD, right_BFD = (q_BFD, k_BFD) if self.bilinear is None else self.bilinear(x_BFD)
         attend = attend_to_interactions if plain else attend_fused
-        heads_BFD = attend(q_BFD, k_BFD, self.value(x_BFD), self.heads, allowed_FF)
+        heads_BFD = attend(q_BFD, k_BFD, self.value(x_BFD), self.heads, self.score_divisor, allowed_FF)
         x_BFD = self.attention_norm(x_BFD + self.dropout(self.out(heads_BFD)))
-        x_BFD = self.ffn_norm(x_BFD + self.dropout(self.ffn(x_BFD)))  # Eq. 10
-        return x_BFD, q_BFD, k_BFD
+        if self.has_ffn:
+            x_BFD = self.ffn_norm(x_BFD + self.dropout(self.ffn(x_BFD)))  # Eq. 10
+        return x_BFD, left_BFD, right_BFD
 
-
-def interaction(q_BFD: Tensor, k_BFD: Tensor) -> Tensor:
-    """Every field's q times every field's k, before any pooling (Eq. 7-9). Shape: (B, F, F, D).
-
-    Splitting into heads and concatenating them again changes no element of it.
-    """
-    return q_BFD[:, :, None, :] * k_BFD[:, None, :, :]
-
-
-def attend_to_interactions(
-    q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, allowed_FF: Tensor | None = None
-) -> Tensor:
-    """Eq. 5 and 6 as Figure 2 draws them: pool the interaction within each head, softmax, weigh v.
-
-    allowed_FF: true where a field (row) may attend to another (column); None is everywhere.
-    """
-    rows, fields, width = q_BFD.shape
-    v_BFHK = v_BFD.view(rows, fields, heads, -1)
-    weight_BFFH = attention_weights(q_BFD, k_BFD, heads, allowed_FF)
-    return torch.einsum("bijh,bjhk->bihk", weight_BFFH, v_BFHK).reshape(rows, fields, width)
-
-
-def attention_weights(q_BFD: Tensor, k_BFD: Tensor, heads: int, allowed_FF: Tensor | None = None) -> Tensor:
-    """Eq. 5: how much each field attends to each other. Shape: (B, F, F, H), summing to 1 over the second F."""
-    rows, fields, width = q_BFD.shape
-    p_BFFHK = interaction(q_BFD, k_BFD).view(rows, fields, fields, heads, -1)
-    score_BFFH = p_BFFHK.sum(-1) / math.sqrt(width // heads)
-    if allowed_FF is not None:
-        score_BFFH = score_BFFH.masked_fill(~allowed_FF[:, :, None], -math.inf)
-    return score_BFFH.softmax(2)
-
-
-def attend_fused(q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, allowed_FF: Tensor | None = None) -> Tensor:
-    """The same attention without the interaction in memory."""
-    rows, fields, width = q_BFD.shape
-    q, k, v = (t.view(rows, fields, heads, -1).transpose(1, 2) for t in (q_BFD, k_BFD, v_BFD))
-    heads_BHFK = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed_FF)
-    return heads_BHFK.transpose(1, 2).reshape(rows, fields, width)
-
-
-def who_attends(is_context: Sequence[bool]) -> Tensor:
-    """What attention = "request" allows: a context field attends to context fields, a candidate's to all.
-
-    NOTE[DIFF] The paper lets every field attend to every field. Shape: F -> bool (F, F), row attends to column.
-    """
-    context_F = torch.tensor(is_context)
-    return ~context_F[:, None] | context_F
+    @property
+    def output_norm(self) -> nn.LayerNorm:
+        """The last thing that a row goes through."""
+        return self.ffn_norm if self.has_ffn else self.attention_norm
 
 
 class STEC(nn.Module):
@@ -138,9 +120,11 @@ class STEC(nn.Module):
     same logits, gradients and running statistics from the same state dict without ever holding a
     (B, F, F, D) tensor; it exists for the linear head only, so an MLP head is always plain.
     is_context: for each field whether it is the context's; only attention = "request" asks.
+    With last = "block" the last block is its interaction alone: nothing reads the rest of it.
     """
 
     allowed_FF: Tensor | None
+    pairs_P: Tensor | None
 
     def __init__(
         self,
@@ -152,43 +136,62 @@ class STEC(nn.Module):
     ) -> None:
         super().__init__()
         self.plain = plain or bool(size.mlp)
+        self.fusion = size.fusion
         self.fields = len(sizes) + numeric
         assert size.attention == "full" or len(is_context) == self.fields
         allowed_FF = who_attends(is_context) if size.attention == "request" else None
         self.register_buffer("allowed_FF", allowed_FF, persistent=False)
-        level_width = self.fields**2 * size.embedding
+        self.register_buffer("pairs_P", pairs_in_head(size.pairs, self.fields), persistent=False)
+        pairs = self.fields**2 if self.pairs_P is None else len(self.pairs_P)
+        blocks = size.blocks - (size.last == "block")
+        levels_in_head = 1 if size.fusion == "last" else blocks + 1
         self.embedding = FeatureEmbedding(sizes, numeric, size.embedding, size.embedding_std)
-        self.blocks = nn.ModuleList(Block(size) for _ in range(size.blocks))
-        self.last = Projections(size.embedding)
-        self.norms = nn.ModuleList(nn.BatchNorm1d(level_width) for _ in range(size.blocks + 1))
-        self.head = mlp((size.blocks + 1) * level_width, size.mlp, size.dropout)
+        self.blocks = nn.ModuleList(Block(size) for _ in range(blocks))
+        self.last = factors(size, last_kind(size))
+        self.norms = nn.ModuleList(level_norm(pairs * size.embedding, size) for _ in range(levels_in_head))
+        width = (len(self.norms) if size.fusion == "concat" else 1) * pairs * size.embedding
+        self.head = mlp(width, size.mlp, size.mlp_dropout, size.mlp_batch_norm)
         self.apply(_initialise)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         """Shape: ids int64 (B, categorical), values (B, numeric) -> logits (B). Eq. 12 is their BCE."""
-        levels = self.levels(self.embedding(ids, values))
+        levels = self.levels(self.embedding(ids, values))[-len(self.norms) :]
         return self.predict_plain(levels) if self.plain else self.predict_factorised(levels)
 
     def levels(self, x_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """q and k of every level: the blocks', then the standalone interaction's on the encoder's output."""
+        """The factors of every level: the blocks', then the standalone interaction's on the encoder's output."""
         levels = []
         for block in self.blocks:
-            x_BFD, q_BFD, k_BFD = block(x_BFD, self.plain, self.allowed_FF)
-            levels.append((q_BFD, k_BFD))
+            x_BFD, left_BFD, right_BFD = block(x_BFD, self.plain, self.allowed_FF)
+            levels.append((left_BFD, right_BFD))
         return [*levels, self.last(x_BFD)]
 
     def predict_plain(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Normalise each level over the batch, concatenate (Eq. 11), predict."""
-        normalised = [norm(interaction(q, k).flatten(1)) for norm, (q, k) in zip(self.norms, levels, strict=True)]
-        logit_B: Tensor = self.head(torch.cat(normalised, 1))[:, 0]
+        """Normalise each level over the batch, concatenate (Eq. 11) or add, predict."""
+        normalised = [norm(self.in_head(*level)) for norm, level in zip(self.norms, levels, strict=True)]
+        fused = torch.stack(normalised).sum(0) if self.fusion == "add" else torch.cat(normalised, 1)
+        logit_B: Tensor = self.head(fused)[:, 0]
         return logit_B
+
+    def in_head(self, left_BFD: Tensor, right_BFD: Tensor) -> Tensor:
+        """A level's interaction as its norm takes it. Shape: (B, P * D)."""
+        pairs_BPD = interaction(left_BFD, right_BFD).flatten(1, 2)
+        return (pairs_BPD if self.pairs_P is None else pairs_BPD.index_select(1, self.pairs_P)).flatten(1)
 
     def predict_factorised(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The same with the linear head's weights pulled into the product: see model/factorised.py."""
+        logits = [
+            level_logit(left, right, norm, weight, self.pairs_P)
+            for (left, right), (norm, weight) in zip(levels, self.norms_and_weights(), strict=True)
+        ]
         linear: nn.Linear = self.head[0]  # type: ignore[assignment]
-        weights = linear.weight[0].chunk(len(levels))
-        logits = [level_logit(q, k, n, w) for (q, k), n, w in zip(levels, self.norms, weights, strict=True)]  # type: ignore[arg-type]
         return torch.stack(logits).sum(0) + linear.bias
+
+    def norms_and_weights(self) -> list[tuple[nn.BatchNorm1d, Tensor]]:
+        """Of each level that the head sees, with a linear head: its norm and its weights (P * D)."""
+        weight: Tensor = self.head[0].weight[0]  # type: ignore[index]
+        weights = [weight] * len(self.norms) if self.fusion == "add" else weight.chunk(len(self.norms))
+        return list(zip(self.norms, weights, strict=True))  # type: ignore[arg-type]
 
     def embedding_parameters(self) -> list[nn.Parameter]:
         """What the recipe's L2 falls on: whole tables, not only the rows of a batch."""
@@ -202,11 +205,43 @@ def stec_for(schema: FeatureSchema, sizes: Sequence[int], size: experiment.Model
     return STEC(sizes, len(numeric), size, is_context=is_context)
 
 
-def mlp(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
-    """Layers of ReLU and one linear output; without hidden layers, the linear output alone."""
+def cost_note(size: experiment.Model, fields: int) -> str | None:
+    """What an MLP head costs, in a sentence for whoever starts a training; None for the linear head."""
+    if not size.mlp:
+        return None
+    floats = fields**2 * size.embedding
+    return (
+        f"mlp = {list(size.mlp)} trains in the plain form: of each row and level it holds {fields} x {fields} x "
+        f"{size.embedding} = {floats:,} numbers and their gradients, and its export has no kernel, no "
+        "explanation and no cascade; mlp = [] has all that, and trains several times as fast"
+    )
+
+
+def last_kind(size: experiment.Model) -> str:
+    """Of the interaction behind the encoder: the standalone one, or with last = "block" the last block's.
+
+    NOTE[DIFF] The paper does not say what the standalone one is beside explicit interactions: as STEC's own.
+    """
+    if size.last == "block":
+        return "qk" if size.interaction == "qk" else "xwx"
+    return "xwx" if size.interaction == "xwx" else "qk"
+
+
+def level_norm(channels: int, size: experiment.Model) -> nn.BatchNorm1d:
+    norm = nn.BatchNorm1d(channels)
+    if size.mlp_batch_norm:  # the next batch norm takes away what its shift adds: it would never be trained
+        norm.register_parameter("bias", None)
+    return norm
+
+
+def mlp(width: int, hidden: Sequence[int], dropout: float, batch_norm: bool) -> nn.Sequential:
+    """Hidden layers in FuxiCTR's order and one linear output; without hidden layers, the linear output alone."""
     layers: list[nn.Module] = []
     for units in hidden:
-        layers += [nn.Linear(width, units), nn.ReLU(), nn.Dropout(dropout)]
+        # NOTE[DIFF] FuxiCTR's layer before a batch norm has a bias, which that norm takes away again.
+        layers.append(nn.Linear(width, units, bias=not batch_norm))
+        layers += [nn.BatchNorm1d(units)] if batch_norm else []
+        layers += [nn.ReLU(), nn.Dropout(dropout)]
         width = units
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
@@ -216,3 +251,6 @@ def _initialise(module: nn.Module) -> None:
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, Bilinear):
+        for head_KK in module.weight.unbind(0):
+            nn.init.xavier_normal_(head_KK)

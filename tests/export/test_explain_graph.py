@@ -6,7 +6,7 @@ import torch
 from contract.schema import Attention
 from export.explain_graph import ExplainGraph
 from export.graph import PlainGraph, serving_order
-from model.stec import attention_weights, interaction
+from model.attention import attention_weights, interaction
 from tests.export.test_graph import mixed_schema, request, single, trained
 
 
@@ -39,7 +39,7 @@ def test_a_contribution_is_the_heads_weight_times_the_normalised_interaction() -
         expected = share.view(9, fields, fields, -1).sum(3)[:, order][:, :, order]
         torch.testing.assert_close(contribution[:, level].double(), expected.detach(), rtol=1e-4, atol=1e-5)
         if level < 2:
-            weights = attention_weights(q, k, 2)[:, order][:, :, order].permute(0, 3, 1, 2)
+            weights = attention_weights(q, k, 2, 8**0.5)[:, order][:, :, order].permute(0, 3, 1, 2)
             torch.testing.assert_close(attention[:, level].double(), weights.detach(), rtol=1e-4, atol=1e-6)
 
 

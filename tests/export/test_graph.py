@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -25,13 +26,15 @@ def mixed_schema(numeric: bool) -> FeatureSchema:
     return FeatureSchema(tuple(fields))
 
 
-def trained(schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full") -> STEC:
+def trained(
+    schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full", **options: Any
+) -> STEC:
     torch.manual_seed(0)
     categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    size = Model(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention)
+    size = Model(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
     model = stec_for(schema, [TOKENS] * categorical, size)
-    for block in blocks_of(model):  # as training leaves them, not as they start
-        for norm in (block.attention_norm, block.ffn_norm):
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.LayerNorm):  # as training leaves them, not as they start
             torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
             torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
     for _ in range(30):
@@ -81,16 +84,17 @@ def test_near_constant_fields_at_a_large_scale_stay_within_the_tolerance() -> No
 
 
 @pytest.mark.parametrize("std", [0.1, 1.0, 5.0])
-def test_no_attention_score_exceeds_its_proven_bound(std: float) -> None:
+@pytest.mark.parametrize("options", [{}, {"interaction": "xwx", "ffn": 0}, {"scale": "mean"}], ids=str)
+def test_no_attention_score_exceeds_its_proven_bound(std: float, options: dict[str, Any]) -> None:
     schema = mixed_schema(True)
-    model = trained(schema, std).double()
+    model = trained(schema, std, **options).double()
     ids = torch.randint(TOKENS, (500, len(schema.select("categorical"))))
     values = (torch.randn(500, len(schema.select("numeric"))).double() * 1e4).clamp(-1e4, 1e4)
     x = model.embedding(ids, values)
     for block, bound in zip(blocks_of(model), score_bounds(model), strict=True):
         y, q, k = block(x, plain=False)
         q, k = (t.unflatten(2, (block.heads, -1)).transpose(1, 2) for t in (q, k))
-        largest = (q @ k.transpose(2, 3)).abs().max().item() / q.shape[3] ** 0.5
+        largest = (q @ k.transpose(2, 3)).abs().max().item() / block.score_divisor
         assert largest <= bound
         x = y
 

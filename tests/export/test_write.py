@@ -11,17 +11,21 @@ import onnxruntime
 import pytest
 from safetensors.torch import save_file
 
-from contract.bundle import GOLDEN, MANIFEST, MODEL, VOCABULARY, Calibration, open_bundle
+import kernel
+from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MANIFEST, MODEL, SCREEN, VOCABULARY, Calibration, open_bundle
 from contract.encode import Encoder, join
 from contract.golden import largest_difference, read_golden
 from contract.vocabulary import open_vocabulary
 from export.check import ParityError, check_parity
 from export.golden import draw_golden, golden_inputs
 from export.onnx_file import WEIGHTS
-from export.write import export
+from export.write import export, what_is_missing
+from model.data.prepared import read_prepared
+from model.experiment import Model
 from model.run import EXPERIMENT, open_run
 from model.run import WEIGHTS as RUN_WEIGHTS
-from model.stec import STEC
+from model.stec import stec_for
+from tests.conftest import DATA
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +121,42 @@ def test_parity_finds_a_graph_with_other_weights(bundle_folder: Path) -> None:
         check_parity(bundle_folder / MODEL, inputs, shifted, bundle.manifest.calibration)
 
 
-def test_an_mlp_head_is_exported_unfolded(run_folder: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(run_folder, run)
+def untrained(run: Path, folder: Path, size: Model) -> Path:
+    """A copy of a run with a model of another size, as it starts."""
+    shutil.copytree(run, folder)
     _, experiment, schema, _ = open_run(run)
-    size = msgspec.structs.replace(experiment.model, mlp=(8,))
-    (run / EXPERIMENT).write_bytes(msgspec.json.encode(msgspec.structs.replace(experiment, model=size)))
+    (folder / EXPERIMENT).write_bytes(msgspec.json.encode(msgspec.structs.replace(experiment, model=size)))
     sizes = [len(open_vocabulary(run / VOCABULARY, f.name)) for f in schema.select("categorical")]
-    save_file(STEC(sizes, len(schema.select("numeric")), size).state_dict(), run / RUN_WEIGHTS)
-    manifest, difference = export(run, tmp_path / "bundle")
+    save_file(stec_for(schema, sizes, size).state_dict(), folder / RUN_WEIGHTS)
+    return folder
+
+
+NO_FFN = Model(embedding=8, ffn=0, interaction="separate", pairs="upper_diag", attention="request", embedding_std=0.3)
+LAST = Model(embedding=8, ffn=16, fusion="last", scale="mean", embedding_std=0.3)
+MLP = Model(embedding=8, mlp=(8,), mlp_batch_norm=True, mlp_dropout=0.2, pairs="upper", fusion="add", embedding_std=0.3)
+
+
+@pytest.mark.parametrize(
+    ("size", "files", "words"),
+    [
+        (MLP, {MODEL}, "an MLP head does not fold: no kernel, no explanation, no cascade"),
+        (NO_FFN, {MODEL, EXPLAIN}, "no kernel.onnx, for it cannot compute ffn = 0"),
+        (LAST, {MODEL, EXPLAIN, KERNEL}, 'no cascade, for with fusion = "last" the head does not see the first level'),
+    ],
+    ids=["mlp", "no ffn", "last"],
+)
+def test_each_model_is_exported_with_parity_and_what_it_cannot_have_is_said(
+    run_folder: Path, tmp_path: Path, size: Model, files: set[str], words: str
+) -> None:
+    run = untrained(run_folder, tmp_path / "run", size)
+    prepared = read_prepared(run_folder.parent / DATA.prepared) if size.fusion == "last" else None
+    manifest, difference = export(run, tmp_path / "bundle", prepared)
     assert difference <= 1e-5
     assert open_bundle(tmp_path / "bundle").manifest.version == manifest.version
+    possible = {MODEL, EXPLAIN, SCREEN} | ({KERNEL} if kernel.is_usable() else set())
+    assert manifest.files.keys() & {*possible, KERNEL} == files & possible
+    said = what_is_missing(manifest, open_run(run)[0], prepared)
+    assert any(sentence.startswith(words) for sentence in said)
 
 
 def test_drawing_again_gives_the_same_golden_requests(bundle_folder: Path) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from contract.schema import Attention
+from model.attention import attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
 from model.experiment import Model
-from model.stec import STEC, attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
+from model.stec import STEC
 
 SIZES = (30, 8, 5, 4, 3)
 NUMERIC = 2
@@ -27,7 +28,8 @@ def build(size: Model, plain: bool, seed: int = 0, dtype: torch.dtype = torch.fl
     for norm in model.norms:  # a norm as training leaves it, not as it starts
         assert isinstance(norm, nn.BatchNorm1d)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.uniform_(norm.bias, -0.5, 0.5)
+        if norm.bias is not None:
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
     return model
 
 
@@ -114,7 +116,7 @@ def test_a_batch_of_one_row_is_refused_in_training_by_both_forms() -> None:
 def test_attention_pooled_from_the_interaction_is_scaled_dot_product_attention() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, 5, 8, dtype=torch.float64) for _ in range(3))
-    torch.testing.assert_close(attend_to_interactions(q, k, v, 4), attend_fused(q, k, v, 4))
+    torch.testing.assert_close(attend_to_interactions(q, k, v, 4, 3.0), attend_fused(q, k, v, 4, 3.0))
 
 
 def test_the_interaction_is_not_symmetric() -> None:
@@ -176,7 +178,7 @@ def test_attention_weights_sum_to_one_over_what_is_allowed() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(3, 7, 8), torch.randn(3, 7, 8)
     allowed = who_attends(IS_CONTEXT)
-    weights = attention_weights(q, k, 2, allowed)
+    weights = attention_weights(q, k, 2, 2.0, allowed)
     torch.testing.assert_close(weights.sum(2), torch.ones(3, 7, 2))
     assert (weights[:, ~allowed] == 0).all()
     assert allowed[1].all()
