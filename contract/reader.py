@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from contract.schema import FeatureSchema, Side
-from contract.tokens import normalise, number, token
+from contract.tokens import normalise, number_reader, token, tokenizer
 from contract.vocabulary import MISSING, UNKNOWN
 
 LONGEST_NAME = 100  # of what a client sent, in an answer or a log
@@ -69,6 +70,9 @@ class Reader:
         self._most_names = most_names
         self.categorical = [f.name for f in schema.select("categorical", side)]
         self.numeric = [f.name for f in schema.select("numeric", side)]
+        self._tokenizers = [tokenizer(f) for f in schema.select("categorical", side)]
+        self._transformed = [f.transform is not UNSET for f in schema.select("categorical", side)]
+        self._number_readers = [number_reader(f) for f in schema.select("numeric", side)]
         self._means = np.array([f.mean for f in schema.select("numeric", side)])
         self._stds = np.array([f.std for f in schema.select("numeric", side)])
         self._names = frozenset((*self.categorical, *self.numeric))
@@ -77,7 +81,10 @@ class Reader:
         """One for each categorical field. Raises ValueError for a bad value, without saying whose."""
         if rows and max(map(len, rows)) > self._most_names:
             raise ValueError("too many names")
-        columns = [_column([row.get(name) for row in rows], known.get(name, _NONE)) for name in self.categorical]
+        columns = [
+            _column([row.get(name) for row in rows], known.get(name, _NONE), read, transformed)
+            for name, read, transformed in zip(self.categorical, self._tokenizers, self._transformed, strict=True)
+        ]
         if any(len(one) > self._longest_token for column in columns for one in set(column.tokens) if one):
             raise ValueError("too long")
         return columns
@@ -86,7 +93,8 @@ class Reader:
         """float64 [rows, numeric fields], NaN: missing. Raises ValueError as columns() does."""
         if not self.numeric:
             return np.empty((len(rows), 0))
-        columns = [[number(row.get(name)) for row in rows] for name in self.numeric]
+        readers = zip(self.numeric, self._number_readers, strict=True)
+        columns = [[read(row.get(name)) for row in rows] for name, read in readers]
         return np.array(columns, np.float64).reshape(len(self.numeric), len(rows)).T
 
     def normalise(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -102,9 +110,10 @@ class Reader:
                     known = ", ".join(sorted(self._names))
                     name = shorten(name)
                     raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: the model reads {known}")
-        for name in (*self.categorical, *self.numeric):
+        names, readers = (*self.categorical, *self.numeric), (*self._tokenizers, *self._number_readers)
+        for name, read in zip(names, readers, strict=True):
             try:
-                value = (token if name in self.categorical else number)(features.get(name))
+                value = read(features.get(name))
             except ValueError as error:
                 raise BadFeature(f"{path}.{name}", f"field {name!r} {error}") from error
             if isinstance(value, str) and len(value) > self._longest_token:
@@ -152,9 +161,13 @@ def shorten(text: str, longest: int = LONGEST_NAME) -> str:
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
-def _column(values: list[Any], known: Mapping[str, int]) -> Column:
+def _column(
+    values: list[Any], known: Mapping[str, int], read: Callable[[Any], str | None], transformed: bool
+) -> Column:
     """A value that is known as it came is a canonical token: a string without spaces around it. Most are, and a request
-    has hundreds."""
+    has hundreds. transformed: a token is never what came."""
+    if transformed:
+        values, read = [read(value) for value in values], token
     try:
         ids = [known.get(value) for value in values]
     except TypeError:  # a list or an object, which token() refuses
@@ -162,7 +175,7 @@ def _column(values: list[Any], known: Mapping[str, int]) -> Column:
     if None not in ids:
         return Column(ids, [], [])
     places = [place for place, known_as in enumerate(ids) if known_as is None]
-    return Column(ids, places, [token(values[place]) for place in places])
+    return Column(ids, places, [read(values[place]) for place in places])
 
 
 def _add(names: Sequence[str], counts: Iterable[int], into: Counter[str]) -> None:

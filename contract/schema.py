@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Side = Literal["context", "candidate"]
 Kind = Literal["categorical", "numeric"]
+# Makes a token of a number. log_square: floor(log(x)^2) above 2, below it "SP" and the integer.
+Transform = Literal["log_square"]
 Attention = Literal["full", "request"]  # whom a context field attends to: see model/experiment.py
 
 # A name becomes a file name and a part of a Redis key: nothing that could leave a folder or break a key.
@@ -18,13 +21,20 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input of the model. `mean` and `std` normalise a numeric field and mean nothing for a categorical one."""
+    """One input of the model.
+
+    mean, std: normalise a numeric field and mean nothing for a categorical one.
+    missing: values that mean that there is none, as "-1" does in some logs. transform: of a categorical field that is
+    sent as a number. Both are absent from the JSON of a field that has none, whose fingerprint is older than they are.
+    """
 
     name: str
     side: Side
     kind: Kind = "categorical"
     mean: float = 0.0
     std: float = 1.0
+    missing: tuple[str, ...] | UnsetType = UNSET
+    transform: Transform | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -33,6 +43,8 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"field {self.name!r}: mean {self.mean} and std {self.std} must be finite, std above 0")
+        if self.transform is not UNSET and self.kind == "numeric":
+            raise ValueError(f"field {self.name!r}: transform makes a category of a number: kind is categorical then")
 
 
 class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from msgspec import UNSET
 
 from contract.encode import Encoder, ModelInput
 from contract.golden import GoldenCandidate, GoldenRequest, golden_input
 from contract.schema import FeatureSchema, Field
+from contract.tokens import number_in_bucket
 from contract.vocabulary import Vocabulary
 
 REQUESTS = 300
@@ -55,8 +57,17 @@ def _draw_features(
             features[field.name] = None
         elif field.kind == "numeric":
             features[field.name] = round(random.normal(field.mean, field.std), 4)
+        elif field.transform is not UNSET:
+            features[field.name] = _draw_number(tokens[field.name], chance < MISSING_SHARE + UNKNOWN_SHARE, random)
         elif chance < MISSING_SHARE + UNKNOWN_SHARE or not tokens[field.name]:
             features[field.name] = f"unseen-{random.integers(1000)}"
         else:
             features[field.name] = tokens[field.name][random.integers(len(tokens[field.name]))]
     return features
+
+
+def _draw_number(buckets: list[str], unseen: bool, random: np.random.Generator) -> float:
+    """One that falls into one of these buckets, or into none."""
+    if unseen or not buckets:
+        return -1e9 - float(random.integers(1000))
+    return number_in_bucket(buckets[random.integers(len(buckets))])

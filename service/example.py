@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec import UNSET
+
 from contract.bundle import Bundle
 from contract.golden import GoldenRequest
 from contract.schema import Field, Side
-from contract.tokens import token
+from contract.tokens import number_in_bucket, tokenizer
 from contract.vocabulary import UNKNOWN
 
 CANDIDATES = 3
@@ -61,7 +63,7 @@ class _Example:
     def _is_known(self, field: Field, value: Any) -> bool:
         if field.kind == "numeric":
             return value is not None
-        known, vocabulary = token(value), self._bundle.vocabularies.get(field.name)
+        known, vocabulary = tokenizer(field)(value), self._bundle.vocabularies.get(field.name)
         # A vocabulary that Redis alone has is not asked for an example.
         return known is not None and (vocabulary is None or vocabulary(known) != UNKNOWN)
 
@@ -69,4 +71,6 @@ class _Example:
         if field.kind == "numeric":
             return field.mean
         vocabulary = self._bundle.vocabularies.get(field.name)
+        if field.transform is not UNSET:
+            return 1.0 if vocabulary is None else next((number_in_bucket(t) for t, _ in vocabulary.items()), 1.0)
         return "unknown" if vocabulary is None else next((known for known, _ in vocabulary.items()), "unknown")

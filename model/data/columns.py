@@ -1,58 +1,93 @@
-"""Columns of a log -> ids and numbers, by the contract's rules applied to distinct values."""
-
-from collections import Counter
-from typing import Any
+"""One column of a batch of rows -> text to count, numbers or labels; what cannot be read is refused with its line."""
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from contract.schema import Field
-from contract.tokens import token
-from contract.vocabulary import MISSING, Vocabulary, build_vocabulary
+from contract.tokens import absent_numbers, token
+
+NOT_A_LABEL = "a label is 0 or 1"
+NO_NUMBER = "it takes a number, or nothing where it is missing"
 
 
-def check_column(column: pl.Series, field: Field) -> None:
-    """Raises ValueError, naming the field and the way out, for a column that `field` cannot take."""
+class BadValueError(ValueError):
+    """row: of the batch; None when the whole column is at fault."""
+
+    def __init__(self, column: str, reason: str, row: int | None = None) -> None:
+        super().__init__(reason)
+        self.column = column
+        self.reason = reason
+        self.row = row
+
+
+def text_column(column: pl.Series) -> pl.Series:
+    """Strings, with the token that its value has; null is missing.
+
+    Raises:
+        BadValueError: for NaN, an infinity, and a type that no field takes.
+    """
     kind = column.dtype
-    empty = column.null_count() == len(column)  # then a CSV or parquet file may give it any type
-    if field.kind == "numeric" and not (kind.is_numeric() or empty):
-        raise ValueError(f"field {field.name!r} is numeric, but the log holds {kind}: write numbers, null for missing")
-    text = kind in (pl.String, pl.Boolean, pl.Categorical, pl.Enum)
-    if field.kind == "categorical" and not (text or kind.is_integer() or kind.is_float() or empty):
-        raise ValueError(f"field {field.name!r} holds {kind}: write strings, numbers, booleans or null")
-    if kind.is_float() and (count := column.len() - column.null_count() - (column.is_finite().sum() or 0)):
-        raise ValueError(f"field {field.name!r} is NaN or infinite in {count} rows: write null for missing")
-    if kind == pl.String and (column.str.contains("\0", literal=True).any()):
-        raise ValueError(f"field {field.name!r} holds text with a NUL character: no vocabulary keeps one, remove it")
+    if kind == pl.String:
+        return column
+    if kind.is_float():
+        return _float_tokens(column)
+    if kind.is_integer() or kind in (pl.Boolean, pl.Categorical, pl.Enum, pl.Null):
+        return column.cast(pl.String)
+    if column.null_count() == len(column):  # then a parquet file may give it any type
+        return pl.Series(column.name, [None] * len(column), dtype=pl.String)
+    raise BadValueError(column.name, f"holds {kind}: write strings, numbers, booleans or null")
 
 
-def build_column_vocabulary(column: pl.Series, min_count: int) -> Vocabulary:
-    """The tokens seen at least `min_count` times, the most frequent first, ties in the order of the tokens."""
-    counts: Counter[str] = Counter()
-    seen = _plain(column).value_counts(name="rows")
-    for value, rows in zip(_tokens(seen[column.name]), seen["rows"].to_list(), strict=True):
-        if value is not None:
-            counts[value] += rows  # two values may be one token: 1 and 1.0, "x" and " x "
-    kept = [(-rows, value) for value, rows in counts.items() if rows >= min_count]
-    return build_vocabulary(value for _, value in sorted(kept))
+def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
+    """Numbers float64 [rows]; NaN is missing.
+
+    Raises:
+        BadValueError: for text that is no number, NaN, an infinity, and a type that is none.
+    """
+    if column.dtype == pl.String:
+        numbers = numbers_in(column, field)
+    elif column.dtype.is_numeric():
+        numbers = column.cast(pl.Float64)
+        _refuse_first(column.name, ~numbers.is_finite().fill_null(True), NO_NUMBER)
+    elif column.null_count() == len(column):
+        numbers = pl.Series([None] * len(column), dtype=pl.Float64)
+    else:
+        raise BadValueError(column.name, f"holds {column.dtype}: a numeric field takes numbers, null for missing")
+    found = numbers.fill_null(np.nan).to_numpy()
+    if absent := absent_numbers(field):
+        found = np.where(np.isin(found, list(absent)), np.nan, found)
+    return found
 
 
-def column_ids(column: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int32]:
-    """Ids int32 [rows]: 0 for a token that the vocabulary does not know, 1 for a missing one."""
-    rows = _plain(column).alias("value").to_frame()
-    distinct = rows["value"].unique()
-    ids = [MISSING if t is None else vocabulary(t) for t in _tokens(distinct)]
-    table = pl.DataFrame({"value": distinct, "id": pl.Series(ids, dtype=pl.Int32)})
-    joined = rows.join(table, on="value", how="left", nulls_equal=True, maintain_order="left")
-    return joined["id"].to_numpy()
+def numbers_in(text: pl.Series, field: Field) -> pl.Series:
+    """Float64; null where there is nothing, or a word that means missing. Numbers that mean it stay.
+
+    Raises:
+        BadValueError: for text that is no number, NaN and an infinity.
+    """
+    numbers = text.cast(pl.Float64, strict=False)
+    if numbers.null_count() == text.null_count() and numbers.is_finite().all():
+        return numbers  # nothing to strip
+    bare = text.str.strip_chars()
+    absent = bare.is_in(["", *(word.strip() for word in field.missing or ())])
+    numbers = bare.cast(pl.Float64, strict=False)
+    _refuse_first(text.name, text.is_not_null() & ~absent & ~numbers.is_finite().fill_null(False), NO_NUMBER)
+    return numbers.set(absent, None)
 
 
-def column_numbers(column: pl.Series) -> NDArray[np.float64]:
-    """Numbers float64 [rows]; NaN is missing."""
-    if column.null_count() == len(column):
-        return np.full(len(column), np.nan)
-    return column.cast(pl.Float64).fill_null(np.nan).to_numpy()
+def label_column(column: pl.Series) -> NDArray[np.uint8]:
+    """0 or 1, uint8 [rows].
+
+    Raises:
+        BadValueError: for any other label.
+    """
+    numbers = column.str.strip_chars() if column.dtype == pl.String else column
+    if not (numbers.dtype.is_numeric() or numbers.dtype in (pl.String, pl.Boolean, pl.Null)):
+        raise BadValueError(column.name, f"holds {column.dtype}: {NOT_A_LABEL}")
+    numbers = numbers.cast(pl.Float64, strict=False)
+    _refuse_first(column.name, ~((numbers == 0) | (numbers == 1)).fill_null(False), NOT_A_LABEL)
+    return numbers.cast(pl.UInt8).to_numpy()
 
 
 def mean_and_std(numbers: NDArray[np.float64]) -> tuple[float, float]:
@@ -64,24 +99,18 @@ def mean_and_std(numbers: NDArray[np.float64]) -> tuple[float, float]:
         return float(present.mean()), float(present.std()) or 1.0
 
 
-def missing_share(column: pl.Series) -> float:
-    """The share of rows without a value: null, or text that is blank."""
-    missing = column.is_null()
-    if column.dtype == pl.String:
-        missing = missing | (column.str.strip_chars() == "").fill_null(False)
-    return float(missing.cast(pl.Float64).to_numpy().mean())
+def _float_tokens(column: pl.Series) -> pl.Series:
+    """By the contract's rule, which needs Python; so distinct values only."""
+    bad = ~column.is_finite().fill_null(True)
+    _refuse_first(column.name, bad, "is NaN or infinite: write null for missing")
+    distinct = column.drop_nulls().unique()
+    # The shortest decimal that names a float32: 0.1 as a client writes it, not 0.10000000149011612.
+    values = distinct.cast(pl.String).cast(pl.Float64) if column.dtype == pl.Float32 else distinct
+    tokens = pl.Series([token(value) for value in values.to_list()], dtype=pl.String)
+    return column.replace_strict(distinct, tokens, default=None, return_dtype=pl.String)
 
 
-def _plain(column: pl.Series) -> pl.Series:
-    """The same values in a type that can be counted and joined."""
-    if column.dtype in (pl.Categorical, pl.Enum) or column.null_count() == len(column):
-        return column.cast(pl.String)
-    return column
-
-
-def _tokens(distinct: pl.Series) -> list[str | None]:
-    values: list[Any] = distinct.to_list()
-    if distinct.dtype == pl.Float32:
-        # The shortest decimal that names the float32: 0.1 as a client writes it, not 0.10000000149011612.
-        values = [None if value is None else float(str(np.float32(value))) for value in values]
-    return [token(value) for value in values]
+def _refuse_first(name: str, bad: pl.Series, reason: str) -> None:
+    if bad.any():
+        row = bad.arg_max()
+        raise BadValueError(name, reason, row)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from contract.schema import Field, Side
-from model.data.log import SPLITS, Log, check_label, read_parquet
+from model.data.log import SPLITS, Log, declared, scan_parquet
+from model.data.published import find_splits, scan_table
 from model.experiment import Data
 
 LABEL = "label"
@@ -20,6 +21,7 @@ SIDES: dict[str, Side] = {
     "country": "context",
     "city": "context",
 }
+PUBLISHED_X1 = "Frappe_x1 is published at huggingface.co/datasets/reczoo/Frappe_x1"
 WAY_OUT = "Frappe may not be passed on: the README says where it is published and how to lay it out"
 
 
@@ -27,11 +29,24 @@ def read(folder: Path, data: Data) -> Log:
     """Reads {train,valid,test}.parquet with the values in words.
 
     Raises:
-        ValueError: naming the file, for a missing one, a missing column, or a label that is not 0 or 1.
+        ValueError: naming the file, for a missing one, or a missing column.
     """
-    splits = {}
-    for split in SPLITS:
-        path = folder / f"{split}.parquet"
-        splits[split] = read_parquet(path, [LABEL, *SIDES], WAY_OUT)
-        check_label(path, splits[split][LABEL])
-    return Log(tuple(Field(name, side) for name, side in SIDES.items()), LABEL, splits)
+    paths = {split: folder / f"{split}.parquet" for split in SPLITS}
+    splits = {split: scan_parquet(path, [LABEL, *SIDES], WAY_OUT) for split, path in paths.items()}
+    return Log(_fields(data), LABEL, splits, paths)
+
+
+def read_x1(folder: Path, data: Data) -> Log:
+    """Reads Frappe_x1's {train,valid,test}.csv, or x1_ids_{train,valid,test}.csv.gz: the same rows as numbers, of which
+    each belongs to one field.
+
+    Raises:
+        ValueError: naming the file, for a missing one, or a missing column.
+    """
+    paths = find_splits(folder, ["{}.csv", "{}.csv.gz", "x1_ids_{}.csv.gz"], PUBLISHED_X1)
+    splits = {split: scan_table(path, (LABEL, *SIDES)) for split, path in paths.items()}
+    return Log(_fields(data), LABEL, splits, paths)
+
+
+def _fields(data: Data) -> tuple[Field, ...]:
+    return declared([Field(name, side) for name, side in SIDES.items()], data)

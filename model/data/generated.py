@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from contract.schema import Field
-from model.data.log import SPLITS, Log, check_label, read_parquet
+from model.data.log import SPLITS, Log, declared, scan_parquet
 from model.experiment import Data
 
 LABEL = "click"
@@ -34,12 +34,10 @@ def read(folder: Path, data: Data) -> Log:
     # The log lies at DIR/<data.folder>, and generate takes that DIR.
     way_out = f"Make it with: python -m model.data.generate --data {folder.parent}"
     extra = (REQUEST, TRUE_CTR)
-    splits = {}
-    for split in SPLITS:
-        path = folder / f"{split}.parquet"
-        splits[split] = read_parquet(path, [LABEL, *CONTEXT, *CANDIDATE, *extra], way_out)
-        check_label(path, splits[split][LABEL])
-    return Log(fields(), LABEL, splits, extra)
+    paths = {split: folder / f"{split}.parquet" for split in SPLITS}
+    columns = [LABEL, *CONTEXT, *CANDIDATE, *extra]
+    splits = {split: scan_parquet(path, columns, way_out) for split, path in paths.items()}
+    return Log(declared(fields(), data), LABEL, splits, paths, extra)
 
 
 def fields() -> tuple[Field, ...]:

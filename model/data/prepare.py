@@ -2,8 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,25 +19,31 @@ from rich.table import Table
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, Field, write_schema
 from contract.tokens import normalise
-from contract.vocabulary import FIRST, UNKNOWN, Vocabulary
-from model.data import frappe, generated, table
-from model.data.columns import (
-    build_column_vocabulary,
-    check_column,
-    column_ids,
-    column_numbers,
-    mean_and_std,
-    missing_share,
-)
+from contract.vocabulary import FIRST, MISSING, UNKNOWN, Vocabulary, open_vocabulary
+from model.data import avazu, criteo, frappe, generated, movielens, table
+from model.data.columns import mean_and_std
+from model.data.counting import UnreadableError, Values, ids_in, number_tokens
 from model.data.folder import add_data_argument
 from model.data.log import Log
 from model.data.prepared import LOG, LogFacts, Prepared, SplitFacts, read_prepared
-from model.experiment import Data, read_experiment
+from model.data.reading import column_file, find_line, read_split
+from model.data.writing import GrowingArray, chunks
+from model.experiment import Data, read_data
 from model.folder import check_replaceable, new_folder
 
+CHUNK = 16_000  # rows: a block of 26 columns stays in a processor's cache
+
 READERS: dict[str, Callable[[Path, Data], Log]] = {
+    "avazu": avazu.read,
+    "avazu_x1": avazu.read_x1,
+    "criteo": criteo.read,
+    "criteo_x1": criteo.read_x1,
     "frappe": frappe.read,
+    "frappe_x1": frappe.read_x1,
     "generated": generated.read,
+    "movielens_1m": movielens.read_1m,
+    "movielens_latest_x1": movielens.read_latest_x1,
+    "movielens_tag": movielens.read_tag,
     "table": table.read,
 }
 
@@ -49,71 +59,122 @@ def prepare(root: Path, data: Data) -> Prepared:
     target = root / data.prepared
     check_replaceable(target, SCHEMA)  # before the long part
     log = READERS[data.reader](root / data.folder, data)
-    write_prepared(target, log, data)
+    write_prepared(target, log, data, root / data.vocabulary if data.vocabulary else None)
     return read_prepared(target)
 
 
-def write_prepared(target: Path, log: Log, data: Data) -> None:
-    check_log(log)
-    train = log.splits["train"]
-    schema = FeatureSchema(tuple(_measure(field, train) for field in log.fields))
-    vocabularies = [
-        build_column_vocabulary(train[field.name], data.min_count) for field in schema.select("categorical")
-    ]
-    with new_folder(target, marker=SCHEMA) as folder:
+def write_prepared(target: Path, log: Log, data: Data, given: Path | None = None) -> None:
+    """given: a folder of vocabularies to use; without it they are counted."""
+    try:
+        with new_folder(target, marker=SCHEMA) as folder, TemporaryDirectory(dir=folder) as scratch:
+            _write(folder, Path(scratch), log, data, given)
+    except (OSError, RuntimeError) as error:  # marisa raises the second when it cannot write
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{target}: cannot be written: {reason}: nothing is left of it, make room and repeat"
+        ) from error
+
+
+def _write(folder: Path, scratch: Path, log: Log, data: Data, given: Path | None) -> None:
+    categorical = [field for field in log.fields if field.kind == "categorical"]
+    values = {field.name: Values() for field in categorical}
+    (folder / VOCABULARY).mkdir()
+
+    def number(field: Field) -> NDArray[np.int32]:
+        vocabulary, ids = _number(field, values.pop(field.name), log, data, scratch, given)
+        vocabulary.save(folder / VOCABULARY, field.name)
+        return ids
+
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+        for split in log.splits:
+            read_split(log, split, values, scratch, pool)
+        ids = dict(zip((field.name for field in categorical), pool.map(number, categorical), strict=True))
+        schema = FeatureSchema(tuple(pool.map(_measure, log.fields, repeat(scratch))))
         write_schema(schema, folder / SCHEMA)
-        (folder / VOCABULARY).mkdir()
-        for field, vocabulary in zip(schema.select("categorical"), vocabularies, strict=True):
-            vocabulary.save(folder / VOCABULARY, field.name)
-        for split, frame in log.splits.items():
-            np.save(folder / f"{split}.ids.npy", _ids(frame, schema, vocabularies))
-            np.save(folder / f"{split}.values.npy", _values(frame, schema))
-            np.save(folder / f"{split}.labels.npy", frame[log.label].cast(pl.UInt8).to_numpy())
-        for name in log.extra:
-            np.save(folder / f"test.{name}.npy", log.splits["test"][name].to_numpy())
-        (folder / LOG).write_bytes(msgspec.json.format(msgspec.json.encode(_facts(log, data))) + b"\n")
+        missing: dict[str, dict[str, float]] = {}
+        splits: dict[str, SplitFacts] = {}
+        for split in log.splits:
+            jobs = [
+                pool.submit(_write_ids, folder, scratch, split, schema, ids),
+                pool.submit(_write_values, folder, scratch, split, schema),
+            ]
+            missing[split] = jobs[0].result() | jobs[1].result()
+            splits[split] = _write_labels(folder, scratch, split)
+    for name, column in _extra(log):
+        np.save(folder / f"test.{name}.npy", column)
+    facts = LogFacts(data, {field.name: missing["train"][field.name] for field in log.fields}, splits)
+    (folder / LOG).write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
 
 
-def check_log(log: Log) -> None:
-    """Raises ValueError, naming split and field, for values that no field takes."""
-    for split, frame in log.splits.items():
-        for field in log.fields:
-            try:
-                check_column(frame[field.name], field)
-            except ValueError as error:
-                raise ValueError(f"{split}: {error}") from error
+def _number(
+    field: Field, values: Values, log: Log, data: Data, scratch: Path, given: Path | None
+) -> tuple[Vocabulary, NDArray[np.int32]]:
+    """The vocabulary, and the id of each code."""
+    distinct = values.distinct()
+    rows = np.zeros(len(distinct) + 1, np.int64)
+    for codes in chunks(column_file(scratch, "train", field.name), CHUNK):
+        rows += np.bincount(codes, minlength=len(rows))
+    try:
+        if given:
+            vocabulary = open_vocabulary(given, field.name)
+            return vocabulary, ids_in(vocabulary, distinct, field)
+        return number_tokens(distinct, rows, field, data.min_count_of(field.name))
+    except UnreadableError as error:
+        place = find_line(log, field.name, error.value)
+        raise ValueError(f"{place}: column {field.name!r} holds {error.value!r}: {error.reason}") from error
 
 
-def _measure(field: Field, train: pl.DataFrame) -> Field:
+def _write_labels(folder: Path, scratch: Path, split: str) -> SplitFacts:
+    path = folder / f"{split}.labels.npy"
+    (scratch / path.name).rename(path)
+    labels = np.load(path)
+    return SplitFacts(len(labels), float(labels.mean()))
+
+
+def _measure(field: Field, scratch: Path) -> Field:
     if field.kind == "categorical":
         return field
-    mean, std = mean_and_std(column_numbers(train[field.name]))
+    mean, std = mean_and_std(np.load(column_file(scratch, "train", field.name)))
     return msgspec.structs.replace(field, mean=mean, std=std)
 
 
-def _ids(frame: pl.DataFrame, schema: FeatureSchema, vocabularies: list[Vocabulary]) -> NDArray[np.int32]:
-    """int32 [rows, categorical fields]."""
-    fields = schema.select("categorical")
-    columns = [column_ids(frame[f.name], v) for f, v in zip(fields, vocabularies, strict=True)]
-    return np.stack(columns, axis=1)
+def _write_ids(
+    folder: Path, scratch: Path, split: str, schema: FeatureSchema, ids: Mapping[str, NDArray[np.int32]]
+) -> dict[str, float]:
+    """<split>.ids.npy, int32 [rows, categorical fields]. Returns the share of missing values by field."""
+    names = [field.name for field in schema.select("categorical")]
+    missing = np.zeros(len(names))
+    with GrowingArray(folder / f"{split}.ids.npy", np.int32, len(names)) as array:
+        for codes in zip(*(chunks(column_file(scratch, split, name), CHUNK) for name in names), strict=True):
+            columns = [ids[name][column] for name, column in zip(names, codes, strict=True)]
+            missing += [np.count_nonzero(column == MISSING) for column in columns]
+            array.append(np.stack(columns, axis=1))
+    return dict(zip(names, (missing / array.rows).tolist(), strict=True))
 
 
-def _values(frame: pl.DataFrame, schema: FeatureSchema) -> NDArray[np.float32]:
-    """float32 [rows, numeric fields]."""
+def _write_values(folder: Path, scratch: Path, split: str, schema: FeatureSchema) -> dict[str, float]:
+    """<split>.values.npy, float32 [rows, numeric fields]. Returns the share of missing values by field."""
     fields = schema.select("numeric")
-    numbers = np.empty((len(frame), len(fields)))
-    for column, field in enumerate(fields):
-        numbers[:, column] = column_numbers(frame[field.name])
-    return normalise(numbers, [f.mean for f in fields], [f.std for f in fields])
+    means, stds = [field.mean for field in fields], [field.std for field in fields]
+    missing = np.zeros(len(fields))
+    with GrowingArray(folder / f"{split}.values.npy", np.float32, len(fields)) as array:
+        if not fields:
+            array.append(np.empty((_rows(scratch, split, schema), 0)))
+        for columns in zip(*(chunks(column_file(scratch, split, f.name), CHUNK) for f in fields), strict=True):
+            numbers = np.stack(columns, axis=1)
+            missing += np.isnan(numbers).sum(0)
+            array.append(normalise(numbers, means, stds))
+    return dict(zip([field.name for field in fields], (missing / array.rows).tolist(), strict=True))
 
 
-def _facts(log: Log, data: Data) -> LogFacts:
-    rates = {
-        split: SplitFacts(len(frame), float(frame[log.label].cast(pl.Float64).to_numpy().mean()))
-        for split, frame in log.splits.items()
-    }
-    missing = {field.name: missing_share(log.splits["train"][field.name]) for field in log.fields}
-    return LogFacts(data, missing, rates)
+def _rows(scratch: Path, split: str, schema: FeatureSchema) -> int:
+    return len(np.load(column_file(scratch, split, schema.select("categorical")[0].name), mmap_mode="r"))
+
+
+def _extra(log: Log) -> Iterator[tuple[str, NDArray[Any]]]:
+    if log.extra:
+        frame = log.splits["test"].select(log.extra).collect(engine="streaming")
+        yield from ((name, frame[name].to_numpy()) for name in log.extra)
 
 
 def summary(prepared: Prepared) -> Table:
@@ -134,22 +195,38 @@ def summary(prepared: Prepared) -> Table:
     return lines
 
 
+def warnings(prepared: Prepared) -> list[str]:
+    """Fields that tell a model nothing. No error: the log of one day, or of one exchange, may be like that."""
+    sizes = dict(zip(_names(prepared), prepared.vocabulary_sizes, strict=True))
+    said = []
+    for name, size in sizes.items():
+        if size == FIRST:
+            said.append(f"field {name!r}: no value was seen min_count times in train: lower it, or remove the field")
+        elif size == FIRST + 1 and not prepared.facts.missing[name]:
+            said.append(f"field {name!r} has one value in all of train: it tells the model nothing, remove it")
+    return said
+
+
 def _names(prepared: Prepared) -> list[str]:
     return [field.name for field in prepared.schema.select("categorical")]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ctr-prepare", description=__doc__)
-    parser.add_argument("experiment", type=Path, help="an experiment's TOML file")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("experiment", type=Path, nargs="?", help="an experiment's TOML file")
+    which.add_argument("--config", type=Path, metavar="TOML", help="the same, or a file with its [data] alone")
     add_data_argument(parser)
     options = parser.parse_args(arguments)
     try:
-        prepared = prepare(options.data, read_experiment(options.experiment).data)
+        prepared = prepare(options.data, read_data(options.config or options.experiment))
     except (OSError, ValueError) as error:
         print(f"ctr-prepare: {error}", file=sys.stderr)
         return 2
     console = Console()
     console.print(summary(prepared))
+    for line in warnings(prepared):
+        console.print(f"warning: {line}", style="bold yellow", soft_wrap=True)
     console.print(f"wrote {prepared.folder}")
     return 0
 

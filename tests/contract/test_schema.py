@@ -1,5 +1,6 @@
 """Schema: the fields, their order, and one fingerprint for what reads the same input."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,19 @@ def test_a_file_that_is_no_schema_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "schema.json").write_text(text)
     with pytest.raises(ValueError, match=r"schema\.json"):
         read_schema(tmp_path / "schema.json")
+
+
+def test_a_field_without_transform_and_missing_values_has_the_json_it_always_had() -> None:
+    expected = (
+        '{"fields":[{"name":"user","side":"context","kind":"categorical","mean":0.0,"std":1.0},'
+        '{"name":"ad","side":"candidate","kind":"categorical","mean":0.0,"std":1.0}]}'
+    )
+    fingerprint = hashlib.sha256(expected.encode()).hexdigest()
+    assert FeatureSchema((USER, AD)).fingerprint() == fingerprint
+    assert FeatureSchema((USER, Field("ad", "candidate", missing=("-1",)))).fingerprint() != fingerprint
+    assert FeatureSchema((USER, Field("ad", "candidate", transform="log_square"))).fingerprint() != fingerprint
+
+
+def test_a_transform_makes_a_category() -> None:
+    with pytest.raises(ValueError, match="field 'bid': transform makes a category"):
+        Field("bid", "candidate", "numeric", transform="log_square")

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.tokens import LARGEST_NORMALISED, normalise, number, token
+from contract.schema import Field
+from contract.tokens import (
+    LARGEST_NORMALISED,
+    log_square,
+    normalise,
+    number,
+    number_in_bucket,
+    number_reader,
+    token,
+    tokenizer,
+)
 
 
 @given(st.text())
@@ -94,3 +104,36 @@ def test_an_outlier_is_cut_off_before_it_overflows_the_model() -> None:
 
 def test_no_numeric_field_makes_no_column() -> None:
     assert normalise(np.empty((3, 0)), [], []).shape == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "bucket"),
+    [(0, "SP0"), (-3, "SP-3"), (1.9, "SP1"), (2, "SP2"), (2.5, "0"), (3, "1"), (100, "21"), (None, None)],
+)
+def test_a_count_falls_into_the_bucket_of_its_squared_logarithm(value: float | None, bucket: str | None) -> None:
+    assert log_square(value) == bucket
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_bucket_names_a_number_that_falls_into_it(value: float) -> None:
+    bucket = log_square(value)
+    assert bucket is not None
+    assert log_square(number_in_bucket(bucket)) == bucket
+
+
+@pytest.mark.parametrize("value", ["3", True, [], float("nan")])
+def test_a_bucket_takes_numbers_only(value: object) -> None:
+    with pytest.raises(ValueError, match="takes a"):
+        log_square(value)
+
+
+def test_a_field_says_which_values_mean_that_there_is_none() -> None:
+    read = tokenizer(Field("pos", "context", missing=("-1", "n/a")))
+    assert [read(value) for value in (-1, -1.0, "-1", " n/a ", None, 1)] == [None, None, None, None, None, "1"]
+    bucket = tokenizer(Field("count", "context", missing=("-1",), transform="log_square"))
+    assert [bucket(value) for value in (-1, -2, 3)] == [None, "SP-2", "1"]
+    for written in ("-1.0", "-1e0", " -1 "):
+        bucket = tokenizer(Field("count", "context", missing=(written, "nan"), transform="log_square"))
+        assert [bucket(value) for value in (-1, -1.0, None, -2, 3)] == [None, None, None, "SP-2", "1"]
+    reader = number_reader(Field("bid", "context", "numeric", missing=("-1", "n/a")))
+    assert np.isnan([reader(-1), reader(-1.0), reader(None), reader(1)]).tolist() == [True, True, True, False]

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from model.experiment import read_experiment
+from model.points import read_sweep
 
-EXPERIMENTS = sorted(Path("experiments").glob("*/*.toml"))
+SWEEPS = sorted(Path("experiments").glob("*/sweep*.toml"))
+EXPERIMENTS = sorted({*Path("experiments").glob("*/*.toml")} - {*SWEEPS})
 DATA = '[data]\nreader = "frappe"\nfolder = "frappe"\nprepared = "prepared/frappe"\n'
 TABLE = (
     '[data]\nreader = "table"\nfolder = "own"\nprepared = "prepared/own"\n'
@@ -17,6 +19,12 @@ TABLE = (
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     return tmp_path / "stec.toml"
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=str)
+def test_every_sweep_of_the_project_is_read(path: Path) -> None:
+    _, _, points = read_sweep(path)
+    assert points
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)

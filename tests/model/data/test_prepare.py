@@ -1,10 +1,14 @@
 """Prepare: the same ids and numbers as serving, from any log."""
 
+import math
+import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -13,16 +17,26 @@ from hypothesis import strategies as st
 
 from contract.encode import Encoder
 from contract.schema import Field
-from contract.vocabulary import open_vocabulary
-from model.data.columns import build_column_vocabulary
+from contract.tokens import number_reader, tokenizer
+from contract.vocabulary import MISSING, open_vocabulary
+from model.data import prepare as preparing
+from model.data import reading
+from model.data.columns import number_column, text_column
+from model.data.counting import number_tokens
 from model.data.generate import main as generate
-from model.data.log import Log
-from model.data.prepare import main, prepare, write_prepared
+from model.data.log import LINE, Log
+from model.data.prepare import main, prepare, warnings, write_prepared
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Data
 
 GENERATED = Data(reader="generated", folder="generated", prepared="prepared/generated")
 FIELDS = (Field("place", "context"), Field("ad", "candidate"), Field("bid", "candidate", "numeric"))
+MARKED = (
+    Field("place", "context", missing=("a", "1")),
+    Field("ad", "candidate", missing=("-1",), transform="log_square"),
+    Field("bid", "candidate", "numeric", missing=("-1", "2.5")),
+)
+MEANS_MISSING = st.lists(st.sampled_from(["-1", "-1.0", "1e0", " 2 ", "2.50", "nan", "n/a"]), min_size=1, max_size=3)
 
 text = st.text(st.one_of(st.sampled_from(" \t\nab"), st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 KINDS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
@@ -37,6 +51,11 @@ KINDS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
     (st.sampled_from(["a", "b"]), pl.Categorical()),
     (st.none(), pl.Null()),
 ]
+COUNTS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
+    (st.integers(-3, 30), pl.Int64()),
+    (st.sampled_from([-1.0, 2.0, 2.1, 2.5]), pl.Float64()),
+]
+HUGE = (st.sampled_from([-1.0, 2.5, 1e300]), pl.Float64())  # whose variance no numeric field has
 NUMBERS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
     (st.floats(-1e9, 1e9), pl.Float64()),
     (st.integers(-(2**53), 2**53), pl.Int64()),
@@ -54,12 +73,13 @@ def columns(kinds: Sequence[tuple[st.SearchStrategy[Any], pl.DataType]]) -> st.S
     return st.sampled_from(kinds).flatmap(of)
 
 
-def log_of(fields: dict[str, list[pl.Series]]) -> Log:
+def log_of(columns: dict[str, list[pl.Series]], fields: tuple[Field, ...] = FIELDS) -> Log:
     splits = {
-        split: pl.DataFrame({"label": [0, 1] * 4} | {name: three[i] for name, three in fields.items()})
+        split: pl.DataFrame({"label": [0, 1] * 4} | {name: three[i] for name, three in columns.items()})
         for i, split in enumerate(("train", "valid", "test"))
     }
-    return Log(FIELDS, "label", splits)
+    paths = {split: Path(f"{split}.parquet") for split in splits}
+    return Log(fields, "label", {split: frame.with_row_index(LINE, 1).lazy() for split, frame in splits.items()}, paths)
 
 
 def write(folder: Path, log: Log, min_count: int = 1) -> Prepared:
@@ -78,22 +98,108 @@ def as_sent(frame: pl.DataFrame) -> list[dict[str, Any]]:
     return sent.to_dicts()
 
 
-@settings(max_examples=150, deadline=None)
-@given(columns(KINDS), columns(KINDS), columns(NUMBERS), st.integers(1, 3))
-def test_prepare_and_serving_make_the_same_ids_and_numbers(
-    place: list[pl.Series], ad: list[pl.Series], bid: list[pl.Series], min_count: int
-) -> None:
-    log = log_of({"place": place, "ad": ad, "bid": bid})
+def assert_served_alike(log: Log, min_count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared = write(Path(folder), log, min_count)
         lookup = {name: open_vocabulary(prepared.vocabulary, name) for name in ("place", "ad")}
         encoder = Encoder(prepared.schema)
         for split, frame in log.splits.items():
             ids, values, _ = prepared.split(split)
-            for row, sent in enumerate(as_sent(frame)):
+            for row, sent in enumerate(as_sent(frame.drop(LINE).collect())):
                 one, _ = encoder.ids(encoder.tokens(sent, [sent]), lookup)
                 assert [one.context_ids[0, 0], one.candidate_ids[0, 0]] == ids[row].tolist()
                 assert one.candidate_values.tolist() == [values[row].tolist()]
+
+
+@settings(max_examples=100, deadline=None)
+@given(columns(KINDS), columns(KINDS), columns(NUMBERS), st.integers(1, 3))
+def test_prepare_and_serving_make_the_same_ids_and_numbers(
+    place: list[pl.Series], ad: list[pl.Series], bid: list[pl.Series], min_count: int
+) -> None:
+    assert_served_alike(log_of({"place": place, "ad": ad, "bid": bid}), min_count)
+
+
+@settings(max_examples=50, deadline=None)
+@given(columns(KINDS), columns([*COUNTS, HUGE]), columns([*NUMBERS, *COUNTS]), st.integers(1, 2), MEANS_MISSING)
+def test_prepare_and_serving_make_the_same_of_buckets_and_of_values_that_mean_missing(
+    place: list[pl.Series], ad: list[pl.Series], bid: list[pl.Series], min_count: int, missing: list[str]
+) -> None:
+    fields = tuple(msgspec.structs.replace(field, missing=(*(field.missing or ()), *missing)) for field in MARKED)
+    assert_served_alike(log_of({"place": place, "ad": ad, "bid": bid}, fields), min_count)
+
+
+@given(st.lists(st.sampled_from(["-1", "-1.0", "1e0", "1.00", "2", " 3"]), min_size=1, unique=True), MEANS_MISSING)
+def test_a_number_in_text_means_missing_where_the_same_number_sent_does(written: list[str], missing: list[str]) -> None:
+    bid = Field("bid", "candidate", "numeric", missing=tuple(missing))
+    read = number_reader(bid)
+    absent = [math.isnan(read(float(text))) for text in written]
+    assert np.isnan(number_column(pl.Series(written), bid)).tolist() == absent
+    bucket = msgspec.structs.replace(bid, kind="categorical", transform="log_square")
+    vocabulary, ids = number_tokens(pl.Series(written), np.ones(len(written) + 1, np.int64), bucket, 1)
+    tokens = [tokenizer(bucket)(float(text)) for text in written]
+    assert ids[1:].tolist() == [MISSING if one is None else vocabulary(one) for one in tokens]
+    assert [one is None for one in tokens] == absent
+
+
+@pytest.mark.parametrize("other", ["2", " 2", "", "n/a", "nan"])
+def test_a_word_that_means_missing_does_so_whatever_else_is_in_the_batch(other: str) -> None:
+    """A parser may take "nan" for a number."""
+    field = Field("bid", "candidate", "numeric", missing=("nan", "n/a", "1e0"))
+    found = number_column(pl.Series(["nan", "1", "1.00", "3", other]), field)
+    assert np.isnan(found[:4]).tolist() == [True, True, True, False]
+    bucket = msgspec.structs.replace(field, kind="categorical", transform="log_square")
+    _, ids = number_tokens(pl.Series(["nan", "1", "1.00", "3", other]), np.ones(6, np.int64), bucket, 1)
+    assert ids[:4].tolist() == [MISSING] * 4
+    assert ids[4] != MISSING
+
+
+@pytest.mark.parametrize("batch", [3, 1000])
+def test_the_size_of_a_batch_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """More rows than one batch has, and values that come again in later ones."""
+    monkeypatch.setattr(reading, "BATCH", batch)
+    monkeypatch.setattr(preparing, "CHUNK", batch)
+    rows = [f"v{n * n % 17}" for n in range(50)]
+    frame = pl.DataFrame({"label": [0, 1] * 25, "place": rows, "ad": rows[::-1], "bid": range(50)})
+    frames = {split: frame.with_row_index(LINE, 1).lazy() for split in ("train", "valid", "test")}
+    prepared = write(tmp_path, Log(FIELDS, "label", frames, {split: Path(split) for split in frames}))
+    ranked = sorted(set(rows), key=lambda value: (-rows.count(value), value))
+    assert prepared.split("train")[0].tolist() == [
+        [ranked.index(a) + 2, ranked.index(b) + 2] for a, b in zip(rows, rows[::-1], strict=True)
+    ]
+    numbers = np.arange(50.0)
+    expected = ((numbers - numbers.mean()) / numbers.std()).astype(np.float32)
+    assert prepared.split("test")[1][:, 0].tolist() == expected.tolist()
+
+
+def test_a_field_without_information_is_told_and_taken(tmp_path: Path) -> None:
+    same = {"place": [pl.Series(["p"] * 8)] * 3, "ad": [pl.Series(range(8))] * 3, "bid": [pl.Series([1.0] * 8)] * 3}
+    one, none = warnings(write(tmp_path, log_of(same), min_count=2))
+    assert "field 'place' has one value in all of train" in one
+    assert "field 'ad': no value was seen min_count times" in none
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from model.data.prepare import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(["--config", sys.argv[2], "--data", str(Path(sys.argv[2]).parent)]))
+"""
+
+
+@pytest.mark.parametrize("most_bytes", [2000, 20_000])
+def test_a_disk_that_is_full_leaves_the_old_log_and_nothing_half_written(tmp_path: Path, most_bytes: int) -> None:
+    assert generate(["--data", str(tmp_path), "--requests", "1500"]) == 0
+    config = tmp_path / "data.toml"
+    config.write_text('[data]\nreader = "generated"\nfolder = "generated"\nprepared = "out/log"\n')
+    assert main(["--config", str(config), "--data", str(tmp_path)]) == 0
+    before = (tmp_path / "out" / "log" / "train.ids.npy").read_bytes()
+    run = [sys.executable, "-c", FULL, str(most_bytes), str(config)]
+    result = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert f"{tmp_path}/out/log: cannot be written: File too large: nothing is left of it" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["log"]
+    assert (tmp_path / "out" / "log" / "train.ids.npy").read_bytes() == before
 
 
 @pytest.fixture
@@ -158,14 +264,18 @@ def test_a_rare_token_is_unknown_in_train_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "column", "message"),
     [
-        ("bid", pl.Series([float("nan")] * 2 + [1.0] * 6), "'bid' is NaN or infinite in 2 rows: write null"),
-        ("bid", pl.Series([float("inf")] + [1.0] * 7), "'bid' is NaN or infinite in 1 rows"),
+        (
+            "bid",
+            pl.Series([1.0, float("nan")] * 4),
+            r"^train\.parquet: row 2: column 'bid' holds nan: it takes a number",
+        ),
+        ("bid", pl.Series([float("inf")] + [1.0] * 7), "row 1: column 'bid' holds inf: it takes a number"),
         ("bid", pl.Series([1e308, -1e308] * 4), "'bid': mean .* must be finite"),
-        ("bid", pl.Series(["1"] * 8), "'bid' is numeric, but the log holds String"),
-        ("bid", pl.Series([True] * 8), "'bid' is numeric, but the log holds Boolean"),
-        ("ad", pl.Series([float("nan")] + [None] * 7), "'ad' is NaN or infinite in 1 rows"),
+        ("bid", pl.Series(["1", " 2", "", "x"] * 2), "row 4: column 'bid' holds 'x': it takes a number, or nothing"),
+        ("bid", pl.Series([True] * 8), "'bid' holds Boolean: a numeric field takes numbers"),
+        ("ad", pl.Series([None] * 7 + [float("nan")]), "row 8: column 'ad' holds nan: is NaN or infinite: write null"),
         ("ad", pl.Series([[1]] * 8), r"'ad' holds List\(Int64\): write strings"),
-        ("ad", pl.Series(["a\0b"] * 8), "'ad' holds text with a NUL character"),
+        ("ad", pl.Series(["a"] * 7 + ["a\0b"]), r"row 8: column 'ad' holds 'a\\x00b': no vocabulary keeps a NUL"),
     ],
 )
 def test_a_column_that_serving_would_refuse_is_refused(
@@ -229,5 +339,4 @@ def test_the_command_fails_in_one_sentence(tmp_path: Path, capsys: pytest.Captur
 
 def test_a_float32_category_is_its_shortest_decimal() -> None:
     column = pl.Series([0.1, 0.2, 16777216.0, 3.0], dtype=pl.Float32)
-    tokens = {token for token, _ in build_column_vocabulary(column, 1).items()}
-    assert tokens == {"0.1", "0.2", "16777216", "3"}
+    assert text_column(column).to_list() == ["0.1", "0.2", "16777216", "3"]

@@ -1,0 +1,147 @@
+"""How fast is ctr-prepare on a log in Criteo's format, and how much memory does it take?"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.report import Table, write_report
+
+TITLE = "Preparing a log of Criteo's size and format"
+CORES = 2
+MIN_COUNT = 10
+TRAIN, REST = "train.txt", "rest.txt"
+TEXT = f"""A generated log in Criteo's format: a label, 13 numbers and 26 columns of hashed ids, with values
+missing as often as there, and ids as frequent as Zipf's law has them. `ctr-prepare` with `min_count = {MIN_COUNT}`,
+a process of its own, on {CORES} threads: from the text to ids, numbers, labels and vocabularies on disk. Peak memory
+is the process's `ru_maxrss`. A hundredth of the rows are valid, and again test."""
+# Distinct values of C1 to C26 in Criteo's 46 million rows.
+SIZES = [
+    *(1460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5683, 8_351_593, 3194),
+    *(27, 14_992, 5_461_306, 10, 5652, 2173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572),
+]
+# The share of missing values in I1 to I13 and in C1 to C26.
+NO_NUMBER = [0.45, 0, 0.22, 0.22, 0.03, 0.22, 0.04, 0, 0.04, 0.45, 0.04, 0.77, 0.22]
+NO_TOKEN = {3: 0.03, 4: 0.03, 6: 0.12, 12: 0.03, 16: 0.03, 19: 0.44, 20: 0.44, 21: 0.03, 22: 0.76, 24: 0.03}
+CHUNK = 500_000
+HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
+
+
+def hashed(column: int, size: int) -> pl.Series:
+    """As many ids of eight hexadecimal digits, some of them twice, as hashes are."""
+    codes = np.random.default_rng(column).integers(0, 2**32, size, dtype=np.uint32)
+    digits = HEX[(codes[:, None] >> np.arange(28, -4, -4, dtype=np.uint32)) & 15]
+    lines = np.concatenate([digits, np.full((size, 1), ord("\n"), np.uint8)], 1).tobytes()
+    return pl.read_csv(io.BytesIO(lines), has_header=False, infer_schema=False).to_series()
+
+
+def draw(random: np.random.Generator, names: list[pl.Series], rows: int) -> pl.DataFrame:
+    columns = {"label": pl.Series((random.random(rows) < 0.25).astype(np.int8))}
+    for i, missing in enumerate(NO_NUMBER):
+        numbers = pl.Series(np.floor(random.lognormal(2, 1.8, rows)).astype(np.int64) - (i == 1))
+        columns[f"I{i + 1}"] = numbers.set(pl.Series(random.random(rows) < missing), None)
+    for i, table in enumerate(names, 1):
+        ranks = np.exp(random.random(rows) * np.log(len(table))).astype(np.int64) - 1  # Zipf's law, exponent 1
+        tokens = table.gather(ranks)
+        columns[f"C{i}"] = tokens.set(pl.Series(random.random(rows) < NO_TOKEN.get(i, 0)), None)
+    return pl.DataFrame(columns)
+
+
+def generate(path: Path, rows: int, seed: int = 1) -> None:
+    random = np.random.default_rng(seed)
+    names = [hashed(column, size) for column, size in enumerate(SIZES)]
+    with path.open("wb") as file:
+        for start in range(0, rows, CHUNK):
+            draw(random, names, min(CHUNK, rows - start)).write_csv(file, separator="\t", include_header=False)
+
+
+def experiment(folder: Path) -> Path:
+    """The log as an own table: the split's files are the whole and a beginning of it twice."""
+    numbers, tokens = [f"I{i}" for i in range(1, 14)], [f"C{i}" for i in range(1, 27)]
+    data = {
+        "reader": "table",
+        "folder": ".",
+        "prepared": "prepared",
+        "min_count": MIN_COUNT,
+        "train": TRAIN,
+        "valid": REST,
+        "test": REST,
+        "columns": ["label", *numbers, *tokens],
+        "context": [*numbers, *tokens[:20]],
+        "candidate": tokens[20:],
+        "numeric": numbers,
+    }
+    path = folder / "criteo.toml"
+    lines = (
+        f"{key} = {json.dumps(value)}" for key, value in data.items()
+    )  # TOML writes strings and lists as JSON does
+    path.write_text("\n".join(["[data]", *lines, ""]))
+    return path
+
+
+def prepare(folder: Path) -> tuple[float, float]:
+    """Seconds, and the process's peak memory in GB."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "model.data.prepare", "--config", str(experiment(folder)), "--data", str(folder)]
+    environment = os.environ | {"POLARS_MAX_THREADS": str(CORES)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)  # of this process alone
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+
+
+def distinct(path: Path) -> int:
+    """Of C1 to C26, in all."""
+    scan = pl.scan_csv(path, separator="\t", has_header=False, infer_schema=False, quote_char=None)
+    columns = scan.collect_schema().names()[14:]
+    return sum(scan.select(pl.col(name).drop_nulls().n_unique()).collect(engine="streaming").item() for name in columns)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument(
+        "--folder", type=Path, help="where the log is written; needs 5 GB (default: a temporary folder)"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        # Elsewhere: a child starts with its parent's peak memory.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            process.submit(generate, folder / TRAIN, options.rows).result()
+            process.submit(generate, folder / REST, options.rows // 100, seed=2).result()
+        seconds, memory_gb = prepare(folder)
+        values, size_gb = distinct(folder / TRAIN), (folder / TRAIN).stat().st_size / 1e9
+    rows = options.rows + 2 * (options.rows // 100)
+    table = Table(
+        "",
+        ["rows", "text", "distinct values of C1 to C26", "seconds", "rows/s", "peak memory"],
+        [
+            [
+                f"{rows:,}",
+                f"{size_gb:.1f} GB",
+                f"{values:,}",
+                f"{seconds:.1f}",
+                f"{rows / seconds:,.0f}",
+                f"{memory_gb:.2f} GB",
+            ]
+        ],
+    )
+    write_report("prepare", TITLE, TEXT, [table], ["polars", "numpy", "marisa-trie"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
