@@ -44,7 +44,7 @@ demo: pipeline
 
 demo-bundle: BUNDLE = deploy/demo
 demo-bundle: pipeline
-	$(BIN)/python -m model.report runs/demo --data data --out experiments/generated/stec
+	$(BIN)/python -m model.report runs/demo --out experiments/generated/stec
 
 pipeline: $(ALL_STAMP)
 	$(BIN)/python -m model.data.generate --data data

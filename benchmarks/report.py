@@ -11,6 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
+from model.machine import cpu_name
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,7 +45,7 @@ def write_report(
     lines += [
         f"Command: `{command}`, {datetime.now(UTC):%Y-%m-%d}.",
         f"Versions: Python {platform.python_version()}, {used}.",
-        f"Machine: {_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
+        f"Machine: {cpu_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
         "",
     ]
     report = "\n".join(lines)
@@ -54,9 +56,3 @@ def write_report(
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return models[0] if models else platform.processor() or "unknown CPU"

@@ -1,23 +1,65 @@
-"""What a prediction is judged by."""
+"""What a prediction is judged by: its order (AUC), its probabilities (logloss), and their calibration."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
+BINS = 15  # as Guo et al., On Calibration of Modern Neural Networks, ICML 2017
+
 
 @dataclass(frozen=True)
 class Metrics:
-    """auc: 0 to 1. logloss: natural logarithm, mean over rows."""
+    """auc: 0 to 1. logloss: natural logarithm, mean over rows.
+
+    calibration_error: the expected calibration error, 0 to 1: mean over rows of |predicted - observed| of the
+    row's bin. predicted_over_observed: mean prediction / click rate, 1 where calibrated. Both are None in
+    runs that were measured before there were any.
+    """
 
     auc: float
     logloss: float
+    calibration_error: float | None = None
+    predicted_over_observed: float | None = None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows of like predictions: their number, their mean prediction and their click rate."""
+
+    rows: int
+    predicted: float
+    observed: float
 
 
 def evaluate(labels: NDArray[np.floating], ctr: NDArray[np.floating]) -> Metrics:
     """Labels 0 or 1 and probabilities, both (rows). Raises ValueError when only one class is there."""
-    if len(np.unique(labels)) < 2:
+    if labels.min() == labels.max():
         raise ValueError("AUC needs clicks and non-clicks: this split has only one of them")
-    ctr64 = ctr.astype(np.float64)
-    return Metrics(float(roc_auc_score(labels, ctr64)), float(log_loss(labels, ctr64)))
+    labels64, ctr64 = labels.astype(np.float64), ctr.astype(np.float64)
+    return Metrics(
+        auc=float(roc_auc_score(labels, ctr64)),
+        logloss=float(log_loss(labels, ctr64)),
+        calibration_error=expected_calibration_error(reliability(labels64, ctr64)),
+        predicted_over_observed=float(ctr64.mean() / labels64.mean()),
+    )
+
+
+def expected_calibration_error(bins: list[Bin]) -> float:
+    rows = sum(b.rows for b in bins)
+    return sum(b.rows * abs(b.predicted - b.observed) for b in bins) / rows
+
+
+def reliability(labels: NDArray[np.floating], ctr: NDArray[Any]) -> list[Bin]:
+    """The rows in up to BINS bins of equal mass, the lowest predictions first. Equal predictions share a bin.
+
+    Equal mass (Nixon et al., Measuring Calibration in Deep Learning, 2019), not equal width: click
+    probabilities crowd near zero, and most bins of equal width would be empty.
+    """
+    edges = np.unique(np.quantile(ctr, np.linspace(0, 1, BINS + 1)[1:-1]))
+    bins = np.searchsorted(edges, ctr, side="left")
+    rows = np.bincount(bins)
+    predicted, observed = np.bincount(bins, weights=ctr), np.bincount(bins, weights=labels)
+    return [Bin(int(n), float(p / n), float(o / n)) for n, p, o in zip(rows, predicted, observed, strict=True) if n]

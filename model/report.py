@@ -1,77 +1,28 @@
-"""Finished runs, one a seed -> a report that stays: <out>.json for programs, <out>.md for people.
+"""Finished runs, one a seed -> a report that stays: <out>.json for programs, <out>.md and pictures for people.
 
+ctr-train --seeds writes it. By hand, from run folders:
 python -m model.report runs/frappe-1 runs/frappe-2 --out experiments/frappe/stec
 """
 
 import argparse
+import io
 import json
+import os
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from sklearn.metrics import roc_auc_score
 
-from model.data.folder import add_data_argument
-from model.data.generated import TRUE_CTR
-from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment
-from model.fit import predict
-from model.run import VERSIONS, RunMetrics, open_run
-from model.stec import STEC
-from model.train import load_split
-
-TENTHS = 10
-# What a reader has to know of a data set before comparing its numbers with published ones.
-NOTES = {
-    "frappe": [
-        "Frappe_x1's official split. Its valid and test files are byte-exact; in train the negatives' items were drawn "
-        "again by the rule that valid and test show (train negatives re-drawn).",
-        "`cost` is a function of `item` in every positive, but a negative keeps its positive's `cost`: 12.5% of the "
-        "negatives contradict their item's own. A served candidate has its own cost, so the calibration measured here "
-        "does not carry over to serving.",
-        "Source: Baltrunas et al., Frappe: Understanding the Usage and Perception of Mobile App Recommendations "
-        "In-The-Wild, 2015; split as in Cheng et al., Adaptive Factorization Network (AFN), AAAI 2020.",
-    ],
-    "generated": ["Made by `python -m model.data.generate`: no person's data."],
-    "table": [],
-}
-
-
-@dataclass(frozen=True)
-class TrueComparison:
-    """Predictions beside the probabilities that the clicks were drawn from: only a generated log has them.
-
-    overall, unseen, tenths: mean predicted / mean true, 1 where calibrated. unseen: the rows whose ad
-    train never had; tenths: by prediction, the lowest first.
-    """
-
-    auc: float
-    true_auc: float
-    overall: float
-    unseen: float
-    tenths: list[float]
-
-
-def compare_with_truth(model: STEC, prepared: Prepared) -> TrueComparison:
-    """On the test split. Raises ValueError when the log has no true probabilities or no field `ad`."""
-    true = np.array(prepared.column("test", TRUE_CTR))
-    test = load_split(prepared, "test")
-    ctr, labels = predict(model, test), test.labels.numpy()
-    column = [f.name for f in prepared.schema.select("categorical")].index("ad")
-    unseen = test.ids[:, column].numpy() == 0
-    tenths = np.array_split(np.argsort(ctr, kind="stable"), TENTHS)
-    return TrueComparison(
-        auc=float(roc_auc_score(labels, ctr)),
-        true_auc=float(roc_auc_score(labels, true)),
-        overall=float(ctr.mean() / true.mean()),
-        unseen=float(ctr[unseen].mean() / true[unseen].mean()),
-        tenths=[float(ctr[rows].mean() / true[rows].mean()) for rows in tenths],
-    )
+from model.notes import NOTES
+from model.pictures import draw_curves, draw_reliability
+from model.run import VERSIONS, DataFacts, RunMetrics, data_of, open_run
+from model.runs import FinishedRun, settings
+from model.truth import TENTHS
 
 
 def check_one_experiment(experiments: Sequence[Experiment]) -> Experiment:
@@ -81,54 +32,130 @@ def check_one_experiment(experiments: Sequence[Experiment]) -> Experiment:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds {seeds}: each run needs a seed of its own")
     for other in experiments:
-        training = msgspec.structs.replace(other.training, seed=first.training.seed)
-        if msgspec.structs.replace(other, training=training) != first:
+        if settings(other) != settings(first):
             raise ValueError(f"the runs are of different experiments ({first.name}, {other.name}): report them apart")
     return first
 
 
+def check_one_log(data: Sequence[DataFacts | None]) -> DataFacts | None:
+    """What the runs learnt from; None when one does not say. Raises ValueError when they differ."""
+    known = {facts.fingerprint: facts for facts in data if facts is not None}
+    if len(known) > 1:
+        raise ValueError("the runs are of differently prepared data: report them apart")
+    return None if None in data else next(iter(known.values()))
+
+
 def summarise(
-    experiment: Experiment, runs: Sequence[RunMetrics], truth: Sequence[TrueComparison], versions: dict[str, Any]
+    experiment: Experiment, runs: Sequence[RunMetrics], versions: Sequence[dict[str, Any]], data: DataFacts | None
 ) -> dict[str, Any]:
-    """The report's numbers; standard deviations are of the sample, 0 for one seed."""
-    aucs, losses = [r.test.auc for r in runs], [r.test.logloss for r in runs]
+    """The report's numbers; standard deviations are of the sample, 0 for one seed. versions: of each run."""
+    tests = [r.test for r in runs]
     return {
         "experiment": msgspec.to_builtins(experiment),
+        "data": msgspec.to_builtins(data),
         "seeds": [r.seed for r in runs],
-        "test_auc_mean": statistics.mean(aucs),
-        "test_auc_std": statistics.stdev(aucs) if len(aucs) > 1 else 0.0,
-        "test_logloss_mean": statistics.mean(losses),
-        "test_logloss_std": statistics.stdev(losses) if len(losses) > 1 else 0.0,
+        **_mean_and_std("test_auc", [t.auc for t in tests]),
+        **_mean_and_std("test_logloss", [t.logloss for t in tests]),
+        **_mean_and_std("test_calibration_error", [t.calibration_error for t in tests]),
+        **_mean_and_std("test_predicted_over_observed", [t.predicted_over_observed for t in tests]),
         "parameters": runs[0].parameters,
+        "flops": runs[0].flops,
         "runs": [
-            {"seed": r.seed, "test": asdict(r.test), "valid": asdict(r.valid), "epochs": len(r.history), "s": r.seconds}
+            {
+                "seed": r.seed,
+                "test": asdict(r.test),
+                "valid": asdict(r.valid),
+                "epochs": len(r.history),
+                "s": r.seconds,
+                "wall_s": r.wall_s,
+                "rows_per_s": r.rows_per_s,
+            }
             for r in runs
         ],
-        "beside_true_probability": [asdict(t) for t in truth],
-        "versions": versions,
+        "beside_true_probability": [asdict(r.truth) for r in runs if r.truth is not None],
+        "versions": _merged(versions),
     }
 
 
-def markdown(summary: dict[str, Any]) -> str:
+def _mean_and_std(name: str, values: Sequence[float | None]) -> dict[str, float]:
+    """Nothing when a run has not measured it."""
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return {}
+    std = statistics.stdev(known) if len(known) > 1 else 0.0
+    return {f"{name}_mean": statistics.mean(known), f"{name}_std": std}
+
+
+def _merged(versions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Where the runs differ, all that there were."""
+    merged = {}
+    for name in versions[0]:
+        distinct = list(dict.fromkeys(v.get(name) for v in versions))
+        merged[name] = distinct[0] if len(distinct) == 1 else " and ".join(map(str, distinct))
+    return merged
+
+
+def markdown(summary: dict[str, Any], pictures: Sequence[str] = ()) -> str:
+    """pictures: the files' names, which the page links to."""
     experiment = summary["experiment"]
-    lines = [f"# {experiment['name']}", ""]
+    lines = [f"# {experiment['name']}", "", _headline(summary), "", *_seed_lines(summary), ""]
+    lines += [*_calibration_lines(summary), *_truth_lines(summary)]
+    for name in pictures:
+        lines += [f"![{Path(name).stem}]({name})", ""]
+    lines += [f"- {note}" for note in NOTES.get(experiment["data"]["reader"], ())]
+    model = ", ".join(f"{key} {value}" for key, value in experiment["model"].items())
+    training = ", ".join(f"{key} {value}" for key, value in experiment["training"].items() if key != "seed")
+    lines += [f"- Model: {model}.", f"- Training: {training}.", *_cost_lines(summary)]
+    lines += ["- Versions: " + ", ".join(f"{name} {v}" for name, v in summary["versions"].items()) + "."]
+    return "\n".join([*lines, ""])
+
+
+def _headline(summary: dict[str, Any]) -> str:
     auc, loss = f"**{summary['test_auc_mean'] * 100:.2f}**", f"**{summary['test_logloss_mean']:.4f}**"
     seeds = "one seed"
     if len(summary["seeds"]) > 1:
         auc, loss = f"{auc} ± {summary['test_auc_std'] * 100:.2f}", f"{loss} ± {summary['test_logloss_std']:.4f}"
         seeds = f"mean of {len(summary['seeds'])} seeds"
-    lines += [f"Test AUC {auc}, logloss {loss} ({seeds}; {summary['parameters']:,} parameters).", ""]
-    lines += ["| seed | test AUC | test logloss | valid AUC | valid logloss | epochs | training s |", "|--:" * 7 + "|"]
+    flops = f", {summary['flops']:,} FLOPs a row" if summary["flops"] else ""
+    return f"Test AUC {auc}, logloss {loss} ({seeds}; {summary['parameters']:,} parameters{flops})."
+
+
+def _seed_lines(summary: dict[str, Any]) -> list[str]:
+    lines = ["| seed | test AUC | test logloss | valid AUC | valid logloss | epochs | training s |", "|--:" * 7 + "|"]
     for run in summary["runs"]:
         test, valid = run["test"], run["valid"]
         cells = f"{test['auc'] * 100:.2f} | {test['logloss']:.4f} | {valid['auc'] * 100:.2f} | {valid['logloss']:.4f}"
         lines.append(f"| {run['seed']} | {cells} | {run['epochs']} | {run['s']:.0f} |")
-    lines += ["", *_truth_lines(summary), *(f"- {note}" for note in NOTES[experiment["data"]["reader"]])]
-    model = ", ".join(f"{key} {value}" for key, value in experiment["model"].items())
-    training = ", ".join(f"{key} {value}" for key, value in experiment["training"].items() if key != "seed")
-    lines += [f"- Model: {model}.", f"- Training: {training}."]
-    lines += ["- Versions: " + ", ".join(f"{name} {v}" for name, v in summary["versions"].items()) + "."]
-    return "\n".join([*lines, ""])
+    return lines
+
+
+def _calibration_lines(summary: dict[str, Any]) -> list[str]:
+    if "test_calibration_error_mean" not in summary:
+        return []
+    error, ratio = summary["test_calibration_error_mean"], summary["test_predicted_over_observed_mean"]
+    stds = summary["test_calibration_error_std"], summary["test_predicted_over_observed_std"]
+    return [
+        f"Calibration on test: expected calibration error **{error:.4f}** ± {stds[0]:.4f} (15 bins of equal mass), "
+        f"mean prediction / click rate **{ratio:.3f}** ± {stds[1]:.3f}.",
+        "",
+    ]
+
+
+def _cost_lines(summary: dict[str, Any]) -> list[str]:
+    speeds = [run["rows_per_s"] for run in summary["runs"] if run["rows_per_s"]]
+    if not speeds:
+        return []
+    total = sum(run["s"] for run in summary["runs"])
+    return [
+        f"- Training: {statistics.median(speeds):,.0f} rows/s (median), {total:,.0f} s in all, evaluation not counted"
+        f"{_wall(summary['runs'])}. "
+        "FLOPs: one a multiply-add of linear layers and matrix products; all else is free."
+    ]
+
+
+def _wall(runs: Sequence[dict[str, Any]]) -> str:
+    known = [run["wall_s"] for run in runs if run["wall_s"] is not None]
+    return f"; {sum(known):,.0f} s with it" if len(known) == len(runs) else ""
 
 
 def _truth_lines(summary: dict[str, Any]) -> list[str]:
@@ -151,28 +178,65 @@ def _truth_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def write_report(out: Path, experiment: Experiment, runs: Sequence[FinishedRun]) -> str:
+    """<out>.json, <out>.md, <out>-curve.png and <out>-reliability.png, each replaced at once. Returns the page.
+
+    experiment: whose name and seed the report has; the runs' own may be others'.
+    """
+    metrics, data = [r.metrics for r in runs], check_one_log([r.data for r in runs])
+    return _write(out, summarise(experiment, metrics, [r.versions for r in runs], data), metrics)
+
+
+def _write(out: Path, summary: dict[str, Any], runs: Sequence[RunMetrics]) -> str:
+    pictures = {f"{out.name}-curve.png": _curves(runs)}
+    if all(r.reliability for r in runs):
+        pictures[f"{out.name}-reliability.png"] = _reliability(runs)
+    page = markdown(summary, list(pictures))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        write_whole(out.parent / name, picture)
+    write_whole(out.parent / f"{out.name}.json", (json.dumps(summary, indent=1) + "\n").encode())
+    write_whole(out.parent / f"{out.name}.md", page.encode())
+    return page
+
+
+def _curves(runs: Sequence[RunMetrics]) -> bytes:
+    picture = io.BytesIO()
+    draw_curves([r.history for r in runs], picture)
+    return picture.getvalue()
+
+
+def _reliability(runs: Sequence[RunMetrics]) -> bytes:
+    picture = io.BytesIO()
+    draw_reliability([r.reliability for r in runs], picture)
+    return picture.getvalue()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file appears whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m model.report", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of one experiment, one a seed")
     parser.add_argument("--out", type=Path, required=True, help="the report's path without an ending")
-    add_data_argument(parser)
     arguments = parser.parse_args()
     try:
         opened = [open_run(run) for run in arguments.runs]
         experiment = check_one_experiment([experiment for _, experiment, _, _ in opened])
-        truth = []
-        if experiment.data.reader == "generated":
-            prepared = read_prepared(arguments.data / experiment.data.prepared)
-            truth = [compare_with_truth(model, prepared) for model, *_ in opened]
-        versions = json.loads((arguments.runs[0] / VERSIONS).read_text())
-        summary = summarise(experiment, [metrics for *_, metrics in opened], truth, versions)
+        versions = [json.loads((run / VERSIONS).read_bytes()) for run in arguments.runs]
+        metrics, data = [run[-1] for run in opened], check_one_log([data_of(run) for run in arguments.runs])
+        page = _write(arguments.out, summarise(experiment, metrics, versions, data), metrics)
     except (OSError, ValueError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
-    arguments.out.with_suffix(".md").write_text(markdown(summary))
-    print(markdown(summary))
+    print(page)
     return 0
 
 

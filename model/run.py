@@ -2,39 +2,58 @@
 
 experiment.json  every setting, spelt out           weights.safetensors  the best epoch's
 schema.json, vocabulary/   what the ids mean        metrics.json         history, valid, test
-versions.json    python, libraries, machine         curve.png            the learning curve
+versions.json    python, libraries, machine         data.json            which rows it learnt from
+curve.png        the learning curve
+
+Files of a run that was made before a number was measured lack it: None, or an empty list.
 """
 
+import hashlib
+import os
 import platform
 import shutil
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib as mpl
 import msgspec
 import torch
-from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, read_schema, write_schema
 from contract.vocabulary import open_vocabulary
+from model.data.prepared import Prepared
 from model.experiment import Experiment
-from model.fit import Epoch
-from model.metrics import Metrics
+from model.folder import new_folder
+from model.machine import cpu_name
+from model.metrics import Bin, Metrics
+from model.pictures import draw_curves
+from model.plateau import Epoch
 from model.stec import STEC, stec_for
+from model.truth import TrueComparison
 
 EXPERIMENT = "experiment.json"
 WEIGHTS = "weights.safetensors"
 METRICS = "metrics.json"
 VERSIONS = "versions.json"
+DATA = "data.json"
 LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "msgspec")
 
 
+class DataFacts(msgspec.Struct, frozen=True):
+    """rows: of each split. fingerprint: sha256 over the prepared files."""
+
+    rows: dict[str, int]
+    fingerprint: str
+
+
 class RunMetrics(msgspec.Struct, frozen=True):
-    """What a run measured. valid and test are those of the best epoch; seconds: training without evaluation."""
+    """What a run measured. valid, test and reliability (of test) are those of the best epoch.
+
+    seconds, rows_per_s: training without evaluation; wall_s: with it. flops: of one row, as model/flops.py counts.
+    truth: for a generated log.
+    """
 
     seed: int
     parameters: int
@@ -43,6 +62,34 @@ class RunMetrics(msgspec.Struct, frozen=True):
     valid: Metrics
     test: Metrics
     history: list[Epoch]
+    flops: int | None = None
+    rows_per_s: float | None = None
+    reliability: list[Bin] = []
+    truth: TrueComparison | None = None
+    wall_s: float | None = None
+
+
+def save_run(
+    out: Path,
+    experiment: Experiment,
+    model: STEC,
+    schema: FeatureSchema,
+    vocabulary: Path,
+    metrics: RunMetrics,
+    data: DataFacts | None = None,
+) -> None:
+    """Makes `out` a run folder, whole or not at all, in the place of an older run.
+
+    Raises:
+        OSError: naming the folder, when it cannot be written, as on a full disk.
+    """
+    try:
+        with new_folder(out, METRICS) as folder:
+            write_run(folder, experiment, model, schema, vocabulary, metrics)
+            if data is not None:
+                (folder / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(data)) + b"\n")
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{out}: the run could not be written, and nothing of it is left ({error})") from error
 
 
 def write_run(
@@ -53,14 +100,14 @@ def write_run(
     vocabulary: Path,
     metrics: RunMetrics,
 ) -> None:
-    """Fills an empty folder; model.folder.new_folder makes it appear whole."""
+    """Fills an empty folder."""
     (folder / EXPERIMENT).write_bytes(msgspec.json.format(msgspec.json.encode(experiment)) + b"\n")
     save_file(model.state_dict(), folder / WEIGHTS)
     write_schema(schema, folder / SCHEMA)
     shutil.copytree(vocabulary, folder / VOCABULARY)
     (folder / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)) + b"\n")
     (folder / VERSIONS).write_bytes(msgspec.json.format(msgspec.json.encode(versions())) + b"\n")
-    draw_curve(metrics.history, folder / "curve.png")
+    draw_curves([metrics.history], folder / "curve.png")
 
 
 def open_run(folder: Path) -> tuple[STEC, Experiment, FeatureSchema, RunMetrics]:
@@ -83,27 +130,36 @@ def open_run(folder: Path) -> tuple[STEC, Experiment, FeatureSchema, RunMetrics]
     return model.eval(), experiment, schema, metrics
 
 
+def check_log_of_run(run: Path, prepared: Prepared) -> None:
+    """Raises ValueError when the log's ids do not mean what they meant when the run was trained."""
+    schema = read_schema(run / SCHEMA)
+    experiment = msgspec.json.decode((run / EXPERIMENT).read_bytes(), type=Experiment)
+    same = prepared.schema == schema and prepared.facts.data == experiment.data
+    if not same or _contents(prepared.vocabulary) != _contents(run / VOCABULARY):
+        raise ValueError(f"{prepared.folder} is not the log that {run} was trained on: prepare and train again")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()}
+
+
+def data_of(folder: Path) -> DataFacts | None:
+    """None for a run that was made before it was written down. Raises ValueError, naming the file, when broken."""
+    if not (path := folder / DATA).is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=DataFacts)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path}: {error}: train again") from error
+
+
 def versions() -> dict[str, str | int]:
     """What a number depends on besides the code."""
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
         "machine": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
     }
-
-
-def draw_curve(history: Sequence[Epoch], path: Path) -> None:
-    """Loss, valid logloss and valid AUC over the epochs."""
-    mpl.use("agg")
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    losses = figure.subplots()
-    epochs = [e.epoch for e in history]
-    losses.plot(epochs, [e.loss for e in history], label="train loss")
-    losses.plot(epochs, [e.valid.logloss for e in history], label="valid logloss")
-    losses.set(xlabel="epoch", ylabel="logloss")
-    aucs = losses.twinx()
-    aucs.plot(epochs, [e.valid.auc for e in history], "k--", label="valid AUC")
-    aucs.set(ylabel="AUC")
-    figure.legend(loc="outside upper center", ncols=3)
-    figure.savefig(path, dpi=120)

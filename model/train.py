@@ -1,129 +1,132 @@
-"""ctr-train: an experiment and its prepared data in, a run folder out."""
+"""ctr-train: an experiment and its prepared data in, a run folder out; or, with --seeds, a report over many runs.
+
+A killed ctr-train, called again, goes on from the last finished epoch and ends with the same weights.
+"""
 
 import argparse
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-import numpy as np
-import torch
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
 from model.data.folder import add_data_argument
-from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment, read_experiment
-from model.fit import Epoch, Split, fit, predict
-from model.folder import check_replaceable, new_folder
-from model.metrics import evaluate
-from model.run import METRICS, RunMetrics, write_run
-from model.stec import stec_for
+from model.folder import check_replaceable
+from model.live import LiveTable
+from model.report import write_report
+from model.run import METRICS, RunMetrics, save_run
+from model.runs import RUNS, FinishedRun, RunList, claim
+from model.seeds import Place, run_missing, with_seed
+from model.trial import checkpoint_of, open_log, run_trial, unfinished
 
-
-class LiveTable:
-    """One line an epoch, and a bar for the rows of the current one. Into a file, a plain line an epoch."""
-
-    def __init__(self, experiment: Experiment, rows: int) -> None:
-        self._table = Table(title=f"{experiment.name}, seed {experiment.training.seed}")
-        for column in ("epoch", "loss", "valid AUC", "valid logloss", "lr", "rows/s"):
-            self._table.add_column(column, justify="right")
-        self._bar = Progress(
-            TextColumn("epoch"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn()
-        )
-        self._task = self._bar.add_task("rows", total=rows)
-        self.live = Live(Group(self._table, self._bar), console=Console(), refresh_per_second=4)
-
-    def on_rows(self, rows: int) -> None:
-        self._bar.advance(self._task, rows)
-
-    def on_epoch(self, epoch: Epoch) -> None:
-        cells = (
-            f"{epoch.loss:.5f}",
-            f"{epoch.valid.auc:.5f}",
-            f"{epoch.valid.logloss:.5f}",
-            f"{epoch.learning_rate:.0e}",
-        )
-        best = "*" if epoch.improved else ""
-        self._table.add_row(f"{epoch.epoch}{best}", *cells, f"{epoch.rows_per_s:,.0f}")
-        self._bar.reset(self._task)
-        if not self.live.console.is_terminal:
-            print(f"epoch {epoch.epoch}{best}", "loss {} valid AUC {} logloss {} lr {}".format(*cells), flush=True)
-
-
-def load_split(prepared: Prepared, name: str) -> Split:
-    """train, valid or test as the loop takes it.
-
-    Raises:
-        ValueError: when all its rows are clicks, or none: it could not be judged after hours of training.
-    """
-    ids, values, labels = prepared.split(name)
-    if len(np.unique(labels)) < 2:
-        raise ValueError(f"{prepared.folder}: {name} has only clicks, or none: AUC needs both")
-    # Copies: torch wants memory that it may write to, and the files are mapped read-only.
-    return Split(torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(values.copy()), torch.from_numpy(labels))
+SEED_HELP = """instead of the experiment's own. Without --seeds, the run is trained whatever runs.jsonl has, for its
+weights, and is not added there"""
+SEEDS_HELP = """Trains the seeds 1 to N, and writes NAME.json, NAME.md and their pictures beside NAME.toml. Finished
+runs are lines of runs.jsonl in the same folder and are never made again. Start the same command twice, or more
+often, and the processes share the runs that are left: twice is twice as fast, where there are the cores."""
 
 
 def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
-    """Trains one seed and writes the run.
+    """Trains one seed and writes the run folder.
 
     Raises:
-        ValueError: when the data is not prepared, or not by this experiment, or `out` is something else than a run.
+        ValueError: when the data is not prepared, or not by this experiment, `out` is something else than a run,
+            or another process is at the same run.
     """
     check_replaceable(out, METRICS)
-    prepared = read_prepared(data / experiment.data.prepared)
-    if prepared.facts.data != experiment.data:
-        raise ValueError(f"{prepared.folder} was prepared with another [data] section: run ctr-prepare again")
-    splits = {name: load_split(prepared, name) for name in ("train", "valid", "test")}
-    torch.manual_seed(experiment.training.seed)
-    model = stec_for(prepared.schema, prepared.vocabulary_sizes, experiment.model)
-    table = LiveTable(experiment, len(splits["train"]))
-    with table.live:
-        history = fit(
-            model,
-            model.embedding_parameters(),
-            splits["train"],
-            splits["valid"],
-            experiment.training,
-            table.on_epoch,
-            table.on_rows,
-        )
-    best = max((e for e in history if e.improved), key=lambda e: e.epoch)
-    metrics = RunMetrics(
-        seed=experiment.training.seed,
-        parameters=sum(p.numel() for p in model.parameters()),
-        best_epoch=best.epoch,
-        seconds=sum(len(splits["train"]) / e.rows_per_s for e in history),
-        valid=best.valid,
-        test=evaluate(splits["test"].labels.numpy(), predict(model, splits["test"])),
-        history=history,
-    )
-    with new_folder(out, METRICS) as folder:
-        write_run(folder, experiment, model, prepared.schema, prepared.vocabulary, metrics)
+    log = open_log(experiment.data, data)
+    with claim(unfinished(experiment, data).with_suffix(".lock")) as ours:
+        if not ours:
+            raise ValueError(
+                f"{experiment.name}, seed {experiment.training.seed}: another process trains this very run"
+            )
+        checkpoint = checkpoint_of(experiment, log.facts, data)
+        model, metrics = run_trial(experiment, log, checkpoint, LiveTable(experiment, len(log.splits["train"])))
+        save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, log.facts)
+        checkpoint.remove()
     return metrics
+
+
+def train_seeds(toml: Path, seeds: int, data: Path, keep: Path | None) -> list[FinishedRun]:
+    """The seeds 1 to `seeds` of an experiment: what its folder's runs.jsonl lacks is trained, then reported.
+
+    Raises:
+        ValueError: before training, as train() does, and when one of `keep`'s folders is something else than a run.
+    """
+    experiment = read_experiment(toml)
+    place = Place(open_log(experiment.data, data), RunList(toml.parent / RUNS), data, keep)
+    wanted = [with_seed(experiment, seed) for seed in range(1, seeds + 1)]
+    _check_keep(wanted, place)
+    runs = run_missing(wanted, place, LiveTable, _print_run)
+    write_report(toml.with_suffix(""), experiment, runs)
+    return runs
+
+
+def _check_keep(wanted: Sequence[Experiment], place: Place) -> None:
+    """Before hours of training: whether the weights can be written, and which will not be there."""
+    missing, without = place.missing(wanted), list[int]()
+    for experiment in wanted:
+        seed = experiment.training.seed
+        if (out := place.kept(seed)) is None:
+            return
+        if experiment in missing:
+            check_replaceable(out, METRICS)
+        elif not (out / METRICS).is_file():
+            without.append(seed)
+    if without:
+        seeds = ", ".join(map(str, without))
+        way_out = f"--seed N --out {place.keep}/seed-N trains one again"
+        print(f"{place.runs.path} has seeds {seeds} already: their weights are not kept; {way_out}", file=sys.stderr)
+
+
+def _print_run(run: FinishedRun) -> None:
+    test = run.metrics.test
+    print(f"seed {run.metrics.seed}: test AUC {test.auc:.5f}, test logloss {test.logloss:.5f}", flush=True)
+
+
+def _one(arguments: argparse.Namespace) -> None:
+    experiment = read_experiment(arguments.experiment)
+    if arguments.seed is not None:
+        experiment = with_seed(experiment, arguments.seed)
+    metrics = train(experiment, arguments.data, arguments.out)
+    print(f"best epoch {metrics.best_epoch}: test AUC {metrics.test.auc:.5f}, test logloss {metrics.test.logloss:.5f}")
+    print(f"run: {arguments.out}")
+
+
+def _many(arguments: argparse.Namespace) -> None:
+    runs = train_seeds(arguments.experiment, arguments.seeds, arguments.data, arguments.out)
+    aucs, losses = [r.metrics.test.auc for r in runs], [r.metrics.test.logloss for r in runs]
+    spread = f" ± {statistics.stdev(aucs):.5f}" if len(aucs) > 1 else ""
+    mean = f"test AUC {statistics.mean(aucs):.5f}{spread}, test logloss {statistics.mean(losses):.5f}"
+    print(f"{len(runs)} seeds: {mean}")
+    print(f"report: {arguments.experiment.with_suffix('.md')}")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ctr-train", description=__doc__)
     parser.add_argument("experiment", type=Path, help="an experiment's TOML file")
     add_data_argument(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the run folder to write; an older run there is replaced"
+    out_help = (
+        "the run folder to write; an older run there is replaced. With --seeds: the folder for seed-1, seed-2, ...; "
     )
-    parser.add_argument("--seed", type=int, help="instead of the experiment's own")
+    parser.add_argument("--out", type=Path, help=out_help + "without it, no weights are kept")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--seed", type=int, help=SEED_HELP)
+    which.add_argument("--seeds", type=_positive, metavar="N", help=SEEDS_HELP)
     arguments = parser.parse_args()
+    if arguments.out is None and arguments.seeds is None:
+        parser.error("--out is missing: where to write the run (only --seeds does without)")
     try:
-        experiment = read_experiment(arguments.experiment)
-        if arguments.seed is not None:
-            training = msgspec.structs.replace(experiment.training, seed=arguments.seed)
-            experiment = msgspec.structs.replace(experiment, training=training)
-        metrics = train(experiment, arguments.data, arguments.out)
+        (_many if arguments.seeds else _one)(arguments)
     except (OSError, ValueError) as error:
         print(f"ctr-train: {error}", file=sys.stderr)
         return 2
-    print(f"best epoch {metrics.best_epoch}: test AUC {metrics.test.auc:.5f}, test logloss {metrics.test.logloss:.5f}")
-    print(f"run: {arguments.out}")
     return 0
 
 

@@ -17,9 +17,10 @@ from model.data.prepared import read_prepared
 from model.experiment import read_experiment
 from model.fit import predict
 from model.metrics import evaluate
-from model.report import check_one_experiment
-from model.run import EXPERIMENT, METRICS, open_run
-from model.train import load_split, train
+from model.report import check_one_experiment, check_one_log
+from model.run import EXPERIMENT, METRICS, DataFacts, open_run
+from model.train import train
+from model.trial import fingerprint, load_split
 
 TOML = """
 name = "tiny"
@@ -59,7 +60,7 @@ def test_a_run_folder_holds_what_the_exporter_and_a_reader_need(root: Path) -> N
 def test_an_opened_run_predicts_what_it_measured(root: Path) -> None:
     model, experiment, schema, metrics = open_run(root / "run")
     test = load_split(read_prepared(root / "prepared"), "test")
-    assert evaluate(test.labels.numpy(), predict(model, test)).auc == pytest.approx(metrics.test.auc, abs=1e-6)
+    assert evaluate(test.labels, predict(model, test)).auc == pytest.approx(metrics.test.auc, abs=1e-6)
     assert experiment.name == "tiny"
     assert len(schema.fields) >= 15
 
@@ -128,6 +129,14 @@ def test_runs_of_two_experiments_make_no_mean(root: Path) -> None:
         check_one_experiment([experiment, msgspec.structs.replace(experiment, training=second)])
 
 
+def test_runs_of_two_logs_make_no_mean_and_an_older_run_leaves_it_open() -> None:
+    one, other = DataFacts({"train": 3}, "f00d"), DataFacts({"train": 4}, "beef")
+    assert check_one_log([one, one]) == one
+    assert check_one_log([one, None]) is None
+    with pytest.raises(ValueError, match="differently prepared data"):
+        check_one_log([one, other])
+
+
 def test_a_folder_without_metrics_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=METRICS):
         open_run(tmp_path)
@@ -135,12 +144,14 @@ def test_a_folder_without_metrics_is_no_run(tmp_path: Path) -> None:
 
 def test_the_report_says_command_versions_and_truth(root: Path) -> None:
     out = root / "report"
-    command = [sys.executable, "-m", "model.report", str(root / "run"), "--data", str(root), "--out", str(out)]
+    command = [sys.executable, "-m", "model.report", str(root / "run"), "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True)
     report = json.loads(out.with_suffix(".json").read_text())
     _, _, _, metrics = open_run(root / "run")
     assert report["test_auc_mean"] == metrics.test.auc
     assert report["seeds"] == [1]
+    assert report["data"]["fingerprint"] == fingerprint(root / "prepared")
+    assert report["data"]["rows"]["train"] > 0
     truth = report["beside_true_probability"][0]
     assert truth["true_auc"] > truth["auc"]
     assert len(truth["tenths"]) == 10
@@ -148,3 +159,43 @@ def test_the_report_says_command_versions_and_truth(root: Path) -> None:
     text = out.with_suffix(".md").read_text()
     assert f"torch {torch.__version__}".split("+")[0] in text
     assert "one seed" in text
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from model.run import open_run, save_run
+run, out = map(Path, sys.argv[1:])
+model, experiment, schema, metrics = open_run(run)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    save_run(out, experiment, model, schema, run / "vocabulary", metrics)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_no_half_run_and_is_told_with_the_folder(root: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, root / "run", tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    assert f"{tmp_path / 'out'}: the run could not be written, and nothing of it is left" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("split", "value"), [("train", 0), ("valid", 1), ("test", 0)])
+def test_a_split_of_one_class_is_refused_before_training(root: Path, tmp_path: Path, split: str, value: int) -> None:
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    path = tmp_path / "prepared" / f"{split}.labels.npy"
+    np.save(path, np.full_like(np.load(path), value))
+    with pytest.raises(ValueError, match=f"prepared: {split} has only clicks, or none"):
+        train(read_experiment(root / "tiny.toml"), tmp_path, tmp_path / "run")
+
+
+def test_an_empty_split_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    for column in ("ids", "values", "labels"):
+        path = tmp_path / "prepared" / f"valid.{column}.npy"
+        np.save(path, np.load(path)[:0])
+    with pytest.raises(ValueError, match="prepared: valid has no rows"):
+        train(read_experiment(root / "tiny.toml"), tmp_path, tmp_path / "run")

@@ -1,0 +1,47 @@
+"""The pictures of runs and reports."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from model.metrics import Bin
+from model.plateau import Epoch
+
+DPI = 120
+
+
+def draw_curves(histories: Sequence[Sequence[Epoch]], path: Path | BinaryIO) -> None:
+    """Loss, valid logloss and valid AUC over the epochs, a line for each run."""
+    mpl.use("agg")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    losses = figure.subplots()
+    aucs = losses.twinx()
+    alpha = 1.0 if len(histories) == 1 else 0.5
+    for number, history in enumerate(histories):
+        epochs = [e.epoch for e in history]
+        label = ("train loss", "valid logloss", "valid AUC") if number == 0 else ("", "", "")
+        losses.plot(epochs, [e.loss for e in history], "C0", label=label[0], alpha=alpha)
+        losses.plot(epochs, [e.valid.logloss for e in history], "C1", label=label[1], alpha=alpha)
+        aucs.plot(epochs, [e.valid.auc for e in history], "k--", label=label[2], alpha=alpha)
+    losses.set(xlabel="epoch", ylabel="logloss")
+    aucs.set(ylabel="AUC")
+    figure.legend(loc="outside upper center", ncols=3)
+    figure.savefig(path, dpi=DPI, format="png")
+
+
+def draw_reliability(runs: Sequence[Sequence[Bin]], path: Path | BinaryIO) -> None:
+    """Click rate over mean prediction, a line for each run. A calibrated model's points lie on the diagonal."""
+    mpl.use("agg")
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axes = figure.subplots()
+    for bins in runs:
+        axes.plot([b.predicted for b in bins], [b.observed for b in bins], "C0o-", markersize=4, alpha=0.5)
+    top = max(max(b.predicted, b.observed) for bins in runs for b in bins)
+    axes.plot(np.array([0, top]), np.array([0, top]), "k:", label="calibrated")
+    axes.set(xlabel="mean prediction of the bin", ylabel="click rate of the bin", aspect="equal")
+    axes.legend()
+    figure.savefig(path, dpi=DPI, format="png")

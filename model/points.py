@@ -1,0 +1,100 @@
+"""A sweep's TOML file: a base experiment, and the points at which it differs from it.
+
+    base = "stec.toml"              # beside the sweep's file
+    seeds = 1                       # runs a point
+    [grid]                          # every combination of these
+    embedding = [16, 32]
+    embedding_l2 = [0.05, 0.1]
+    [[point]]                       # and each of these, by itself
+    mlp = [400]
+
+A key is any of the experiment's [model] and [training], but `seed`.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from model.ablations import ablation
+from model.experiment import Experiment, Model, Positive, Training, read_experiment, read_toml
+
+ABLATION = "ablation"
+T = TypeVar("T", Model, Training)
+
+
+class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    base: str
+    seeds: Positive = 1
+    grid: dict[str, list[Any]] = {}
+    point: list[dict[str, Any]] = []
+
+
+@dataclass(frozen=True)
+class Point:
+    """label: what it changes, in words; its experiment's name ends with it."""
+
+    label: str
+    experiment: Experiment
+
+
+def read_sweep(path: Path) -> tuple[Sweep, Experiment, list[Point]]:
+    """The sweep, its base experiment and its points.
+
+    Two points of other words may come to the same settings; they then share their runs.
+
+    Raises:
+        ValueError: naming the file and the key, for one that is unknown or whose value is out of range, or the point
+            that is there twice in the same words.
+    """
+    sweep = read_toml(path, Sweep, "sweep")
+    base = read_experiment(path.parent / sweep.base)
+    changes = [*_combinations(sweep.grid), *sweep.point]
+    if not changes:
+        raise ValueError(f"{path}: a sweep needs a [grid] or a [[point]]")
+    try:
+        points = [Point(_label(change), _changed(base, change)) for change in changes]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    labels = [point.label for point in points]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise ValueError(f"{path}: {min(twice)}: this point is there twice")
+    return sweep, base, points
+
+
+def _combinations(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    if not grid:
+        return []
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _label(change: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in change.items()) or "base"
+
+
+def _changed(base: Experiment, change: dict[str, Any]) -> Experiment:
+    """The ablation comes first: a point may change what it left."""
+    model = base.model
+    if ABLATION in change:
+        model = ablation(change[ABLATION], model)
+    keys = {key: value for key, value in change.items() if key != ABLATION}
+    for key in keys:
+        if key == "seed" or key not in {*Model.__struct_fields__, *Training.__struct_fields__}:
+            raise ValueError(f"{key!r} is no key of [model] or [training] that a sweep can change")
+    try:
+        return Experiment(
+            name=f"{base.name}: {_label(change)}",
+            data=base.data,
+            model=_with(model, keys),
+            training=_with(base.training, keys),
+        )
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ValueError(f"{_label(change)}: {error}") from error
+
+
+def _with(section: T, keys: dict[str, Any]) -> T:
+    """The section with those of the keys that are its own, checked as a TOML file's are."""
+    own = {key: value for key, value in keys.items() if key in section.__struct_fields__}
+    return msgspec.convert(msgspec.to_builtins(section) | own, type(section))

@@ -1,0 +1,203 @@
+"""ctr-sweep: a base experiment at many points, the best chosen on valid alone.
+
+Runs stand in runs.jsonl beside the base experiment: a second call makes only what is missing, and several
+processes share the work. Writes NAME.md beside NAME.toml.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from model.data.folder import add_data_argument
+from model.experiment import Experiment
+from model.plateau import Epoch
+from model.points import Point, Sweep, read_sweep
+from model.report import write_whole
+from model.runs import RUNS, FinishedRun, RunList, key
+from model.seeds import Place, run_missing, with_seed
+from model.trial import OpenedLog, open_log
+
+COLUMNS = ("point", "seeds", "valid AUC", "valid logloss", "test AUC", "test logloss", "parameters", "FLOPs", "s")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A point and the runs that it has so far, of `seeds`."""
+
+    point: Point
+    runs: list[FinishedRun]
+    seeds: int
+
+    @property
+    def complete(self) -> bool:
+        return len(self.runs) == self.seeds
+
+    def score(self, monitor: str) -> float:
+        """On valid, the higher the better. Of a point with runs."""
+        valid = [r.metrics.valid for r in self.runs]
+        return statistics.mean(v.auc if monitor == "auc" else -v.logloss for v in valid)
+
+    def cells(self) -> list[str]:
+        if not self.runs:
+            return [self.point.label, "0", *[""] * (len(COLUMNS) - 2)]
+        metrics = [r.metrics for r in self.runs]
+        mean = statistics.mean
+        return [
+            self.point.label,
+            str(len(metrics)),
+            f"{mean(m.valid.auc for m in metrics) * 100:.2f}",
+            f"{mean(m.valid.logloss for m in metrics):.4f}",
+            f"{mean(m.test.auc for m in metrics) * 100:.2f}",
+            f"{mean(m.test.logloss for m in metrics):.4f}",
+            f"{metrics[0].parameters:,}",
+            f"{metrics[0].flops or 0:,}",
+            f"{sum(m.seconds for m in metrics):.0f}",
+        ]
+
+
+class SweepTable:
+    """All points, filled as their runs end, in this process or another. Into a file, a plain line a run."""
+
+    def __init__(self, title: str, points: Sequence[Point], seeds: int, place: Place) -> None:
+        self._title, self._points, self._seeds, self._place = title, points, seeds, place
+        self._now = ""
+        self.failures: dict[str, str] = {}
+        self._live = Live(self._table(), console=Console(), refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def measured(self) -> list[Measured]:
+        runs, data = self._place.runs.index(), self._place.log.facts.fingerprint
+        seeds = range(1, self._seeds + 1)
+        return [
+            Measured(p, [runs[k] for n in seeds if (k := key(with_seed(p.experiment, n), data)) in runs], self._seeds)
+            for p in self._points
+        ]
+
+    def show(self, now: str) -> None:
+        self._now = now
+        self._live.update(self._table())
+
+    def line(self, text: str) -> None:
+        if not self._live.console.is_terminal:
+            print(text, flush=True)
+
+    def _table(self) -> Table:
+        table = Table(title=self._title, caption=self._now)
+        for column in COLUMNS:
+            table.add_column(column, justify="left" if column == "point" else "right")
+        for measured in self.measured():
+            table.add_row(*measured.cells())
+        return table
+
+
+class PointWatch:
+    """One run, as the sweep's table shows it."""
+
+    def __init__(self, table: SweepTable, experiment: Experiment) -> None:
+        self._table, self._what = table, f"{experiment.name}, seed {experiment.training.seed}"
+
+    def __enter__(self) -> Self:
+        self._table.show(f"now {self._what}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._table.show("")
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        self._table.show(f"now {self._what}: epoch {epoch.epoch}, valid AUC {epoch.valid.auc:.5f}")
+
+    def on_rows(self, rows: int) -> None:
+        pass
+
+
+def sweep(path: Path, data: Path) -> list[Measured]:
+    """Makes the runs that are missing and writes the page. Returns the points, the best on valid first.
+
+    A point whose training fails, by a learning rate that is too high or for want of memory, is told and not ranked.
+    """
+    plan, base, points = read_sweep(path)
+    log: OpenedLog = open_log(base.data, data)
+    place = Place(log, RunList((path.parent / plan.base).parent / RUNS), data)
+    table = SweepTable(path.stem, points, plan.seeds, place)
+
+    def on_finished(run: FinishedRun) -> None:
+        valid = run.metrics.valid
+        seed = f"{run.experiment.name}, seed {run.metrics.seed}"
+        table.line(f"{seed}: valid AUC {valid.auc:.5f}, valid logloss {valid.logloss:.5f}")
+        table.show("")
+
+    def on_failed(experiment: Experiment, error: Exception) -> None:
+        table.failures[experiment.name] = str(error)
+        table.line(f"{experiment.name}, seed {experiment.training.seed}: {error}")
+
+    wanted = [with_seed(p.experiment, seed) for p in points for seed in range(1, plan.seeds + 1)]
+    with table:
+        run_missing(wanted, place, lambda experiment, rows: PointWatch(table, experiment), on_finished, on_failed)
+    ranked = rank(table.measured(), base.training.monitor)
+    page = markdown(path.stem, plan, base, ranked, table.failures)
+    write_whole(path.with_suffix(".md"), page.encode())
+    return ranked
+
+
+def rank(points: Sequence[Measured], monitor: str) -> list[Measured]:
+    """The best on valid first; those that lack a run come last, for fewer seeds may only be luckier ones."""
+    complete = sorted((m for m in points if m.complete), key=lambda m: m.score(monitor), reverse=True)
+    return [*complete, *(m for m in points if not m.complete)]
+
+
+def markdown(title: str, plan: Sweep, base: Experiment, ranked: Sequence[Measured], failures: dict[str, str]) -> str:
+    best = ranked[0] if ranked[0].complete else None
+    monitor = "AUC" if base.training.monitor == "auc" else "logloss"
+    lines = [f"# {title}", "", f"{len(ranked)} points around {base.name} (`{plan.base}`), {plan.seeds} seed(s) each. "]
+    if best:
+        lines[-1] += f"Chosen by valid {monitor} alone: **{best.point.label}**; the test columns had no say."
+    else:
+        lines[-1] += "No point has all its runs: none is chosen."
+    lines += ["", "| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
+    lines += ["| " + " | ".join(measured.cells()) + " |" for measured in ranked]
+    lines += ["", *(f"- {name} failed: {error}" for name, error in failures.items())]
+    if best:
+        versions = ", ".join(f"{name} {v}" for name, v in best.runs[0].versions.items())
+        lines.append(f"- Versions of the first row: {versions}.")
+    return "\n".join([*lines, ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="ctr-sweep", description=__doc__)
+    parser.add_argument("sweep", type=Path, help="a sweep's TOML file: base, seeds, [grid], [[point]]")
+    add_data_argument(parser)
+    arguments = parser.parse_args()
+    try:
+        ranked = sweep(arguments.sweep, arguments.data)
+    except (OSError, ValueError) as error:
+        print(f"ctr-sweep: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {arguments.sweep.with_suffix('.md')}")
+    if not ranked[0].complete:
+        print("ctr-sweep: no point has all its runs, and none is chosen: see the report", file=sys.stderr)
+        return 2
+    print(f"best on valid: {ranked[0].point.label}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

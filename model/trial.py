@@ -1,0 +1,112 @@
+"""One run: an experiment and an opened log in, a trained model and what it measured out."""
+
+import hashlib
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.batches import Split
+from model.checkpoint import Checkpoint
+from model.data.log import SPLITS
+from model.data.prepared import LOG, Prepared, read_prepared
+from model.experiment import Data, Experiment
+from model.fit import fit, predict
+from model.flops import count_flops
+from model.live import Watch
+from model.metrics import evaluate, reliability
+from model.run import DataFacts, RunMetrics
+from model.runs import digest
+from model.stec import STEC, cost_note, stec_for
+from model.truth import compare_with_truth
+
+UNFINISHED = "unfinished"  # below --data: the checkpoints and claims of the runs that are going on
+
+
+@dataclass(frozen=True)
+class OpenedLog:
+    """A prepared log, ready to train on, once for any number of runs."""
+
+    prepared: Prepared
+    splits: dict[str, Split]
+    facts: DataFacts
+
+
+def open_log(data: Data, root: Path) -> OpenedLog:
+    """Raises ValueError when the log is not prepared, or by another [data] section, or a split has one class only."""
+    prepared = read_prepared(root / data.prepared)
+    if prepared.facts.data != data:
+        raise ValueError(f"{prepared.folder} was prepared with another [data] section: run ctr-prepare again")
+    splits = {name: load_split(prepared, name) for name in SPLITS}
+    rows = {name: len(split) for name, split in splits.items()}
+    return OpenedLog(prepared, splits, DataFacts(rows, fingerprint(prepared.folder)))
+
+
+def load_split(prepared: Prepared, name: str) -> Split:
+    """train, valid or test as the loop takes it; ids and values stay on disk.
+
+    Raises:
+        ValueError: when it has no rows, only clicks, or none: it could not be judged after hours of training.
+    """
+    split = Split(*prepared.split(name))
+    if len(split) == 0:
+        raise ValueError(f"{prepared.folder}: {name} has no rows: give it some, and run ctr-prepare again")
+    if split.labels.min() == split.labels.max():
+        raise ValueError(f"{prepared.folder}: {name} has only clicks, or none: AUC needs both")
+    return split
+
+
+def fingerprint(prepared: Path) -> str:
+    """sha256 over the names and bytes of all that the model learns from; not over where the log lay."""
+    files = sorted(p for p in prepared.rglob("*") if p.is_file() and p.name != LOG)
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(f"{path.relative_to(prepared)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def checkpoint_of(experiment: Experiment, facts: DataFacts, root: Path) -> Checkpoint:
+    """Where a run is kept while it trains."""
+    path = unfinished(experiment, root).with_suffix(".safetensors")
+    return Checkpoint(path, f"{digest(experiment)} seed {experiment.training.seed} data {facts.fingerprint}")
+
+
+def unfinished(experiment: Experiment, root: Path) -> Path:
+    """The name of the run's files below --data, without an ending."""
+    return root / UNFINISHED / f"{digest(experiment)}-{experiment.training.seed}"
+
+
+def run_trial(experiment: Experiment, log: OpenedLog, checkpoint: Checkpoint, watch: Watch) -> tuple[STEC, RunMetrics]:
+    """Trains one seed, going on from the checkpoint if there is one; the model has the best epoch's weights."""
+    train, valid, test = (log.splits[name] for name in SPLITS)
+    torch.manual_seed(experiment.training.seed)
+    model = stec_for(log.prepared.schema, log.prepared.vocabulary_sizes, experiment.model)
+    if note := cost_note(experiment.model, len(log.prepared.schema.fields)):
+        print(note, file=sys.stderr)
+    with watch:
+        tables = model.embedding_parameters()
+        history = fit(model, tables, train, valid, experiment.training, watch.on_epoch, watch.on_rows, checkpoint)
+    best = max((e for e in history if e.improved), key=lambda e: e.epoch)
+    start = time.perf_counter()
+    ctr = predict(model, test)
+    test_s = time.perf_counter() - start
+    seconds = sum(len(train) / e.rows_per_s for e in history)
+    two_rows = test.part(0, 2)
+    truth = compare_with_truth(model, log.prepared, test) if experiment.data.reader == "generated" else None
+    return model, RunMetrics(
+        seed=experiment.training.seed,
+        parameters=sum(p.numel() for p in model.parameters()),
+        best_epoch=best.epoch,
+        seconds=seconds,
+        valid=best.valid,
+        test=evaluate(test.labels, ctr),
+        history=history,
+        flops=count_flops(model, two_rows.ids.long(), two_rows.values),
+        rows_per_s=len(train) * len(history) / seconds,
+        reliability=reliability(test.labels, ctr),
+        truth=truth,
+        wall_s=sum(e.wall_s or 0.0 for e in history) + test_s,
+    )

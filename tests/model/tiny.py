@@ -1,0 +1,39 @@
+"""A small generated log, prepared, and experiments on it."""
+
+from pathlib import Path
+
+import msgspec
+
+from model.data import generate
+from model.data.prepare import prepare
+from model.experiment import Experiment, Training, read_experiment
+
+TOML = """
+name = "tiny"
+[data]
+reader = "generated"
+folder = "generated"
+prepared = "prepared"
+[model]
+embedding = 8
+blocks = 1
+ffn = 16
+[training]
+epochs = 2
+batch_size = 512
+"""
+
+
+def make_root(root: Path, requests: int = 1500) -> Path:
+    """A data folder with a prepared log and, in experiments/, tiny.toml."""
+    (root / "experiments").mkdir(parents=True)
+    toml = root / "experiments" / "tiny.toml"
+    toml.write_text(TOML)
+    assert generate.main(["--data", str(root), "--requests", str(requests)]) == 0
+    prepare(root, read_experiment(toml).data)
+    return root
+
+
+def trained_with(experiment: Experiment, **changes: object) -> Experiment:
+    training: Training = msgspec.structs.replace(experiment.training, **changes)
+    return msgspec.structs.replace(experiment, training=training)
