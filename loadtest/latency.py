@@ -93,12 +93,13 @@ class Measured:
             *(f"{ms:.1f}" for ms in self.quantiles_ms()),
             f"{late:.1f}",
             f"{self.cpu_s * 1e6:.0f}",
+            f"{self.cpu_s * self.outcome.load.rate / available_cpus():.0%}",
             f"{self.stolen:.1%}",
         ]
 
 
 HEADER = ("candidates", "of the most", "requests/s", "sent", "not answered", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms",
-          "client late p99", "CPU us a request", "CPU stolen")  # fmt: skip
+          "client late p99", "CPU us a request", "server's share of the cores", "CPU stolen")  # fmt: skip
 MOST = ("candidates", "requests/s", "candidates/s", "CPU us a request", "CPU us a candidate", "refused")
 
 
@@ -186,6 +187,8 @@ def _text(bundle: Bundle, results: Results) -> str:
         f"Redis, one generator (Poisson arrivals); all of them on the same {available_cpus()} cores, none pinned. "
         "Latency counts from the time when a request was meant to be sent, so the generator's own lateness, stated "
         "beside it, is in it. "
+        "The same request takes more CPU on cores that are not busy all the time (compare with the closed loop's), "
+        "so half of the most is more than half of the cores. "
         f"`most`: a closed loop of {', '.join(map(str, CONNECTIONS))} connections, the best one.\n\n"
         f"{_cores(results.most[SCORED])}\n\n"
         "![p50 and p99 over the rate](latency-rate.svg) ![p50 and p99 over candidates](latency-candidates.svg)"
