@@ -1,5 +1,6 @@
-"""Output folders that appear whole or not at all."""
+"""Outputs that appear whole or not at all."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,3 +38,13 @@ def check_replaceable(path: Path, marker: str) -> None:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file has the content, or what it had before."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

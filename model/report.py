@@ -7,7 +7,6 @@ python -m model.report runs/frappe-1 runs/frappe-2 --out experiments/frappe/stec
 import argparse
 import io
 import json
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 
 from model.experiment import Experiment
+from model.folder import write_whole
 from model.notes import NOTES
 from model.pictures import draw_curves, draw_reliability
 from model.run import VERSIONS, DataFacts, RunMetrics, data_of, open_run
@@ -210,16 +210,6 @@ def _reliability(runs: Sequence[RunMetrics]) -> bytes:
     picture = io.BytesIO()
     draw_reliability([r.reliability for r in runs], picture)
     return picture.getvalue()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def main() -> int:

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from model.data.folder import add_data_argument
 from model.experiment import Experiment
+from model.folder import write_whole
 from model.plateau import Epoch
 from model.points import Point, Sweep, read_sweep
-from model.report import write_whole
 from model.runs import RUNS, FinishedRun, RunList, key
 from model.seeds import Place, run_missing, with_seed
 from model.trial import OpenedLog, open_log

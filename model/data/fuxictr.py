@@ -21,6 +21,7 @@ from model.data.fuxictr_config import Dataset, Feature, read_dataset
 from model.data.fuxictr_vocabulary import check_feature_map, read_vocabularies, write_vocabularies
 from model.data.log import SPLITS
 from model.experiment import Experiment
+from model.folder import write_whole
 
 
 def experiment_toml(dataset: Dataset, vocabulary: str = "") -> str:
@@ -72,9 +73,7 @@ def import_dataset(options: argparse.Namespace) -> Dataset:
     if options.feature_vocab:
         vocabularies = read_vocabularies(options.feature_vocab, dataset.features)
         write_vocabularies(options.data / folder, vocabularies, options.feature_vocab.name)
-    unfinished = options.out.with_name(f".{options.out.name}.new")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(options.out)
+    write_whole(options.out, text.encode())
     return dataset
 
 

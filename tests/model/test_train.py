@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from model.data import generate
-from model.data.prepare import prepare
 from model.data.prepared import read_prepared
 from model.experiment import read_experiment
 from model.fit import predict
@@ -21,32 +19,14 @@ from model.report import check_one_experiment, check_one_log
 from model.run import EXPERIMENT, METRICS, DataFacts, open_run
 from model.train import train
 from model.trial import fingerprint, load_split
-
-TOML = """
-name = "tiny"
-[data]
-reader = "generated"
-folder = "generated"
-prepared = "prepared"
-[model]
-embedding = 8
-blocks = 1
-ffn = 16
-[training]
-epochs = 2
-batch_size = 512
-"""
+from tests.model.tiny import TINY, make_root
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with a prepared log, and a run of it."""
-    root = tmp_path_factory.mktemp("train")
-    (root / "tiny.toml").write_text(TOML)
-    assert generate.main(["--data", str(root), "--requests", "1500"]) == 0
-    experiment = read_experiment(root / "tiny.toml")
-    prepare(root, experiment.data)
-    train(experiment, root, root / "run")
+    root = make_root(tmp_path_factory.mktemp("train"))
+    train(read_experiment(root / TINY), root, root / "run")
     return root
 
 
@@ -66,7 +46,7 @@ def test_an_opened_run_predicts_what_it_measured(root: Path) -> None:
 
 
 def test_a_seed_can_be_given_and_is_written_down(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.train", str(root / "tiny.toml"), "--data", str(root)]
+    command = [sys.executable, "-m", "model.train", str(root / TINY), "--data", str(root)]
     done = subprocess.run([*command, "--out", str(tmp_path / "run"), "--seed", "5"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "test AUC" in done.stdout
@@ -77,11 +57,11 @@ def test_a_seed_can_be_given_and_is_written_down(root: Path, tmp_path: Path) -> 
 def test_a_folder_of_something_else_is_refused_before_training(root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match=r"holds no metrics\.json"):
-        train(read_experiment(root / "tiny.toml"), root, tmp_path)
+        train(read_experiment(root / TINY), root, tmp_path)
 
 
 def test_an_unprepared_log_says_which_command_prepares_it(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.train", str(root / "tiny.toml"), "--data", str(tmp_path)]
+    command = [sys.executable, "-m", "model.train", str(root / TINY), "--data", str(tmp_path)]
     done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
     assert done.returncode == 2
     assert "ctr-prepare" in done.stderr
@@ -114,14 +94,14 @@ def test_broken_weights_are_refused(root: Path, tmp_path: Path) -> None:
 
 
 def test_data_prepared_for_another_experiment_is_refused(root: Path, tmp_path: Path) -> None:
-    experiment = read_experiment(root / "tiny.toml")
+    experiment = read_experiment(root / TINY)
     other = msgspec.structs.replace(experiment, data=msgspec.structs.replace(experiment.data, min_count=2))
     with pytest.raises(ValueError, match="ctr-prepare again"):
         train(other, root, tmp_path / "run")
 
 
 def test_runs_of_two_experiments_make_no_mean(root: Path) -> None:
-    experiment = read_experiment(root / "tiny.toml")
+    experiment = read_experiment(root / TINY)
     with pytest.raises(ValueError, match="seed of its own"):
         check_one_experiment([experiment, experiment])
     second = msgspec.structs.replace(experiment.training, seed=2, epochs=9)
@@ -189,7 +169,7 @@ def test_a_split_of_one_class_is_refused_before_training(root: Path, tmp_path: P
     path = tmp_path / "prepared" / f"{split}.labels.npy"
     np.save(path, np.full_like(np.load(path), value))
     with pytest.raises(ValueError, match=f"prepared: {split} has only clicks, or none"):
-        train(read_experiment(root / "tiny.toml"), tmp_path, tmp_path / "run")
+        train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
 
 
 def test_an_empty_split_is_refused_before_training(root: Path, tmp_path: Path) -> None:
@@ -198,4 +178,4 @@ def test_an_empty_split_is_refused_before_training(root: Path, tmp_path: Path) -
         path = tmp_path / "prepared" / f"valid.{column}.npy"
         np.save(path, np.load(path)[:0])
     with pytest.raises(ValueError, match="prepared: valid has no rows"):
-        train(read_experiment(root / "tiny.toml"), tmp_path, tmp_path / "run")
+        train(read_experiment(root / TINY), tmp_path, tmp_path / "run")

@@ -8,6 +8,7 @@ from model.data import generate
 from model.data.prepare import prepare
 from model.experiment import Experiment, Training, read_experiment
 
+TINY = "experiments/tiny.toml"
 TOML = """
 name = "tiny"
 [data]
@@ -25,9 +26,9 @@ batch_size = 512
 
 
 def make_root(root: Path, requests: int = 1500) -> Path:
-    """A data folder with a prepared log and, in experiments/, tiny.toml."""
-    (root / "experiments").mkdir(parents=True)
-    toml = root / "experiments" / "tiny.toml"
+    """A data folder with a prepared log and TINY."""
+    toml = root / TINY
+    toml.parent.mkdir(parents=True)
     toml.write_text(TOML)
     assert generate.main(["--data", str(root), "--requests", str(requests)]) == 0
     prepare(root, read_experiment(toml).data)
