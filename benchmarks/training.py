@@ -1,11 +1,13 @@
 """How much faster is a training step without the f x f x d tensor?
 
-Both forms of one model, the same weights and batch, alternating in one process: forward, loss and
+All forms of one model, the same weights and batch, in turn in one process: forward, loss and
 backward of the whole model (embedding, attention and head), not of the head alone.
 """
 
 import statistics
 import time
+from contextlib import AbstractContextManager
+from unittest.mock import patch
 
 import torch
 from rich.progress import track
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.report import Table, write_report
+from model import fused
 from model.experiment import Model
 from model.stec import STEC, Block
 
@@ -59,40 +62,67 @@ def compare(fields: int) -> list[str]:
     fast.load_state_dict(plain.state_dict())
     ids, values = torch.randint(TOKENS, (ROWS, fields)), torch.empty(ROWS, 0)
     labels = (torch.rand(ROWS) < 0.3).float()
-    times: list[tuple[float, float]] = []
+    times: list[tuple[float, float, float]] = []
     for round_ in track(range(ROUNDS + 1), f"{fields} fields"):
-        a, b = step(plain, ids, values, labels), step(fast, ids, values, labels)
+        with torch_only():
+            a, b = step(plain, ids, values, labels), step(fast, ids, values, labels)
+        c = step(fast, ids, values, labels)
         if round_:  # the first warms up
-            times.append((a[0], b[0]))
-    ratios = sorted(x / y for x, y in times)
-    logit = (a[1] - b[1]).abs().max().item()
-    gradient = max(((a[2][n] - b[2][n]).abs().max() / a[2][n].abs().max().clamp_min(1e-12)).item() for n in a[2])
-    plain_ms, fast_ms = (statistics.median(column) for column in zip(*times, strict=True))
-    ratio = f"**{statistics.median(ratios):.1f}** ({ratios[0]:.1f} to {ratios[-1]:.1f})"
-    flips = flipped(plain, fast, ids, values)
-    return [str(fields), f"{plain_ms:,.0f}", f"{fast_ms:,.0f}", ratio, f"{logit:.0e}", f"{gradient:.0e}", str(flips)]
+            times.append((a[0], b[0], c[0]))
+    logit = max((a[1] - other[1]).abs().max().item() for other in (b, c))
+    gradient = max(
+        ((a[2][n] - other[2][n]).abs().max() / a[2][n].abs().max().clamp_min(1e-12)).item()
+        for n in a[2]
+        for other in (b, c)
+    )
+    plain_ms, torch_ms, kernel_ms = (statistics.median(column) for column in zip(*times, strict=True))
+    return [
+        str(fields),
+        *(f"{ms:,.0f}" for ms in (plain_ms, torch_ms, kernel_ms)),
+        f"{ROWS / kernel_ms * 1e3:,.0f}",
+        ratio([x / z for x, _, z in times]),
+        ratio([y / z for _, y, z in times]),
+        f"{logit:.0e}",
+        f"{gradient:.0e}",
+        str(flipped(plain, fast, ids, values)),
+    ]
+
+
+def torch_only() -> AbstractContextManager[object]:
+    """Without the kernel."""
+    return patch.object(fused, "can_train", lambda *tensors: False)
+
+
+def ratio(ratios: list[float]) -> str:
+    return f"**{statistics.median(ratios):.1f}** ({min(ratios):.1f} to {max(ratios):.1f})"
 
 
 def main() -> None:
     rows = [compare(fields) for fields in FIELDS]
     text = (
         f"STEC, batch {ROWS}, D = {SIZE.embedding}, N = {SIZE.blocks}, {SIZE.heads} heads, float32 with float64 batch "
-        f"statistics, {torch.get_num_threads()} threads. Median of {ROUNDS} steps of each form, alternating; the ratio "
-        "is the median of the pairs' (smallest to largest). Differences: largest over the batch's logits, and largest "
-        "over all parameters' gradients relative to that parameter's largest. One of millions of hidden units may lie "
-        "so close to zero that rounding decides its ReLU (last column): that alone moves its row's gradients by a "
-        "thousandth."
+        f"statistics, {torch.get_num_threads()} threads. Plain: the f x f x d interaction in memory; factorised: "
+        "without it, in torch (model/factorised.py); kernel: the same in C++ (model/fused.py), which is what trains. "
+        f"Median of {ROUNDS} steps of each form, in turn; a ratio is the median of the rounds' (smallest to largest). "
+        "Differences from plain: largest over the batch's logits, and largest over all parameters' gradients relative "
+        "to that parameter's largest. One of millions of hidden units may lie so close to zero that rounding decides "
+        "its ReLU (last column): that alone moves its row's gradients by a thousandth."
     )
     header = [
         "fields",
         "plain ms/step",
         "factorised ms/step",
-        "ratio",
+        "kernel ms/step",
+        "kernel rows/s",
+        "plain / kernel",
+        "factorised / kernel",
         "logit difference",
         "gradient difference",
         "ReLUs flipped",
     ]
-    write_report("training", "A training step, plain and factorised", text, [Table("", header, rows)], ["torch"])
+    write_report(
+        "training", "A training step, plain, factorised and in C++", text, [Table("", header, rows)], ["torch"]
+    )
 
 
 if __name__ == "__main__":

@@ -141,7 +141,10 @@ const OrtCustomOp score_op{
     .last_version = [](const OrtCustomOp*) { return 1; },
 };
 
-bool this_processor_can() {
+}  // namespace
+
+// Whether this processor has what lanes.h is made for.
+extern "C" __attribute__((visibility("default"))) bool stec_processor_can() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
@@ -149,15 +152,13 @@ bool this_processor_can() {
 #endif
 }
 
-}  // namespace
-
 // onnxruntime calls it when a session's options name this library.
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                const OrtApiBase* base) {
   api = base->get_api(ORT_VERSION);
   if (!api)
     return base->get_api(1)->create_status(ORT_FAIL, "this onnxruntime is older than 1.17: install a newer one");
-  if (!this_processor_can()) return api->create_status(ORT_FAIL, "this processor has no AVX2 and FMA");
+  if (!stec_processor_can()) return api->create_status(ORT_FAIL, "this processor has no AVX2 and FMA");
   OrtCustomOpDomain* domain;
   if (OrtStatus* failed = api->create_domain("ctr.stec", &domain)) return failed;
   if (OrtStatus* failed = api->add_operator(domain, &score_op)) return failed;

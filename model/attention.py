@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model import experiment
+from model import experiment, fused
 
 
 def interaction(left_BFD: Tensor, right_BFD: Tensor) -> Tensor:
@@ -71,6 +71,8 @@ def attend_fused(
     q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None = None
 ) -> Tensor:
     """The same attention without the interaction in memory."""
+    if fused.can_train(q_BFD, k_BFD, v_BFD):
+        return fused.attend(q_BFD, k_BFD, v_BFD, heads, divisor, allowed_FF)
     rows, fields, width = q_BFD.shape
     q, k, v = (t.view(rows, fields, heads, -1).transpose(1, 2) for t in (q_BFD, k_BFD, v_BFD))
     heads_BHFK = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed_FF, scale=1 / divisor)

@@ -17,6 +17,8 @@ Shape legend as in model/stec.py; L_c and R_c are (B, F), one matrix for each of
 import torch
 from torch import Tensor, nn
 
+from model import fused
+
 
 def level_logit(
     left_BFD: Tensor, right_BFD: Tensor, norm: nn.BatchNorm1d, weight: Tensor, pairs_P: Tensor | None = None
@@ -29,17 +31,40 @@ def level_logit(
     Raises:
         ValueError: in training, for a batch of one row: it has no variance.
     """
-    fields = left_BFD.shape[1]
-    # One copy here: on strided input every one of the D matrix products would make its own.
-    left_DBF, right_DBF = left_BFD.permute(2, 0, 1).contiguous(), right_BFD.permute(2, 0, 1).contiguous()
+    rows, fields, _ = left_BFD.shape
+    if norm.training and rows < 2:
+        raise ValueError("batch normalisation needs at least two rows: drop a last batch of one")
+    is_fused = fused.can_train(left_BFD, right_BFD)
+    if not is_fused:  # One copy here: on strided input every one of the D matrix products would make its own.
+        left_BFD, right_BFD = (t.permute(2, 0, 1).contiguous().permute(1, 2, 0) for t in (left_BFD, right_BFD))
     if norm.training:
-        mean_DFF, variance_DFF = _batch_statistics(left_DBF, right_DBF, norm, pairs_P)
+        mean_DFF, variance_DFF = (fused.batch_moments if is_fused else batch_moments)(left_BFD, right_BFD)
+        _update_running(norm, mean_DFF, variance_DFF * (rows / (rows - 1)), pairs_P)
     else:
         mean_DFF, variance_DFF = _running(norm, fields, pairs_P)
     gamma_DFF, weight_DFF = (by_dimension(t, fields, pairs_P) for t in (norm.weight, weight))
-    a_DFF = weight_DFF * gamma_DFF * (variance_DFF + norm.eps).rsqrt().to(weight.dtype)
-    constant = (weight * norm.bias).sum() - (a_DFF.to(mean_DFF.dtype) * mean_DFF).sum()
-    return ((left_DBF @ a_DFF.contiguous()) * right_DBF).sum((0, 2)) + constant.to(weight.dtype)
+    # In the moments' precision: the gradients of a and of the constant nearly cancel in that of gamma.
+    a_DFF = weight_DFF * gamma_DFF * (variance_DFF + norm.eps).rsqrt()
+    constant = (weight * norm.bias).sum() - (a_DFF * mean_DFF).sum()
+    return (fused.weighted_sum if is_fused else weighted_sum)(left_BFD, right_BFD, a_DFF) + constant.to(weight.dtype)
+
+
+def batch_moments(left_BFD: Tensor, right_BFD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over the batch of left_i * right_j, float64 (D, F, F)."""
+    rows = len(left_BFD)
+    # float64, also under autocast: for a field that is nearly constant, float32 loses everything in
+    # the subtraction, and the logit is off by tenths.
+    with torch.autocast(left_BFD.device.type, enabled=False):
+        left_DFB, right_DBF = left_BFD.double().permute(2, 1, 0), right_BFD.double().permute(2, 0, 1)
+        mean_DFF = left_DFB @ right_DBF / rows
+        second_DFF = left_DFB.square() @ right_DBF.square() / rows
+        return mean_DFF, (second_DFF - mean_DFF.square()).clamp_min(0)
+
+
+def weighted_sum(left_BFD: Tensor, right_BFD: Tensor, a_DFF: Tensor) -> Tensor:
+    """The sum of left_i * a_ij * right_j over i, j and D. Shape: (B)."""
+    left_DBF, right_DBF = left_BFD.permute(2, 0, 1), right_BFD.permute(2, 0, 1)
+    return ((left_DBF @ a_DFF.to(left_BFD.dtype).contiguous()) * right_DBF).sum((0, 2))
 
 
 def by_dimension(channels: Tensor, fields: int, pairs_P: Tensor | None = None) -> Tensor:
@@ -54,23 +79,6 @@ def _by_channel(t_DFF: Tensor, pairs_P: Tensor | None) -> Tensor:
     """The way back: (D, F, F) -> (P * D)."""
     pairs_PD = t_DFF.permute(1, 2, 0).flatten(0, 1)
     return (pairs_PD if pairs_P is None else pairs_PD[pairs_P]).flatten()
-
-
-def _batch_statistics(
-    left_DBF: Tensor, right_DBF: Tensor, norm: nn.BatchNorm1d, pairs_P: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    rows = left_DBF.shape[1]
-    if rows < 2:
-        raise ValueError("batch normalisation needs at least two rows: drop a last batch of one")
-    # float64, also under autocast: for a field that is nearly constant, float32 loses everything in
-    # the subtraction, and the logit is off by tenths.
-    with torch.autocast(left_DBF.device.type, enabled=False):
-        left_DFB, right_DBF = left_DBF.double().transpose(1, 2), right_DBF.double()
-        mean_DFF = left_DFB @ right_DBF / rows
-        second_DFF = left_DFB.square() @ right_DBF.square() / rows
-        variance_DFF = (second_DFF - mean_DFF.square()).clamp_min(0)
-    _update_running(norm, mean_DFF, variance_DFF * (rows / (rows - 1)), pairs_P)
-    return mean_DFF, variance_DFF
 
 
 @torch.no_grad()

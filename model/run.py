@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, read_schema, write_schema
 from contract.vocabulary import open_vocabulary
+from model import fused
 from model.data.prepared import Prepared
 from model.experiment import Experiment
 from model.folder import new_folder
@@ -158,6 +159,7 @@ def versions() -> dict[str, str | int]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
+        "kernel": "yes" if fused.is_there() else "no",
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 0,

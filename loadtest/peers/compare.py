@@ -4,7 +4,6 @@ The same trained model, the same requests: ours by its bundle and Redis, the pee
 """
 
 import argparse
-import itertools
 import statistics
 import sys
 import tempfile
@@ -79,6 +78,8 @@ class Contestant:
     rounds: list[dict[int, Figures]] = field(default_factory=list)
     memory_mib: list[float] = field(default_factory=list)
     difference: float = 0.0
+    # Ours, p99 in ms of each round, at the rate at which a peer had its own, by that peer's name and the size.
+    at_peers_rate: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
     def median(self, size: int, of: Callable[[Figures], float]) -> float:
         return statistics.median(of(round_[size]) for round_ in self.rounds)
@@ -117,11 +118,28 @@ def most(server: Serving, requests: Sequence[Prepared], connections: int, second
 
 
 def at_half(server: Serving, requests: Sequence[Prepared], per_s: float, cpu_us: float, seconds: float) -> Figures:
-    outcome = run(Load(server.url, max(1.0, per_s / 2), seconds, PATIENCE_MS, check=0.0), requests)
+    p50_ms, p99_ms, not_answered = at_rate(server.url, requests, per_s / 2, seconds)
+    return Figures(per_s, cpu_us, p50_ms, p99_ms, not_answered)
+
+
+def at_rate(url: str, requests: Sequence[Prepared], per_s: float, seconds: float) -> tuple[float, float, Counter[int]]:
+    """p50 and p99 in ms of an open loop, and what was not answered, by status."""
+    outcome = run(Load(url, max(1.0, per_s), seconds, PATIENCE_MS, check=0.0), requests)
     scores = read.scores(outcome.records)
-    answered = read.answered(scores)
-    p50_ms, p99_ms = read.quantiles_ms(read.from_intended_ms(answered), (50, 99))
-    return Figures(per_s, cpu_us, p50_ms, p99_ms, read.not_answered(scores))
+    p50_ms, p99_ms = read.quantiles_ms(read.from_intended_ms(read.answered(scores)), (50, 99))
+    return p50_ms, p99_ms, read.not_answered(scores)
+
+
+def measure_at_peers_rates(
+    mine: Contestant, peers: Sequence[Contestant], requests: Mapping[int, list[Prepared]], seconds: float
+) -> None:
+    """Ours where the peers' p99 of this round was taken: half of the most is another rate for each."""
+    with mine.start() as server:
+        for size, prepared in requests.items():
+            saturate(server.url, [one.message for one in prepared], CONNECTIONS[0], 1.0)
+            for peer in peers:
+                _, p99_ms, _ = at_rate(server.url, prepared, peer.rounds[-1][size].per_s / 2, seconds)
+                mine.at_peers_rate.setdefault((peer.name, size), []).append(p99_ms)
 
 
 def difference(url: str, requests: Sequence[Prepared]) -> float:
@@ -183,10 +201,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         contestants += [Contestant(p.name, partial(theirs, p, folder, requests[1][0].body)) for p in chosen]
         connections: dict[tuple[str, int], int] = {}
         with Progress(transient=True) as progress:
-            task = progress.add_task("", total=options.rounds * len(contestants))
-            for round_, contestant in itertools.product(range(options.rounds), contestants):
-                progress.update(task, description=f"round {round_ + 1}: {contestant.name}")
-                measure_round(contestant, requests, options.seconds, connections)
+            task = progress.add_task("", total=options.rounds * (len(contestants) + 1))
+            for round_ in range(options.rounds):
+                for contestant in contestants:
+                    progress.update(task, description=f"round {round_ + 1}: {contestant.name}")
+                    measure_round(contestant, requests, options.seconds, connections)
+                    progress.advance(task)
+                progress.update(task, description=f"round {round_ + 1}: {OURS} at the peers' rates")
+                measure_at_peers_rates(contestants[0], contestants[1:], requests, options.seconds)
                 progress.advance(task)
     command = " ".join(["python -m loadtest.peers.compare", *(argv if argv is not None else sys.argv[1:])])
     return report("peers", TITLE, _text(bundle, chosen, options), _bars(contestants), _tables(contestants), command)
@@ -215,6 +237,12 @@ def _bars(contestants: Sequence[Contestant]) -> list[Bar]:
     at_1 = _ratios(mine, others, 1)
     # Written so that NaN, which is nothing answered, is behind.
     behind = [size for size in SIZES if not all(_p99(mine, size) <= _p99(one, size) for one in others)]
+    slower = [
+        f"{one.name} at {size}"
+        for one in others
+        for size in SIZES
+        if not _at_rate_of(one, mine, size) <= _p99(one, size)
+    ]
     lost = mine.not_answered()
     different = max(one.difference for one in contestants)
     best, middle, one = min(at_100), statistics.median(at_100), min(at_1)
@@ -229,6 +257,12 @@ def _bars(contestants: Sequence[Contestant]) -> list[Bar]:
         Bar("the same, over the median peer", f"{middle:.1f}x", ">= 8x", middle >= 8),
         Bar("requests/s of 1 candidate, over the best peer", f"{one:.2f}x", ">= 1x", one >= 1),
         Bar("the lowest p99 at half of the most", lowest, "at every size", not behind),
+        Bar(
+            "p99 of ours at half of a peer's most, not above that peer's",
+            f"above {', '.join(slower)}" if slower else "of every peer, at every size",
+            "of every peer, at every size",
+            not slower,
+        ),
         Bar("requests that ours did not answer", read.described(lost), "0", not lost),
         Bar("largest difference in probability", f"{different:.0e}", f"<= {EQUAL:g}", different <= EQUAL),
     ]
@@ -248,6 +282,10 @@ def _p99(one: Contestant, size: int) -> float:
     return one.median(size, lambda figures: figures.p99_ms)
 
 
+def _at_rate_of(peer: Contestant, mine: Contestant, size: int) -> float:
+    return statistics.median(mine.at_peers_rate[peer.name, size])
+
+
 def _tables(contestants: Sequence[Contestant]) -> list[Table]:
     sizes = [str(size) for size in SIZES]
     columns: list[tuple[str, Callable[[Figures], float], str]] = [
@@ -260,6 +298,12 @@ def _tables(contestants: Sequence[Contestant]) -> list[Table]:
         Table(title, ("", *sizes), [(c.name, *(format(c.median(s, of), form) for s in SIZES)) for c in contestants])
         for title, of, form in columns
     ]
+    mine = contestants[0]
+    beside = [
+        (one.name, *(f"{_at_rate_of(one, mine, s):.1f} to {_p99(one, s):.1f}" for s in SIZES))
+        for one in contestants[1:]
+    ]
+    tables.append(Table("p99 ms of ours to that of a peer, both at half of the peer's most", ("", *sizes), beside))
     rest = [
         (
             one.name,

@@ -47,6 +47,7 @@ READERS: dict[str, Callable[[Path, Data], Log]] = {
     "table": table.read,
 }
 
+MOSTLY = 0.8  # a log split by time may lack most of its last day's ads, hardly all
 CAPTION = "missing: in train; unknown: in test, not in the vocabulary\n"
 
 
@@ -56,10 +57,12 @@ def prepare(root: Path, data: Data) -> Prepared:
     Raises:
         ValueError: naming file, split, field or value, for a log that cannot be read.
     """
-    target = root / data.prepared
+    target, given = root / data.prepared, root / data.vocabulary if data.vocabulary else None
     check_replaceable(target, SCHEMA)  # before the long part
+    if given and not given.is_dir():
+        raise ValueError(f"{given}: there is no such folder: vocabulary = {data.vocabulary!r} names it below --data")
     log = READERS[data.reader](root / data.folder, data)
-    write_prepared(target, log, data, root / data.vocabulary if data.vocabulary else None)
+    write_prepared(target, log, data, given)
     return read_prepared(target)
 
 
@@ -183,7 +186,7 @@ def summary(prepared: Prepared) -> Table:
         f"{name} {f.rows:,} rows with {f.click_rate:.2%} clicks" for name, f in prepared.facts.splits.items()
     )
     lines = Table("field", "side", "kind", "values", "missing", "unknown", caption=CAPTION + rows)
-    unknown = dict(zip(_names(prepared), np.mean(prepared.split("test")[0] == UNKNOWN, axis=0), strict=True))
+    unknown = dict(zip(_names(prepared), _unknown(prepared), strict=True))
     sizes = dict(zip(_names(prepared), prepared.vocabulary_sizes, strict=True))
     for field in prepared.schema.fields:
         missing = f"{prepared.facts.missing[field.name]:.1%}"
@@ -197,14 +200,21 @@ def summary(prepared: Prepared) -> Table:
 
 def warnings(prepared: Prepared) -> list[str]:
     """Fields that tell a model nothing. No error: the log of one day, or of one exchange, may be like that."""
-    sizes = dict(zip(_names(prepared), prepared.vocabulary_sizes, strict=True))
     said = []
-    for name, size in sizes.items():
+    for name, size, unknown in zip(_names(prepared), prepared.vocabulary_sizes, _unknown(prepared), strict=True):
         if size == FIRST:
             said.append(f"field {name!r}: no value was seen min_count times in train: lower it, or remove the field")
         elif size == FIRST + 1 and not prepared.facts.missing[name]:
             said.append(f"field {name!r} has one value in all of train: it tells the model nothing, remove it")
+        elif unknown > MOSTLY:
+            said.append(f"field {name!r}: the vocabulary lacks {unknown:.2%} of test's values: is it another log's?")
     return said
+
+
+def _unknown(prepared: Prepared) -> NDArray[np.float64]:
+    """The share of unknown values in test, of each categorical field."""
+    share: NDArray[np.float64] = np.mean(prepared.split("test")[0] == UNKNOWN, axis=0)
+    return share
 
 
 def _names(prepared: Prepared) -> list[str]:

@@ -41,21 +41,21 @@ def read_split(log: Log, split: str, values: Mapping[str, Values], folder: Path,
     with ExitStack() as stack:
         labels = stack.enter_context(GrowingArray(folder / f"{split}.labels.npy", np.uint8))
         files = [stack.enter_context(_column_array(folder, split, field)) for field in log.fields]
-        try:
-            for batch in _batches(log, split):
-                read, columns = _read(path, batch, log, values, pool)
-                labels.append(read)
-                for file, column in zip(files, columns, strict=True):
-                    file.append(column)
-                clicks += int(read.sum())
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(f"{path}: cannot be read: {error}") from error
+        for batch in _batches(log, split):
+            read, columns = _read(path, batch, log, values, pool)
+            labels.append(read)
+            for file, column in zip(files, columns, strict=True):
+                file.append(column)
+            clicks += int(read.sum())
     _check_labels(path, split, log.label, labels.rows, clicks)
 
 
 def _batches(log: Log, split: str) -> Iterator[pl.DataFrame]:
     frame = log.splits[split].select(LINE, log.label, *(field.name for field in log.fields))
-    yield from frame.collect_batches(engine="streaming", chunk_size=BATCH, maintain_order=True)
+    try:
+        yield from frame.collect_batches(engine="streaming", chunk_size=BATCH, maintain_order=True)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{log.paths[split]}: cannot be read: {error}") from error
 
 
 def _column_array(folder: Path, split: str, field: Field) -> GrowingArray:

@@ -82,9 +82,9 @@ def log_of(columns: dict[str, list[pl.Series]], fields: tuple[Field, ...] = FIEL
     return Log(fields, "label", {split: frame.with_row_index(LINE, 1).lazy() for split, frame in splits.items()}, paths)
 
 
-def write(folder: Path, log: Log, min_count: int = 1) -> Prepared:
+def write(folder: Path, log: Log, min_count: int = 1, given: Path | None = None) -> Prepared:
     data = Data(reader="frappe", folder="raw", prepared="prepared", min_count=min_count)
-    write_prepared(folder / "prepared", log, data)
+    write_prepared(folder / "prepared", log, data, given)
     return read_prepared(folder / "prepared")
 
 
@@ -176,6 +176,34 @@ def test_a_field_without_information_is_told_and_taken(tmp_path: Path) -> None:
     one, none = warnings(write(tmp_path, log_of(same), min_count=2))
     assert "field 'place' has one value in all of train" in one
     assert "field 'ad': no value was seen min_count times" in none
+
+
+def test_a_vocabulary_of_another_log_is_told(tmp_path: Path) -> None:
+    columns = {"place": [pl.Series(["p", "q"] * 4)] * 3, "bid": [pl.Series([1.0] * 8)] * 3}
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", log_of(columns | {"ad": [pl.Series(["a", "b"] * 4)] * 3}))
+    log = log_of(columns | {"ad": [pl.Series(["b", *"1234567"])] * 3})
+    assert warnings(write(tmp_path, log)) == []
+    (said,) = warnings(write(tmp_path, log, given=other.vocabulary))
+    assert said == "field 'ad': the vocabulary lacks 87.50% of test's values: is it another log's?"
+
+
+def test_a_vocabulary_that_is_not_there_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    data = msgspec.structs.replace(GENERATED, vocabulary="nowhere")
+    with pytest.raises(ValueError, match=r"nowhere: there is no such folder: vocabulary = 'nowhere' names it"):
+        prepare(tmp_path, data)
+
+
+def test_a_log_that_vanishes_cannot_be_read(tmp_path: Path) -> None:
+    columns = {"place": pl.Series(["p", "q"] * 4), "ad": pl.Series(["a", "b"] * 4), "bid": pl.Series([1.0] * 8)}
+    log = log_of({name: [values] * 3 for name, values in columns.items()})
+    gone = tmp_path / "gone.parquet"
+    log.splits["train"].collect().write_parquet(gone)
+    frames = dict(log.splits) | {"train": pl.scan_parquet(gone)}
+    frames["train"].collect_schema()
+    gone.unlink()
+    with pytest.raises(ValueError, match=r"^train\.parquet: cannot be read: .*No such file"):
+        write(tmp_path, Log(log.fields, log.label, frames, log.paths))
 
 
 FULL = """
