@@ -20,6 +20,7 @@ from rich.table import Table
 from model.data.folder import add_data_argument
 from model.experiment import Experiment
 from model.folder import write_whole
+from model.machine import keep_freed_memory
 from model.plateau import Epoch
 from model.points import Point, Sweep, read_sweep
 from model.runs import RUNS, FinishedRun, RunList, key
@@ -186,6 +187,7 @@ def main() -> int:
     parser.add_argument("sweep", type=Path, help="a sweep's TOML file: base, seeds, [grid], [[point]]")
     add_data_argument(parser)
     arguments = parser.parse_args()
+    keep_freed_memory()
     try:
         ranked = sweep(arguments.sweep, arguments.data)
     except (OSError, ValueError) as error:

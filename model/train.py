@@ -13,6 +13,7 @@ from model.data.folder import add_data_argument
 from model.experiment import Experiment, read_experiment
 from model.folder import check_replaceable
 from model.live import LiveTable
+from model.machine import keep_freed_memory
 from model.report import write_report
 from model.run import METRICS, RunMetrics, save_run
 from model.runs import RUNS, FinishedRun, RunList, claim
@@ -122,6 +123,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.out is None and arguments.seeds is None:
         parser.error("--out is missing: where to write the run (only --seeds does without)")
+    keep_freed_memory()
     try:
         (_many if arguments.seeds else _one)(arguments)
     except (OSError, ValueError) as error:
