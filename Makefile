@@ -10,6 +10,7 @@ USERS ?= 100
 RUN_TIME ?= 60s
 
 BIN := .venv/bin
+SHARED_TESTS := tests/contract tests/model tests/export
 KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
@@ -27,8 +28,10 @@ kernel: $(SERVICE_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(BIN)/python -c 'import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())'
 
+# The tests that measure time or serve have the machine to themselves.
 test: $(ALL_STAMP) lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(SHARED_TESTS)
+	$(BIN)/pytest $(SHARED_TESTS:%=--ignore=%)
 
 lint: $(ALL_STAMP)
 	$(BIN)/ruff check .
