@@ -26,11 +26,11 @@ import kernel
 from benchmarks.report import Table, write_report
 from contract.bundle import OUTPUT
 from contract.schema import Attention, FeatureSchema, Field
-from export.graph import PlainGraph, ServingGraph
+from export.graph import ServingGraph
 from export.kernel_graph import kernel_graph
 from export.onnx_file import save_together, to_onnx
-from model.experiment import Model
-from model.stec import STEC, stec_for
+from export.plain_graph import PlainGraph
+from model.stec import STEC, STECConfig, stec_for
 
 Feed = dict[str, NDArray[np.int64]]
 Run = Callable[[Feed], NDArray[np.float32]]
@@ -45,8 +45,8 @@ WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 5, 30, 400
 PEAK_SIZE = 768
 
 
-def size(attention: Attention) -> Model:
-    return Model(embedding=16, blocks=2, heads=2, embedding_std=0.1, attention=attention)
+def size(attention: Attention) -> STECConfig:
+    return STECConfig(embedding=16, blocks=2, heads=2, embedding_std=0.1, attention=attention)
 
 
 def trained(fields: int, attention: Attention) -> tuple[STEC, FeatureSchema]:
@@ -127,6 +127,7 @@ def flops(fields: int, attention: Attention) -> int:
     model, schema = trained(fields, attention)
     inputs = {name: torch.from_numpy(array) for name, array in feed(fields, 1, 1, np.random.default_rng(0)).items()}
     plain = PlainGraph(model, schema)
+    assert isinstance(plain.model, STEC)
     plain.model.plain = False  # the interactions as products, not as f x f x d numbers
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         plain(**inputs)

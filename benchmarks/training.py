@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from benchmarks.report import Table, write_report
 from model import fused
-from model.experiment import Model
-from model.stec import STEC, Block
+from model.layers import Fields
+from model.stec import STEC, Block, STECConfig
 
 ROWS = 4096
-SIZE = Model(embedding=16, blocks=2, heads=2, embedding_std=0.1)
+SIZE = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=0.1)
 TOKENS = 1000  # a field
 FIELDS = (10, 22, 39)
 ROUNDS = 7
@@ -57,8 +57,8 @@ def flipped(plain: STEC, fast: STEC, ids: Tensor, values: Tensor) -> int:
 
 def compare(fields: int) -> list[str]:
     torch.manual_seed(0)
-    plain = STEC([TOKENS] * fields, 0, SIZE, plain=True)
-    fast = STEC([TOKENS] * fields, 0, SIZE)
+    plain = STEC(Fields([TOKENS] * fields), SIZE, plain=True)
+    fast = STEC(Fields([TOKENS] * fields), SIZE)
     fast.load_state_dict(plain.state_dict())
     ids, values = torch.randint(TOKENS, (ROWS, fields)), torch.empty(ROWS, 0)
     labels = (torch.rand(ROWS) < 0.3).float()

@@ -7,14 +7,14 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import kernel
 from contract.bundle import KERNEL, OUTPUT, Calibration
 from contract.encode import ModelInput, join
 from contract.golden import TOLERANCE
 from contract.schema import FeatureSchema
-from export.graph import PlainGraph
-from model.stec import STEC
+from export.plain_graph import PlainGraph
 
 ROWS = (1, 2, 257)  # a graph that is right at the traced sizes can be wrong at others
 
@@ -24,7 +24,7 @@ class ParityError(ValueError):
 
 
 def torch_ctr(
-    model: STEC, schema: FeatureSchema, inputs: list[ModelInput], calibration: Calibration
+    model: nn.Module, schema: FeatureSchema, inputs: list[ModelInput], calibration: Calibration
 ) -> list[list[float]]:
     """Probabilities of each request's candidates, by the model's plain form in float64."""
     reference = PlainGraph(model, schema).double().eval()

@@ -23,6 +23,7 @@ from contract.vocabulary import MISSING, UNKNOWN, Vocabulary, open_vocabulary
 from export.case import Case
 from export.explain_graph import ExplainGraph
 from model.run import METRICS, open_run
+from model.stec import STEC
 
 LONGEST_VALUE = 28  # characters, in a table or beside a picture
 
@@ -179,6 +180,8 @@ def _open_bundle(folder: Path) -> Explainer:
 
 def _open_run(folder: Path) -> Explainer:
     model, experiment, schema, _ = open_run(folder)
+    if not isinstance(model, STEC):
+        raise ValueError(f"{folder}: only STEC's logit is a sum of contributions, and this is {type(model).__name__}")
     vocabularies = {f.name: open_vocabulary(folder / VOCABULARY, f.name) for f in schema.select("categorical")}
     graph = ExplainGraph(model, schema).eval()
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from contract.schema import FeatureSchema, Kind, Side
+from contract.schema import FeatureSchema, Side
 from export.block import FoldedBlock, FoldedLast, blocks_of, matrices, score_bounds
 from export.level import Factors, Level, SharedLevel, first_in_head, fold_levels, linear_head
+from model.layers import FeatureEmbedding
 from model.stec import STEC
 
 
@@ -33,13 +34,13 @@ class FoldedEmbedding(nn.Module):
     offsets: Tensor
     alpha: Tensor
 
-    def __init__(self, model: STEC, schema: FeatureSchema, side: Side) -> None:
+    def __init__(self, embedding: FeatureEmbedding, schema: FeatureSchema, side: Side) -> None:
         super().__init__()
         categorical = [i for i, f in enumerate(schema.select("categorical")) if f.side == side]
         numeric = [i for i, f in enumerate(schema.select("numeric")) if f.side == side]
         self.fields = len(categorical) + len(numeric)
-        self.register_buffer("offsets", model.embedding.offsets[categorical])
-        self.register_buffer("alpha", model.embedding.alpha[numeric].float())
+        self.register_buffer("offsets", embedding.offsets[categorical])
+        self.register_buffer("alpha", embedding.alpha.detach()[numeric].float())
 
     def forward(self, table: Tensor, ids: Tensor, values: Tensor | None) -> Tensor:
         parts: list[Tensor] = [nn.functional.embedding(ids + self.offsets, table)]
@@ -90,8 +91,8 @@ class ServingGraph(nn.Module):
         exact = copy.deepcopy(model).double().requires_grad_(False)
         blocks = blocks_of(exact)
         self.context_is_shared = exact.allowed_FF is not None
-        self.context = FoldedEmbedding(exact, schema, "context")
-        self.candidate = FoldedEmbedding(exact, schema, "candidate")
+        self.context = FoldedEmbedding(exact.embedding, schema, "context")
+        self.candidate = FoldedEmbedding(exact.embedding, schema, "candidate")
         self.register_buffer("table", exact.embedding.table.weight.float())
         folded = [FoldedBlock(block, bound) for block, bound in zip(blocks, score_bounds(exact), strict=True)]
         self.blocks = nn.ModuleList(folded)
@@ -186,8 +187,8 @@ class ScreenGraph(nn.Module):
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
         exact = copy.deepcopy(model).double().requires_grad_(False)
-        self.context = FoldedEmbedding(exact, schema, "context")
-        self.candidate = FoldedEmbedding(exact, schema, "candidate")
+        self.context = FoldedEmbedding(exact.embedding, schema, "context")
+        self.candidate = FoldedEmbedding(exact.embedding, schema, "candidate")
         self.register_buffer("table", exact.embedding.table.weight.float())
         first, *others = fold_levels(exact, serving_order(schema))
         self.bias = float(linear_head(exact).bias) + first.constant + sum(level.beta for level in others)
@@ -213,39 +214,3 @@ class ScreenGraph(nn.Module):
         """(D, B, F) each."""
         x_DR, fields = x_BFD.flatten(0, 1).T, x_BFD.shape[1]
         return (self.left @ x_DR).unflatten(1, (-1, fields)), (self.right @ x_DR).unflatten(1, (-1, fields))
-
-
-class PlainGraph(nn.Module):
-    """The model as it trains, behind the serving graph's inputs: for an MLP head, and to measure the folded graph.
-
-    Shape: as ServingGraph.
-    """
-
-    def __init__(self, model: STEC, schema: FeatureSchema) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self.model.plain = True
-        self.categorical = _columns(schema, "categorical")
-        self.numeric = _columns(schema, "numeric")
-
-    def forward(
-        self,
-        context_ids: Tensor,
-        candidate_ids: Tensor,
-        request_index: Tensor,
-        context_values: Tensor | None = None,
-        candidate_values: Tensor | None = None,
-    ) -> Tensor:
-        ids = torch.cat([context_ids.index_select(0, request_index), candidate_ids], 1)[:, self.categorical]
-        parts = [candidate_values] if candidate_values is not None else []
-        if context_values is not None:
-            parts.insert(0, context_values.index_select(0, request_index))
-        values = torch.cat(parts, 1)[:, self.numeric] if parts else ids.new_zeros((ids.shape[0], 0)).float()
-        logit: Tensor = self.model(ids, values)
-        return logit
-
-
-def _columns(schema: FeatureSchema, kind: Kind) -> list[int]:
-    """For each field of a kind in schema order, its column where context columns come before candidate columns."""
-    serving = [*schema.select(kind, "context"), *schema.select(kind, "candidate")]
-    return [serving.index(f) for f in schema.select(kind)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import onnx
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import nn
 
 import kernel
 from contract.bundle import (
@@ -35,17 +36,18 @@ from export.cascade import calibrate, check_log
 from export.check import check_parity, torch_ctr
 from export.explain_graph import ExplainGraph
 from export.golden import draw_golden, golden_inputs
-from export.graph import PlainGraph, ScreenGraph, ServingGraph
+from export.graph import ScreenGraph, ServingGraph
 from export.kernel_graph import kernel_graph
 from export.level import first_in_head
 from export.onnx_file import save_together, to_onnx
 from export.pack import what_has_no_kernel
+from export.plain_graph import BaselineGraph, PlainGraph
 from model.data.folder import add_data_argument
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment
 from model.folder import check_replaceable, new_folder
 from model.run import RunMetrics, open_run
-from model.stec import STEC
+from model.stec import STEC, STECConfig
 
 
 def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
@@ -77,15 +79,19 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
         difference = max(check_parity(folder / name, inputs, answers, calibration) for name in graphs)
         answered = [msgspec.structs.replace(g, ctr=ctr) for g, ctr in zip(golden, answers, strict=True)]
         write_golden(answered, folder / GOLDEN)
-        facts, attention = _facts(metrics, experiment), experiment.model.attention
+        size = experiment.model
+        facts, attention = _facts(metrics, experiment), size.attention if isinstance(size, STECConfig) else "full"
         manifest = write_manifest(folder, experiment.name, metrics.parameters, facts, calibration, attention, cascade)
     return manifest, difference
 
 
-def _write_graphs(model: STEC, schema: FeatureSchema, folder: Path, prepared: Prepared | None) -> list[CascadeRule]:
-    """MODEL and what a linear head makes possible; over one file of weights."""
-    if len(model.head) > 1:  # an MLP: nothing of it folds
-        save_together({MODEL: to_onnx(PlainGraph(model, schema), schema)}, folder)
+def _write_graphs(
+    model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None
+) -> list[CascadeRule]:
+    """MODEL and what STEC's linear head makes possible; over one file of weights."""
+    if not isinstance(model, STEC) or len(model.head) > 1:  # another model, or an MLP: nothing of it folds
+        graph = PlainGraph(model, schema) if isinstance(model, STEC) else BaselineGraph(model, schema)
+        save_together({MODEL: to_onnx(graph, schema)}, folder)
         return []
     graphs = {
         MODEL: to_onnx(ServingGraph(model, schema), schema),
@@ -143,10 +149,11 @@ def main() -> int:
     return 0
 
 
-def what_is_missing(manifest: Manifest, model: STEC, prepared: Prepared | None) -> list[str]:
+def what_is_missing(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
     """Why each part that a bundle can have is not in this one."""
-    if EXPLAIN not in manifest.files:
-        return ["an MLP head does not fold: no kernel, no explanation, no cascade"]
+    if not isinstance(model, STEC) or EXPLAIN not in manifest.files:
+        what = "an MLP head" if isinstance(model, STEC) else type(model).__name__
+        return [f"{what} does not fold: no kernel, no explanation, no cascade"]
     missing = []
     if option := what_has_no_kernel(model):
         missing.append(f"no {KERNEL}, for it cannot compute {option}: onnxruntime's own operators score, more slowly")
@@ -161,7 +168,7 @@ def what_is_missing(manifest: Manifest, model: STEC, prepared: Prepared | None) 
     return missing
 
 
-def _run_and_log(run: Path, data: Path) -> tuple[STEC, Prepared | None]:
+def _run_and_log(run: Path, data: Path) -> tuple[nn.Module, Prepared | None]:
     """The run's model, and the log that the cascade is calibrated on, if it is at hand and can be used: a bundle
     does without."""
     model, experiment, _, _ = open_run(run)

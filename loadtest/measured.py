@@ -18,8 +18,9 @@ import polars as pl
 
 from contract.bundle import MANIFEST
 from contract.schema import FeatureSchema, Side
-from export.graph import PlainGraph, ServingGraph
+from export.graph import ServingGraph
 from export.onnx_file import save_together, to_onnx
+from export.plain_graph import PlainGraph
 from model.data.log import SPLITS
 from model.experiment import read_experiment
 from model.folder import new_folder

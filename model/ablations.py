@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from model.experiment import Model
+from model.stec import STECConfig
+from model.zoo import Config, name_of
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Explicit: an attention in parallel with a bilinear layer, which share nothing.
@@ -22,7 +23,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def ablation(name: str, model: Model) -> Model:
+def ablation(name: str, model: Config) -> STECConfig:
     """That variant of STEC, in the model's size.
 
     Raises:
@@ -31,6 +32,8 @@ def ablation(name: str, model: Model) -> Model:
     """
     if name not in ABLATIONS:
         raise ValueError(f"{name!r} is no ablation: choose one of {', '.join(ABLATIONS)}")
+    if not isinstance(model, STECConfig):
+        raise ValueError(f'{name} is a change of STEC, and type = "{name_of(model)}" is none')
     for key, value, is_stec in (
         ("interaction", model.interaction, model.interaction != "separate"),
         ("ffn", model.ffn, model.ffn > 0),

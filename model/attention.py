@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model import experiment, fused
+from model import fused
 
 
 def interaction(left_BFD: Tensor, right_BFD: Tensor) -> Tensor:
@@ -34,12 +34,6 @@ def pairs_in_head(pairs: str, fields: int) -> Tensor | None:
     row, column = torch.triu_indices(fields, fields, offset=1 if pairs == "upper" else 0)
     position_P: Tensor = row * fields + column
     return position_P
-
-
-def score_divisor(size: experiment.Model) -> float:
-    """What the interaction's sum over a head's width is divided by: Eq. 6's, or that of Figure 2a's AvgPool."""
-    per_head = size.embedding // size.heads
-    return per_head if size.scale == "mean" else math.sqrt(per_head)
 
 
 def attend_to_interactions(

@@ -13,16 +13,18 @@ A key is any of the experiment's [model] and [training], but `seed`.
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from model.ablations import ablation
-from model.experiment import Experiment, Model, Positive, Training, read_experiment, read_toml
+from model.experiment import Experiment, Training, read_experiment
+from model.toml import Positive, read_toml
 
 ABLATION = "ablation"
-T = TypeVar("T", Model, Training)
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,7 +51,7 @@ def read_sweep(path: Path) -> tuple[Sweep, Experiment, list[Point]]:
         ValueError: naming the file and the key, for one that is unknown or whose value is out of range, or the point
             that is there twice in the same words.
     """
-    sweep = read_toml(path, Sweep, "sweep")
+    sweep = read_toml(path, partial(msgspec.convert, type=Sweep), "sweep")
     base = read_experiment(path.parent / sweep.base)
     changes = [*_combinations(sweep.grid), *sweep.point]
     if not changes:
@@ -81,7 +83,7 @@ def _changed(base: Experiment, change: dict[str, Any]) -> Experiment:
         model = ablation(change[ABLATION], model)
     keys = {key: value for key, value in change.items() if key != ABLATION}
     for key in keys:
-        if key == "seed" or key not in {*Model.__struct_fields__, *Training.__struct_fields__}:
+        if key == "seed" or key not in {*model.__struct_fields__, *Training.__struct_fields__}:
             raise ValueError(f"{key!r} is no key of [model] or [training] that a sweep can change")
     try:
         return Experiment(

@@ -14,25 +14,28 @@ import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, read_schema, write_schema
 from contract.vocabulary import open_vocabulary
 from model import fused
 from model.data.prepared import Prepared
-from model.experiment import Experiment
+from model.experiment import Experiment, to_experiment
 from model.folder import new_folder
+from model.layers import fields_of
 from model.machine import cpu_name
 from model.metrics import Bin, Metrics
 from model.pictures import draw_curves
 from model.plateau import Epoch
-from model.stec import STEC, stec_for
 from model.truth import TrueComparison
+from model.zoo import build
 
 EXPERIMENT = "experiment.json"
 WEIGHTS = "weights.safetensors"
@@ -73,7 +76,7 @@ class RunMetrics(msgspec.Struct, frozen=True):
 def save_run(
     out: Path,
     experiment: Experiment,
-    model: STEC,
+    model: nn.Module,
     schema: FeatureSchema,
     vocabulary: Path,
     metrics: RunMetrics,
@@ -96,7 +99,7 @@ def save_run(
 def write_run(
     folder: Path,
     experiment: Experiment,
-    model: STEC,
+    model: nn.Module,
     schema: FeatureSchema,
     vocabulary: Path,
     metrics: RunMetrics,
@@ -111,7 +114,7 @@ def write_run(
     draw_curves([metrics.history], folder / "curve.png")
 
 
-def open_run(folder: Path) -> tuple[STEC, Experiment, FeatureSchema, RunMetrics]:
+def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMetrics]:
     """The trained model in evaluation mode, and what it was trained from.
 
     Raises:
@@ -120,11 +123,11 @@ def open_run(folder: Path) -> tuple[STEC, Experiment, FeatureSchema, RunMetrics]
     if not (folder / METRICS).is_file():
         raise ValueError(f"{folder} is no run (it has no {METRICS}): make one with ctr-train EXPERIMENT.toml --out RUN")
     try:
-        experiment = msgspec.json.decode((folder / EXPERIMENT).read_bytes(), type=Experiment)
+        experiment = _experiment_of(folder)
         metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=RunMetrics)
         schema = read_schema(folder / SCHEMA)
         sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]
-        model = stec_for(schema, sizes, experiment.model)
+        model = build(fields_of(schema, sizes), experiment.model)
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: its files do not belong together ({error}): train again") from error
@@ -134,10 +137,14 @@ def open_run(folder: Path) -> tuple[STEC, Experiment, FeatureSchema, RunMetrics]
 def check_log_of_run(run: Path, prepared: Prepared) -> None:
     """Raises ValueError when the log's ids do not mean what they meant when the run was trained."""
     schema = read_schema(run / SCHEMA)
-    experiment = msgspec.json.decode((run / EXPERIMENT).read_bytes(), type=Experiment)
+    experiment = _experiment_of(run)
     same = prepared.schema == schema and prepared.facts.data == experiment.data
     if not same or _contents(prepared.vocabulary) != _contents(run / VOCABULARY):
         raise ValueError(f"{prepared.folder} is not the log that {run} was trained on: prepare and train again")
+
+
+def _experiment_of(run: Path) -> Experiment:
+    return to_experiment(msgspec.json.decode((run / EXPERIMENT).read_bytes(), type=dict[str, Any]))
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

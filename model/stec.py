@@ -8,39 +8,75 @@ A level is one interaction, (B, F, F, D): N of the blocks and one standalone, N 
 left and a right factor, (B, F, D) both: q and k, unless the experiment says otherwise (docs/decisions/0008).
 """
 
+import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
-from contract.schema import FeatureSchema
-from model import experiment
-from model.attention import attend_fused, attend_to_interactions, interaction, pairs_in_head, score_divisor, who_attends
+from contract.schema import Attention, FeatureSchema
+from model.attention import attend_fused, attend_to_interactions, interaction, pairs_in_head, who_attends
 from model.factorised import level_logit
+from model.layers import FeatureEmbedding, Fields, fields_of, initialise, mlp
+from model.toml import Positive, Rate
 
 
-class FeatureEmbedding(nn.Module):
-    """A vector for each field of a row: a table's row (Eq. 2), or a number times the field's vector (Eq. 3).
+class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="stec"):
+    """STEC's size, and how it reads the paper where the paper leaves it open: docs/decisions/0008-model-options.md.
 
-    One table holds all categorical fields behind each other. Shape: ids int64 (B, categorical) and
-    values float32 (B, numeric) -> (B, F, D), the categorical fields first.
+    ffn: its hidden units; 0 leaves out the sub-layer and its norm. dropout: the encoder's.
+    mlp: the head's hidden layers; none is one linear layer, the form that trains and serves fast. mlp_batch_norm,
+    mlp_dropout: of the hidden layers.
+    attention: whom a context field attends to: all fields ("full", the paper's), or context fields only ("request"),
+    which lets the server compute the whole context once per request. Candidate fields attend to all either way.
+    pairs: the pairs of fields that the head sees: all ordered ones, i < j ("upper"), or i <= j ("upper_diag").
+    scale: a score is the interaction's sum over a head's width K, divided by sqrt(K) or by K ("mean").
+    interaction: of fields i and j: q_i * k_j ("qk"); x_i * W x_j ("xwx"), W one matrix a head; or the same from a layer
+    of its own beside an attention that has its own q and k ("separate").
+    fusion: the head sees all levels behind each other ("concat"), their sum ("add"), or one level ("last").
+    last: which one: the standalone layer's, or the last block's ("block").
     """
 
-    offsets: Tensor
+    embedding: Positive = 16
+    blocks: Positive = 2
+    heads: Positive = 2
+    ffn: Annotated[int, Meta(ge=0)] = 64
+    mlp: tuple[Positive, ...] = ()
+    mlp_batch_norm: bool = False
+    mlp_dropout: Rate = 0.0
+    attention: Attention = "full"
+    pairs: Literal["full", "upper", "upper_diag"] = "full"
+    scale: Literal["sqrt", "mean"] = "sqrt"
+    interaction: Literal["qk", "xwx", "separate"] = "qk"
+    fusion: Literal["concat", "add", "last"] = "concat"
+    last: Literal["layer", "block"] = "layer"
+    dropout: Rate = 0.0
+    embedding_std: Annotated[float, Meta(gt=0)] = 0.01
 
-    def __init__(self, sizes: Sequence[int], numeric: int, width: int, std: float) -> None:
-        super().__init__()
-        self.table = nn.Embedding(sum(sizes), width)
-        self.alpha = nn.Parameter(torch.empty(numeric, width))
-        self.register_buffer("offsets", torch.tensor([0, *sizes[:-1]]).cumsum(0), persistent=False)
-        # NOTE[DIFF] The paper does not say; FuxiCTR starts alpha 10^3 times wider than the table.
-        nn.init.normal_(self.table.weight, std=std)
-        nn.init.normal_(self.alpha, std=std)
+    def __post_init__(self) -> None:
+        if self.embedding % self.heads:
+            raise ValueError(f"embedding = {self.embedding} cannot be split into heads = {self.heads}")
+        self._check_head()
+        self._check_last()
 
-    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
-        categorical_BCD = self.table(ids + self.offsets)
-        numeric_BMD = values[:, :, None] * self.alpha
-        return torch.cat([categorical_BCD, numeric_BMD], 1)
+    def _check_head(self) -> None:
+        for key, value, unset in (("mlp_batch_norm", "true", False), ("mlp_dropout", self.mlp_dropout, 0.0)):
+            if getattr(self, key) != unset and not self.mlp:
+                raise ValueError(f"{key} = {value} is of hidden layers: give some in mlp, or remove {key}")
+
+    def _check_last(self) -> None:
+        if self.last == "block" and self.fusion != "last":
+            raise ValueError(f'last = "block" says nothing with fusion = "{self.fusion}": set fusion = "last"')
+        if self.last == "block" and self.blocks == 1:
+            raise ValueError('last = "block" with blocks = 1 leaves no attention: set blocks = 2, or last = "layer"')
+        if self.interaction == "separate" and self.fusion == "last" and self.last == "layer":
+            raise ValueError(
+                'interaction = "separate" with fusion = "last" and last = "layer" leaves no block an interaction: '
+                'it is interaction = "qk", or set last = "block"'
+            )
 
 
 class Projections(nn.Module):
@@ -67,7 +103,7 @@ class Bilinear(nn.Module):
         return x_BFD, torch.einsum("bfhk,hlk->bfhl", x_BFHK, self.weight).flatten(2)
 
 
-def factors(size: experiment.Model, kind: str) -> Projections | Bilinear:
+def factors(size: STECConfig, kind: str) -> Projections | Bilinear:
     """What makes the two factors of an interaction of that kind, "qk" or "xwx"."""
     return Projections(size.embedding) if kind == "qk" else Bilinear(size.embedding, size.heads)
 
@@ -78,7 +114,7 @@ class Block(nn.Module):
     Shape: (B, F, D) -> (B, F, D), left (B, F, D), right (B, F, D).
     """
 
-    def __init__(self, size: experiment.Model) -> None:
+    def __init__(self, size: STECConfig) -> None:
         super().__init__()
         width = size.embedding
         self.heads = size.heads
@@ -119,33 +155,26 @@ class STEC(nn.Module):
     plain: compute the interactions as the paper writes them. The other form, the default, gives the
     same logits, gradients and running statistics from the same state dict without ever holding a
     (B, F, F, D) tensor; it exists for the linear head only, so an MLP head is always plain.
-    is_context: for each field whether it is the context's; only attention = "request" asks.
+    Only attention = "request" asks for the fields' is_context.
     With last = "block" the last block is its interaction alone: nothing reads the rest of it.
     """
 
     allowed_FF: Tensor | None
     pairs_P: Tensor | None
 
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        numeric: int,
-        size: experiment.Model,
-        plain: bool = False,
-        is_context: Sequence[bool] = (),
-    ) -> None:
+    def __init__(self, fields: Fields, size: STECConfig, plain: bool = False) -> None:
         super().__init__()
         self.plain = plain or bool(size.mlp)
         self.fusion = size.fusion
-        self.fields = len(sizes) + numeric
-        assert size.attention == "full" or len(is_context) == self.fields
-        allowed_FF = who_attends(is_context) if size.attention == "request" else None
+        self.fields = fields.count
+        assert size.attention == "full" or len(fields.is_context) == self.fields
+        allowed_FF = who_attends(fields.is_context) if size.attention == "request" else None
         self.register_buffer("allowed_FF", allowed_FF, persistent=False)
         self.register_buffer("pairs_P", pairs_in_head(size.pairs, self.fields), persistent=False)
         pairs = self.fields**2 if self.pairs_P is None else len(self.pairs_P)
         blocks = size.blocks - (size.last == "block")
         levels_in_head = 1 if size.fusion == "last" else blocks + 1
-        self.embedding = FeatureEmbedding(sizes, numeric, size.embedding, size.embedding_std)
+        self.embedding = FeatureEmbedding(fields, size.embedding, size.embedding_std)
         self.blocks = nn.ModuleList(Block(size) for _ in range(blocks))
         self.last = factors(size, last_kind(size))
         self.norms = nn.ModuleList(level_norm(pairs * size.embedding, size) for _ in range(levels_in_head))
@@ -193,19 +222,13 @@ class STEC(nn.Module):
         weights = [weight] * len(self.norms) if self.fusion == "add" else weight.chunk(len(self.norms))
         return list(zip(self.norms, weights, strict=True))  # type: ignore[arg-type]
 
-    def embedding_parameters(self) -> list[nn.Parameter]:
-        """What the recipe's L2 falls on: whole tables, not only the rows of a batch."""
-        return list(self.embedding.parameters())
+
+def stec_for(schema: FeatureSchema, sizes: Sequence[int], size: STECConfig) -> STEC:
+    """A new model of a schema's fields."""
+    return STEC(fields_of(schema, sizes), size)
 
 
-def stec_for(schema: FeatureSchema, sizes: Sequence[int], size: experiment.Model) -> STEC:
-    """A new model of a schema's fields: the categorical ones, whose vocabularies' sizes are given, then the numeric."""
-    numeric = schema.select("numeric")
-    is_context = [field.side == "context" for field in (*schema.select("categorical"), *numeric)]
-    return STEC(sizes, len(numeric), size, is_context=is_context)
-
-
-def cost_note(size: experiment.Model, fields: int) -> str | None:
+def cost_note(size: STECConfig, fields: int) -> str | None:
     """What an MLP head costs, in a sentence for whoever starts a training; None for the linear head."""
     if not size.mlp:
         return None
@@ -217,7 +240,13 @@ def cost_note(size: experiment.Model, fields: int) -> str | None:
     )
 
 
-def last_kind(size: experiment.Model) -> str:
+def score_divisor(size: STECConfig) -> float:
+    """What the interaction's sum over a head's width is divided by: Eq. 6's, or that of Figure 2a's AvgPool."""
+    per_head = size.embedding // size.heads
+    return per_head if size.scale == "mean" else math.sqrt(per_head)
+
+
+def last_kind(size: STECConfig) -> str:
     """Of the interaction behind the encoder: the standalone one, or with last = "block" the last block's.
 
     NOTE[DIFF] The paper does not say what the standalone one is beside explicit interactions: as STEC's own.
@@ -227,30 +256,15 @@ def last_kind(size: experiment.Model) -> str:
     return "xwx" if size.interaction == "xwx" else "qk"
 
 
-def level_norm(channels: int, size: experiment.Model) -> nn.BatchNorm1d:
+def level_norm(channels: int, size: STECConfig) -> nn.BatchNorm1d:
     norm = nn.BatchNorm1d(channels)
     if size.mlp_batch_norm:  # the next batch norm takes away what its shift adds: it would never be trained
         norm.register_parameter("bias", None)
     return norm
 
 
-def mlp(width: int, hidden: Sequence[int], dropout: float, batch_norm: bool) -> nn.Sequential:
-    """Hidden layers in FuxiCTR's order and one linear output; without hidden layers, the linear output alone."""
-    layers: list[nn.Module] = []
-    for units in hidden:
-        # NOTE[DIFF] FuxiCTR's layer before a batch norm has a bias, which that norm takes away again.
-        layers.append(nn.Linear(width, units, bias=not batch_norm))
-        layers += [nn.BatchNorm1d(units)] if batch_norm else []
-        layers += [nn.ReLU(), nn.Dropout(dropout)]
-        width = units
-    return nn.Sequential(*layers, nn.Linear(width, 1))
-
-
 def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, Bilinear):
+    initialise(module)
+    if isinstance(module, Bilinear):
         for head_KK in module.weight.unbind(0):
             nn.init.xavier_normal_(head_KK)

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from model.batches import Split
 from model.checkpoint import Checkpoint
 from model.data.log import SPLITS
 from model.data.prepared import LOG, Prepared, read_prepared
-from model.experiment import Data, Experiment
+from model.data.section import Data
+from model.experiment import Experiment
 from model.fit import fit, predict
 from model.flops import count_flops
+from model.layers import embedding_parameters, fields_of
 from model.live import Watch
 from model.metrics import evaluate, reliability
 from model.run import DataFacts, RunMetrics
 from model.runs import digest
-from model.stec import STEC, cost_note, stec_for
+from model.stec import STECConfig, cost_note
 from model.truth import compare_with_truth
+from model.zoo import build
 
 UNFINISHED = "unfinished"  # below --data: the checkpoints and claims of the runs that are going on
 
@@ -79,15 +83,18 @@ def unfinished(experiment: Experiment, root: Path) -> Path:
     return root / UNFINISHED / f"{digest(experiment)}-{experiment.training.seed}"
 
 
-def run_trial(experiment: Experiment, log: OpenedLog, checkpoint: Checkpoint, watch: Watch) -> tuple[STEC, RunMetrics]:
+def run_trial(
+    experiment: Experiment, log: OpenedLog, checkpoint: Checkpoint, watch: Watch
+) -> tuple[nn.Module, RunMetrics]:
     """Trains one seed, going on from the checkpoint if there is one; the model has the best epoch's weights."""
     train, valid, test = (log.splits[name] for name in SPLITS)
     torch.manual_seed(experiment.training.seed)
-    model = stec_for(log.prepared.schema, log.prepared.vocabulary_sizes, experiment.model)
-    if note := cost_note(experiment.model, len(log.prepared.schema.fields)):
+    fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
+    model = build(fields, experiment.model)
+    if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
         print(note, file=sys.stderr)
     with watch:
-        tables = model.embedding_parameters()
+        tables = embedding_parameters(model)
         history = fit(model, tables, train, valid, experiment.training, watch.on_epoch, watch.on_rows, checkpoint)
     best = max((e for e in history if e.improved), key=lambda e: e.epoch)
     start = time.perf_counter()

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from model.data import generate
 from model.data.prepare import prepare
-from model.experiment import Data, Experiment, Model, Training
+from model.data.section import Data
+from model.experiment import Experiment, Training
 from model.run import WEIGHTS
+from model.stec import STECConfig
 from model.train import train
 
 DATA = Data(reader="generated", folder="generated", prepared="prepared", negative_rate=0.5)
@@ -25,7 +27,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = Experiment(
         name="small",
         data=DATA,
-        model=Model(embedding=8, blocks=2, heads=2, ffn=16, embedding_std=0.1),
+        model=STECConfig(embedding=8, blocks=2, heads=2, ffn=16, embedding_std=0.1),
         training=Training(epochs=2, batch_size=256, learning_rate=0.01),
     )
     train(experiment, root, root / "run")

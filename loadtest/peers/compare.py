@@ -32,6 +32,7 @@ from loadtest.peers.peers import PEERS, Peer, ensure_venv, peer_serving
 from loadtest.saturate import saturate
 from loadtest.servers import Server, cpu_s_of, free_port, pss_mib, redis_with, serving
 from model.run import open_run
+from model.stec import STEC
 from service.cpus import available_cpus
 
 OURS, OUR_GRAPH = "ours", "plain FastAPI, our graph"
@@ -193,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, _, schema, _ = open_run(RUN)
+        assert isinstance(model, STEC)
         write_plain(model, schema, {name: dict(v.items()) for name, v in bundle.vocabularies.items()}, folder)
         chosen = [peer for peer in PEERS.values() if not options.only or peer.name in options.only]
         for peer in chosen:

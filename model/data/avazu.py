@@ -12,8 +12,8 @@ import polars as pl
 from contract.schema import Field
 from model.data.log import LINE, Log, declared
 from model.data.published import find, find_splits, scan_table
+from model.data.section import Data
 from model.data.split import split_by_day, split_by_row
-from model.experiment import Data
 
 LABEL = "click"
 HOUR = "hour"  # YYMMDDHH

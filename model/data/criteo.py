@@ -10,8 +10,8 @@ from pathlib import Path
 from contract.schema import Field
 from model.data.log import Log, declared, scan_text
 from model.data.published import find, find_splits, scan_table
+from model.data.section import Data
 from model.data.split import split_by_row
-from model.experiment import Data
 
 LABEL = "label"
 NUMBERS = tuple(f"I{n}" for n in range(1, 14))

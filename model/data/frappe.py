@@ -5,7 +5,7 @@ from pathlib import Path
 from contract.schema import Field, Side
 from model.data.log import SPLITS, Log, declared, scan_parquet
 from model.data.published import find_splits, scan_table
-from model.experiment import Data
+from model.data.section import Data
 
 LABEL = "label"
 # In FuxiCTR's order, so that results can be compared column by column.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from contract.schema import Field
 from model.data.log import SPLITS, Log, declared, scan_parquet
-from model.experiment import Data
+from model.data.section import Data
 
 LABEL = "click"
 REQUEST = "request"  # which request a row was shown in

@@ -9,8 +9,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contract.schema import Field
+from model.data.section import Data
 from model.data.text import check_lines, header
-from model.experiment import Data
 
 SPLITS = ("train", "valid", "test")
 # The line (of a text file, from 1, the header included) or row (parquet, from 1) of each row in its file.

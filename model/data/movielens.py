@@ -11,8 +11,8 @@ import polars as pl
 from contract.schema import Field
 from model.data.log import LINE, SPLITS, Log, declared, scan_parquet
 from model.data.published import find_splits, scan_table
+from model.data.section import Data
 from model.data.split import split_by_row
-from model.experiment import Data
 
 LABEL = "label"
 RATING = "rating"

@@ -27,8 +27,8 @@ from model.data.folder import add_data_argument
 from model.data.log import Log
 from model.data.prepared import LOG, LogFacts, Prepared, SplitFacts, read_prepared
 from model.data.reading import column_file, find_line, read_split
+from model.data.section import Data, read_data
 from model.data.writing import GrowingArray, chunks
-from model.experiment import Data, read_data
 from model.folder import check_replaceable, new_folder
 
 CHUNK = 16_000  # rows: a block of 26 columns stays in a processor's cache

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, read_schema
 from contract.vocabulary import open_vocabulary
-from model.experiment import Data
+from model.data.section import Data
 
 LOG = "log.json"
 

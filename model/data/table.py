@@ -6,7 +6,7 @@ import polars as pl
 
 from contract.schema import Field, Side
 from model.data.log import LINE, Log, require_columns, scan_parquet, scan_text
-from model.experiment import Data
+from model.data.section import Data
 
 WAY_OUT = "The paths in the experiment file are relative to DIR/<data.folder>, with DIR from --data or CTR_DATA"
 SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t", ".txt": "\t", ".txt.gz": "\t"}

@@ -25,7 +25,7 @@ from export.explanation import Explainer, Explanation, open_explainer
 from export.picture import DPI, MOST_ROWS, draw
 from export.write import export
 from model.run import EXPERIMENT, METRICS, WEIGHTS, open_run
-from model.stec import stec_for
+from model.stec import STEC, STECConfig, stec_for
 from service.app import create_app
 from service.settings import Settings
 
@@ -51,6 +51,8 @@ def mlp_run(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("mlp") / "run"
     shutil.copytree(run_folder, run)
     model, experiment, schema, _ = open_run(run)
+    assert isinstance(model, STEC)
+    assert isinstance(experiment.model, STECConfig)
     size = msgspec.structs.replace(experiment.model, mlp=(8,))
     (run / EXPERIMENT).write_bytes(msgspec.json.encode(msgspec.structs.replace(experiment, model=size)))
     sizes = [*model.embedding.offsets.diff().tolist()]

@@ -5,7 +5,8 @@ import torch
 
 from contract.schema import Attention
 from export.explain_graph import ExplainGraph
-from export.graph import PlainGraph, serving_order
+from export.graph import serving_order
+from export.plain_graph import PlainGraph
 from model.attention import attention_weights, interaction
 from tests.export.test_graph import mixed_schema, request, single, trained
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from contract.schema import Attention, FeatureSchema, Field, Kind, Side
 from export.block import blocks_of, score_bounds
-from export.graph import PlainGraph, ScreenGraph, ServingGraph, serving_order
-from model.experiment import Model
-from model.stec import STEC, stec_for
+from export.graph import ScreenGraph, ServingGraph, serving_order
+from export.plain_graph import PlainGraph
+from model.stec import STEC, STECConfig, stec_for
 
 TOKENS = 12
 
@@ -31,7 +31,7 @@ def trained(
 ) -> STEC:
     torch.manual_seed(0)
     categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    size = Model(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
+    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
     model = stec_for(schema, [TOKENS] * categorical, size)
     for norm in model.modules():
         if isinstance(norm, torch.nn.LayerNorm):  # as training leaves them, not as they start

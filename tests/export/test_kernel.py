@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 import kernel
 from contract.schema import Attention, FeatureSchema, Field
-from export.graph import PlainGraph
 from export.kernel_graph import kernel_graph
-from model.experiment import Model
-from model.stec import STEC, stec_for
+from export.plain_graph import PlainGraph
+from model.stec import STEC, STECConfig, stec_for
 
 TOKENS = 12
 
@@ -36,7 +35,7 @@ def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
     return FeatureSchema(tuple(fields))
 
 
-def a_model(schema: FeatureSchema, size: Model, seed: int = 0) -> STEC:
+def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
     """With statistics and norms as training leaves them."""
     torch.manual_seed(seed)
     categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
@@ -99,7 +98,9 @@ def test_it_answers_as_the_model_does(
     seed: int,
 ) -> None:
     schema = schema_of(*fields)
-    size = Model(embedding=heads * width, blocks=blocks, heads=heads, ffn=ffn, embedding_std=0.3, attention=attention)
+    size = STECConfig(
+        embedding=heads * width, blocks=blocks, heads=heads, ffn=ffn, embedding_std=0.3, attention=attention
+    )
     model, feed = a_model(schema, size, seed), a_feed(schema, sizes, seed)
     (logit,) = session_of(kernel_graph(model, schema)).run(["logit"], feed)
     np.testing.assert_allclose(logit, by_torch(model, schema, feed), rtol=0, atol=3e-5)
@@ -110,7 +111,7 @@ def test_it_answers_as_the_model_does(
 def test_attention_scores_of_any_size_are_safe(attention: Attention) -> None:
     """Scores in the hundreds would overflow e^x."""
     schema = schema_of(4, 3, 0)
-    model = a_model(schema, Model(embedding=16, embedding_std=20.0, attention=attention))
+    model = a_model(schema, STECConfig(embedding=16, embedding_std=20.0, attention=attention))
     feed = a_feed(schema, [40])
     (logit,) = session_of(kernel_graph(model, schema)).run(["logit"], feed)
     assert np.isfinite(logit).all()
@@ -121,7 +122,7 @@ def test_attention_scores_of_any_size_are_safe(attention: Attention) -> None:
 @needs_kernel
 def test_a_candidate_answers_alike_whoever_stands_beside_it() -> None:
     schema = schema_of(5, 3, 1)
-    session = session_of(kernel_graph(a_model(schema, Model(embedding=8, attention="request")), schema))
+    session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8, attention="request")), schema))
     sizes = [3, 1, 30, 9, 1, 1]
     feed = a_feed(schema, sizes)
     (together,) = session.run(["logit"], feed)
@@ -134,7 +135,7 @@ def test_a_candidate_answers_alike_whoever_stands_beside_it() -> None:
 @needs_kernel
 def test_no_candidate_is_no_answer() -> None:
     schema = schema_of(2, 2, 0)
-    session = session_of(kernel_graph(a_model(schema, Model(embedding=8)), schema))
+    session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
     assert session.run(["logit"], a_feed(schema, [0]))[0].shape == (0,)
 
 
@@ -152,7 +153,7 @@ def test_no_candidate_is_no_answer() -> None:
 )
 def test_ids_out_of_range_are_refused(name: str, value: int, words: str) -> None:
     schema = schema_of(2, 2, 0)
-    session = session_of(kernel_graph(a_model(schema, Model(embedding=8)), schema))
+    session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
     feed = a_feed(schema, [3])
     feed[name].flat[-1] = value
     with pytest.raises(Exception, match=words):
@@ -177,7 +178,7 @@ def test_ids_out_of_range_are_refused(name: str, value: int, words: str) -> None
 )
 def test_constants_that_do_not_fit_are_refused(constant: str, changed: Any, words: str) -> None:
     schema = schema_of(2, 2, 0)
-    graph = kernel_graph(a_model(schema, Model(embedding=8)), schema)
+    graph = kernel_graph(a_model(schema, STECConfig(embedding=8)), schema)
     for tensor in graph.graph.initializer:
         if tensor.name == constant:
             tensor.CopyFrom(onnx.numpy_helper.from_array(changed(onnx.numpy_helper.to_array(tensor)), constant))

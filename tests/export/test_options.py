@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from contract.bundle import EXPLAIN, EXPLANATION, MODEL
 from contract.schema import FeatureSchema
 from export.explain_graph import ExplainGraph
-from export.graph import PlainGraph, ScreenGraph, ServingGraph
+from export.graph import ScreenGraph, ServingGraph
 from export.kernel_graph import kernel_graph
 from export.level import first_in_head
 from export.onnx_file import save_together, to_onnx
 from export.pack import what_has_no_kernel
-from model.experiment import Model
+from export.plain_graph import PlainGraph
+from model.stec import STECConfig
 from tests.export.test_graph import mixed_schema, request, single, trained
 from tests.export.test_kernel import TOKENS, a_feed, a_model, by_torch, needs_kernel, schema_of, session_of
 from tests.model.test_options import models
@@ -37,7 +38,9 @@ def tensors(feed: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 @settings(max_examples=40, deadline=None)
 @given(size=models(), sizes=st.sampled_from([[1], [3, 1, 9]]), seed=st.integers(0, 99))
-def test_the_folded_graph_and_the_contributions_are_the_models_logit(size: Model, sizes: list[int], seed: int) -> None:
+def test_the_folded_graph_and_the_contributions_are_the_models_logit(
+    size: STECConfig, sizes: list[int], seed: int
+) -> None:
     model, feed = a_model(SCHEMA, size, seed), a_feed(SCHEMA, sizes, seed)
     expected = torch.from_numpy(by_torch(model, SCHEMA, feed))
     inputs = tensors(feed)
@@ -54,11 +57,11 @@ def test_the_folded_graph_and_the_contributions_are_the_models_logit(size: Model
 
 def test_what_the_head_does_not_see_contributes_nothing() -> None:
     feed = tensors(a_feed(SCHEMA, [5]))
-    upper = ExplainGraph(a_model(SCHEMA, Model(embedding=8, pairs="upper")), SCHEMA)(**feed)[1]
+    upper = ExplainGraph(a_model(SCHEMA, STECConfig(embedding=8, pairs="upper")), SCHEMA)(**feed)[1]
     # The model's order, which is not the graph's: categorical fields first.
     assert ((upper != 0).any(0).any(0).sum()) == 7 * 6 // 2
     assert (upper.diagonal(dim1=2, dim2=3) == 0).all()
-    last = ExplainGraph(a_model(SCHEMA, Model(embedding=8, fusion="last")), SCHEMA)(**feed)[1]
+    last = ExplainGraph(a_model(SCHEMA, STECConfig(embedding=8, fusion="last")), SCHEMA)(**feed)[1]
     assert (last[:, :2] == 0).all()
     assert (last[:, 2] != 0).any()
 
@@ -66,7 +69,7 @@ def test_what_the_head_does_not_see_contributes_nothing() -> None:
 @needs_kernel
 @settings(max_examples=30, deadline=None)
 @given(size=models(), seed=st.integers(0, 99))
-def test_the_kernel_computes_each_option_that_is_a_constant_to_it(size: Model, seed: int) -> None:
+def test_the_kernel_computes_each_option_that_is_a_constant_to_it(size: STECConfig, seed: int) -> None:
     model, feed = a_model(SCHEMA, size, seed), a_feed(SCHEMA, [3, 1, 9], seed)
     if what_has_no_kernel(model):
         with pytest.raises(ValueError, match="the kernel cannot compute a model with"):
@@ -79,13 +82,13 @@ def test_the_kernel_computes_each_option_that_is_a_constant_to_it(size: Model, s
 @pytest.mark.parametrize(
     ("size", "option"),
     [
-        (Model(ffn=0), "ffn = 0"),
-        (Model(interaction="separate"), 'interaction = "separate"'),
-        (Model(interaction="separate", fusion="last", last="block"), None),
-        (Model(interaction="xwx", pairs="upper", scale="mean", fusion="add"), None),
+        (STECConfig(ffn=0), "ffn = 0"),
+        (STECConfig(interaction="separate"), 'interaction = "separate"'),
+        (STECConfig(interaction="separate", fusion="last", last="block"), None),
+        (STECConfig(interaction="xwx", pairs="upper", scale="mean", fusion="add"), None),
     ],
 )
-def test_what_the_kernel_cannot_compute_has_a_name(size: Model, option: str | None) -> None:
+def test_what_the_kernel_cannot_compute_has_a_name(size: STECConfig, option: str | None) -> None:
     assert what_has_no_kernel(a_model(schema_of(1, 1, 0), size)) == option
 
 
@@ -105,7 +108,7 @@ def test_the_screen_is_the_first_level_of_any_interaction(interaction: str) -> N
 @pytest.mark.parametrize("options", EXPORTED, ids=str)
 def test_onnxruntime_answers_and_explains_as_the_model_does(options: dict[str, Any], tmp_path: Path) -> None:
     schema: FeatureSchema = SCHEMA
-    model = a_model(schema, Model(embedding=8, ffn=16, embedding_std=0.3, **options))
+    model = a_model(schema, STECConfig(embedding=8, ffn=16, embedding_std=0.3, **options))
     serving, explain = ServingGraph(model, schema), ExplainGraph(model, schema)
     graphs = {MODEL: to_onnx(serving, schema), EXPLAIN: to_onnx(explain, schema, EXPLANATION)}
     save_together(graphs, tmp_path)

@@ -21,10 +21,9 @@ from export.golden import draw_golden, golden_inputs
 from export.onnx_file import WEIGHTS
 from export.write import export, what_is_missing
 from model.data.prepared import read_prepared
-from model.experiment import Model
 from model.run import EXPERIMENT, open_run
 from model.run import WEIGHTS as RUN_WEIGHTS
-from model.stec import stec_for
+from model.stec import STECConfig, stec_for
 from tests.conftest import DATA
 
 
@@ -121,7 +120,7 @@ def test_parity_finds_a_graph_with_other_weights(bundle_folder: Path) -> None:
         check_parity(bundle_folder / MODEL, inputs, shifted, bundle.manifest.calibration)
 
 
-def untrained(run: Path, folder: Path, size: Model) -> Path:
+def untrained(run: Path, folder: Path, size: STECConfig) -> Path:
     """A copy of a run with a model of another size, as it starts."""
     shutil.copytree(run, folder)
     _, experiment, schema, _ = open_run(run)
@@ -131,9 +130,13 @@ def untrained(run: Path, folder: Path, size: Model) -> Path:
     return folder
 
 
-NO_FFN = Model(embedding=8, ffn=0, interaction="separate", pairs="upper_diag", attention="request", embedding_std=0.3)
-LAST = Model(embedding=8, ffn=16, fusion="last", scale="mean", embedding_std=0.3)
-MLP = Model(embedding=8, mlp=(8,), mlp_batch_norm=True, mlp_dropout=0.2, pairs="upper", fusion="add", embedding_std=0.3)
+NO_FFN = STECConfig(
+    embedding=8, ffn=0, interaction="separate", pairs="upper_diag", attention="request", embedding_std=0.3
+)
+LAST = STECConfig(embedding=8, ffn=16, fusion="last", scale="mean", embedding_std=0.3)
+MLP = STECConfig(
+    embedding=8, mlp=(8,), mlp_batch_norm=True, mlp_dropout=0.2, pairs="upper", fusion="add", embedding_std=0.3
+)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ MLP = Model(embedding=8, mlp=(8,), mlp_batch_norm=True, mlp_dropout=0.2, pairs="
     ids=["mlp", "no ffn", "last"],
 )
 def test_each_model_is_exported_with_parity_and_what_it_cannot_have_is_said(
-    run_folder: Path, tmp_path: Path, size: Model, files: set[str], words: str
+    run_folder: Path, tmp_path: Path, size: STECConfig, files: set[str], words: str
 ) -> None:
     run = untrained(run_folder, tmp_path / "run", size)
     prepared = read_prepared(run_folder.parent / DATA.prepared) if size.fusion == "last" else None

@@ -20,8 +20,7 @@ from loadtest.peers import peers
 from loadtest.peers.peers import PEERS, Peer, PeerFailed, ensure_venv, peer_serving
 from loadtest.peers.scoring import MISSING, UNKNOWN, Scorer
 from loadtest.servers import free_port
-from model.experiment import Model
-from model.stec import STEC, stec_for
+from model.stec import STEC, STECConfig, stec_for
 
 # Not in the model's order: a candidate's field lies between two of the context.
 SCHEMA = FeatureSchema((Field("user", "context"), Field("ad", "candidate"), Field("page", "context")))
@@ -47,7 +46,7 @@ ANONYMOUS_IDS = [[MISSING, 5, UNKNOWN]]
 @pytest.fixture(scope="module")
 def model() -> STEC:
     torch.manual_seed(0)
-    small = stec_for(SCHEMA, [TOKENS] * 3, Model(embedding=4, blocks=1, heads=2, embedding_std=0.5))
+    small = stec_for(SCHEMA, [TOKENS] * 3, STECConfig(embedding=4, blocks=1, heads=2, embedding_std=0.5))
     small(torch.randint(TOKENS, (64, 3)), torch.empty(64, 0))
     return small.eval()
 

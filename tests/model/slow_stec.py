@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.experiment import Model
-from model.stec import STEC
+from model.stec import STEC, STECConfig
 
 EPS = 1e-5  # of torch's layer norm and batch norm
 
@@ -14,7 +13,7 @@ Row = list[Vector]  # a vector for each field
 Pairs = dict[tuple[int, int, int], float]  # (i, j, c) -> the interaction
 
 
-def slow_logits(model: STEC, size: Model, embedded: list[Row]) -> Vector:
+def slow_logits(model: STEC, size: STECConfig, embedded: list[Row]) -> Vector:
     """Of a batch in training mode, without dropout. embedded: the embedding's output."""
     weights: dict[str, Any] = {name: t.tolist() for name, t in model.state_dict().items()}
     allowed = None if model.allowed_FF is None else model.allowed_FF.tolist()
@@ -29,13 +28,13 @@ def slow_logits(model: STEC, size: Model, embedded: list[Row]) -> Vector:
     return _head(weights, size, heads)
 
 
-def _levels_in_head(size: Model) -> list[int]:
+def _levels_in_head(size: STECConfig) -> list[int]:
     if size.fusion != "last":
         return list(range(size.blocks + 1))
     return [size.blocks] if size.last == "layer" else [size.blocks - 1]
 
 
-def _keys(size: Model, fields: int) -> list[tuple[int, int, int]]:
+def _keys(size: STECConfig, fields: int) -> list[tuple[int, int, int]]:
     is_seen: dict[str, Callable[[int, int], bool]] = {
         "full": lambda i, j: True,
         "upper": lambda i, j: i < j,
@@ -45,7 +44,7 @@ def _keys(size: Model, fields: int) -> list[tuple[int, int, int]]:
     return [(i, j, c) for i, j in pairs for c in range(size.embedding)]
 
 
-def _levels(weights: dict[str, Any], size: Model, x: Row, allowed: list[list[bool]] | None) -> dict[int, Pairs]:
+def _levels(weights: dict[str, Any], size: STECConfig, x: Row, allowed: list[list[bool]] | None) -> dict[int, Pairs]:
     """Each interaction that a head could see, by its level; of blocks with last = "block" one less."""
     levels = {}
     blocks = size.blocks - 1 if size.last == "block" else size.blocks
@@ -59,7 +58,7 @@ def _levels(weights: dict[str, Any], size: Model, x: Row, allowed: list[list[boo
     return levels
 
 
-def _factors(weights: dict[str, Any], size: Model, name: str, x: Row) -> tuple[Row, Row]:
+def _factors(weights: dict[str, Any], size: STECConfig, name: str, x: Row) -> tuple[Row, Row]:
     if f"{name}.query.weight" in weights:
         query, key = weights[f"{name}.query.weight"], weights[f"{name}.key.weight"]
         return [_product(query, v) for v in x], [_product(key, v) for v in x]
@@ -76,7 +75,7 @@ def _interaction(left: Row, right: Row) -> Pairs:
     return {(i, j, c): left[i][c] * right[j][c] for i in fields for j in fields for c in width}
 
 
-def _block(weights: dict[str, Any], size: Model, name: str, x: Row, allowed: list[list[bool]] | None) -> Row:
+def _block(weights: dict[str, Any], size: STECConfig, name: str, x: Row, allowed: list[list[bool]] | None) -> Row:
     q, k = _factors(weights, size, f"{name}.project", x)
     v = [_product(weights[f"{name}.value.weight"], one) for one in x]
     attended = [_attend(size, i, q, k, v, allowed) for i in range(len(x))]
@@ -89,7 +88,7 @@ def _block(weights: dict[str, Any], size: Model, name: str, x: Row, allowed: lis
     return [_layer_norm(weights, f"{name}.ffn_norm", _sum(a, b)) for a, b in zip(x, out, strict=True)]
 
 
-def _attend(size: Model, i: int, q: Row, k: Row, v: Row, allowed: list[list[bool]] | None) -> Vector:
+def _attend(size: STECConfig, i: int, q: Row, k: Row, v: Row, allowed: list[list[bool]] | None) -> Vector:
     per_head = size.embedding // size.heads
     divisor = per_head if size.scale == "mean" else math.sqrt(per_head)
     others = [j for j in range(len(q)) if allowed is None or allowed[i][j]]
@@ -102,13 +101,13 @@ def _attend(size: Model, i: int, q: Row, k: Row, v: Row, allowed: list[list[bool
     return attended
 
 
-def _fuse(size: Model, levels: list[Vector]) -> Vector:
+def _fuse(size: STECConfig, levels: list[Vector]) -> Vector:
     if size.fusion == "add":
         return [sum(values) for values in zip(*levels, strict=True)]
     return [value for level in levels for value in level]
 
 
-def _head(weights: dict[str, Any], size: Model, rows: list[Vector]) -> Vector:
+def _head(weights: dict[str, Any], size: STECConfig, rows: list[Vector]) -> Vector:
     layer = 0
     for _ in size.mlp:
         rows = [_linear(weights, f"head.{layer}", row) for row in rows]

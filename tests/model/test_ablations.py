@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from model.ablations import ABLATIONS, ablation
-from model.experiment import Model
-from model.stec import STEC, Bilinear
+from model.layers import Fields
+from model.stec import STEC, Bilinear, STECConfig
 from tests.model.test_stec import build, train_step
 
-SIZE = Model(embedding=8, blocks=2, heads=2, ffn=16)
+SIZE = STECConfig(embedding=8, blocks=2, heads=2, ffn=16)
 
 
-def parameters(size: Model) -> int:
+def parameters(size: STECConfig) -> int:
     return sum(p.numel() for p in build(size, False).parameters())
 
 
@@ -92,4 +92,4 @@ def test_an_ablation_keeps_the_size() -> None:
     size = msgspec.structs.replace(SIZE, attention="request", pairs="upper", mlp=(8,))
     for name, changed in ABLATIONS.items():
         assert ablation(name, size) == msgspec.structs.replace(size, **changed)
-    assert isinstance(STEC((3, 3), 0, ablation("STEC_NF", SIZE)), STEC)
+    assert isinstance(STEC(Fields((3, 3)), ablation("STEC_NF", SIZE)), STEC)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from contract.vocabulary import MISSING, UNKNOWN
 from model.batches import Split, hide_tokens
-from model.experiment import Model, Training
+from model.experiment import Training
 from model.fit import fit, l2_penalty, predict
+from model.layers import Fields, embedding_parameters
 from model.metrics import evaluate
 from model.plateau import Epoch
-from model.stec import STEC
+from model.stec import STEC, STECConfig
 
 TOKENS = 8
 
@@ -30,11 +31,11 @@ def clicks_of_pairs(rows: int, seed: int) -> Split:
 
 def stec(seed: int = 0) -> STEC:
     torch.manual_seed(seed)
-    return STEC([TOKENS] * 3, 0, Model(embedding=8, blocks=1, embedding_std=0.1))
+    return STEC(Fields([TOKENS] * 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1))
 
 
 def train(model: STEC, recipe: Training) -> list[Epoch]:
-    return fit(model, model.embedding_parameters(), clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2), recipe)
+    return fit(model, embedding_parameters(model), clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2), recipe)
 
 
 def test_it_learns_an_interaction_that_no_single_field_shows() -> None:
@@ -116,7 +117,7 @@ def test_a_last_batch_of_one_row_is_left_out() -> None:
     model = stec()
     split = clicks_of_pairs(129, 1)
     recipe = Training(epochs=1, batch_size=128)
-    fit(model, model.embedding_parameters(), split, clicks_of_pairs(50, 2), recipe, on_rows=seen.append)
+    fit(model, embedding_parameters(model), split, clicks_of_pairs(50, 2), recipe, on_rows=seen.append)
     assert seen == [128]
 
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.experiment import Model
 from model.flops import count_flops
-from model.stec import STEC
+from model.layers import Fields
+from model.stec import STEC, STECConfig
 
 IDS, VALUES = torch.full((2, 3), 2), torch.zeros(2, 0)
 
@@ -71,26 +71,26 @@ def test_the_papers_figure_for_afm_is_met() -> None:
 def test_stec_is_its_closed_form(
     fields: int, embedding: int, heads: int, blocks: int, ffn: int, attention: str
 ) -> None:
-    size = Model(embedding=embedding, heads=heads, blocks=blocks, ffn=ffn, attention=attention)  # type: ignore[arg-type]
-    model = STEC([3] * fields, 0, size, is_context=[True] * fields)
+    size = STECConfig(embedding=embedding, heads=heads, blocks=blocks, ffn=ffn, attention=attention)  # type: ignore[arg-type]
+    model = STEC(Fields([3] * fields, is_context=[True] * fields), size)
     f, d, n = fields, embedding, blocks
     expected = n * (4 * f * d**2 + f**2 * d + 2 * f * d * ffn) + 2 * f * d**2 + (n + 1) * f**2 * d
     assert count_flops(model, torch.full((2, fields), 2), VALUES) == expected
 
 
 def test_the_papers_size_on_avazu_is_its_hundred_thousand() -> None:
-    model = STEC([3] * 22, 0, Model(embedding=16, blocks=1, heads=2, ffn=64))
+    model = STEC(Fields([3] * 22), STECConfig(embedding=16, blocks=1, heads=2, ffn=64))
     assert count_flops(model, torch.full((2, 22), 2), VALUES) == pytest.approx(100_000, rel=0.05)
 
 
 def test_numeric_fields_and_an_mlp_head_are_counted() -> None:
-    model = STEC([3], 1, Model(embedding=8, blocks=1, heads=2, ffn=16, mlp=(5,)))
+    model = STEC(Fields([3], 1), STECConfig(embedding=8, blocks=1, heads=2, ffn=16, mlp=(5,)))
     encoder = 4 * 2 * 64 + 4 * 8 + 2 * 2 * 8 * 16 + 2 * 2 * 64
     assert count_flops(model, torch.full((2, 1), 2), torch.zeros(2, 1)) == encoder + 2 * 4 * 8 * 5 + 5
 
 
 def test_counting_changes_neither_mode_nor_form() -> None:
-    model = STEC([3] * 3, 0, Model(embedding=8)).train()
+    model = STEC(Fields([3] * 3), STECConfig(embedding=8)).train()
     count_flops(model, IDS, VALUES)
     assert model.training
     assert not model.plain

@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from model.experiment import Model
-from model.stec import STEC, Bilinear, cost_note
+from model.layers import Fields
+from model.stec import STEC, Bilinear, STECConfig, cost_note
 from tests.model.slow_stec import slow_logits
 from tests.model.test_stec import batch, build, error, train_step
 
 
 def is_valid(options: dict[str, Any]) -> bool:
     try:
-        return bool(Model(**options))
+        return bool(STECConfig(**options))
     except ValueError:
         return False
 
 
-def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[Model]:
+def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[STECConfig]:
     """Each combination of options that is one."""
     options: dict[str, st.SearchStrategy[Any]] = {
         "embedding": st.just(8),
@@ -37,7 +37,7 @@ def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[Model]:
         "last": st.sampled_from(["layer", "block"]),
         "embedding_std": st.just(0.3),
     }
-    return st.fixed_dictionaries(options | others).filter(is_valid).map(lambda o: Model(**o))
+    return st.fixed_dictionaries(options | others).filter(is_valid).map(lambda o: STECConfig(**o))
 
 
 HEADS = {
@@ -49,11 +49,11 @@ HEADS = {
 @settings(max_examples=25, deadline=None)
 @given(size=models(**HEADS), rows=st.sampled_from([2, 5]), seed=st.integers(0, 99))
 def test_the_plain_form_is_what_loops_over_rows_pairs_heads_and_dimensions_give(
-    size: Model, rows: int, seed: int
+    size: STECConfig, rows: int, seed: int
 ) -> None:
     size = msgspec.structs.replace(size, embedding=4, ffn=min(size.ffn, 5), embedding_std=1.0)
     torch.manual_seed(seed)
-    model = STEC((5, 4), 1, size, plain=True, is_context=(True, False, True)).double()
+    model = STEC(Fields((5, 4), 1, (True, False, True)), size, plain=True).double()
     ids, values = torch.randint(4, (rows, 2)), torch.randn(rows, 1).double()
     expected = slow_logits(model, size, model.embedding(ids, values).tolist())
     torch.testing.assert_close(model(ids, values), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
@@ -65,7 +65,7 @@ def test_the_plain_form_is_what_loops_over_rows_pairs_heads_and_dimensions_give(
     rows=st.sampled_from([2, 3, 257]),
     seed=st.integers(0, 99),
 )
-def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: Model, rows: int, seed: int) -> None:
+def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: STECConfig, rows: int, seed: int) -> None:
     plain, fast = build(size, True, seed), build(size, False, seed)
     assert not fast.plain
     expected, found = train_step(plain, rows), train_step(fast, rows)
@@ -79,7 +79,7 @@ def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: Model
 
 @settings(max_examples=25, deadline=None)
 @given(size=models(**HEADS), seed=st.integers(0, 99))
-def test_every_parameter_is_trained(size: Model, seed: int) -> None:
+def test_every_parameter_is_trained(size: STECConfig, seed: int) -> None:
     """Nothing is there that the loss does not depend on, but for rounding."""
     gradients = {n: g for n, g in train_step(build(size, False, seed), 64).items() if n.startswith("gradient")}
     largest = max(g.abs().max().item() for g in gradients.values())
@@ -88,7 +88,7 @@ def test_every_parameter_is_trained(size: Model, seed: int) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(size=models(**HEADS), plain=st.booleans())
-def test_a_row_answers_alike_in_any_batch_and_loads_into_the_other_form(size: Model, plain: bool) -> None:
+def test_a_row_answers_alike_in_any_batch_and_loads_into_the_other_form(size: STECConfig, plain: bool) -> None:
     model, other = build(size, plain), build(size, not plain, seed=5)
     train_step(model, 64)
     other.load_state_dict(model.state_dict())
@@ -132,7 +132,7 @@ LOGITS = {
 
 def test_without_options_it_is_the_model_that_it_was() -> None:
     torch.manual_seed(7)
-    model = STEC((6, 5, 4), 1, Model())
+    model = STEC(Fields((6, 5, 4), 1), STECConfig())
     sums = {name: p.double().abs().sum().item() for name, p in model.named_parameters()}
     assert len(sums) == 36
     assert {name: sums[name] for name in INITIAL} == pytest.approx(INITIAL, abs=1e-5)
@@ -147,7 +147,7 @@ def test_without_options_it_is_the_model_that_it_was() -> None:
 
 
 def test_an_mlp_head_has_fuxictrs_order_and_a_dropout_of_its_own() -> None:
-    head = build(Model(embedding=8, mlp=(6, 4), mlp_batch_norm=True, mlp_dropout=0.2, dropout=0.1), False).head
+    head = build(STECConfig(embedding=8, mlp=(6, 4), mlp_batch_norm=True, mlp_dropout=0.2, dropout=0.1), False).head
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     assert [type(layer) for layer in head] == [*hidden, *hidden, nn.Linear]
     assert {layer.p for layer in head if isinstance(layer, nn.Dropout)} == {0.2}
@@ -155,14 +155,14 @@ def test_an_mlp_head_has_fuxictrs_order_and_a_dropout_of_its_own() -> None:
 
 @pytest.mark.parametrize(("pairs", "count"), [("full", 49), ("upper", 21), ("upper_diag", 28)])
 def test_the_head_sees_as_many_pairs_as_it_is_told(pairs: Any, count: int) -> None:
-    model = build(Model(embedding=8, blocks=2, pairs=pairs), True)
+    model = build(STECConfig(embedding=8, blocks=2, pairs=pairs), True)
     assert [norm.num_features for norm in model.norms] == [count * 8] * 3
     assert model.head[0].in_features == 3 * count * 8
 
 
 def test_one_field_has_no_pair_above_the_diagonal() -> None:
     with pytest.raises(ValueError, match='pairs = "upper" of one field are none'):
-        STEC((5,), 0, Model(pairs="upper"))
+        STEC(Fields((5,)), STECConfig(pairs="upper"))
 
 
 def test_one_matrix_a_head_is_one_matrix_of_blocks() -> None:
@@ -187,11 +187,11 @@ def test_one_matrix_a_head_is_one_matrix_of_blocks() -> None:
 )
 def test_options_that_contradict_each_other_are_refused_with_the_way_out(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Model(**options)
+        STECConfig(**options)
 
 
 def test_an_mlp_head_says_what_it_costs_and_a_linear_one_costs_nothing() -> None:
-    assert cost_note(Model(), 22) is None
-    note = cost_note(Model(embedding=16, mlp=(400,)), 22)
+    assert cost_note(STECConfig(), 22) is None
+    note = cost_note(STECConfig(embedding=16, mlp=(400,)), 22)
     assert note is not None
     assert note.startswith("mlp = [400] trains in the plain form: of each row and level it holds 22 x 22 x 16 = 7,744")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint import Checkpoint, State
 from model.experiment import Experiment, read_experiment
 from model.fit import fit
+from model.layers import embedding_parameters
 from model.plateau import Epoch, Plateau
 from model.run import WEIGHTS, open_run
 from model.stec import STEC
@@ -100,7 +101,7 @@ def checkpoint(root: Path, tmp_path: Path) -> Path:
     recipe = trained_with(read_experiment(root / "experiments" / "tiny.toml"), epochs=1).training
     path, model = tmp_path / "run.safetensors", stec()
     rows = clicks_of_pairs(600, 1), clicks_of_pairs(300, 2)
-    fit(model, model.embedding_parameters(), *rows, recipe, checkpoint=Checkpoint(path, "this run"))
+    fit(model, embedding_parameters(model), *rows, recipe, checkpoint=Checkpoint(path, "this run"))
     return path
 
 

@@ -11,17 +11,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from model.experiment import Data, Experiment, Model, Training
+from model.data.section import Data
+from model.experiment import Experiment, Training
 from model.metrics import Metrics
 from model.run import DataFacts, RunMetrics
 from model.runs import FinishedRun, RunList, claim, digest
+from model.stec import STECConfig
 
 DATA = Data(reader="frappe", folder="frappe", prepared="prepared/frappe")
 FACTS = DataFacts({"train": 10, "valid": 2, "test": 2}, "f00d")
 
 
 def experiment(seed: int, **model: int) -> Experiment:
-    return Experiment(name="x", data=DATA, model=Model(**model), training=Training(seed=seed))  # type: ignore[arg-type]
+    return Experiment(name="x", data=DATA, model=STECConfig(**model), training=Training(seed=seed))  # type: ignore[arg-type]
 
 
 def run(seed: int, **model: int) -> FinishedRun:

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from contract.schema import Attention
 from model.attention import attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
-from model.experiment import Model
-from model.stec import STEC
+from model.layers import Fields
+from model.stec import STEC, STECConfig
 
 SIZES = (30, 8, 5, 4, 3)
 NUMERIC = 2
@@ -22,9 +22,9 @@ NUMERIC = 2
 IS_CONTEXT = (True, False, True, False, False, True, False)
 
 
-def build(size: Model, plain: bool, seed: int = 0, dtype: torch.dtype = torch.float64) -> STEC:
+def build(size: STECConfig, plain: bool, seed: int = 0, dtype: torch.dtype = torch.float64) -> STEC:
     torch.manual_seed(seed)
-    model = STEC(SIZES, NUMERIC, size, plain=plain, is_context=IS_CONTEXT).to(dtype)
+    model = STEC(Fields(SIZES, NUMERIC, IS_CONTEXT), size, plain=plain).to(dtype)
     for norm in model.norms:  # a norm as training leaves it, not as it starts
         assert isinstance(norm, nn.BatchNorm1d)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -75,7 +75,7 @@ def error(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, f
 def test_both_forms_agree_in_float64(
     blocks: int, heads: int, rows: int, std: float, seed: int, attention: Attention
 ) -> None:
-    size = Model(embedding=8, blocks=blocks, heads=heads, ffn=16, embedding_std=std, attention=attention)
+    size = STECConfig(embedding=8, blocks=blocks, heads=heads, ffn=16, embedding_std=std, attention=attention)
     plain, fast = build(size, True, seed), build(size, False, seed)
     expected, found = train_step(plain, rows), train_step(fast, rows)
     # A gradient that is zero but for rounding is measured against the largest one.
@@ -88,7 +88,7 @@ def test_both_forms_agree_in_float64(
 @pytest.mark.parametrize("std", [0.01, 0.1, 0.3, 1.0, 3.0])
 @pytest.mark.parametrize("rows", [2, 4096])
 def test_float32_costs_the_fast_form_no_more_than_the_plain_one(std: float, rows: int) -> None:
-    size = Model(embedding=16, blocks=2, heads=2, embedding_std=std)
+    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std)
     model = build(size, True, dtype=torch.float32)
     reference = train_step(copy.deepcopy(model).double(), rows)
     plain = error(train_step(copy.deepcopy(model), rows), reference)
@@ -99,7 +99,7 @@ def test_float32_costs_the_fast_form_no_more_than_the_plain_one(std: float, rows
 
 
 def test_both_forms_share_a_state_dict_and_agree_in_evaluation() -> None:
-    size = Model(embedding=8, blocks=2, heads=2)
+    size = STECConfig(embedding=8, blocks=2, heads=2)
     plain, fast = build(size, True), build(size, False, seed=5)
     train_step(plain, 64)
     fast.load_state_dict(plain.state_dict())
@@ -110,7 +110,7 @@ def test_both_forms_share_a_state_dict_and_agree_in_evaluation() -> None:
 def test_a_batch_of_one_row_is_refused_in_training_by_both_forms() -> None:
     for plain in (True, False):
         with pytest.raises(ValueError, match=r"two rows|more than 1 value"):
-            train_step(build(Model(embedding=8), plain), 1)
+            train_step(build(STECConfig(embedding=8), plain), 1)
 
 
 def test_attention_pooled_from_the_interaction_is_scaled_dot_product_attention() -> None:
@@ -127,7 +127,7 @@ def test_the_interaction_is_not_symmetric() -> None:
 
 
 def test_an_mlp_head_takes_the_plain_path_and_trains() -> None:
-    model = build(Model(embedding=8, mlp=(16, 8), dropout=0.1), plain=False)
+    model = build(STECConfig(embedding=8, mlp=(16, 8), dropout=0.1), plain=False)
     assert model.plain
     found = train_step(model, 32)
     assert found["logits"].shape == (32,)
@@ -136,7 +136,7 @@ def test_an_mlp_head_takes_the_plain_path_and_trains() -> None:
 
 def test_the_head_sees_every_level() -> None:
     """N blocks give N + 1 levels of F * F * D (Eq. 11)."""
-    model = build(Model(embedding=8, blocks=3), plain=True)
+    model = build(STECConfig(embedding=8, blocks=3), plain=True)
     fields = len(SIZES) + NUMERIC
     head = model.head[0]
     assert isinstance(head, nn.Linear)
@@ -144,7 +144,7 @@ def test_the_head_sees_every_level() -> None:
 
 
 def test_a_row_answers_alike_in_any_batch() -> None:
-    model = build(Model(embedding=8), plain=False)
+    model = build(STECConfig(embedding=8), plain=False)
     train_step(model, 64)
     ids, values, _ = batch(20)
     model.eval()
@@ -152,7 +152,7 @@ def test_a_row_answers_alike_in_any_batch() -> None:
 
 
 def test_numbers_scale_the_vector_of_their_field() -> None:
-    model = build(Model(embedding=8), plain=True)
+    model = build(STECConfig(embedding=8), plain=True)
     ids, values, _ = batch(2)
     x = model.embedding(ids, values)
     torch.testing.assert_close(x[0, len(SIZES)], values[0, 0] * model.embedding.alpha[0])
@@ -167,7 +167,7 @@ def test_with_request_attention_no_context_row_depends_on_a_candidate_field() ->
     other_values[:, ~context[len(SIZES) :]] = 7.0
     cases: list[tuple[Attention, bool]] = [("request", True), ("full", False)]
     for attention, is_alike in cases:
-        model = build(Model(embedding=8, blocks=2, attention=attention), plain=False)
+        model = build(STECConfig(embedding=8, blocks=2, attention=attention), plain=False)
         a, b = (model.levels(model.embedding(i, v))[-1] for i, v in ((ids, values), (other_ids, other_values)))
         for x, y in zip(a, b, strict=True):
             assert torch.equal(x[:, context], y[:, context]) == is_alike

@@ -12,7 +12,9 @@ from contract.bundle import GOLDEN, open_bundle
 from contract.golden import read_golden
 from export.write import export
 from model.data.prepare import prepare
-from model.experiment import Data, Experiment, FieldSpec, Model, Training
+from model.data.section import Data, FieldSpec
+from model.experiment import Experiment, Training
+from model.stec import STECConfig
 from model.train import train
 from service.example import example_request
 from tests.service.conftest import StartApp, problem
@@ -45,7 +47,7 @@ def bucket_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     pl.DataFrame(columns).write_csv(root / "log.csv")
     prepare(root, DATA)
-    small = Model(embedding=4, blocks=1, heads=2, ffn=8, embedding_std=0.1)
+    small = STECConfig(embedding=4, blocks=1, heads=2, ffn=8, embedding_std=0.1)
     recipe = Training(epochs=2, batch_size=256, learning_rate=0.01)
     train(Experiment(name="buckets", data=DATA, model=small, training=recipe), root, root / "run")
     export(root / "run", root / "bundle")

@@ -8,7 +8,7 @@ import pytest
 
 from model.data import avazu
 from model.data.log import LINE, SPLITS
-from model.experiment import Data, FieldSpec
+from model.data.section import Data, FieldSpec
 
 RAW = Data(reader="avazu", folder=".", prepared="p")
 BY_TIME = Data(reader="avazu", folder=".", prepared="p", split="time")

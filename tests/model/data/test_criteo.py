@@ -7,7 +7,7 @@ import pytest
 
 from model.data import criteo
 from model.data.log import LINE, SPLITS
-from model.experiment import Data, FieldSpec
+from model.data.section import Data, FieldSpec
 
 RAW = Data(reader="criteo", folder=".", prepared="p")
 X1 = Data(reader="criteo_x1", folder=".", prepared="p")

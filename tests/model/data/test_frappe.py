@@ -7,7 +7,7 @@ import pytest
 
 from model.data import frappe
 from model.data.log import SPLITS
-from model.experiment import Data
+from model.data.section import Data
 
 WORDS = Data(reader="frappe", folder=".", prepared="p")
 X1 = Data(reader="frappe_x1", folder=".", prepared="p")

@@ -8,7 +8,7 @@ import pytest
 
 from model.data import movielens
 from model.data.log import LINE, SPLITS, Log
-from model.experiment import Data
+from model.data.section import Data
 
 TAG = Data(reader="movielens_tag", folder=".", prepared="p")
 LATEST = Data(reader="movielens_latest_x1", folder=".", prepared="p")

@@ -27,7 +27,7 @@ from model.data.generate import main as generate
 from model.data.log import LINE, Log
 from model.data.prepare import main, prepare, warnings, write_prepared
 from model.data.prepared import Prepared, read_prepared
-from model.experiment import Data
+from model.data.section import Data
 
 GENERATED = Data(reader="generated", folder="generated", prepared="prepared/generated")
 FIELDS = (Field("place", "context"), Field("ad", "candidate"), Field("bid", "candidate", "numeric"))

@@ -14,7 +14,7 @@ from model.data import frappe, generated, table
 from model.data.generate import main as generate
 from model.data.log import LINE, Log, scan_text
 from model.data.prepare import prepare, write_prepared
-from model.experiment import Data, FieldSpec
+from model.data.section import Data, FieldSpec
 
 FRAPPE = Path(os.environ.get("CTR_DATA") or "data") / "frappe"
 OWN = Data(

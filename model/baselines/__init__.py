@@ -1,0 +1,1 @@
+"""The models that the paper compares STEC with: one file a model. See README.md."""

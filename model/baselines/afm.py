@@ -1,0 +1,46 @@
+"""AFM: a factorisation machine whose pairs are weighted by attention (Xiao et al., IJCAI 2017).
+
+    p_ij = e_i * e_j, i < j        a = softmax_ij(h . ReLU(W p_ij + b))        logit = b + sum_i w_i + p . sum a_ij p_ij
+
+Shape legend: model/layers.py; P pairs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import BaselineConfig, Fields, embeddings, initialise, look_up, pairs
+from model.toml import Positive, Rate
+
+
+class AFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="afm"):
+    """attention: hidden units. attention_dropout, out_dropout: of the weights, and of the pooled pairs."""
+
+    attention: Positive = 128
+    attention_dropout: Rate = 0.0
+    out_dropout: Rate = 0.0
+    mlp: tuple[()] = ()
+
+
+class AFM(nn.Module):
+    """Shape: ids int64 (B, C), values (B, M) -> logits (B)."""
+
+    def __init__(self, fields: Fields, config: AFMConfig) -> None:
+        super().__init__()
+        width, units = config.embedding, config.attention
+        self.embeddings = embeddings(fields, config, [width, 1])
+        score = nn.Sequential(nn.Linear(width, units), nn.ReLU(), nn.Linear(units, 1, bias=False))
+        self.attention = nn.Sequential(*score, nn.Softmax(1), nn.Dropout(config.attention_dropout))
+        self.out = nn.Sequential(nn.Dropout(config.out_dropout), nn.Linear(width, 1, bias=False))
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.apply(initialise)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        return self.predict(*look_up(self.embeddings, ids, values))
+
+    def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
+        """Of what look_up() finds: all that depends on both sides of a request."""
+        first_BPD, second_BPD = pairs(x_BFD)
+        product_BPD = first_BPD * second_BPD
+        pooled_BD = (self.attention(product_BPD) * product_BPD).sum(1)
+        pairs_B: Tensor = self.out(pooled_BD)[:, 0]
+        return pairs_B + weight_BF1.sum((1, 2)) + self.bias

@@ -1,0 +1,53 @@
+"""AFN+: cross features of learnt, real-valued orders beside an MLP (Cheng et al., AAAI 2020).
+
+    z_k = exp(sum_i a_ki BN(ln max(|e_i|, 1e-5)))        logit = w . [MLP1(BN(z)); MLP2(e')] + b
+
+z_k is a product of powers of the fields. e' is from a second embedding table; both MLPs end in one number.
+Shape legend: model/layers.py; K logarithmic neurons.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up, mlp
+from model.toml import Positive, Rate
+
+SMALLEST = 1e-5  # a logarithm needs more than 0
+
+
+class AFNConfig(BaselineConfig, frozen=True, kw_only=True, tag="afn"):
+    """neurons: K. afn, afn_dropout: MLP1's hidden layers; mlp and what belongs to it: MLP2's."""
+
+    neurons: Positive = 1000
+    afn: tuple[Positive, ...] = (400,)
+    afn_dropout: Rate = 0.0
+    mlp_batch_norm: bool = False
+
+
+class AFN(nn.Module):
+    """Shape: ids int64 (B, C), values (B, M) -> logits (B)."""
+
+    def __init__(self, fields: Fields, config: AFNConfig) -> None:
+        super().__init__()
+        width = config.embedding
+        self.embeddings = embeddings(fields, config, [width, width])
+        self.log_norm = nn.BatchNorm1d(fields.count)
+        self.orders = nn.Linear(fields.count, config.neurons, bias=False)
+        self.cross_norm = nn.BatchNorm1d(config.neurons)
+        if config.mlp_batch_norm:  # MLP1's first batch norm takes away what this shift adds
+            self.cross_norm.register_parameter("bias", None)
+        self.cross_mlp = mlp(config.neurons * width, config.afn, config.afn_dropout, config.mlp_batch_norm)
+        self.mlp = deep(fields.count * width, config)
+        self.out = nn.Linear(2, 1)
+        self.apply(initialise)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        return self.predict(*look_up(self.embeddings, ids, values))
+
+    def predict(self, x_BFD: Tensor, deep_BFD: Tensor) -> Tensor:
+        """Of what look_up() finds: all that depends on both sides of a request."""
+        logarithm_BFD = self.log_norm(x_BFD.abs().clamp_min(SMALLEST).log())
+        cross_BKD = self.cross_norm(self.orders(logarithm_BFD.transpose(1, 2)).exp().transpose(1, 2))
+        both_B2 = torch.cat([self.cross_mlp(cross_BKD.flatten(1)), self.mlp(deep_BFD.flatten(1))], 1)
+        logit_B: Tensor = self.out(both_B2)[:, 0]
+        return logit_B

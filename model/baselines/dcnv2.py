@@ -1,0 +1,43 @@
+"""DCNv2: a cross network of full matrices beside an MLP (Wang et al., WWW 2021), the paper's "parallel" form.
+
+    c_0 = e        c_{l+1} = c_l + c_0 * (W_l c_l + b_l)        logit = w . [c_L; MLP(e)] + b
+
+Shape legend: model/layers.py; E = F * D.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
+from model.toml import Positive
+
+
+class DCNv2Config(BaselineConfig, frozen=True, kw_only=True, tag="dcnv2"):
+    """cross_layers: L."""
+
+    cross_layers: Positive = 4
+
+
+class DCNv2(nn.Module):
+    """Shape: ids int64 (B, C), values (B, M) -> logits (B)."""
+
+    def __init__(self, fields: Fields, config: DCNv2Config) -> None:
+        super().__init__()
+        width = fields.count * config.embedding
+        self.embeddings = embeddings(fields, config, [config.embedding])
+        self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(config.cross_layers))
+        self.mlp = deep(width, config, output=None)
+        self.out = nn.Linear(width + (config.mlp[-1] if config.mlp else width), 1)
+        self.apply(initialise)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        return self.predict(*look_up(self.embeddings, ids, values))
+
+    def predict(self, x_BFD: Tensor) -> Tensor:
+        """Of what look_up() finds: all that depends on both sides of a request."""
+        first_BE = x_BFD.flatten(1)
+        crossed_BE = first_BE
+        for cross in self.crosses:
+            crossed_BE = crossed_BE + first_BE * cross(crossed_BE)
+        logit_B: Tensor = self.out(torch.cat([crossed_BE, self.mlp(first_BE)], 1))[:, 0]
+        return logit_B

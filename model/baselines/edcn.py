@@ -1,0 +1,80 @@
+"""EDCN: DCN's cross network and MLP, with a bridge between them at every layer (Chen et al., DLP-KDD 2021).
+
+    regulate: x, y = BN(softmax(g / tau) * u), BN(softmax(h / tau) * u), u = e, then the bridge before
+    cross = x + (w . x) x_0 + b        deep = ReLU(V y + c)        bridge = cross * deep
+    logit = w . [cross; deep; bridge] + b, of the last layer
+
+The softmax is over fields: one gate for each field and stream. x_0: the first layer's x.
+NOTE[DIFF] Later versions of FuxiCTR lost the cross network's residual and the choice of no gates; BARS' had both.
+Shape legend: model/layers.py; E = F * D.
+"""
+
+from typing import Annotated
+
+import torch
+from msgspec import Meta
+from torch import Tensor, nn
+
+from model.layers import BaselineConfig, Fields, embeddings, initialise, look_up
+from model.toml import Positive
+
+
+class EDCNConfig(BaselineConfig, frozen=True, kw_only=True, tag="edcn"):
+    """layers: of both networks; mlp_dropout: behind each deep one. regulation: whether there are gates; the batch norms
+    are there either way. temperature: tau."""
+
+    layers: Positive = 3
+    regulation: bool = True
+    temperature: Annotated[float, Meta(gt=0)] = 5.0
+    mlp: tuple[()] = ()
+
+
+class Regulation(nn.Module):
+    """The two streams of a layer. Shape: (B, E) -> (B, E), (B, E)."""
+
+    def __init__(self, fields: int, width: int, config: EDCNConfig) -> None:
+        super().__init__()
+        self.temperature, self.width = config.temperature, width
+        self.gates = nn.Parameter(torch.ones(2, fields)) if config.regulation else None
+        self.norms = nn.ModuleList(nn.BatchNorm1d(fields * width) for _ in range(2))
+
+    def forward(self, x_BE: Tensor) -> tuple[Tensor, Tensor]:
+        cross_norm, deep_norm = self.norms
+        if self.gates is None:
+            return cross_norm(x_BE), deep_norm(x_BE)
+        cross_E, deep_E = (self.gates / self.temperature).softmax(1).repeat_interleave(self.width, 1)
+        return cross_norm(cross_E * x_BE), deep_norm(deep_E * x_BE)
+
+
+class EDCN(nn.Module):
+    """Shape: ids int64 (B, C), values (B, M) -> logits (B)."""
+
+    def __init__(self, fields: Fields, config: EDCNConfig) -> None:
+        super().__init__()
+        width = fields.count * config.embedding
+        layers = range(config.layers)
+        self.embeddings = embeddings(fields, config, [config.embedding])
+        self.regulations = nn.ModuleList(Regulation(fields.count, config.embedding, config) for _ in layers)
+        self.crosses = nn.ModuleList(nn.Linear(width, 1, bias=False) for _ in layers)
+        self.shifts = nn.ParameterList(torch.zeros(width) for _ in layers)
+        self.deeps = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.mlp_dropout)) for _ in layers
+        )
+        self.out = nn.Linear(3 * width, 1)
+        self.apply(initialise)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        return self.predict(*look_up(self.embeddings, ids, values))
+
+    def predict(self, x_BFD: Tensor) -> Tensor:
+        """Of what look_up() finds: all that depends on both sides of a request."""
+        bridge_BE, first_BE = x_BFD.flatten(1), None
+        layers = zip(self.regulations, self.crosses, self.shifts, self.deeps, strict=True)
+        for regulate, cross, shift_E, deep in layers:
+            cross_BE, deep_BE = regulate(bridge_BE)
+            first_BE = cross_BE if first_BE is None else first_BE
+            cross_BE = cross_BE + cross(cross_BE) * first_BE + shift_E
+            deep_BE = deep(deep_BE)
+            bridge_BE = cross_BE * deep_BE
+        logit_B: Tensor = self.out(torch.cat([cross_BE, deep_BE, bridge_BE], 1))[:, 0]
+        return logit_B

@@ -1,0 +1,100 @@
+"""FinalMLP: two MLPs, each on its own selection of the embeddings, and a bilinear fusion (Mao et al., AAAI 2023).
+
+    f_s = e * 2 sigmoid(gate_s(c_s)), s = 1, 2        o_s = MLP_s(f_s)
+    logit = w_1 . o_1 + w_2 . o_2 + sum_h o_1h^T W_h o_2h + b
+
+c_s: the embeddings of some fields, from a second table; of none, gate_s is a learnt vector. o_h: a head's part.
+NOTE[DIFF] FuxiCTR has a table for each gate, of its fields alone; here one table of all fields serves both gates.
+NOTE[DIFF] Its gate of no fields is an MLP of a learnt vector. All of that starts at zero and stays there, but for the
+last layer's biases: those are the vector here.
+Shape legend: model/layers.py; H heads.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import BaselineConfig, Fields, embeddings, initialise, look_up, mlp
+from model.toml import Positive, Rate
+
+
+class FinalMLPConfig(BaselineConfig, frozen=True, kw_only=True, tag="finalmlp"):
+    """mlp, mlp2 and what belongs to them: the two streams' hidden layers. gate: the hidden layers of both gates;
+    context1, context2: the names of the fields that they look at. heads: of the fusion."""
+
+    mlp: tuple[Positive, ...] = (400,)
+    mlp2: tuple[Positive, ...] = (400,)
+    mlp2_batch_norm: bool = True
+    mlp2_dropout: Rate = 0.0
+    gate: tuple[Positive, ...] = (400,)
+    context1: tuple[str, ...] = ()
+    context2: tuple[str, ...] = ()
+    heads: Positive = 5
+
+    def __post_init__(self) -> None:
+        if not self.mlp or not self.mlp2 or self.mlp[-1] % self.heads or self.mlp2[-1] % self.heads:
+            ends = f"mlp = {list(self.mlp)} and mlp2 = {list(self.mlp2)}"
+            raise ValueError(f"{ends}: both need a last layer that can be split into heads = {self.heads}")
+
+
+class Gate(nn.Module):
+    """A stream's selection: a factor from 0 to 2 for each embedding dimension. Shape: (B, F, D) -> (B or 1, F * D).
+
+    Raises:
+        ValueError: for a name in `context` that no field has.
+    """
+
+    columns: Tensor
+
+    def __init__(self, fields: Fields, context: tuple[str, ...], config: FinalMLPConfig) -> None:
+        super().__init__()
+        if strange := [name for name in context if name not in fields.names]:
+            raise ValueError(f"FinalMLP's context names {strange[0]!r}: the fields are {', '.join(fields.names)}")
+        width, out = config.embedding, fields.count * config.embedding
+        columns = torch.tensor([list(fields.names).index(name) for name in context], dtype=torch.int64)
+        self.register_buffer("columns", columns, persistent=False)
+        self.vector = None if context else nn.Parameter(torch.zeros(1, out))
+        self.net = mlp(len(context) * width, config.gate, 0.0, False, out) if context else None
+
+    def forward(self, context_BFD: Tensor) -> Tensor:
+        if self.net is None:
+            assert self.vector is not None
+            return 2 * self.vector.sigmoid()
+        factor: Tensor = 2 * self.net(context_BFD.index_select(1, self.columns).flatten(1)).sigmoid()
+        return factor
+
+
+class FinalMLP(nn.Module):
+    """Shape: ids int64 (B, C), values (B, M) -> logits (B)."""
+
+    def __init__(self, fields: Fields, config: FinalMLPConfig) -> None:
+        super().__init__()
+        width, (first, second) = fields.count * config.embedding, (config.mlp[-1], config.mlp2[-1])
+        has_context = bool(config.context1 or config.context2)
+        self.embeddings = embeddings(fields, config, [config.embedding] * (1 + has_context))
+        self.gates = nn.ModuleList(Gate(fields, names, config) for names in (config.context1, config.context2))
+        self.mlp = mlp(width, config.mlp, config.mlp_dropout, config.mlp_batch_norm, None)
+        self.mlp2 = mlp(width, config.mlp2, config.mlp2_dropout, config.mlp2_batch_norm, None)
+        self.out = nn.Linear(first, 1)
+        self.out2 = nn.Linear(second, 1, bias=False)
+        self.fusion = nn.Parameter(torch.empty(config.heads, first // config.heads, second // config.heads))
+        self.apply(initialise)
+        for head in self.fusion.unbind(0):
+            nn.init.xavier_normal_(head)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        return self.predict(*look_up(self.embeddings, ids, values))
+
+    def predict(self, x_BFD: Tensor, context_BFD: Tensor | None = None) -> Tensor:
+        """Of what look_up() finds: all that depends on both sides of a request."""
+        gates = [gate(x_BFD if context_BFD is None else context_BFD) for gate in self.gates]
+        first, second = (net(x_BFD.flatten(1) * g) for net, g in zip((self.mlp, self.mlp2), gates, strict=True))
+        logit_B: Tensor = (self.out(first) + self.out2(second))[:, 0]
+        return logit_B + self.fuse(first, second)
+
+    def fuse(self, first: Tensor, second: Tensor) -> Tensor:
+        """The sum of the heads' bilinear products. Shape: (B, units), (B, units of the other) -> (B)."""
+        heads = len(self.fusion)
+        left_BHX, right_BHY = first.unflatten(1, (heads, -1)), second.unflatten(1, (heads, -1))
+        projected_HBY = left_BHX.transpose(0, 1) @ self.fusion
+        fused_B: Tensor = (projected_HBY.transpose(0, 1) * right_BHY).sum((1, 2))
+        return fused_B

@@ -1,0 +1,73 @@
+"""InterHAt: a transformer layer, then attention that aggregates interactions of rising order (Li et al., WSDM 2020).
+
+    X_1 = LN(FFN(Y) + Y), Y = LN(MHA(e) + e)        u_p = Agg_p(X_p)        X_{p+1} = u_p * X_1 + X_p
+    Agg(X) = sum_i softmax_i(h . ReLU(W x_i + b)) x_i        logit = MLP(Agg([u_1; ...; u_P]))
+
+NOTE[DIFF] FuxiCTR's later version splits heads without a transpose, which mixes rows' fields; not so here.
+Shape legend: model/layers.py; A attention width, H heads, P order.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import BaselineConfig, Fields, SelfAttention, deep, embeddings, initialise, look_up
+from model.toml import Positive, Rate
+
+
+class InterHAtConfig(BaselineConfig, frozen=True, kw_only=True, tag="interhat"):
+    """attention: A. hidden: units of the FFN, and of every Agg. order: P. dropout: of the attention and the FFN."""
+
+    attention: Positive = 64
+    heads: Positive = 1
+    hidden: Positive = 500
+    order: Positive = 3
+    dropout: Rate = 0.0
+    mlp: tuple[Positive, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.attention % self.heads:
+            raise ValueError(f"attention = {self.attention} cannot be split into heads = {self.heads}")
+
+
+class Aggregation(nn.Module):
+    """Agg. Shape: (B, rows, D) -> (B, D)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1, bias=False), nn.Softmax(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled: Tensor = (self.score(x) * x).sum(1)
+        return pooled
+
+
+class InterHAt(nn.Module):
+    """Shape: ids int64 (B, C), values (B, M) -> logits (B)."""
+
+    def __init__(self, fields: Fields, config: InterHAtConfig) -> None:
+        super().__init__()
+        width, hidden = config.embedding, config.hidden
+        self.embeddings = embeddings(fields, config, [width])
+        self.attention = SelfAttention(width, config.attention, config.heads, scaled=True)
+        self.attention_out = nn.Linear(config.attention, width, bias=False)
+        self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ffn = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.orders = nn.ModuleList(Aggregation(width, hidden) for _ in range(config.order))
+        self.aggregation = Aggregation(width, hidden)
+        self.mlp = deep(width, config)
+        self.apply(initialise)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        return self.predict(*look_up(self.embeddings, ids, values))
+
+    def predict(self, x_BFD: Tensor) -> Tensor:
+        """Of what look_up() finds: all that depends on both sides of a request."""
+        y_BFD = self.attention_norm(self.dropout(self.attention_out(self.attention(x_BFD))) + x_BFD)
+        first_BFD = self.ffn_norm(self.dropout(self.ffn(y_BFD)) + y_BFD)
+        current_BFD, found = first_BFD, []
+        for aggregate in self.orders:
+            found.append(aggregate(current_BFD))
+            current_BFD = found[-1][:, None] * first_BFD + current_BFD
+        logit_B: Tensor = self.mlp(self.aggregation(torch.stack(found, 1)))[:, 0]
+        return logit_B

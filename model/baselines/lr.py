@@ -1,0 +1,33 @@
+"""LR: logistic regression, a weight for each value (Richardson et al., "Predicting Clicks", WWW 2007).
+
+    logit = b + sum_i w_i
+
+Shape legend: model/layers.py.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import BaselineConfig, Fields, embeddings, look_up
+
+
+class LRConfig(BaselineConfig, frozen=True, kw_only=True, tag="lr"):
+    """Only embedding_std is read, of the weights: there is no embedding and no deep part."""
+
+    mlp: tuple[()] = ()
+
+
+class LR(nn.Module):
+    """Shape: ids int64 (B, C), values (B, M) -> logits (B)."""
+
+    def __init__(self, fields: Fields, config: LRConfig) -> None:
+        super().__init__()
+        self.embeddings = embeddings(fields, config, [1])
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        return self.predict(*look_up(self.embeddings, ids, values))
+
+    def predict(self, weight_BF1: Tensor) -> Tensor:
+        """Of what look_up() finds: all that depends on both sides of a request."""
+        return weight_BF1.sum((1, 2)) + self.bias

@@ -1,0 +1,52 @@
+"""xDeepFM: a compressed interaction network beside an MLP (Lian et al., KDD 2018).
+
+    X^k_h = sum_{i,j} W^{k,h}_ij (X^0_i * X^{k-1}_j) + b^k_h        CIN = w . [sum over D of X^k_h] + b
+    logit = sum_i w_i + CIN + MLP(e)
+
+NOTE[DIFF] As BARS: no activation and no split between layers, and biases in them.
+Shape legend: model/layers.py; H feature maps of a layer.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
+from model.toml import Positive
+
+
+class XDeepFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="xdeepfm"):
+    """cin: feature maps of each layer of the compressed interaction network."""
+
+    cin: tuple[Positive, ...] = (64,)
+
+
+class XDeepFM(nn.Module):
+    """Shape: ids int64 (B, C), values (B, M) -> logits (B)."""
+
+    def __init__(self, fields: Fields, config: XDeepFMConfig) -> None:
+        super().__init__()
+        before = [fields.count, *config.cin[:-1]]
+        self.embeddings = embeddings(fields, config, [config.embedding, 1])
+        sizes = zip(before, config.cin, strict=True)
+        self.cin = nn.ModuleList(nn.Linear(fields.count * maps, new) for maps, new in sizes)
+        self.cin_out = nn.Linear(sum(config.cin), 1)
+        self.mlp = deep(fields.count * config.embedding, config)
+        self.apply(initialise)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        return self.predict(*look_up(self.embeddings, ids, values))
+
+    def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
+        """Of what look_up() finds: all that depends on both sides of a request."""
+        deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
+        return weight_BF1.sum((1, 2)) + self.compressed_interaction(x_BFD) + deep_B
+
+    def compressed_interaction(self, x_BFD: Tensor) -> Tensor:
+        """CIN. Shape: (B, F, D) -> (B)."""
+        pooled, maps_BHD = [], x_BFD
+        for compress in self.cin:
+            products_BDFH = x_BFD.transpose(1, 2)[:, :, :, None] * maps_BHD.transpose(1, 2)[:, :, None, :]
+            maps_BHD = compress(products_BDFH.flatten(2)).transpose(1, 2)
+            pooled.append(maps_BHD.sum(2))
+        logit_B: Tensor = self.cin_out(torch.cat(pooled, 1))[:, 0]
+        return logit_B

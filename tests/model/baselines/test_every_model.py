@@ -1,0 +1,112 @@
+"""What every model of the zoo promises, whatever its formula."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.flops import count_flops
+from model.layers import FeatureEmbedding, Fields, embedding_parameters
+from model.zoo import MODELS, Config, build, name_of
+
+NAMES = ("user", "item", "day", "cost", "age", "bid")
+FIELDS = Fields((30, 8, 5, 4), 2, (True, False, True, False, True, False), NAMES)
+SMALL: dict[str, dict[str, Any]] = {name: {"mlp": (8, 6)} for name in MODELS} | {
+    **{name: {} for name in ("stec", "lr", "fm", "afm", "edcn")},
+    "finalmlp": {"mlp": (8, 6), "mlp2": (4,), "gate": (5,), "heads": 2, "context1": ("user", "age")},
+}
+# Options that take another way through a model.
+OTHERS: list[tuple[str, dict[str, Any]]] = [
+    ("xdeepfm", {"cin": (5, 4, 3)}),
+    ("fibinet", {"bilinear": "field_interaction", "reduction": 0.5}),
+    ("afn", {"mlp_batch_norm": True}),
+    ("deepim", {"order": 5, "interaction_batch_norm": True}),
+    ("aoanet", {"interaction_layers": 3, "subspaces": 3}),
+    ("dcnv2", {"mlp": ()}),
+    ("edcn", {"regulation": False}),
+    ("masknet", {"structure": "serial", "embedding_norm": True}),
+    ("finalmlp", {"context1": (), "context2": ()}),
+    ("finalmlp", {"context1": ("item", "age"), "context2": ("user",)}),
+    ("interhat", {"heads": 4, "mlp": ()}),
+    ("autoint", {"wide": True, "layer_norm": False, "scaled": False, "layers": 1}),
+    ("destine", {"wide": True, "heads": 2, "scaled": False}),
+]
+CASES = [*((name, {}) for name in MODELS), *OTHERS]
+of_every_case = pytest.mark.parametrize(
+    ("name", "options"), CASES, ids=[" ".join([name, *map(str, options.items())]) for name, options in CASES]
+)
+
+
+def small(name: str, **changes: Any) -> Config:
+    """A config whose model trains on a few rows; embeddings wide enough that all of it matters."""
+    config, _ = MODELS[name]
+    return config(**{"embedding_std": 0.3, "embedding": 4} | SMALL[name] | changes)
+
+
+def a_model(name: str, **changes: Any) -> nn.Module:
+    torch.manual_seed(3)
+    return build(FIELDS, small(name, **changes)).double()
+
+
+def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.stack([torch.randint(0, size, (rows,), generator=generator) for size in FIELDS.sizes], 1)
+    values = torch.randn(rows, FIELDS.numeric, generator=generator, dtype=torch.float64)
+    return ids, values, (torch.rand(rows, generator=generator) < 0.4).double()
+
+
+def train_step(model: nn.Module, rows: int = 400) -> None:
+    ids, values, labels = batch(rows)
+    functional.binary_cross_entropy_with_logits(model.train()(ids, values), labels).backward()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_type_in_the_experiment_names_the_model(name: str) -> None:
+    assert name_of(small(name)) == name
+
+
+@of_every_case
+@pytest.mark.parametrize("rows", [2, 7])
+def test_a_row_has_one_logit(name: str, options: dict[str, Any], rows: int) -> None:
+    ids, values, _ = batch(rows)
+    logits = a_model(name, **options)(ids, values)
+    assert logits.shape == (rows,)
+    assert logits.isfinite().all()
+
+
+@of_every_case
+def test_a_row_answers_alike_in_any_batch(name: str, options: dict[str, Any]) -> None:
+    model = a_model(name, **options)
+    train_step(model)  # running statistics as training leaves them
+    ids, values, _ = batch(20)
+    model.eval()
+    logits = model(ids, values)
+    torch.testing.assert_close(model(ids[7:8], values[7:8]), logits[7:8], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(model(ids.flip(0), values.flip(0)), logits.flip(0), rtol=1e-9, atol=1e-12)
+    assert logits.std() > 0
+
+
+@of_every_case
+def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
+    """Nothing is there that the loss does not depend on, but for rounding."""
+    model = a_model(name, **options)
+    train_step(model)
+    sizes = {n: 0.0 if p.grad is None else p.grad.abs().max().item() for n, p in model.named_parameters() if p.numel()}
+    assert {n for n, size in sizes.items() if size <= 1e-12 * max(sizes.values())} == set()
+
+
+@of_every_case
+def test_the_l2_of_embeddings_falls_on_every_table_and_nothing_else(name: str, options: dict[str, Any]) -> None:
+    model = a_model(name, **options)
+    found = {id(p) for p in embedding_parameters(model)}
+    tables = [m for m in model.modules() if isinstance(m, FeatureEmbedding)]
+    assert tables
+    assert found == {id(p) for table in tables for p in table.parameters()}
+
+
+@of_every_case
+def test_its_cost_is_counted(name: str, options: dict[str, Any]) -> None:
+    flops = count_flops(a_model(name, **options).float(), batch(2)[0], batch(2)[1].float())
+    assert (flops == 0) == (name in ("lr", "fm"))  # sums and element-wise products are free

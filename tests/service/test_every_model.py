@@ -1,0 +1,41 @@
+"""Every model of the zoo trains on the generated log, exports, and is served."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contract.bundle import EXPLAIN, MODEL, open_bundle
+from contract.golden import TOLERANCE, largest_difference, read_golden
+from export.write import export
+from model.experiment import Experiment, Training
+from model.train import train
+from model.zoo import MODELS
+from tests.conftest import DATA
+from tests.model.baselines.test_every_model import small
+from tests.service.conftest import StartApp, post
+
+SCORED = 40  # of the golden requests
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_it_trains_exports_and_answers_its_golden_requests(
+    name: str, run_folder: Path, tmp_path: Path, start: StartApp
+) -> None:
+    training = Training(epochs=1, batch_size=1024, learning_rate=0.01)
+    config = small(name, context1=("user", "bid")) if name == "finalmlp" else small(name)
+    experiment = Experiment(name=f"small-{name}", data=DATA, model=config, training=training)
+    metrics = train(experiment, run_folder.parent, tmp_path / "run")
+    assert metrics.flops is not None
+    assert 0.4 < metrics.test.auc < 1
+    manifest, difference = export(tmp_path / "run", tmp_path / "bundle")
+    assert difference <= TOLERANCE
+    assert (EXPLAIN in manifest.files) == (name == "stec")
+    golden = read_golden(tmp_path / "bundle" / "golden.jsonl")[:SCORED]
+    assert len({ctr for one in golden for ctr in one.ctr or []}) > SCORED  # they depend on the request
+    async with start(bundle=tmp_path / "bundle") as client:
+        assert (await client.get("/v1/model")).json()["name"] == f"small-{name}"
+        for one in golden:
+            answer = await post(client, msgspec.json.encode({"context": one.context, "candidates": one.candidates}))
+            assert largest_difference(one.ctr, [s["ctr"] for s in answer.json()["scores"]]) <= TOLERANCE
+    assert MODEL in open_bundle(tmp_path / "bundle").manifest.files
