@@ -1,135 +1,26 @@
-"""ctr-compare: whether A is better than B, or only luckier.
+"""ctr-compare: whether A is better than B, or only luckier; or every model of a data set beside STEC.
 
 Two sets of seeds: Welch's t-test, the paper's unpaired one, on test AUC and logloss. Each of A and B is a report's
 .json, or with --runs a name or digest in that runs.jsonl. Two run folders: a paired bootstrap over the test rows.
+--all FOLDER: a table and two pictures of the reports in the folder, experiments/frappe for example.
 """
 
 import argparse
-import json
 import sys
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
 
 from model.bootstrap import RESAMPLES, bootstrap_auc, bootstrap_mean
 from model.data.folder import add_data_argument
 from model.data.prepared import read_prepared
 from model.fit import predict
 from model.run import METRICS, check_log_of_run, open_run
-from model.runs import FinishedRun, RunList
+from model.standings import write_standings
 from model.trial import load_split
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A minus B: of the means, its 95% confidence interval, and the p of no difference, two-sided."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-
-class LogKeys(msgspec.Struct, frozen=True):
-    """The keys of [data] that decide which rows test has."""
-
-    reader: str
-    folder: str
-    split: str = "row"
-    split_seed: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.reader} in {self.folder}, split {self.split}, split_seed {self.split_seed}"
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """What each of an experiment's seeds measured on test.
-
-    log, fingerprint: which data, for only one log's numbers compare; older reports have no fingerprint.
-    """
-
-    name: str
-    log: LogKeys
-    fingerprint: str | None
-    aucs: list[float]
-    loglosses: list[float]
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Unpaired, of unequal variances (scipy.stats.ttest_ind).
-
-    Raises:
-        ValueError: for fewer than two values on a side, or when no value differs from its side's others.
-    """
-    if min(len(a), len(b)) < 2:
-        raise ValueError(f"{len(a)} and {len(b)} seeds: Welch's test needs two or more on each side")
-    if len(set(a)) == len(set(b)) == 1:
-        raise ValueError("the seeds of each side have one value: there is no spread to compare the difference with")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread: precise enough, by the other's
-        result = stats.ttest_ind(a, b, equal_var=False)
-    interval = result.confidence_interval(CONFIDENCE)
-    return Difference(float(np.mean(a) - np.mean(b)), float(interval.low), float(interval.high), float(result.pvalue))
-
-
-def read_seeds(what: str, runs: Path | None) -> Seeds:
-    """A report's seeds, or those in `runs` of the settings and data that a name or digest there stands for.
-
-    Raises:
-        ValueError: when `what` is neither, or stands for several settings or data.
-    """
-    if Path(what).suffix == ".json":
-        return _of_report(Path(what))
-    if runs is None:
-        raise ValueError(
-            f"{what}: no report (.json), and two run folders or none; for a name or digest, add --runs RUNS.jsonl"
-        )
-    every = RunList(runs).index()
-    meant = {(kind, data) for (kind, _, data), r in every.items() if _is_called(r, what)}
-    if not meant:
-        raise ValueError(f"{runs} has no run with the name or digest {what!r}")
-    if len(meant) > 1:
-        raise ValueError(f"{what!r} stands for different settings or data in {runs}: give a digest, or split the file")
-    found = [r for (kind, _, data), r in every.items() if (kind, data) in meant]
-    tests = [r.metrics.test for r in found]
-    log = msgspec.convert(msgspec.to_builtins(found[0].experiment.data), LogKeys)
-    return Seeds(what, log, found[0].data.fingerprint, [t.auc for t in tests], [t.logloss for t in tests])
-
-
-def _is_called(run: FinishedRun, what: str) -> bool:
-    return run.experiment.name == what or run.digest.startswith(what)
-
-
-def _of_report(path: Path) -> Seeds:
-    try:
-        report = json.loads(path.read_bytes())
-        tests = [run["test"] for run in report["runs"]]
-        aucs, losses = [t["auc"] for t in tests], [t["logloss"] for t in tests]
-        log = msgspec.convert(report["experiment"]["data"], LogKeys)
-        data = report.get("data") or {}
-        return Seeds(report["experiment"]["name"], log, data.get("fingerprint"), aucs, losses)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such report") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no report of ctr-train --seeds ({error})") from error
-
-
-def compare_seeds(a: Seeds, b: Seeds) -> dict[str, Difference]:
-    """By metric. Raises ValueError when the two are of different logs, or of one that was prepared differently."""
-    if a.log != b.log:
-        raise ValueError(f"{a.name} is of the log {a.log} and {b.name} of {b.log}: their numbers do not compare")
-    if a.fingerprint and b.fingerprint and a.fingerprint != b.fingerprint:
-        raise ValueError(f"{a.name} and {b.name} are of differently prepared data: their numbers do not compare")
-    return {"test AUC": welch(a.aucs, b.aucs), "test logloss": welch(a.loglosses, b.loglosses)}
+from model.welch import Difference, compare_seeds, read_seeds
 
 
 def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
@@ -163,7 +54,7 @@ def _losses(labels: NDArray[np.float32], ctr: NDArray[np.float64]) -> NDArray[np
     return losses
 
 
-def text(how: str, differences: dict[str, Difference]) -> str:
+def text(how: str, differences: Mapping[str, Difference]) -> str:
     lines = [f"A - B, {how}:"]
     for metric, d in differences.items():
         lines.append(f"{metric:13} {d.value:+.5f}  95% interval [{d.low:+.5f}, {d.high:+.5f}]  p = {d.p:.4f}")
@@ -182,12 +73,16 @@ def _compare(arguments: argparse.Namespace) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ctr-compare", description=__doc__)
-    parser.add_argument("a", help="a report's .json, a run folder, or a name in --runs")
-    parser.add_argument("b", help="the same")
+    parser.add_argument("a", nargs="?", help="a report's .json, a run folder, or a name in --runs")
+    parser.add_argument("b", nargs="?", help="the same")
+    parser.add_argument("--all", type=Path, metavar="FOLDER", help="a folder of reports: writes models.md there")
     parser.add_argument("--runs", type=Path, help="the runs.jsonl in which A and B are names or digests")
     add_data_argument(parser)
+    arguments = parser.parse_args()
+    if len([x for x in (arguments.a, arguments.b) if x]) != (0 if arguments.all else 2):
+        parser.error("give A and B, or --all FOLDER")
     try:
-        print(_compare(parser.parse_args()))
+        print(f"report: {write_standings(arguments.all)}" if arguments.all else _compare(arguments))
     except (OSError, ValueError) as error:
         print(f"ctr-compare: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import httpx
 import msgspec
 import pytest
 
-from model.experiment import Experiment
+from model.experiment import to_experiment
 from service.app import create_app
 from service.settings import Settings
 
@@ -42,7 +42,7 @@ async def test_its_example_is_answered_as_it_says() -> None:
 
 
 def test_its_experiment_is_one() -> None:
-    experiment = msgspec.toml.decode(block("toml"), type=Experiment)
+    experiment = to_experiment(msgspec.toml.decode(block("toml")))
     assert experiment.data.reader == "table"
 
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from model.bootstrap import WeightedAuc, bootstrap_auc, bootstrap_mean
-from model.compare import compare_runs, compare_seeds, main, read_seeds, welch
+from model.compare import compare_runs, main
 from model.experiment import read_experiment
 from model.runs import RUNS, RunList
 from model.train import train
+from model.welch import compare_seeds, read_seeds, welch
 from tests.model.test_runs import run
 from tests.model.tiny import make_root, trained_with
 

@@ -1,0 +1,133 @@
+"""ctr-compare --all: every report of a data set beside STEC's, in the form of the paper's Tables 2 and 3.
+
+Reads <folder>/*.json as ctr-train --seeds writes them, and serving.json, which `python -m benchmarks.models` writes.
+Writes models.md, models-flops.png (Figure 3) and models-serving.png.
+"""
+
+import io
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from model.folder import write_whole
+from model.pictures import draw_auc_over_cost
+from model.welch import Seeds, compare_seeds, read_seeds
+
+BASE = "stec"
+SERVING = "serving.json"
+HEADER = (
+    *("model", "seeds", "test AUC", "Impr.", "logloss", "p of AUC", "parameters", "FLOPs"),
+    *("rows/s", "us a candidate"),
+)
+TEXT = """Impr.: by how much STEC's mean AUC is above the model's, as the paper has it. p: of no difference from STEC's
+AUC, Welch's t-test over the seeds; without a second seed there is none. FLOPs: of one row, a multiply-add being one of
+linear layers and matrix products. rows/s: training, median of the runs, which did not have the machine to themselves.
+us a candidate: serving, one thread, a request of 100 candidates (`python -m benchmarks.models`)."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a model's report says. rows_per_s: training's median. us: serving's microseconds for a candidate."""
+
+    name: str
+    seeds: Seeds
+    parameters: int
+    flops: int
+    rows_per_s: float
+    us: float | None
+
+    @property
+    def auc(self) -> float:
+        """Mean over the seeds."""
+        return statistics.mean(self.seeds.aucs)
+
+
+def read_standings(folder: Path) -> list[Standing]:
+    """The best AUC first.
+
+    Raises:
+        ValueError: naming the file, for a report that is none; or when the folder has no stec.json.
+    """
+    if not (folder / f"{BASE}.json").is_file():
+        raise ValueError(
+            f"{folder} has no {BASE}.json to compare with: ctr-train {folder}/{BASE}.toml --seeds N makes it"
+        )
+    serving = _serving(folder / SERVING)
+    reports = sorted(path for path in folder.glob("*.json") if path.name != SERVING)
+    return sorted((_standing(path, serving) for path in reports), key=lambda s: s.auc, reverse=True)
+
+
+def _serving(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path}: {error}: write it with python -m benchmarks.models") from error
+
+
+def _standing(path: Path, serving: dict[str, float]) -> Standing:
+    seeds, report = read_seeds(str(path), None), json.loads(path.read_bytes())
+    speeds = [run["rows_per_s"] for run in report["runs"]]
+    return Standing(
+        path.stem, seeds, report["parameters"], report["flops"], statistics.median(speeds), serving.get(path.stem)
+    )
+
+
+def markdown(folder: Path, standings: Sequence[Standing]) -> str:
+    base = next(s for s in standings if s.name == BASE)
+    place = [s.name for s in standings].index(BASE) + 1
+    lines = [
+        f"# {folder.name}: every model",
+        "",
+        f"STEC is number {place} of {len(standings)} by mean test AUC. {TEXT}",
+    ]
+    lines += ["", f"| {' | '.join(HEADER)} |", "|---" + "|--:" * (len(HEADER) - 1) + "|"]
+    lines += [f"| {' | '.join(_cells(s, base))} |" for s in standings]
+    pictures = ["models-flops.png", *(["models-serving.png"] if any(s.us for s in standings) else [])]
+    lines += ["", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
+    return "\n".join([*lines, f"Command: `ctr-compare --all {folder}`. Log: {base.seeds.log}.", ""])
+
+
+def _cells(one: Standing, base: Standing) -> list[str]:
+    """Of one line. Raises ValueError when its report is of another log than STEC's."""
+    enough = min(len(one.seeds.aucs), len(base.seeds.aucs)) > 1
+    p = compare_seeds(one.seeds, base.seeds)["test AUC"].p if enough and one is not base else None
+    return [
+        one.name,
+        str(len(one.seeds.aucs)),
+        _mean(one.seeds.aucs, 100, 2),
+        "base" if one is base else f"{(base.auc / one.auc - 1) * 100:+.2f}%",
+        _mean(one.seeds.loglosses, 1, 4),
+        "" if p is None else f"{p:.4f}",
+        f"{one.parameters:,}",
+        f"{one.flops:,}",
+        f"{one.rows_per_s:,.0f}",
+        "" if one.us is None else f"{one.us:.2f}",
+    ]
+
+
+def _mean(values: Sequence[float], factor: float, digits: int) -> str:
+    mean = f"{statistics.mean(values) * factor:.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) * factor:.{digits}f}"
+
+
+def write_standings(folder: Path) -> Path:
+    """Returns the page that was written. Raises ValueError as read_standings() does, and for reports of other logs."""
+    standings = read_standings(folder)
+    page = markdown(folder, standings)
+    _draw(folder / "models-flops.png", {s.name: (s.flops, s.auc) for s in standings}, "FLOPs of a row")
+    if costs := {s.name: (s.us, s.auc) for s in standings if s.us}:
+        _draw(folder / "models-serving.png", costs, "microseconds to serve a candidate, one thread, 100 a request")
+    write_whole(folder / "models.md", page.encode())
+    return folder / "models.md"
+
+
+def _draw(path: Path, points: dict[str, tuple[float, float]], cost: str) -> None:
+    picture = io.BytesIO()
+    draw_auc_over_cost(points, cost, BASE, picture)
+    write_whole(path, picture.getvalue())

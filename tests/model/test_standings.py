@@ -1,0 +1,100 @@
+"""ctr-compare --all: every report of a folder beside STEC's."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from model.compare import main
+from model.report import write_report
+from model.runs import FinishedRun
+from model.standings import SERVING, read_standings, write_standings
+from tests.model.test_runs import experiment
+from tests.model.test_runs import run as a_run
+
+AUCS = {"stec": (0.80, 0.81), "dcn": (0.79, 0.795), "lr": (0.70,)}
+
+
+def run(seed: int, auc: float) -> FinishedRun:
+    """As tests.model.test_runs has it, with what a report needs and that AUC."""
+    made = a_run(seed)
+    test = dataclasses.replace(made.metrics.test, auc=auc, logloss=1 - auc)
+    metrics = msgspec.structs.replace(made.metrics, test=test, flops=10 * seed, rows_per_s=1000.0)
+    return msgspec.structs.replace(made, metrics=metrics)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three reports: STEC's and DCN's of two seeds, LR's of one."""
+    for name, aucs in AUCS.items():
+        runs = [run(seed, auc) for seed, auc in enumerate(aucs, 1)]
+        write_report(tmp_path / name, experiment(1), runs)
+    return tmp_path
+
+
+def cells(page: str, name: str) -> list[str]:
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_best_auc_comes_first_and_stecs_place_is_said(folder: Path) -> None:
+    page = write_standings(folder).read_text()
+    assert [s.name for s in read_standings(folder)] == ["stec", "dcn", "lr"]
+    assert "STEC is number 1 of 3 by mean test AUC" in page
+
+
+def test_a_model_that_beats_stec_stands_above_it(folder: Path) -> None:
+    write_report(folder / "fm", experiment(1), [run(1, 0.9)])
+    page = write_standings(folder).read_text()
+    assert "STEC is number 2 of 4" in page
+    assert cells(page, "fm")[3] == "-10.56%"
+
+
+def test_a_line_has_the_papers_improvement_and_the_p_of_no_difference(folder: Path) -> None:
+    page = write_standings(folder).read_text()
+    assert cells(page, "stec")[1:4] == ["2", "80.50 ± 0.71", "base"]
+    assert cells(page, "dcn")[1:4] == ["2", "79.25 ± 0.35", "+1.58%"]
+    assert 0 < float(cells(page, "dcn")[5]) < 1
+    assert cells(page, "lr")[5] == ""  # one seed has no spread
+
+
+def test_what_serving_costs_is_shown_and_drawn_where_it_was_measured(folder: Path) -> None:
+    assert cells(write_standings(folder).read_text(), "dcn")[-1] == ""
+    assert not (folder / "models-serving.png").exists()
+    (folder / SERVING).write_text(json.dumps({"stec": 1.25, "dcn": 3.5}))
+    assert cells(write_standings(folder).read_text(), "dcn")[-1] == "3.50"
+    for picture in ("models-flops.png", "models-serving.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("dcn.json", "{}", "dcn.json is no report"),
+        ("serving.json", '{"stec": "fast"}', "serving.json: Expected `float`"),
+        ("serving.json", "[1]", "python -m benchmarks.models"),
+    ],
+)
+def test_a_broken_file_is_named(folder: Path, name: str, text: str, words: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        write_standings(folder)
+    assert not (folder / "models.md").exists()
+
+
+def test_without_stecs_report_there_is_nothing_to_compare_with(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "stec.json").unlink()
+    monkeypatch.setattr("sys.argv", ["ctr-compare", "--all", str(folder)])
+    assert main() == 2
+    assert "has no stec.json to compare with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["a.json"], ["a.json", "b.json", "--all", "experiments"], []])
+def test_two_things_or_a_folder_are_compared(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["ctr-compare", *words])
+    with pytest.raises(SystemExit):
+        main()
