@@ -9,7 +9,7 @@ from msgspec import Meta
 from model.data.section import Data
 from model.stec import STECConfig
 from model.toml import Positive, Rate, read_toml
-from model.zoo import Config
+from model.zoo import MODELS, Config
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,12 +49,19 @@ def read_experiment(path: Path) -> Experiment:
 
 
 def to_experiment(document: dict[str, Any]) -> Experiment:
-    """Of a file's tables; a model without a `type` is STEC.
+    """Of a file's tables.
 
     Raises:
         ValueError: naming the key, for an unknown key or a value out of range.
     """
+    return msgspec.convert(with_type(document), Experiment)
+
+
+def with_type(document: dict[str, Any]) -> dict[str, Any]:
+    """An experiment as a document, whose model without a `type` is STEC. Raises ValueError for a type that is none."""
     model = document.get("model", {})
-    if isinstance(model, dict):
-        document = document | {"model": {"type": "stec"} | model}
-    return msgspec.convert(document, Experiment)
+    if not isinstance(model, dict):
+        return document  # msgspec has the better words
+    if str(kind := model.get("type", "stec")) not in MODELS:
+        raise ValueError(f"model.type = {kind!r} is no model: choose one of {', '.join(MODELS)}")
+    return document | {"model": {"type": "stec"} | model}

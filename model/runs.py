@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from model.experiment import Experiment
+from model.experiment import Experiment, with_type
 from model.run import DataFacts, RunMetrics
 
 RUNS = "runs.jsonl"
@@ -95,8 +96,10 @@ class RunList:
 
     def _decode(self, line: bytes, number: int) -> FinishedRun:
         try:
-            return msgspec.json.decode(line, type=FinishedRun)
-        except (msgspec.DecodeError, ValueError) as error:
+            document = msgspec.json.decode(line, type=dict[str, Any])
+            document["experiment"] = with_type(document["experiment"])
+            return msgspec.convert(document, FinishedRun)
+        except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path}, line {number}: {error}: mend the line, or remove it") from error
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from model.experiment import read_experiment
 from model.points import read_sweep
+from model.stec import STECConfig
 
 SWEEPS = sorted(Path("experiments").glob("*/sweep*.toml"))
 EXPERIMENTS = sorted({*Path("experiments").glob("*/*.toml")} - {*SWEEPS})
@@ -115,4 +116,27 @@ def test_a_file_that_is_no_experiment_is_named(toml: Path, raw: bytes) -> None:
 
 def test_a_missing_file_is_named(toml: Path) -> None:
     with pytest.raises(ValueError, match=r"stec\.toml: there is no such experiment file"):
+        read_experiment(toml)
+
+
+def test_a_model_without_a_type_is_stec(toml: Path) -> None:
+    toml.write_text(f'name = "x"\n{DATA}[model]\nblocks = 3\n')
+    assert read_experiment(toml).model == STECConfig(blocks=3)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('type = "dcnv3"', "model.type = 'dcnv3' is no model: choose one of stec, lr, fm"),
+        ("type = 3", "model.type = 3 is no model"),
+        ('type = "dcn"\nblocks = 2', "blocks"),
+        ('type = "lr"\nmlp = [4]', "mlp"),
+        ('type = "afm"\nattention = 0', "attention"),
+        ('type = "autoint"\nattention = 10\nheads = 4', "attention = 10 cannot be split into heads = 4"),
+        ('type = "finalmlp"\nmlp2 = [7]', "heads = 5"),
+    ],
+)
+def test_a_model_that_is_none_and_a_key_of_another_one_are_named(toml: Path, lines: str, words: str) -> None:
+    toml.write_text(f'name = "x"\n{DATA}[model]\n{lines}\n')
+    with pytest.raises(ValueError, match=words):
         read_experiment(toml)

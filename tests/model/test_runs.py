@@ -63,6 +63,14 @@ def test_a_run_that_knows_a_key_less_has_the_keys_default(runs: RunList) -> None
     assert runs.find(experiment(1), "f00d") is not None
 
 
+def test_a_run_of_before_there_were_other_models_is_stecs(runs: RunList) -> None:
+    runs.append(run(1))
+    text = runs.path.read_text()
+    assert '"type":"stec",' in text
+    runs.path.write_text(text.replace('"type":"stec",', ""))
+    assert runs.read() == [run(1)]
+
+
 def test_the_digest_is_of_all_but_name_and_seed() -> None:
     assert digest(experiment(1)) == digest(msgspec.structs.replace(experiment(2), name="y"))
     assert digest(experiment(1)) != digest(experiment(1, embedding=32))
