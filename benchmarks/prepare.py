@@ -24,7 +24,16 @@ TRAIN, REST = "train.txt", "rest.txt"
 TEXT = f"""A generated log in Criteo's format: a label, 13 numbers and 26 columns of hashed ids, with values
 missing as often as there, and ids as frequent as Zipf's law has them. `ctr-prepare` with `min_count = {MIN_COUNT}`,
 a process of its own, on {CORES} threads: from the text to ids, numbers, labels and vocabularies on disk. Peak memory
-is the process's `ru_maxrss`. A hundredth of the rows are valid, and again test."""
+is the process's `ru_maxrss`. A hundredth of the rows are valid, and again test. cores busy: CPU time over seconds.
+reading alone: the same text by polars' streaming reader, every value as text, each batch thrown away."""
+READ_ALONE = """
+import sys
+import polars as pl
+for path in sys.argv[1:]:
+    scan = pl.scan_csv(path, separator="\t", has_header=False, infer_schema=False, quote_char=None)
+    for batch in scan.collect_batches(engine="streaming", chunk_size=200_000, maintain_order=True):
+        pass
+"""
 # Distinct values of C1 to C26 in Criteo's 46 million rows.
 SIZES = [
     *(1460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5683, 8_351_593, 3194),
@@ -89,17 +98,27 @@ def experiment(folder: Path) -> Path:
     return path
 
 
-def prepare(folder: Path) -> tuple[float, float]:
-    """Seconds, and the process's peak memory in GB."""
+def prepare(folder: Path) -> tuple[float, float, float]:
+    """As run() says."""
+    return run(["-m", "model.data.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
+
+
+def read_alone(folder: Path) -> tuple[float, float, float]:
+    """As run() says."""
+    return run(["-c", READ_ALONE, str(folder / TRAIN), *[str(folder / REST)] * 2])
+
+
+def run(arguments: list[str]) -> tuple[float, float, float]:
+    """Seconds, CPU seconds, and the process's peak memory in GB."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "model.data.prepare", "--config", str(experiment(folder)), "--data", str(folder)]
+    command = [sys.executable, *arguments]
     environment = os.environ | {"POLARS_MAX_THREADS": str(CORES)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)  # of this process alone
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
 
 
 def distinct(path: Path) -> int:
@@ -116,18 +135,30 @@ def main() -> int:
         "--folder", type=Path, help="where the log is written; needs 5 GB (default: a temporary folder)"
     )
     options = parser.parse_args()
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         # Elsewhere: a child starts with its parent's peak memory.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             process.submit(generate, folder / TRAIN, options.rows).result()
             process.submit(generate, folder / REST, options.rows // 100, seed=2).result()
-        seconds, memory_gb = prepare(folder)
+        seconds, cpu_s, memory_gb = prepare(folder)
+        alone_s, *_ = read_alone(folder)
         values, size_gb = distinct(folder / TRAIN), (folder / TRAIN).stat().st_size / 1e9
     rows = options.rows + 2 * (options.rows // 100)
     table = Table(
         "",
-        ["rows", "text", "distinct values of C1 to C26", "seconds", "rows/s", "peak memory"],
+        [
+            "rows",
+            "text",
+            "distinct values of C1 to C26",
+            "seconds",
+            "rows/s",
+            "peak memory",
+            "cores busy",
+            "reading alone",
+        ],
         [
             [
                 f"{rows:,}",
@@ -136,6 +167,8 @@ def main() -> int:
                 f"{seconds:.1f}",
                 f"{rows / seconds:,.0f}",
                 f"{memory_gb:.2f} GB",
+                f"{cpu_s / seconds:.2f} of {CORES}",
+                f"{rows / alone_s:,.0f} rows/s",
             ]
         ],
     )

@@ -15,7 +15,7 @@ import msgspec
 
 from model.folder import write_whole
 from model.pictures import draw_auc_over_cost
-from model.welch import Seeds, compare_seeds, read_seeds
+from model.welch import Seeds, compare_seeds, mean_and_std, read_seeds
 
 BASE = "stec"
 SERVING = "serving.json"
@@ -100,20 +100,15 @@ def _cells(one: Standing, base: Standing) -> list[str]:
     return [
         one.name,
         str(len(one.seeds.aucs)),
-        _mean(one.seeds.aucs, 100, 2),
+        mean_and_std([auc * 100 for auc in one.seeds.aucs], 2),
         "base" if one is base else f"{(base.auc / one.auc - 1) * 100:+.2f}%",
-        _mean(one.seeds.loglosses, 1, 4),
+        mean_and_std(one.seeds.loglosses, 4),
         "" if p is None else f"{p:.4f}",
         f"{one.parameters:,}",
         f"{one.flops:,}",
         f"{one.rows_per_s:,.0f}",
         "" if one.us is None else f"{one.us:.2f}",
     ]
-
-
-def _mean(values: Sequence[float], factor: float, digits: int) -> str:
-    mean = f"{statistics.mean(values) * factor:.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values) * factor:.{digits}f}"
 
 
 def write_standings(folder: Path) -> Path:

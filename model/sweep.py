@@ -26,6 +26,7 @@ from model.points import Point, Sweep, read_sweep
 from model.runs import RUNS, FinishedRun, RunList, key
 from model.seeds import Place, run_missing, with_seed
 from model.trial import OpenedLog, open_log
+from model.welch import mean_and_std
 
 COLUMNS = ("point", "seeds", "valid AUC", "valid logloss", "test AUC", "test logloss", "parameters", "FLOPs", "s")
 
@@ -51,14 +52,13 @@ class Measured:
         if not self.runs:
             return [self.point.label, "0", *[""] * (len(COLUMNS) - 2)]
         metrics = [r.metrics for r in self.runs]
-        mean = statistics.mean
         return [
             self.point.label,
             str(len(metrics)),
-            f"{mean(m.valid.auc for m in metrics) * 100:.2f}",
-            f"{mean(m.valid.logloss for m in metrics):.4f}",
-            f"{mean(m.test.auc for m in metrics) * 100:.2f}",
-            f"{mean(m.test.logloss for m in metrics):.4f}",
+            mean_and_std([m.valid.auc * 100 for m in metrics], 2),
+            mean_and_std([m.valid.logloss for m in metrics], 4),
+            mean_and_std([m.test.auc * 100 for m in metrics], 2),
+            mean_and_std([m.test.logloss for m in metrics], 4),
             f"{metrics[0].parameters:,}",
             f"{metrics[0].flops or 0:,}",
             f"{sum(m.seconds for m in metrics):.0f}",

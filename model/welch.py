@@ -1,6 +1,7 @@
 """Whether one set of seeds is better than another, or only luckier: Welch's t-test, the paper's unpaired one."""
 
 import json
+import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,3 +118,9 @@ def compare_seeds(a: Seeds, b: Seeds) -> dict[str, Difference]:
     if a.fingerprint and b.fingerprint and a.fingerprint != b.fingerprint:
         raise ValueError(f"{a.name} and {b.name} are of differently prepared data: their numbers do not compare")
     return {"test AUC": welch(a.aucs, b.aucs), "test logloss": welch(a.loglosses, b.loglosses)}
+
+
+def mean_and_std(values: Sequence[float], digits: int) -> str:
+    """The deviation is the sample's; one value has none."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
