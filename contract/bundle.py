@@ -41,6 +41,11 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale: float = 1.0
     shift: float = 0.0
 
+    @classmethod
+    def of_log(cls, negative_rate: float) -> "Calibration":
+        """Of a log that kept this share of its negatives: its odds are 1 / negative_rate too high."""
+        return cls(shift=math.log(negative_rate))
+
     def ctr(self, logit: NDArray[np.floating]) -> NDArray[np.float64]:
         """Probabilities of logits of any shape, without overflow at either end."""
         x = self.scale * logit.astype(np.float64) + self.shift

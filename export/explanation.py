@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import EXPLAIN, EXPLANATION, MANIFEST, VOCABULARY, Calibration, open_bundle
 from contract.encode import Encoder, ModelInput, join
+from contract.pairs import ranked_pairs
 from contract.reader import BadFeature, shorten
 from contract.schema import FeatureSchema, Side
 from contract.tokens import number_reader, token
@@ -68,10 +69,8 @@ class Explanation:
 
     def pairs(self) -> list[Pair]:
         """All of them, the largest first; of equal ones, the earlier fields'. As POST /v1/explain has them."""
-        first, second = np.triu_indices(len(self.fields))
-        by_pair_PL = self.both_orders()[:, first, second].T
-        order = np.argsort(-np.abs(by_pair_PL.sum(1)), kind="stable")
-        return [Pair(int(first[at]), int(second[at]), by_pair_PL[at]) for at in order]
+        ranked = zip(*ranked_pairs(self.contribution), strict=True)
+        return [Pair(int(first), int(second), by_level_L) for (first, second), by_level_L in ranked]
 
     def names(self) -> list[str]:
         """The fields', short enough to stand beside a picture."""
@@ -190,9 +189,7 @@ def _open_run(folder: Path) -> Explainer:
             outputs = graph(**{name: torch.from_numpy(array) for name, array in feed.items()})
         return [output.numpy() for output in outputs]
 
-    # As the exporter writes it into the bundle.
-    calibration = Calibration(shift=math.log(experiment.data.negative_rate))
-    return Explainer(folder, schema, vocabularies, calibration, run)
+    return Explainer(folder, schema, vocabularies, Calibration.of_log(experiment.data.negative_rate), run)
 
 
 def _value_of(value: Any, known_as: int) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import math
 import shutil
 import sys
 import tempfile
@@ -64,8 +63,7 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
     model, experiment, schema, metrics = open_run(run)
     if prepared is not None:
         check_log(prepared, run)
-    # A log that kept a share w of its negatives has odds 1 / w too high.
-    calibration = Calibration(shift=math.log(experiment.data.negative_rate))
+    calibration = Calibration.of_log(experiment.data.negative_rate)
     vocabularies = {f.name: open_vocabulary(run / VOCABULARY, f.name) for f in schema.select("categorical")}
     with new_folder(bundle, MANIFEST) as folder:
         write_schema(schema, folder / SCHEMA)

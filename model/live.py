@@ -37,7 +37,8 @@ class LiveTable:
         self._live = Live(Group(self._table, self._bar), console=Console(), refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        self._live.start()
+        if self._live.console.is_terminal:  # elsewhere it would draw an empty bar, once
+            self._live.start()
         return self
 
     def __exit__(

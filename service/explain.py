@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.encode import ModelInput
+from contract.pairs import ranked_pairs
 from contract.schema import FeatureSchema
 from service import wire
 from service.engine import Engine, Explained
@@ -142,11 +143,6 @@ class Explainer:
         )
 
     def _largest_pairs(self, contribution_LFF: NDArray[np.float64], count: int) -> list[Pair]:
-        """The largest first; of equal ones, the earlier fields'."""
-        both_LFF = contribution_LFF + np.triu(contribution_LFF.transpose(0, 2, 1), 1)
-        first, second = np.triu_indices(len(self._fields))
-        by_pair_LP = both_LFF[:, first, second]
-        order = np.argsort(-np.abs(by_pair_LP.sum(0)), kind="stable")[:count]
-        chosen_PL = by_pair_LP[:, order].T
-        names = [(self._fields[i], self._fields[j]) for i, j in zip(first[order], second[order], strict=True)]
-        return list(map(Pair, names, chosen_PL.sum(1).tolist(), chosen_PL.tolist()))
+        positions, by_level_PL = (ranked[:count] for ranked in ranked_pairs(contribution_LFF))
+        names = [(self._fields[i], self._fields[j]) for i, j in positions]
+        return list(map(Pair, names, by_level_PL.sum(1).tolist(), by_level_PL.tolist()))

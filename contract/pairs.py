@@ -1,0 +1,19 @@
+"""An explanation's contributions as pairs of fields, in one order wherever they are shown.
+
+Shape legend: L levels, F fields in serving order, P = F (F + 1) / 2 pairs, a field with itself among them.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def ranked_pairs(contribution_LFF: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Both orders of two fields added, the largest first; of equal ones, the earlier fields'.
+
+    Shape: (L, F, F) -> positions of the two fields (P, 2), contribution by level (P, L).
+    """
+    both_LFF = contribution_LFF + np.triu(contribution_LFF.transpose(0, 2, 1), 1)
+    position_P2 = np.stack(np.triu_indices(contribution_LFF.shape[1]), 1)
+    by_level_PL = both_LFF[:, position_P2[:, 0], position_P2[:, 1]].T
+    order = np.argsort(-np.abs(by_level_PL.sum(1)), kind="stable")
+    return position_P2[order], by_level_PL[order]
