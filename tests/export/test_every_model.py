@@ -11,17 +11,17 @@ from export.write import export
 from model.experiment import Experiment, Training
 from model.train import train
 from model.zoo import MODELS
+from service.app import create_app
+from service.settings import Settings
 from tests.conftest import DATA
 from tests.model.baselines.test_every_model import small
-from tests.service.conftest import StartApp, post
+from tests.service.conftest import PATIENT_MS, client_of, post
 
 SCORED = 40  # of the golden requests
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_it_trains_exports_and_answers_its_golden_requests(
-    name: str, run_folder: Path, tmp_path: Path, start: StartApp
-) -> None:
+async def test_it_trains_exports_and_answers_its_golden_requests(name: str, run_folder: Path, tmp_path: Path) -> None:
     training = Training(epochs=1, batch_size=1024, learning_rate=0.01)
     config = small(name, context1=("user", "bid")) if name == "finalmlp" else small(name)
     experiment = Experiment(name=f"small-{name}", data=DATA, model=config, training=training)
@@ -33,7 +33,9 @@ async def test_it_trains_exports_and_answers_its_golden_requests(
     assert (EXPLAIN in manifest.files) == (name == "stec")
     golden = read_golden(tmp_path / "bundle" / "golden.jsonl")[:SCORED]
     assert len({ctr for one in golden for ctr in one.ctr or []}) > SCORED  # they depend on the request
-    async with start(bundle=tmp_path / "bundle") as client:
+    app = create_app(Settings(bundle=tmp_path / "bundle", timeout_ms=PATIENT_MS))
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        await app.state.serving.model.scorer.readiness.tested.wait()
         assert (await client.get("/v1/model")).json()["name"] == f"small-{name}"
         for one in golden:
             answer = await post(client, msgspec.json.encode({"context": one.context, "candidates": one.candidates}))
