@@ -1,4 +1,4 @@
-"""AOANet: outer products with attention over the pairs, stacked, beside an MLP (Ruan et al., WWW 2021).
+"""AOANet: outer products with attention over the pairs, stacked, beside an MLP (Lang et al., KDD 2021).
 
     S_o = sum_ij alpha_ij,o B^0_i (outer) B^l_j        B^{l+1}_o = (W_o * S_o) h_o        logit = w . [MLP(e); B^L] + b
 

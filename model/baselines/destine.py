@@ -1,9 +1,10 @@
 """DESTINE: self-attention in two parts, of pairs and of single fields, beside an MLP (Xu et al., CIKM 2021).
 
     A_ij = softmax_j((q_i - mean q) . (k_j - mean k) / sqrt(d)) + softmax_j(u . x_j)
-    X^{l+1} = ReLU(A V + R X^l)        logit = w . X^L + b + MLP(e) (+ sum_i w_i)
+    X^{l+1} = A V + R X^l        logit = w . X^L + b + MLP(e) (+ sum_i w_i)
 
 NOTE[DIFF] The unary part reads the field itself, as BARS' parameter counts say it did; the paper's reads its key.
+NOTE[DIFF] The authors' code has a ReLU before w; FuxiCTR and BARS have none, between layers nor there.
 NOTE[DIFF] FuxiCTR's q, k and u have biases, which the means and the softmax take away again, and its v and R have one
 each, of which one suffices.
 Shape legend: model/layers.py; A attention width, H heads, K = A / H.
@@ -50,7 +51,7 @@ class Layer(nn.Module):
         pair_BHFF = (_centred(q) @ _centred(k).transpose(2, 3) / self.divisor).softmax(3)
         unary_BH1F = self.unary(x).softmax(1).transpose(1, 2)[:, :, None, :]
         heads_BHFK = self.dropout(pair_BHFF + unary_BH1F) @ v
-        out: Tensor = (heads_BHFK.transpose(1, 2).flatten(2) + self.residual(x)).relu()
+        out: Tensor = heads_BHFK.transpose(1, 2).flatten(2) + self.residual(x)
         return out
 
 

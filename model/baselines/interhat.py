@@ -1,6 +1,6 @@
 """InterHAt: a transformer layer, then attention that aggregates interactions of rising order (Li et al., WSDM 2020).
 
-    X_1 = LN(FFN(Y) + Y), Y = LN(MHA(e) + e)        u_p = Agg_p(X_p)        X_{p+1} = u_p * X_1 + X_p
+    X_1 = LN(FFN(Y) + Y), Y = LN(ReLU(MHA(e)) + e)        u_p = Agg_p(X_p)        X_{p+1} = u_p * X_1 + X_p
     Agg(X) = sum_i softmax_i(h . ReLU(W x_i + b)) x_i        logit = MLP(Agg([u_1; ...; u_P]))
 
 NOTE[DIFF] FuxiCTR's later version splits heads without a transpose, which mixes rows' fields; not so here.
@@ -63,7 +63,7 @@ class InterHAt(nn.Module):
 
     def predict(self, x_BFD: Tensor) -> Tensor:
         """Of what look_up() finds: all that depends on both sides of a request."""
-        y_BFD = self.attention_norm(self.dropout(self.attention_out(self.attention(x_BFD))) + x_BFD)
+        y_BFD = self.attention_norm(self.dropout(self.attention_out(self.attention(x_BFD)).relu()) + x_BFD)
         first_BFD = self.ffn_norm(self.dropout(self.ffn(y_BFD)) + y_BFD)
         current_BFD, found = first_BFD, []
         for aggregate in self.orders:
