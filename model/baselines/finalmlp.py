@@ -78,8 +78,7 @@ class FinalMLP(nn.Module):
         self.out2 = nn.Linear(second, 1, bias=False)
         self.fusion = nn.Parameter(torch.empty(config.heads, first // config.heads, second // config.heads))
         self.apply(initialise)
-        for head in self.fusion.unbind(0):
-            nn.init.xavier_normal_(head)
+        nn.init.xavier_normal_(self.fusion.view(-1, 1))  # as FuxiCTR starts it: as one matrix of one column
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
