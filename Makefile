@@ -19,7 +19,7 @@ COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose
 .PHONY: serve install kernel test lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
 
 serve: $(SERVICE_STAMP)
-	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
+	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
 
 install: $(ALL_STAMP)
 
@@ -43,7 +43,7 @@ lint: $(ALL_STAMP)
 # bundle that the repository carries.
 demo: BUNDLE = bundles/demo
 demo: pipeline
-	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) $(BIN)/ctr-serve --print-curl
+	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
 
 demo-bundle: BUNDLE = deploy/demo
 demo-bundle: pipeline

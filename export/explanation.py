@@ -165,8 +165,7 @@ def _open_bundle(folder: Path) -> Explainer:
     bundle = open_bundle(folder)
     if EXPLAIN not in bundle.manifest.files:
         raise ValueError(
-            f"{folder} has no {EXPLAIN}: only a linear head's logit is a sum of contributions; "
-            "train with mlp = [] and export that run"
+            f"{folder} has no {EXPLAIN}: only a STEC with a linear head (mlp = []) has a logit that is a sum"
         )
     session: Any = onnxruntime.InferenceSession(str(folder / EXPLAIN), providers=["CPUExecutionProvider"])
 

@@ -31,9 +31,12 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, marker: str) -> None:
-    """Raises ValueError when writing to `path` would destroy something that was not written here."""
+    """Raises ValueError when writing to `path` is not possible, or would destroy what was not written here."""
     if path.is_symlink() or (path.exists() and not (path / marker).is_file() and not _is_empty_folder(path)):
         raise ValueError(f"{path} exists and holds no {marker}: name another folder, or remove it yourself")
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written below {there}: name another folder")
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -94,14 +94,21 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class BaselineConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
-    """What the baselines' configs have in common, with BARS's values.
+class TableConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
+    """What the baselines' configs have in common, with BARS's values. embedding_std: of every table's start."""
 
-    mlp: the deep part's hidden layers, in FuxiCTR's order; mlp_batch_norm, mlp_dropout: of them.
-    """
+    embedding_std: Annotated[float, Meta(gt=0)] = 1e-4
+
+
+class EmbeddingConfig(TableConfig, frozen=True, kw_only=True):
+    """embedding: D."""
 
     embedding: Positive = 10
-    embedding_std: Annotated[float, Meta(gt=0)] = 1e-4
+
+
+class BaselineConfig(EmbeddingConfig, frozen=True, kw_only=True):
+    """mlp: the deep part's hidden layers, in FuxiCTR's order; mlp_batch_norm, mlp_dropout: of them."""
+
     mlp: tuple[Positive, ...] = (400, 400, 400)
     mlp_batch_norm: bool = True
     mlp_dropout: Rate = 0.0
@@ -112,7 +119,7 @@ def deep(width: int, config: BaselineConfig, output: int | None = 1) -> nn.Seque
     return mlp(width, config.mlp, config.mlp_dropout, config.mlp_batch_norm, output)
 
 
-def embeddings(fields: Fields, config: BaselineConfig, widths: Sequence[int]) -> nn.ModuleList:
+def embeddings(fields: Fields, config: TableConfig, widths: Sequence[int]) -> nn.ModuleList:
     """A table for each of the widths; a baseline's predict() takes what is looked up there, in this order."""
     return nn.ModuleList(FeatureEmbedding(fields, width, config.embedding_std) for width in widths)
 

@@ -3,7 +3,7 @@
 experiment.json  every setting, spelt out           weights.safetensors  the best epoch's
 schema.json, vocabulary/   what the ids mean        metrics.json         history, valid, test
 versions.json    python, libraries, machine         data.json            which rows it learnt from
-curve.png        the learning curve
+curve.png        the learning curve             digests.json         sha256 of those that a model is opened from
 
 Files of a run that was made before a number was measured lack it: None, or an empty list.
 """
@@ -42,6 +42,7 @@ WEIGHTS = "weights.safetensors"
 METRICS = "metrics.json"
 VERSIONS = "versions.json"
 DATA = "data.json"
+DIGESTS = "digests.json"
 LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "msgspec")
 
 
@@ -111,6 +112,7 @@ def write_run(
     shutil.copytree(vocabulary, folder / VOCABULARY)
     (folder / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)) + b"\n")
     (folder / VERSIONS).write_bytes(msgspec.json.format(msgspec.json.encode(versions())) + b"\n")
+    (folder / DIGESTS).write_bytes(msgspec.json.format(msgspec.json.encode(_digests(folder))) + b"\n")
     draw_curves([metrics.history], folder / "curve.png")
 
 
@@ -123,14 +125,18 @@ def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMet
     if not (folder / METRICS).is_file():
         raise ValueError(f"{folder} is no run (it has no {METRICS}): make one with ctr-train EXPERIMENT.toml --out RUN")
     try:
+        _check_digests(folder)
         experiment = _experiment_of(folder)
         metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=RunMetrics)
         schema = read_schema(folder / SCHEMA)
         sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]
         model = build(fields_of(schema, sizes), experiment.model)
         model.load_state_dict(load_file(folder / WEIGHTS))
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise ValueError(f"{WEIGHTS} has weights that are not finite")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: its files do not belong together ({error}): train again") from error
+        reason = str(error).splitlines()[0]  # torch goes on with every parameter's name
+        raise ValueError(f"{folder}: its files do not belong together ({reason}): train again") from error
     return model.eval(), experiment, schema, metrics
 
 
@@ -145,6 +151,20 @@ def check_log_of_run(run: Path, prepared: Prepared) -> None:
 
 def _experiment_of(run: Path) -> Experiment:
     return to_experiment(msgspec.json.decode((run / EXPERIMENT).read_bytes(), type=dict[str, Any]))
+
+
+def _digests(run: Path) -> dict[str, str]:
+    files = [run / name for name in (EXPERIMENT, WEIGHTS, SCHEMA, METRICS)] + sorted((run / VOCABULARY).iterdir())
+    return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _check_digests(run: Path) -> None:
+    """Raises ValueError when a file was changed since the run was written; older runs have no digests."""
+    if not (run / DIGESTS).is_file():
+        return
+    expected, found = msgspec.json.decode((run / DIGESTS).read_bytes(), type=dict[str, str]), _digests(run)
+    if changed := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
+        raise ValueError(f"{changed[0]} is not what training wrote")
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -28,6 +28,8 @@ from model.seeds import Place, run_missing, with_seed
 from model.trial import OpenedLog, open_log
 from model.welch import mean_and_std
 
+INTERRUPTED = 130  # as a shell tells it
+WIDE = 200  # columns of text, into a file
 COLUMNS = ("point", "seeds", "valid AUC", "valid logloss", "test AUC", "test logloss", "parameters", "FLOPs", "s")
 
 
@@ -75,13 +77,16 @@ class SweepTable:
         self._live = Live(self._table(), console=Console(), refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        self._live.start()
+        if self._live.console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+        if not self._live.console.is_terminal:
+            Console(width=WIDE).print(self._table())
 
     def measured(self) -> list[Measured]:
         runs, data = self._place.runs.index(), self._place.log.facts.fingerprint
@@ -93,7 +98,8 @@ class SweepTable:
 
     def show(self, now: str) -> None:
         self._now = now
-        self._live.update(self._table())
+        if self._live.console.is_terminal:
+            self._live.update(self._table())
 
     def line(self, text: str) -> None:
         if not self._live.console.is_terminal:
@@ -193,6 +199,9 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"ctr-sweep: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("ctr-sweep: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        return INTERRUPTED
     print(f"report: {arguments.sweep.with_suffix('.md')}")
     if not ranked[0].complete:
         print("ctr-sweep: no point has all its runs, and none is chosen: see the report", file=sys.stderr)

@@ -20,6 +20,7 @@ from model.runs import RUNS, FinishedRun, RunList, claim
 from model.seeds import Place, run_missing, with_seed
 from model.trial import checkpoint_of, open_log, run_trial, unfinished
 
+INTERRUPTED = 130  # as a shell tells it
 SEED_HELP = """instead of the experiment's own. Without --seeds, the run is trained whatever runs.jsonl has, for its
 weights, and is not added there"""
 SEEDS_HELP = """Trains the seeds 1 to N, and writes NAME.json, NAME.md and their pictures beside NAME.toml. Finished
@@ -126,9 +127,12 @@ def main() -> int:
     keep_freed_memory()
     try:
         (_many if arguments.seeds else _one)(arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:  # torch's want of memory is a RuntimeError
         print(f"ctr-train: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("ctr-train: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -57,6 +58,9 @@ def load_split(prepared: Prepared, name: str) -> Split:
     split = Split(*prepared.split(name))
     if len(split) == 0:
         raise ValueError(f"{prepared.folder}: {name} has no rows: give it some, and run ctr-prepare again")
+    sizes, (low, high) = prepared.vocabulary_sizes, (split.ids.min(0), split.ids.max(0))
+    if (low < 0).any() or (high >= np.array(sizes)).any() or not np.isin(split.labels, (0, 1)).all():
+        raise ValueError(f"{prepared.folder}: {name} has ids or labels out of range: run ctr-prepare again")
     if split.labels.min() == split.labels.max():
         raise ValueError(f"{prepared.folder}: {name} has only clicks, or none: AUC needs both")
     return split

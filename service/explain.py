@@ -100,7 +100,7 @@ class Explainer:
         scorer.readiness.check()
         scorer.check_key(request)
         if not self._engine.explains:
-            raise NotFound("This model has no explanation: only a linear head's logit is a sum; train it with mlp = []")
+            raise NotFound("This model has no explanation: only a STEC with a linear head (mlp = []) has one")
         check_type(request)
         parsed = wire.decode_as(_REQUEST, await scorer.body(request, hold))
         if (candidates := len(parsed.candidates)) > MOST_CANDIDATES:

@@ -12,7 +12,7 @@ from model.data import generate
 from model.data.prepare import prepare
 from model.data.section import Data
 from model.experiment import Experiment, Training
-from model.run import WEIGHTS
+from model.run import DIGESTS, WEIGHTS
 from model.stec import STECConfig
 from model.train import train
 
@@ -46,8 +46,14 @@ def first_level_run(run_folder: Path) -> Path:
     return with_weights(run_folder, run_folder.parent / "first-level-run", weaken)
 
 
+def copy_to_change(run: Path, copy: Path) -> None:
+    """Without the digests that would tell."""
+    shutil.copytree(run, copy)
+    (copy / DIGESTS).unlink()
+
+
 def with_weights(run: Path, copy: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
     """A copy of a run with other weights."""
-    shutil.copytree(run, copy)
+    copy_to_change(run, copy)
     save_file(change(load_file(run / WEIGHTS)), copy / WEIGHTS)
     return copy

@@ -8,17 +8,16 @@ Shape legend: model/layers.py; P pairs.
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, embeddings, initialise, look_up, pairs
+from model.layers import EmbeddingConfig, Fields, embeddings, initialise, look_up, pairs
 from model.toml import Positive, Rate
 
 
-class AFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="afm"):
+class AFMConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="afm"):
     """attention: hidden units. attention_dropout, out_dropout: of the weights, and of the pooled pairs."""
 
     attention: Positive = 128
     attention_dropout: Rate = 0.0
     out_dropout: Rate = 0.0
-    mlp: tuple[()] = ()
 
 
 class AFM(nn.Module):

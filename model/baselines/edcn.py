@@ -15,18 +15,18 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, embeddings, initialise, look_up
-from model.toml import Positive
+from model.layers import EmbeddingConfig, Fields, embeddings, initialise, look_up
+from model.toml import Positive, Rate
 
 
-class EDCNConfig(BaselineConfig, frozen=True, kw_only=True, tag="edcn"):
-    """layers: of both networks; mlp_dropout: behind each deep one. regulation: whether there are gates; the batch norms
+class EDCNConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="edcn"):
+    """layers: of both networks; dropout: behind each deep one. regulation: whether there are gates; the batch norms
     are there either way. temperature: tau."""
 
     layers: Positive = 3
     regulation: bool = True
     temperature: Annotated[float, Meta(gt=0)] = 5.0
-    mlp: tuple[()] = ()
+    dropout: Rate = 0.0
 
 
 class Regulation(nn.Module):
@@ -58,7 +58,7 @@ class EDCN(nn.Module):
         self.crosses = nn.ModuleList(nn.Linear(width, 1, bias=False) for _ in layers)
         self.shifts = nn.ParameterList(torch.zeros(width) for _ in layers)
         self.deeps = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.mlp_dropout)) for _ in layers
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout)) for _ in layers
         )
         self.out = nn.Linear(3 * width, 1)
         self.apply(initialise)

@@ -8,13 +8,11 @@ Shape legend: model/layers.py.
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, embeddings, look_up, sum_of_pairs
+from model.layers import EmbeddingConfig, Fields, embeddings, look_up, sum_of_pairs
 
 
-class FMConfig(BaselineConfig, frozen=True, kw_only=True, tag="fm"):
-    """There is no deep part."""
-
-    mlp: tuple[()] = ()
+class FMConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="fm"):
+    """What is in EmbeddingConfig is all of it."""
 
 
 class FM(nn.Module):

@@ -8,13 +8,11 @@ Shape legend: model/layers.py.
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, embeddings, look_up
+from model.layers import Fields, TableConfig, embeddings, look_up
 
 
-class LRConfig(BaselineConfig, frozen=True, kw_only=True, tag="lr"):
-    """Only embedding_std is read, of the weights: there is no embedding and no deep part."""
-
-    mlp: tuple[()] = ()
+class LRConfig(TableConfig, frozen=True, kw_only=True, tag="lr"):
+    """What is in TableConfig is all of it."""
 
 
 class LR(nn.Module):

@@ -233,6 +233,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"ctr-prepare: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("ctr-prepare: interrupted: nothing is written", file=sys.stderr)
+        return 130  # as a shell tells it
     console = Console()
     console.print(summary(prepared))
     for line in warnings(prepared):

@@ -45,9 +45,17 @@ class Prepared:
 
     def split(self, name: str) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
         """ids int32 [rows, categorical fields], memory-mapped; values float32 [rows, numeric fields],
-        normalised, memory-mapped; labels float32 [rows], 0 or 1."""
-        labels = self._load(f"{name}.labels.npy").astype(np.float32)
-        return self._load(f"{name}.ids.npy"), self._load(f"{name}.values.npy"), labels
+        normalised, memory-mapped; labels float32 [rows], 0 or 1.
+
+        Raises:
+            ValueError: naming the file, for one that is damaged or of another shape.
+        """
+        labels = self._load(f"{name}.labels.npy", np.uint8, ())
+        ids = self._load(f"{name}.ids.npy", np.int32, (len(self.vocabulary_sizes),))
+        values = self._load(f"{name}.values.npy", np.float32, (len(self.schema.select("numeric")),))
+        if not len(labels) == len(ids) == len(values):
+            raise ValueError(f"{self.folder}: {name}'s files have different numbers of rows: run ctr-prepare again")
+        return ids, values, labels.astype(np.float32)
 
     def column(self, split: str, name: str) -> NDArray[Any]:
         """One of the columns that the log's reader carries along, [rows].
@@ -57,11 +65,15 @@ class Prepared:
         """
         return self._load(f"{split}.{name}.npy")
 
-    def _load(self, file: str) -> NDArray[Any]:
+    def _load(self, file: str, kind: type | None = None, columns: tuple[int, ...] | None = None) -> NDArray[Any]:
+        """kind, columns: what the array must be of; None is anything."""
         try:
             array: NDArray[Any] = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{self.folder / file}: {error}: run ctr-prepare again") from error
+        if (kind is not None and array.dtype != kind) or (columns is not None and array.shape[1:] != columns):
+            found = f"{array.dtype} {list(array.shape)}"
+            raise ValueError(f"{self.folder / file}: {found} is not what was written: run ctr-prepare again")
         return array
 
 

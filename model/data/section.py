@@ -106,6 +106,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(
                 'reader = "table" needs train, valid, test, context and candidate, or fields that have these sides'
             )
+        sides = (*self.context, *self.candidate)
+        if twice := [name for name in sides if sides.count(name) > 1]:
+            raise ValueError(f"field {twice[0]!r} is listed twice in context and candidate: it has one side")
         if strangers := set(self.numeric) - listed:
             raise ValueError(f"numeric field {min(strangers)!r} is in neither context nor candidate")
         for spec in self.fields:

@@ -28,6 +28,7 @@ from model.run import EXPERIMENT, METRICS, WEIGHTS, open_run
 from model.stec import STEC, STECConfig, stec_for
 from service.app import create_app
 from service.settings import Settings
+from tests.conftest import copy_to_change
 
 CONTEXT = {"device": "phone", "hour": 21, "session_depth": 2}
 REQUEST = {
@@ -49,7 +50,7 @@ def bundle_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def mlp_run(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("mlp") / "run"
-    shutil.copytree(run_folder, run)
+    copy_to_change(run_folder, run)
     model, experiment, schema, _ = open_run(run)
     assert isinstance(model, STEC)
     assert isinstance(experiment.model, STECConfig)

@@ -24,7 +24,7 @@ from model.data.prepared import read_prepared
 from model.run import EXPERIMENT, open_run
 from model.run import WEIGHTS as RUN_WEIGHTS
 from model.stec import STECConfig, stec_for
-from tests.conftest import DATA
+from tests.conftest import DATA, copy_to_change
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_parity_finds_a_graph_with_other_weights(bundle_folder: Path) -> None:
 
 def untrained(run: Path, folder: Path, size: STECConfig) -> Path:
     """A copy of a run with a model of another size, as it starts."""
-    shutil.copytree(run, folder)
+    copy_to_change(run, folder)
     _, experiment, schema, _ = open_run(run)
     (folder / EXPERIMENT).write_bytes(msgspec.json.encode(msgspec.structs.replace(experiment, model=size)))
     sizes = [len(open_vocabulary(run / VOCABULARY, f.name)) for f in schema.select("categorical")]

@@ -95,6 +95,13 @@ def test_an_own_table_without_one_of_its_keys_is_refused(toml: Path, gone: str) 
         read_experiment(toml)
 
 
+@pytest.mark.parametrize("lines", ['context = ["user", "ad"]', 'context = ["user", "user"]'])
+def test_a_field_has_one_side_and_is_listed_once(toml: Path, lines: str) -> None:
+    toml.write_text(f'name = "x"\n{TABLE}'.replace('context = ["user", "age"]', lines))
+    with pytest.raises(ValueError, match="is listed twice in context and candidate"):
+        read_experiment(toml)
+
+
 def test_a_numeric_field_must_be_on_a_side(toml: Path) -> None:
     toml.write_text(f'name = "x"\n{TABLE}numeric = ["income"]\n')
     with pytest.raises(ValueError, match="numeric field 'income' is in neither context nor candidate"):

@@ -10,6 +10,7 @@ from model.metrics import Metrics
 from model.points import Point, read_sweep
 from model.run import RunMetrics
 from model.runs import RUNS, RunList
+from model.stec import STECConfig
 from model.sweep import Measured, main, rank, sweep
 from tests.model.test_runs import experiment, run
 from tests.model.tiny import TOML, make_root
@@ -31,8 +32,11 @@ def test_a_grid_is_every_combination_and_a_point_is_one_more(toml: Path) -> None
         "embedding 16, net_l2 0.1",
         "mlp [400]",
     ]
-    assert (points[3].experiment.model.embedding, points[3].experiment.training.net_l2) == (16, 0.1)
-    assert points[4].experiment.model.mlp == (400,)
+    third, fourth = points[3].experiment.model, points[4].experiment.model
+    assert isinstance(third, STECConfig)
+    assert isinstance(fourth, STECConfig)
+    assert (third.embedding, points[3].experiment.training.net_l2) == (16, 0.1)
+    assert fourth.mlp == (400,)
     assert points[4].experiment.training == base.training
     assert points[0].experiment.name == "tiny: embedding 4, net_l2 0.0"
 

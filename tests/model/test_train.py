@@ -4,21 +4,28 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
+from contract.bundle import SCHEMA
+from contract.schema import FeatureSchema, read_schema, write_schema
 from model.data.prepared import read_prepared
 from model.experiment import read_experiment
 from model.fit import predict
 from model.metrics import evaluate
 from model.report import check_one_experiment, check_one_log
-from model.run import EXPERIMENT, METRICS, DataFacts, open_run
-from model.train import train
+from model.run import EXPERIMENT, METRICS, WEIGHTS, DataFacts, open_run
+from model.train import main, train
 from model.trial import fingerprint, load_split
+from tests.conftest import copy_to_change
 from tests.model.tiny import TINY, make_root
 
 
@@ -70,12 +77,57 @@ def test_an_unprepared_log_says_which_command_prepares_it(root: Path, tmp_path: 
 
 def test_weights_of_another_size_are_refused(root: Path, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
-    shutil.copytree(root / "run", copied)
+    copy_to_change(root / "run", copied)
     document = json.loads((copied / EXPERIMENT).read_text())
     document["model"]["embedding"] = 16
     (copied / EXPERIMENT).write_bytes(msgspec.json.encode(document))
     with pytest.raises(ValueError, match="do not belong together"):
         open_run(copied)
+
+
+def change_a_weight(run: Path) -> None:
+    weights = load_file(run / WEIGHTS)
+    save_file(weights | {"head.0.bias": weights["head.0.bias"] + 1}, run / WEIGHTS)
+
+
+def reverse_the_fields(run: Path) -> None:
+    schema = read_schema(run / SCHEMA)
+    write_schema(FeatureSchema(schema.fields[::-1]), run / SCHEMA)
+
+
+def change_a_vocabulary(run: Path) -> None:
+    shutil.copyfile(run / "vocabulary" / "ad.marisa", run / "vocabulary" / "user.marisa")
+
+
+@pytest.mark.parametrize("change", [change_a_weight, reverse_the_fields, change_a_vocabulary])
+def test_a_run_that_was_changed_since_is_refused(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    shutil.copytree(root / "run", tmp_path / "run")
+    open_run(tmp_path / "run")
+    change(tmp_path / "run")
+    with pytest.raises(ValueError, match="is not what training wrote"):
+        open_run(tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_refused(root: Path, tmp_path: Path) -> None:
+    copy_to_change(root / "run", tmp_path / "run")
+    weights = load_file(tmp_path / "run" / WEIGHTS)
+    save_file(weights | {"head.0.bias": torch.tensor([float("nan")])}, tmp_path / "run" / WEIGHTS)
+    with pytest.raises(ValueError, match="not finite"):
+        open_run(tmp_path / "run")
+
+
+def test_a_model_that_does_not_fit_into_memory_and_a_place_that_cannot_be_written_are_told_in_a_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "large.toml"
+    large.write_text((root / TINY).read_text().replace("embedding = 8", "embedding = 1000000000000"))
+    (tmp_path / "file").write_text("")
+    for toml, out, words in [(large, tmp_path / "run", "memory"), (root / TINY, tmp_path / "file" / "run", "file")]:
+        monkeypatch.setattr("sys.argv", ["ctr-train", str(toml), "--data", str(root), "--out", str(out)])
+        assert main() == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1
+        assert words in said[0]
 
 
 @pytest.mark.parametrize("lost", ["experiment.json", "weights.safetensors", "schema.json"])
@@ -91,6 +143,34 @@ def test_broken_weights_are_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "weights.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="train again"):
         open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("train.ids.npy", lambda a: a[:, :-1]),
+        ("train.ids.npy", lambda a: a.astype(np.float32)),
+        ("train.ids.npy", lambda a: a[:-1]),
+        ("train.ids.npy", lambda a: a + 10_000),
+        ("train.ids.npy", lambda a: a - 100),
+        ("valid.labels.npy", lambda a: a * 2),
+        ("test.values.npy", lambda a: a[:, 0]),
+    ],
+)
+def test_a_prepared_log_that_was_changed_since_is_refused_before_training(
+    root: Path, tmp_path: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    np.save(tmp_path / "prepared" / name, change(np.load(root / "prepared" / name)))
+    with pytest.raises(ValueError, match="run ctr-prepare again"):
+        train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
+
+
+def test_a_prepared_file_that_is_empty_is_named(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    (tmp_path / "prepared" / "train.ids.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train\.ids\.npy: .*run ctr-prepare again"):
+        train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
 
 
 def test_data_prepared_for_another_experiment_is_refused(root: Path, tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ of_every_case = pytest.mark.parametrize(
 def small(name: str, **changes: Any) -> Config:
     """A config whose model trains on a few rows; embeddings wide enough that all of it matters."""
     config, _ = MODELS[name]
-    return config(**{"embedding_std": 0.3, "embedding": 4} | SMALL[name] | changes)
+    width = {} if name == "lr" else {"embedding": 4}
+    return config(**{"embedding_std": 0.3} | width | SMALL[name] | changes)
 
 
 def a_model(name: str, **changes: Any) -> nn.Module:
