@@ -1,10 +1,15 @@
 """Outputs that appear whole or not at all."""
 
+import fcntl
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+OWNER = "owner.lock"
 
 
 @contextmanager
@@ -12,13 +17,15 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
     """Yields a temporary folder beside `path` and renames it to `path` when the block succeeds.
 
     marker: a file that every folder of this kind holds. An existing folder with it is replaced.
+    What processes that were killed on the way left beside `path` is removed.
 
     Raises:
         ValueError: before the block runs, when `path` exists and is not such a folder.
     """
     check_replaceable(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+    _remove_left_behind(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary, _owned(Path(temporary)):
         fresh = Path(temporary) / "new"
         fresh.mkdir()
         yield fresh
@@ -28,6 +35,21 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
         if path.exists():
             path.rename(Path(temporary) / "old")
         fresh.rename(path)
+
+
+@contextmanager
+def _owned(temporary: Path) -> Iterator[None]:
+    """A lock in it that ends with this process, however it ends."""
+    with (temporary / OWNER).open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _remove_left_behind(path: Path) -> None:
+    for owner in path.parent.glob(f".{glob.escape(path.name)}.*/{OWNER}"):
+        with suppress(OSError), owner.open("rb") as file:  # of a living process, or gone meanwhile
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def check_replaceable(path: Path, marker: str) -> None:

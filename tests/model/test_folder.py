@@ -1,5 +1,8 @@
 """Output folders appear whole or not at all, and never over somebody else's."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -106,3 +109,36 @@ def test_a_folder_without_its_marker_is_our_own_slip(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=MARKER), new_folder(tmp_path / "out", MARKER):
         pass
     assert names(tmp_path) == []
+
+
+def written_until_killed(path: Path) -> None:
+    with new_folder(path, MARKER) as folder:
+        (folder / "half").write_text("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def left_behind(path: Path) -> list[Path]:
+    return list(path.parent.glob(f".{path.name}.*"))
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    process = multiprocessing.get_context("fork").Process(target=written_until_killed, args=(path,))
+    process.start()
+    process.join()
+    assert len(left_behind(path)) == 1
+    with new_folder(path, MARKER) as folder:
+        (folder / MARKER).write_text("x")
+    assert left_behind(path) == []
+    assert [file.name for file in path.iterdir()] == [MARKER]
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with new_folder(path, MARKER) as first:
+        (first / MARKER).write_text("first")
+        with new_folder(path, MARKER) as second:
+            (second / MARKER).write_text("second")
+        assert (first / MARKER).read_text() == "first"
+    assert (path / MARKER).read_text() == "first"
+    assert left_behind(path) == []
