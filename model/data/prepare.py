@@ -107,6 +107,8 @@ def _write(folder: Path, scratch: Path, log: Log, data: Data, given: Path | None
         np.save(folder / f"test.{name}.npy", column)
     facts = LogFacts(data, {field.name: missing["train"][field.name] for field in log.fields}, splits)
     (folder / LOG).write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
+    if data.reader == "table" and (useless := useless_fields(read_prepared(folder))):
+        raise ValueError(f"{log.paths['train']}: {useless[0]}")
 
 
 def _number(
@@ -198,17 +200,32 @@ def summary(prepared: Prepared) -> Table:
     return lines
 
 
-def warnings(prepared: Prepared) -> list[str]:
-    """Fields that tell a model nothing. No error: the log of one day, or of one exchange, may be like that."""
+def useless_fields(prepared: Prepared) -> list[str]:
+    """What is wrong with each field that tells a model nothing. An own log has to leave it out; of a published one, a
+    day or a sample may be like that."""
     said = []
-    for name, size, unknown in zip(_names(prepared), prepared.vocabulary_sizes, _unknown(prepared), strict=True):
+    for name, size in zip(_names(prepared), prepared.vocabulary_sizes, strict=True):
+        missing = prepared.facts.missing[name]
         if size == FIRST:
-            said.append(f"field {name!r}: no value was seen min_count times in train: lower it, or remove the field")
-        elif size == FIRST + 1 and not prepared.facts.missing[name]:
-            said.append(f"field {name!r} has one value in all of train: it tells the model nothing, remove it")
-        elif unknown > MOSTLY:
-            said.append(f"field {name!r}: the vocabulary lacks {unknown:.2%} of test's values: is it another log's?")
+            why = (
+                "it is missing in every row of train" if missing == 1 else "no value is there min_count times in train"
+            )
+            said.append(f"column {name!r} has no token: {why}: lower min_count, or remove the field")
+        elif size == FIRST + 1 and not missing:
+            ((token, _),) = open_vocabulary(prepared.vocabulary, name).items()
+            said.append(f"column {name!r} holds {token!r} in every row of train: it tells a model nothing, remove it")
     return said
+
+
+def warnings(prepared: Prepared) -> list[str]:
+    """Of what need not be an error."""
+    fields = zip(_names(prepared), prepared.vocabulary_sizes, _unknown(prepared), strict=True)
+    lacking = [
+        f"column {name!r}: the vocabulary lacks {share:.2%} of test's values: is it another log's?"
+        for name, size, share in fields
+        if size > FIRST and share > MOSTLY
+    ]
+    return [*useless_fields(prepared), *lacking]
 
 
 def _unknown(prepared: Prepared) -> NDArray[np.float64]:

@@ -171,11 +171,11 @@ def test_the_size_of_a_batch_changes_nothing(tmp_path: Path, monkeypatch: pytest
     assert prepared.split("test")[1][:, 0].tolist() == expected.tolist()
 
 
-def test_a_field_without_information_is_told_and_taken(tmp_path: Path) -> None:
+def test_a_field_of_a_published_log_without_information_is_told_and_taken(tmp_path: Path) -> None:
     same = {"place": [pl.Series(["p"] * 8)] * 3, "ad": [pl.Series(range(8))] * 3, "bid": [pl.Series([1.0] * 8)] * 3}
     one, none = warnings(write(tmp_path, log_of(same), min_count=2))
-    assert "field 'place' has one value in all of train" in one
-    assert "field 'ad': no value was seen min_count times" in none
+    assert "column 'place' holds 'p' in every row of train" in one
+    assert "column 'ad' has no token: no value is there min_count times" in none
 
 
 def test_a_vocabulary_of_another_log_is_told(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_vocabulary_of_another_log_is_told(tmp_path: Path) -> None:
     log = log_of(columns | {"ad": [pl.Series(["b", *"1234567"])] * 3})
     assert warnings(write(tmp_path, log)) == []
     (said,) = warnings(write(tmp_path, log, given=other.vocabulary))
-    assert said == "field 'ad': the vocabulary lacks 87.50% of test's values: is it another log's?"
+    assert said == "column 'ad': the vocabulary lacks 87.50% of test's values: is it another log's?"
 
 
 def test_a_vocabulary_that_is_not_there_is_told_before_anything_is_read(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ OWN = Data(
     numeric=("age",),
 )
 HEAD = "clicked,user,age,ad\n"
-GOOD = "clicked,user,age,ad,note\n1,0017,31,a,x\n0,18,,a,y\n"
+GOOD = "clicked,user,age,ad,note\n1,0017,31,a,x\n0,18,,b,y\n"
 
 
 def read_own(folder: Path, train: str = GOOD) -> Log:
@@ -196,3 +196,22 @@ def test_frappe_has_its_ten_fields_and_published_sizes() -> None:
     assert [f.name for f in log.fields if f.side == "candidate"] == ["item", "cost"]
     assert len(log.fields) == 10
     assert all(f.kind == "categorical" for f in log.fields)
+
+
+@pytest.mark.parametrize(
+    ("ad", "min_count", "words"),
+    [
+        ("a", 1, r"train\.csv: column 'ad' holds 'a' in every row of train: it tells a model nothing, remove it"),
+        ("b", 2, r"train\.csv: column 'user' has no token: no value is there min_count times in train: lower"),
+        ("", 1, None),  # there or missing: that is two values
+    ],
+)
+def test_an_own_log_has_no_field_that_says_nothing(tmp_path: Path, ad: str, min_count: int, words: str | None) -> None:
+    log = read_own(tmp_path, f"{HEAD}1,u,3,a\n0,v,4,{ad}\n")
+    data = msgspec.structs.replace(OWN, min_count=min_count)
+    if words is None:
+        write_prepared(tmp_path / "prepared", log, data)
+        return
+    with pytest.raises(ValueError, match=words):
+        write_prepared(tmp_path / "prepared", log, data)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["test.csv", "train.csv", "valid.csv"]
