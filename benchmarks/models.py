@@ -79,7 +79,14 @@ def main() -> int:
     add_data_argument(parser)
     options = parser.parse_args()
     experiments = {p.stem: read_experiment(p) for p in sorted(options.folder.glob("*.toml")) if "sweep" not in p.stem}
-    prepared = read_prepared(options.data / next(iter(experiments.values())).data.prepared)
+    logs = {e.data.prepared for e in experiments.values()}
+    if len(experiments) < 2 or len(logs) > 1:
+        parser.error(
+            f"{options.folder} has {len(experiments)} experiments of {len(logs)} logs: two or more of one are compared"
+        )
+    prepared = read_prepared(options.data / logs.pop())
+    if prepared.schema.select("numeric"):
+        parser.error(f"{prepared.folder} has numeric fields, for which no request is drawn here")
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: open_model(e, prepared, Path(folder), name) for name, e in experiments.items()}
         found = measure(runs, prepared)

@@ -75,7 +75,7 @@ def generate(path: Path, rows: int, seed: int = 1) -> None:
 
 
 def experiment(folder: Path) -> Path:
-    """The log as an own table: the split's files are the whole and a beginning of it twice."""
+    """The log as an own table: train is the whole, valid and test another draw."""
     numbers, tokens = [f"I{i}" for i in range(1, 14)], [f"C{i}" for i in range(1, 27)]
     data = {
         "reader": "table",

@@ -170,6 +170,8 @@ def _run_and_log(run: Path, data: Path) -> tuple[nn.Module, Prepared | None]:
     """The run's model, and the log that the cascade is calibrated on, if it is at hand and can be used: a bundle
     does without."""
     model, experiment, _, _ = open_run(run)
+    if not isinstance(model, STEC) or len(model.head) > 1:
+        return model, None
     try:
         prepared = read_prepared(data / experiment.data.prepared)
         check_log(prepared, run)

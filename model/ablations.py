@@ -16,7 +16,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "STEC_BL": {"interaction": "separate"},
     # The same without the FFN, "to make the overall structure resemble the AutoInt model".
     "STEC_NF": {"interaction": "separate", "ffn": 0},
-    # Only the final interaction: see Model.last for which one that is.
+    # Only the final interaction: see STECConfig.last for which one that is.
     "STEC_LO": {"fusion": "last"},
     # The levels' sum instead of their concatenation.
     "STEC_F": {"fusion": "add"},

@@ -46,9 +46,12 @@ def _owned(temporary: Path) -> Iterator[None]:
 
 
 def _remove_left_behind(path: Path) -> None:
+    """What was killed between its two renames had moved the old folder aside: that one comes back first."""
     for owner in path.parent.glob(f".{glob.escape(path.name)}.*/{OWNER}"):
         with suppress(OSError), owner.open("rb") as file:  # of a living process, or gone meanwhile
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (old := owner.parent / "old").is_dir() and not path.exists():
+                old.rename(path)
             shutil.rmtree(owner.parent, ignore_errors=True)
 
 

@@ -149,15 +149,16 @@ def number_of_pairs(fields: Fields) -> int:
 class SelfAttention(nn.Module):
     """Every field attends to every field; no projection behind it. Shape: (B, F, D) -> (B, F, A), A = width."""
 
-    def __init__(self, inputs: int, width: int, heads: int, scaled: bool) -> None:
+    def __init__(self, inputs: int, width: int, heads: int, scaled: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
         self.divisor = math.sqrt(width // heads) if scaled else 1.0
         self.query, self.key, self.value = (nn.Linear(inputs, width, bias=False) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BFD: Tensor) -> Tensor:
         split = (m(x_BFD).unflatten(2, (self.heads, -1)).transpose(1, 2) for m in (self.query, self.key, self.value))
         q_BHFK, k_BHFK, v_BHFK = split
-        weight_BHFF = (q_BHFK @ k_BHFK.transpose(2, 3) / self.divisor).softmax(3)
+        weight_BHFF = self.dropout((q_BHFK @ k_BHFK.transpose(2, 3) / self.divisor).softmax(3))
         heads_BFD: Tensor = (weight_BHFF @ v_BHFK).transpose(1, 2).flatten(2)
         return heads_BFD

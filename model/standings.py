@@ -15,7 +15,7 @@ import msgspec
 
 from model.folder import write_whole
 from model.pictures import draw_auc_over_cost
-from model.welch import Seeds, compare_seeds, mean_and_std, read_seeds
+from model.welch import Seeds, check_same_log, compare_seeds, mean_and_std, read_seeds
 
 BASE = "stec"
 SERVING = "serving.json"
@@ -31,13 +31,14 @@ us a candidate: serving, one thread, a request of 100 candidates (`python -m ben
 
 @dataclass(frozen=True)
 class Standing:
-    """What a model's report says. rows_per_s: training's median. us: serving's microseconds for a candidate."""
+    """What a model's report says; None is what an older report lacks. rows_per_s: training's median. us: serving's
+    microseconds for a candidate."""
 
     name: str
     seeds: Seeds
     parameters: int
-    flops: int
-    rows_per_s: float
+    flops: int | None
+    rows_per_s: float | None
     us: float | None
 
     @property
@@ -72,10 +73,9 @@ def _serving(path: Path) -> dict[str, float]:
 
 def _standing(path: Path, serving: dict[str, float]) -> Standing:
     seeds, report = read_seeds(str(path), None), json.loads(path.read_bytes())
-    speeds = [run["rows_per_s"] for run in report["runs"]]
-    return Standing(
-        path.stem, seeds, report["parameters"], report["flops"], statistics.median(speeds), serving.get(path.stem)
-    )
+    speeds = [speed for run in report["runs"] if (speed := run.get("rows_per_s"))]
+    rows_per_s = statistics.median(speeds) if speeds else None
+    return Standing(path.stem, seeds, report["parameters"], report.get("flops"), rows_per_s, serving.get(path.stem))
 
 
 def markdown(folder: Path, standings: Sequence[Standing]) -> str:
@@ -95,6 +95,7 @@ def markdown(folder: Path, standings: Sequence[Standing]) -> str:
 
 def _cells(one: Standing, base: Standing) -> list[str]:
     """Of one line. Raises ValueError when its report is of another log than STEC's."""
+    check_same_log(one.seeds, base.seeds)
     enough = min(len(one.seeds.aucs), len(base.seeds.aucs)) > 1
     p = compare_seeds(one.seeds, base.seeds)["test AUC"].p if enough and one is not base else None
     return [
@@ -105,8 +106,8 @@ def _cells(one: Standing, base: Standing) -> list[str]:
         mean_and_std(one.seeds.loglosses, 4),
         "" if p is None else f"{p:.4f}",
         f"{one.parameters:,}",
-        f"{one.flops:,}",
-        f"{one.rows_per_s:,.0f}",
+        "" if one.flops is None else f"{one.flops:,}",
+        "" if one.rows_per_s is None else f"{one.rows_per_s:,.0f}",
         "" if one.us is None else f"{one.us:.2f}",
     ]
 
@@ -115,7 +116,8 @@ def write_standings(folder: Path) -> Path:
     """Returns the page that was written. Raises ValueError as read_standings() does, and for reports of other logs."""
     standings = read_standings(folder)
     page = markdown(folder, standings)
-    _draw(folder / "models-flops.png", {s.name: (s.flops, s.auc) for s in standings}, "FLOPs of a row")
+    flops = {s.name: (s.flops, s.auc) for s in standings if s.flops is not None}
+    _draw(folder / "models-flops.png", flops, "FLOPs of a row")
     if costs := {s.name: (s.us, s.auc) for s in standings if s.us}:
         _draw(folder / "models-serving.png", costs, "microseconds to serve a candidate, one thread, 100 a request")
     write_whole(folder / "models.md", page.encode())

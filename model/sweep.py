@@ -62,7 +62,7 @@ class Measured:
             mean_and_std([m.test.auc * 100 for m in metrics], 2),
             mean_and_std([m.test.logloss for m in metrics], 4),
             f"{metrics[0].parameters:,}",
-            f"{metrics[0].flops or 0:,}",
+            "" if metrics[0].flops is None else f"{metrics[0].flops:,}",
             f"{sum(m.seconds for m in metrics):.0f}",
         ]
 
@@ -153,7 +153,7 @@ def sweep(path: Path, data: Path) -> list[Measured]:
         table.show("")
 
     def on_failed(experiment: Experiment, error: Exception) -> None:
-        table.failures[experiment.name] = str(error)
+        table.failures[f"{experiment.name}, seed {experiment.training.seed}"] = str(error)
         table.line(f"{experiment.name}, seed {experiment.training.seed}: {error}")
 
     wanted = [with_seed(p.experiment, seed) for p in points for seed in range(1, plan.seeds + 1)]

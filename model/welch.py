@@ -112,12 +112,17 @@ def _of_report(path: Path) -> Seeds:
 
 
 def compare_seeds(a: Seeds, b: Seeds) -> dict[str, Difference]:
-    """By metric. Raises ValueError when the two are of different logs, or of one that was prepared differently."""
+    """By metric. Raises ValueError as check_same_log() does, and as welch() does."""
+    check_same_log(a, b)
+    return {"test AUC": welch(a.aucs, b.aucs), "test logloss": welch(a.loglosses, b.loglosses)}
+
+
+def check_same_log(a: Seeds, b: Seeds) -> None:
+    """Raises ValueError when the two are of different logs, or of one that was prepared differently."""
     if a.log != b.log:
         raise ValueError(f"{a.name} is of the log {a.log} and {b.name} of {b.log}: their numbers do not compare")
     if a.fingerprint and b.fingerprint and a.fingerprint != b.fingerprint:
         raise ValueError(f"{a.name} and {b.name} are of differently prepared data: their numbers do not compare")
-    return {"test AUC": welch(a.aucs, b.aucs), "test logloss": welch(a.loglosses, b.loglosses)}
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:

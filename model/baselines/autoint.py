@@ -13,7 +13,7 @@ from model.toml import Positive, Rate
 
 class AutoIntConfig(BaselineConfig, frozen=True, kw_only=True, tag="autoint"):
     """attention: A, of all heads. layers: L. layer_norm, scaled: whether they are there. wide: whether the weights w_i
-    are. dropout: of what the heads answer."""
+    are. dropout: of the attention's weights."""
 
     attention: Positive = 128
     layers: Positive = 5
@@ -34,13 +34,12 @@ class Layer(nn.Module):
     def __init__(self, width: int, config: AutoIntConfig) -> None:
         super().__init__()
         out = config.attention
-        self.attention = SelfAttention(width, out, config.heads, config.scaled)
+        self.attention = SelfAttention(width, out, config.heads, config.scaled, config.dropout)
         self.residual = nn.Identity() if width == out else nn.Linear(width, out, bias=False)
         self.norm = nn.LayerNorm(out) if config.layer_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.dropout(self.attention(x)) + self.residual(x)).relu()
+        out: Tensor = self.norm(self.attention(x) + self.residual(x)).relu()
         return out
 
 

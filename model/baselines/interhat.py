@@ -15,7 +15,7 @@ from model.toml import Positive, Rate
 
 
 class InterHAtConfig(BaselineConfig, frozen=True, kw_only=True, tag="interhat"):
-    """attention: A. hidden: units of the FFN, and of every Agg. order: P. dropout: of the attention and the FFN."""
+    """attention: A. hidden: units of the FFN, and of every Agg. order: P. dropout: of the attention's weights."""
 
     attention: Positive = 64
     heads: Positive = 1
@@ -48,11 +48,10 @@ class InterHAt(nn.Module):
         super().__init__()
         width, hidden = config.embedding, config.hidden
         self.embeddings = embeddings(fields, config, [width])
-        self.attention = SelfAttention(width, config.attention, config.heads, scaled=True)
+        self.attention = SelfAttention(width, config.attention, config.heads, True, config.dropout)
         self.attention_out = nn.Linear(config.attention, width, bias=False)
         self.attention_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.ffn = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width))
-        self.dropout = nn.Dropout(config.dropout)
         self.orders = nn.ModuleList(Aggregation(width, hidden) for _ in range(config.order))
         self.aggregation = Aggregation(width, hidden)
         self.mlp = deep(width, config)
@@ -63,11 +62,12 @@ class InterHAt(nn.Module):
 
     def predict(self, x_BFD: Tensor) -> Tensor:
         """Of what look_up() finds: all that depends on both sides of a request."""
-        y_BFD = self.attention_norm(self.dropout(self.attention_out(self.attention(x_BFD)).relu()) + x_BFD)
-        first_BFD = self.ffn_norm(self.dropout(self.ffn(y_BFD)) + y_BFD)
+        y_BFD = self.attention_norm(self.attention_out(self.attention(x_BFD)).relu() + x_BFD)
+        first_BFD = self.ffn_norm(self.ffn(y_BFD) + y_BFD)
         current_BFD, found = first_BFD, []
         for aggregate in self.orders:
+            if found:
+                current_BFD = found[-1][:, None] * first_BFD + current_BFD
             found.append(aggregate(current_BFD))
-            current_BFD = found[-1][:, None] * first_BFD + current_BFD
         logit_B: Tensor = self.mlp(self.aggregation(torch.stack(found, 1)))[:, 0]
         return logit_B

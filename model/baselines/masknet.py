@@ -28,6 +28,10 @@ class MaskNetConfig(BaselineConfig, frozen=True, kw_only=True, tag="masknet"):
     embedding_norm: bool = False
     mlp_batch_norm: bool = False
 
+    def __post_init__(self) -> None:
+        if self.structure == "serial" and not self.mlp:
+            raise ValueError('structure = "serial" takes its blocks\' widths from mlp: give it some')
+
 
 class MaskBlock(nn.Module):
     """Shape: e (B, E), h (B, inputs) -> (B, outputs)."""

@@ -7,7 +7,10 @@ NOTE[DIFF] As BARS: no activation and no split between layers, and biases in the
 Shape legend: model/layers.py; H feature maps of a layer.
 """
 
+from typing import Annotated
+
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
@@ -17,7 +20,7 @@ from model.toml import Positive
 class XDeepFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="xdeepfm"):
     """cin: feature maps of each layer of the compressed interaction network."""
 
-    cin: tuple[Positive, ...] = (64,)
+    cin: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (64,)
 
 
 class XDeepFM(nn.Module):

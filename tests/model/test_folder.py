@@ -133,6 +133,26 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -
     assert [file.name for file in path.iterdir()] == [MARKER]
 
 
+def killed_between_its_renames(path: Path) -> None:
+    with new_folder(path, MARKER) as folder:
+        (folder / MARKER).write_text("new")
+        path.rename(folder.parent / "old")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_folder_that_a_killed_process_had_moved_aside_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    write(path, "good")
+    process = multiprocessing.get_context("fork").Process(target=killed_between_its_renames, args=(path,))
+    process.start()
+    process.join()
+    assert not path.exists()
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path)
+    assert (path / MARKER).read_text() == "good"
+    assert left_behind(path) == []
+
+
 def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with new_folder(path, MARKER) as first:

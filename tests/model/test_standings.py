@@ -98,3 +98,18 @@ def test_two_things_or_a_folder_are_compared(words: list[str], monkeypatch: pyte
     monkeypatch.setattr("sys.argv", ["ctr-compare", *words])
     with pytest.raises(SystemExit):
         main()
+
+
+def test_a_report_of_another_log_is_refused_even_of_one_seed(folder: Path) -> None:
+    report = json.loads((folder / "lr.json").read_bytes())
+    report["data"]["fingerprint"] = "beef"
+    (folder / "lr.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="differently prepared data"):
+        write_standings(folder)
+
+
+def test_what_an_older_report_lacks_stays_empty(folder: Path) -> None:
+    report = json.loads((folder / "lr.json").read_bytes())
+    del report["flops"], report["runs"][0]["rows_per_s"]
+    (folder / "lr.json").write_text(json.dumps(report))
+    assert cells(write_standings(folder).read_text(), "lr")[-3:] == ["", "", ""]

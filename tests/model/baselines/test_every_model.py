@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.flops import count_flops
-from model.layers import FeatureEmbedding, Fields, embedding_parameters
+from model.layers import Fields, embedding_parameters
 from model.zoo import MODELS, Config, build, name_of
 
 NAMES = ("user", "item", "day", "cost", "age", "bid")
@@ -102,9 +102,10 @@ def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
 def test_the_l2_of_embeddings_falls_on_every_table_and_nothing_else(name: str, options: dict[str, Any]) -> None:
     model = a_model(name, **options)
     found = {id(p) for p in embedding_parameters(model)}
-    tables = [m for m in model.modules() if isinstance(m, FeatureEmbedding)]
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    vectors = {id(p) for name, p in model.named_parameters() if name.endswith(".alpha") and "embedding" in name}
     assert tables
-    assert found == {id(p) for table in tables for p in table.parameters()}
+    assert found == tables | vectors
 
 
 @of_every_case

@@ -199,19 +199,25 @@ def test_frappe_has_its_ten_fields_and_published_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ad", "min_count", "words"),
+    ("rows", "min_count", "words"),
     [
-        ("a", 1, r"train\.csv: column 'ad' holds 'a' in every row of train: it tells a model nothing, remove it"),
-        ("b", 2, r"train\.csv: column 'user' has no token: no value is there min_count times in train: lower"),
-        ("", 1, None),  # there or missing: that is two values
+        ("1,u,3,a\n0,v,4,a\n", 1, r"train\.csv: column 'ad' holds 'a' in every row of train: it tells a model nothing"),
+        (
+            "1,u,3,a\n0,v,4,b\n",
+            2,
+            r"train\.csv: column 'user' has no token: no value is there min_count times",
+        ),
+        ("1,u,3,\n0,v,4,\n", 1, r"train\.csv: column 'ad' has no token: it is missing in every row"),
     ],
 )
-def test_an_own_log_has_no_field_that_says_nothing(tmp_path: Path, ad: str, min_count: int, words: str | None) -> None:
-    log = read_own(tmp_path, f"{HEAD}1,u,3,a\n0,v,4,{ad}\n")
+def test_an_own_log_has_no_field_that_says_nothing(tmp_path: Path, rows: str, min_count: int, words: str) -> None:
     data = msgspec.structs.replace(OWN, min_count=min_count)
-    if words is None:
-        write_prepared(tmp_path / "prepared", log, data)
-        return
     with pytest.raises(ValueError, match=words):
-        write_prepared(tmp_path / "prepared", log, data)
+        write_prepared(tmp_path / "prepared", read_own(tmp_path, HEAD + rows), data)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["test.csv", "train.csv", "valid.csv"]
+
+
+@pytest.mark.parametrize("others", ["0,v,4,\n", "0,v,4,rare\n"])
+def test_one_token_is_enough_where_others_are_missing_or_rare(tmp_path: Path, others: str) -> None:
+    log = read_own(tmp_path, f"{HEAD}1,u,3,a\n0,u,4,a\n1,v,3,a\n{others}")
+    write_prepared(tmp_path / "prepared", log, msgspec.structs.replace(OWN, min_count=2))
