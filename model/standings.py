@@ -7,7 +7,7 @@ Writes models.md, models-flops.png (Figure 3) and models-serving.png.
 import io
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def write_standings(folder: Path) -> Path:
     return folder / "models.md"
 
 
-def _draw(path: Path, points: dict[str, tuple[float, float]], cost: str) -> None:
+def _draw(path: Path, points: Mapping[str, tuple[float, float]], cost: str) -> None:
     picture = io.BytesIO()
     draw_auc_over_cost(points, cost, BASE, picture)
     write_whole(path, picture.getvalue())

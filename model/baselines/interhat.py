@@ -64,7 +64,7 @@ class InterHAt(nn.Module):
         """Of what look_up() finds: all that depends on both sides of a request."""
         y_BFD = self.attention_norm(self.attention_out(self.attention(x_BFD)).relu() + x_BFD)
         first_BFD = self.ffn_norm(self.ffn(y_BFD) + y_BFD)
-        current_BFD, found = first_BFD, []
+        current_BFD, found = first_BFD, list[Tensor]()
         for aggregate in self.orders:
             if found:
                 current_BFD = found[-1][:, None] * first_BFD + current_BFD
