@@ -84,7 +84,7 @@ def markdown(folder: Path, standings: Sequence[Standing]) -> str:
     lines = [
         f"# {folder.name}: every model",
         "",
-        f"STEC is number {place} of {len(standings)} by mean test AUC. {TEXT}",
+        f"Of {len(standings)} reports, STEC's is number {place} by mean test AUC. {TEXT}",
     ]
     lines += ["", f"| {' | '.join(HEADER)} |", "|---" + "|--:" * (len(HEADER) - 1) + "|"]
     lines += [f"| {' | '.join(_cells(s, base))} |" for s in standings]

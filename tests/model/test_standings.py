@@ -42,13 +42,13 @@ def cells(page: str, name: str) -> list[str]:
 def test_the_best_auc_comes_first_and_stecs_place_is_said(folder: Path) -> None:
     page = write_standings(folder).read_text()
     assert [s.name for s in read_standings(folder)] == ["stec", "dcn", "lr"]
-    assert "STEC is number 1 of 3 by mean test AUC" in page
+    assert "Of 3 reports, STEC's is number 1 by mean test AUC" in page
 
 
 def test_a_model_that_beats_stec_stands_above_it(folder: Path) -> None:
     write_report(folder / "fm", experiment(1), [run(1, 0.9)])
     page = write_standings(folder).read_text()
-    assert "STEC is number 2 of 4" in page
+    assert "Of 4 reports, STEC's is number 2" in page
     assert cells(page, "fm")[3] == "-10.56%"
 
 
