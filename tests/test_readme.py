@@ -69,3 +69,18 @@ def test_its_measured_rows_stand_in_the_report_that_it_names() -> None:
 def test_the_files_it_links_to_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(("log", "columns"), [("frappe", (1, 2, 3)), ("movielens_tag", (5, 6, 7))])
+def test_the_page_of_ablations_repeats_its_sweeps(log: str, columns: tuple[int, ...]) -> None:
+    """AUC, logloss and parameters of each variant."""
+    sweep = (ROOT / "experiments" / log / "sweep-ablations.md").read_text()
+    page = [
+        line for line in (ROOT / "experiments" / "ablations.md").read_text().splitlines() if line.startswith("| STEC")
+    ]
+    assert len(page) == 5
+    for line in page:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        point = "base" if cells[0] == "STEC" else f"ablation {cells[0]}"
+        (row,) = [row for row in sweep.splitlines() if row.startswith(f"| {point} | 5 |")]
+        assert all(f" {cells[column]} |" in row for column in columns), (line, row)
