@@ -141,6 +141,12 @@ def pairs(x_BFD: Tensor) -> tuple[Tensor, Tensor]:
     return x_BFD[:, i_P], x_BFD[:, j_P]
 
 
+def check_heads(key: str, width: int, heads: int) -> None:
+    """Raises ValueError, naming the config's key, for a width that cannot be split."""
+    if width % heads:
+        raise ValueError(f"{key} = {width} cannot be split into heads = {heads}")
+
+
 def number_of_pairs(fields: Fields) -> int:
     """P."""
     return fields.count * (fields.count - 1) // 2

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from contract.schema import Attention, FeatureSchema
 from model.attention import attend_fused, attend_to_interactions, interaction, pairs_in_head, who_attends
 from model.factorised import level_logit
-from model.layers import FeatureEmbedding, Fields, fields_of, initialise, mlp
+from model.layers import FeatureEmbedding, Fields, check_heads, fields_of, initialise, mlp
 from model.toml import Positive, Rate
 
 
@@ -57,8 +57,7 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     embedding_std: Annotated[float, Meta(gt=0)] = 0.01
 
     def __post_init__(self) -> None:
-        if self.embedding % self.heads:
-            raise ValueError(f"embedding = {self.embedding} cannot be split into heads = {self.heads}")
+        check_heads("embedding", self.embedding, self.heads)
         self._check_head()
         self._check_last()
 

@@ -7,7 +7,7 @@ R is a matrix where the widths differ, and else the identity. Shape legend: mode
 
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, SelfAttention, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, SelfAttention, check_heads, deep, embeddings, initialise, look_up
 from model.toml import Positive, Rate
 
 
@@ -24,8 +24,7 @@ class AutoIntConfig(BaselineConfig, frozen=True, kw_only=True, tag="autoint"):
     dropout: Rate = 0.0
 
     def __post_init__(self) -> None:
-        if self.attention % self.heads:
-            raise ValueError(f"attention = {self.attention} cannot be split into heads = {self.heads}")
+        check_heads("attention", self.attention, self.heads)
 
 
 class Layer(nn.Module):

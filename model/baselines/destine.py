@@ -14,7 +14,7 @@ import math
 
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, check_heads, deep, embeddings, initialise, look_up
 from model.toml import Positive, Rate
 
 
@@ -30,8 +30,7 @@ class DESTINEConfig(BaselineConfig, frozen=True, kw_only=True, tag="destine"):
     dropout: Rate = 0.0
 
     def __post_init__(self) -> None:
-        if self.attention % self.heads:
-            raise ValueError(f"attention = {self.attention} cannot be split into heads = {self.heads}")
+        check_heads("attention", self.attention, self.heads)
 
 
 class Layer(nn.Module):

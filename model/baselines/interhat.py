@@ -10,7 +10,7 @@ Shape legend: model/layers.py; A attention width, H heads, P order.
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, SelfAttention, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, SelfAttention, check_heads, deep, embeddings, initialise, look_up
 from model.toml import Positive, Rate
 
 
@@ -25,8 +25,7 @@ class InterHAtConfig(BaselineConfig, frozen=True, kw_only=True, tag="interhat"):
     mlp: tuple[Positive, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.attention % self.heads:
-            raise ValueError(f"attention = {self.attention} cannot be split into heads = {self.heads}")
+        check_heads("attention", self.attention, self.heads)
 
 
 class Aggregation(nn.Module):
