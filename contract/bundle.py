@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 import numpy as np
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from contract.schema import Attention, FeatureSchema, read_schema
@@ -33,6 +34,9 @@ MAKE_ONE = "Make a bundle with: ctr-export RUN BUNDLE"
 
 class BundleError(ValueError):
     """A bundle that must not be served. The message names the file and the way out."""
+
+
+STEC = "stec"
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,7 +78,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     version: sha256 over the sorted (file, sha256) pairs. digest: sha256 over the rest of the
     manifest, so that a changed byte in here is found as well. cascade: by k, the smallest first; none where the
-    bundle has no SCREEN.
+    bundle has no SCREEN. type: the model's, as model/zoo.py names it; a bundle of before there were others lacks it.
+    attention: STEC's.
     """
 
     format_version: int
@@ -89,7 +94,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, str]
     attention: Attention = "full"
     cascade: tuple[CascadeRule, ...] = ()
+    type: str | UnsetType = UNSET
     digest: str = ""
+
+    @property
+    def model(self) -> str:
+        """The type, of any bundle."""
+        return STEC if self.type is UNSET else self.type
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,7 @@ def write_manifest(
     calibration: Calibration,
     attention: Attention = "full",
     cascade: Sequence[CascadeRule] = (),
+    model: str = STEC,
 ) -> Manifest:
     """Seals a folder: writes the manifest over the files that lie there now."""
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
@@ -127,6 +139,7 @@ def write_manifest(
         files=files,
         attention=attention,
         cascade=tuple(cascade),
+        type=model,
     )
     # As it will be read: an integer among the metrics comes back as a float.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)

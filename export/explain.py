@@ -27,7 +27,8 @@ def table(explanation: Explanation, top: int) -> Table:
     levels = range(len(explanation.contribution))
     title = f"{readable(str(explanation.id))}: click probability {explanation.ctr:.6f}"
     lines = Table(title=Text(title), title_justify="left")
-    lines.add_column("pair", overflow="fold")
+    what = "field" if explanation.is_of_shares else "pair"
+    lines.add_column(what, overflow="fold")
     for name in ("adds to the logit", *(f"level {level}" for level in levels)):
         lines.add_column(name, justify="right")
     pairs, labels = explanation.pairs(), explanation.labels()
@@ -39,8 +40,9 @@ def table(explanation: Explanation, top: int) -> Table:
     lines.add_section()
     if others := pairs[top:]:
         by_level = [sum(float(pair.by_level[level]) for pair in others) for level in levels]
-        lines.add_row(f"{len(others)} other pairs", f"{sum(by_level):+.4f}", *(f"{share:+.4f}" for share in by_level))
-    lines.add_row("bias: the average training row", f"{explanation.bias:+.4f}")
+        lines.add_row(f"{len(others)} other {what}s", f"{sum(by_level):+.4f}", *(f"{share:+.4f}" for share in by_level))
+    nobody = "every field missing" if explanation.is_of_shares else "the average training row"
+    lines.add_row(f"bias: {nobody}", f"{explanation.bias:+.4f}")
     lines.add_row("logit", f"{explanation.logit:+.4f}", style="bold")
     return lines
 

@@ -23,6 +23,7 @@ from contract.tokens import number_reader, token
 from contract.vocabulary import MISSING, UNKNOWN, Vocabulary, open_vocabulary
 from export.case import Case
 from export.explain_graph import ExplainGraph
+from export.share_graph import ShareGraph
 from model.run import METRICS, open_run
 from model.stec import STEC
 
@@ -62,15 +63,22 @@ class Explanation:
     contribution: NDArray[np.float64]
     attention: NDArray[np.float64]
 
+    @property
+    def is_of_shares(self) -> bool:
+        """Each field's share of the logit, on the diagonal: see export/share_graph.py."""
+        return len(self.attention) == 0
+
     def both_orders(self) -> NDArray[np.float64]:
         """(L, F, F), symmetric: the contribution of two fields, whichever comes first."""
         both_LFF = self.contribution + self.contribution.transpose(0, 2, 1)
         return np.where(np.eye(len(self.fields), dtype=bool), self.contribution, both_LFF)
 
     def pairs(self) -> list[Pair]:
-        """All of them, the largest first; of equal ones, the earlier fields'. As POST /v1/explain has them."""
+        """All of them, the largest first; of equal ones, the earlier fields'. As POST /v1/explain has them. Of shares,
+        the fields' alone."""
         ranked = zip(*ranked_pairs(self.contribution), strict=True)
-        return [Pair(int(first), int(second), by_level_L) for (first, second), by_level_L in ranked]
+        pairs = [Pair(int(first), int(second), by_level_L) for (first, second), by_level_L in ranked]
+        return [pair for pair in pairs if pair.first == pair.second] if self.is_of_shares else pairs
 
     def names(self) -> list[str]:
         """The fields', short enough to stand beside a picture."""
@@ -165,7 +173,7 @@ def _open_bundle(folder: Path) -> Explainer:
     bundle = open_bundle(folder)
     if EXPLAIN not in bundle.manifest.files:
         raise ValueError(
-            f"{folder} has no {EXPLAIN}: only a STEC with a linear head (mlp = []) has a logit that is a sum"
+            f"{folder} has no {EXPLAIN}: the logit of a STEC with hidden layers in its head (mlp) is no sum"
         )
     session: Any = onnxruntime.InferenceSession(str(folder / EXPLAIN), providers=["CPUExecutionProvider"])
 
@@ -178,10 +186,8 @@ def _open_bundle(folder: Path) -> Explainer:
 
 def _open_run(folder: Path) -> Explainer:
     model, experiment, schema, _ = open_run(folder)
-    if not isinstance(model, STEC):
-        raise ValueError(f"{folder}: only STEC's logit is a sum of contributions, and this is {type(model).__name__}")
     vocabularies = {f.name: open_vocabulary(folder / VOCABULARY, f.name) for f in schema.select("categorical")}
-    graph = ExplainGraph(model, schema).eval()
+    graph = (ExplainGraph(model, schema) if isinstance(model, STEC) else ShareGraph(model, schema)).eval()
 
     def run(feed: Feed) -> Sequence[NDArray[np.floating]]:
         with torch.inference_mode():

@@ -19,7 +19,7 @@ SMALL, MEDIUM, LARGE = 6, 7, 11  # points
 
 
 def draw(explanations: Sequence[Explanation], path: Path) -> None:
-    """Writes a PNG with a row for each explanation: left its attention maps, right its pairs.
+    """Writes a PNG with a row for each explanation: left its attention maps, right its pairs; or the fields' shares.
 
     Raises:
         ValueError: for more explanations than eight.
@@ -34,6 +34,9 @@ def draw(explanations: Sequence[Explanation], path: Path) -> None:
     rows = figure.subfigures(len(explanations), 1, squeeze=False)[:, 0]
     for row, explanation in zip(rows, explanations, strict=True):
         row.suptitle(_title(explanation), fontsize=LARGE, parse_math=False)
+        if explanation.is_of_shares:
+            _draw_shares(row, explanation)
+            continue
         left, right = row.subfigures(1, 2, width_ratios=[attention, pairs])
         _draw_attention(left, explanation)
         _draw_pairs(right, explanation)
@@ -46,6 +49,8 @@ def draw(explanations: Sequence[Explanation], path: Path) -> None:
 def _inches(explanation: Explanation) -> tuple[float, float, float]:
     """Widths of the attention maps and of the pairs, and the height of both: room for every field's name."""
     fields = len(explanation.fields)
+    if explanation.is_of_shares:
+        return 2.0, 5.0, 1.0 + 0.25 * fields
     rows, columns = _grid(explanation)
     pairs = max(4.0, 0.2 * fields)
     attention = max(2.0, 0.11 * fields, min(pairs / rows, 7.0 / columns))
@@ -61,7 +66,8 @@ def _grid(explanation: Explanation) -> tuple[int, int]:
 
 def _title(explanation: Explanation) -> str:
     pairs = float(explanation.contribution.sum())
-    summed = f"logit {explanation.logit:.3f} = bias {explanation.bias:.3f} + pairs {pairs:+.3f}"
+    what = "fields" if explanation.is_of_shares else "pairs"
+    summed = f"logit {explanation.logit:.3f} = bias {explanation.bias:.3f} + {what} {pairs:+.3f}"
     return f"{readable(str(explanation.id))}: click probability {explanation.ctr:.4f}   ({summed})"
 
 
@@ -104,6 +110,17 @@ def _draw_pairs(part: Any, explanation: Explanation) -> None:
     bar = part.colorbar(image, ax=axis, shrink=0.6)
     bar.set_label("contribution: blue lowers, red raises", fontsize=MEDIUM)
     bar.ax.tick_params(labelsize=SMALL)
+
+
+def _draw_shares(part: Any, explanation: Explanation) -> None:
+    """A bar for each field, in serving order. Red raises the probability, blue lowers it."""
+    share_F = np.diagonal(explanation.contribution[0])
+    axis = part.subplots()
+    axis.barh(range(len(share_F)), share_F, color=np.where(share_F > 0, "C3", "C0"))
+    axis.set_yticks(range(len(share_F)), explanation.labels(), fontsize=MEDIUM, parse_math=False)
+    axis.invert_yaxis()
+    axis.axvline(0, color="black", linewidth=0.5)
+    axis.set_xlabel("the field's share of the logit", fontsize=MEDIUM)
 
 
 def _write_numbers(axis: Any, shown_FF: NDArray[np.float64], limit: float) -> None:

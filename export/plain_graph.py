@@ -39,14 +39,27 @@ class BaselineGraph(nn.Module):
         context_values: Tensor | None = None,
         candidate_values: Tensor | None = None,
     ) -> Tensor:
+        logit: Tensor = self.model.predict(  # type: ignore[operator]
+            *self.look_up(context_ids, candidate_ids, request_index, context_values, candidate_values)
+        )
+        return logit
+
+    def look_up(
+        self,
+        context_ids: Tensor,
+        candidate_ids: Tensor,
+        request_index: Tensor,
+        context_values: Tensor | None,
+        candidate_values: Tensor | None,
+    ) -> list[Tensor]:
+        """What predict() takes: of each table (N, F, its width), the fields in the model's order."""
         found = []
         for table, context, candidate in zip(self.tables, self.contexts, self.candidates, strict=True):
             context_RUD = context(table.weight, context_ids, context_values)
             candidate_NCD = candidate(table.weight, candidate_ids, candidate_values)
             x_NFD = torch.cat([context_RUD.index_select(0, request_index), candidate_NCD], 1)
             found.append(x_NFD.index_select(1, self.to_model_order))
-        logit: Tensor = self.model.predict(*found)  # type: ignore[operator]
-        return logit
+        return found
 
 
 class PlainGraph(nn.Module):

@@ -41,12 +41,14 @@ from export.level import first_in_head
 from export.onnx_file import save_together, to_onnx
 from export.pack import what_has_no_kernel
 from export.plain_graph import BaselineGraph, PlainGraph
+from export.share_graph import MOST_CANDIDATES, ShareGraph
 from model.data.folder import add_data_argument
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment
 from model.folder import check_replaceable, new_folder
 from model.run import RunMetrics, open_run
 from model.stec import STEC, STECConfig
+from model.zoo import name_of
 
 
 def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
@@ -74,22 +76,29 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
         answers = torch_ctr(model, schema, inputs, calibration)
         # Everything that answers a request; SCREEN alone never does.
         graphs = [name for name in (MODEL, KERNEL, EXPLAIN) if (folder / name).exists()]
-        difference = max(check_parity(folder / name, inputs, answers, calibration) for name in graphs)
+        difference = max(
+            check_parity(folder / name, inputs, answers, calibration, _most_candidates(name, model)) for name in graphs
+        )
         answered = [msgspec.structs.replace(g, ctr=ctr) for g, ctr in zip(golden, answers, strict=True)]
         write_golden(answered, folder / GOLDEN)
         size = experiment.model
         facts, attention = _facts(metrics, experiment), size.attention if isinstance(size, STECConfig) else "full"
-        manifest = write_manifest(folder, experiment.name, metrics.parameters, facts, calibration, attention, cascade)
+        manifest = write_manifest(
+            folder, experiment.name, metrics.parameters, facts, calibration, attention, cascade, name_of(size)
+        )
     return manifest, difference
 
 
 def _write_graphs(
     model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None
 ) -> list[CascadeRule]:
-    """MODEL and what STEC's linear head makes possible; over one file of weights."""
-    if not isinstance(model, STEC) or len(model.head) > 1:  # another model, or an MLP: nothing of it folds
-        graph = PlainGraph(model, schema) if isinstance(model, STEC) else BaselineGraph(model, schema)
-        save_together({MODEL: to_onnx(graph, schema)}, folder)
+    """MODEL and what else the model makes possible; over one file of weights."""
+    if not isinstance(model, STEC):
+        share = to_onnx(ShareGraph(model, schema), schema, EXPLANATION)
+        save_together({MODEL: to_onnx(BaselineGraph(model, schema), schema), EXPLAIN: share}, folder)
+        return []
+    if len(model.head) > 1:  # an MLP: nothing of it folds
+        save_together({MODEL: to_onnx(PlainGraph(model, schema), schema)}, folder)
         return []
     graphs = {
         MODEL: to_onnx(ServingGraph(model, schema), schema),
@@ -111,6 +120,10 @@ def _calibrated(graphs: dict[str, onnx.ModelProto], prepared: Prepared) -> list[
     with tempfile.TemporaryDirectory() as folder:
         save_together(copy.deepcopy(graphs), Path(folder))
         return calibrate(Path(folder), prepared)
+
+
+def _most_candidates(graph: str, model: nn.Module) -> int | None:
+    return MOST_CANDIDATES if graph == EXPLAIN and not isinstance(model, STEC) else None
 
 
 def _facts(metrics: RunMetrics, experiment: Experiment) -> dict[str, float]:
@@ -149,9 +162,12 @@ def main() -> int:
 
 def what_is_missing(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
     """Why each part that a bundle can have is not in this one."""
-    if not isinstance(model, STEC) or EXPLAIN not in manifest.files:
-        what = "an MLP head" if isinstance(model, STEC) else type(model).__name__
-        return [f"{what} does not fold: no kernel, no explanation, no cascade"]
+    if not isinstance(model, STEC):
+        return [
+            f"{type(model).__name__} has no kernel and no cascade; its explanation is each field's share of the logit"
+        ]
+    if EXPLAIN not in manifest.files:
+        return ["an MLP head does not fold: no kernel, no explanation, no cascade"]
     missing = []
     if option := what_has_no_kernel(model):
         missing.append(f"no {KERNEL}, for it cannot compute {option}: onnxruntime's own operators score, more slowly")

@@ -142,6 +142,7 @@ async def _model(request: Request) -> Response:
     manifest = model.bundle.manifest
     answer = ModelResponse(
         name=manifest.name,
+        type=manifest.model,
         version=manifest.version,
         created=manifest.created,
         metrics=manifest.metrics,

@@ -50,6 +50,8 @@ class Explanation(msgspec.Struct):
 
     bias: the average training row's logit. levels: the sum of each level's contributions. Level 0 is about two fields
     alone; from level 1 on a field has mixed in others, through attention.
+    Of a model that is not STEC a field's contribution is its share of the logit (export/share_graph.py), as the pair
+    of the field with itself, in one level without attention; bias: the logit where every field is missing.
     """
 
     id: str | int
@@ -100,7 +102,7 @@ class Explainer:
         scorer.readiness.check()
         scorer.check_key(request)
         if not self._engine.explains:
-            raise NotFound("This model has no explanation: only a STEC with a linear head (mlp = []) has one")
+            raise NotFound("This model has no explanation: a STEC with hidden layers in its head (mlp) has none")
         check_type(request)
         parsed = wire.decode_as(_REQUEST, await scorer.body(request, hold))
         if (candidates := len(parsed.candidates)) > MOST_CANDIDATES:

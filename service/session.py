@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernel
-from contract.bundle import EXPLAIN, KERNEL, MODEL, OUTPUT, Bundle, BundleError
+from contract.bundle import EXPLAIN, KERNEL, MODEL, OUTPUT, STEC, Bundle, BundleError
 from contract.schema import FeatureSchema
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def open_serving(bundle: Bundle, threads: int, device: Device = "cpu", strict: b
             return Opened(open_graph(bundle, KERNEL, options), KERNEL, "cpu")
         except kernel.NoKernel as error:
             log.warning("%s; going on with onnxruntime's own operators, which are slower", error)
-    elif EXPLAIN in bundle.manifest.files:  # it has a linear head
+    elif EXPLAIN in bundle.manifest.files and bundle.manifest.model == STEC:  # it has a linear head
         log.warning("the bundle has no %s, it was exported without a kernel: export the run again where it is", KERNEL)
     return Opened(open_graph(bundle, MODEL, _options(onnxruntime, threads)), MODEL, "cpu")
 

@@ -67,9 +67,11 @@ class ModelField(msgspec.Struct):
 
 
 class ModelResponse(msgspec.Struct):
-    """graph, device: the bundle's file that scores, and on what; kernel.onnx is the fast one on a CPU."""
+    """type: of model; "stec" unless another was trained. attention: STEC's. graph, device: the bundle's file that
+    scores, and on what; kernel.onnx is the fast one on a CPU."""
 
     name: str
+    type: str
     version: str
     created: str
     metrics: dict[str, float]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,6 +16,10 @@ from model.experiment import Experiment, Training
 from model.run import DIGESTS, WEIGHTS
 from model.stec import STECConfig
 from model.train import train
+
+# A busy machine is no reason for a test to fail.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 DATA = Data(reader="generated", folder="generated", prepared="prepared", negative_rate=0.5)
 

@@ -15,7 +15,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.conftest import DATA
 from tests.model.baselines.test_every_model import small
-from tests.service.conftest import PATIENT_MS, client_of, post
+from tests.service.conftest import JSON, PATIENT_MS, client_of, post
 
 SCORED = 40  # of the golden requests
 
@@ -30,14 +30,23 @@ async def test_it_trains_exports_and_answers_its_golden_requests(name: str, run_
     assert 0.4 < metrics.test.auc < 1
     manifest, difference = export(tmp_path / "run", tmp_path / "bundle")
     assert difference <= TOLERANCE
-    assert (EXPLAIN in manifest.files) == (name == "stec")
+    assert EXPLAIN in manifest.files
+    assert manifest.model == name
     golden = read_golden(tmp_path / "bundle" / "golden.jsonl")[:SCORED]
     assert len({ctr for one in golden for ctr in one.ctr or []}) > SCORED  # they depend on the request
     app = create_app(Settings(bundle=tmp_path / "bundle", timeout_ms=PATIENT_MS))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await app.state.serving.model.scorer.readiness.tested.wait()
-        assert (await client.get("/v1/model")).json()["name"] == f"small-{name}"
+        assert (await client.get("/v1/model")).json()["type"] == name
         for one in golden:
             answer = await post(client, msgspec.json.encode({"context": one.context, "candidates": one.candidates}))
             assert largest_difference(one.ctr, [s["ctr"] for s in answer.json()["scores"]]) <= TOLERANCE
+        candidates = golden[0].candidates[:2]
+        asked = {"context": golden[0].context, "candidates": candidates, "pairs": 200, "timeout_ms": PATIENT_MS}
+        explained = (await client.post("/v1/explain", content=msgspec.json.encode(asked), headers=JSON)).json()
+        for one, ctr in zip(explained["explanations"], golden[0].ctr, strict=False):
+            assert one["bias"] + sum(pair["contribution"] for pair in one["pairs"]) + one["others"] == pytest.approx(
+                one["logit"], abs=1e-4
+            )
+            assert one["ctr"] == pytest.approx(ctr, abs=TOLERANCE)
     assert MODEL in open_bundle(tmp_path / "bundle").manifest.files
