@@ -46,8 +46,9 @@ def test_the_shares_and_the_bias_add_up_to_the_models_logit(name: str, numeric: 
     fields = len(schema.fields)
     assert contribution_NLFF.shape == (8, 1, fields, fields)
     assert attention.shape == (8, 0, 1, fields, fields)
-    torch.testing.assert_close(logit_N.double(), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(contribution_NLFF.sum((1, 2, 3)) + bias_N, logit_N, rtol=0, atol=1e-5)
+    tolerance = 1e-3 if name == "afn" else 1e-5  # float32, through an exponential
+    torch.testing.assert_close(logit_N.double(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(contribution_NLFF.sum((1, 2, 3)) + bias_N, logit_N, rtol=0, atol=tolerance)
     assert (contribution_NLFF[:, 0] * (1 - torch.eye(fields))).abs().max() == 0
 
 
