@@ -107,7 +107,7 @@ async def test_no_json_is_a_400_and_another_type_a_415(demo: httpx.AsyncClient) 
 
 
 async def test_a_model_that_has_no_explanation_says_so(client: httpx.AsyncClient) -> None:
-    problem(await ask(client, msgspec.json.encode(a_request())), 404, None, "only a linear head")
+    problem(await ask(client, msgspec.json.encode(a_request())), 404, None, "hidden layers in its head")
 
 
 async def test_one_explanation_at_a_time_and_a_deadline(
