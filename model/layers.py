@@ -119,6 +119,11 @@ def deep(width: int, config: BaselineConfig, output: int | None = 1) -> nn.Seque
     return mlp(width, config.mlp, config.mlp_dropout, config.mlp_batch_norm, output)
 
 
+def deep_width(width: int, config: BaselineConfig) -> int:
+    """What deep() without an output hands on: its last hidden layer, or without any its input."""
+    return config.mlp[-1] if config.mlp else width
+
+
 def embeddings(fields: Fields, config: TableConfig, widths: Sequence[int]) -> nn.ModuleList:
     """A table for each of the widths; a baseline's predict() takes what is looked up there, in this order."""
     return nn.ModuleList(FeatureEmbedding(fields, width, config.embedding_std) for width in widths)

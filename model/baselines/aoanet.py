@@ -8,7 +8,7 @@ B^0 = e. Shape legend: model/layers.py; O subspaces, S rows of B^l: F of them at
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, deep, deep_width, embeddings, initialise, look_up
 from model.toml import Positive
 
 
@@ -45,7 +45,7 @@ class AOANet(nn.Module):
         self.embeddings = embeddings(fields, config, [width])
         self.layers = nn.ModuleList(OuterProducts(fields.count, n, width, subspaces) for n in rows)
         self.mlp = deep(fields.count * width, config, output=None)
-        self.out = nn.Linear((config.mlp[-1] if config.mlp else fields.count * width) + subspaces * width, 1)
+        self.out = nn.Linear(deep_width(fields.count * width, config) + subspaces * width, 1)
         self.apply(initialise)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:

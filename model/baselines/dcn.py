@@ -8,7 +8,7 @@ Shape legend: model/layers.py; E = F * D.
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, deep, deep_width, embeddings, initialise, look_up
 from model.toml import Positive
 
 
@@ -28,7 +28,7 @@ class DCN(nn.Module):
         self.crosses = nn.ModuleList(nn.Linear(width, 1, bias=False) for _ in range(config.cross_layers))
         self.shifts = nn.ParameterList(torch.zeros(width) for _ in range(config.cross_layers))
         self.mlp = deep(width, config, output=None)
-        self.out = nn.Linear(width + (config.mlp[-1] if config.mlp else width), 1)
+        self.out = nn.Linear(width + deep_width(width, config), 1)
         self.apply(initialise)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:

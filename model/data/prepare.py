@@ -204,15 +204,15 @@ def useless_fields(prepared: Prepared) -> list[str]:
     """What is wrong with each field that tells a model nothing. An own log has to leave it out; of a published one, a
     day or a sample may be like that."""
     said = []
-    rare = (prepared.split("train")[0] == UNKNOWN).any(0)
-    for name, size, is_rare in zip(_names(prepared), prepared.vocabulary_sizes, rare, strict=True):
+    ids = prepared.split("train")[0]
+    for column, (name, size) in enumerate(zip(_names(prepared), prepared.vocabulary_sizes, strict=True)):
         missing = prepared.facts.missing[name]
         if size == FIRST:
             why = (
                 "it is missing in every row of train" if missing == 1 else "no value is there min_count times in train"
             )
             said.append(f"column {name!r} has no token: {why}: lower min_count, or remove the field")
-        elif size == FIRST + 1 and not missing and not is_rare:
+        elif size == FIRST + 1 and not missing and not (ids[:, column] == UNKNOWN).any():
             ((token, _),) = open_vocabulary(prepared.vocabulary, name).items()
             said.append(f"column {name!r} holds {token!r} in every row of train: it tells a model nothing, remove it")
     return said
