@@ -74,5 +74,8 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         aside.write_bytes(content)
         aside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's error has none
+        raise
     finally:
         aside.unlink(missing_ok=True)

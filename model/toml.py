@@ -1,5 +1,6 @@
 """Reading a TOML file as a typed struct: a misspelt key is an error, not a default."""
 
+import codecs
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,7 +20,8 @@ def read_toml(path: Path, convert: Callable[[dict[str, Any]], T], what: str = "e
         ValueError: with the file's name, for one that is not there, is no TOML, or that `convert` refuses.
     """
     try:
-        return convert(msgspec.toml.decode(path.read_bytes(), type=dict[str, Any]))
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)  # as some editors begin a file
+        return convert(msgspec.toml.decode(text, type=dict[str, Any]))
     except FileNotFoundError as error:
         raise ValueError(f"{path}: there is no such {what} file") from error
     except (msgspec.DecodeError, ValueError) as error:

@@ -43,7 +43,8 @@ def check_lines(path: Path, separator: str, columns: int, quoted: bool) -> NDArr
     quoted: values may stand in double quotes, and then hold the separator and line ends.
 
     Raises:
-        ValueError: naming file and line, for one with another number of columns, and for a damaged file.
+        ValueError: naming file and line, for one with another number of columns or that is no UTF-8, and for a damaged
+            file.
     """
     line = 0
     # Counting in a byte is what makes it fast. It wraps, but polars refuses a line with 256 columns too many.
@@ -51,6 +52,7 @@ def check_lines(path: Path, separator: str, columns: int, quoted: bool) -> NDArr
     for block in _blocks(path):
         if quoted and QUOTE in block:
             return _check_quoted(path, separator, columns)
+        _check_utf8(path, block, line)
         found = _separators(block, separator, kind)
         wrong = np.flatnonzero(found != columns - 1)
         if len(wrong):
@@ -58,6 +60,17 @@ def check_lines(path: Path, separator: str, columns: int, quoted: bool) -> NDArr
             raise _wrong(path, line + int(wrong[0]) + 1, text.count(separator.encode()) + 1, columns)
         line += len(found)
     return np.empty(0, np.int64)
+
+
+def _check_utf8(path: Path, lines: bytes, before: int) -> str:
+    """The lines as text. before: how many lines of the file come before them."""
+    try:
+        return lines.decode()
+    except UnicodeDecodeError as error:
+        line = before + lines.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}: line {line} is no UTF-8 (byte {lines[error.start]:#04x}): convert the file, as iconv does"
+        ) from error
 
 
 def _separators(block: bytes, separator: str, kind: DTypeLike) -> NDArray[Any]:
@@ -73,7 +86,7 @@ def _separators(block: bytes, separator: str, kind: DTypeLike) -> NDArray[Any]:
 def _check_quoted(path: Path, separator: str, columns: int) -> NDArray[np.int64]:
     begin, long = 1, array("q")
     with _open(path) as file:
-        text = (line.decode("utf-8", "replace") for line in file)
+        text = (_check_utf8(path, line, before) for before, line in enumerate(file))
         reader = csv.reader(text, delimiter=separator, strict=True)  # as polars reads
         try:
             for number, row in enumerate(reader, 1):

@@ -1,5 +1,6 @@
 """Experiments: a slip in the TOML is an error that names the key."""
 
+import codecs
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,11 @@ def test_a_file_that_is_no_experiment_is_named(toml: Path, raw: bytes) -> None:
     toml.write_bytes(raw)
     with pytest.raises(ValueError, match=r"stec\.toml"):
         read_experiment(toml)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(toml: Path) -> None:
+    toml.write_bytes(codecs.BOM_UTF8 + f'name = "x"\n{DATA}'.encode())
+    assert read_experiment(toml).name == "x"
 
 
 def test_a_missing_file_is_named(toml: Path) -> None:

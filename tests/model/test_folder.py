@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 from pathlib import Path
 
 import pytest
 
-from model.folder import new_folder
+from model.folder import new_folder, write_whole
 
 MARKER = "schema.json"
 
@@ -162,3 +163,17 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
         assert (first / MARKER).read_text() == "first"
     assert (path / MARKER).read_text() == "first"
     assert left_behind(path) == []
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_named_and_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "report.md"
+    write_whole(path, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match=r"report\.md"):
+            write_whole(path, b"new" * 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["report.md"]

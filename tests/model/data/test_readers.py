@@ -112,6 +112,15 @@ def test_a_short_line_of_a_wide_file_is_named_though_it_lacks_256_columns(tmp_pa
         scan_text(path)
 
 
+@pytest.mark.parametrize("before", ["1,u,3,a\n", '1,"u",3,a\n', '1,"u\n",3,a\n', "1,u,3,a\n" * 200_000])
+def test_a_line_of_another_encoding_is_named(tmp_path: Path, before: str) -> None:
+    path = tmp_path / "train.csv"
+    path.write_bytes((HEAD + before).encode() + "1,José,3,a\n".encode("latin-1"))
+    line = (HEAD + before).count("\n") + 1
+    with pytest.raises(ValueError, match=rf"train\.csv: line {line} is no UTF-8 \(byte 0xe9\): convert the file"):
+        scan_text(path)
+
+
 WHOLE = gzip.compress((HEAD + "".join(f"{n % 2},{n * n},{n % 7},a\n" for n in range(5000))).encode())
 
 
