@@ -147,31 +147,17 @@ def main() -> int:
         alone_s, *_ = read_alone(folder)
         values, size_gb = distinct(folder / TRAIN), (folder / TRAIN).stat().st_size / 1e9
     rows = options.rows + 2 * (options.rows // 100)
-    table = Table(
-        "",
-        [
-            "rows",
-            "text",
-            "distinct values of C1 to C26",
-            "seconds",
-            "rows/s",
-            "peak memory",
-            "cores busy",
-            "reading alone",
-        ],
-        [
-            [
-                f"{rows:,}",
-                f"{size_gb:.1f} GB",
-                f"{values:,}",
-                f"{seconds:.1f}",
-                f"{rows / seconds:,.0f}",
-                f"{memory_gb:.2f} GB",
-                f"{cpu_s / seconds:.2f} of {CORES}",
-                f"{rows / alone_s:,.0f} rows/s",
-            ]
-        ],
-    )
+    cells = {
+        "rows": f"{rows:,}",
+        "text": f"{size_gb:.1f} GB",
+        "distinct values of C1 to C26": f"{values:,}",
+        "seconds": f"{seconds:.1f}",
+        "rows/s": f"{rows / seconds:,.0f}",
+        "peak memory": f"{memory_gb:.2f} GB",
+        "cores busy": f"{cpu_s / seconds:.2f} of {CORES}",
+        "reading alone": f"{rows / alone_s:,.0f} rows/s",
+    }
+    table = Table("", list(cells), [list(cells.values())])
     write_report("prepare", TITLE, TEXT, [table], ["polars", "numpy", "marisa-trie"])
     return 0
 

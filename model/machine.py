@@ -5,8 +5,7 @@ import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt's names for them
-LARGEST_THRESHOLD = 32 << 20  # that glibc takes
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # mallopt's names for them
 NEVER = 2**31 - 1
 
 
@@ -24,5 +23,5 @@ def keep_freed_memory() -> None:
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(MMAP_THRESHOLD, LARGEST_THRESHOLD)
+        libc.mallopt(MMAP_MAX, 0)  # a threshold does not do: glibc's largest is 32 MB, less than a wide layer's rows
         libc.mallopt(TRIM_THRESHOLD, NEVER)

@@ -47,7 +47,9 @@ class AFN(nn.Module):
     def predict(self, x_BFD: Tensor, deep_BFD: Tensor) -> Tensor:
         """Of what look_up() finds: all that depends on both sides of a request."""
         logarithm_BFD = self.log_norm(x_BFD.abs().clamp_min(SMALLEST).log())
-        cross_BKD = self.cross_norm(self.orders(logarithm_BFD.transpose(1, 2)).exp().transpose(1, 2))
-        both_B2 = torch.cat([self.cross_mlp(cross_BKD.flatten(1)), self.mlp(deep_BFD.flatten(1))], 1)
+        orders_BDK = self.orders(logarithm_BFD.transpose(1, 2)).exp()
+        # The batch norm sees rows of K: over (B, K, D) torch's gradient of it is most of a training step.
+        cross_BDK = self.cross_norm(orders_BDK.flatten(0, 1)).view_as(orders_BDK)
+        both_B2 = torch.cat([self.cross_mlp(cross_BDK.flatten(1)), self.mlp(deep_BFD.flatten(1))], 1)
         logit_B: Tensor = self.out(both_B2)[:, 0]
         return logit_B

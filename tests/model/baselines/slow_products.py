@@ -140,7 +140,7 @@ def afn(weights: Weights, config: AFNConfig, x: list[Row], second: list[Row]) ->
     for e in channel_norm(weights, "log_norm", logarithms):
         dimensions = [list(column) for column in zip(*e, strict=True)]
         z.append([[math.exp(dot(order, column)) for column in dimensions] for order in weights["orders.weight"]])
-    crossed = [flat(e) for e in channel_norm(weights, "cross_norm", z)]
+    crossed = [flat([list(column) for column in zip(*e, strict=True)]) for e in channel_norm(weights, "cross_norm", z)]
     cross_out = mlp(weights, "cross_mlp", crossed, len(config.afn), config.mlp_batch_norm)
     deep_out = deep(weights, config, [flat(e) for e in second])
     return [linear(weights, "out", [c, d])[0] for (c,), d in zip(cross_out, deep_out, strict=True)]
