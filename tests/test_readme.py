@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from model.experiment import to_experiment
+from model.welch import mean_and_std
+from model.zoo import MODELS
 from service.app import create_app
 from service.settings import Settings
 
@@ -84,3 +86,13 @@ def test_the_page_of_ablations_repeats_its_sweeps(log: str, columns: tuple[int, 
         point = "base" if cells[0] == "STEC" else f"ablation {cells[0]}"
         (row,) = [row for row in sweep.splitlines() if row.startswith(f"| {point} | 5 |")]
         assert all(f" {cells[column]} |" in row for column in columns), (line, row)
+
+
+def test_the_page_of_baselines_has_a_row_for_every_model_with_what_its_report_says() -> None:
+    page = (ROOT / "model" / "baselines" / "README.md").read_text()
+    ours = dict(re.findall(r"^\| [^|]+ \| \[(\w+)\.py\].*\| ([^|]+) \|$", page, re.MULTILINE))
+    assert {*ours, "stec"} == {*MODELS}
+    for name, said in ours.items():
+        report = ROOT / "experiments" / "frappe" / f"{name}.json"
+        aucs = [run["test"]["auc"] * 100 for run in json.loads(report.read_bytes())["runs"]] if report.exists() else []
+        assert said == (f"{mean_and_std(aucs, 2)} ({len(aucs)})" if aucs else "not trained yet"), name
