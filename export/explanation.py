@@ -77,8 +77,7 @@ class Explanation:
         """All of them, the largest first; of equal ones, the earlier fields'. As POST /v1/explain has them. Of shares,
         the fields' alone."""
         ranked = zip(*ranked_pairs(self.contribution), strict=True)
-        pairs = [Pair(int(first), int(second), by_level_L) for (first, second), by_level_L in ranked]
-        return [pair for pair in pairs if pair.first == pair.second] if self.is_of_shares else pairs
+        return [Pair(int(first), int(second), by_level_L) for (first, second), by_level_L in ranked]
 
     def names(self) -> list[str]:
         """The fields', short enough to stand beside a picture."""

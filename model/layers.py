@@ -97,7 +97,7 @@ def initialise(module: nn.Module) -> None:
 class TableConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
     """What the baselines' configs have in common, with BARS's values. embedding_std: of every table's start."""
 
-    embedding_std: Annotated[float, Meta(gt=0)] = 1e-4
+    embedding_std: Annotated[float, Meta(gt=0, le=1000)] = 1e-4
 
 
 class EmbeddingConfig(TableConfig, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """The pictures of runs and reports."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,13 +47,13 @@ def draw_reliability(runs: Sequence[Sequence[Bin]], path: Path | BinaryIO) -> No
     figure.savefig(path, dpi=DPI, format="png")
 
 
-def draw_auc_over_cost(points: Mapping[str, tuple[float, float]], cost: str, highlighted: str, path: BinaryIO) -> None:
-    """points: a model's name -> its cost and AUC. One without cost, as LR's FLOPs are 0, stands at the left edge."""
+def draw_auc_over_cost(points: Sequence[tuple[str, float, float]], cost: str, highlighted: str, path: BinaryIO) -> None:
+    """points: a model's name, its cost and AUC. One without cost, as LR's FLOPs are 0, stands at the left edge."""
     mpl.use("agg")
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    least = min(x for x, _ in points.values() if x > 0) / 3
-    for name, (x, auc) in points.items():
+    least = min((x for _, x, _ in points if x > 0), default=1) / 3
+    for name, x, auc in points:
         colour = "C3" if name == highlighted else "C0"
         axes.plot(max(x, least), auc * 100, "o", color=colour)
         axes.annotate(name, (max(x, least), auc * 100), (4, 4), textcoords="offset points", fontsize=8, color=colour)

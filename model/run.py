@@ -132,10 +132,10 @@ def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMet
         sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]
         model = build(fields_of(schema, sizes), experiment.model)
         model.load_state_dict(load_file(folder / WEIGHTS))
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
             raise ValueError(f"{WEIGHTS} has weights that are not finite")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]  # torch goes on with every parameter's name
+        reason = " ".join(str(error).split("\n\t")[:2])  # torch goes on with every parameter's name
         raise ValueError(f"{folder}: its files do not belong together ({reason}): train again") from error
     return model.eval(), experiment, schema, metrics
 

@@ -5,24 +5,23 @@ Writes models.md, models-flops.png (Figure 3) and models-serving.png.
 """
 
 import io
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from model.folder import write_whole
 from model.pictures import draw_auc_over_cost
-from model.welch import Seeds, check_same_log, compare_seeds, mean_and_std, read_seeds
+from model.welch import Seeds, check_same_log, compare_seeds, mean_and_std, read_report
 
 BASE = "stec"
 SERVING = "serving.json"
-HEADER = (
-    *("model", "seeds", "test AUC", "Impr.", "logloss", "p of AUC", "parameters", "FLOPs"),
-    *("rows/s", "us a candidate"),
-)
+Points = list[tuple[str, float, float]]  # a model's name, cost and AUC
+HEADER = "model | seeds | test AUC | Impr. | logloss | p of AUC | parameters | FLOPs | rows/s | us a candidate"
 TEXT = """Impr.: by how much STEC's mean AUC is above the model's, as the paper has it. p: of no difference from STEC's
 AUC, Welch's t-test over the seeds; without a second seed there is none. FLOPs: of one row, a multiply-add being one of
 linear layers and matrix products. rows/s: training, median of the runs, which did not have the machine to themselves.
@@ -51,34 +50,40 @@ def read_standings(folder: Path) -> list[Standing]:
     """The best AUC first.
 
     Raises:
-        ValueError: naming the file, for a report that is none; or when the folder has no stec.json.
+        ValueError: naming the file, for a report that is none or is of another log than STEC's; or when the folder has
+            no stec.json.
     """
     if not (folder / f"{BASE}.json").is_file():
         raise ValueError(
             f"{folder} has no {BASE}.json to compare with: ctr-train {folder}/{BASE}.toml --seeds N makes it"
         )
-    serving = _serving(folder / SERVING)
-    reports = sorted(path for path in folder.glob("*.json") if path.name != SERVING)
-    return sorted((_standing(path, serving) for path in reports), key=lambda s: s.auc, reverse=True)
+    serving, base = _serving(folder / SERVING), read_report(folder / f"{BASE}.json").seeds
+    paths = sorted(path for path in folder.glob("[!.]*.json") if path.name != SERVING)
+    return sorted((_standing(path, base, serving) for path in paths), key=lambda s: s.auc, reverse=True)
 
 
 def _serving(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, float])
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Annotated[float, Meta(gt=0)]])
     except msgspec.DecodeError as error:
         raise ValueError(f"{path}: {error}: write it with python -m benchmarks.models") from error
 
 
-def _standing(path: Path, serving: dict[str, float]) -> Standing:
-    seeds, report = read_seeds(str(path), None), json.loads(path.read_bytes())
-    speeds = [speed for run in report["runs"] if (speed := run.get("rows_per_s"))]
+def _standing(path: Path, base: Seeds, serving: Mapping[str, float]) -> Standing:
+    report = read_report(path)
+    try:
+        check_same_log(report.seeds, base)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}: move it out of the folder") from error
+    speeds = [run.rows_per_s for run in report.runs if run.rows_per_s]
     rows_per_s = statistics.median(speeds) if speeds else None
-    return Standing(path.stem, seeds, report["parameters"], report.get("flops"), rows_per_s, serving.get(path.stem))
+    return Standing(path.stem, report.seeds, report.parameters, report.flops, rows_per_s, serving.get(path.stem))
 
 
-def markdown(folder: Path, standings: Sequence[Standing]) -> str:
+def markdown(folder: Path, standings: Sequence[Standing], pictures: Sequence[str]) -> str:
+    """pictures: the names of those beside the page."""
     base = next(s for s in standings if s.name == BASE)
     place = [s.name for s in standings].index(BASE) + 1
     lines = [
@@ -86,16 +91,13 @@ def markdown(folder: Path, standings: Sequence[Standing]) -> str:
         "",
         f"Of {len(standings)} reports, STEC's is number {place} by mean test AUC. {TEXT}",
     ]
-    lines += ["", f"| {' | '.join(HEADER)} |", "|---" + "|--:" * (len(HEADER) - 1) + "|"]
+    lines += ["", f"| {HEADER} |", "|---" + "|--:" * HEADER.count("|") + "|"]
     lines += [f"| {' | '.join(_cells(s, base))} |" for s in standings]
-    pictures = ["models-flops.png", *(["models-serving.png"] if any(s.us for s in standings) else [])]
     lines += ["", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
     return "\n".join([*lines, f"Command: `ctr-compare --all {folder}`. Log: {base.seeds.log}.", ""])
 
 
 def _cells(one: Standing, base: Standing) -> list[str]:
-    """Of one line. Raises ValueError when its report is of another log than STEC's."""
-    check_same_log(one.seeds, base.seeds)
     enough = min(len(one.seeds.aucs), len(base.seeds.aucs)) > 1
     p = compare_seeds(one.seeds, base.seeds)["test AUC"].p if enough and one is not base else None
     return [
@@ -113,18 +115,16 @@ def _cells(one: Standing, base: Standing) -> list[str]:
 
 
 def write_standings(folder: Path) -> Path:
-    """Returns the page that was written. Raises ValueError as read_standings() does, and for reports of other logs."""
-    standings = read_standings(folder)
-    page = markdown(folder, standings)
-    flops = {s.name: (s.flops, s.auc) for s in standings if s.flops is not None}
-    _draw(folder / "models-flops.png", flops, "FLOPs of a row")
-    if costs := {s.name: (s.us, s.auc) for s in standings if s.us}:
-        _draw(folder / "models-serving.png", costs, "microseconds to serve a candidate, one thread, 100 a request")
-    write_whole(folder / "models.md", page.encode())
+    """Returns the page that was written. Raises ValueError as read_standings() does."""
+    standings, pictures = read_standings(folder), list[str]()
+    flops: Points = [(s.name, s.flops, s.auc) for s in standings if s.flops is not None]
+    us: Points = [(s.name, s.us, s.auc) for s in standings if s.us is not None]
+    serving = "microseconds to serve a candidate, one thread, 100 a request"
+    for name, cost, points in (("flops", "FLOPs of a row", flops), ("serving", serving, us)):
+        if points:
+            picture = io.BytesIO()
+            draw_auc_over_cost(points, cost, BASE, picture)
+            write_whole(folder / f"models-{name}.png", picture.getvalue())
+            pictures.append(f"models-{name}.png")
+    write_whole(folder / "models.md", markdown(folder, standings, pictures).encode())
     return folder / "models.md"
-
-
-def _draw(path: Path, points: Mapping[str, tuple[float, float]], cost: str) -> None:
-    picture = io.BytesIO()
-    draw_auc_over_cost(points, cost, BASE, picture)
-    write_whole(path, picture.getvalue())

@@ -54,7 +54,7 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     fusion: Literal["concat", "add", "last"] = "concat"
     last: Literal["layer", "block"] = "layer"
     dropout: Rate = 0.0
-    embedding_std: Annotated[float, Meta(gt=0)] = 0.01
+    embedding_std: Annotated[float, Meta(gt=0, le=1000)] = 0.01
 
     def __post_init__(self) -> None:
         check_heads("embedding", self.embedding, self.heads)

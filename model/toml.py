@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-Positive = Annotated[int, Meta(gt=0)]
+Positive = Annotated[int, Meta(gt=0, le=2**63 - 1)]  # torch takes no larger one
 Rate = Annotated[float, Meta(ge=0, lt=1)]
 T = TypeVar("T")
 

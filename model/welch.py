@@ -1,14 +1,15 @@
 """Whether one set of seeds is better than another, or only luckier: Welch's t-test, the paper's unpaired one."""
 
-import json
 import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from scipy import stats  # type: ignore[import-untyped]
 
 from model.runs import FinishedRun, RunList
@@ -52,6 +53,52 @@ class Seeds:
     loglosses: list[float]
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """On test."""
+
+    auc: Annotated[float, Meta(gt=0, le=1)]
+    logloss: Annotated[float, Meta(ge=0)]
+
+
+class ReportedRun(msgspec.Struct, frozen=True):
+    """rows_per_s: training's; None in an older report."""
+
+    seed: int
+    test: Measured
+    rows_per_s: Annotated[float, Meta(ge=0)] | None = None
+
+
+class ReportedExperiment(msgspec.Struct, frozen=True):
+    name: str
+    data: LogKeys
+
+
+class ReportedData(msgspec.Struct, frozen=True):
+    fingerprint: str | None = None
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What is read of a NAME.json, which ctr-train --seeds writes. data, flops: None in an older one."""
+
+    experiment: ReportedExperiment
+    runs: Annotated[list[ReportedRun], Meta(min_length=1)]
+    parameters: Annotated[int, Meta(ge=0)]
+    flops: Annotated[int, Meta(ge=0)] | None = None
+    data: ReportedData | None = None
+
+    def __post_init__(self) -> None:
+        if len({run.seed for run in self.runs}) < len(self.runs):
+            raise ValueError("it has a seed twice")
+
+    @property
+    def seeds(self) -> Seeds:
+        """For a comparison."""
+        tests = [run.test for run in self.runs]
+        fingerprint = self.data.fingerprint if self.data else None
+        aucs, losses = [t.auc for t in tests], [t.logloss for t in tests]
+        return Seeds(self.experiment.name, self.experiment.data, fingerprint, aucs, losses)
+
+
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Unpaired, of unequal variances (scipy.stats.ttest_ind).
 
@@ -76,7 +123,7 @@ def read_seeds(what: str, runs: Path | None) -> Seeds:
         ValueError: when `what` is neither, or stands for several settings or data.
     """
     if Path(what).suffix == ".json":
-        return _of_report(Path(what))
+        return read_report(Path(what)).seeds
     if runs is None:
         raise ValueError(
             f"{what}: no report (.json), and two run folders or none; for a name or digest, add --runs RUNS.jsonl"
@@ -97,17 +144,13 @@ def _is_called(run: FinishedRun, what: str) -> bool:
     return run.experiment.name == what or run.digest.startswith(what)
 
 
-def _of_report(path: Path) -> Seeds:
+def read_report(path: Path) -> Report:
+    """Raises ValueError, with the file's name, for one that is not there or is no report."""
     try:
-        report = json.loads(path.read_bytes())
-        tests = [run["test"] for run in report["runs"]]
-        aucs, losses = [t["auc"] for t in tests], [t["logloss"] for t in tests]
-        log = msgspec.convert(report["experiment"]["data"], LogKeys)
-        data = report.get("data") or {}
-        return Seeds(report["experiment"]["name"], log, data.get("fingerprint"), aucs, losses)
+        return msgspec.json.decode(path.read_bytes(), type=Report)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: there is no such report") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no report of ctr-train --seeds ({error})") from error
 
 

@@ -21,7 +21,7 @@ class FiBiNETConfig(BaselineConfig, frozen=True, kw_only=True, tag="fibinet"):
     """reduction: how many times fewer units than fields SENet's hidden layer has; less than 1 is more units."""
 
     bilinear: Literal["field_all", "field_interaction"] = "field_all"
-    reduction: Annotated[float, Meta(gt=0)] = 2.0
+    reduction: Annotated[float, Meta(ge=0.001, le=1000)] = 2.0
 
 
 class FiBiNET(nn.Module):

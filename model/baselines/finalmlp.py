@@ -48,7 +48,9 @@ class Gate(nn.Module):
     def __init__(self, fields: Fields, context: tuple[str, ...], config: FinalMLPConfig) -> None:
         super().__init__()
         if strange := [name for name in context if name not in fields.names]:
-            raise ValueError(f"FinalMLP's context names {strange[0]!r}: the fields are {', '.join(fields.names)}")
+            raise ValueError(
+                f"model.context1 and context2 have no field {strange[0]!r} to name: there are {', '.join(fields.names)}"
+            )
         width, out = config.embedding, fields.count * config.embedding
         columns = torch.tensor([list(fields.names).index(name) for name in context], dtype=torch.int64)
         self.register_buffer("columns", columns, persistent=False)

@@ -24,7 +24,7 @@ class MaskNetConfig(BaselineConfig, frozen=True, kw_only=True, tag="masknet"):
     structure: Literal["parallel", "serial"] = "parallel"
     blocks: Positive = 3
     block_width: Positive = 50
-    reduction: Annotated[float, Meta(gt=0)] = 2.0
+    reduction: Annotated[float, Meta(ge=0.001, le=1000)] = 2.0
     embedding_norm: bool = False
     mlp_batch_norm: bool = False
 

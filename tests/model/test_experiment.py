@@ -62,6 +62,10 @@ def test_a_misspelt_key_is_an_error_that_names_it(toml: Path, text: str, key: st
     [
         ("[model]\nembedding = 0", "embedding"),
         ("[model]\nembedding = 2.5", "embedding"),
+        ("[model]\nembedding = 99999999999999999999", "embedding"),
+        ("[model]\nembedding_std = inf", "embedding_std"),
+        ('[model]\ntype = "masknet"\nreduction = inf', "reduction"),
+        ('[model]\ntype = "fibinet"\nreduction = 1e-320', "reduction"),
         ("[model]\ndropout = 1.0", "dropout"),
         ("[model]\nembedding_std = 0.0", "embedding_std"),
         ("[model]\nmlp = [0]", "mlp"),

@@ -73,7 +73,9 @@ def test_what_serving_costs_is_shown_and_drawn_where_it_was_measured(folder: Pat
     ("name", "text", "words"),
     [
         ("dcn.json", "{}", "dcn.json is no report"),
+        ("dcn.json", "[" * 100_000, "dcn.json is no report"),
         ("serving.json", '{"stec": "fast"}', "serving.json: Expected `float`"),
+        ("serving.json", '{"stec": -1}', "serving.json: Expected `float` > 0"),
         ("serving.json", "[1]", "python -m benchmarks.models"),
     ],
 )
@@ -82,6 +84,37 @@ def test_a_broken_file_is_named(folder: Path, name: str, text: str, words: str) 
     with pytest.raises(ValueError, match=words):
         write_standings(folder)
     assert not (folder / "models.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ({"runs": []}, "length >= 1"),
+        ({"runs": [{"seed": 1, "test": {"auc": 98.5, "logloss": 0.1}}]}, r"<= 1.0 - at `\$.runs\[0\].test.auc`"),
+        ({"runs": [{"seed": 1, "test": {"auc": None, "logloss": 0.1}}]}, r"got `null` - at `\$.runs\[0\].test.auc`"),
+        ({"runs": [{"seed": 1, "test": {"auc": 0.9, "logloss": 0.1}}] * 3}, "a seed twice"),
+        ({"parameters": 1.5}, r"at `\$.parameters`"),
+        ({"data": "abc"}, r"at `\$.data`"),
+    ],
+)
+def test_a_report_of_nonsense_is_not_ranked(folder: Path, lines: dict[str, object], words: str) -> None:
+    report = json.loads((folder / "dcn.json").read_bytes())
+    (folder / "dcn.json").write_text(json.dumps(report | lines))
+    with pytest.raises(ValueError, match=f"dcn.json is no report.*{words}"):
+        write_standings(folder)
+
+
+def test_reports_older_than_the_counting_of_flops_have_no_picture_of_them(folder: Path) -> None:
+    for path in folder.glob("*.json"):
+        report = json.loads(path.read_bytes())
+        path.write_text(json.dumps({key: value for key, value in report.items() if key != "flops"}))
+    assert "models-flops" not in write_standings(folder).read_text()
+    assert not (folder / "models-flops.png").exists()
+
+
+def test_what_an_editor_hides_in_the_folder_is_not_ranked(folder: Path) -> None:
+    (folder / ".dcn.json").write_bytes((folder / "dcn.json").read_bytes())
+    assert [s.name for s in read_standings(folder)] == ["stec", "dcn", "lr"]
 
 
 def test_without_stecs_report_there_is_nothing_to_compare_with(
@@ -104,7 +137,7 @@ def test_a_report_of_another_log_is_refused_even_of_one_seed(folder: Path) -> No
     report = json.loads((folder / "lr.json").read_bytes())
     report["data"]["fingerprint"] = "beef"
     (folder / "lr.json").write_text(json.dumps(report))
-    with pytest.raises(ValueError, match="differently prepared data"):
+    with pytest.raises(ValueError, match=r"lr\.json: .*differently prepared data"):
         write_standings(folder)
 
 

@@ -108,6 +108,14 @@ def test_a_run_that_was_changed_since_is_refused(root: Path, tmp_path: Path, cha
         open_run(tmp_path / "run")
 
 
+def test_weights_of_another_size_are_refused_with_their_names(root: Path, tmp_path: Path) -> None:
+    copy_to_change(root / "run", tmp_path / "run")
+    weights = load_file(tmp_path / "run" / WEIGHTS)
+    save_file(weights | {"head.0.bias": torch.zeros(7)}, tmp_path / "run" / WEIGHTS)
+    with pytest.raises(ValueError, match=r"do not belong together \(.*head\.0\.bias"):
+        open_run(tmp_path / "run")
+
+
 def test_weights_that_are_not_finite_are_refused(root: Path, tmp_path: Path) -> None:
     copy_to_change(root / "run", tmp_path / "run")
     weights = load_file(tmp_path / "run" / WEIGHTS)

@@ -1,12 +1,14 @@
 """What every model of the zoo promises, whatever its formula."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.experiment import read_experiment
 from model.flops import count_flops
 from model.layers import Fields, embedding_parameters
 from model.zoo import MODELS, Config, build, name_of
@@ -35,6 +37,7 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("destine", {"wide": True, "heads": 2, "scaled": False}),
 ]
 CASES = [*((name, {}) for name in MODELS), *OTHERS]
+EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"
 of_every_case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[" ".join([name, *map(str, options.items())]) for name, options in CASES]
 )
@@ -113,3 +116,13 @@ def test_the_l2_of_embeddings_falls_on_every_table_and_nothing_else(name: str, o
 def test_its_cost_is_counted(name: str, options: dict[str, Any]) -> None:
     flops = count_flops(a_model(name, **options).float(), batch(2)[0], batch(2)[1].float())
     assert (flops == 0) == (name in ("lr", "fm"))  # sums and element-wise products are free
+
+
+def test_a_toml_file_can_name_every_model() -> None:
+    assert [config for config, _ in MODELS.values()] == [*get_args(Config)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("log", ["frappe", "movielens_tag"])
+def test_every_model_has_an_experiment_of_its_name(log: str, name: str) -> None:
+    assert name_of(read_experiment(EXPERIMENTS / log / f"{name}.toml").model) == name
