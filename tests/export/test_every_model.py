@@ -49,4 +49,6 @@ async def test_it_trains_exports_and_answers_its_golden_requests(name: str, run_
                 one["logit"], abs=1e-4
             )
             assert one["ctr"] == pytest.approx(ctr, abs=TOLERANCE)
+            if name != "stec":
+                assert all(first == second for first, second in (pair["fields"] for pair in one["pairs"]))
     assert MODEL in open_bundle(tmp_path / "bundle").manifest.files
