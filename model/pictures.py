@@ -7,6 +7,7 @@ from typing import BinaryIO
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from model.metrics import Bin
 from model.plateau import Epoch
@@ -48,14 +49,19 @@ def draw_reliability(runs: Sequence[Sequence[Bin]], path: Path | BinaryIO) -> No
 
 
 def draw_auc_over_cost(points: Sequence[tuple[str, float, float]], cost: str, highlighted: str, path: BinaryIO) -> None:
-    """points: a model's name, its cost and AUC. One without cost, as LR's FLOPs are 0, stands at the left edge."""
+    """points: a model's name, its cost and AUC, numbered as they come. One without cost, as LR's FLOPs are 0, stands at
+    the left edge. The AUC's scale is a logit's: what is near 100% stands wider apart."""
     mpl.use("agg")
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     least = min((x for _, x, _ in points if x > 0), default=1) / 3
-    for name, x, auc in points:
+    for number, (name, x, auc) in enumerate(points, 1):
         colour = "C3" if name == highlighted else "C0"
-        axes.plot(max(x, least), auc * 100, "o", color=colour)
-        axes.annotate(name, (max(x, least), auc * 100), (4, 4), textcoords="offset points", fontsize=8, color=colour)
-    axes.set(xscale="log", xlabel=f"{cost} (log scale)", ylabel="mean test AUC, %")
+        axes.plot(max(x, least), auc, "o", markersize=4, color=colour, label=f"{number}  {name}")
+        axes.annotate(str(number), (max(x, least), auc), (3, 3), textcoords="offset points", fontsize=7, color=colour)
+    axes.set(xscale="log", yscale="logit", xlabel=f"{cost} (log scale)", ylabel="mean test AUC, % (logit scale)")
+    axes.yaxis.set_major_locator(MaxNLocator(12))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handlelength=1)
     figure.savefig(path, dpi=DPI, format="png")
