@@ -6,6 +6,10 @@ Shape legend: L levels, F fields in serving order, P = F (F + 1) / 2 pairs, a fi
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_CANDIDATES = (
+    8  # of one POST /v1/explain: a person reads it, and a graph of shares runs the model many times for each
+)
+
 
 def ranked_pairs(contribution_LFF: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Both orders of two fields added, the largest first; of equal ones, the earlier fields'.

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 
 from contract.schema import FeatureSchema
 from contract.vocabulary import MISSING
-from export.graph import serving_order
 from export.plain_graph import BaselineGraph
 
 ORDERS = 8
-MOST_CANDIDATES = 8  # of a POST /v1/explain: each is a row for every step of every order
 SEED = 1
 
 
@@ -39,8 +37,7 @@ class ShareGraph(nn.Module):
         order_KF = draw_orders(fields)
         rank_KF = order_KF.argsort(1)
         self.register_buffer("is_in_KTF", rank_KF[:, None, :] < torch.arange(fields + 1)[:, None])
-        serving_F = torch.argsort(torch.tensor(serving_order(schema)))
-        self.register_buffer("field_KFF", torch.eye(fields)[serving_F][order_KF])
+        self.register_buffer("field_KFF", torch.eye(fields)[self.baseline.to_model_order][order_KF])
         for number, table in enumerate(self.baseline.model.embeddings):  # type: ignore[arg-type]
             self.register_buffer(f"missing_{number}", nothing(table, schema))
 

@@ -29,6 +29,7 @@ from contract.bundle import (
     write_manifest,
 )
 from contract.golden import write_golden
+from contract.pairs import MOST_CANDIDATES
 from contract.schema import FeatureSchema, write_schema
 from contract.vocabulary import open_vocabulary
 from export.cascade import calibrate, check_log
@@ -41,7 +42,7 @@ from export.level import first_in_head
 from export.onnx_file import save_together, to_onnx
 from export.pack import what_has_no_kernel
 from export.plain_graph import BaselineGraph, PlainGraph
-from export.share_graph import MOST_CANDIDATES, ShareGraph
+from export.share_graph import ShareGraph
 from model.data.folder import add_data_argument
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from model.folder import write_whole
 from model.pictures import draw_auc_over_cost
-from model.welch import Seeds, check_same_log, compare_seeds, mean_and_std, read_report
+from model.welch import Report, Seeds, check_same_log, compare_seeds, mean_and_std, read_report
 
 BASE = "stec"
 SERVING = "serving.json"
@@ -57,9 +57,11 @@ def read_standings(folder: Path) -> list[Standing]:
         raise ValueError(
             f"{folder} has no {BASE}.json to compare with: ctr-train {folder}/{BASE}.toml --seeds N makes it"
         )
-    serving, base = _serving(folder / SERVING), read_report(folder / f"{BASE}.json").seeds
-    paths = sorted(path for path in folder.glob("[!.]*.json") if path.name != SERVING)
-    return sorted((_standing(path, base, serving) for path in paths), key=lambda s: s.auc, reverse=True)
+    serving = _serving(folder / SERVING)
+    reports = {path: read_report(path) for path in sorted(folder.glob("[!.]*.json")) if path.name != SERVING}
+    base = reports[folder / f"{BASE}.json"].seeds
+    standings = [_standing(path, report, base, serving) for path, report in reports.items()]
+    return sorted(standings, key=lambda s: s.auc, reverse=True)
 
 
 def _serving(path: Path) -> dict[str, float]:
@@ -71,15 +73,15 @@ def _serving(path: Path) -> dict[str, float]:
         raise ValueError(f"{path}: {error}: write it with python -m benchmarks.models") from error
 
 
-def _standing(path: Path, base: Seeds, serving: Mapping[str, float]) -> Standing:
-    report = read_report(path)
+def _standing(path: Path, report: Report, base: Seeds, serving: Mapping[str, float]) -> Standing:
+    seeds = report.seeds
     try:
-        check_same_log(report.seeds, base)
+        check_same_log(seeds, base)
     except ValueError as error:
         raise ValueError(f"{path}: {error}: move it out of the folder") from error
     speeds = [run.rows_per_s for run in report.runs if run.rows_per_s]
     rows_per_s = statistics.median(speeds) if speeds else None
-    return Standing(path.stem, report.seeds, report.parameters, report.flops, rows_per_s, serving.get(path.stem))
+    return Standing(path.stem, seeds, report.parameters, report.flops, rows_per_s, serving.get(path.stem))
 
 
 def markdown(folder: Path, standings: Sequence[Standing], pictures: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.encode import ModelInput
-from contract.pairs import ranked_pairs
+from contract.pairs import MOST_CANDIDATES, ranked_pairs
 from contract.schema import FeatureSchema
 from service import wire
 from service.engine import Engine, Explained
@@ -21,7 +21,6 @@ from service.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded, r
 from service.incoming import JSON, arrival_s, check_type
 from service.score import Scorer, only_problems
 
-MOST_CANDIDATES = 8  # a person reads it
 MOST_PAIRS = 10_000
 PAIRS = 20
 TIMEOUT_MS = 1000  # unless the request says otherwise: a person waits, not an auction

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from model.experiment import to_experiment
-from model.welch import mean_and_std
+from model.welch import mean_and_std, read_report
 from model.zoo import MODELS
 from service.app import create_app
 from service.settings import Settings
@@ -94,5 +94,5 @@ def test_the_page_of_baselines_has_a_row_for_every_model_with_what_its_report_sa
     assert {*ours, "stec"} == {*MODELS}
     for name, said in ours.items():
         report = ROOT / "experiments" / "frappe" / f"{name}.json"
-        aucs = [run["test"]["auc"] * 100 for run in json.loads(report.read_bytes())["runs"]] if report.exists() else []
+        aucs = [auc * 100 for auc in read_report(report).seeds.aucs] if report.exists() else []
         assert said == (f"{mean_and_std(aucs, 2)} ({len(aucs)})" if aucs else "not trained yet"), name
