@@ -6,7 +6,7 @@
 NOTE[DIFF] The unary part reads the field itself, as BARS' parameter counts say it did; the paper's reads its key.
 NOTE[DIFF] The authors' code has a ReLU before w; FuxiCTR and BARS have none, between layers nor there.
 NOTE[DIFF] FuxiCTR's q, k and u have biases, which the means and the softmax take away again, and its v and R have one
-each, of which one suffices.
+each, of which one suffices: a row of A adds up to 2 (but for what dropout takes while it trains).
 Shape legend: model/layers.py; A attention width, H heads, K = A / H.
 """
 

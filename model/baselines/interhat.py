@@ -4,6 +4,7 @@
     Agg(X) = sum_i softmax_i(h . ReLU(W x_i + b)) x_i        logit = MLP(Agg([u_1; ...; u_P]))
 
 NOTE[DIFF] FuxiCTR's later version splits heads without a transpose, which mixes rows' fields; not so here.
+NOTE[DIFF] FuxiCTR's dropout is behind the attention's output, too; here it is of the weights alone.
 Shape legend: model/layers.py; A attention width, H heads, P order.
 """
 

@@ -3,7 +3,8 @@
     X^k_h = sum_{i,j} W^{k,h}_ij (X^0_i * X^{k-1}_j) + b^k_h        CIN = w . [sum over D of X^k_h] + b
     logit = sum_i w_i + CIN + MLP(e)
 
-NOTE[DIFF] As BARS: no activation and no split between layers, and biases in them.
+NOTE[DIFF] As BARS: no activation and no split between layers, and biases in them. FuxiCTR leaves those layers, which
+are convolutions there, at torch's start; here they start as every linear layer does.
 Shape legend: model/layers.py; H feature maps of a layer.
 """
 
