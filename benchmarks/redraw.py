@@ -1,0 +1,101 @@
+"""How far does another draw of Frappe's train negatives move a model's AUC?"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from benchmarks.report import Table, write_report
+from model.data.folder import add_data_argument
+from model.data.log import SPLITS
+from model.data.prepare import prepare
+from model.experiment import Experiment, read_experiment
+from model.live import LiveTable
+from model.machine import keep_freed_memory
+from model.runs import RUNS, FinishedRun, RunList
+from model.seeds import Place, run_missing
+from model.trial import open_log
+
+TITLE = "Frappe with other train negatives"
+TEXT = """The official valid and test files; in train the official rows, the items of whose negatives are drawn anew:
+each from all items, but for those that the user has in a positive of any file, in a negative of valid or test, or in
+another negative of train. So were those drawn that the experiments train on (`given`). One seed each; AUC on test."""
+USER, ITEM, LABEL = "user", "item", "label"
+
+
+def redraw(splits: dict[str, pl.DataFrame], seed: int) -> pl.DataFrame:
+    """train, with other items in its negatives and everything else as it is.
+
+    Raises:
+        ValueError: for a user with more negatives than there are items left.
+    """
+    random, train = np.random.default_rng(seed), splits["train"]
+    negative = pl.col(LABEL) == 0
+    rows = pl.concat([s.select(USER, ITEM, anew=negative & (name == "train")) for name, s in splits.items()])
+    items = rows[ITEM].unique().sort()
+    taken = dict(rows.filter(~pl.col("anew")).group_by(USER).agg(ITEM).iter_rows())
+    drawn = train[ITEM].to_numpy().copy()
+    negatives = train.with_row_index().filter(negative).group_by(USER, maintain_order=True).agg("index")
+    for user, index in negatives.iter_rows():
+        left = items.filter(~items.is_in(taken.get(user, []))).to_numpy()
+        if len(left) < len(index):
+            raise ValueError(f"user {user} has {len(index)} negatives in train, and {len(left)} items to draw from")
+        drawn[index] = random.choice(left, len(index), replace=False)
+    return train.with_columns(pl.Series(ITEM, drawn, train[ITEM].dtype))
+
+
+def write_draw(given: Path, folder: Path, seed: int) -> None:
+    """A folder of three files as the experiments read them."""
+    splits = {name: pl.read_parquet(given / f"{name}.parquet") for name in SPLITS}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in (splits | {"train": redraw(splits, seed)}).items():
+        split.write_parquet(folder / f"{name}.parquet")
+
+
+def runs_of(draw: int, experiments: Sequence[Experiment], data: Path, folder: Path) -> list[FinishedRun]:
+    """Each experiment's run on this draw. What `folder` has already is not made again."""
+    raw, prepared = f"draw-{draw}", f"prepared/draw-{draw}"
+    there = [msgspec.structs.replace(e.data, folder=raw, prepared=prepared) for e in experiments]
+    if not (folder / prepared).is_dir():
+        write_draw(data / experiments[0].data.folder, folder / raw, draw)
+        prepare(folder, there[0])
+    moved = [msgspec.structs.replace(e, data=d) for e, d in zip(experiments, there, strict=True)]
+    place = Place(open_log(there[0], folder), RunList(folder / RUNS), folder)
+    return run_missing(moved, place, LiveTable)
+
+
+def percent(auc: float) -> str:
+    return f"{auc * 100:.2f}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiments", type=Path, nargs="+", help="of Frappe: experiments/frappe/dcn.toml")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--folder", type=Path, required=True, help="where draws and their runs are kept")
+    add_data_argument(parser)
+    options = parser.parse_args()
+    keep_freed_memory()
+    experiments = [read_experiment(path) for path in options.experiments]
+    listed = RunList(options.experiments[0].parent / RUNS)
+    given = Place(open_log(experiments[0].data, options.data), listed, options.data)
+    first = run_missing(experiments, given, LiveTable)
+    draws = [runs_of(draw, experiments, options.data, options.folder) for draw in range(1, options.draws + 1)]
+    rows = []
+    for path, start, *others in zip(options.experiments, first, *draws, strict=True):
+        found = [run.metrics.test.auc for run in others]
+        spread = f"{statistics.mean(found) * 100:.2f} ± {statistics.stdev(found) * 100:.2f}"
+        rows.append([path.stem, percent(start.metrics.test.auc), *map(percent, found), spread])
+    header = ["model", "given", *(f"draw {n}" for n in range(1, options.draws + 1)), "mean of the draws"]
+    names = " ".join(map(str, options.experiments))
+    command = f"python -m benchmarks.redraw {names} --draws {options.draws} --folder draws"
+    write_report("redraw", TITLE, TEXT, [Table("", header, rows)], ["torch"], command)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
