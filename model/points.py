@@ -1,6 +1,6 @@
 """A sweep's TOML file: a base experiment, and the points at which it differs from it.
 
-    base = "stec.toml"              # beside the sweep's file
+    base = "stec.toml"              # beside the sweep's file; or several of one log, each with all points
     seeds = 1                       # runs a point
     [grid]                          # every combination of these
     embedding = [16, 32]
@@ -8,14 +8,14 @@
     [[point]]                       # and each of these, by itself
     mlp = [400]
 
-A key is any of the experiment's [model] and [training], but `seed`.
+A key is any of the experiment's [model] and [training], but `seed`. A point without keys is the base itself.
 """
 
 import itertools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -28,10 +28,14 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    base: str
+    base: str | Annotated[list[str], msgspec.Meta(min_length=1)]
     seeds: Positive = 1
     grid: dict[str, list[Any]] = {}
     point: list[dict[str, Any]] = []
+
+    @property
+    def bases(self) -> list[str]:
+        return [self.base] if isinstance(self.base, str) else self.base
 
 
 @dataclass(frozen=True)
@@ -42,28 +46,45 @@ class Point:
     experiment: Experiment
 
 
-def read_sweep(path: Path) -> tuple[Sweep, Experiment, list[Point]]:
-    """The sweep, its base experiment and its points.
+@dataclass(frozen=True)
+class Around:
+    """A base experiment, of the file `toml`, and its points."""
+
+    toml: str
+    base: Experiment
+    points: list[Point]
+
+
+def read_sweep(path: Path) -> tuple[Sweep, list[Around]]:
+    """The sweep, and for each of its bases the points around it.
 
     Two points of other words may come to the same settings; they then share their runs.
 
     Raises:
-        ValueError: naming the file and the key, for one that is unknown or whose value is out of range, or the point
-            that is there twice in the same words.
+        ValueError: naming the file and the key, for one that is unknown or whose value is out of range, the point
+            or the base that is there twice in the same words, or bases of different logs.
     """
     sweep = read_toml(path, partial(msgspec.convert, type=Sweep), "sweep")
-    base = read_experiment(path.parent / sweep.base)
+    bases = {toml: read_experiment(path.parent / toml) for toml in sweep.bases}
     changes = [*_combinations(sweep.grid), *sweep.point]
     if not changes:
         raise ValueError(f"{path}: a sweep needs a [grid] or a [[point]]")
-    try:
-        points = [Point(_label(change), _changed(base, change)) for change in changes]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    labels = [point.label for point in points]
+    labels = [_label(change) for change in changes]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"{path}: {min(twice)}: this point is there twice")
-    return sweep, base, points
+    if len(bases) < len(sweep.bases):
+        raise ValueError(f"{path}: base names a file twice")
+    if any(base.data != bases[sweep.bases[0]].data for base in bases.values()):
+        raise ValueError(f"{path}: base names experiments with different [data] sections: a sweep is of one log")
+    try:
+        around = [Around(toml, base, [_point(base, change) for change in changes]) for toml, base in bases.items()]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return sweep, around
+
+
+def _point(base: Experiment, change: dict[str, Any]) -> Point:
+    return Point(_label(change), _changed(base, change))
 
 
 def _combinations(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:

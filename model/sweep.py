@@ -1,6 +1,6 @@
-"""ctr-sweep: a base experiment at many points, the best chosen on valid alone.
+"""ctr-sweep: a base experiment, or several, at many points, the best chosen on valid alone.
 
-Runs stand in runs.jsonl beside the base experiment: a second call makes only what is missing, and several
+Runs stand in runs.jsonl beside the base experiments: a second call makes only what is missing, and several
 processes share the work. Writes NAME.md beside NAME.toml.
 """
 
@@ -22,7 +22,7 @@ from model.experiment import Experiment
 from model.folder import write_whole
 from model.machine import keep_freed_memory
 from model.plateau import Epoch
-from model.points import Point, Sweep, read_sweep
+from model.points import Around, Point, read_sweep
 from model.runs import RUNS, FinishedRun, RunList, key
 from model.seeds import Place, run_missing, with_seed
 from model.trial import OpenedLog, open_log
@@ -50,12 +50,12 @@ class Measured:
         valid = [r.metrics.valid for r in self.runs]
         return statistics.mean(v.auc if monitor == "auc" else -v.logloss for v in valid)
 
-    def cells(self) -> list[str]:
+    def figures(self) -> list[str]:
+        """The cells behind the point's."""
         if not self.runs:
-            return [self.point.label, "0", *[""] * (len(COLUMNS) - 2)]
+            return ["0", *[""] * (len(COLUMNS) - 2)]
         metrics = [r.metrics for r in self.runs]
         return [
-            self.point.label,
             str(len(metrics)),
             mean_and_std([m.valid.auc * 100 for m in metrics], 2),
             mean_and_std([m.valid.logloss for m in metrics], 4),
@@ -110,7 +110,7 @@ class SweepTable:
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "point" else "right")
         for measured in self.measured():
-            table.add_row(*measured.cells())
+            table.add_row(measured.point.experiment.name, *measured.figures())
         return table
 
 
@@ -136,14 +136,15 @@ class PointWatch:
         pass
 
 
-def sweep(path: Path, data: Path) -> list[Measured]:
-    """Makes the runs that are missing and writes the page. Returns the points, the best on valid first.
+def sweep(path: Path, data: Path) -> list[list[Measured]]:
+    """Makes the runs that are missing and writes the page. Returns each base's points, the best on valid first.
 
     A point whose training fails, by a learning rate that is too high or for want of memory, is told and not ranked.
     """
-    plan, base, points = read_sweep(path)
-    log: OpenedLog = open_log(base.data, data)
-    place = Place(log, RunList((path.parent / plan.base).parent / RUNS), data)
+    plan, around = read_sweep(path)
+    points = [point for one in around for point in one.points]
+    log: OpenedLog = open_log(around[0].base.data, data)
+    place = Place(log, RunList((path.parent / around[0].toml).parent / RUNS), data)
     table = SweepTable(path.stem, points, plan.seeds, place)
 
     def on_finished(run: FinishedRun) -> None:
@@ -159,9 +160,9 @@ def sweep(path: Path, data: Path) -> list[Measured]:
     wanted = [with_seed(p.experiment, seed) for p in points for seed in range(1, plan.seeds + 1)]
     with table:
         run_missing(wanted, place, lambda experiment, rows: PointWatch(table, experiment), on_finished, on_failed)
-    ranked = rank(table.measured(), base.training.monitor)
-    page = markdown(path.stem, plan, base, ranked, table.failures)
-    write_whole(path.with_suffix(".md"), page.encode())
+    found = table.measured()
+    ranked = [rank([m for m in found if m.point in one.points], one.base.training.monitor) for one in around]
+    write_whole(path.with_suffix(".md"), markdown(path.stem, around, ranked, table.failures).encode())
     return ranked
 
 
@@ -171,21 +172,31 @@ def rank(points: Sequence[Measured], monitor: str) -> list[Measured]:
     return [*complete, *(m for m in points if not m.complete)]
 
 
-def markdown(title: str, plan: Sweep, base: Experiment, ranked: Sequence[Measured], failures: dict[str, str]) -> str:
-    best = ranked[0] if ranked[0].complete else None
-    monitor = "AUC" if base.training.monitor == "auc" else "logloss"
-    lines = [f"# {title}", "", f"{len(ranked)} points around {base.name} (`{plan.base}`), {plan.seeds} seed(s) each. "]
-    if best:
-        lines[-1] += f"Chosen by valid {monitor} alone: **{best.point.label}**; the test columns had no say."
-    else:
-        lines[-1] += "No point has all its runs: none is chosen."
-    lines += ["", "| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
-    lines += ["| " + " | ".join(measured.cells()) + " |" for measured in ranked]
-    lines += ["", *(f"- {name} failed: {error}" for name, error in failures.items())]
-    if best:
-        versions = ", ".join(f"{name} {v}" for name, v in best.runs[0].versions.items())
+def markdown(
+    title: str, around: Sequence[Around], ranked: Sequence[Sequence[Measured]], failures: dict[str, str]
+) -> str:
+    lines = [f"# {title}", ""]
+    for one, points in zip(around, ranked, strict=True):
+        lines += [f"## {one.base.name}", ""] if len(around) > 1 else []
+        lines += [*_section(one, points), ""]
+    lines += [f"- {name} failed: {error}" for name, error in failures.items()]
+    if complete := [points[0] for points in ranked if points[0].complete]:
+        versions = ", ".join(f"{name} {v}" for name, v in complete[0].runs[0].versions.items())
         lines.append(f"- Versions of the first row: {versions}.")
     return "\n".join([*lines, ""])
+
+
+def _section(around: Around, ranked: Sequence[Measured]) -> list[str]:
+    """What was tried around one base, and its table."""
+    monitor = "AUC" if around.base.training.monitor == "auc" else "logloss"
+    tried = f"{len(ranked)} points around {around.base.name} (`{around.toml}`), {ranked[0].seeds} seed(s) each."
+    if ranked[0].complete:
+        told = f"Chosen by valid {monitor} alone: **{ranked[0].point.label}**; the test columns had no say."
+    else:
+        told = "No point has all its runs: none is chosen."
+    head = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
+    rows = ("| " + " | ".join([measured.point.label, *measured.figures()]) + " |" for measured in ranked)
+    return [f"{tried} {told}", "", *head, *rows]
 
 
 def main() -> int:
@@ -203,10 +214,12 @@ def main() -> int:
         print("ctr-sweep: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
         return INTERRUPTED
     print(f"report: {arguments.sweep.with_suffix('.md')}")
-    if not ranked[0].complete:
+    for points in ranked:
+        if points[0].complete:
+            print(f"best on valid: {points[0].point.experiment.name}")
+    if not all(points[0].complete for points in ranked):
         print("ctr-sweep: no point has all its runs, and none is chosen: see the report", file=sys.stderr)
         return 2
-    print(f"best on valid: {ranked[0].point.label}")
     return 0
 
 

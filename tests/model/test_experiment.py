@@ -25,8 +25,8 @@ def toml(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=str)
 def test_every_sweep_of_the_project_is_read(path: Path) -> None:
-    _, _, points = read_sweep(path)
-    assert points
+    _, around = read_sweep(path)
+    assert all(one.points for one in around)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)

@@ -24,7 +24,8 @@ def toml(tmp_path: Path) -> Path:
 
 def test_a_grid_is_every_combination_and_a_point_is_one_more(toml: Path) -> None:
     toml.write_text('base = "tiny.toml"\n[grid]\nembedding = [4, 16]\nnet_l2 = [0.0, 0.1]\n[[point]]\nmlp = [400]\n')
-    _, base, points = read_sweep(toml)
+    _, [around] = read_sweep(toml)
+    points = around.points
     assert [p.label for p in points] == [
         "embedding 4, net_l2 0.0",
         "embedding 4, net_l2 0.1",
@@ -37,7 +38,7 @@ def test_a_grid_is_every_combination_and_a_point_is_one_more(toml: Path) -> None
     assert isinstance(fourth, STECConfig)
     assert (third.embedding, points[3].experiment.training.net_l2) == (16, 0.1)
     assert fourth.mlp == (400,)
-    assert points[4].experiment.training == base.training
+    assert points[4].experiment.training == around.base.training
     assert points[0].experiment.name == "tiny: embedding 4, net_l2 0.0"
 
 
@@ -69,6 +70,31 @@ def test_a_missing_file_is_named(toml: Path) -> None:
         read_sweep(toml)
     toml.write_text('base = "huge.toml"\n[grid]\nblocks = [1]\n')
     with pytest.raises(ValueError, match=r"huge\.toml: there is no such experiment"):
+        read_sweep(toml)
+
+
+def test_several_bases_have_all_points_each(toml: Path) -> None:
+    (toml.parent / "big.toml").write_text(TOML.replace('"tiny"', '"big"'))
+    toml.write_text('base = ["tiny.toml", "big.toml"]\n[grid]\nembedding = [4, 16]\n[[point]]\n')
+    _, around = read_sweep(toml)
+    names = [[p.experiment.name for p in one.points] for one in around]
+    assert names == [
+        [f"{name}: {point}" for point in ("embedding 4", "embedding 16", "base")] for name in ("tiny", "big")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bases", "words"),
+    [
+        ('["tiny.toml", "tiny.toml"]', "a file twice"),
+        ('["tiny.toml", "other.toml"]', "a sweep is of one log"),
+        ("[]", "length >= 1"),
+    ],
+)
+def test_several_bases_are_of_one_log(toml: Path, bases: str, words: str) -> None:
+    (toml.parent / "other.toml").write_text(TOML.replace('"prepared"', '"other"'))
+    toml.write_text(f"base = {bases}\n[grid]\nembedding = [4]\n")
+    with pytest.raises(ValueError, match=rf"size\.toml: .*{words}"):
         read_sweep(toml)
 
 
@@ -113,15 +139,29 @@ def test_points_are_run_once_and_ranked_by_valid_and_a_failed_one_stops_nobody(
 ) -> None:
     toml = root / "experiments" / "rate.toml"
     toml.write_text('base = "tiny.toml"\n[grid]\nlearning_rate = [1e-6, 0.02]\nepochs = [1]\nbatch_size = [128]\n')
-    ranked = sweep(toml, root)
+    [ranked] = sweep(toml, root)
     assert [m.point.experiment.training.learning_rate for m in ranked] == [0.02, 1e-6]
     assert capsys.readouterr().out.count(", seed 1: valid AUC") == 2
     more = 'base = "tiny.toml"\n[grid]\nlearning_rate = [1e-6, 0.02, 1e30]\nepochs = [1]\nbatch_size = [128]\n'
     toml.write_text(more)
-    ranked = sweep(toml, root)
+    [ranked] = sweep(toml, root)
     assert [len(m.runs) for m in ranked] == [1, 1, 0]
     assert "lower training.learning_rate" in capsys.readouterr().out
     assert len(RunList(root / "experiments" / RUNS).read()) == 2
     page = toml.with_suffix(".md").read_text()
     assert "**learning_rate 0.02, epochs 1, batch_size 128**" in page
     assert re.search(r"learning_rate 1e\+30, .* failed: .*lower training\.learning_rate", page)
+
+
+def test_a_page_of_several_bases_has_a_section_and_a_choice_for_each(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "experiments" / "big.toml").write_text(TOML.replace('"tiny"', '"big"'))
+    toml = root / "experiments" / "both.toml"
+    toml.write_text('base = ["tiny.toml", "big.toml"]\n[grid]\nembedding = [4, 16]\nepochs = [1]\n')
+    monkeypatch.setattr("sys.argv", ["ctr-sweep", str(toml), "--data", str(root)])
+    assert main() == 0
+    assert re.findall("best on valid: ([a-z]+): embedding", capsys.readouterr().out) == ["tiny", "big"]
+    page = toml.with_suffix(".md").read_text()
+    assert re.findall("^## (.*)$", page, re.MULTILINE) == ["tiny", "big"]
+    assert page.count("2 points around") == page.count("Chosen by valid") == 2
