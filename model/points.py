@@ -47,44 +47,50 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Around:
-    """A base experiment, of the file `toml`, and its points."""
+class Base:
+    """An experiment, of the file `toml`, and the points around it."""
 
     toml: str
-    base: Experiment
+    experiment: Experiment
     points: list[Point]
 
 
-def read_sweep(path: Path) -> tuple[Sweep, list[Around]]:
-    """The sweep, and for each of its bases the points around it.
+def read_sweep(path: Path) -> tuple[Sweep, list[Base]]:
+    """The sweep, and its bases with their points.
 
     Two points of other words may come to the same settings; they then share their runs.
 
     Raises:
         ValueError: naming the file and the key, for one that is unknown or whose value is out of range, the point
-            or the base that is there twice in the same words, or bases of different logs.
+            that is there twice in the same words, or bases that are not two experiments of one log.
     """
     sweep = read_toml(path, partial(msgspec.convert, type=Sweep), "sweep")
-    bases = {toml: read_experiment(path.parent / toml) for toml in sweep.bases}
+    experiments = {toml: read_experiment(path.parent / toml) for toml in sweep.bases}
     changes = [*_combinations(sweep.grid), *sweep.point]
     if not changes:
         raise ValueError(f"{path}: a sweep needs a [grid] or a [[point]]")
     labels = [_label(change) for change in changes]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise ValueError(f"{path}: {min(twice)}: this point is there twice")
-    if len(bases) < len(sweep.bases):
-        raise ValueError(f"{path}: base names a file twice")
-    if any(base.data != bases[sweep.bases[0]].data for base in bases.values()):
+    _check_bases(path, sweep.bases, list(experiments.values()))
+    return sweep, [Base(toml, base, _points(path, toml, base, changes)) for toml, base in experiments.items()]
+
+
+def _check_bases(path: Path, tomls: list[str], bases: list[Experiment]) -> None:
+    names = [base.name for base in bases]
+    if len({*names}) < len(tomls):
+        raise ValueError(f"{path}: base names one experiment twice, or two of one name: {', '.join(tomls)}")
+    if len({(path.parent / toml).parent for toml in tomls}) > 1:
+        raise ValueError(f"{path}: base names files of several folders, each with its own runs.jsonl: take one's")
+    if any(base.data != bases[0].data for base in bases):
         raise ValueError(f"{path}: base names experiments with different [data] sections: a sweep is of one log")
+
+
+def _points(path: Path, toml: str, base: Experiment, changes: list[dict[str, Any]]) -> list[Point]:
     try:
-        around = [Around(toml, base, [_point(base, change) for change in changes]) for toml, base in bases.items()]
+        return [Point(_label(change), _changed(base, change)) for change in changes]
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return sweep, around
-
-
-def _point(base: Experiment, change: dict[str, Any]) -> Point:
-    return Point(_label(change), _changed(base, change))
+        raise ValueError(f"{path}: around {toml}: {error}") from error
 
 
 def _combinations(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def _cells(one: Standing, base: Standing) -> list[str]:
         mean_and_std([auc * 100 for auc in one.seeds.aucs], 2),
         "base" if one is base else f"{(base.auc / one.auc - 1) * 100:+.2f}%",
         mean_and_std(one.seeds.loglosses, 4),
-        "" if p is None else f"{p:.4f}",
+        "" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}",
         f"{one.parameters:,}",
         "" if one.flops is None else f"{one.flops:,}",
         "" if one.rows_per_s is None else f"{one.rows_per_s:,.0f}",

@@ -9,6 +9,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +23,7 @@ from model.experiment import Experiment
 from model.folder import write_whole
 from model.machine import keep_freed_memory
 from model.plateau import Epoch
-from model.points import Around, Point, read_sweep
+from model.points import Base, Point, read_sweep
 from model.runs import RUNS, FinishedRun, RunList, key
 from model.seeds import Place, run_missing, with_seed
 from model.trial import OpenedLog, open_log
@@ -141,10 +142,10 @@ def sweep(path: Path, data: Path) -> list[list[Measured]]:
 
     A point whose training fails, by a learning rate that is too high or for want of memory, is told and not ranked.
     """
-    plan, around = read_sweep(path)
-    points = [point for one in around for point in one.points]
-    log: OpenedLog = open_log(around[0].base.data, data)
-    place = Place(log, RunList((path.parent / around[0].toml).parent / RUNS), data)
+    plan, bases = read_sweep(path)
+    points = [point for base in bases for point in base.points]
+    log: OpenedLog = open_log(bases[0].experiment.data, data)
+    place = Place(log, RunList((path.parent / bases[0].toml).parent / RUNS), data)
     table = SweepTable(path.stem, points, plan.seeds, place)
 
     def on_finished(run: FinishedRun) -> None:
@@ -160,9 +161,9 @@ def sweep(path: Path, data: Path) -> list[list[Measured]]:
     wanted = [with_seed(p.experiment, seed) for p in points for seed in range(1, plan.seeds + 1)]
     with table:
         run_missing(wanted, place, lambda experiment, rows: PointWatch(table, experiment), on_finished, on_failed)
-    found = table.measured()
-    ranked = [rank([m for m in found if m.point in one.points], one.base.training.monitor) for one in around]
-    write_whole(path.with_suffix(".md"), markdown(path.stem, around, ranked, table.failures).encode())
+    found = iter(table.measured())
+    ranked = [rank([*islice(found, len(base.points))], base.experiment.training.monitor) for base in bases]
+    write_whole(path.with_suffix(".md"), markdown(path.stem, bases, ranked, table.failures).encode())
     return ranked
 
 
@@ -172,24 +173,21 @@ def rank(points: Sequence[Measured], monitor: str) -> list[Measured]:
     return [*complete, *(m for m in points if not m.complete)]
 
 
-def markdown(
-    title: str, around: Sequence[Around], ranked: Sequence[Sequence[Measured]], failures: dict[str, str]
-) -> str:
+def markdown(title: str, bases: Sequence[Base], ranked: Sequence[Sequence[Measured]], failures: dict[str, str]) -> str:
     lines = [f"# {title}", ""]
-    for one, points in zip(around, ranked, strict=True):
-        lines += [f"## {one.base.name}", ""] if len(around) > 1 else []
-        lines += [*_section(one, points), ""]
+    for base, points in zip(bases, ranked, strict=True):
+        lines += [f"## {base.experiment.name}", ""] if len(bases) > 1 else []
+        lines += [*_section(base, points), ""]
     lines += [f"- {name} failed: {error}" for name, error in failures.items()]
-    if complete := [points[0] for points in ranked if points[0].complete]:
-        versions = ", ".join(f"{name} {v}" for name, v in complete[0].runs[0].versions.items())
-        lines.append(f"- Versions of the first row: {versions}.")
+    runs = [run for points in ranked for measured in points for run in measured.runs]
+    lines += [f"- Versions: {text}." for text in dict.fromkeys(_versions(run) for run in runs)]
     return "\n".join([*lines, ""])
 
 
-def _section(around: Around, ranked: Sequence[Measured]) -> list[str]:
+def _section(base: Base, ranked: Sequence[Measured]) -> list[str]:
     """What was tried around one base, and its table."""
-    monitor = "AUC" if around.base.training.monitor == "auc" else "logloss"
-    tried = f"{len(ranked)} points around {around.base.name} (`{around.toml}`), {ranked[0].seeds} seed(s) each."
+    monitor = "AUC" if base.experiment.training.monitor == "auc" else "logloss"
+    tried = f"{len(ranked)} points around {base.experiment.name} (`{base.toml}`), {ranked[0].seeds} seed(s) each."
     if ranked[0].complete:
         told = f"Chosen by valid {monitor} alone: **{ranked[0].point.label}**; the test columns had no say."
     else:
@@ -197,6 +195,10 @@ def _section(around: Around, ranked: Sequence[Measured]) -> list[str]:
     head = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
     rows = ("| " + " | ".join([measured.point.label, *measured.figures()]) + " |" for measured in ranked)
     return [f"{tried} {told}", "", *head, *rows]
+
+
+def _versions(run: FinishedRun) -> str:
+    return ", ".join(f"{name} {version}" for name, version in run.versions.items())
 
 
 def main() -> int:
@@ -214,13 +216,18 @@ def main() -> int:
         print("ctr-sweep: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
         return INTERRUPTED
     print(f"report: {arguments.sweep.with_suffix('.md')}")
-    for points in ranked:
-        if points[0].complete:
-            print(f"best on valid: {points[0].point.experiment.name}")
-    if not all(points[0].complete for points in ranked):
-        print("ctr-sweep: no point has all its runs, and none is chosen: see the report", file=sys.stderr)
-        return 2
-    return 0
+    return max(_tell_choice(points) for points in ranked)
+
+
+def _tell_choice(ranked: Sequence[Measured]) -> int:
+    """Of one base; the exit code."""
+    name = ranked[0].point.experiment.name
+    if ranked[0].complete:
+        print(f"best on valid: {name}")
+        return 0
+    base = name.removesuffix(f": {ranked[0].point.label}")
+    print(f"ctr-sweep: {base}: no point has all its runs, and none is chosen: see the report", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from model.experiment import to_experiment
+from model.standings import markdown, read_standings
 from model.welch import mean_and_std, read_report
 from model.zoo import MODELS
 from service.app import create_app
@@ -86,6 +87,14 @@ def test_the_page_of_ablations_repeats_its_sweeps(log: str, columns: tuple[int, 
         point = "base" if cells[0] == "STEC" else f"ablation {cells[0]}"
         (row,) = [row for row in sweep.splitlines() if row.startswith(f"| {point} | 5 |")]
         assert all(f" {cells[column]} |" in row for column in columns), (line, row)
+
+
+@pytest.mark.parametrize("log", ["frappe", "movielens_tag"])
+def test_a_table_of_every_model_is_that_of_the_reports_beside_it(log: str) -> None:
+    folder = ROOT / "experiments" / log
+    made = [line for line in markdown(folder, read_standings(folder), []).splitlines() if line.startswith("|")]
+    there = [line for line in (folder / "models.md").read_text().splitlines() if line.startswith("|")]
+    assert there == made, f"ctr-compare --all experiments/{log} makes it anew"
 
 
 def test_the_page_of_baselines_has_a_row_for_every_model_with_what_its_report_says() -> None:

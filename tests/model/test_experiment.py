@@ -25,8 +25,8 @@ def toml(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=str)
 def test_every_sweep_of_the_project_is_read(path: Path) -> None:
-    _, around = read_sweep(path)
-    assert all(one.points for one in around)
+    _, bases = read_sweep(path)
+    assert all(base.points for base in bases)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)

@@ -15,6 +15,8 @@ from model.sweep import Measured, main, rank, sweep
 from tests.model.test_runs import experiment, run
 from tests.model.tiny import TOML, make_root
 
+FM = TOML.replace('"tiny"', '"fm"').replace("[model]\nembedding = 8\nblocks = 1\nffn = 16", '[model]\ntype = "fm"')
+
 
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
@@ -24,8 +26,8 @@ def toml(tmp_path: Path) -> Path:
 
 def test_a_grid_is_every_combination_and_a_point_is_one_more(toml: Path) -> None:
     toml.write_text('base = "tiny.toml"\n[grid]\nembedding = [4, 16]\nnet_l2 = [0.0, 0.1]\n[[point]]\nmlp = [400]\n')
-    _, [around] = read_sweep(toml)
-    points = around.points
+    _, [base] = read_sweep(toml)
+    points = base.points
     assert [p.label for p in points] == [
         "embedding 4, net_l2 0.0",
         "embedding 4, net_l2 0.1",
@@ -38,7 +40,7 @@ def test_a_grid_is_every_combination_and_a_point_is_one_more(toml: Path) -> None
     assert isinstance(fourth, STECConfig)
     assert (third.embedding, points[3].experiment.training.net_l2) == (16, 0.1)
     assert fourth.mlp == (400,)
-    assert points[4].experiment.training == around.base.training
+    assert points[4].experiment.training == base.experiment.training
     assert points[0].experiment.name == "tiny: embedding 4, net_l2 0.0"
 
 
@@ -76,8 +78,8 @@ def test_a_missing_file_is_named(toml: Path) -> None:
 def test_several_bases_have_all_points_each(toml: Path) -> None:
     (toml.parent / "big.toml").write_text(TOML.replace('"tiny"', '"big"'))
     toml.write_text('base = ["tiny.toml", "big.toml"]\n[grid]\nembedding = [4, 16]\n[[point]]\n')
-    _, around = read_sweep(toml)
-    names = [[p.experiment.name for p in one.points] for one in around]
+    _, bases = read_sweep(toml)
+    names = [[p.experiment.name for p in base.points] for base in bases]
     assert names == [
         [f"{name}: {point}" for point in ("embedding 4", "embedding 16", "base")] for name in ("tiny", "big")
     ]
@@ -86,14 +88,23 @@ def test_several_bases_have_all_points_each(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("bases", "words"),
     [
-        ('["tiny.toml", "tiny.toml"]', "a file twice"),
+        ('["tiny.toml", "tiny.toml"]', "one experiment twice"),
+        ('["tiny.toml", "./tiny.toml"]', "one experiment twice"),
+        ('["tiny.toml", "copy.toml"]', "two of one name"),
+        ('["tiny.toml", "below/other.toml"]', "files of several folders"),
+        ('["tiny.toml", "fm.toml"]', r"around fm\.toml: 'blocks' is no key"),
         ('["tiny.toml", "other.toml"]', "a sweep is of one log"),
         ("[]", "length >= 1"),
     ],
 )
 def test_several_bases_are_of_one_log(toml: Path, bases: str, words: str) -> None:
-    (toml.parent / "other.toml").write_text(TOML.replace('"prepared"', '"other"'))
-    toml.write_text(f"base = {bases}\n[grid]\nembedding = [4]\n")
+    other = TOML.replace('"prepared"', '"other"').replace('"tiny"', '"other"')
+    (toml.parent / "below").mkdir()
+    for path in ("other.toml", "below/other.toml"):
+        (toml.parent / path).write_text(other)
+    (toml.parent / "copy.toml").write_text(TOML)
+    (toml.parent / "fm.toml").write_text(FM)
+    toml.write_text(f"base = {bases}\n[grid]\nblocks = [1]\n")
     with pytest.raises(ValueError, match=rf"size\.toml: .*{words}"):
         read_sweep(toml)
 
@@ -162,6 +173,23 @@ def test_a_page_of_several_bases_has_a_section_and_a_choice_for_each(
     monkeypatch.setattr("sys.argv", ["ctr-sweep", str(toml), "--data", str(root)])
     assert main() == 0
     assert re.findall("best on valid: ([a-z]+): embedding", capsys.readouterr().out) == ["tiny", "big"]
+    assert_page_of_both(toml)
+
+
+def test_of_several_bases_the_one_without_a_choice_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "experiments" / "hot.toml").write_text(TOML.replace('"tiny"', '"hot"') + "learning_rate = 1e30\n")
+    toml = root / "experiments" / "both.toml"
+    toml.write_text('base = ["tiny.toml", "hot.toml"]\n[grid]\nepochs = [1]\n')
+    monkeypatch.setattr("sys.argv", ["ctr-sweep", str(toml), "--data", str(root)])
+    assert main() == 2
+    said = capsys.readouterr()
+    assert re.findall("best on valid: (.*)", said.out) == ["tiny: epochs 1"]
+    assert "ctr-sweep: hot: no point has all its runs" in said.err
+
+
+def assert_page_of_both(toml: Path) -> None:
     page = toml.with_suffix(".md").read_text()
     assert re.findall("^## (.*)$", page, re.MULTILINE) == ["tiny", "big"]
     assert page.count("2 points around") == page.count("Chosen by valid") == 2
