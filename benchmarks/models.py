@@ -1,21 +1,23 @@
-"""What does each model of a data set cost to serve?
+"""What does each model of a data set cost to serve and to train?
 
 Every experiment in a folder, as it starts: speed does not depend on weights. Its serving graph as ctr-export writes it
-and as a worker runs it on a CPU, on one thread, the models in turn. Also writes FOLDER/serving.json, which
-`ctr-compare --all FOLDER` reads.
+and as a worker runs it on a CPU, on one thread; and its steps of training, on all cores. The models in turn. Also
+writes FOLDER/speed.json, which `ctr-compare --all FOLDER` reads.
 """
 
 import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
+from rich.progress import track
 
 from benchmarks.report import Table, write_report
 from benchmarks.serving_graph import Feed, Run, alternate, open_session
@@ -25,17 +27,24 @@ from export.pack import what_has_no_kernel
 from export.plain_graph import BaselineGraph
 from model.data.folder import add_data_argument
 from model.data.prepared import Prepared, read_prepared
-from model.experiment import Experiment, read_experiment
+from model.experiment import Experiment, one_log, read_experiment
+from model.fit import train_step
 from model.folder import write_whole
-from model.layers import fields_of
-from model.standings import SERVING
+from model.layers import embedding_parameters, fields_of
+from model.machine import keep_freed_memory
+from model.standings import SPEED, Speed
 from model.stec import STEC
+from model.trial import load_split
 from model.zoo import build
 
 CANDIDATES = (1, 100)
+STEPS, WARM_UP = 7, 1
+LIBRARIES = ("onnxruntime", "torch")
 TEXT = f"""One request of {" or ".join(map(str, CANDIDATES))} candidates, ids drawn at random from the vocabulary,
 through each model's serving graph on one thread, the models in turn. STEC's is the kernel; the others are onnxruntime's
-own operators, and look up a context's embeddings once a request. Median milliseconds of a run; us: a candidate."""
+own operators, and look up a context's embeddings once a request. Median milliseconds of a run; us: a candidate.
+Training: rows/s of the median step, forward to optimiser, of {STEPS} steps of each model on one batch of real rows, the
+models in turn, with torch's threads on all cores; evaluation not counted."""
 
 
 def open_model(experiment: Experiment, prepared: Prepared, folder: Path, name: str) -> Run:
@@ -73,33 +82,59 @@ def measure(runs: Mapping[str, Run], prepared: Prepared) -> dict[str, list[float
     return found
 
 
+def measure_training(experiments: Mapping[str, Experiment], prepared: Prepared) -> dict[str, float]:
+    """Rows/s of each model."""
+    steps = {name: training(experiment, prepared) for name, experiment in experiments.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in track(range(WARM_UP + STEPS), "training"):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    batch = {name: experiment.training.batch_size for name, experiment in experiments.items()}
+    return {name: batch[name] / statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
+
+
+def training(experiment: Experiment, prepared: Prepared) -> Callable[[], object]:
+    """One step more at each call."""
+    torch.manual_seed(0)
+    model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).train()
+    rows = load_split(prepared, "train").part(0, experiment.training.batch_size)
+    batch = rows.ids.long(), rows.values, rows.labels
+    optimiser = torch.optim.Adam(model.parameters(), lr=experiment.training.learning_rate)
+    return partial(train_step, model, embedding_parameters(model), batch, experiment.training, optimiser)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of experiments, each named by its model: experiments/frappe")
     add_data_argument(parser)
     options = parser.parse_args()
     experiments = {p.stem: read_experiment(p) for p in sorted(options.folder.glob("*.toml")) if "sweep" not in p.stem}
-    logs = {e.data.prepared for e in experiments.values()}
-    if len(experiments) < 2 or len(logs) > 1:
-        parser.error(
-            f"{options.folder} has {len(experiments)} experiments of {len(logs)} logs: two or more of one are compared"
-        )
-    prepared = read_prepared(options.data / logs.pop())
+    if len(experiments) < 2:
+        parser.error(f"{options.folder} has {len(experiments)} experiments: two or more are compared")
+    try:
+        prepared = read_prepared(options.data / one_log(list(experiments.values())).prepared)
+    except ValueError as error:
+        parser.error(str(error))
     if prepared.schema.select("numeric"):
         parser.error(f"{prepared.folder} has numeric fields, for which no request is drawn here")
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: open_model(e, prepared, Path(folder), name) for name, e in experiments.items()}
         found = measure(runs, prepared)
-    us = {name: milliseconds[-1] * 1e3 / CANDIDATES[-1] for name, milliseconds in found.items()}
+    keep_freed_memory()
+    trained = measure_training(experiments, prepared)
+    speed = {name: Speed(found[name][-1] * 1e3 / CANDIDATES[-1], trained[name]) for name in found}
     rows = [
-        [name, *(f"{ms:.3f}" for ms in found[name]), f"{us[name]:.2f}"] for name in sorted(found, key=lambda n: us[n])
+        [name, *(f"{ms:.3f}" for ms in found[name]), f"{speed[name].us:.2f}", f"{speed[name].rows_per_s:,.0f}"]
+        for name in sorted(found, key=lambda n: speed[n].us)
     ]
-    header = ["model", *(f"{n} ms" for n in CANDIDATES), f"us, of {CANDIDATES[-1]}"]
+    header = ["model", *(f"{n} ms" for n in CANDIDATES), f"us, of {CANDIDATES[-1]}", "training rows/s"]
     name, command = f"models-{options.folder.name}", f"python -m benchmarks.models {options.folder}"
     write_report(
-        name, f"Serving each model: {options.folder.name}", TEXT, [Table("", header, rows)], ["onnxruntime"], command
+        name, f"Each model's speed: {options.folder.name}", TEXT, [Table("", header, rows)], LIBRARIES, command
     )
-    write_whole(options.folder / SERVING, msgspec.json.format(msgspec.json.encode(us)) + b"\n")
+    write_whole(options.folder / SPEED, msgspec.json.format(msgspec.json.encode(speed)) + b"\n")
     return 0
 
 

@@ -12,11 +12,12 @@ from benchmarks.report import Table, write_report
 from model.data.folder import add_data_argument
 from model.data.log import SPLITS
 from model.data.prepare import prepare
-from model.experiment import Experiment, read_experiment
+from model.experiment import Experiment, one_log, read_experiment
 from model.live import LiveTable
 from model.machine import keep_freed_memory
 from model.runs import RUNS, FinishedRun, RunList
 from model.seeds import Place, run_missing
+from model.train import positive
 from model.trial import open_log
 from model.welch import mean_and_std
 
@@ -77,7 +78,7 @@ def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiments", type=Path, nargs="+", help="of Frappe: experiments/frappe/dcn.toml")
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--draws", type=positive, default=3)
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/draws"), help="where draws and their runs are kept (%(default)s)"
     )
@@ -85,11 +86,12 @@ def main() -> int:
     options = parser.parse_args()
     keep_freed_memory()
     experiments = [read_experiment(path) for path in options.experiments]
-    log = experiments[0].data
-    if log.reader != READER or any(e.data != log for e in experiments):
-        parser.error(f'experiments whose [data] sections are one, with reader = "{READER}", can be drawn anew')
-    if options.draws < 1:
-        parser.error(f"--draws {options.draws} is less than 1")
+    try:
+        log = one_log(experiments)
+    except ValueError as error:
+        parser.error(str(error))
+    if log.reader != READER:
+        parser.error(f"{options.experiments[0]} reads {log.reader}: only {READER}'s train can be drawn anew")
     place = Place(open_log(log, options.data), RunList(options.experiments[0].parent / RUNS), options.data)
     given = run_missing(experiments, place, LiveTable)
     draws = [run_on_draw(draw, experiments, options.data, options.folder) for draw in range(1, options.draws + 1)]

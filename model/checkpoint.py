@@ -1,7 +1,7 @@
 """A run's state after its last finished epoch: what a killed run needs to end with the same weights, bit for bit.
 
 One safetensors file. Its tensors: the model, the best epoch's weights, Adam's moments and steps, and the
-states of the two random generators, that of shuffling and hiding and torch's own, which dropout asks. Its
+states of the random generators: that of shuffling and hiding, and torch's own of the device, which dropout asks. Its
 metadata: whose run it is, the learning rate, the plateau's counters and the history.
 """
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.machine import device_of
 from model.plateau import Epoch, Plateau
 
 PROGRESS = "progress"
@@ -81,7 +82,7 @@ class Checkpoint:
         if progress.run != self._run:
             return self._ignore("it is of other settings or data")
         if not _fits(state, tensors):
-            return self._ignore("its tensors are of another model or of another version")
+            return self._ignore("its tensors are of another model, device or version")
         _restore(state, progress, tensors)
         return progress.history
 
@@ -101,16 +102,22 @@ def _tensors(state: State) -> dict[str, Tensor]:
         **{f"model/{name}": tensor for name, tensor in state.model.state_dict().items()},
         **{f"best/{name}": tensor for name, tensor in state.plateau.best.items()},
         **{f"adam/{index}/{name}": tensor for index, moments in adam.items() for name, tensor in moments.items()},
-        "generator": state.generator.get_state(),
-        "torch_generator": torch.get_rng_state(),
+        **_generators(state),
     }
+
+
+def _generators(state: State) -> dict[str, Tensor]:
+    device, states = device_of(state.model), {"generator": state.generator.get_state()}
+    if device.type == "cuda":
+        return states | {"cuda_generator": torch.cuda.get_rng_state(device)}
+    return states | {"torch_generator": torch.get_rng_state()}
 
 
 def _fits(state: State, tensors: dict[str, Tensor]) -> bool:
     """Whether _restore() can take them: looked at before, for it would stop half-way."""
     model = state.model.state_dict()
     wanted = {f"{kind}/{name}": tensor for kind in ("model", "best") for name, tensor in model.items()}
-    wanted |= {"generator": state.generator.get_state(), "torch_generator": torch.get_rng_state()}
+    wanted |= _generators(state)
     moments = {  # of the parameters that ever had a gradient
         f"adam/{index}/{name}": torch.zeros(()) if name == "step" else parameter
         for index, parameter in enumerate(state.model.parameters())
@@ -134,7 +141,10 @@ def _restore(state: State, progress: Progress, tensors: dict[str, Tensor]) -> No
     state.plateau.best = _below("best/", tensors)
     state.plateau.score, state.plateau.failures = progress.score, progress.failures
     state.generator.set_state(tensors["generator"])
-    torch.set_rng_state(tensors["torch_generator"])
+    if "cuda_generator" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda_generator"], device_of(state.model))
+    else:
+        torch.set_rng_state(tensors["torch_generator"])
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from model.fit import predict
 from model.run import METRICS, check_log_of_run, open_run
 from model.standings import write_standings
 from model.trial import load_split
-from model.welch import Difference, compare_seeds, read_seeds
+from model.welch import Difference, compare_seeds, p_text, read_seeds
 
 
 def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
@@ -57,7 +57,7 @@ def _losses(labels: NDArray[np.float32], ctr: NDArray[np.float64]) -> NDArray[np
 def text(how: str, differences: Mapping[str, Difference]) -> str:
     lines = [f"A - B, {how}:"]
     for metric, d in differences.items():
-        lines.append(f"{metric:13} {d.value:+.5f}  95% interval [{d.low:+.5f}, {d.high:+.5f}]  p = {d.p:.4f}")
+        lines.append(f"{metric:13} {d.value:+.5f}  95% interval [{d.low:+.5f}, {d.high:+.5f}]  p: {p_text(d.p)}")
     return "\n".join(lines)
 
 

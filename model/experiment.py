@@ -1,5 +1,6 @@
 """An experiment's TOML file, typed: a misspelt key is an error, not a default."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,15 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 def read_experiment(path: Path) -> Experiment:
     """Raises ValueError, with the file's name and the key, for an unknown key or a value out of range."""
     return read_toml(path, to_experiment)
+
+
+def one_log(experiments: Sequence[Experiment]) -> Data:
+    """The [data] section of all. Raises ValueError, naming the two, where there is more than one."""
+    first = experiments[0]
+    for other in experiments:
+        if other.data != first.data:
+            raise ValueError(f"{first.name} and {other.name} have different [data] sections: take those of one log")
+    return first.data
 
 
 def to_experiment(document: dict[str, Any]) -> Experiment:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from model.batches import Batches, Split
 from model.checkpoint import Checkpoint, State
 from model.experiment import Training
+from model.machine import device_of
 from model.metrics import evaluate
 from model.plateau import Epoch, Plateau
 
@@ -31,7 +32,7 @@ def fit(
     on_rows: Callable[[int], None] = lambda rows: None,
     checkpoint: Checkpoint | None = None,
 ) -> list[Epoch]:
-    """Trains in place and leaves the weights of the best epoch in the model, not the last.
+    """Trains in place, where the model is, and leaves the weights of the best epoch in it, not the last.
 
     tables: the embeddings, on which embedding_l2 falls; net_l2 falls on the rest. on_epoch is
     called after each epoch, on_rows after each step with its number of rows.
@@ -77,12 +78,12 @@ def _judge(number: int, loss: float, rows_per_s: float, state: State, valid: Spl
 def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
     """Click probabilities (rows), in evaluation mode. The split is read in parts."""
     model.eval()
-    logits = []
+    device, logits = device_of(model), []
     with torch.inference_mode():
         for start in range(0, len(split), EVALUATION_ROWS):
             rows = split.part(start, start + EVALUATION_ROWS)
-            logits.append(model(rows.ids.long(), rows.values))
-    return torch.cat(logits).double().sigmoid().numpy()
+            logits.append(model(rows.ids.long().to(device), rows.values.to(device)))
+    return torch.cat(logits).double().sigmoid().cpu().numpy()
 
 
 def _train_epoch(
@@ -94,20 +95,35 @@ def _train_epoch(
     on_rows: Callable[[int], None],
 ) -> float:
     model.train()
+    device, seen = device_of(model), 0
+    total = torch.zeros((), dtype=torch.float64, device=device)  # read once: a GPU need not be waited for at each step
+    for batch in batches.epoch():
+        ids, values, labels = (tensor.to(device) for tensor in batch)
+        loss = train_step(model, tables, (ids, values, labels), recipe, optimiser)
+        total, seen = total + loss.double() * len(labels), seen + len(labels)
+        on_rows(len(labels))
+    if not total.isfinite():
+        raise ValueError(f"the training loss is {total.item()}: lower training.learning_rate or model.embedding_std")
+    return total.item() / seen
+
+
+def train_step(
+    model: nn.Module,
+    tables: Sequence[nn.Parameter],
+    batch: tuple[Tensor, Tensor, Tensor],
+    recipe: Training,
+    optimiser: torch.optim.Optimizer,
+) -> Tensor:
+    """One step on ids, values and labels; the loss of Eq. 12, a scalar without the penalties."""
+    ids, values, labels = batch
     in_tables = {id(p) for p in tables}
     rest = [p for p in model.parameters() if id(p) not in in_tables]
-    total, seen = 0.0, 0
-    for ids, values, labels in batches.epoch():
-        optimiser.zero_grad()
-        loss = functional.binary_cross_entropy_with_logits(model(ids, values), labels)  # Eq. 12
-        (loss + l2_penalty(tables, recipe.embedding_l2) + l2_penalty(rest, recipe.net_l2)).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimiser.step()
-        total, seen = total + loss.item() * len(labels), seen + len(labels)
-        on_rows(len(labels))
-    if not np.isfinite(total):
-        raise ValueError(f"the training loss is {total}: lower training.learning_rate or model.embedding_std")
-    return total / seen
+    optimiser.zero_grad()
+    loss = functional.binary_cross_entropy_with_logits(model(ids, values), labels)
+    (loss + l2_penalty(tables, recipe.embedding_l2) + l2_penalty(rest, recipe.net_l2)).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optimiser.step()
+    return loss.detach()
 
 
 def l2_penalty(parameters: Sequence[nn.Parameter], l2: float) -> Tensor | float:

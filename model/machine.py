@@ -1,12 +1,38 @@
-"""The processor that a number was measured on, and its memory for training."""
+"""The processor that a model trains on, and its memory for training."""
 
+import argparse
 import ctypes
 import platform
 from pathlib import Path
 
+import torch
+from torch import nn
+
 CPUINFO = Path("/proc/cpuinfo")
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # mallopt's names for them
 NEVER = 2**31 - 1
+CPU = torch.device("cpu")
+DEVICE_HELP = """where to train: cpu, as without it, or cuda, or cuda:1. A GPU adds in another order each time: the same
+seed ends near the same weights there, not at them"""
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", type=find_device, default=CPU, help=DEVICE_HELP)
+
+
+def find_device(name: str) -> torch.device:
+    """Raises ArgumentTypeError, which argparse tells, for what is no device of this machine."""
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{name} is neither cpu nor cuda")
+    device, found = torch.device(name), torch.cuda.device_count()
+    if kind == "cuda" and (device.index or 0) >= found:
+        raise argparse.ArgumentTypeError(f"{name} is not there: torch sees {found} GPUs; leave it out for the CPU")
+    return device
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def cpu_name() -> str:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from model.ablations import ablation
-from model.experiment import Experiment, Training, read_experiment
+from model.experiment import Experiment, Training, one_log, read_experiment
 from model.toml import Positive, read_toml
 
 ABLATION = "ablation"
@@ -82,8 +82,10 @@ def _check_bases(path: Path, tomls: list[str], bases: list[Experiment]) -> None:
         raise ValueError(f"{path}: base names one experiment twice, or two of one name: {', '.join(tomls)}")
     if len({(path.parent / toml).parent for toml in tomls}) > 1:
         raise ValueError(f"{path}: base names files of several folders, each with its own runs.jsonl: take one's")
-    if any(base.data != bases[0].data for base in bases):
-        raise ValueError(f"{path}: base names experiments with different [data] sections: a sweep is of one log")
+    try:
+        one_log(bases)
+    except ValueError as error:
+        raise ValueError(f"{path}: base: {error}") from error
 
 
 def _points(path: Path, toml: str, base: Experiment, changes: list[dict[str, Any]]) -> list[Point]:

@@ -9,7 +9,7 @@ import io
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def summarise(
             for r in runs
         ],
         "beside_true_probability": [asdict(r.truth) for r in runs if r.truth is not None],
-        "versions": _merged(versions),
+        "versions": merged(versions),
     }
 
 
@@ -86,11 +86,11 @@ def _mean_and_std(name: str, values: Sequence[float | None]) -> dict[str, float]
     return {f"{name}_mean": statistics.mean(known), f"{name}_std": std}
 
 
-def _merged(versions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Where the runs differ, all that there were."""
+def merged(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the runs differ, all that there were; "no" where only some have it, a GPU for one."""
     merged = {}
-    for name in versions[0]:
-        distinct = list(dict.fromkeys(v.get(name) for v in versions))
+    for name in dict.fromkeys(name for one in versions for name in one):
+        distinct = list(dict.fromkeys(one.get(name, "no") for one in versions))
         merged[name] = distinct[0] if len(distinct) == 1 else " and ".join(map(str, distinct))
     return merged
 
@@ -147,10 +147,17 @@ def _cost_lines(summary: dict[str, Any]) -> list[str]:
         return []
     total = sum(run["s"] for run in summary["runs"])
     return [
-        f"- Training: {statistics.median(speeds):,.0f} rows/s (median), {total:,.0f} s in all, evaluation not counted"
+        f"- Training: {_rows_per_s(speeds, summary['versions'])}, {total:,.0f} s in all, evaluation not counted"
         f"{_wall(summary['runs'])}. "
         "FLOPs: one a multiply-add of linear layers and matrix products; all else is free."
     ]
+
+
+def _rows_per_s(speeds: Sequence[float], versions: Mapping[str, Any]) -> str:
+    """No median where a GPU made only some of the runs: it would be of neither."""
+    if " and " in str(versions.get("gpu", "")):
+        return f"{min(speeds):,.0f} to {max(speeds):,.0f} rows/s"
+    return f"{statistics.median(speeds):,.0f} rows/s (median)"
 
 
 def _wall(runs: Sequence[dict[str, Any]]) -> str:

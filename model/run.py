@@ -30,7 +30,7 @@ from model.data.prepared import Prepared
 from model.experiment import Experiment, to_experiment
 from model.folder import new_folder
 from model.layers import fields_of
-from model.machine import cpu_name
+from model.machine import cpu_name, device_of
 from model.metrics import Bin, Metrics
 from model.pictures import draw_curves
 from model.plateau import Epoch
@@ -111,7 +111,7 @@ def write_run(
     write_schema(schema, folder / SCHEMA)
     shutil.copytree(vocabulary, folder / VOCABULARY)
     (folder / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)) + b"\n")
-    (folder / VERSIONS).write_bytes(msgspec.json.format(msgspec.json.encode(versions())) + b"\n")
+    (folder / VERSIONS).write_bytes(msgspec.json.format(msgspec.json.encode(versions(model))) + b"\n")
     (folder / DIGESTS).write_bytes(msgspec.json.format(msgspec.json.encode(_digests(folder))) + b"\n")
     draw_curves([metrics.history], folder / "curve.png")
 
@@ -181,8 +181,10 @@ def data_of(folder: Path) -> DataFacts | None:
         raise ValueError(f"{path}: {error}: train again") from error
 
 
-def versions() -> dict[str, str | int]:
-    """What a number depends on besides the code."""
+def versions(model: nn.Module) -> dict[str, str | int]:
+    """What a number depends on besides the code. A GPU is told when the model is there."""
+    device = device_of(model)
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
@@ -191,4 +193,5 @@ def versions() -> dict[str, str | int]:
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
+        **gpu,
     }

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import torch
 
 from model.experiment import Experiment
 from model.live import Watch
+from model.machine import CPU
 from model.run import save_run, versions
 from model.runs import FinishedRun, RunList, claim, digest, key
 from model.trial import OpenedLog, checkpoint_of, run_trial, unfinished
@@ -25,6 +27,7 @@ class Place:
     runs: RunList
     root: Path
     keep: Path | None = None
+    device: torch.device = CPU
 
     def missing(self, experiments: Sequence[Experiment]) -> list[Experiment]:
         """Those that the list has no run of."""
@@ -83,11 +86,12 @@ def _run_if_free(
         if not ours or place.runs.find(experiment, log.facts.fingerprint) is not None:
             return False
         checkpoint = checkpoint_of(experiment, log.facts, place.root)
-        model, metrics = run_trial(experiment, log, checkpoint, watch(experiment, len(log.splits["train"])))
+        watching = watch(experiment, len(log.splits["train"]))
+        model, metrics = run_trial(experiment, log, checkpoint, watching, place.device)
         if (out := place.kept(metrics.seed)) is not None:
             save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, log.facts)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        run = FinishedRun(digest(experiment), experiment, log.facts, metrics, versions(), finished)
+        run = FinishedRun(digest(experiment), experiment, log.facts, metrics, versions(model), finished)
         place.runs.append(run)
         checkpoint.remove()
     on_finished(run)

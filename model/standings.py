@@ -1,6 +1,6 @@
 """ctr-compare --all: every report of a data set beside STEC's, in the form of the paper's Tables 2 and 3.
 
-Reads <folder>/*.json as ctr-train --seeds writes them, and serving.json, which `python -m benchmarks.models` writes.
+Reads <folder>/*.json as ctr-train --seeds writes them, and speed.json, which `python -m benchmarks.models` writes.
 Writes models.md, models-flops.png (Figure 3) and models-serving.png.
 """
 
@@ -16,29 +16,34 @@ from msgspec import Meta
 
 from model.folder import write_whole
 from model.pictures import draw_auc_over_cost
-from model.welch import Report, Seeds, check_same_log, compare_seeds, mean_and_std, read_report
+from model.welch import Report, Seeds, check_same_log, compare_seeds, mean_and_std, p_text, read_report
 
 BASE = "stec"
-SERVING = "serving.json"
+SPEED = "speed.json"
 Points = list[tuple[str, float, float]]  # a model's name, cost and AUC
 HEADER = "model | seeds | test AUC | Impr. | logloss | p of AUC | parameters | FLOPs | rows/s | us a candidate"
 TEXT = """Impr.: by how much STEC's mean AUC is above the model's, as the paper has it. p: of no difference from STEC's
 AUC, Welch's t-test over the seeds; without a second seed there is none. FLOPs: of one row, a multiply-add being one of
-linear layers and matrix products. rows/s: training, median of the runs, which did not have the machine to themselves.
-us a candidate: serving, one thread, a request of 100 candidates (`python -m benchmarks.models`)."""
+linear layers and matrix products. rows/s: training, on all cores. us a candidate: serving, one thread, a request of 100
+candidates. Both with the models in turn on one CPU (`python -m benchmarks.models`)."""
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """us: serving's microseconds for a candidate. rows_per_s: training's."""
+
+    us: Annotated[float, Meta(gt=0)]
+    rows_per_s: Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What a model's report says; None is what an older report lacks. rows_per_s: training's median. us: serving's
-    microseconds for a candidate."""
+    """What a model's report says, and its speed. None is what an older report lacks, or what was not measured."""
 
     name: str
     seeds: Seeds
     parameters: int
     flops: int | None
-    rows_per_s: float | None
-    us: float | None
+    speed: Speed | None
 
     @property
     def auc(self) -> float:
@@ -57,31 +62,29 @@ def read_standings(folder: Path) -> list[Standing]:
         raise ValueError(
             f"{folder} has no {BASE}.json to compare with: ctr-train {folder}/{BASE}.toml --seeds N makes it"
         )
-    serving = _serving(folder / SERVING)
-    reports = {path: read_report(path) for path in sorted(folder.glob("[!.]*.json")) if path.name != SERVING}
+    speeds = _speeds(folder / SPEED)
+    reports = {path: read_report(path) for path in sorted(folder.glob("[!.]*.json")) if path.name != SPEED}
     base = reports[folder / f"{BASE}.json"].seeds
-    standings = [_standing(path, report, base, serving) for path, report in reports.items()]
+    standings = [_standing(path, report, base, speeds) for path, report in reports.items()]
     return sorted(standings, key=lambda s: s.auc, reverse=True)
 
 
-def _serving(path: Path) -> dict[str, float]:
+def _speeds(path: Path) -> dict[str, Speed]:
     if not path.is_file():
         return {}
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Annotated[float, Meta(gt=0)]])
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Speed])
     except msgspec.DecodeError as error:
         raise ValueError(f"{path}: {error}: write it with python -m benchmarks.models") from error
 
 
-def _standing(path: Path, report: Report, base: Seeds, serving: Mapping[str, float]) -> Standing:
+def _standing(path: Path, report: Report, base: Seeds, speeds: Mapping[str, Speed]) -> Standing:
     seeds = report.seeds
     try:
         check_same_log(seeds, base)
     except ValueError as error:
         raise ValueError(f"{path}: {error}: move it out of the folder") from error
-    speeds = [run.rows_per_s for run in report.runs if run.rows_per_s]
-    rows_per_s = statistics.median(speeds) if speeds else None
-    return Standing(path.stem, seeds, report.parameters, report.flops, rows_per_s, serving.get(path.stem))
+    return Standing(path.stem, seeds, report.parameters, report.flops, speeds.get(path.stem))
 
 
 def markdown(folder: Path, standings: Sequence[Standing], pictures: Sequence[str]) -> str:
@@ -108,11 +111,11 @@ def _cells(one: Standing, base: Standing) -> list[str]:
         mean_and_std([auc * 100 for auc in one.seeds.aucs], 2),
         "base" if one is base else f"{(base.auc / one.auc - 1) * 100:+.2f}%",
         mean_and_std(one.seeds.loglosses, 4),
-        "" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}",
+        "" if p is None else p_text(p),
         f"{one.parameters:,}",
         "" if one.flops is None else f"{one.flops:,}",
-        "" if one.rows_per_s is None else f"{one.rows_per_s:,.0f}",
-        "" if one.us is None else f"{one.us:.2f}",
+        "" if one.speed is None else f"{one.speed.rows_per_s:,.0f}",
+        "" if one.speed is None else f"{one.speed.us:.2f}",
     ]
 
 
@@ -120,7 +123,7 @@ def write_standings(folder: Path) -> Path:
     """Returns the page that was written. Raises ValueError as read_standings() does."""
     standings, pictures = read_standings(folder), list[str]()
     flops: Points = [(s.name, s.flops, s.auc) for s in standings if s.flops is not None]
-    us: Points = [(s.name, s.us, s.auc) for s in standings if s.us is not None]
+    us: Points = [(s.name, s.speed.us, s.auc) for s in standings if s.speed is not None]
     serving = "microseconds to serve a candidate, one thread, 100 a request"
     for name, cost, points in (("flops", "FLOPs of a row", flops), ("serving", serving, us)):
         if points:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -21,9 +22,10 @@ from rich.table import Table
 from model.data.folder import add_data_argument
 from model.experiment import Experiment
 from model.folder import write_whole
-from model.machine import keep_freed_memory
+from model.machine import CPU, add_device_argument, keep_freed_memory
 from model.plateau import Epoch
 from model.points import Base, Point, read_sweep
+from model.report import merged
 from model.runs import RUNS, FinishedRun, RunList, key
 from model.seeds import Place, run_missing, with_seed
 from model.trial import OpenedLog, open_log
@@ -137,7 +139,7 @@ class PointWatch:
         pass
 
 
-def sweep(path: Path, data: Path) -> list[list[Measured]]:
+def sweep(path: Path, data: Path, device: torch.device = CPU) -> list[list[Measured]]:
     """Makes the runs that are missing and writes the page. Returns each base's points, the best on valid first.
 
     A point whose training fails, by a learning rate that is too high or for want of memory, is told and not ranked.
@@ -145,7 +147,7 @@ def sweep(path: Path, data: Path) -> list[list[Measured]]:
     plan, bases = read_sweep(path)
     points = [point for base in bases for point in base.points]
     log: OpenedLog = open_log(bases[0].experiment.data, data)
-    place = Place(log, RunList((path.parent / bases[0].toml).parent / RUNS), data)
+    place = Place(log, RunList((path.parent / bases[0].toml).parent / RUNS), data, device=device)
     table = SweepTable(path.stem, points, plan.seeds, place)
 
     def on_finished(run: FinishedRun) -> None:
@@ -179,8 +181,8 @@ def markdown(title: str, bases: Sequence[Base], ranked: Sequence[Sequence[Measur
         lines += [f"## {base.experiment.name}", ""] if len(bases) > 1 else []
         lines += [*_section(base, points), ""]
     lines += [f"- {name} failed: {error}" for name, error in failures.items()]
-    runs = [run for points in ranked for measured in points for run in measured.runs]
-    lines += [f"- Versions: {text}." for text in dict.fromkeys(_versions(run) for run in runs)]
+    versions = [run.versions for points in ranked for measured in points for run in measured.runs]
+    lines += ["- Versions: " + ", ".join(f"{name} {v}" for name, v in merged(versions).items()) + "."]
     return "\n".join([*lines, ""])
 
 
@@ -197,18 +199,15 @@ def _section(base: Base, ranked: Sequence[Measured]) -> list[str]:
     return [f"{tried} {told}", "", *head, *rows]
 
 
-def _versions(run: FinishedRun) -> str:
-    return ", ".join(f"{name} {version}" for name, version in run.versions.items())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ctr-sweep", description=__doc__)
     parser.add_argument("sweep", type=Path, help="a sweep's TOML file: base, seeds, [grid], [[point]]")
     add_data_argument(parser)
+    add_device_argument(parser)
     arguments = parser.parse_args()
     keep_freed_memory()
     try:
-        ranked = sweep(arguments.sweep, arguments.data)
+        ranked = sweep(arguments.sweep, arguments.data, arguments.device)
     except (OSError, ValueError) as error:
         print(f"ctr-sweep: {error}", file=sys.stderr)
         return 2

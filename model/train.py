@@ -9,11 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from model.data.folder import add_data_argument
 from model.experiment import Experiment, read_experiment
 from model.folder import check_replaceable
 from model.live import LiveTable
-from model.machine import keep_freed_memory
+from model.machine import CPU, add_device_argument, keep_freed_memory
 from model.report import write_report
 from model.run import METRICS, RunMetrics, save_run
 from model.runs import RUNS, FinishedRun, RunList, claim
@@ -28,7 +30,7 @@ runs are lines of runs.jsonl in the same folder and are never made again. Start 
 often, and the processes share the runs that are left: twice is twice as fast, where there are the cores."""
 
 
-def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
+def train(experiment: Experiment, data: Path, out: Path, device: torch.device = CPU) -> RunMetrics:
     """Trains one seed and writes the run folder.
 
     Raises:
@@ -43,20 +45,21 @@ def train(experiment: Experiment, data: Path, out: Path) -> RunMetrics:
                 f"{experiment.name}, seed {experiment.training.seed}: another process trains this very run"
             )
         checkpoint = checkpoint_of(experiment, log.facts, data)
-        model, metrics = run_trial(experiment, log, checkpoint, LiveTable(experiment, len(log.splits["train"])))
+        watch = LiveTable(experiment, len(log.splits["train"]))
+        model, metrics = run_trial(experiment, log, checkpoint, watch, device)
         save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, log.facts)
         checkpoint.remove()
     return metrics
 
 
-def train_seeds(toml: Path, seeds: int, data: Path, keep: Path | None) -> list[FinishedRun]:
+def train_seeds(toml: Path, seeds: int, data: Path, keep: Path | None, device: torch.device = CPU) -> list[FinishedRun]:
     """The seeds 1 to `seeds` of an experiment: what its folder's runs.jsonl lacks is trained, then reported.
 
     Raises:
         ValueError: before training, as train() does, and when one of `keep`'s folders is something else than a run.
     """
     experiment = read_experiment(toml)
-    place = Place(open_log(experiment.data, data), RunList(toml.parent / RUNS), data, keep)
+    place = Place(open_log(experiment.data, data), RunList(toml.parent / RUNS), data, keep, device)
     wanted = [with_seed(experiment, seed) for seed in range(1, seeds + 1)]
     _check_keep(wanted, place)
     runs = run_missing(wanted, place, LiveTable, _print_run)
@@ -90,13 +93,13 @@ def _one(arguments: argparse.Namespace) -> None:
     experiment = read_experiment(arguments.experiment)
     if arguments.seed is not None:
         experiment = with_seed(experiment, arguments.seed)
-    metrics = train(experiment, arguments.data, arguments.out)
+    metrics = train(experiment, arguments.data, arguments.out, arguments.device)
     print(f"best epoch {metrics.best_epoch}: test AUC {metrics.test.auc:.5f}, test logloss {metrics.test.logloss:.5f}")
     print(f"run: {arguments.out}")
 
 
 def _many(arguments: argparse.Namespace) -> None:
-    runs = train_seeds(arguments.experiment, arguments.seeds, arguments.data, arguments.out)
+    runs = train_seeds(arguments.experiment, arguments.seeds, arguments.data, arguments.out, arguments.device)
     aucs, losses = [r.metrics.test.auc for r in runs], [r.metrics.test.logloss for r in runs]
     spread = f" ± {statistics.stdev(aucs):.5f}" if len(aucs) > 1 else ""
     mean = f"test AUC {statistics.mean(aucs):.5f}{spread}, test logloss {statistics.mean(losses):.5f}"
@@ -104,7 +107,8 @@ def _many(arguments: argparse.Namespace) -> None:
     print(f"report: {arguments.experiment.with_suffix('.md')}")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For argparse."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
@@ -114,13 +118,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="ctr-train", description=__doc__)
     parser.add_argument("experiment", type=Path, help="an experiment's TOML file")
     add_data_argument(parser)
+    add_device_argument(parser)
     out_help = (
         "the run folder to write; an older run there is replaced. With --seeds: the folder for seed-1, seed-2, ...; "
     )
     parser.add_argument("--out", type=Path, help=out_help + "without it, no weights are kept")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seed", type=int, help=SEED_HELP)
-    which.add_argument("--seeds", type=_positive, metavar="N", help=SEEDS_HELP)
+    which.add_argument("--seeds", type=positive, metavar="N", help=SEEDS_HELP)
     arguments = parser.parse_args()
     if arguments.out is None and arguments.seeds is None:
         parser.error("--out is missing: where to write the run (only --seeds does without)")

@@ -20,6 +20,7 @@ from model.fit import fit, predict
 from model.flops import count_flops
 from model.layers import embedding_parameters, fields_of
 from model.live import Watch
+from model.machine import CPU
 from model.metrics import evaluate, reliability
 from model.run import DataFacts, RunMetrics
 from model.runs import digest
@@ -88,13 +89,14 @@ def unfinished(experiment: Experiment, root: Path) -> Path:
 
 
 def run_trial(
-    experiment: Experiment, log: OpenedLog, checkpoint: Checkpoint, watch: Watch
+    experiment: Experiment, log: OpenedLog, checkpoint: Checkpoint, watch: Watch, device: torch.device = CPU
 ) -> tuple[nn.Module, RunMetrics]:
-    """Trains one seed, going on from the checkpoint if there is one; the model has the best epoch's weights."""
+    """Trains one seed, going on from the checkpoint if there is one; the model, on the device, has the best epoch's
+    weights."""
     train, valid, test = (log.splits[name] for name in SPLITS)
     torch.manual_seed(experiment.training.seed)
     fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
-    model = build(fields, experiment.model)
+    model = build(fields, experiment.model).to(device)
     if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
         print(note, file=sys.stderr)
     with watch:
@@ -115,7 +117,7 @@ def run_trial(
         valid=best.valid,
         test=evaluate(test.labels, ctr),
         history=history,
-        flops=count_flops(model, two_rows.ids.long(), two_rows.values),
+        flops=count_flops(model, two_rows.ids.long().to(device), two_rows.values.to(device)),
         rows_per_s=len(train) * len(history) / seconds,
         reliability=reliability(test.labels, ctr),
         truth=truth,

@@ -61,11 +61,8 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class ReportedRun(msgspec.Struct, frozen=True):
-    """rows_per_s: training's; None in an older report."""
-
     seed: int
     test: Measured
-    rows_per_s: Annotated[float, Meta(ge=0)] | None = None
 
 
 class ReportedExperiment(msgspec.Struct, frozen=True):
@@ -166,6 +163,11 @@ def check_same_log(a: Seeds, b: Seeds) -> None:
         raise ValueError(f"{a.name} is of the log {a.log} and {b.name} of {b.log}: their numbers do not compare")
     if a.fingerprint and b.fingerprint and a.fingerprint != b.fingerprint:
         raise ValueError(f"{a.name} and {b.name} are of differently prepared data: their numbers do not compare")
+
+
+def p_text(p: float) -> str:
+    """Four digits; none of them means nothing."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:

@@ -16,6 +16,7 @@ from contract.schema import FeatureSchema
 log = logging.getLogger(__name__)
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+NO_TF32 = {"use_tf32": "0"}  # onnxruntime rounds a GPU's products to ten bits unless told: not what was exported
 AGAIN = "export the run again"
 FREE_IT = "free its memory or mend its driver, or set CTR_DEVICE=cpu"
 
@@ -71,7 +72,7 @@ def open_graph(
     """One of the bundle's graphs; raises as open_serving()."""
     onnxruntime = _onnxruntime()
     path = bundle.folder / name
-    providers = [provider] if provider == CPU else [provider, CPU]
+    providers = [CPU] if provider == CPU else [(provider, NO_TF32), CPU]
     options = options or _options(onnxruntime, threads=1)
     try:
         session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)

@@ -101,7 +101,7 @@ def test_two_reports_are_compared_in_the_shell(
     assert main() == 0
     text = capsys.readouterr().out
     assert "a (15 seeds) and b (15 seeds), Welch's t-test" in text
-    assert "p = 0.02" in text
+    assert "p: 0.02" in text
 
 
 def test_the_committed_reports_are_compared() -> None:

@@ -10,7 +10,7 @@ import pytest
 from model.compare import main
 from model.report import write_report
 from model.runs import FinishedRun
-from model.standings import SERVING, read_standings, write_standings
+from model.standings import SPEED, read_standings, write_standings
 from tests.model.test_runs import experiment
 from tests.model.test_runs import run as a_run
 
@@ -60,11 +60,12 @@ def test_a_line_has_the_papers_improvement_and_the_p_of_no_difference(folder: Pa
     assert cells(page, "lr")[5] == ""  # one seed has no spread
 
 
-def test_what_serving_costs_is_shown_and_drawn_where_it_was_measured(folder: Path) -> None:
+def test_speed_is_shown_and_drawn_where_it_was_measured(folder: Path) -> None:
     assert cells(write_standings(folder).read_text(), "dcn")[-1] == ""
     assert not (folder / "models-serving.png").exists()
-    (folder / SERVING).write_text(json.dumps({"stec": 1.25, "dcn": 3.5}))
-    assert cells(write_standings(folder).read_text(), "dcn")[-1] == "3.50"
+    measured = {"stec": {"us": 1.25, "rows_per_s": 9000.4}, "dcn": {"us": 3.5, "rows_per_s": 12345.6}}
+    (folder / SPEED).write_text(json.dumps(measured))
+    assert cells(write_standings(folder).read_text(), "dcn")[-2:] == ["12,346", "3.50"]
     for picture in ("models-flops.png", "models-serving.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -74,9 +75,10 @@ def test_what_serving_costs_is_shown_and_drawn_where_it_was_measured(folder: Pat
     [
         ("dcn.json", "{}", "dcn.json is no report"),
         ("dcn.json", "[" * 100_000, "dcn.json is no report"),
-        ("serving.json", '{"stec": "fast"}', "serving.json: Expected `float`"),
-        ("serving.json", '{"stec": -1}', "serving.json: Expected `float` > 0"),
-        ("serving.json", "[1]", "python -m benchmarks.models"),
+        ("speed.json", '{"stec": "fast"}', "speed.json: Expected `object`"),
+        ("speed.json", '{"stec": {"us": -1, "rows_per_s": 1}}', "speed.json: Expected `float` > 0"),
+        ("speed.json", '{"stec": {"us": 1}}', "missing required field `rows_per_s`"),
+        ("speed.json", "[1]", "python -m benchmarks.models"),
     ],
 )
 def test_a_broken_file_is_named(folder: Path, name: str, text: str, words: str) -> None:

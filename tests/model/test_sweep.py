@@ -93,7 +93,7 @@ def test_several_bases_have_all_points_each(toml: Path) -> None:
         ('["tiny.toml", "copy.toml"]', "two of one name"),
         ('["tiny.toml", "below/other.toml"]', "files of several folders"),
         ('["tiny.toml", "fm.toml"]', r"around fm\.toml: 'blocks' is no key"),
-        ('["tiny.toml", "other.toml"]', "a sweep is of one log"),
+        ('["tiny.toml", "other.toml"]', "take those of one log"),
         ("[]", "length >= 1"),
     ],
 )

@@ -1,6 +1,9 @@
-"""The GPU's path as far as a CPU can walk it: padding, binding, the warm-up. No GPU is needed, and none is claimed."""
+"""The GPU's path: padding, binding and the warm-up on a CPU; the answers on a GPU where there is one."""
+
+from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +12,9 @@ from contract.bundle import MODEL, open_bundle
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import read_golden
 from service.cuda import LEAST_ROWS, BucketRunner, bucket, pad
-from service.session import open_graph
-from tests.service.conftest import DEMO
+from service.session import CUDA, open_graph, open_serving
+
+DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo"
 
 
 @given(rows=st.integers(0, 10_000), least=st.sampled_from([1, 16]))
@@ -64,3 +68,13 @@ def test_the_warm_up_runs_every_shape_that_a_batch_can_have() -> None:
     one = next(one for one in golden_inputs() if len(one.candidate_ids) == 1)
     Watched(session).warm_up(join([one]), 50)
     assert seen == {(r, n) for n in (16, 32, 64) for r in (1, 2, 4, 8, 16, 32, 64) if r <= n}
+
+
+@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="there is no GPU")
+@pytest.mark.parametrize("batch", [slice(0, 1), slice(0, 3), slice(0, 30)])
+def test_a_gpu_answers_as_the_cpu_does(batch: slice) -> None:
+    bundle, feed = open_bundle(DEMO), join(golden_inputs()[batch])
+    (expected,) = open_graph(bundle, MODEL).run(["logit"], feed)
+    opened = open_serving(bundle, threads=1, device="cuda", strict=True)
+    assert opened.device == "cuda"
+    np.testing.assert_allclose(BucketRunner(opened.session)(feed), expected, atol=1e-5)

@@ -67,6 +67,17 @@ def train_step(model: nn.Module, rows: int = 400) -> None:
     functional.binary_cross_entropy_with_logits(model.train()(ids, values), labels).backward()
 
 
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] != "stec"])
+def test_a_baseline_computes_where_it_is_put(name: str, options: dict[str, Any]) -> None:
+    """On the meta device, which as a GPU takes no tensor of the CPU into its sums. STEC asks for autocast, which
+    is not there: test_device.py trains it on a GPU."""
+    model = a_model(name, **options).to("meta")
+    ids, values, _ = (tensor.to("meta") for tensor in batch(7))
+    logits = model(ids, values)
+    logits.sum().backward()
+    assert (logits.shape, logits.device.type) == ((7,), "meta")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_type_in_the_experiment_names_the_model(name: str) -> None:
     assert name_of(small(name)) == name
