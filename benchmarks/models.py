@@ -1,8 +1,8 @@
 """What does each model of a data set cost to serve and to train?
 
 Every experiment in a folder, as it starts: speed does not depend on weights. Its serving graph as ctr-export writes it
-and as a worker runs it on a CPU, on one thread; and its steps of training, on all cores. The models in turn. Also
-writes FOLDER/speed.json, which `ctr-compare --all FOLDER` reads.
+and as a worker runs it on a CPU, on one thread; and its steps of training, on as many threads as torch takes. The
+models in turn. Also writes FOLDER/speed.json, which `ctr-compare --all FOLDER` reads.
 """
 
 import argparse
@@ -18,13 +18,16 @@ import msgspec
 import numpy as np
 import torch
 from rich.progress import track
+from torch import nn
 
 from benchmarks.report import Table, write_report
 from benchmarks.serving_graph import Feed, Run, alternate, open_session
+from export.graph import ServingGraph
 from export.kernel_graph import kernel_graph
 from export.onnx_file import to_onnx
 from export.pack import what_has_no_kernel
-from export.plain_graph import BaselineGraph
+from export.plain_graph import BaselineGraph, PlainGraph
+from model.batches import Rows
 from model.data.folder import add_data_argument
 from model.data.prepared import Prepared, read_prepared
 from model.experiment import Experiment, one_log, read_experiment
@@ -44,20 +47,24 @@ TEXT = f"""One request of {" or ".join(map(str, CANDIDATES))} candidates, ids dr
 through each model's serving graph on one thread, the models in turn. STEC's is the kernel; the others are onnxruntime's
 own operators, and look up a context's embeddings once a request. Median milliseconds of a run; us: a candidate.
 Training: rows/s of the median step, forward to optimiser, of {STEPS} steps of each model on one batch of real rows, the
-models in turn, with torch's threads on all cores; evaluation not counted."""
+models in turn, on {torch.get_num_threads()} threads; evaluation not counted."""
 
 
 def open_model(experiment: Experiment, prepared: Prepared, folder: Path, name: str) -> Run:
-    """As the service would run it. Raises ValueError for a STEC that the kernel does not know."""
+    """As the service would run it."""
     torch.manual_seed(0)
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).eval()
     own = folder / name
     own.mkdir()
     if not isinstance(model, STEC):
-        return open_session(to_onnx(BaselineGraph(model, prepared.schema), prepared.schema), own, "model")
-    if len(model.head) > 1 or (option := what_has_no_kernel(model)):
-        raise ValueError(f"{name}: the kernel does not compute {option if len(model.head) == 1 else 'an MLP head'}")
-    return open_session(kernel_graph(model, prepared.schema), own, "kernel")
+        graph: nn.Module = BaselineGraph(model, prepared.schema)
+    elif len(model.head) > 1:
+        graph = PlainGraph(model, prepared.schema)
+    elif what_has_no_kernel(model):
+        graph = ServingGraph(model, prepared.schema)
+    else:
+        return open_session(kernel_graph(model, prepared.schema), own, "kernel")
+    return open_session(to_onnx(graph, prepared.schema), own, "model")
 
 
 def feed(prepared: Prepared, candidates: int, random: np.random.Generator) -> Feed:
@@ -84,22 +91,22 @@ def measure(runs: Mapping[str, Run], prepared: Prepared) -> dict[str, list[float
 
 def measure_training(experiments: Mapping[str, Experiment], prepared: Prepared) -> dict[str, float]:
     """Rows/s of each model."""
-    steps = {name: training(experiment, prepared) for name, experiment in experiments.items()}
+    train = load_split(prepared, "train")
+    batch = {name: min(e.training.batch_size, len(train)) for name, e in experiments.items()}
+    steps = {name: training(e, prepared, train.part(0, batch[name])) for name, e in experiments.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in track(range(WARM_UP + STEPS), "training"):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - start)
-    batch = {name: experiment.training.batch_size for name, experiment in experiments.items()}
     return {name: batch[name] / statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
 
 
-def training(experiment: Experiment, prepared: Prepared) -> Callable[[], object]:
+def training(experiment: Experiment, prepared: Prepared, rows: Rows) -> Callable[[], object]:
     """One step more at each call."""
     torch.manual_seed(0)
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).train()
-    rows = load_split(prepared, "train").part(0, experiment.training.batch_size)
     batch = rows.ids.long(), rows.values, rows.labels
     optimiser = torch.optim.Adam(model.parameters(), lr=experiment.training.learning_rate)
     return partial(train_step, model, embedding_parameters(model), batch, experiment.training, optimiser)

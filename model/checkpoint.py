@@ -1,4 +1,6 @@
-"""A run's state after its last finished epoch: what a killed run needs to end with the same weights, bit for bit.
+"""A run's state after its last finished epoch: what a killed run needs to end with the same weights.
+
+Bit for bit on a CPU; a GPU adds in another order each time.
 
 One safetensors file. Its tensors: the model, the best epoch's weights, Adam's moments and steps, and the
 states of the random generators: that of shuffling and hiding, and torch's own of the device, which dropout asks. Its
@@ -82,7 +84,7 @@ class Checkpoint:
         if progress.run != self._run:
             return self._ignore("it is of other settings or data")
         if not _fits(state, tensors):
-            return self._ignore("its tensors are of another model, device or version")
+            return self._ignore("its tensors are of another model or version, or of another device")
         _restore(state, progress, tensors)
         return progress.history
 

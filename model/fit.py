@@ -36,8 +36,8 @@ def fit(
 
     tables: the embeddings, on which embedding_l2 falls; net_l2 falls on the rest. on_epoch is
     called after each epoch, on_rows after each step with its number of rows.
-    checkpoint: where each finished epoch is kept, and where a killed run goes on, with the very
-    weights that it would have had; on_epoch is then called for the epochs before, too.
+    checkpoint: where each finished epoch is kept, and where a killed run goes on, on a CPU with
+    the very weights that it would have had; on_epoch is then called for the epochs before, too.
 
     Raises:
         ValueError: for fewer than two training rows, and when the loss is no finite number.
@@ -96,7 +96,7 @@ def _train_epoch(
 ) -> float:
     model.train()
     device, seen = device_of(model), 0
-    total = torch.zeros((), dtype=torch.float64, device=device)  # read once: a GPU need not be waited for at each step
+    total = torch.zeros((), dtype=torch.float64, device=device)  # read once: the next batch is made while a GPU works
     for batch in batches.epoch():
         ids, values, labels = (tensor.to(device) for tensor in batch)
         loss = train_step(model, tables, (ids, values, labels), recipe, optimiser)

@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ CPUINFO = Path("/proc/cpuinfo")
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # mallopt's names for them
 NEVER = 2**31 - 1
 CPU = torch.device("cpu")
-DEVICE_HELP = """where to train: cpu, as without it, or cuda, or cuda:1. A GPU adds in another order each time: the same
-seed ends near the same weights there, not at them"""
+DEVICE_HELP = """where to train: cpu, as without it, or cuda, or cuda:1. A GPU draws other random numbers and adds in
+another order each time: the same seed gives another run there, as another seed would"""
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +23,12 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def find_device(name: str) -> torch.device:
     """Raises ArgumentTypeError, which argparse tells, for what is no device of this machine."""
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{name} is neither cpu nor cuda")
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", name):
+        raise argparse.ArgumentTypeError(f"{name} is neither cpu nor cuda, or cuda:1")
     device, found = torch.device(name), torch.cuda.device_count()
-    if kind == "cuda" and (device.index or 0) >= found:
-        raise argparse.ArgumentTypeError(f"{name} is not there: torch sees {found} GPUs; leave it out for the CPU")
+    if device.type == "cuda" and (device.index or 0) >= found:
+        way_out = "install a torch that is built for CUDA, or leave it out for the CPU"
+        raise argparse.ArgumentTypeError(f"{name} is not there: torch {torch.__version__} sees {found} GPUs; {way_out}")
     return device
 
 

@@ -87,10 +87,10 @@ def _mean_and_std(name: str, values: Sequence[float | None]) -> dict[str, float]
 
 
 def merged(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the runs differ, all that there were; "no" where only some have it, a GPU for one."""
+    """Where the runs differ, all that there were. Only a run on a GPU names one; all else is unknown where it lacks."""
     merged = {}
     for name in dict.fromkeys(name for one in versions for name in one):
-        distinct = list(dict.fromkeys(one.get(name, "no") for one in versions))
+        distinct = list(dict.fromkeys(one.get(name, "no" if name == "gpu" else "unknown") for one in versions))
         merged[name] = distinct[0] if len(distinct) == 1 else " and ".join(map(str, distinct))
     return merged
 
@@ -154,7 +154,7 @@ def _cost_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _rows_per_s(speeds: Sequence[float], versions: Mapping[str, Any]) -> str:
-    """No median where a GPU made only some of the runs: it would be of neither."""
+    """No median where the runs are of several devices: it would be of none."""
     if " and " in str(versions.get("gpu", "")):
         return f"{min(speeds):,.0f} to {max(speeds):,.0f} rows/s"
     return f"{statistics.median(speeds):,.0f} rows/s (median)"

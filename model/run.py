@@ -188,7 +188,7 @@ def versions(model: nn.Module) -> dict[str, str | int]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
-        "kernel": "yes" if fused.is_there() else "no",
+        "kernel": "yes" if device.type == "cpu" and fused.is_there() else "no",
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 0,

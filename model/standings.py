@@ -24,8 +24,9 @@ Points = list[tuple[str, float, float]]  # a model's name, cost and AUC
 HEADER = "model | seeds | test AUC | Impr. | logloss | p of AUC | parameters | FLOPs | rows/s | us a candidate"
 TEXT = """Impr.: by how much STEC's mean AUC is above the model's, as the paper has it. p: of no difference from STEC's
 AUC, Welch's t-test over the seeds; without a second seed there is none. FLOPs: of one row, a multiply-add being one of
-linear layers and matrix products. rows/s: training, on all cores. us a candidate: serving, one thread, a request of 100
-candidates. Both with the models in turn on one CPU (`python -m benchmarks.models`)."""
+linear layers and matrix products. rows/s: training, a model at a time; a report's own is of runs that shared the
+machine. us a candidate: serving, one thread, a request of 100 candidates. `python -m benchmarks.models` measures both,
+the models in turn on one CPU; blank where it was not run, as for numeric fields, which it does not take."""
 
 
 class Speed(msgspec.Struct, frozen=True):

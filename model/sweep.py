@@ -182,7 +182,8 @@ def markdown(title: str, bases: Sequence[Base], ranked: Sequence[Sequence[Measur
         lines += [*_section(base, points), ""]
     lines += [f"- {name} failed: {error}" for name, error in failures.items()]
     versions = [run.versions for points in ranked for measured in points for run in measured.runs]
-    lines += ["- Versions: " + ", ".join(f"{name} {v}" for name, v in merged(versions).items()) + "."]
+    if versions:
+        lines += ["- Versions: " + ", ".join(f"{name} {v}" for name, v in merged(versions).items()) + "."]
     return "\n".join([*lines, ""])
 
 

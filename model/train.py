@@ -1,6 +1,6 @@
 """ctr-train: an experiment and its prepared data in, a run folder out; or, with --seeds, a report over many runs.
 
-A killed ctr-train, called again, goes on from the last finished epoch and ends with the same weights.
+A killed ctr-train, called again, goes on from the last finished epoch and, on a CPU, ends with the same weights.
 """
 
 import argparse

@@ -16,7 +16,8 @@ from model.plateau import Epoch, Plateau
 from model.report import merged
 from model.run import open_run
 from model.stec import STEC, STECConfig
-from model.train import main, train
+from model.sweep import sweep
+from model.train import main, train, train_seeds
 from tests.model.test_fit import TOKENS, clicks_of_pairs
 from tests.model.tiny import make_root
 
@@ -25,7 +26,10 @@ needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("gpu", "neither cpu nor cuda"), ("cuda:x", "neither cpu nor cuda"), ("", "neither"), ("cuda:99", "torch sees")],
+    [
+        *((name, "neither cpu nor cuda") for name in ("gpu", "", "cpu:7", "cuda:", "cuda:x", "cuda:01", "cuda:-1")),
+        ("cuda:99", "torch .* sees"),
+    ],
 )
 def test_what_is_no_device_here_is_told_with_the_way_out(name: str, words: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"{re.escape(name)} is .*{words}"):
@@ -58,6 +62,17 @@ def test_a_gpu_trains_the_model_that_the_cpu_trains(tmp_path: Path) -> None:
     model, *_ = open_run(tmp_path / "gpu")
     assert all(parameter.device == CPU for parameter in model.parameters())
     assert '"gpu"' in (tmp_path / "gpu" / "versions.json").read_text()
+
+
+@needs_a_gpu
+def test_seeds_and_a_sweep_train_there_too(tmp_path: Path) -> None:
+    root, gpu = make_root(tmp_path, requests=300), torch.device("cuda")
+    toml = root / "experiments" / "tiny.toml"
+    (run,) = train_seeds(toml, 1, root, None, gpu)
+    assert "gpu" in run.versions
+    (toml.parent / "size.toml").write_text('base = "tiny.toml"\n[grid]\nheads = [1]\n')
+    ((point,),) = sweep(toml.parent / "size.toml", root, gpu)
+    assert "gpu" in point.runs[0].versions
 
 
 @needs_a_gpu

@@ -70,7 +70,9 @@ def test_the_warm_up_runs_every_shape_that_a_batch_can_have() -> None:
     assert seen == {(r, n) for n in (16, 32, 64) for r in (1, 2, 4, 8, 16, 32, 64) if r <= n}
 
 
-@pytest.mark.skipif(CUDA not in onnxruntime.get_available_providers(), reason="there is no GPU")
+@pytest.mark.skipif(
+    CUDA not in onnxruntime.get_available_providers(), reason="this onnxruntime has no CUDA: install the extra cuda"
+)
 @pytest.mark.parametrize("batch", [slice(0, 1), slice(0, 3), slice(0, 30)])
 def test_a_gpu_answers_as_the_cpu_does(batch: slice) -> None:
     bundle, feed = open_bundle(DEMO), join(golden_inputs()[batch])
