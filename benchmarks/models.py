@@ -18,15 +18,13 @@ import msgspec
 import numpy as np
 import torch
 from rich.progress import track
-from torch import nn
 
 from benchmarks.report import Table, write_report
 from benchmarks.serving_graph import Feed, Run, alternate, open_session
-from export.graph import ServingGraph
 from export.kernel_graph import kernel_graph
 from export.onnx_file import to_onnx
 from export.pack import what_has_no_kernel
-from export.plain_graph import BaselineGraph, PlainGraph
+from export.write import scoring_graph
 from model.batches import Rows
 from model.data.folder import add_data_argument
 from model.data.prepared import Prepared, read_prepared
@@ -56,15 +54,9 @@ def open_model(experiment: Experiment, prepared: Prepared, folder: Path, name: s
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).eval()
     own = folder / name
     own.mkdir()
-    if not isinstance(model, STEC):
-        graph: nn.Module = BaselineGraph(model, prepared.schema)
-    elif len(model.head) > 1:
-        graph = PlainGraph(model, prepared.schema)
-    elif what_has_no_kernel(model):
-        graph = ServingGraph(model, prepared.schema)
-    else:
+    if isinstance(model, STEC) and len(model.head) == 1 and not what_has_no_kernel(model):
         return open_session(kernel_graph(model, prepared.schema), own, "kernel")
-    return open_session(to_onnx(graph, prepared.schema), own, "model")
+    return open_session(to_onnx(scoring_graph(model, prepared.schema), prepared.schema), own, "model")
 
 
 def feed(prepared: Prepared, candidates: int, random: np.random.Generator) -> Feed:

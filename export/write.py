@@ -90,21 +90,27 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
     return manifest, difference
 
 
+def scoring_graph(model: nn.Module, schema: FeatureSchema) -> nn.Module:
+    """What MODEL computes, in the form that serves fastest of onnxruntime's own operators."""
+    if not isinstance(model, STEC):
+        return BaselineGraph(model, schema)
+    if len(model.head) > 1:  # an MLP: nothing of it folds
+        return PlainGraph(model, schema)
+    return ServingGraph(model, schema)
+
+
 def _write_graphs(
     model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None
 ) -> list[CascadeRule]:
     """MODEL and what else the model makes possible; over one file of weights."""
+    graphs = {MODEL: to_onnx(scoring_graph(model, schema), schema)}
     if not isinstance(model, STEC):
-        share = to_onnx(ShareGraph(model, schema), schema, EXPLANATION)
-        save_together({MODEL: to_onnx(BaselineGraph(model, schema), schema), EXPLAIN: share}, folder)
+        save_together(graphs | {EXPLAIN: to_onnx(ShareGraph(model, schema), schema, EXPLANATION)}, folder)
         return []
-    if len(model.head) > 1:  # an MLP: nothing of it folds
-        save_together({MODEL: to_onnx(PlainGraph(model, schema), schema)}, folder)
+    if len(model.head) > 1:
+        save_together(graphs, folder)
         return []
-    graphs = {
-        MODEL: to_onnx(ServingGraph(model, schema), schema),
-        EXPLAIN: to_onnx(ExplainGraph(model, schema), schema, EXPLANATION),
-    }
+    graphs[EXPLAIN] = to_onnx(ExplainGraph(model, schema), schema, EXPLANATION)
     if kernel.is_usable() and not what_has_no_kernel(model):  # what cannot be checked here is not written
         graphs[KERNEL] = kernel_graph(model, schema)
     cascade: list[CascadeRule] = []

@@ -1,7 +1,5 @@
 """The GPU's path: padding, binding and the warm-up on a CPU; the answers on a GPU where there is one."""
 
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -13,8 +11,7 @@ from contract.encode import Encoder, ModelInput, join
 from contract.golden import read_golden
 from service.cuda import LEAST_ROWS, BucketRunner, bucket, pad
 from service.session import CUDA, open_graph, open_serving
-
-DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo"
+from tests.service.conftest import DEMO
 
 
 @given(rows=st.integers(0, 10_000), least=st.sampled_from([1, 16]))
