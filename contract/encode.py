@@ -22,7 +22,8 @@ class Tokens:
 
     context, candidates: for each categorical field of that side its values, one and N.
     rows: the N candidates' positions in the request; errors: position -> why it was left out.
-    missing: field -> count; ignored: side -> names that the schema does not know.
+    missing, outside: field -> count (outside: numbers beyond those of train); ignored: side -> names that the schema
+    does not know.
     """
 
     context: list[Column]
@@ -32,6 +33,7 @@ class Tokens:
     rows: list[int]
     errors: dict[int, BadFeature]
     missing: Counter[str]
+    outside: Counter[str]
     ignored: Counter[Side]
 
     def known(self) -> int:
@@ -131,6 +133,9 @@ class Encoder:
         missing: Counter[str] = Counter()
         context_lacks = self._context.count_missing(context_columns, context_numbers, missing)
         candidates_lack = self._candidate.count_missing(candidate_columns, candidate_numbers, missing)
+        outside: Counter[str] = Counter()
+        self._context.count_outside(context_numbers, outside)
+        self._candidate.count_outside(candidate_numbers, outside)
         ignored: Counter[Side] = Counter()
         ignored["context"] = self._context.count_ignored([context], context_lacks)
         ignored["candidate"] = self._candidate.count_ignored(
@@ -144,6 +149,7 @@ class Encoder:
             rows=rows,
             errors=errors,
             missing=missing,
+            outside=outside,
             ignored=ignored,
         )
 

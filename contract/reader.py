@@ -10,7 +10,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from contract.schema import FeatureSchema, Side
-from contract.tokens import normalise, number_reader, token, tokenizer
+from contract.tokens import Numbers, number_reader, token, tokenizer
 from contract.vocabulary import MISSING, UNKNOWN
 
 LONGEST_NAME = 100  # of what a client sent, in an answer or a log
@@ -73,8 +73,7 @@ class Reader:
         self._tokenizers = [tokenizer(f) for f in schema.select("categorical", side)]
         self._transformed = [f.transform is not UNSET for f in schema.select("categorical", side)]
         self._number_readers = [number_reader(f) for f in schema.select("numeric", side)]
-        self._means = np.array([f.mean for f in schema.select("numeric", side)])
-        self._stds = np.array([f.std for f in schema.select("numeric", side)])
+        self._numbers = Numbers(schema.select("numeric", side))
         self._names = frozenset((*self.categorical, *self.numeric))
 
     def columns(self, rows: Sequence[Features], known: Known) -> list[Column]:
@@ -98,7 +97,7 @@ class Reader:
         return np.array(columns, np.float64).reshape(len(self.numeric), len(rows)).T
 
     def normalise(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-        return normalise(numbers, self._means, self._stds) if self.numeric else numbers.astype(np.float32)
+        return self._numbers.normalise(numbers) if self.numeric else numbers.astype(np.float32)
 
     def check(self, features: Features, path: str, strict: bool) -> None:
         """Raises BadFeature for the first value of a row that cannot be encoded; slow, and only for bad news."""
@@ -136,6 +135,11 @@ class Reader:
             _add(self.numeric, absent.sum(0).tolist(), into)
             rows.update(np.flatnonzero(absent.any(1)).tolist())
         return rows
+
+    def count_outside(self, numbers: NDArray[np.float64], into: Counter[str]) -> None:
+        """Of each field, the numbers that train has none like."""
+        if self.numeric:
+            _add(self.numeric, self._numbers.outside(numbers).sum(0).tolist(), into)
 
     def count_ignored(self, rows: Sequence[Features], lacking: Iterable[int]) -> int:
         """Names that are not ours. lacking: the rows where one of ours may be absent; the others have them all."""

@@ -23,9 +23,10 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input of the model.
 
-    mean, std: normalise a numeric field and mean nothing for a categorical one.
+    mean, std: normalise a numeric field and mean nothing for a categorical one. seen: the least and the largest number
+    of train; beyond them a model was never told what to say.
     missing: values that mean that there is none, as "-1" does in some logs. transform: of a categorical field that is
-    sent as a number. Both are absent from the JSON of a field that has none, whose fingerprint is older than they are.
+    sent as a number. What a field does not have is absent from its JSON: its fingerprint stays when the contract grows.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     std: float = 1.0
     missing: tuple[str, ...] | UnsetType = UNSET
     transform: Transform | UnsetType = UNSET
+    seen: tuple[float, float] | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -43,6 +45,8 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"field {self.name!r}: mean {self.mean} and std {self.std} must be finite, std above 0")
+        if self.seen is not UNSET and not -math.inf < self.seen[0] <= self.seen[1] < math.inf:
+            raise ValueError(f"field {self.name!r}: seen {self.seen} must be a finite range, the smaller number first")
         if self.transform is not UNSET and self.kind == "numeric":
             raise ValueError(f"field {self.name!r}: transform makes a category of a number: kind is categorical then")
 

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,11 +118,26 @@ def absent_numbers(field: Field) -> frozenset[float]:
     return frozenset(value for value in found if math.isfinite(value))
 
 
-def normalise(values: NDArray[np.float64], mean: Any, std: Any) -> NDArray[np.float32]:
-    """(value - mean) / std, clipped to +-10,000; missing (NaN) is 0, the mean. Broadcasts like numpy."""
-    with np.errstate(over="ignore", invalid="ignore"):  # far beyond the clip
-        scaled = np.clip((values - mean) / std, -LARGEST_NORMALISED, LARGEST_NORMALISED)
-    return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
+class Numbers:
+    """Normalises numeric fields. Values: float64 [rows, fields], NaN is missing."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self._mean = np.array([field.mean for field in fields])
+        self._std = np.array([field.std for field in fields])
+        seen = [(-math.inf, math.inf) if field.seen is UNSET else field.seen for field in fields]
+        self._low, self._high = np.array(seen).reshape(-1, 2).T
+
+    def outside(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Where a number is one that train has none like."""
+        return (values < self._low) | (values > self._high)
+
+    def normalise(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(value - mean) / std; missing is 0, the mean. A number that is outside is taken for the nearest that train
+        has, and one of a schema that does not say, clipped to +-10,000."""
+        with np.errstate(over="ignore", invalid="ignore"):  # far beyond the clip
+            scaled = (np.clip(values, self._low, self._high) - self._mean) / self._std
+        scaled = np.clip(scaled, -LARGEST_NORMALISED, LARGEST_NORMALISED)
+        return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
 
 
 def _bucketer(field: Field) -> Callable[[Any], str | None]:

@@ -193,8 +193,9 @@ class Metrics:
             self._cache_tokens.set(cache.tokens)
             self._cache_bytes.set(cache.bytes)
 
-    def count_tokens(self, missing: Counter[str], unknown: Counter[str], ignored: Counter[Side]) -> None:
-        for kind, counts in (("missing", missing), ("unknown", unknown)):
+    def count_tokens(self, kinds: Mapping[str, Counter[str]], ignored: Counter[Side]) -> None:
+        """kinds: "missing", "unknown" or "outside" -> field -> count."""
+        for kind, counts in kinds.items():
             for field, count in counts.items():
                 self._tokens.labels(field, kind).inc(count)
         for side, count in ignored.items():

@@ -197,7 +197,8 @@ class Scorer:
     async def ids(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, list[str]]:
         """The model's input, and what it had to do without."""
         model_input, unknown, degraded = await self._find(tokens, deadline_s)
-        self.metrics.count_tokens(tokens.missing, unknown, tokens.ignored)
+        kinds = {"missing": tokens.missing, "unknown": unknown, "outside": tokens.outside}
+        self.metrics.count_tokens(kinds, tokens.ignored)
         return model_input, degraded
 
     async def _find(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, Counter[str], list[str]]:

@@ -1,5 +1,6 @@
 """One column of a batch of rows -> text to count, numbers or labels; what cannot be read is refused with its line."""
 
+import msgspec
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -90,13 +91,15 @@ def label_column(column: pl.Series) -> NDArray[np.uint8]:
     return numbers.cast(pl.UInt8).to_numpy()
 
 
-def mean_and_std(numbers: NDArray[np.float64]) -> tuple[float, float]:
-    """Of the present values; (0, 1) without any, and 1 for a standard deviation of 0."""
+def measured(field: Field, numbers: NDArray[np.float64]) -> Field:
+    """A numeric field with what its column in train says of it. Without a number mean and std stay 0 and 1, and a
+    column of one number has a std of 1."""
     present = numbers[~np.isnan(numbers)]
     if not len(present):
-        return 0.0, 1.0
+        return field
     with np.errstate(over="ignore", invalid="ignore"):  # the schema refuses what overflows, by the field's name
-        return float(present.mean()), float(present.std()) or 1.0
+        mean, std = float(present.mean()), float(present.std()) or 1.0
+    return msgspec.structs.replace(field, mean=mean, std=std, seen=(float(present.min()), float(present.max())))
 
 
 def _float_tokens(column: pl.Series) -> pl.Series:

@@ -12,16 +12,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
+from msgspec import UNSET
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, Field, write_schema
-from contract.tokens import normalise
+from contract.tokens import Numbers
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, Vocabulary, open_vocabulary
 from model.data import avazu, criteo, frappe, generated, movielens, table
-from model.data.columns import mean_and_std
+from model.data.columns import measured
 from model.data.counting import UnreadableError, Values, ids_in, number_tokens
 from model.data.folder import add_data_argument
 from model.data.log import Log
@@ -139,8 +140,7 @@ def _write_labels(folder: Path, scratch: Path, split: str) -> SplitFacts:
 def _measure(field: Field, scratch: Path) -> Field:
     if field.kind == "categorical":
         return field
-    mean, std = mean_and_std(np.load(column_file(scratch, "train", field.name)))
-    return msgspec.structs.replace(field, mean=mean, std=std)
+    return measured(field, np.load(column_file(scratch, "train", field.name)))
 
 
 def _write_ids(
@@ -160,7 +160,7 @@ def _write_ids(
 def _write_values(folder: Path, scratch: Path, split: str, schema: FeatureSchema) -> dict[str, float]:
     """<split>.values.npy, float32 [rows, numeric fields]. Returns the share of missing values by field."""
     fields = schema.select("numeric")
-    means, stds = [field.mean for field in fields], [field.std for field in fields]
+    scale = Numbers(fields)
     missing = np.zeros(len(fields))
     with GrowingArray(folder / f"{split}.values.npy", np.float32, len(fields)) as array:
         if not fields:
@@ -168,7 +168,7 @@ def _write_values(folder: Path, scratch: Path, split: str, schema: FeatureSchema
         for columns in zip(*(chunks(column_file(scratch, split, f.name), CHUNK) for f in fields), strict=True):
             numbers = np.stack(columns, axis=1)
             missing += np.isnan(numbers).sum(0)
-            array.append(normalise(numbers, means, stds))
+            array.append(scale.normalise(numbers))
     return dict(zip([field.name for field in fields], (missing / array.rows).tolist(), strict=True))
 
 
@@ -215,6 +215,12 @@ def useless_fields(prepared: Prepared) -> list[str]:
         elif size == FIRST + 1 and not missing and not (ids[:, column] == UNKNOWN).any():
             ((token, _),) = open_vocabulary(prepared.vocabulary, name).items()
             said.append(f"column {name!r} holds {token!r} in every row of train: it tells a model nothing, remove it")
+    for field in prepared.schema.select("numeric"):
+        if field.seen is UNSET:
+            said.append(f"column {field.name!r} has no number: it is missing in every row of train: remove the field")
+        elif field.seen[0] == field.seen[1]:
+            what = f"column {field.name!r} holds {field.seen[0]:g} wherever train has a number"
+            said.append(f"{what}: no weight can be trained on it, remove it or make it categorical")
     return said
 
 

@@ -50,6 +50,13 @@ def test_what_is_absent_or_null_or_blank_is_missing_and_counted() -> None:
     assert model_input.candidate_values.tolist() == [[0.0], [0.0], [0.0]]
 
 
+def test_numbers_outside_of_trains_range_are_counted_by_field() -> None:
+    bid = Field("bid", "candidate", "numeric", mean=2.0, std=0.5, seen=(1.0, 4.0))
+    encoder = Encoder(FeatureSchema((Field("user", "context"), Field("ad", "candidate"), bid)))
+    assert encoder.tokens({}, [{"bid": 4}, {"bid": 4_000_000}, {"bid": -1}, {}]).outside == {"bid": 2}
+    assert Encoder(SCHEMA).tokens({}, [{"bid": 4_000_000}]).outside == {}
+
+
 def test_an_unknown_token_is_id_zero_and_counted() -> None:
     encoder = Encoder(SCHEMA)
     model_input, unknown = encoder.ids(encoder.tokens({"user": "u9", "hour": 7}, [{"ad": "x"}, {"ad": "y"}]), LOOKUP)

@@ -56,6 +56,7 @@ def test_the_fingerprint_changes_with_anything_that_changes_the_input() -> None:
         FeatureSchema((USER, AD, Field("bid", "candidate", "numeric", mean=2.5, std=0.6))),
         FeatureSchema((USER, AD, Field("bid", "context", "numeric", mean=2.5, std=0.5))),
         FeatureSchema((USER, AD, Field("bid", "candidate"))),
+        FeatureSchema((USER, AD, Field("bid", "candidate", "numeric", mean=2.5, std=0.5, seen=(0.0, 9.0)))),
     ]
     assert len({schema.fingerprint() for schema in schemas}) == len(schemas)
 
@@ -75,6 +76,8 @@ def test_a_schema_survives_the_disk(tmp_path: Path) -> None:
         '{"fields": []}',
         '{"fields": [{"name": "../x", "side": "context"}]}',
         '{"fields": [{"name": "x", "side": "left"}]}',
+        '{"fields": [{"name": "x", "side": "context", "kind": "numeric", "seen": [2, 1]}]}',
+        '{"fields": [{"name": "x", "side": "context", "kind": "numeric", "seen": [1]}]}',
         '{"fields": [{"name": "x", "side": "context", "color": "red"}]}',
     ],
 )

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from contract.schema import Field
 from contract.tokens import (
     LARGEST_NORMALISED,
+    Numbers,
     log_square,
-    normalise,
     number,
     number_in_bucket,
     number_reader,
@@ -92,18 +92,26 @@ def test_what_is_no_number_is_refused(value: object, message: str) -> None:
 
 
 def test_numbers_are_normalised_column_by_column() -> None:
-    scaled = normalise(np.array([[1.0, 10.0], [math.nan, 30.0]]), [3.0, 20.0], [2.0, 5.0])
+    fields = [Field("a", "context", "numeric", 3.0, 2.0), Field("b", "context", "numeric", 20.0, 5.0)]
+    scaled = Numbers(fields).normalise(np.array([[1.0, 10.0], [math.nan, 30.0]]))
     assert scaled.dtype == np.float32
     assert scaled.tolist() == [[-1.0, -2.0], [0.0, 2.0]]
 
 
 def test_an_outlier_is_cut_off_before_it_overflows_the_model() -> None:
-    scaled = normalise(np.array([[1e300], [-1e300]]), [0.0], [1.0])
+    scaled = Numbers([Field("a", "context", "numeric")]).normalise(np.array([[1e300], [-1e300]]))
     assert scaled.tolist() == [[LARGEST_NORMALISED], [-LARGEST_NORMALISED]]
 
 
+def test_a_number_beyond_those_of_train_is_taken_for_the_nearest_of_them() -> None:
+    bids = Numbers([Field("bid", "candidate", "numeric", mean=2.0, std=0.5, seen=(1.0, 4.0))])
+    values = np.array([[1.0], [4.0], [0.999], [1.2e6], [math.nan]])
+    assert bids.outside(values)[:, 0].tolist() == [False, False, True, True, False]
+    assert bids.normalise(values)[:, 0].tolist() == [-2.0, 4.0, -2.0, 4.0, 0.0]
+
+
 def test_no_numeric_field_makes_no_column() -> None:
-    assert normalise(np.empty((3, 0)), [], []).shape == (3, 0)
+    assert Numbers([]).normalise(np.empty((3, 0))).shape == (3, 0)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ def all_that_an_app_can_count() -> str:
             if error is not None:
                 raise error("told to")
     with metrics.explanation():
-        metrics.count_tokens(Counter(user=1), Counter(user=1), Counter({"context": 1, "candidate": 1}))
+        kinds = {kind: Counter(user=1) for kind in ("missing", "unknown", "outside")}
+        metrics.count_tokens(kinds, Counter({"context": 1, "candidate": 1}))
     metrics.serves("stec", "1")
     for reason in (WITHOUT_REDIS, WITHOUT_VOCABULARY):
         metrics.degraded.labels(reason).inc()

@@ -21,7 +21,8 @@ TOKENS = {
     "item": [str(4000 + i) for i in range(90)],
     "cost": ["free", "paid", "münzen"],
 }
-CONTEXT = (Field("user", "context"), Field("age", "context", "numeric", 30.0, 10.0), Field("weekday", "context"))
+AGE = Field("age", "context", "numeric", 30.0, 10.0, seen=(0.0, 120.0))
+CONTEXT = (Field("user", "context"), AGE, Field("weekday", "context"))
 CANDIDATE = (Field("item", "candidate"), Field("cost", "candidate"), Field("price", "candidate", "numeric", 2.0, 0.5))
 FIELDS = FeatureSchema((CONTEXT[0], CANDIDATE[0], *CONTEXT[1:], *CANDIDATE[1:]))
 

@@ -7,9 +7,11 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from contract.golden import TOLERANCE, largest_difference, read_golden
 from tests.service.conftest import StartApp, a_request, app_of, post, problem
+from tests.service.small_bundle import AGE
 
 
 async def test_every_golden_request_gets_its_probabilities(client: httpx.AsyncClient, bundle: Any) -> None:
@@ -135,6 +137,17 @@ async def test_ids_may_be_integers_of_any_size(client: httpx.AsyncClient) -> Non
     body = '{"context": {}, "candidates": [{"id": 123456789012345678901234567890, "features": {}}]}'
     answer = await post(client, body)
     assert json.loads(answer.text)["scores"][0]["id"] == 123456789012345678901234567890
+
+
+async def test_a_number_beyond_trains_is_scored_as_the_nearest_and_counted(client: httpx.AsyncClient) -> None:
+    assert AGE.seen is not UNSET
+    answers = [
+        (await client.post("/v1/score", json=a_request(context={"age": value}))).json()["scores"]
+        for value in (AGE.seen[1], 1e9)
+    ]
+    assert answers[0] == answers[1]
+    counted = (await client.get("/metrics")).text
+    assert 'ctr_tokens_total{field="age",kind="outside"} 1.0' in counted
 
 
 async def test_an_unknown_and_a_missing_field_are_scored_and_counted(client: httpx.AsyncClient) -> None:

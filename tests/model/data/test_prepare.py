@@ -173,13 +173,31 @@ def test_the_size_of_a_batch_changes_nothing(tmp_path: Path, monkeypatch: pytest
 
 def test_a_field_of_a_published_log_without_information_is_told_and_taken(tmp_path: Path) -> None:
     same = {"place": [pl.Series(["p"] * 8)] * 3, "ad": [pl.Series(range(8))] * 3, "bid": [pl.Series([1.0] * 8)] * 3}
-    one, none = warnings(write(tmp_path, log_of(same), min_count=2))
+    one, none, number = warnings(write(tmp_path, log_of(same), min_count=2))
     assert "column 'place' holds 'p' in every row of train" in one
     assert "column 'ad' has no token: no value is there min_count times" in none
+    assert "column 'bid' holds 1 wherever train has a number: no weight can be trained on it" in number
+
+
+def test_numbers_are_measured_in_train_and_those_of_test_kept_in_its_range(tmp_path: Path) -> None:
+    bids = [pl.Series(numbers * 2) for numbers in ([1.0, 3.0, None, 2.0], [2.0] * 4, [3.0, 1e9, -5.0, None])]
+    ads, places = [pl.Series(["a", "b"] * 4)] * 3, [pl.Series(["p", "q"] * 4)] * 3
+    prepared = write(tmp_path, log_of({"place": places, "ad": ads, "bid": bids}))
+    (bid,) = prepared.schema.select("numeric")
+    assert (bid.mean, bid.seen) == (2.0, (1.0, 3.0))
+    nearest = np.array([3.0, 3.0, 1.0, 2.0] * 2)
+    np.testing.assert_allclose(prepared.split("test")[1][:, 0], (nearest - 2.0) / bid.std, rtol=1e-6)
+
+
+def test_a_numeric_field_without_a_number_is_told(tmp_path: Path) -> None:
+    places, ads = [pl.Series(["p", "q"] * 4)] * 3, [pl.Series(["a", "b"] * 4)] * 3
+    nothing = [pl.Series([None] * 8, dtype=pl.Float64)] * 3
+    (said,) = warnings(write(tmp_path, log_of({"place": places, "ad": ads, "bid": nothing})))
+    assert said == "column 'bid' has no number: it is missing in every row of train: remove the field"
 
 
 def test_a_vocabulary_of_another_log_is_told(tmp_path: Path) -> None:
-    columns = {"place": [pl.Series(["p", "q"] * 4)] * 3, "bid": [pl.Series([1.0] * 8)] * 3}
+    columns = {"place": [pl.Series(["p", "q"] * 4)] * 3, "bid": [pl.Series([1.0, 2.0] * 4)] * 3}
     (tmp_path / "other").mkdir()
     other = write(tmp_path / "other", log_of(columns | {"ad": [pl.Series(["a", "b"] * 4)] * 3}))
     log = log_of(columns | {"ad": [pl.Series(["b", *"1234567"])] * 3})
