@@ -56,7 +56,7 @@ def _draw_features(
         if chance < MISSING_SHARE:
             features[field.name] = None
         elif field.kind == "numeric":
-            features[field.name] = round(random.normal(field.mean, field.std), 4)
+            features[field.name] = _draw_value(field, random)
         elif field.transform is not UNSET:
             features[field.name] = _draw_number(tokens[field.name], chance < MISSING_SHARE + UNKNOWN_SHARE, random)
         elif chance < MISSING_SHARE + UNKNOWN_SHARE or not tokens[field.name]:
@@ -64,6 +64,11 @@ def _draw_features(
         else:
             features[field.name] = tokens[field.name][random.integers(len(tokens[field.name]))]
     return features
+
+
+def _draw_value(field: Field, random: np.random.Generator) -> float:
+    """Mostly among train's numbers, with as many digits whatever the field's scale."""
+    return float(f"{random.normal(field.mean, field.std):.9g}")
 
 
 def _draw_number(buckets: list[str], unseen: bool, random: np.random.Generator) -> float:

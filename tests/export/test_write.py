@@ -16,7 +16,7 @@ from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MANIFEST, MODEL, SCREEN, VO
 from contract.encode import Encoder, join
 from contract.golden import largest_difference, read_golden
 from contract.vocabulary import open_vocabulary
-from export.check import ParityError, check_parity
+from export.check import ParityError, check_parity, torch_ctr
 from export.golden import draw_golden, golden_inputs
 from export.onnx_file import WEIGHTS
 from export.write import export, what_is_missing
@@ -118,6 +118,18 @@ def test_parity_finds_a_graph_with_other_weights(bundle_folder: Path) -> None:
     shifted = [[c + 1e-3 for c in g.ctr] for g in golden]
     with pytest.raises(ParityError, match=r"model\.onnx, golden request 0"):
         check_parity(bundle_folder / MODEL, inputs, shifted, bundle.manifest.calibration)
+
+
+def test_parity_finds_what_is_small_only_because_clicks_are_rare(run_folder: Path, bundle_folder: Path) -> None:
+    """A hundredth of the probability, where all of it is some 1e-6: less than the absolute tolerance."""
+    bundle = open_bundle(bundle_folder)
+    inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, read_golden(bundle_folder / GOLDEN)))
+    rare = Calibration.of_log(1e-6)
+    model, _, schema, _ = open_run(run_folder)
+    right = torch_ctr(model, schema, inputs, rare)
+    check_parity(bundle_folder / MODEL, inputs, right, rare)
+    with pytest.raises(ParityError, match="of the probability, more than"):
+        check_parity(bundle_folder / MODEL, inputs, [[c * 1.01 for c in answer] for answer in right], rare)
 
 
 def untrained(run: Path, folder: Path, size: STECConfig) -> Path:
