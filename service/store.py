@@ -85,13 +85,13 @@ def read_pointer(store: Path) -> Pointer | None:
 
 
 def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
-    """Verifies a bundle, copies it, and verifies the copy. False: it is there already."""
+    """Verifies a bundle, copies it, and verifies the copy. False: it is there already, whole."""
     with _locked(store):
         for unfinished in store.glob(f"{UNFINISHED}*"):
             shutil.rmtree(unfinished)
         manifest = open_bundle(bundle).manifest
         target = store / VERSIONS / manifest.version
-        if target.exists():
+        if target.exists() and _is_whole(target):
             return manifest, False
         aside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=store))
         copy = aside / manifest.version
@@ -100,9 +100,46 @@ def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
         copy.chmod(0o755)
         if open_bundle(copy).manifest.version != manifest.version:
             raise StoreError(f"{bundle} was changed while it was copied: add it again")
+        _sync(copy)
+        if target.exists():
+            target.rename(aside / "broken")
         copy.rename(target)
-        aside.rmdir()
+        shutil.rmtree(aside)
         return manifest, True
+
+
+def _is_whole(version: Path) -> bool:
+    try:
+        return open_bundle(version).manifest.version == version.name
+    except BundleError:
+        return False
+
+
+def _sync(folder: Path) -> None:
+    """Onto the disk, before it gets the name under which nobody looks into it any more."""
+    for path in (*folder.rglob("*"), folder):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def remove(store: Path, version: str) -> str:
+    """Takes a version out of the store; a prefix of it is enough. The whole version.
+
+    Raises:
+        StoreError: for the current one, and as activate().
+    """
+    with _locked(store):
+        whole = _find(store, version)
+        pointer = _pointer_or_none(store)
+        if pointer is not None and pointer.version == whole:
+            raise StoreError(f"{whole} is current: activate another version first, or ctr-store rollback {store}")
+        aside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=store))
+        (store / VERSIONS / whole).rename(aside / whole)
+        shutil.rmtree(aside)
+        return whole
 
 
 def activate(store: Path, version: str) -> str:
@@ -178,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         ("add", _add, "verify a bundle and copy it into the store"),
         ("list", _list, "the versions, and which one is current"),
         ("activate", _activate, "make a version current: a server that follows the store loads it"),
+        ("remove", _remove, "delete a version that is not current"),
         ("rollback", _rollback, "make the version current that was before"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -186,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "add":
             command.add_argument("bundle", type=Path)
             command.add_argument("--activate", action="store_true", help="and make it current")
-        if name == "activate":
+        if name in ("activate", "remove"):
             command.add_argument("version", help="all of it, or how it begins")
     return parser
 
@@ -215,6 +253,10 @@ def _role(version: str, pointer: Pointer | None) -> str:
 
 def _activate(arguments: argparse.Namespace) -> None:
     print(f"current: {activate(arguments.store, arguments.version)}")
+
+
+def _remove(arguments: argparse.Namespace) -> None:
+    print(f"removed: {remove(arguments.store, arguments.version)}")
 
 
 def _rollback(arguments: argparse.Namespace) -> None:

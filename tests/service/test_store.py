@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from contract.bundle import open_bundle
-from service.store import StoreError, activate, add, current_bundle, main, read_pointer, rollback
+from service.store import StoreError, activate, add, current_bundle, main, read_pointer, remove, rollback
 from tests.service.small_bundle import write_small_bundle
 
 
@@ -78,6 +78,23 @@ def test_a_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, caps
     assert main(["add", str(tmp_path / "store"), str(damaged)]) == 2
     assert "model.onnx was changed after the export" in capsys.readouterr().err
     assert list((tmp_path / "store" / "versions").iterdir()) == []
+
+
+def test_adding_again_mends_a_version_that_was_damaged_in_the_store(
+    store: Path, bundles: list[Path], versions: list[str]
+) -> None:
+    (current_bundle(store) / "model.onnx").write_bytes(b"")
+    assert add(store, bundles[2])[1]
+    assert open_bundle(current_bundle(store)).manifest.version == versions[2]
+    assert sorted(path.name for path in store.iterdir()) == ["current", "lock", "versions"]
+
+
+def test_a_version_that_is_not_current_can_be_removed(store: Path, versions: list[str]) -> None:
+    assert remove(store, versions[0][:8]) == versions[0]
+    assert sorted(path.name for path in (store / "versions").iterdir()) == sorted(versions[1:])
+    assert rollback(store) == versions[1]
+    with pytest.raises(StoreError, match="is current: activate another version first"):
+        remove(store, versions[1])
 
 
 def test_what_a_crash_left_is_no_version_and_goes_with_the_next_add(store: Path, bundles: list[Path]) -> None:
