@@ -20,6 +20,7 @@ from model.plateau import Epoch, Plateau
 LEARNING_RATE_FACTOR = 0.1
 SMALLEST_LEARNING_RATE = 1e-6
 EVALUATION_ROWS = 16_384
+DIVERGED = "lower training.learning_rate or model.embedding_std"
 
 
 def fit(
@@ -40,7 +41,7 @@ def fit(
     the very weights that it would have had; on_epoch is then called for the epochs before, too.
 
     Raises:
-        ValueError: for fewer than two training rows, and when the loss is no finite number.
+        ValueError: for fewer than two training rows, and when the loss or a prediction is no finite number.
     """
     if len(train) < 2:
         raise ValueError(f"{len(train)} training rows: batch normalisation needs two")
@@ -66,7 +67,10 @@ def fit(
 
 def _judge(number: int, loss: float, rows_per_s: float, state: State, valid: Split) -> Epoch:
     """Evaluates an epoch, keeps its weights when they are the best, and lowers the learning rate when not."""
-    metrics = evaluate(valid.labels, predict(state.model, valid))
+    ctr = predict(state.model, valid)
+    if not np.isfinite(ctr).all():
+        raise ValueError(f"after epoch {number} not every prediction is a number: {DIVERGED}")
+    metrics = evaluate(valid.labels, ctr)
     improved = state.plateau.judge(metrics, state.model)
     group = state.optimiser.param_groups[0]
     epoch = Epoch(number, loss, metrics, group["lr"], rows_per_s, improved)
@@ -103,7 +107,7 @@ def _train_epoch(
         total, seen = total + loss.double() * len(labels), seen + len(labels)
         on_rows(len(labels))
     if not total.isfinite():
-        raise ValueError(f"the training loss is {total.item()}: lower training.learning_rate or model.embedding_std")
+        raise ValueError(f"the training loss is {total.item()}: {DIVERGED}")
     return total.item() / seen
 
 

@@ -142,7 +142,7 @@ def sum_of_pairs(x_BFD: Tensor) -> Tensor:
 
 def pairs(x_BFD: Tensor) -> tuple[Tensor, Tensor]:
     """x_i and x_j of all i < j, row by row. Shape: (B, P, D) both, P = F (F - 1) / 2."""
-    i_P, j_P = torch.triu_indices(x_BFD.shape[1], x_BFD.shape[1], 1)
+    i_P, j_P = torch.triu_indices(x_BFD.shape[1], x_BFD.shape[1], 1, device=x_BFD.device)
     return x_BFD[:, i_P], x_BFD[:, j_P]
 
 

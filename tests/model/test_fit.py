@@ -54,6 +54,14 @@ def test_the_best_epochs_weights_are_left_in_the_model() -> None:
     assert evaluate(valid.labels, predict(model, valid)).logloss == pytest.approx(best, abs=1e-9)
 
 
+def test_a_model_that_breaks_in_an_epochs_last_step_is_told_with_the_way_out() -> None:
+    """Its loss was a number until then."""
+    with pytest.raises(
+        ValueError, match=r"after epoch 1 not every prediction is a number: lower training.learning_rate"
+    ):
+        train(stec(), Training(epochs=2, batch_size=2000, learning_rate=1e30))
+
+
 def test_the_rate_falls_to_a_tenth_at_once_and_patience_ends_training() -> None:
     history = train(stec(), Training(epochs=50, batch_size=64, learning_rate=0.03, patience=2))
     assert len(history) < 50
