@@ -112,13 +112,14 @@ def _route(app: FastAPI, settings: Settings) -> None:
     app.add_route(SCORE, _score, methods=["POST"])
     app.add_route("/v1/explain", _explain, methods=["POST"])
     app.add_route("/v1/model", _model, methods=["GET"])
-    add_probes(app)
+    add_probes(app, metrics=settings.admin_port is None)
 
 
-def add_probes(app: FastAPI) -> None:
+def add_probes(app: FastAPI, metrics: bool = True) -> None:
     app.add_route("/livez", _livez, methods=["GET"])
     app.add_route("/readyz", _readyz, methods=["GET"])
-    app.add_route("/metrics", _metrics, methods=["GET"])
+    if metrics:
+        app.add_route("/metrics", _metrics, methods=["GET"])
 
 
 def _serving(request: Request) -> Serving:

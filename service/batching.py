@@ -116,12 +116,12 @@ class Batcher:
         except Exception as error:
             future.set_exception(error)
             return
-        self._cost.ran(rows, run_s)
+        self._cost.ran(_scored(ctr), run_s)
         future.set_result(Answer(ctr, 0.0, run_s))
 
     def check_room(self, rows: int, left_s: float) -> None:
         """Raises Overloaded when so many rows have no place, or would not be scored in the time that is left."""
-        if self._free:
+        if self._free:  # nobody is before it; and a cost that was measured too high is only corrected by runs
             return
         if self._queued_rows + rows > self._max_queued_rows:
             raise Overloaded(f"{self._queued_rows} candidates are waiting already: try again later, or send fewer")
@@ -180,9 +180,9 @@ class Batcher:
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._threads, _timed, self._run, [part.input for part in batch])
         self._busy_until_s[running] = time.perf_counter() + self._cost.seconds(rows)
-        running.add_done_callback(lambda done: self._finish(batch, done, rows))
+        running.add_done_callback(lambda done: self._finish(batch, done))
 
-    def _finish(self, batch: list[_Part], done: "asyncio.Future[_Ran]", rows: int) -> None:
+    def _finish(self, batch: list[_Part], done: "asyncio.Future[_Ran]") -> None:
         del self._busy_until_s[done]
         self._free += 1
         self._fill()  # first of all, so that the model does not wait for the answers
@@ -192,7 +192,7 @@ class Batcher:
                 _fail(part.request, error)
             return
         answers, run_s = done.result()
-        self._cost.ran(rows, run_s)
+        self._cost.ran(sum(map(_scored, answers)), run_s)
         for part, ctr in zip(batch, answers, strict=True):
             part.ctr = ctr
             part.request.run_s += run_s
@@ -223,6 +223,11 @@ def _split(request: ModelInput, max_rows: int) -> list[ModelInput]:
         replace(request, candidate_ids=request.candidate_ids[cut], candidate_values=request.candidate_values[cut])
         for cut in cuts
     ]
+
+
+def _scored(ctr: Ctr) -> int:
+    """The rows that the whole model saw: a cascade's others cost next to nothing, and a full request has none."""
+    return int(np.count_nonzero(~np.isnan(ctr)))
 
 
 def _fail(request: Waiting, error: BaseException) -> None:

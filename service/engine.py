@@ -153,8 +153,3 @@ def explained_difference(engine: Engine, one: ModelInput, ctr: Sequence[float]) 
     explained = engine.explain(one)
     summed = explained.contribution.sum((1, 2, 3)) + explained.bias
     return largest_difference(ctr, engine.calibration.ctr(summed).tolist())
-
-
-def golden_difference(answer: Callable[[GoldenRequest], Sequence[float]], golden: Sequence[GoldenRequest]) -> float:
-    """The largest difference between the answers and the exporter's."""
-    return max(largest_difference(one.ctr, answer(one)) for one in golden)

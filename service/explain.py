@@ -1,6 +1,7 @@
 """POST /v1/explain: why the candidates got their probabilities. See export/explain_graph.py for what is summed."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Annotated
@@ -20,6 +21,8 @@ from service.engine import Engine, Explained
 from service.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded, request_id
 from service.incoming import JSON, arrival_s, check_type
 from service.score import Scorer, only_problems
+
+log = logging.getLogger(__name__)
 
 MOST_PAIRS = 10_000
 PAIRS = 20
@@ -120,6 +123,7 @@ class Explainer:
         self._running = running = asyncio.ensure_future(asyncio.to_thread(answer))
         await asyncio.wait({running}, timeout=max(0.0, deadline_s - time.perf_counter()))
         if not running.done():
+            running.add_done_callback(_tell_failure)
             raise DeadlineExceeded("The time ran out before the explanation was there: allow more of it")
         return running.result()
 
@@ -147,3 +151,9 @@ class Explainer:
         positions, by_level_PL = (ranked[:count] for ranked in ranked_pairs(contribution_LFF))
         names = [(self._fields[i], self._fields[j]) for i, j in positions]
         return list(map(Pair, names, by_level_PL.sum(1).tolist(), by_level_PL.tolist()))
+
+
+def _tell_failure(late: "asyncio.Future[bytes]") -> None:
+    """Of an explanation that nobody waits for any more. Its words may be a client's values."""
+    if not late.cancelled() and (error := late.exception()) is not None:
+        log.error("an explanation failed after its deadline (%s)", type(error).__name__)

@@ -100,11 +100,16 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _largest_request_can_wait(self) -> Self:
+    def _largest_request_has_a_place(self) -> Self:
         if self.max_queued_rows < self.max_candidates:
             raise ValueError(
                 f"CTR_MAX_QUEUED_ROWS ({self.max_queued_rows}) is below CTR_MAX_CANDIDATES ({self.max_candidates}): "
                 "the largest request could never wait; raise it"
+            )
+        if self.max_buffered_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"CTR_MAX_BUFFERED_BYTES ({self.max_buffered_bytes}) is below CTR_MAX_BODY_BYTES "
+                f"({self.max_body_bytes}): the largest body could never be read; raise it"
             )
         return self
 

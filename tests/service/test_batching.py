@@ -125,6 +125,22 @@ async def test_a_short_run_that_fails_fails_its_own_request_and_the_next_one_run
         assert ctr(await batcher.submit(rows(14), soon())) == [14]
 
 
+async def test_what_a_cascade_rules_out_does_not_make_full_requests_look_cheap() -> None:
+    """The first level rules out all rows but one, and a run takes as long as one row."""
+
+    def model(batch: Sequence[ModelInput]) -> list[Ctr]:
+        time.sleep(0.01)
+        return [np.where(one.candidate_ids[:, 0] == 0, 0.5, np.nan) for one in batch]
+
+    cost = RunCost(0.0, 0.01)
+    batcher = Batcher(model, Metrics(), slots=1, max_rows=8, max_queued_rows=16, cost=cost, inline_s=0.05)
+    for _ in range(20):
+        await batcher.submit(rows(*range(8)), soon())  # in a thread
+        await batcher.submit(rows(*range(4)), soon())  # in the event loop
+    await batcher.close()
+    assert cost.seconds(8) > 0.07
+
+
 async def test_a_short_run_waits_its_turn_behind_a_long_one() -> None:
     model = WaitingModel()
     async with inline(model) as batcher:

@@ -190,7 +190,12 @@ def test_who_asks_and_asks_and_reads_no_refusal_is_cut_off(narrow: Server) -> No
 
 
 def test_unfinished_bodies_may_not_fill_the_memory(bundle: Path) -> None:
-    limits = {"CTR_MAX_BUFFERED_BYTES": "400000", "CTR_BODY_TIMEOUT_MS": "20000", "CTR_WORKERS": "1"}
+    limits = {
+        "CTR_MAX_BUFFERED_BYTES": "400000",
+        "CTR_MAX_BODY_BYTES": "400000",
+        "CTR_BODY_TIMEOUT_MS": "20000",
+        "CTR_WORKERS": "1",
+    }
     body = b'{"context": {"user": "' + b"x" * 150_000
     with serving(bundle, **limits) as server, ExitStack() as stack:
         first = [stack.enter_context(connected(server)) for _ in range(2)]

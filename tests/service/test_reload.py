@@ -43,7 +43,9 @@ def serving_store(store: Path, tmp_path: Path, **settings: str) -> Iterator[Serv
     key.write_text(KEY + "\n")
     more = {"CTR_WORKERS": "2", "CTR_TIMEOUT_MS": "5000", "CTR_ADMIN_KEY_FILE": str(key), **settings}
     with serving("", CTR_STORE=str(store), **more) as server:
-        eventually(lambda: metric(server.url, "ctr_workers") == int(more["CTR_WORKERS"]), "all workers")
+        port = more.get("CTR_ADMIN_PORT", server.url.rpartition(":")[2])
+        metrics = f"http://127.0.0.1:{port}"
+        eventually(lambda: metric(metrics, "ctr_workers") == int(more["CTR_WORKERS"]), "all workers")
         yield server
 
 
@@ -194,6 +196,7 @@ def test_an_admin_port_has_admin_and_metrics_alone(two_versions: Path, tmp_path:
         assert reload(server.url).status_code == 404
         assert reload(admin).status_code == 200
         assert reloads(admin) == 1
+        assert httpx.get(f"{server.url}/metrics").status_code == 404
         assert httpx.get(f"{admin}/readyz").status_code == 200
         assert httpx.post(f"{admin}/v1/score", json=a_request()).status_code == 404
 

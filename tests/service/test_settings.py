@@ -64,6 +64,7 @@ def test_the_training_sides_variable_is_let_pass(monkeypatch: pytest.MonkeyPatch
         ("CTR_REDIS_URL", "redis://h?decode_responses=true"),
         ("CTR_DEVICE", "gpu"),
         ("CTR_MAX_QUEUED_ROWS", "999"),
+        ("CTR_MAX_BUFFERED_BYTES", "1024"),
     ],
 )
 def test_a_value_out_of_bounds_is_a_sentence_that_names_the_variable(
