@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
+from model.folder import write_whole
 from model.machine import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
@@ -50,7 +51,7 @@ def write_report(
     ]
     report = "\n".join(lines)
     results.mkdir(exist_ok=True)
-    (results / f"{question}.md").write_text(report)
+    write_whole(results / f"{question}.md", report.encode())
     Console().print(Markdown(report))
 
 
