@@ -30,7 +30,7 @@ kernel: $(SERVICE_STAMP)
 
 # The tests that measure time or serve have the machine to themselves.
 test: $(ALL_STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(SHARED_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(SHARED_TESTS)
 	$(BIN)/pytest $(SHARED_TESTS:%=--ignore=%)
 
 lint: $(ALL_STAMP)

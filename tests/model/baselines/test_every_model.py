@@ -19,6 +19,9 @@ FIELDS = Fields((30, 8, 5, 4), 2, (True, False, True, False, True, False), NAMES
 SMALL: dict[str, dict[str, Any]] = {name: {"mlp": (8, 6)} for name in MODELS} | {
     **{name: {} for name in ("stec", "lr", "fm", "afm", "edcn")},
     "afn": {"mlp": (8, 6), "neurons": 20, "afn": (8,)},
+    "autoint": {"mlp": (8, 6), "attention": 16, "layers": 2},
+    "destine": {"mlp": (8, 6), "attention": 16, "layers": 2},
+    "interhat": {"mlp": (8, 6), "attention": 16, "hidden": 10},
     "finalmlp": {"mlp": (8, 6), "mlp2": (4,), "gate": (5,), "heads": 2, "context1": ("user", "age")},
 }
 # Options that take another way through a model.
