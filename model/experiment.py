@@ -21,6 +21,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     embedding_l2, net_l2: (l2 / 2) times the squared norm of all embeddings, and of all other weights.
     unknown_rate: the share of tokens, per field, that training replaces by the unknown id, and in a
     field that the log never lacks, as many again by the missing one.
+    exact_statistics: whether the batch norms of the best epoch's model get the statistics of all of train in the end
+    (model/batch_norm.py). FuxiCTR's, and so the paper's, are those of its last batches.
     """
 
     epochs: Positive = 50
@@ -32,6 +34,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     net_l2: Annotated[float, Meta(ge=0)] = 0.0
     clip: Annotated[float, Meta(gt=0)] = 10.0
     unknown_rate: Rate = 0.01
+    exact_statistics: bool = False
     seed: int = 1
 
 

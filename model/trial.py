@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from model.batch_norm import measure_batch_norms
 from model.batches import Split
 from model.checkpoint import Checkpoint
 from model.data.log import SPLITS
@@ -103,6 +104,10 @@ def run_trial(
         tables = embedding_parameters(model)
         history = fit(model, tables, train, valid, experiment.training, watch.on_epoch, watch.on_rows, checkpoint)
     best = max((e for e in history if e.improved), key=lambda e: e.epoch)
+    on_valid = best.valid
+    if experiment.training.exact_statistics:
+        measure_batch_norms(model, train, experiment.training)
+        on_valid = evaluate(valid.labels, predict(model, valid))
     start = time.perf_counter()
     ctr = predict(model, test)
     test_s = time.perf_counter() - start
@@ -114,7 +119,7 @@ def run_trial(
         parameters=sum(p.numel() for p in model.parameters()),
         best_epoch=best.epoch,
         seconds=seconds,
-        valid=best.valid,
+        valid=on_valid,
         test=evaluate(test.labels, ctr),
         history=history,
         flops=count_flops(model, two_rows.ids.long().to(device), two_rows.values.to(device)),
