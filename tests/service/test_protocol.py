@@ -187,8 +187,9 @@ def test_a_head_that_finds_no_room_is_no_request_for_scores(bundle: Path) -> Non
     with limited as server, connected(server) as connection:
         connection.sendall(HEAD + LENGTH + BODY)
         connection.sendall(b"HEAD /v1/score HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        assert answer(connection)[0] == 200
-        head = read_all(connection)
+        both = read_all(connection)
+    assert both.startswith(b"HTTP/1.1 200")
+    head = both[both.rindex(b"HTTP/1.1 ") :]
     assert head.startswith(b"HTTP/1.1 405")
     assert head.endswith(b"\r\n\r\n")
 

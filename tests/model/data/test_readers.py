@@ -61,7 +61,8 @@ def test_every_row_knows_its_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["parquet", "csv.gz"])
 def test_an_own_log_may_be_parquet_or_compressed(tmp_path: Path, ending: str) -> None:
-    frame = pl.DataFrame({"clicked": [1, 0], "user": ["u", "v"], "age": [30.5, None], "ad": ["a", "b"]})
+    ages = [30.5, None, 34.5]
+    frame = pl.DataFrame({"clicked": [1, 0, 0], "user": ["u", "v", "u"], "age": ages, "ad": ["a", "b", "b"]})
     for split in ("train", "valid", "test"):
         if ending == "parquet":
             frame.write_parquet(tmp_path / f"{split}.{ending}")
@@ -69,8 +70,8 @@ def test_an_own_log_may_be_parquet_or_compressed(tmp_path: Path, ending: str) ->
             frame.write_csv(tmp_path / f"{split}.{ending}", compression="gzip")
     data = msgspec.structs.replace(OWN, train=f"train.{ending}", valid=f"valid.{ending}", test=f"test.{ending}")
     prepared = prepare(tmp_path, data)
-    assert prepared.split("valid")[1].tolist() == [[0.0], [0.0]]
-    assert prepared.schema.select("numeric")[0].mean == 30.5
+    assert prepared.split("valid")[1].tolist() == [[-1.0], [0.0], [1.0]]
+    assert prepared.schema.select("numeric")[0].mean == 32.5
     assert sorted(token for token, _ in open_vocabulary(prepared.vocabulary, "user").items()) == ["u", "v"]
 
 
@@ -217,6 +218,8 @@ def test_frappe_has_its_ten_fields_and_published_sizes() -> None:
             r"train\.csv: column 'user' has no token: no value is there min_count times",
         ),
         ("1,u,3,\n0,v,4,\n", 1, r"train\.csv: column 'ad' has no token: it is missing in every row"),
+        ("1,u,3,a\n0,v,3,b\n", 1, r"train\.csv: column 'age' holds 3 wherever train has a number"),
+        ("1,u,,a\n0,v,,b\n", 1, r"train\.csv: column 'age' has no number: it is missing in every row"),
     ],
 )
 def test_an_own_log_has_no_field_that_says_nothing(tmp_path: Path, rows: str, min_count: int, words: str) -> None:
