@@ -10,13 +10,13 @@ USERS ?= 100
 RUN_TIME ?= 60s
 
 BIN := .venv/bin
-SHARED_TESTS := tests/contract tests/model tests/export
+COMPUTE_TESTS := tests/contract tests/model tests/export
 KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
+.PHONY: serve install kernel test compute-tests lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -28,10 +28,13 @@ kernel: $(SERVICE_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(BIN)/python -c 'import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())'
 
-# The tests that measure time or serve have the machine to themselves.
-test: $(ALL_STAMP) lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(SHARED_TESTS)
-	$(BIN)/pytest $(SHARED_TESTS:%=--ignore=%)
+# First what computes, with lint beside it. Then what serves, most of which waits: for a server, a fault, a deadline.
+test: $(ALL_STAMP)
+	$(MAKE) --jobs 2 --output-sync=line lint compute-tests
+	$(BIN)/pytest -n 3 --dist worksteal $(COMPUTE_TESTS:%=--ignore=%)
+
+compute-tests: $(ALL_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(COMPUTE_TESTS)
 
 lint: $(ALL_STAMP)
 	$(BIN)/ruff check .

@@ -106,13 +106,14 @@ async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> Non
 
 
 def _route(app: FastAPI, settings: Settings) -> None:
-    document = openapi(TITLE, app.version)
+    metrics = settings.admin_port is None
+    document = openapi(TITLE, app.version, metrics)
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own way to replace it
     # Starlette's routes and not FastAPI's: nothing is between the raw body and the life of a request.
     app.add_route(SCORE, _score, methods=["POST"])
     app.add_route("/v1/explain", _explain, methods=["POST"])
     app.add_route("/v1/model", _model, methods=["GET"])
-    add_probes(app, metrics=settings.admin_port is None)
+    add_probes(app, metrics)
 
 
 def add_probes(app: FastAPI, metrics: bool = True) -> None:

@@ -92,12 +92,6 @@ class Metrics:
         self.not_logged = PrometheusCounter(
             "ctr_request_log_dropped", "Lines that the request log lost", ["reason"], registry=registry
         )
-        self._tokens = PrometheusCounter(
-            "ctr_tokens", "Values that said nothing to the model", ["field", "kind"], registry=registry
-        )
-        self._ignored = PrometheusCounter(
-            "ctr_ignored_names", "Names that the schema does not know", ["side"], registry=registry
-        )
         self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored in full", registry=registry)
         self.batch_rows = Histogram("ctr_batch_rows", "Rows of one run", buckets=BUCKETS_ROWS, registry=registry)
         self.queued_rows = self._sum("ctr_queued_rows", "Rows that wait for a slot")
@@ -105,6 +99,7 @@ class Metrics:
         self.connections = self._sum("ctr_connections", "Open connections")
         self.limit = self._sum("ctr_in_flight_limit", "Requests that may be in hand, as the queueing allows")
         self.degraded = PrometheusCounter("ctr_degraded", "Degraded answers", ["reason"], registry=registry)
+        self._count_the_input(registry)
         self._count_the_vocabulary(registry)
         self._explanations = PrometheusCounter(
             "ctr_explanations", "Explanations by outcome", ["outcome"], registry=registry
@@ -117,6 +112,14 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._refused = self._requests.labels(Overloaded.outcome)
+
+    def _count_the_input(self, registry: CollectorRegistry) -> None:
+        self._tokens = PrometheusCounter(
+            "ctr_tokens", "Values that said nothing to the model", ["field", "kind"], registry=registry
+        )
+        self._ignored = PrometheusCounter(
+            "ctr_ignored_names", "Names that the schema does not know", ["side"], registry=registry
+        )
 
     def _count_the_vocabulary(self, registry: CollectorRegistry) -> None:
         self._lookups = PrometheusCounter(

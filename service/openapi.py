@@ -44,7 +44,8 @@ RESPONSE_EXAMPLE = {
 }
 
 
-def openapi(title: str, version: str) -> dict[str, Any]:
+def openapi(title: str, version: str, metrics: bool = True) -> dict[str, Any]:
+    """metrics: whether /metrics is on this port."""
     types = (ScoreRequest, ScoreResponse, ModelResponse, ProblemDetails, ExplainRequest, ExplainResponse)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     request, response, model, problem, explain, explanation = references
@@ -58,7 +59,7 @@ def openapi(title: str, version: str) -> dict[str, Any]:
             "/v1/model": {"get": _get("The model: version, metrics, fields", _json(model), refused(401)) | KEYED},
             "/livez": {"get": _get("200 while the process lives", _text())},
             "/readyz": {"get": _get("200 once the golden requests came out right", _text(), refused(503))},
-            "/metrics": {"get": _get("Prometheus's text format", _text(), refused(503))},
+            **({"/metrics": {"get": _get("Prometheus's text format", _text(), refused(503))}} if metrics else {}),
         },
         "components": {"schemas": components, "securitySchemes": SECURITY_SCHEMES},
     }

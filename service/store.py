@@ -87,25 +87,29 @@ def read_pointer(store: Path) -> Pointer | None:
 def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
     """Verifies a bundle, copies it, and verifies the copy. False: it is there already, whole."""
     with _locked(store):
-        for unfinished in store.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(unfinished)
         manifest = open_bundle(bundle).manifest
         target = store / VERSIONS / manifest.version
         if target.exists() and _is_whole(target):
             return manifest, False
-        aside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=store))
-        copy = aside / manifest.version
-        shutil.copytree(bundle, copy)
-        # Whoever serves it may be another user than the one who adds it.
-        copy.chmod(0o755)
-        if open_bundle(copy).manifest.version != manifest.version:
-            raise StoreError(f"{bundle} was changed while it was copied: add it again")
-        _sync(copy)
-        if target.exists():
-            target.rename(aside / "broken")
-        copy.rename(target)
-        shutil.rmtree(aside)
+        with _aside(store) as aside:
+            copy = aside / manifest.version
+            shutil.copytree(bundle, copy)
+            # Whoever serves it may be another user than the one who adds it.
+            copy.chmod(0o755)
+            if open_bundle(copy).manifest.version != manifest.version:
+                raise StoreError(f"{bundle} was changed while it was copied: add it again")
+            _sync(copy)
+            if target.exists():
+                target.rename(aside / "broken")
+            copy.rename(target)
         return manifest, True
+
+
+@contextmanager
+def _aside(store: Path) -> Iterator[Path]:
+    """A folder in the store for what has no name yet, or none any more."""
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=store) as folder:
+        yield Path(folder)
 
 
 def _is_whole(version: Path) -> bool:
@@ -136,9 +140,8 @@ def remove(store: Path, version: str) -> str:
         pointer = _pointer_or_none(store)
         if pointer is not None and pointer.version == whole:
             raise StoreError(f"{whole} is current: activate another version first, or ctr-store rollback {store}")
-        aside = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=store))
-        (store / VERSIONS / whole).rename(aside / whole)
-        shutil.rmtree(aside)
+        with _aside(store) as aside:
+            (store / VERSIONS / whole).rename(aside / whole)
         return whole
 
 
@@ -201,10 +204,12 @@ def _write(store: Path, pointer: Pointer) -> None:
 
 @contextmanager
 def _locked(store: Path) -> Iterator[None]:
-    """One ctr-store at a time."""
+    """One ctr-store at a time. What a killed one left goes first."""
     (store / VERSIONS).mkdir(parents=True, exist_ok=True)
     with (store / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for unfinished in store.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(unfinished)
         yield
 
 

@@ -23,7 +23,6 @@ from export.case import Case, drawn_cases, request_cases
 from export.explain import NUMBERS, main, write
 from export.explanation import Explainer, Explanation, open_explainer
 from export.picture import DPI, MOST_ROWS, draw
-from export.write import export
 from model.run import EXPERIMENT, METRICS, WEIGHTS, open_run
 from model.stec import STEC, STECConfig, stec_for
 from service.app import create_app
@@ -38,13 +37,6 @@ REQUEST = {
         {"id": 8, "features": {"ad": "never seen", "format": "text", "bid": None}},
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def bundle_folder(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles") / "small"
-    export(run_folder, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

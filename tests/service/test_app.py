@@ -80,6 +80,13 @@ async def test_the_document_has_the_distributions_version(start: StartApp) -> No
         assert (await client.get("/openapi.json")).json()["info"]["version"] == version("stec-ctr")
 
 
+@pytest.mark.parametrize("admin_port", [None, 1])
+async def test_the_document_has_what_is_on_this_port(start: StartApp, admin_port: int | None) -> None:
+    async with start(admin_port=admin_port) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        assert ("/metrics" in paths) == ((await client.get("/metrics")).status_code == 200) == (admin_port is None)
+
+
 async def test_a_slash_too_many_is_a_404_and_no_redirect(start: StartApp) -> None:
     async with start() as client:
         assert (await client.post("/v1/score/", json=a_request())).status_code == 404
