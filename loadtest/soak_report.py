@@ -53,7 +53,8 @@ def _bars(outcome: Outcome, history: History, exit_code: int) -> list[Bar]:
     first, last = (sum(history.memory_mib[index][1]) for index in (0, -1))
     bad = int(hostile["wrong"].sum())
     wrong, checked = int(scores["wrong"].sum()), int(scores["checked"].sum())
-    lost = f"{int(of_worker.sum())}; both workers had {in_hand} in hand"
+    stake = "" if in_hand else ": nothing was at stake"
+    lost = f"{int(of_worker.sum())}; both workers had {in_hand} in hand{stake}"
     late_figure = f"{late} ({_late_from_intended(scores, history.killed_s)} from the intended time)"
     return [
         Bar("wrong scores", f"{wrong} of {checked} checked", "0", wrong == 0),

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logs.set_up()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_at_once)  # until the supervisor takes them
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until then: what is current is loaded anyway
     try:
         _take_flags(arguments)
         settings = read_settings(os.environ)

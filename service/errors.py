@@ -146,7 +146,9 @@ async def render_problem(request: Request, error: Exception) -> Response:
 def _standard(request: Request, status: int, detail: str, headers: dict[str, str]) -> Response:
     title = HTTPStatus(status).phrase
     if status == HTTPStatus.NOT_FOUND:
-        detail = f"There is nothing at {request.url.path[:100]}: /docs lists what there is"
+        docs = request.app.docs_url
+        hint = f": {docs} lists what there is" if docs else ""
+        detail = f"There is nothing at {request.url.path[:100]}{hint}"
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         detail = (
             f"{request.url.path} takes no {request.method[:100]}, it takes {headers.get('Allow', 'another method')}"

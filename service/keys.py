@@ -81,11 +81,14 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         if path.stat().st_mode & stat.S_IROTH:
             log.warning("%s can be read by everybody: chmod 600", path)
         with path.open("rb") as file:
-            text = file.read(LARGEST_BYTES).decode()
+            raw = file.read(LARGEST_BYTES + 1)
+        text = raw.decode()
     except OSError as error:
         raise KeysError(f"{path}: {error.strerror}: the keys cannot be read") from error
     except UnicodeDecodeError as error:
         raise KeysError(f"{path}: is no text: write lines of `name key`") from error
+    if len(raw) > LARGEST_BYTES:
+        raise KeysError(f"{path}: has more than {LARGEST_BYTES} bytes: remove the keys that nobody needs")
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]
 

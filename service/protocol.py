@@ -6,7 +6,8 @@
 * A head (or a trailer) has a limit: httptools joins the pieces of one endless header again and again.
 * A request for scores is answered without the steps of ASGI, which check and copy what is known to be right.
 * `Upgrade:` is not there for us: Java's client asks for h2c by default, and its body would be lost.
-* What is no HTTP is answered as a problem, like everything else, and says nothing in the log.
+* What is no HTTP is answered as a problem, like everything else and in its turn, and says nothing in the log.
+* A client that closes its side of the connection is taken to have gone, as Uvicorn and most servers do.
 """
 
 import time
@@ -83,7 +84,10 @@ class Protocol(HttpToolsProtocol):
         self._parts = parts
         self._score = score
         self.is_last = False  # the next answer is the last one on this connection
-        self._refused = False
+        self._refused = False  # what still comes is not read
+        self._refusal = b""  # that waits for the answers before it
+        self._answering: RequestResponseCycle | None = None  # the one whose turn it is, or was
+        self._in_head = False
         self._head_bytes = 0  # of the URL and the headers that are complete
         self._silent_bytes = 0  # since the parser last said anything
         self._upgrades = False
@@ -118,11 +122,16 @@ class Protocol(HttpToolsProtocol):
         if self._refused:
             return
         self._unset_keepalive_if_required()
+        while data:
+            data = self._read(data)
+
+    def _read(self, data: bytes) -> bytes:
+        """What has to be read yet: all from the head of a request that asked for an upgrade."""
         self._silent_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _TooManyAhead):
                 self._refuse(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY_AHEAD)
@@ -130,14 +139,17 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
             else:
                 self._refuse(HTTPStatus.BAD_REQUEST, NO_HTTP)
+            return b""
         else:
             if self._silent_bytes > LONGEST_HEAD_BYTES:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
+            return b""
+        return self._without_upgrade(rest)
 
     def on_message_begin(self) -> None:
         self._silent_bytes = self._head_bytes = 0
         self._upgrades = False
-        self._in_message = True
+        self._in_message = self._in_head = True
         self._since_s = self.loop.time()
         super().on_message_begin()
 
@@ -146,13 +158,15 @@ class Protocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of trailers, too."""
+        """Of trailers, too, which are counted and say nothing (RFC 9110, 6.5.1)."""
         self._count(len(name) + len(value))
         if len(self.headers) >= MOST_HEADERS:
             raise _HeadTooLarge
-        super().on_header(name, value)
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._upgrades = self.parser.should_upgrade()
         if len(self.pipeline) >= MOST_AHEAD:
             raise _TooManyAhead
@@ -186,8 +200,10 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._since_s = self.loop.time()
         super().on_response_complete()
+        self._say_refusal()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
         if self.is_last or self._parts.draining:
             cycle.keep_alive = False
         if cycle.scope["path"] != SCORE or cycle.scope["method"] != "POST":
@@ -281,26 +297,38 @@ class Protocol(HttpToolsProtocol):
         if self._head_bytes > LONGEST_HEAD_BYTES:
             raise _HeadTooLarge
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """Reads the head again, by a fresh parser and without what asked for the upgrade; then the rest."""
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """The head, for a fresh parser and without what asked for the upgrade, and the rest."""
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, NO_TUNNEL)
-            return
+            return b""
         head = [b"%b %b HTTP/%b\r\n" % (method, self.url, version)]
         head += [b"%b: %b\r\n" % header for header in self.headers if header[0] not in HOP_BY_HOP]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as Uvicorn does
-        self.data_received(b"".join([*head, b"\r\n", rest]))
+        return b"".join([*head, b"\r\n", rest])
 
     def _refuse(self, status: HTTPStatus, detail: str) -> None:
-        """Answers for the connection, and closes it."""
+        """Answers for the connection, after the requests that have come whole, and closes it."""
         self._refused = True
-        if self.cycle is not None and not self.cycle.response_complete:
-            # Its body will never be whole.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        self.pipeline.clear()
         details = ProblemDetails("about:blank", status.phrase, status, detail, request_id_for(""))
-        self.transport.write(problem(details, self.server_state.default_headers, [(b"connection", b"close")]))
-        self._close(at_once=False)
+        self._refusal = problem(details, self.server_state.default_headers, [(b"connection", b"close")])
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body and not cycle.response_complete:  # its body will never be whole
+            if self.pipeline and self.pipeline[0][0] is cycle:
+                self.pipeline.popleft()
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._say_refusal()
+
+    def _say_refusal(self) -> None:
+        """When no answer is owed any more. Behind one that closes the connection there is nothing to say."""
+        now = self._answering
+        if not self._refusal or (now is not None and not now.response_complete and not now.disconnected):
+            return
+        refusal, self._refusal = self._refusal, b""
+        is_over = now is not None and now.response_complete and not now.keep_alive
+        if not is_over and not self.transport.is_closing():
+            self.transport.write(refusal)
+            self._close(at_once=False)

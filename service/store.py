@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ctr-store: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"ctr-store: {error.filename or arguments.store}: {error.strerror}", file=sys.stderr)
+        print(f"ctr-store: {error.filename or arguments.store}: {error.strerror or error}", file=sys.stderr)
         return 2
     return 0
 
@@ -85,24 +85,38 @@ def read_pointer(store: Path) -> Pointer | None:
 
 
 def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
-    """Verifies a bundle, copies it, and verifies the copy. False: it is there already, whole."""
+    """Verifies a bundle, copies it, and verifies the copy. False: it is there already, whole.
+
+    Raises:
+        StoreError: when it cannot be copied, or changes meanwhile.
+        BundleError: when it is none.
+    """
+    manifest = open_bundle(bundle).manifest
+    (store / VERSIONS).mkdir(parents=True, exist_ok=True)
     with _locked(store):
-        manifest = open_bundle(bundle).manifest
         target = store / VERSIONS / manifest.version
-        if target.exists() and _is_whole(target):
+        if _is_whole(target):
             return manifest, False
         with _aside(store) as aside:
             copy = aside / manifest.version
-            shutil.copytree(bundle, copy)
-            # Whoever serves it may be another user than the one who adds it.
-            copy.chmod(0o755)
+            _copy(bundle, copy)
             if open_bundle(copy).manifest.version != manifest.version:
                 raise StoreError(f"{bundle} was changed while it was copied: add it again")
             _sync(copy)
-            if target.exists():
+            if os.path.lexists(target):
                 target.rename(aside / "broken")
             copy.rename(target)
         return manifest, True
+
+
+def _copy(bundle: Path, folder: Path) -> None:
+    try:
+        shutil.copytree(bundle, folder)
+    except shutil.Error as error:
+        _, _, reason = error.args[0][0]
+        raise StoreError(f"{bundle} cannot be copied into the store: {reason}") from error
+    # Whoever serves it may be another user than the one who adds it.
+    folder.chmod(0o755)
 
 
 @contextmanager
@@ -114,7 +128,7 @@ def _aside(store: Path) -> Iterator[Path]:
 
 def _is_whole(version: Path) -> bool:
     try:
-        return open_bundle(version).manifest.version == version.name
+        return not version.is_symlink() and open_bundle(version).manifest.version == version.name
     except BundleError:
         return False
 
@@ -181,7 +195,8 @@ def _find(store: Path, prefix: str) -> str:
 
 def _versions(store: Path) -> list[str]:
     folder = store / VERSIONS
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    paths = folder.iterdir() if folder.is_dir() else ()
+    names = [path.name for path in paths if path.is_dir() and not path.is_symlink()]  # as current_bundle()
     return sorted(name for name in names if VERSION.fullmatch(name))
 
 
@@ -204,13 +219,21 @@ def _write(store: Path, pointer: Pointer) -> None:
 
 @contextmanager
 def _locked(store: Path) -> Iterator[None]:
-    """One ctr-store at a time. What a killed one left goes first."""
-    (store / VERSIONS).mkdir(parents=True, exist_ok=True)
-    with (store / LOCK).open("w") as lock:
+    """One ctr-store at a time. What a killed one left goes first. Raises StoreError when there is no store."""
+    _check_is_store(store)
+    with (store / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for unfinished in store.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(unfinished)
+            if unfinished.is_dir() and not unfinished.is_symlink():
+                shutil.rmtree(unfinished)
+            else:
+                unfinished.unlink()
         yield
+
+
+def _check_is_store(store: Path) -> None:
+    if not (store / VERSIONS).is_dir():
+        raise StoreError(f"there is no store at {store}: ctr-store add {store} BUNDLE")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -242,12 +265,15 @@ def _add(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    if not arguments.store.is_dir():
-        raise StoreError(f"there is no store at {arguments.store}: ctr-store add {arguments.store} BUNDLE")
+    _check_is_store(arguments.store)
     pointer = read_pointer(arguments.store)
     for version in _versions(arguments.store):
-        manifest = open_bundle(arguments.store / VERSIONS / version, verify=False).manifest
-        print(f"{version}  {manifest.created}  {manifest.name}{_role(version, pointer)}")
+        try:
+            manifest = open_bundle(arguments.store / VERSIONS / version, verify=False).manifest
+            what = f"{manifest.created}  {manifest.name}"
+        except BundleError as error:
+            what = f"damaged: {error}"
+        print(f"{version}  {what}{_role(version, pointer)}")
 
 
 def _role(version: str, pointer: Pointer | None) -> str:

@@ -114,7 +114,7 @@ class Supervisor:
         except StoreError as error:
             return "refused", Done(problem=self._without_path(str(error)))
         version = version_of(folder)
-        if version and all(worker.version == version for worker in self._workers):
+        if version and self._workers and all(worker.version == version for worker in self._workers):
             return "unchanged", Done(version)  # asked for twice, by the pointer and by somebody
         if (problem := await check(folder, self._settings.vocabulary)) is not None:
             return "refused", Done(problem=self._without_path(problem, folder))

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"not compared, for the server is strict (CTR_STRICT): {_lines(refused)} of {GOLDEN}")
     if difference <= TOLERANCE:
         return 0
-    print(f"ctr-verify: that is more than {TOLERANCE:g}: export the run again", file=sys.stderr)
+    print(f"ctr-verify: {difference:.3g} is more than {TOLERANCE:g}: export the run again", file=sys.stderr)
     return 1
 
 

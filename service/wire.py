@@ -127,7 +127,7 @@ _HINTS = {
     "$.pairs": "send a whole number from 0, or leave it out",
     "$.attention": "send true or false, or leave it out",
 }
-_VALUE_HINT = "send a string, a finite number within 64 bits, a boolean or null"
+_VALUE_HINT = "send a string, a finite number, a boolean or null"
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _REQUIRED = re.compile(r"Object missing required field `(.*)`")
 _LONGEST_WORDS = 200  # of msgspec's, which quote the client's
@@ -233,7 +233,7 @@ def _features(raw: Raw, index: int, bad: dict[int, BadRequest]) -> dict[str, Any
 def _explain(error: msgspec.ValidationError, body: bytes, form: type[msgspec.Struct]) -> BadRequest:
     """Msgspec's words -> the path, and what to send there."""
     what, at = _place(error)
-    if not at.endswith("[...]"):
+    if "[...]" not in at:
         return _bad(what, f"${at}", form)
     path = f"${at[: at.index('[...]')]}"
     return _unreadable_value(what, path, _raw_features(path, body))

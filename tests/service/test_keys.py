@@ -66,6 +66,7 @@ def test_only_a_key_itself_is_one(given_key: str) -> None:
         ("shop short", "line 1: a key has 16"),
         (f"shop {ONE} {OTHER}", "line 1: a key has 16"),
         (f"shop {'x' * 600}", "line 1: a key has 16"),
+        (f"shop {ONE}\n{'# no key' * 131_072}", "more than 1048576 bytes"),
     ],
 )
 def test_a_bad_file_names_the_line_and_no_key(tmp_path: Path, text: str, words: str) -> None:

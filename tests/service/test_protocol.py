@@ -1,6 +1,7 @@
 """HTTP over a socket: heads without end, upgrades, and what is no HTTP."""
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -143,6 +144,41 @@ def test_a_body_that_turns_out_to_be_no_http_is_a_problem_too(server: Server) ->
         assert answer(connection)[0] == 400
 
 
+@pytest.mark.parametrize(
+    ("whole", "broken", "status"),
+    [
+        (1, b"hello\r\n\r\n", 400),
+        (3, b"hello\r\n\r\n", 400),
+        (2, HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\nno length\r\n", 400),
+        (2, HEAD + b"X: y\r\n" * 201, 431),
+        (2, b"CONNECT x:1 HTTP/1.1\r\n\r\n", 405),
+        (65, HEAD + LENGTH + BODY, 429),
+        (65, HEAD + H2C + LENGTH + BODY, 429),
+    ],
+)
+def test_requests_that_came_whole_are_answered_before_what_follows_is_refused(
+    server: Server, whole: int, broken: bytes, status: int
+) -> None:
+    with connected(server) as connection:
+        connection.sendall((HEAD + LENGTH + BODY) * whole + broken)
+        text = read_all(connection)
+    assert statuses_of(text) == [200] * whole + [status]
+
+
+def test_any_number_of_upgrades_may_come_at_once(server: Server) -> None:
+    """More than Python has stack for."""
+    with connected(server) as connection:
+        connection.sendall((b"GET /livez HTTP/1.1\r\n" + H2C + b"\r\n") * 3000)
+        assert statuses_of(read_all(connection)) == [200] * 65 + [429]
+
+
+def test_a_trailer_says_nothing(server: Server) -> None:
+    with connected(server) as connection:
+        chunk = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk + b"X-Timeout-Ms: never\r\n\r\n")
+        assert answer(connection)[0] == 200
+
+
 def test_none_of_this_is_in_the_log(bundle: Path) -> None:
     with serving(bundle) as server:
         for text in (HEAD + H2C + LENGTH + BODY, b"hello\r\n\r\n", HEAD + b"X: y\r\n" * 201 + b"\r\n"):
@@ -201,6 +237,10 @@ def test_an_answer_without_the_body_that_was_asked_for_closes(server: Server) ->
         text = read_all(connection)
     assert text.startswith(b"HTTP/1.1 415")
     assert b"\r\nconnection: close\r\n" in text
+
+
+def statuses_of(text: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", text)]
 
 
 def read_all(connection: socket.socket) -> bytes:

@@ -173,7 +173,7 @@ def test_a_model_that_does_not_answer_as_it_should_is_refused(bundle: Path, tmp_
     with serving(served, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
         served.rename(tmp_path / "old")
         with_wrong_golden(bundle, tmp_path / "served")
-        problem(reload(server.url), 409, None, "that is more than 1e-05")
+        problem(reload(server.url), 409, None, "is more than 1e-05: export the run again")
         assert served_version(server.url) == open_bundle(bundle).manifest.version
 
 
@@ -198,7 +198,20 @@ def test_an_admin_port_has_admin_and_metrics_alone(two_versions: Path, tmp_path:
         assert reloads(admin) == 1
         assert httpx.get(f"{server.url}/metrics").status_code == 404
         assert httpx.get(f"{admin}/readyz").status_code == 200
-        assert httpx.post(f"{admin}/v1/score", json=a_request()).status_code == 404
+        nothing = httpx.post(f"{admin}/v1/score", json=a_request())
+        problem(nothing, 404, None, "There is nothing at /v1/score")
+        assert "/docs" not in nothing.text
+
+
+def test_a_model_that_becomes_current_while_no_worker_lives_is_served(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path
+) -> None:
+    with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
+        (worker,) = children(server.process.pid)
+        os.kill(worker, signal.SIGKILL)  # so young that it is replaced only after a pause
+        eventually(lambda: children(server.process.pid) == [], "the worker is gone")
+        assert stores.main(["activate", str(two_versions), versions[1]]) == 0
+        assert served_version(server.url) == versions[1]  # waits for the next worker
 
 
 def test_a_store_without_a_current_bundle_cannot_be_served(tmp_path: Path) -> None:

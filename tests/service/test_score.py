@@ -87,6 +87,7 @@ ONE = '{"id": 1, "features": {}}'
         ),
         ('{"context": {}, "candidates": [{"id": 1, "features": []}]}', "$.candidates[0].features", ["send an object"]),
         (f'{{"context": {{"age": 1e400}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range", "finite"]),
+        (f'{{"context": {{"age": [1, 1e400]}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range", "finite"]),
         (f'{{"context": {{"age": {"1" * 5000}}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range"]),
         (
             f'{{"context": {{}}, "candidates": [{ONE}, {{"id": 2, "features": {{"cost": 1, "item": -1e999}}}}]}}',

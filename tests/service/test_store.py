@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def test_a_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, caps
     (damaged / "model.onnx").write_bytes(b"")
     assert main(["add", str(tmp_path / "store"), str(damaged)]) == 2
     assert "model.onnx was changed after the export" in capsys.readouterr().err
-    assert list((tmp_path / "store" / "versions").iterdir()) == []
+    assert not (tmp_path / "store").exists()
 
 
 def test_adding_again_mends_a_version_that_was_damaged_in_the_store(
@@ -87,6 +89,27 @@ def test_adding_again_mends_a_version_that_was_damaged_in_the_store(
     assert add(store, bundles[2])[1]
     assert open_bundle(current_bundle(store)).manifest.version == versions[2]
     assert sorted(path.name for path in store.iterdir()) == ["current", "lock", "versions"]
+
+
+def test_a_full_disk_is_told_with_its_reason_and_leaves_nothing(bundles: list[Path], tmp_path: Path) -> None:
+    small_files = f"ulimit -f 4; exec {sys.executable} -m service.store add {tmp_path / 'store'} {bundles[0]}"
+    added = subprocess.run(["bash", "-c", small_files], capture_output=True, text=True, timeout=60)
+    assert added.returncode == 2
+    assert f"{bundles[0]} cannot be copied into the store: [Errno 27] File too large" in added.stderr
+    assert len(added.stderr.splitlines()) == 1
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["lock", "versions"]
+
+
+def test_a_damaged_version_does_not_hide_the_others(
+    store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = min(versions)
+    (store / "versions" / first / "manifest.json").write_text("{")
+    capsys.readouterr()
+    assert main(["list", str(store)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == set(versions)
+    assert [version for version, line in lines.items() if "  damaged: " in line] == [first]
 
 
 def test_a_version_that_is_not_current_can_be_removed(store: Path, versions: list[str]) -> None:
@@ -103,6 +126,24 @@ def test_what_a_crash_left_is_no_version_and_goes_with_the_next_add(store: Path,
     assert main(["list", str(store)]) == 0
     add(store, bundles[0])
     assert not left.exists()
+
+
+def test_links_and_files_among_what_a_crash_left_are_no_obstacle(store: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (store / ".unfinished-x").symlink_to(precious)
+    (store / ".unfinished-y").write_text("")
+    rollback(store)
+    assert precious.is_dir()
+    assert sorted(path.name for path in store.iterdir()) == ["current", "lock", "versions"]
+
+
+def test_what_the_lock_links_to_is_not_emptied(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (store / "lock").unlink()
+    (store / "lock").symlink_to(tmp_path / "precious")
+    rollback(store)
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_two_at_once_lose_nothing(bundles: list[Path], versions: list[str], tmp_path: Path) -> None:
@@ -134,21 +175,29 @@ def test_a_pointer_never_leads_out_of_the_store(store: Path, versions: list[str]
     assert current_bundle(store).name == versions[1]
 
 
-def test_a_version_that_is_a_link_is_not_served(store: Path, versions: list[str], tmp_path: Path) -> None:
+def test_a_version_that_is_a_link_is_none_until_it_is_added_again(
+    store: Path, bundles: list[Path], versions: list[str], tmp_path: Path
+) -> None:
     folder = store / "versions" / versions[2]
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StoreError, match="is not there"):
         current_bundle(store)
+    with pytest.raises(StoreError, match="no version begins with"):
+        activate(store, versions[2])
+    assert add(store, bundles[2])[1]
+    assert current_bundle(store) == folder
+    assert (tmp_path / "elsewhere").is_dir()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["list", "{}/none"], "there is no store"),
+        (["rollback", "{}/none"], "there is no store"),
+        (["activate", "{}/none", "abcdef"], "there is no store"),
         (["activate", "{}", "abc"], "too short"),
         (["activate", "{}", "zzzzzzzz"], "no version begins with 'zzzzzzzz'"),
-        (["rollback", "{}/new"], "no previous version"),
         (["add", "{}", "/nowhere"], "/nowhere"),
     ],
 )
@@ -160,6 +209,7 @@ def test_what_cannot_be_done_is_a_sentence(
     assert error.startswith("ctr-store: ")
     assert words in error
     assert len(error.splitlines()) == 1
+    assert not (store / "none").exists()
 
 
 def test_without_a_pointer_there_is_no_current_version(bundles: list[Path], tmp_path: Path) -> None:
