@@ -82,13 +82,13 @@ def _lines(path: Path) -> list[tuple[int, str]]:
             log.warning("%s can be read by everybody: chmod 600", path)
         with path.open("rb") as file:
             raw = file.read(LARGEST_BYTES + 1)
+        if len(raw) > LARGEST_BYTES:
+            raise KeysError(f"{path}: has more than {LARGEST_BYTES} bytes: remove the keys that nobody needs")
         text = raw.decode()
     except OSError as error:
         raise KeysError(f"{path}: {error.strerror}: the keys cannot be read") from error
     except UnicodeDecodeError as error:
         raise KeysError(f"{path}: is no text: write lines of `name key`") from error
-    if len(raw) > LARGEST_BYTES:
-        raise KeysError(f"{path}: has more than {LARGEST_BYTES} bytes: remove the keys that nobody needs")
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]
 

@@ -22,28 +22,20 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import ProblemDetails, request_id_for
+from service.head import TOO_LARGE, Head, HeadTooLarge, without_upgrade
 from service.refusals import overloaded, problem
 from service.settings import Settings
 
-LONGEST_HEAD_BYTES = 64 * 1024
-MOST_HEADERS = 200
 MOST_UNREAD_BYTES = 256 * 1024  # of refusals, on one connection
 LINGER_S = 1.0  # for a client to read why, while it still sends
 
-TOO_LARGE = (
-    f"This server reads at most {MOST_HEADERS} headers and {LONGEST_HEAD_BYTES} bytes of them with the URL: send fewer"
-)
 NO_HTTP = "What came is not HTTP/1.1: send a request such as /docs shows"
 MOST_AHEAD = 64  # requests of one connection that wait for the answers before theirs
 TOO_MANY_AHEAD = f"More than {MOST_AHEAD} requests wait on this connection for their turn: read the answers first"
 NO_TUNNEL = "This server is no proxy, and takes no CONNECT"
-HOP_BY_HOP = (b"upgrade", b"http2-settings")
-
-
-SCORE = "/v1/score"
 TOO_SLOW = "The request's head did not arrive in time: send it at once"
 
-
+SCORE = "/v1/score"
 Score = Callable[[Request], Awaitable[Response]]
 
 
@@ -57,10 +49,6 @@ class Limits:
     @classmethod
     def of(cls, settings: Settings) -> Self:
         return cls(settings.head_timeout_ms / 1e3, settings.keep_alive_ms / 1e3)
-
-
-class _HeadTooLarge(Exception):
-    pass
 
 
 class _TooManyAhead(Exception):
@@ -87,9 +75,8 @@ class Protocol(HttpToolsProtocol):
         self._refused = False  # what still comes is not read
         self._refusal = b""  # that waits for the answers before it
         self._answering: RequestResponseCycle | None = None  # the one whose turn it is, or was
-        self._in_head = False
-        self._head_bytes = 0  # of the URL and the headers that are complete
-        self._silent_bytes = 0  # since the parser last said anything
+        self._ends = False  # its last answer has been given
+        self._head = Head()
         self._upgrades = False
         self._unread: RequestResponseCycle | None = None  # is being scored, or will be when its body is there
         self._unsent = 0  # bytes of answers, when it was last looked
@@ -111,7 +98,7 @@ class Protocol(HttpToolsProtocol):
         elif self.cycle is not None and not self.cycle.response_complete:
             self._since_s = now  # the server's turn
         elif self._in_message and waited_s > self._limits.head_s:
-            if self.cycle is None and not self._refused and self._head_bytes + self._silent_bytes:
+            if self.cycle is None and not self._refused and self._head.has_begun:
                 self._refuse(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW)
             else:
                 self.transport.close()
@@ -127,7 +114,7 @@ class Protocol(HttpToolsProtocol):
 
     def _read(self, data: bytes) -> bytes:
         """What has to be read yet: all from the head of a request that asked for an upgrade."""
-        self._silent_bytes += len(data)
+        self._head.feed(len(data))
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -135,38 +122,36 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _TooManyAhead):
                 self._refuse(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY_AHEAD)
-            elif isinstance(error.__context__, _HeadTooLarge):
+            elif isinstance(error.__context__, HeadTooLarge):
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
             else:
                 self._refuse(HTTPStatus.BAD_REQUEST, NO_HTTP)
             return b""
         else:
-            if self._silent_bytes > LONGEST_HEAD_BYTES:
+            if self._head.is_endless:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
             return b""
         return self._without_upgrade(rest)
 
     def on_message_begin(self) -> None:
-        self._silent_bytes = self._head_bytes = 0
+        self._head.begin()
         self._upgrades = False
-        self._in_message = self._in_head = True
+        self._in_message = True
         self._since_s = self.loop.time()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
+        self._head.count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of trailers, too, which are counted and say nothing (RFC 9110, 6.5.1)."""
-        self._count(len(name) + len(value))
-        if len(self.headers) >= MOST_HEADERS:
-            raise _HeadTooLarge
-        if self._in_head:
+        self._head.count(len(name) + len(value), len(self.headers))
+        if self._head.is_open:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._head.is_open = False
         self._upgrades = self.parser.should_upgrade()
         if len(self.pipeline) >= MOST_AHEAD:
             raise _TooManyAhead
@@ -175,10 +160,10 @@ class Protocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
-        self._silent_bytes = 0
+        self._head.hear()
 
     def on_body(self, body: bytes) -> None:
-        self._silent_bytes = 0
+        self._head.hear()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -203,6 +188,8 @@ class Protocol(HttpToolsProtocol):
         self._say_refusal()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._ends:
+            return
         self._answering = cycle
         if self.is_last or self._parts.draining:
             cycle.keep_alive = False
@@ -249,10 +236,12 @@ class Protocol(HttpToolsProtocol):
 
     def _close(self, at_once: bool) -> None:
         """Not at once: what is closed before all was read is reset, and the answer lost with it."""
+        self._ends = True
         if at_once:
             self.transport.close()
         else:
             self._refused = True
+            self.flow.resume_reading()
             self.loop.call_later(LINGER_S, self.transport.close)
 
     def _is_read(self, cycle: RequestResponseCycle) -> None:
@@ -289,25 +278,19 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._refused = True
+        if self._answering is not None and not self._answering.response_complete:
+            self._withdraw(self._answering)  # Uvicorn tells the newest one only
         super().connection_lost(exc)
 
-    def _count(self, size: int) -> None:
-        self._silent_bytes = 0
-        self._head_bytes += size
-        if self._head_bytes > LONGEST_HEAD_BYTES:
-            raise _HeadTooLarge
-
     def _without_upgrade(self, rest: bytes) -> bytes:
-        """The head, for a fresh parser and without what asked for the upgrade, and the rest."""
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        """The head for a fresh parser, without what asked for the upgrade, and the rest."""
+        method, version = self.parser.get_method(), self.parser.get_http_version()
         if method == b"CONNECT":
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, NO_TUNNEL)
             return b""
-        head = [b"%b %b HTTP/%b\r\n" % (method, self.url, version)]
-        head += [b"%b: %b\r\n" % header for header in self.headers if header[0] not in HOP_BY_HOP]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as Uvicorn does
-        return b"".join([*head, b"\r\n", rest])
+        return without_upgrade(method, self.url, version, self.headers) + rest
 
     def _refuse(self, status: HTTPStatus, detail: str) -> None:
         """Answers for the connection, after the requests that have come whole, and closes it."""
@@ -318,17 +301,20 @@ class Protocol(HttpToolsProtocol):
         if cycle is not None and cycle.more_body and not cycle.response_complete:  # its body will never be whole
             if self.pipeline and self.pipeline[0][0] is cycle:
                 self.pipeline.popleft()
-            cycle.disconnected = True
-            cycle.message_event.set()
+            self._withdraw(cycle)
         self._say_refusal()
 
+    def _withdraw(self, cycle: RequestResponseCycle) -> None:
+        """Nobody waits for it."""
+        cycle.disconnected = True
+        cycle.message_event.set()
+
     def _say_refusal(self) -> None:
-        """When no answer is owed any more. Behind one that closes the connection there is nothing to say."""
+        """When no answer is owed any more, and none has said that it is the last."""
         now = self._answering
         if not self._refusal or (now is not None and not now.response_complete and not now.disconnected):
             return
-        refusal, self._refusal = self._refusal, b""
-        is_over = now is not None and now.response_complete and not now.keep_alive
-        if not is_over and not self.transport.is_closing():
-            self.transport.write(refusal)
+        if not self._ends and not self.transport.is_closing():
+            self.transport.write(self._refusal)
             self._close(at_once=False)
+        self._refusal = b""

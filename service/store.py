@@ -209,12 +209,12 @@ def _pointer_or_none(store: Path) -> Pointer | None:
 
 
 def _write(store: Path, pointer: Pointer) -> None:
-    with tempfile.NamedTemporaryFile(prefix=".current-", dir=store, delete=False) as aside:
-        aside.write(msgspec.json.format(msgspec.json.encode(pointer)) + b"\n")
-        aside.flush()
-        os.fsync(aside.fileno())
-        os.fchmod(aside.fileno(), 0o644)
-    Path(aside.name).rename(store / CURRENT)
+    with _aside(store) as aside:
+        path = aside / CURRENT
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(pointer)) + b"\n")
+        path.chmod(0o644)
+        _sync(aside)
+        path.rename(store / CURRENT)
 
 
 @contextmanager
@@ -266,14 +266,14 @@ def _add(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     _check_is_store(arguments.store)
-    pointer = read_pointer(arguments.store)
     for version in _versions(arguments.store):
         try:
             manifest = open_bundle(arguments.store / VERSIONS / version, verify=False).manifest
             what = f"{manifest.created}  {manifest.name}"
         except BundleError as error:
             what = f"damaged: {error}"
-        print(f"{version}  {what}{_role(version, pointer)}")
+        print(f"{version}  {what}{_role(version, _pointer_or_none(arguments.store))}")
+    read_pointer(arguments.store)  # says what is wrong with it, when all that one can activate has been shown
 
 
 def _role(version: str, pointer: Pointer | None) -> str:

@@ -165,6 +165,31 @@ def test_requests_that_came_whole_are_answered_before_what_follows_is_refused(
     assert statuses_of(text) == [200] * whole + [status]
 
 
+def test_nothing_is_answered_behind_the_last_answer(bundle: Path) -> None:
+    """Without room, a request whose body may come or not is refused, and ends its connection."""
+    body = json.dumps(a_request(candidates=[{"id": 1, "features": {}}] * 1000, timeout_ms=5000)).encode()
+    two = HEAD + b"Expect: 100-continue\r\nContent-Length: 0\r\n\r\n" + HEAD + b"Connection: close\r\n" + LENGTH + BODY
+    full = serving(bundle, CTR_WORKERS="1", CTR_MAX_IN_FLIGHT="1", CTR_TIMEOUT_MS="5000")
+    with full as server, connected(server) as fills:
+        for _ in range(20):
+            fills.sendall((HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body) * 10)
+            with connected(server) as connection:
+                connection.sendall(two)
+                statuses = statuses_of(read_all(connection))
+            if statuses[0] == 429:
+                break
+    assert statuses == [429]
+
+
+def test_a_client_that_hangs_up_with_two_requests_under_way_leaves_nothing_in_hand(bundle: Path) -> None:
+    with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000") as server:
+        for _ in range(20):
+            with connected(server) as connection:
+                connection.sendall((HEAD + LENGTH + BODY) * 2)
+        eventually(lambda: metric(server.url, "ctr_in_flight_requests") == 0, "no request is in hand")
+        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the one for the metrics is left")
+
+
 def test_any_number_of_upgrades_may_come_at_once(server: Server) -> None:
     """More than Python has stack for."""
     with connected(server) as connection:
@@ -173,8 +198,9 @@ def test_any_number_of_upgrades_may_come_at_once(server: Server) -> None:
 
 
 def test_a_trailer_says_nothing(server: Server) -> None:
+    body = json.dumps(a_request()).encode()  # that leaves the timeout to the headers
     with connected(server) as connection:
-        chunk = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+        chunk = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk + b"X-Timeout-Ms: never\r\n\r\n")
         assert answer(connection)[0] == 200
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from tests.service.conftest import a_free_port, a_request
+from tests.service.processes import eventually
 from tests.service.test_serve import serving, start
 
 
@@ -67,12 +68,12 @@ def wait_until_somebody_listens(port: int) -> None:
 
 
 def test_an_open_connection_hears_that_the_server_drains(bundle: Path) -> None:
-    with serving(bundle) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    slowly = serving(bundle, CTR_DRAIN_NOTICE_MS="5000")
+    with slowly as server, httpx.Client(base_url=server.url, timeout=30) as client:
         assert client.get("/readyz").status_code == 200
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
+        eventually(lambda: client.get("/readyz").status_code == 503, "it drains")
         ready = client.get("/readyz")
-        assert ready.status_code == 503
         assert ready.headers["content-type"] == "application/problem+json"
         assert "draining" in ready.json()["detail"]
         assert client.post("/v1/score", json=a_request(timeout_ms=5000)).status_code == 200

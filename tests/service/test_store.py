@@ -1,6 +1,7 @@
 """ctr-store: whatever is done to a store, it has either the old current version or the new one."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -92,8 +93,10 @@ def test_adding_again_mends_a_version_that_was_damaged_in_the_store(
 
 
 def test_a_full_disk_is_told_with_its_reason_and_leaves_nothing(bundles: list[Path], tmp_path: Path) -> None:
-    small_files = f"ulimit -f 4; exec {sys.executable} -m service.store add {tmp_path / 'store'} {bundles[0]}"
-    added = subprocess.run(["bash", "-c", small_files], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-B", "-m", "service.store", "add", str(tmp_path / "store"), str(bundles[0])]
+    added = subprocess.run(
+        ["bash", "-c", f"ulimit -f 4; exec {shlex.join(command)}"], capture_output=True, text=True, timeout=60
+    )
     assert added.returncode == 2
     assert f"{bundles[0]} cannot be copied into the store: [Errno 27] File too large" in added.stderr
     assert len(added.stderr.splitlines()) == 1
@@ -173,6 +176,17 @@ def test_a_pointer_never_leads_out_of_the_store(store: Path, versions: list[str]
         current_bundle(store)
     activate(store, versions[1])
     assert current_bundle(store).name == versions[1]
+
+
+def test_behind_a_garbled_pointer_the_versions_can_be_seen(
+    store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "current").write_text("")
+    capsys.readouterr()
+    assert main(["list", str(store)]) == 2
+    shown = capsys.readouterr()
+    assert [line.split()[0] for line in shown.out.splitlines()] == sorted(versions)
+    assert "activate a version again" in shown.err
 
 
 def test_a_version_that_is_a_link_is_none_until_it_is_added_again(
