@@ -11,7 +11,7 @@ RUN_TIME ?= 60s
 
 BIN := .venv/bin
 COMPUTE_TESTS := tests/contract tests/model tests/export
-TIMED_TESTS := tests/benchmarks $(patsubst %,tests/service/test_%.py,board clients redis_faults redis_late traps wire)
+ALONE_TESTS := tests/benchmarks $(patsubst %,tests/service/test_%.py,board clients redis_faults redis_late reload traps wire)
 KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
@@ -29,11 +29,11 @@ kernel: $(SERVICE_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(BIN)/python -c 'import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())'
 
-# What computes, with lint beside it; what serves, most of which waits; and what measures time, with the machine to itself.
+# What computes, with lint beside it; what serves, most of which waits; and what measures time, or needs idle time, alone.
 test: $(ALL_STAMP)
 	$(MAKE) --jobs 2 lint compute-tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal $(patsubst %,--ignore=%,$(COMPUTE_TESTS) $(TIMED_TESTS))
-	$(BIN)/pytest $(TIMED_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal $(patsubst %,--ignore=%,$(COMPUTE_TESTS) $(ALONE_TESTS))
+	$(BIN)/pytest $(ALONE_TESTS)
 
 compute-tests: $(ALL_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(COMPUTE_TESTS)

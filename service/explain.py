@@ -110,7 +110,7 @@ class Explainer:
         if (candidates := len(parsed.candidates)) > MOST_CANDIDATES:
             many = f"{candidates} candidates, an explanation takes {MOST_CANDIDATES}: send the ones that matter"
             raise BadRequest(many, "$.candidates")
-        deadline_s = arrived_s + (parsed.timeout_ms or TIMEOUT_MS) / 1e3
+        deadline_s = arrived_s + (parsed.timeout_ms or scorer.timeout_ms(request, TIMEOUT_MS)) / 1e3
         tokens = scorer.tokens(parsed.context, [candidate.features for candidate in parsed.candidates])
         model_input, degraded = await scorer.ids(tokens, deadline_s)
         body = await self._in_time(lambda: self._answer(parsed, model_input, degraded, request_id(request)), deadline_s)

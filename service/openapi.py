@@ -6,17 +6,20 @@ from typing import Any
 
 import msgspec
 
+from contract.pairs import MOST_CANDIDATES
 from service.errors import ProblemDetails
 from service.explain import ExplainRequest, ExplainResponse
 from service.wire import LONGEST_TIMEOUT_MS, ModelResponse, ScoreRequest, ScoreResponse
 
 REFUSALS = {
-    400: "the body is no JSON",
+    400: "the body is no JSON, or what came is not HTTP/1.1",
     401: "this server asks for an API key, and none of its keys was given",
+    408: "the head did not arrive in time",
     413: "the body is too large",
     415: "the content type is not application/json, or the body is compressed",
     422: "the request cannot be scored; says where and why",
     429: "overloaded: try again after Retry-After seconds",
+    431: "the head is too large",
     500: "the server failed; the request_id is in its log",
     503: "not ready",
     504: "the deadline has passed",
@@ -27,6 +30,16 @@ SECURITY_SCHEMES = {
 }
 # Or none of them: not every server has keys.
 KEYED: dict[str, Any] = {"security": [{}, {"bearer": []}, {"header": []}]}
+TIMEOUT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS}
+HEADERS: list[dict[str, Any]] = [
+    {
+        "name": "X-Request-Id",
+        "in": "header",
+        "schema": {"type": "string", "maxLength": 128},
+        "description": "echoed; made up when it is missing",
+    },
+    {"name": "X-Timeout-Ms", "in": "header", "schema": TIMEOUT, "description": "timeout_ms in the body wins"},
+]
 REQUEST_EXAMPLE = {
     "context": {"user": "u1", "weekday": "sunday"},
     "candidates": [
@@ -66,20 +79,10 @@ def openapi(title: str, version: str, metrics: bool = True) -> dict[str, Any]:
 
 
 def _score(request: dict[str, Any], response: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
-    headers = [
-        ("X-Request-Id", {"type": "string", "maxLength": 128}, "echoed; made up when it is missing"),
-        (
-            "X-Timeout-Ms",
-            {"type": "integer", "minimum": 1, "maximum": LONGEST_TIMEOUT_MS},
-            "timeout_ms in the body wins",
-        ),
-    ]
     return {
         "summary": "The click probability of each candidate",
         **KEYED,
-        "parameters": [
-            {"name": name, "in": "header", "schema": schema, "description": text} for name, schema, text in headers
-        ],
+        "parameters": HEADERS,
         "requestBody": {"required": True, "content": _json(request, REQUEST_EXAMPLE)},
         "responses": {
             "200": {"description": "in the order of the candidates", "content": _json(response, RESPONSE_EXAMPLE)},
@@ -91,8 +94,9 @@ def _score(request: dict[str, Any], response: dict[str, Any], problem: dict[str,
 def _explain(request: dict[str, Any], response: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
     example = {name: value for name, value in REQUEST_EXAMPLE.items() if name != "timeout_ms"} | {"pairs": 5}
     return {
-        "summary": "Which pairs of fields make a candidate's probability",
+        "summary": f"Which pairs of fields make a candidate's probability; of {MOST_CANDIDATES} candidates at most",
         **KEYED,
+        "parameters": HEADERS,
         "requestBody": {"required": True, "content": _json(request, example)},
         "responses": {
             "200": {"description": "the largest contributions first", "content": _json(response)},

@@ -194,6 +194,8 @@ class Protocol(HttpToolsProtocol):
         if self.is_last or self._parts.draining:
             cycle.keep_alive = False
         if cycle.scope["path"] != SCORE or cycle.scope["method"] != "POST":
+            if cycle.waiting_for_100_continue:  # its body may come or not
+                cycle.keep_alive = False
             super()._start_asgi_task(cycle, app)
         elif self._parts.admission.has_room():
             answering = cycle.run_asgi(app) if self._score is None else self._answer(cycle, self._score)

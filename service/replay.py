@@ -94,8 +94,9 @@ def _replay(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Eng
 
 def _answer(line: Line, encoder: Encoder, bundle: Bundle, engine: Engine) -> NDArray[np.float64] | None:
     """The ctr of each candidate, NaN for one that cannot be read; None where the context cannot."""
-    # A hash is an unknown token, and no number at all: there it is missing.
-    lost = {field.name for field in bundle.schema.select("numeric")}.intersection(line.hashed)
+    # A hash is an unknown token, and no number at all: where one is wanted, it is missing.
+    of_numbers = {field.name for field in bundle.schema.fields if field.kind == "numeric" or field.transform}
+    lost = of_numbers.intersection(line.hashed)
     rows = [{name: value for name, value in row.items() if name not in lost} for row in _rows(line)]
     try:
         tokens = encoder.tokens(rows[0], rows[1:], skip_bad=True)

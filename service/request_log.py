@@ -206,6 +206,8 @@ class _Segments:
             raise SettingsError(f"CTR_REQUEST_LOG: {folder} cannot be written ({error.strerror})") from error
 
     def write(self, line: bytes) -> None:
+        if self._file is not None and _is_removed(self._file):
+            self.close()
         if self._file is None:
             self._open()
         assert self._file is not None
@@ -225,16 +227,19 @@ class _Segments:
         if self._file is None:
             return
         file, self._file = self._file, None
+        is_removed = _is_removed(file)
         try:
             file.flush()
             os.fsync(file.fileno())
         finally:
             file.close()
-        whole = self._path.with_name(self._path.name.removesuffix(PART) + WHOLE)
-        self._path.rename(whole)
+        if not is_removed:
+            self._path.rename(self._path.with_name(self._path.name.removesuffix(PART) + WHOLE))
         _make_room(self._folder, self._max_bytes)
 
     def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _recover(self._folder)  # what a full disk kept from its name
         self._opened_s = self._clock()
         moment = datetime.fromtimestamp(self._opened_s, UTC).strftime("%Y%m%dT%H%M%S.%f")
         self._path = self._folder / f"requests-{moment}-{os.getpid()}{PART}"
@@ -244,6 +249,10 @@ class _Segments:
         fcntl.flock(self._file, fcntl.LOCK_EX)  # as long as it is written, and before it has its name: see _recover
         aside.rename(self._path)
         self._size = 0
+
+
+def _is_removed(file: IO[bytes]) -> bool:
+    return os.fstat(file.fileno()).st_nlink == 0
 
 
 def _recover(folder: Path) -> None:

@@ -124,7 +124,7 @@ class Scorer:
         with timing.phase("parse"):
             parsed, bad = wire.decode(body, self.settings.max_candidates)
             self._check_cascade(parsed)
-            deadline_s = arrived_s + (parsed.timeout_ms or self._timeout_ms(request)) / 1e3
+            deadline_s = arrived_s + (parsed.timeout_ms or self.timeout_ms(request, self.settings.timeout_ms)) / 1e3
             self._check_time(len(parsed.candidates), deadline_s)
         with timing.phase("encode"):
             tokens = self._readable_tokens(parsed, bad)
@@ -163,10 +163,11 @@ class Scorer:
             raise DeadlineExceeded("The time ran out before the request was read: allow more of it")
         self.batcher.check_room(rows, left_s)
 
-    def _timeout_ms(self, request: Request) -> int:
+    def timeout_ms(self, request: Request, otherwise: int) -> int:
+        """By the header. Raises BadRequest."""
         given = request.headers.get("x-timeout-ms")
         if given is None:
-            return self.settings.timeout_ms
+            return otherwise
         given = given.strip()
         if not (given.isascii() and given.isdigit() and len(given) < 8 and 1 <= int(given) <= wire.LONGEST_TIMEOUT_MS):
             raise BadRequest(f"header X-Timeout-Ms: send whole milliseconds from 1 to {wire.LONGEST_TIMEOUT_MS}")

@@ -73,6 +73,7 @@ class Supervisor:
         self._places = set(range(workers))  # that are free
         self._tasks: set[asyncio.Task[object]] = set()
         self._reloading = asyncio.Lock()
+        self._next_reload: asyncio.Task[Done] | None = None
         self._ending = asyncio.Event()
         self._exit_code = 0
         self._has_served = False
@@ -97,8 +98,17 @@ class Supervisor:
         return self._exit_code
 
     async def reload(self) -> Done:
-        """Has all workers serve what is current now; one bundle at a time."""
+        """Has all workers serve what is current now; one bundle at a time.
+
+        Whoever asks while one is being loaded waits for the next one together with all others who do.
+        """
+        if self._next_reload is None:
+            self._next_reload = asyncio.create_task(self._reload_in_turn())
+        return await asyncio.shield(self._next_reload)
+
+    async def _reload_in_turn(self) -> Done:
         async with self._reloading:
+            self._next_reload = None
             try:
                 outcome, done = await self._reload()
             except OSError as error:  # no memory or no file descriptor for the check, say

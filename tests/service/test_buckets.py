@@ -16,6 +16,7 @@ from model.data.section import Data, FieldSpec
 from model.experiment import Experiment, Training
 from model.stec import STECConfig
 from model.train import train
+from service import verify
 from service.example import example_request
 from tests.service.conftest import StartApp, problem
 
@@ -52,6 +53,18 @@ def bucket_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(Experiment(name="buckets", data=DATA, model=small, training=recipe), root, root / "run")
     export(root / "run", root / "bundle")
     return root / "bundle"
+
+
+@pytest.mark.parametrize("visits", [7, -1, None])
+async def test_a_log_with_hashed_numbers_is_replayed_without_them(
+    start: StartApp, bucket_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], visits: int | None
+) -> None:
+    (tmp_path / "salt").write_text("a salt of sixteen or more bytes")
+    hashed = {"request_log_hash": "visits", "request_log_salt_file": tmp_path / "salt", "request_log_sample": 1.0}
+    async with start(bundle=bucket_bundle, request_log=tmp_path / "log", **hashed) as client:
+        assert (await client.post("/v1/score", json=a_request(visits))).status_code == 200
+    verify.main([str(bucket_bundle), "--log", str(tmp_path / "log")])
+    assert "1 candidates compared" in capsys.readouterr().out
 
 
 def a_request(visits: Any) -> dict[str, Any]:

@@ -158,6 +158,19 @@ def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
         assert all_serve(server, small)
 
 
+def test_many_who_ask_at_once_are_one_reload_and_the_one_behind_it(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path
+) -> None:
+    with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
+        corrupted(two_versions / "versions" / versions[1])
+        point_to(two_versions, versions[1])
+        for _ in range(50):
+            server.process.send_signal(signal.SIGHUP)
+            time.sleep(0.01)
+        problem(reload(server.url), 409, None, "goes on")
+        assert 1 <= metric(server.url, 'ctr_reloads_total{outcome="refused"}') < 10
+
+
 def point_to(store: Path, version: str) -> None:
     """As somebody would who does not use ctr-store."""
     text = (store / "current").read_text()
