@@ -50,12 +50,15 @@ def test_sigterm_during_the_start_ends_it_with_0_and_nothing_is_served(bundle: P
 def test_sighup_during_the_start_changes_nothing(bundle: Path) -> None:
     port = a_free_port()
     with start(CTR_BUNDLE=str(bundle), CTR_PORT=str(port)) as process:
-        wait_until_somebody_listens(port)
-        process.send_signal(signal.SIGHUP)
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("curl ")  # it serves
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        try:
+            wait_until_somebody_listens(port)
+            process.send_signal(signal.SIGHUP)
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("curl ")  # it serves
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def wait_until_somebody_listens(port: int) -> None:
