@@ -194,8 +194,7 @@ class Protocol(HttpToolsProtocol):
         if self.is_last or self._parts.draining:
             cycle.keep_alive = False
         if cycle.scope["path"] != SCORE or cycle.scope["method"] != "POST":
-            if cycle.waiting_for_100_continue:  # its body may come or not
-                cycle.keep_alive = False
+            _end_if_body_is_awaited(cycle)
             super()._start_asgi_task(cycle, app)
         elif self._parts.admission.has_room():
             answering = cycle.run_asgi(app) if self._score is None else self._answer(cycle, self._score)
@@ -223,8 +222,7 @@ class Protocol(HttpToolsProtocol):
 
     def _write(self, cycle: RequestResponseCycle, response: Response) -> None:
         self._leave(cycle)  # now: its client may send the next one before this task has ended
-        if cycle.waiting_for_100_continue:  # its body may come or not
-            cycle.keep_alive = False
+        _end_if_body_is_awaited(cycle)
         headers = [*self.server_state.default_headers, *response.raw_headers]
         if not cycle.keep_alive:
             headers.append((b"connection", b"close"))
@@ -270,8 +268,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
             self.transport.abort()  # asks and asks, and takes no answer
             return
-        if cycle.waiting_for_100_continue:  # its body may come or not
-            cycle.keep_alive = False
+        _end_if_body_is_awaited(cycle)
         self.transport.write(overloaded(cycle, self.server_state.default_headers))
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
@@ -320,3 +317,9 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(self._refusal)
             self._close(at_once=False)
         self._refusal = b""
+
+
+def _end_if_body_is_awaited(cycle: RequestResponseCycle) -> None:
+    """With `Expect: 100-continue` it may come or not, and what follows could be either."""
+    if cycle.waiting_for_100_continue:
+        cycle.keep_alive = False

@@ -200,8 +200,7 @@ class _Segments:
         self._size = 0
         self._opened_s = 0.0
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _recover(folder)
+            self._make_folder()
         except OSError as error:
             raise SettingsError(f"CTR_REQUEST_LOG: {folder} cannot be written ({error.strerror})") from error
 
@@ -237,9 +236,13 @@ class _Segments:
             self._path.rename(self._path.with_name(self._path.name.removesuffix(PART) + WHOLE))
         _make_room(self._folder, self._max_bytes)
 
-    def _open(self) -> None:
+    def _make_folder(self) -> None:
+        """Somebody may have removed it. What a dead process or a full disk kept from its name gets it."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        _recover(self._folder)  # what a full disk kept from its name
+        _recover(self._folder)
+
+    def _open(self) -> None:
+        self._make_folder()
         self._opened_s = self._clock()
         moment = datetime.fromtimestamp(self._opened_s, UTC).strftime("%Y%m%dT%H%M%S.%f")
         self._path = self._folder / f"requests-{moment}-{os.getpid()}{PART}"

@@ -266,13 +266,14 @@ def _add(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     _check_is_store(arguments.store)
+    pointer = _pointer_or_none(arguments.store)
     for version in _versions(arguments.store):
         try:
             manifest = open_bundle(arguments.store / VERSIONS / version, verify=False).manifest
             what = f"{manifest.created}  {manifest.name}"
         except BundleError as error:
             what = f"damaged: {error}"
-        print(f"{version}  {what}{_role(version, _pointer_or_none(arguments.store))}")
+        print(f"{version}  {what}{_role(version, pointer)}")
     read_pointer(arguments.store)  # says what is wrong with it, when all that one can activate has been shown
 
 

@@ -108,9 +108,9 @@ async def test_no_json_is_a_400_and_another_type_a_415(demo: httpx.AsyncClient) 
 
 async def test_the_header_of_the_timeout_counts_unless_the_body_has_one(demo: httpx.AsyncClient) -> None:
     for timeout_ms, status in (("never", 422), ("5000", 200)):
-        headers = {"content-type": "application/json", "x-timeout-ms": timeout_ms}
+        headers = JSON | {"x-timeout-ms": timeout_ms}
         assert (await demo.post("/v1/explain", content=body(timeout_ms=None), headers=headers)).status_code == status
-    headers = {"content-type": "application/json", "x-timeout-ms": "never"}
+    headers = JSON | {"x-timeout-ms": "never"}
     assert (await demo.post("/v1/explain", content=body(timeout_ms=5000), headers=headers)).status_code == 200
 
 
