@@ -15,16 +15,21 @@
   x DeadlineExceeded 504
 """
 
+import asyncio
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from secrets import token_hex
 from typing import ClassVar
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+
+from service.logs import FIELDS, fields, frames
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +132,34 @@ def request_id(request: Request) -> str:
 def request_id_for(given: str) -> str:
     """What the client gave when it is sane, else a new one."""
     return given if REQUEST_ID.fullmatch(given) else token_hex(16)
+
+
+@contextmanager
+def only_problems(request: Request, log_values: bool) -> Iterator[None]:
+    """Whatever a block raises comes out as a Problem; what is our own fault is in the log.
+
+    log_values: with the exception's message and the request's body, where feature values may be.
+    """
+    try:
+        yield
+    except (Problem, asyncio.CancelledError):
+        raise
+    except ClientDisconnect:
+        raise ClientGone("The client hung up") from None
+    except Exception as error:
+        _log_failure(request, error, log_values)
+        raise Failed("The server failed; its log has this request_id") from error
+
+
+def _log_failure(request: Request, error: Exception, log_values: bool) -> None:
+    known_as = request_id(request)
+    said = fields(request_id=known_as, path=request.url.path, error=type(error).__name__)
+    if log_values:
+        said[FIELDS]["body"] = getattr(request.state, "body", b"").decode(errors="replace")
+        log.error("request %s failed", known_as, exc_info=error, extra=said)
+    else:
+        said[FIELDS]["frames"] = frames(error)
+        log.error("request %s failed", known_as, extra=said)
 
 
 def kind_of(problem: Problem) -> str:

@@ -18,9 +18,9 @@ from contract.pairs import MOST_CANDIDATES, ranked_pairs
 from contract.schema import FeatureSchema
 from service import wire
 from service.engine import Engine, Explained
-from service.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded, request_id
-from service.incoming import JSON, arrival_s, check_type
-from service.score import Scorer, only_problems
+from service.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded, only_problems, request_id
+from service.incoming import JSON, arrival_s, check_type, deadline
+from service.score import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Explainer:
         if (candidates := len(parsed.candidates)) > MOST_CANDIDATES:
             many = f"{candidates} candidates, an explanation takes {MOST_CANDIDATES}: send the ones that matter"
             raise BadRequest(many, "$.candidates")
-        deadline_s = arrived_s + (parsed.timeout_ms or scorer.timeout_ms(request, TIMEOUT_MS)) / 1e3
+        deadline_s = deadline(request, arrived_s, parsed.timeout_ms, TIMEOUT_MS)
         tokens = scorer.tokens(parsed.context, [candidate.features for candidate in parsed.candidates])
         model_input, degraded = await scorer.ids(tokens, deadline_s)
         body = await self._in_time(lambda: self._answer(parsed, model_input, degraded, request_id(request)), deadline_s)

@@ -1,4 +1,4 @@
-"""What comes in of a request, before anybody reads it: its type, its body, and when it was there."""
+"""What comes in of a request, before anybody reads it: its type, its body, when it was there, until when it waits."""
 
 import asyncio
 import time
@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from starlette.requests import Request
 
-from service.errors import DeadlineExceeded, TooLarge, WrongType
+from service.errors import BadRequest, DeadlineExceeded, TooLarge, WrongType
+from service.wire import LONGEST_TIMEOUT_MS
 
 JSON = "application/json"
 
@@ -50,3 +51,18 @@ def arrival_s(request: Request) -> float:
     """When the request's head was there, on time.perf_counter's clock."""
     known: float = getattr(request.state, "arrived_s", None) or time.perf_counter()
     return known
+
+
+def deadline(request: Request, arrived_s: float, asked_ms: int | None, otherwise_ms: int) -> float:
+    """Until when to answer, on the same clock: by the body (asked_ms), else by the header. Raises BadRequest."""
+    return arrived_s + (asked_ms or _timeout_ms(request, otherwise_ms)) / 1e3
+
+
+def _timeout_ms(request: Request, otherwise: int) -> int:
+    given = request.headers.get("x-timeout-ms")
+    if given is None:
+        return otherwise
+    given = given.strip()
+    if not (given.isascii() and given.isdigit() and len(given) < 8 and 1 <= int(given) <= LONGEST_TIMEOUT_MS):
+        raise BadRequest(f"header X-Timeout-Ms: send whole milliseconds from 1 to {LONGEST_TIMEOUT_MS}")
+    return int(given)

@@ -4,27 +4,25 @@ NDJSON files; a line says what the model read and answered, so names that it doe
 hashed.
 """
 
-import fcntl
 import hashlib
 import hmac
 import logging
-import os
 import queue
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
 from contract.schema import FeatureSchema
 from contract.tokens import token
 from service.metrics import Metrics
+from service.segments import Segments, whole_files
 from service.settings import Settings, SettingsError
 from service.wire import ScoreRequest, ScoreResponse
 
@@ -33,9 +31,6 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 1000  # lines for the writer
 MOST_CANDIDATES = 100_000  # in them
 CLOSE_S = 10.0
-SEGMENT_BYTES = 64 * 1024 * 1024
-SEGMENT_S = 300.0
-PART, WHOLE = ".ndjson.part", ".ndjson"
 SHORTEST_SALT = 16
 TURN_S = 1.0
 
@@ -82,7 +77,7 @@ class RequestLog:
         self._queue: queue.Queue[_Offer | None] = queue.Queue()  # bounded in `offer`
         self._waiting = 0  # candidates in it
         self._lock = threading.Lock()
-        self._segments = _Segments(self._folder, settings.request_log_max_bytes, clock)
+        self._segments = Segments(self._folder, settings.request_log_max_bytes, clock)
         self._can_write = True
         self._thread = threading.Thread(target=self._write_all, name="request-log", daemon=True)
         self._thread.start()
@@ -188,98 +183,6 @@ class _Hash:
         return "h:" + hmac.digest(self._salt, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hex()[:32]
 
 
-class _Segments:
-    """Files that appear whole, the oldest ones gone when there are too many bytes of them."""
-
-    def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float]) -> None:
-        self._folder = folder
-        self._max_bytes = max_bytes
-        self._clock = clock
-        self._file: IO[bytes] | None = None
-        self._path = folder
-        self._size = 0
-        self._opened_s = 0.0
-        try:
-            self._make_folder()
-        except OSError as error:
-            raise SettingsError(f"CTR_REQUEST_LOG: {folder} cannot be written ({error.strerror})") from error
-
-    def write(self, line: bytes) -> None:
-        if self._file is not None and _is_removed(self._file):
-            self.close()
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        self._file.write(line)
-        self._file.flush()
-        self._size += len(line)
-        if self._size >= min(SEGMENT_BYTES, self._max_bytes // 4):
-            self.close()
-        else:
-            self.turn_if_old()
-
-    def turn_if_old(self) -> None:
-        if self._file is not None and self._clock() - self._opened_s >= SEGMENT_S:
-            self.close()
-
-    def close(self) -> None:
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        is_removed = _is_removed(file)
-        try:
-            file.flush()
-            os.fsync(file.fileno())
-        finally:
-            file.close()
-        if not is_removed:
-            self._path.rename(self._path.with_name(self._path.name.removesuffix(PART) + WHOLE))
-        _make_room(self._folder, self._max_bytes)
-
-    def _make_folder(self) -> None:
-        """Somebody may have removed it. What a dead process or a full disk kept from its name gets it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _recover(self._folder)
-
-    def _open(self) -> None:
-        self._make_folder()
-        self._opened_s = self._clock()
-        moment = datetime.fromtimestamp(self._opened_s, UTC).strftime("%Y%m%dT%H%M%S.%f")
-        self._path = self._folder / f"requests-{moment}-{os.getpid()}{PART}"
-        aside = self._path.with_suffix(".new")
-        self._file = aside.open("xb")
-        os.fchmod(self._file.fileno(), 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # as long as it is written, and before it has its name: see _recover
-        aside.rename(self._path)
-        self._size = 0
-
-
-def _is_removed(file: IO[bytes]) -> bool:
-    return os.fstat(file.fileno()).st_nlink == 0
-
-
-def _recover(folder: Path) -> None:
-    """What a process left that died: without the line that it was about to write. Whoever lives has it locked."""
-    for path in folder.glob(f"requests-*{PART}"):
-        with suppress(BlockingIOError, FileNotFoundError), path.open("r+b") as file:  # another one may be quicker
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(file.read().rfind(b"\n") + 1)
-            path.rename(path.with_name(path.name.removesuffix(PART) + WHOLE))
-
-
-def _make_room(folder: Path, max_bytes: int) -> None:
-    """The oldest whole files go, whichever process wrote them; their names begin with their time."""
-    sizes: dict[Path, int] = {}
-    for path in folder.glob("requests-*"):
-        with suppress(FileNotFoundError):  # another process makes room as well
-            sizes[path] = path.stat().st_size
-    for oldest in sorted(path for path in sizes if path.name.endswith(WHOLE)):
-        if sum(sizes.values()) <= max_bytes:
-            return
-        oldest.unlink(missing_ok=True)
-        del sizes[oldest]
-
-
 def _salt(path: Path) -> bytes:
     try:
         salt = path.read_bytes().strip()
@@ -300,7 +203,7 @@ def read_lines(paths: Sequence[Path]) -> tuple[list[Line], int]:
     """The lines of files, or of all whole files in folders; and how many could not be read."""
     decoder, lines, garbled = msgspec.json.Decoder(Line), [], 0
     for path in paths:
-        for file in sorted(path.glob(f"*{WHOLE}")) if path.is_dir() else [path]:
+        for file in whole_files(path) if path.is_dir() else [path]:
             for raw in file.read_bytes().splitlines():
                 try:
                     lines.append(decoder.decode(raw))

@@ -1,19 +1,17 @@
 """The life of one request, top to bottom: admit, parse, encode, queue, run, answer."""
 
 import asyncio
-import logging
 import math
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.bundle import Manifest
@@ -27,21 +25,18 @@ from service.errors import (
     BadRequest,
     ClientGone,
     DeadlineExceeded,
-    Failed,
     NotReady,
     Problem,
     Unauthorised,
+    only_problems,
     request_id,
 )
-from service.incoming import JSON, arrival_s, check_type, read_body
+from service.incoming import JSON, arrival_s, check_type, deadline, read_body
 from service.keys import ApiKeys
-from service.logs import FIELDS, fields, frames
 from service.lookup import Tiers
 from service.metrics import Metrics, Timing
 from service.request_log import RequestLog
 from service.settings import Settings
-
-log = logging.getLogger(__name__)
 
 LARGEST_RECENT_BYTES = 64 * 1024
 
@@ -124,7 +119,7 @@ class Scorer:
         with timing.phase("parse"):
             parsed, bad = wire.decode(body, self.settings.max_candidates)
             self._check_cascade(parsed)
-            deadline_s = arrived_s + (parsed.timeout_ms or self.timeout_ms(request, self.settings.timeout_ms)) / 1e3
+            deadline_s = deadline(request, arrived_s, parsed.timeout_ms, self.settings.timeout_ms)
             self._check_time(len(parsed.candidates), deadline_s)
         with timing.phase("encode"):
             tokens = self._readable_tokens(parsed, bad)
@@ -162,16 +157,6 @@ class Scorer:
         if left_s <= 0:
             raise DeadlineExceeded("The time ran out before the request was read: allow more of it")
         self.batcher.check_room(rows, left_s)
-
-    def timeout_ms(self, request: Request, otherwise: int) -> int:
-        """By the header. Raises BadRequest."""
-        given = request.headers.get("x-timeout-ms")
-        if given is None:
-            return otherwise
-        given = given.strip()
-        if not (given.isascii() and given.isdigit() and len(given) < 8 and 1 <= int(given) <= wire.LONGEST_TIMEOUT_MS):
-            raise BadRequest(f"header X-Timeout-Ms: send whole milliseconds from 1 to {wire.LONGEST_TIMEOUT_MS}")
-        return int(given)
 
     def _check_cascade(self, parsed: wire.ScoreRequest) -> None:
         if not parsed.cascade:
@@ -248,34 +233,6 @@ class Scorer:
         if self.log is not None:
             self.log.offer(parsed, ctr, response, self.encoder.names)
         return Response(msgspec.json.encode(response), headers={"x-request-id": known_as}, media_type=JSON)
-
-
-@contextmanager
-def only_problems(request: Request, log_values: bool) -> Iterator[None]:
-    """Whatever a block raises comes out as a Problem; what is our own fault is in the log.
-
-    log_values: with the exception's message and the request's body, where feature values may be.
-    """
-    try:
-        yield
-    except (Problem, asyncio.CancelledError):
-        raise
-    except ClientDisconnect:
-        raise ClientGone("The client hung up") from None
-    except Exception as error:
-        _log_failure(request, error, log_values)
-        raise Failed("The server failed; its log has this request_id") from error
-
-
-def _log_failure(request: Request, error: Exception, log_values: bool) -> None:
-    known_as = request_id(request)
-    said = fields(request_id=known_as, path=request.url.path, error=type(error).__name__)
-    if log_values:
-        said[FIELDS]["body"] = getattr(request.state, "body", b"").decode(errors="replace")
-        log.error("request %s failed", known_as, exc_info=error, extra=said)
-    else:
-        said[FIELDS]["frames"] = frames(error)
-        log.error("request %s failed", known_as, extra=said)
 
 
 def _answered(candidates: int, ctr: Mapping[int, float], top_k: int | None) -> Sequence[int]:

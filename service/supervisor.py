@@ -6,12 +6,10 @@ verifies new bundles, merges metrics, and watches.
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +22,11 @@ from service.check import check, version_of
 from service.control import Channel, Done, Drain, Gone, Load, Message, Ready, Reload, Scrape, Spread
 from service.settings import Settings
 from service.shared_metrics import forget_latencies, forget_process, text_of_all
+from service.spawn import TESTED, spawn
 from service.store import CURRENT, StoreError, current_bundle
 
 log = logging.getLogger(__name__)
 
-TESTED = "--tested"
 WATCH_S = 0.5
 LOAD_S = 120.0
 KILL_S = 5.0  # after a worker's own time is over
@@ -183,32 +181,18 @@ class Supervisor:
         """None when all is about to end."""
         if self._ending.is_set():
             return None
-        own, theirs = socket.socketpair()
-        descriptors = [listener.fileno() for listener in self._listeners]
-        command = [sys.executable, "-m", "service.worker", "--listener", str(descriptors[0])]
-        place = self._places.pop()
-        command += ["--control", str(theirs.fileno()), "--place", str(place)]
-        command += ["--admin-listener", str(descriptors[1])] if len(descriptors) > 1 else []
-        folder = self._folder
+        place, folder = self._places.pop(), self._folder
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                *options,
-                pass_fds=[*descriptors, theirs.fileno()],
-                start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends the others in order
-                env={**_without_model(os.environ), "CTR_BUNDLE": str(folder)},
-            )
+            process, control = await spawn(self._listeners, folder, place, options)
         except OSError:
             self._places.add(place)
             raise
-        finally:
-            theirs.close()
         worker = Worker(
             process, Channel(lambda message: self._answer(worker, message)), time.monotonic(), folder, place
         )
         self._workers.add(worker)
         self._alive.set(len(self._workers))
-        self._go(worker.channel.run(own))
+        self._go(worker.channel.run(control))
         self._go(self._look_after(worker))
         self._go(self._catch_up(worker))
         return worker
@@ -321,10 +305,6 @@ class Supervisor:
             log.error("the supervisor failed, and ends", exc_info=error)
             self._exit_code = 1
             self._ending.set()
-
-
-def _without_model(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.upper() not in ("CTR_STORE", "CTR_BUNDLE")}
 
 
 def _stamp(store: Path) -> tuple[int, int] | None:

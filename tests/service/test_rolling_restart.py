@@ -15,7 +15,7 @@ from tests.service.processes import children, eventually
 from tests.service.test_reload import private_kib
 from tests.service.test_serve import Server, serving
 
-SETTINGS = {"CTR_WORKERS": "1", "CTR_TIMEOUT_MS": "5000", "CTR_DRAIN_NOTICE_MS": "1500"}
+SETTINGS = {"CTR_WORKERS": "1", "CTR_TIMEOUT_MS": "5000", "CTR_DRAIN_NOTICE_MS": "3000"}
 
 
 class Balancer:
@@ -42,11 +42,12 @@ class Balancer:
                 thread.join(30)
 
     def _probe(self, servers: list[Server]) -> None:
-        while not self._stop.is_set():
-            ready = [server for server in list(servers) if is_ready(server)]
-            with self._lock:
-                self._ready = ready
-            time.sleep(0.1)
+        with httpx.Client(timeout=5) as client:  # one: making it may take a busy machine longer than a server's notice
+            while not self._stop.is_set():
+                ready = [server for server in list(servers) if is_ready(client, server)]
+                with self._lock:
+                    self._ready = ready
+                time.sleep(0.1)
 
     def _ask(self) -> None:
         with ExitStack() as stack:
@@ -71,9 +72,9 @@ class Balancer:
                 self.closed.append(turn)
 
 
-def is_ready(server: Server) -> bool:
+def is_ready(client: httpx.Client, server: Server) -> bool:
     with suppress(httpx.TransportError):
-        return httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200
+        return client.get(f"{server.url}/readyz").status_code == 200
     return False
 
 
