@@ -4,7 +4,9 @@ from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
-from loadtest.peers.compare import OUR_GRAPH, OURS, SIZES, Contestant, Figures, _bars, _tables
+from loadtest.peers.compare import OURS
+from loadtest.peers.measure import Contestant, Figures
+from loadtest.peers.tables import OUR_GRAPH, SIZES, bars_of, tables_of
 
 
 def contestant(name: str, rates: list[float], p99_ms: float = 5.0, difference: float = 1e-7) -> Contestant:
@@ -17,7 +19,7 @@ def contestant(name: str, rates: list[float], p99_ms: float = 5.0, difference: f
 def kept(*contestants: Contestant) -> list[bool]:
     for one in contestants[1:]:  # ours, at the rates of the others
         contestants[0].at_peers_rate |= {(one.name, size): [AT_PEERS_RATE_MS] for size in SIZES}
-    return [bar.kept for bar in _bars(contestants)]
+    return [bar.kept for bar in bars_of(contestants)]
 
 
 AT_PEERS_RATE_MS = 4.0
@@ -40,7 +42,7 @@ def test_the_best_peer_decides_the_first_bar_and_the_median_one_the_second() -> 
 def test_each_round_is_compared_with_itself_so_that_a_slow_quarter_of_an_hour_is_nobodys_fault() -> None:
     mine, other = contestant(OURS, [1000, 500, 500]), contestant("a", [150, 75, 75])
     kept(mine, other)
-    assert "6.7x" in _bars([mine, other])[0].figure
+    assert "6.7x" in bars_of([mine, other])[0].figure
 
 
 def test_one_peer_with_a_lower_p99_or_other_scores_is_enough_to_miss_a_bar() -> None:
@@ -63,4 +65,4 @@ def test_our_own_graph_behind_another_server_is_shown_and_is_no_peer() -> None:
     graph = contestant(OUR_GRAPH, [900, 900, 900], 1.0)
     peer = contestant("a", [100, 120, 80], 6.0)
     assert kept(MINE, graph, peer) == [True] * 7
-    assert [row[0] for row in _tables([MINE, graph, peer])[0].rows] == [OURS, OUR_GRAPH, "a"]
+    assert [row[0] for row in tables_of([MINE, graph, peer])[0].rows] == [OURS, OUR_GRAPH, "a"]
