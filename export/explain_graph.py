@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from contract.schema import FeatureSchema
 from export.block import blocks_of
-from export.graph import FoldedEmbedding, serving_order
+from export.graph import SideEmbedding, serving_order
 from export.level import fold_levels, linear_head
 from model.attention import attention_weights, interaction
 from model.stec import STEC, Block
@@ -38,8 +38,8 @@ class ExplainGraph(nn.Module):
         exact = copy.deepcopy(model).double().requires_grad_(False)
         order = serving_order(schema)
         levels = fold_levels(exact, order)
-        self.context = FoldedEmbedding(exact.embedding, schema, "context")
-        self.candidate = FoldedEmbedding(exact.embedding, schema, "candidate")
+        self.context = SideEmbedding(exact.embedding, schema, "context")
+        self.candidate = SideEmbedding(exact.embedding, schema, "candidate")
         self.register_buffer("table", exact.embedding.table.weight.float())
         self.register_buffer("constant", (linear_head(exact).bias + sum(level.beta for level in levels)).float())
         allowed_FF = None if exact.allowed_FF is None else exact.allowed_FF[order][:, order]

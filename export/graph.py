@@ -27,7 +27,7 @@ def serving_order(schema: FeatureSchema) -> list[int]:
     return [model.index(f) for f in schema.in_serving_order()]
 
 
-class FoldedEmbedding(nn.Module):
+class SideEmbedding(nn.Module):
     """One side's fields. Shape: ids (rows, categorical), values (rows, numeric) or None where the side has no numeric
     field -> (rows, F of the side, D)."""
 
@@ -91,8 +91,8 @@ class ServingGraph(nn.Module):
         exact = copy.deepcopy(model).double().requires_grad_(False)
         blocks = blocks_of(exact)
         self.context_is_shared = exact.allowed_FF is not None
-        self.context = FoldedEmbedding(exact.embedding, schema, "context")
-        self.candidate = FoldedEmbedding(exact.embedding, schema, "candidate")
+        self.context = SideEmbedding(exact.embedding, schema, "context")
+        self.candidate = SideEmbedding(exact.embedding, schema, "candidate")
         self.register_buffer("table", exact.embedding.table.weight.float())
         folded = [FoldedBlock(block, bound) for block, bound in zip(blocks, score_bounds(exact), strict=True)]
         self.blocks = nn.ModuleList(folded)
@@ -187,8 +187,8 @@ class ScreenGraph(nn.Module):
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
         exact = copy.deepcopy(model).double().requires_grad_(False)
-        self.context = FoldedEmbedding(exact.embedding, schema, "context")
-        self.candidate = FoldedEmbedding(exact.embedding, schema, "candidate")
+        self.context = SideEmbedding(exact.embedding, schema, "context")
+        self.candidate = SideEmbedding(exact.embedding, schema, "candidate")
         self.register_buffer("table", exact.embedding.table.weight.float())
         first, *others = fold_levels(exact, serving_order(schema))
         self.bias = float(linear_head(exact).bias) + first.constant + sum(level.beta for level in others)

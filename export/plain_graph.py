@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contract.schema import FeatureSchema, Kind
-from export.graph import FoldedEmbedding, serving_order
+from export.graph import SideEmbedding, serving_order
 from model.layers import FeatureEmbedding
 from model.stec import STEC
 
@@ -25,10 +25,10 @@ class BaselineGraph(nn.Module):
     def __init__(self, model: nn.Module, schema: FeatureSchema) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).requires_grad_(False)
-        tables = [table for table in self.model.embeddings if isinstance(table, FeatureEmbedding)]  # type: ignore[union-attr]
+        tables: list[FeatureEmbedding] = list(self.model.embeddings)  # type: ignore[arg-type]
         self.tables = nn.ModuleList(table.table for table in tables)
-        self.contexts = nn.ModuleList(FoldedEmbedding(table, schema, "context") for table in tables)
-        self.candidates = nn.ModuleList(FoldedEmbedding(table, schema, "candidate") for table in tables)
+        self.contexts = nn.ModuleList(SideEmbedding(table, schema, "context") for table in tables)
+        self.candidates = nn.ModuleList(SideEmbedding(table, schema, "candidate") for table in tables)
         self.register_buffer("to_model_order", torch.argsort(torch.tensor(serving_order(schema))))
 
     def forward(

@@ -2,6 +2,7 @@
 
     p_ij = e_i * e_j, i < j        a = softmax_ij(h . ReLU(W p_ij + b))        logit = b + sum_i w_i + p . sum a_ij p_ij
 
+NOTE[DIFF] The paper has dropout of the pairs p_ij; as in FuxiCTR it is of a and of the pooled vector here.
 Shape legend: model/layers.py; P pairs.
 """
 

@@ -2,7 +2,9 @@
 
     X^{l+1} = ReLU(LN(MHA(X^l) + R X^l))        logit = w . X^L + b + MLP(e) (+ sum_i w_i)
 
-R is a matrix where the widths differ, and else the identity. Shape legend: model/layers.py; A attention width.
+R is a matrix where the widths differ, and else the identity.
+NOTE[DIFF] The paper has a matrix R everywhere, no layer norm LN, and scores that nothing divides; as BARS has it here.
+Shape legend: model/layers.py; A attention width.
 """
 
 from torch import Tensor, nn

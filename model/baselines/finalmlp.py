@@ -7,6 +7,7 @@ c_s: the embeddings of some fields, from a second table; of none, gate_s is a le
 NOTE[DIFF] FuxiCTR has a table for each gate, of its fields alone; here one table of all fields serves both gates.
 NOTE[DIFF] Its gate of no fields is an MLP of a learnt vector. All of that starts at zero and stays there, but for the
 last layer's biases: those are the vector here.
+NOTE[DIFF] Its fusion has a bias for each w_s, of which one suffices.
 Shape legend: model/layers.py; H heads.
 """
 

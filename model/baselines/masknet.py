@@ -18,8 +18,9 @@ from model.toml import Positive
 
 class MaskNetConfig(BaselineConfig, frozen=True, kw_only=True, tag="masknet"):
     """structure: "parallel", of `blocks` blocks of `block_width` units before the MLP; or "serial", whose blocks have
-    the widths that `mlp` lists. reduction: how many times its input the hidden layer of a mask has.
-    embedding_norm: a layer norm of each field before the first block. mlp_dropout: of the blocks, and of the MLP."""
+    the widths that `mlp` lists: blocks, block_width and mlp_batch_norm say nothing there. reduction: how many times its
+    input the hidden layer of a mask has. embedding_norm: a layer norm of each field before the first block.
+    mlp_dropout: of the blocks, and of the MLP."""
 
     structure: Literal["parallel", "serial"] = "parallel"
     blocks: Positive = 3

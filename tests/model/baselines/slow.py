@@ -44,8 +44,7 @@ def product(matrix: Sequence[Vector], v: Vector) -> Vector:
 
 
 def linear(weights: Weights, name: str, v: Vector) -> Vector:
-    out = product(weights[f"{name}.weight"], v)
-    return plus(out, weights[f"{name}.bias"]) if f"{name}.bias" in weights else out
+    return plus(product(weights[f"{name}.weight"], v), weights[f"{name}.bias"])
 
 
 def relu(v: Vector) -> Vector:
@@ -85,11 +84,15 @@ def channel_norm(weights: Weights, name: str, rows: list[Row]) -> list[Row]:
 
 
 def hidden(weights: Weights, name: str, rows: list[Vector], layers: int, has_norm: bool) -> list[Vector]:
-    """FuxiCTR's order: linear, batch norm, ReLU; each is numbered, and so is the dropout behind them."""
+    """FuxiCTR's order: linear, batch norm, ReLU; each is numbered, and so is the dropout behind them. A bias would say
+    nothing before a batch norm."""
     step = 4 if has_norm else 3
     for number in range(0, layers * step, step):
-        rows = [linear(weights, f"{name}.{number}", row) for row in rows]
-        rows = batch_norm(weights, f"{name}.{number + 1}", rows) if has_norm else rows
+        if has_norm:
+            rows = [product(weights[f"{name}.{number}.weight"], row) for row in rows]
+            rows = batch_norm(weights, f"{name}.{number + 1}", rows)
+        else:
+            rows = [linear(weights, f"{name}.{number}", row) for row in rows]
         rows = [relu(row) for row in rows]
     return rows
 

@@ -48,8 +48,8 @@ def afm(weights: Weights, config: AFMConfig, x: list[Row], wide: list[Row]) -> V
     logits = []
     for e, w in zip(x, wide, strict=True):
         pairs = [times(a, b) for a, b in combinations(e, 2)]
-        shares = softmax([linear(weights, "attention.2", relu(linear(weights, "attention.0", p)))[0] for p in pairs])
-        pooled = linear(weights, "out.1", weighted(shares, pairs))[0]
+        scores = [product(weights["attention.2.weight"], relu(linear(weights, "attention.0", p)))[0] for p in pairs]
+        pooled = product(weights["out.1.weight"], weighted(softmax(scores), pairs))[0]
         logits.append(weights["bias"][0] + first_order(w) + pooled)
     return logits
 
@@ -78,7 +78,8 @@ def transformed(weights: Weights, config: InterHAtConfig, e: Row) -> Row:
 
 
 def aggregate(weights: Weights, name: str, row: Row) -> Vector:
-    scores = [linear(weights, f"{name}.score.2", relu(linear(weights, f"{name}.score.0", v)))[0] for v in row]
+    h = weights[f"{name}.score.2.weight"]
+    scores = [product(h, relu(linear(weights, f"{name}.score.0", v)))[0] for v in row]
     return weighted(softmax(scores), row)
 
 

@@ -119,7 +119,7 @@ def fibinet(weights: Weights, config: FiBiNETConfig, x: list[Row], wide: list[Ro
     rows = []
     for e in x:
         squeezed = [sum(vector) / len(vector) for vector in e]
-        excited = relu(linear(weights, "senet.2", relu(linear(weights, "senet.0", squeezed))))
+        excited = relu(product(weights["senet.2.weight"], relu(product(weights["senet.0.weight"], squeezed))))
         v = [[a * value for value in vector] for a, vector in zip(excited, e, strict=True)]
         rows.append(bilinear(config, weights["bilinear.0"], e) + bilinear(config, weights["bilinear.1"], v))
     return plus([first_order(w) for w in wide], deep(weights, config, rows))
@@ -228,7 +228,7 @@ def finalmlp(weights: Weights, config: FinalMLPConfig, x: list[Row], context: Se
     first = hidden(weights, "mlp", first, len(config.mlp), config.mlp_batch_norm)
     second = hidden(weights, "mlp2", second, len(config.mlp2), config.mlp2_batch_norm)
     return [
-        linear(weights, "out", a)[0] + linear(weights, "out2", b)[0] + fusion(weights["fusion"], a, b)
+        linear(weights, "out", a)[0] + dot(weights["out2.weight"][0], b) + fusion(weights["fusion"], a, b)
         for a, b in zip(first, second, strict=True)
     ]
 

@@ -40,6 +40,24 @@ OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("autoint", {"wide": True, "layer_norm": False, "scaled": False, "layers": 1}),
     ("destine", {"wide": True, "heads": 2, "scaled": False}),
 ]
+# The parts that an option with dropout in its name drops from; another one than these is of `mlp`.
+DROPPED: dict[tuple[str, str], tuple[str, ...]] = {
+    ("afn", "afn_dropout"): ("cross_mlp",),
+    ("edcn", "dropout"): ("deeps",),
+    ("masknet", "mlp_dropout"): ("blocks", "out"),
+    ("finalmlp", "mlp2_dropout"): ("mlp2",),
+    ("afm", "attention_dropout"): ("attention",),
+    ("afm", "out_dropout"): ("out",),
+    ("interhat", "dropout"): ("attention",),
+    ("autoint", "dropout"): ("layers",),
+    ("destine", "dropout"): ("layers",),
+}
+DROPOUTS = [
+    (name, key)
+    for name, (config, _) in MODELS.items()
+    for key in config.__struct_fields__
+    if key.endswith("dropout") and name != "stec"
+]
 CASES = [*((name, {}) for name in MODELS), *OTHERS]
 EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"
 of_every_case = pytest.mark.parametrize(
@@ -119,6 +137,20 @@ def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
     train_step(model)
     sizes = {n: 0.0 if p.grad is None else p.grad.abs().max().item() for n, p in model.named_parameters() if p.numel()}
     assert {n for n, size in sizes.items() if size <= 1e-12 * max(sizes.values())} == set()
+
+
+@pytest.mark.parametrize(("name", "key"), DROPOUTS)
+def test_dropout_is_where_its_option_says_and_nowhere_else(name: str, key: str) -> None:
+    model = a_model(name, **{key: 0.5})
+    rates = [(place.split(".")[0], m.p) for place, m in model.named_modules() if isinstance(m, nn.Dropout)]
+    dropping = {place for place, rate in rates if rate == 0.5}
+    assert dropping == set(DROPPED.get((name, key), ("mlp",)))
+    assert {rate for place, rate in rates if place in dropping} == {0.5}
+    assert {rate for place, rate in rates if place not in dropping} <= {0.0}
+    ids, values, _ = batch(20)
+    assert not torch.equal(model(ids, values), model(ids, values))
+    model.eval()
+    assert torch.equal(model(ids, values), model(ids, values))
 
 
 @of_every_case

@@ -1,7 +1,7 @@
 """The baselines are as large as the published ones: BARS logged their parameters, the paper's Fig. 3 their FLOPs.
 
-The configs are BARS's tuned hyper-parameters for Frappe_x1 and MovielensLatest_x1. Every difference in parameters is
-one that a NOTE[DIFF] gives a reason for, and is less than 1% but for FinalMLP's.
+The hyper-parameters are those of experiments/, the tables those of Frappe_x1 and MovielensLatest_x1. Every difference
+in parameters is one that a NOTE[DIFF] gives a reason for, and is less than 1% but for FinalMLP's.
 """
 
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from model.experiment import read_experiment
 from model.flops import count_flops
 from model.layers import Fields
 from model.zoo import MODELS, build
+from tests.model.baselines.test_every_model import EXPERIMENTS
 
 # Rows of Frappe_x1's and MovielensLatest_x1's tables. How user and item, or MovieLens's fields, share theirs is a guess
 # on which no count depends.
@@ -23,71 +25,77 @@ MOVIELENS = Fields([30_000, 30_000, 30_239], names=("user_id", "item_id", "tag_i
 
 NORMS = 3 * 400  # FuxiCTR's biases before the batch norms of the deep part
 
-# Name, options, what BARS logged, and how many fewer parameters are here.
-ON_FRAPPE: list[tuple[str, dict[str, Any], int, int]] = [
-    ("ipnn", {"mlp_batch_norm": False}, 433_491, 0),
-    ("widedeep", {}, 423_280, NORMS),
-    ("dcn", {"cross_layers": 3}, 418_591, NORMS),
-    ("deepfm", {}, 423_280, NORMS),
-    ("xdeepfm", {"cin": (64,)}, 429_809, NORMS),
-    ("fibinet", {"reduction": 2}, 743_480, NORMS - 10 * 10),  # one more W
-    ("afn", {"neurons": 1000, "afn": (400,), "mlp_batch_norm": False}, 4_482_205, 0),
-    ("deepim", {"order": 3}, 417_922, NORMS),
-    ("aoanet", {"interaction_layers": 1, "subspaces": 2}, 418_331, NORMS),
-    ("dcnv2", {"cross_layers": 4}, 458_391, NORMS),
-    ("edcn", {"layers": 3, "regulation": True}, 86_351, 0),
-    ("masknet", {"structure": "parallel", "blocks": 3, "block_width": 50, "reduction": 2}, 571_691, 0),
-    ("afm", {"attention": 128}, 60_826, 0),
-    ("autoint", {"attention": 128, "layers": 5, "heads": 4}, 622_180, NORMS),
-    ("destine", {"attention": 128, "layers": 4}, 623_346, NORMS + 4 * (3 * 128 + 1)),  # the biases of q, k, v and u
+# Name, what BARS logged, and how many fewer parameters are here.
+ON_FRAPPE = [
+    ("lr", 5_390, 0),
+    ("fm", 59_280, 0),
+    ("ipnn", 433_491, 0),
+    ("widedeep", 423_280, NORMS),
+    ("dcn", 418_591, NORMS),
+    ("deepfm", 423_280, NORMS),
+    ("xdeepfm", 429_809, NORMS),
+    ("fibinet", 743_480, NORMS - 10 * 10),  # one more W
+    ("afn", 4_482_205, 0),
+    ("deepim", 417_922, NORMS),
+    ("aoanet", 418_331, NORMS),
+    ("dcnv2", 458_391, NORMS),
+    ("edcn", 86_351, 0),
+    ("masknet", 571_691, 0),
+    ("afm", 60_826, 0),
+    ("autoint", 622_180, NORMS),
+    ("destine", 623_346, NORMS + 4 * (3 * 128 + 1)),  # the biases of q, k, v and u
 ]
-ON_MOVIELENS: list[tuple[str, dict[str, Any], int, int]] = [
-    ("ipnn", {"mlp_batch_norm": False}, 1_237_191, 0),
-    ("widedeep", {}, 1_328_630, NORMS),
-    ("dcn", {"cross_layers": 4}, 1_238_661, NORMS),
-    ("deepfm", {}, 1_328_630, NORMS),
-    ("xdeepfm", {"cin": (64, 64, 64), "mlp_batch_norm": False}, 1_351_767, 0),
-    ("fibinet", {"reduction": 0.3}, 1_340_790, NORMS - 10 * 10),
-    ("afn", {"neurons": 800, "afn": (200,), "mlp_batch_norm": False}, 3_742_791, 0),
-    ("deepim", {"order": 5, "interaction_batch_norm": True}, 1_238_542, NORMS),
-    ("aoanet", {"interaction_layers": 3, "subspaces": 2}, 1_239_113, NORMS),
-    ("dcnv2", {"cross_layers": 5}, 1_243_071, NORMS),
-    ("edcn", {"layers": 2, "regulation": False}, 904_701, 0),
-    ("masknet", {"structure": "serial", "reduction": 4}, 2_624_541, 0),
-    ("afm", {"attention": 16}, 992_832, 0),
-    ("autoint", {"attention": 128, "layers": 2, "heads": 4, "wide": True}, 1_383_799, NORMS),
-    ("destine", {"attention": 64, "layers": 3}, 1_274_821, NORMS + 3 * (3 * 64 + 1)),
+ON_MOVIELENS = [
+    ("lr", 90_240, 0),
+    ("fm", 992_630, 0),
+    ("ipnn", 1_237_191, 0),
+    ("widedeep", 1_328_630, NORMS),
+    ("dcn", 1_238_661, NORMS),
+    ("deepfm", 1_328_630, NORMS),
+    ("xdeepfm", 1_351_767, 0),
+    ("fibinet", 1_340_790, NORMS - 10 * 10),
+    ("afn", 3_742_791, 0),
+    ("deepim", 1_238_542, NORMS),
+    ("aoanet", 1_239_113, NORMS),
+    ("dcnv2", 1_243_071, NORMS),
+    ("edcn", 904_701, 0),
+    ("masknet", 2_624_541, 0),
+    ("afm", 992_832, 0),
+    ("autoint", 1_383_799, NORMS),
+    ("destine", 1_274_821, NORMS + 3 * (3 * 64 + 1)),
 ]
 
 
-def parameters(fields: Fields, name: str, **options: Any) -> int:
-    config, _ = MODELS[name]
-    return sum(p.numel() for p in build(fields, config(**options)).parameters())
+def on_frappe(name: str) -> int:
+    return parameters(FRAPPE, "frappe", name)
 
 
-@pytest.mark.parametrize(("name", "options", "logged", "fewer"), ON_FRAPPE, ids=[case[0] for case in ON_FRAPPE])
-def test_on_frappe_it_has_the_parameters_that_bars_logged(
-    name: str, options: dict[str, Any], logged: int, fewer: int
-) -> None:
-    found = parameters(FRAPPE, name, **options)
-    assert found == logged - fewer
-    assert found == pytest.approx(logged, rel=0.01)
+def on_movielens(name: str) -> int:
+    return parameters(MOVIELENS, "movielens_tag", name)
 
 
-@pytest.mark.parametrize(("name", "options", "logged", "fewer"), ON_MOVIELENS, ids=[case[0] for case in ON_MOVIELENS])
-def test_on_movielens_it_has_the_parameters_that_bars_logged(
-    name: str, options: dict[str, Any], logged: int, fewer: int
-) -> None:
-    found = parameters(MOVIELENS, name, **options)
-    assert found == logged - fewer
-    assert found == pytest.approx(logged, rel=0.01)
+def parameters(fields: Fields, log: str, name: str) -> int:
+    model = build(fields, read_experiment(EXPERIMENTS / log / f"{name}.toml").model)
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "logged", "fewer"), ON_FRAPPE)
+def test_on_frappe_it_has_the_parameters_that_bars_logged(name: str, logged: int, fewer: int) -> None:
+    assert on_frappe(name) == logged - fewer
+    assert on_frappe(name) == pytest.approx(logged, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "logged", "fewer"), ON_MOVIELENS)
+def test_on_movielens_it_has_the_parameters_that_bars_logged(name: str, logged: int, fewer: int) -> None:
+    assert on_movielens(name) == logged - fewer
+    assert on_movielens(name) == pytest.approx(logged, rel=0.01)
 
 
 # BARS ran FinalMLP alone on FuxiCTR 2, whose tables have one more row for each field. Its fusion has a second bias.
 
 
 def test_finalmlps_gates_share_a_table_of_all_fields_and_have_1_percent_more_for_it() -> None:
-    found = parameters(FRAPPE, "finalmlp", mlp=(400,), mlp2=(100,), heads=5, context1=("user",), context2=("item",))
+    found = on_frappe("finalmlp")
     more = 10 * sum(FRAPPE.sizes[2:])  # a table that user and item have for themselves in FuxiCTR
     biases, rows = 400 + 100 + 1, 10 * (FRAPPE.count + 2)
     assert found == 253_392 + more - biases - rows
@@ -95,7 +103,7 @@ def test_finalmlps_gates_share_a_table_of_all_fields_and_have_1_percent_more_for
 
 
 def test_finalmlps_gate_of_no_fields_is_a_vector_and_has_6_percent_fewer_for_it() -> None:
-    found = parameters(MOVIELENS, "finalmlp", mlp=(400,), mlp2=(800,), gate=(800,), heads=10)
+    found = on_movielens("finalmlp")
     gate = 10 + (10 * 800 + 800) + 800 * 30  # FuxiCTR's vector, and the MLP of it but for its last biases
     biases, rows = 400 + 800 + 1, 10 * MOVIELENS.count
     assert found == 1_040_902 - 2 * gate - biases - rows
