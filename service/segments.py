@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from service.settings import SettingsError
 
@@ -19,14 +19,14 @@ PART, WHOLE = ".ndjson.part", ".ndjson"
 
 
 class Segments:
-    """One writer's. Its methods raise OSError."""
+    """One writer's. Its methods raise OSError, and can be called again."""
 
     def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float]) -> None:
         """Raises SettingsError when the folder cannot be used."""
         self._folder = folder
         self._max_bytes = max_bytes
         self._clock = clock
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
         self._path = folder
         self._size = 0
         self._opened_s = 0.0
@@ -36,13 +36,18 @@ class Segments:
             raise SettingsError(f"CTR_REQUEST_LOG: {folder} cannot be written ({error.strerror})") from error
 
     def write(self, line: bytes) -> None:
-        if self._file is not None and _is_removed(self._file):
+        """All of it, or nothing and an OSError: what a full disk cut off would spoil the next line."""
+        if self._file is not None and self._is_elsewhere(self._file):
             self.close()
         if self._file is None:
             self._open()
         assert self._file is not None
-        self._file.write(line)
-        self._file.flush()
+        try:
+            _write_all(self._file, line)
+        except OSError:
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            raise
         self._size += len(line)
         if self._size >= min(SEGMENT_BYTES, self._max_bytes // 4):
             self.close()
@@ -57,15 +62,21 @@ class Segments:
         if self._file is None:
             return
         file, self._file = self._file, None
-        is_removed = _is_removed(file)
+        is_elsewhere = self._is_elsewhere(file)
         try:
-            file.flush()
             os.fsync(file.fileno())
         finally:
             file.close()
-        if not is_removed:
+        if not is_elsewhere:
             self._path.rename(self._path.with_name(self._path.name.removesuffix(PART) + WHOLE))
         _make_room(self._folder, self._max_bytes)
+
+    def _is_elsewhere(self, file: FileIO) -> bool:
+        """Somebody removed it, or moved its folder: its name is not this class's to change any more."""
+        try:
+            return not os.path.samestat(self._path.stat(), os.fstat(file.fileno()))
+        except OSError:
+            return True
 
     def _make_folder(self) -> None:
         """Somebody may have removed it. What a dead process or a full disk kept from its name gets it."""
@@ -78,15 +89,17 @@ class Segments:
         moment = datetime.fromtimestamp(self._opened_s, UTC).strftime("%Y%m%dT%H%M%S.%f")
         self._path = self._folder / f"requests-{moment}-{os.getpid()}{PART}"
         aside = self._path.with_suffix(".new")
-        self._file = aside.open("xb")
+        self._file = aside.open("xb", buffering=0)
         os.fchmod(self._file.fileno(), 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)  # as long as it is written, and before it has its name: see _recover
         aside.rename(self._path)
         self._size = 0
 
 
-def _is_removed(file: IO[bytes]) -> bool:
-    return os.fstat(file.fileno()).st_nlink == 0
+def _write_all(file: FileIO, line: bytes) -> None:
+    left = memoryview(line)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _recover(folder: Path) -> None:

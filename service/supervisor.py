@@ -33,6 +33,7 @@ KILL_S = 5.0  # after a worker's own time is over
 SHORTEST_LIFE_S = 10.0  # a worker that dies younger is started again later and later
 LONGEST_PAUSE_S = 10.0
 KEEP_LATENCIES_S = 60.0
+CANNOT_START = 2  # as an exit code
 
 
 @dataclass(eq=False)
@@ -170,12 +171,18 @@ class Supervisor:
 
     async def _start_all(self) -> None:
         """The first alone: what keeps it from starting would keep the others, and is said once."""
-        worker = await self._start("--print-curl") if self._print_curl else await self._start()
+        try:
+            worker = await self._start("--print-curl") if self._print_curl else await self._start()
+        except OSError as error:
+            log.error("no worker can be started (%s), and all ends", error.strerror)  # a sentence
+            self._exit_code = CANNOT_START
+            self._ending.set()
+            return
         if worker is None:
             return
         await worker.ready.wait()
         for _ in range(self._number - 1):
-            await self._start(TESTED)
+            await self._start_in_time(TESTED)
 
     async def _start(self, *options: str) -> Worker | None:
         """None when all is about to end."""
@@ -217,6 +224,8 @@ class Supervisor:
         if self._ending.is_set():
             return
         if not self._has_served and not self._workers:
+            if code < 0:  # else it has said why
+                log.error("the first worker died (%s) before it served, and all ends: is there memory?", _cause(code))
             self._exit_code = code if code > 0 else 1
             self._ending.set()
             return
@@ -232,6 +241,10 @@ class Supervisor:
         # vocabulary that Redis has lost may take longer, and then somebody has to say why nothing is scored.
         alone = not any(worker.ready.is_set() for worker in self._workers)
         options = [] if alone and self._settings.vocabulary == "redis" else [TESTED]
+        await self._start_in_time(*options)
+
+    async def _start_in_time(self, *options: str) -> None:
+        """Tries until it can be started."""
         while True:
             try:
                 await self._start(*options)
