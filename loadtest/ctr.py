@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gevent
 import locust.stats
 from locust import FastHttpUser, LoadTestShape, events, tag
 from locust.env import Environment
@@ -112,6 +113,8 @@ def prepare(environment: Environment, **_: object) -> None:
     if options.shape:
         environment.shape_class = Shaped(shape(options), options.run_time)
         environment.shape_class.runner = environment.runner
+    # gevent's clock stands still while nothing waits: a slow start would count towards --run-time, or be all of it.
+    gevent.get_hub().loop.update_now()
 
 
 def three_digits(ms: float) -> float:

@@ -67,7 +67,14 @@ def to_experiment(document: dict[str, Any]) -> Experiment:
     Raises:
         ValueError: naming the key, for an unknown key or a value out of range.
     """
-    return msgspec.convert(with_type(document), Experiment)
+    typed = with_type(document)
+    try:
+        return msgspec.convert(typed, Experiment)
+    except msgspec.ValidationError as error:
+        if "unknown field" in str(error) and str(error).endswith("`$.model`"):
+            name = typed["model"]["type"]
+            raise ValueError(f"{error}: {name} has {', '.join(MODELS[name][0].__struct_fields__)}") from error
+        raise
 
 
 def with_type(document: dict[str, Any]) -> dict[str, Any]:

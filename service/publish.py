@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (redis.RedisError, RedisClusterException) as error:
         # Not the URL: it may hold a password.
-        print(f"ctr-publish: Redis cannot be used: {error}. Is it running, and is the URL right?", file=sys.stderr)
+        print(
+            f"ctr-publish: Redis cannot be used: {str(error).rstrip('.')}. Is it running, and is the URL right?",
+            file=sys.stderr,
+        )
         return 2
     for field, count in counts.items():
         print(f"{field}: {count} tokens")

@@ -15,6 +15,7 @@ from contract.reader import BadFeature
 from service.engine import Engine
 from service.lookup import WITHOUT_VOCABULARY
 from service.request_log import Line, read_lines
+from service.segments import SEGMENT_S, unfinished_files
 
 
 class NothingToReplay(ValueError):
@@ -58,7 +59,9 @@ def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[
     lines, garbled = read_lines(paths)
     if not lines:
         names = ", ".join(map(str, paths))
-        raise NothingToReplay(f"{names}: no line of a request log there ({garbled} that are none)")
+        written = sum(len(unfinished_files(path)) for path in paths)
+        later = f"; files that are written yet: {written}; wait {SEGMENT_S:g} s, or end the server" if written else ""
+        raise NothingToReplay(f"{names}: no line of a request log there ({garbled} that are none){later}")
     versions = dict.fromkeys(line.version for line in lines)
     encoder = Encoder(bundle.schema)
     return [_replay([one for one in lines if one.version == v], encoder, bundle, engine) for v in versions], garbled

@@ -124,6 +124,11 @@ def _make_room(folder: Path, max_bytes: int) -> None:
         del sizes[oldest]
 
 
+def unfinished_files(folder: Path) -> list[Path]:
+    """That a process writes, or left when it died."""
+    return sorted(folder.glob(f"*{PART}"))
+
+
 def whole_files(folder: Path) -> list[Path]:
     """The oldest first."""
     return sorted(folder.glob(f"*{WHOLE}"))

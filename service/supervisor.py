@@ -124,7 +124,8 @@ class Supervisor:
             return "refused", Done(problem=self._without_path(str(error)))
         version = version_of(folder)
         if version and self._workers and all(worker.version == version for worker in self._workers):
-            return "unchanged", Done(version)  # asked for twice, by the pointer and by somebody
+            log.info("a new model was asked for, and %s is served already", version)  # by the pointer and by somebody
+            return "unchanged", Done(version)
         if (problem := await check(folder, self._settings.vocabulary)) is not None:
             return "refused", Done(problem=self._without_path(problem, folder))
         old, self._folder = self._folder, folder

@@ -56,9 +56,9 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     raise AssertionError("not ready within a minute")
 
 
-def run_locust(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_locust(url: str, *arguments: str, files: str = "loadtest/ctr.py") -> subprocess.CompletedProcess[str]:
     """Its output is all in stdout."""
-    command = [sys.executable, "-m", "locust", "-f", "loadtest/ctr.py", "--headless", "--host", url]
+    command = [sys.executable, "-m", "locust", "-f", files, "--headless", "--host", url]
     command += ["--users", "20", "--spawn-rate", "20", "--only-summary", *arguments]
     return subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False
@@ -86,6 +86,13 @@ def test_it_prints_the_quantiles_of_the_answers_overall_and_by_tag(url: str) -> 
     assert "Ramping to 20 users" in done.stdout
     assert "Shape test" not in done.stdout
     assert "SLO missed" not in done.stdout
+
+
+def test_the_time_of_a_slow_start_does_not_count(url: str, tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\nend_s = time.monotonic() + 3\nwhile time.monotonic() < end_s:\n    pass\n")
+    done = run_locust(url, "--run-time", "3s", files=f"loadtest/ctr.py,{slow}")
+    assert answered(done.stdout, "all") > 5
 
 
 def test_a_tag_sends_requests_of_its_size_only(url: str) -> None:

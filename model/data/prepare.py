@@ -245,6 +245,14 @@ def _names(prepared: Prepared) -> list[str]:
     return [field.name for field in prepared.schema.select("categorical")]
 
 
+def _data_of(options: argparse.Namespace) -> Data:
+    if options.config is not None:
+        return read_data(options.config)
+    from model.experiment import read_experiment  # with torch: nothing else here needs it
+
+    return read_experiment(options.experiment).data
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ctr-prepare", description=__doc__)
     which = parser.add_mutually_exclusive_group(required=True)
@@ -253,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_data_argument(parser)
     options = parser.parse_args(arguments)
     try:
-        prepared = prepare(options.data, read_data(options.config or options.experiment))
+        prepared = prepare(options.data, _data_of(options))
     except (OSError, ValueError) as error:
         print(f"ctr-prepare: {error}", file=sys.stderr)
         return 2

@@ -146,8 +146,8 @@ def test_a_model_without_a_type_is_stec(toml: Path) -> None:
     [
         ('type = "dcnv3"', "model.type = 'dcnv3' is no model: choose one of stec, lr, fm"),
         ("type = 3", "model.type = 3 is no model"),
-        ('type = "dcn"\nblocks = 2', "blocks"),
-        ('type = "lr"\nmlp = [4]', "mlp"),
+        ('type = "dcn"\nblocks = 2', "unknown field `blocks`.*: dcn has .*cross_layers"),
+        ('type = "lr"\nmlp = [4]', "unknown field `mlp`.*: lr has "),
         ('type = "afm"\nattention = 0', "attention"),
         ('type = "autoint"\nattention = 10\nheads = 4', "attention = 10 cannot be split into heads = 4"),
         ('type = "finalmlp"\nmlp2 = [7]', "heads = 5"),

@@ -248,4 +248,15 @@ async def test_hashed_fields_are_said_to_be_unknown(
 
 def test_a_folder_without_a_log_is_a_sentence(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main([str(bundle), "--log", str(tmp_path)]) == 2
-    assert "no line of a request log there" in capsys.readouterr().err
+    assert "no line of a request log there (0 that are none)\n" in capsys.readouterr().err
+
+
+def test_a_log_whose_only_file_is_written_yet_says_when_it_can_be_read(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, metrics = a_log(tmp_path)
+    log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
+    wait_until(lambda: metrics.logged._value.get() == 1)
+    assert verify.main([str(bundle), "--log", str(tmp_path)]) == 2
+    assert "files that are written yet: 1; wait 300 s, or end the server" in capsys.readouterr().err
+    log.close()

@@ -376,6 +376,16 @@ def test_the_command_prints_a_line_for_each_field(tmp_path: Path, capsys: pytest
     assert "advertiser" in out
 
 
+def test_a_misspelt_key_of_the_training_is_told_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tmp_path / "e.toml"
+    data = '[data]\nreader = "generated"\nfolder = "generated"\nprepared = "prepared/generated"\n'
+    experiment.write_text(f'name = "e"\n{data}[training]\nembedingl2 = 0.1\n')
+    assert main([str(experiment), "--data", str(tmp_path)]) == 2
+    assert "unknown field `embedingl2`" in capsys.readouterr().err
+
+
 def test_the_command_fails_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.toml"), "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
