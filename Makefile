@@ -11,7 +11,7 @@ RUN_TIME ?= 60s
 
 BIN := .venv/bin
 COMPUTE_TESTS := tests/contract tests/model tests/export
-ALONE_TESTS := tests/benchmarks $(patsubst %,tests/service/test_%.py,board clients redis_faults redis_late reload traps wire)
+ALONE_TESTS := tests/benchmarks $(patsubst %,tests/service/%.py,http/test_connection_counts http/test_clients vocabulary/test_redis_faults vocabulary/test_redis_late models/test_reload http/test_production_hazards api/test_schemas)
 KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
@@ -52,10 +52,10 @@ demo: pipeline
 
 demo-bundle: BUNDLE = deploy/demo
 demo-bundle: pipeline
-	$(BIN)/python -m model.report runs/demo --out experiments/generated/stec
+	$(BIN)/python -m model.experiments.report runs/demo --out experiments/generated/results/stec
 
 pipeline: $(ALL_STAMP)
-	$(BIN)/python -m model.data.generate --data data
+	$(BIN)/python -m model.data.synthetic.generate --data data
 	$(BIN)/ctr-prepare experiments/generated/stec.toml --data data
 	$(BIN)/ctr-train experiments/generated/stec.toml --data data --out runs/demo
 	$(BIN)/ctr-export runs/demo $(BUNDLE) --data data
@@ -72,7 +72,7 @@ load: $(ALL_STAMP)
 
 # Each starts its own server, and writes loadtest/results/<name>.md; exit code 1 when a bar is missed.
 soak overload reload latency: $(ALL_STAMP)
-	$(BIN)/python -m loadtest.$@
+	$(BIN)/python -m loadtest.scenarios.$@
 
 # Installs each peer in an environment of its own, below .peers.
 peers: $(ALL_STAMP)

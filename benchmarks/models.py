@@ -19,23 +19,25 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from benchmarks.report import Table, write_report
+from benchmarks import RESULTS
 from benchmarks.serving_graph import Feed, Run, alternate, open_session
-from export.kernel_graph import kernel_graph
+from export.cli import scoring_graph
+from export.graphs.kernel import kernel_graph
+from export.graphs.pack import what_has_no_kernel
 from export.onnx_file import to_onnx
-from export.pack import what_has_no_kernel
-from export.write import scoring_graph
-from model.batches import Rows
-from model.data.folder import add_data_argument
-from model.data.prepared import Prepared, read_prepared
-from model.experiment import Experiment, one_log, read_experiment
-from model.fit import train_step
-from model.folder import write_whole
+from loadtest.report import Table, write_report
+from model.atomic_folder import write_whole
+from model.data.data_folder import add_data_argument
+from model.data.prepare.prepared import Prepared, read_prepared
+from model.experiment_config import Experiment, one_log, read_experiment
+from model.experiments import run_registry
+from model.experiments.leaderboard import SPEED, Speed
+from model.experiments.trial import load_split
 from model.layers import embedding_parameters, fields_of
-from model.machine import keep_freed_memory
-from model.standings import SPEED, Speed
-from model.stec import STEC
-from model.trial import load_split
+from model.stec.stec import STEC
+from model.training.batches import Rows
+from model.training.device import keep_freed_memory
+from model.training.fit import train_step
 from model.zoo import build
 
 CANDIDATES = (1, 100)
@@ -131,9 +133,14 @@ def main() -> int:
     header = ["model", *(f"{n} ms" for n in CANDIDATES), f"us, of {CANDIDATES[-1]}", "training rows/s"]
     name, command = f"models-{options.folder.name}", f"python -m benchmarks.models {options.folder}"
     write_report(
-        name, f"Each model's speed: {options.folder.name}", TEXT, [Table("", header, rows)], LIBRARIES, command
+        RESULTS / f"{name}.md",
+        f"Each model's speed: {options.folder.name}",
+        TEXT,
+        [Table("", header, rows)],
+        LIBRARIES,
+        command,
     )
-    write_whole(options.folder / SPEED, msgspec.json.format(msgspec.json.encode(speed)) + b"\n")
+    write_whole(options.folder / run_registry.RESULTS / SPEED, msgspec.json.format(msgspec.json.encode(speed)) + b"\n")
     return 0
 
 

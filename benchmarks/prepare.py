@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks.report import Table, write_report
+from benchmarks import RESULTS
+from loadtest.report import Table, write_report
 
 TITLE = "Preparing a log of Criteo's size and format"
 CORES = 2
@@ -100,7 +101,7 @@ def experiment(folder: Path) -> Path:
 
 def prepare(folder: Path) -> tuple[float, float, float]:
     """As run() says."""
-    return run(["-m", "model.data.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
+    return run(["-m", "model.data.prepare.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
 
 
 def read_alone(folder: Path) -> tuple[float, float, float]:
@@ -158,7 +159,14 @@ def main() -> int:
         "reading alone": f"{rows / alone_s:,.0f} rows/s",
     }
     table = Table("", list(cells), [list(cells.values())])
-    write_report("prepare", TITLE, TEXT, [table], ["polars", "numpy", "marisa-trie"])
+    write_report(
+        RESULTS / "prepare.md",
+        TITLE,
+        TEXT,
+        [table],
+        ["polars", "numpy", "marisa-trie"],
+        "python -m benchmarks.prepare",
+    )
     return 0
 
 

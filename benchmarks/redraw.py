@@ -8,18 +8,19 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from benchmarks.report import Table, write_report
-from model.data.folder import add_data_argument
-from model.data.log import SPLITS
-from model.data.prepare import prepare
-from model.experiment import Experiment, one_log, read_experiment
-from model.live import LiveTable
-from model.machine import keep_freed_memory
-from model.runs import RUNS, FinishedRun, RunList
-from model.seeds import Place, run_missing
-from model.train import positive
-from model.trial import open_log
-from model.welch import mean_and_std
+from benchmarks import RESULTS
+from loadtest.report import Table, write_report
+from model.data.data_folder import add_data_argument
+from model.data.prepare.prepare import prepare
+from model.data.readers.log import SPLITS
+from model.experiment_config import Experiment, one_log, read_experiment
+from model.experiments.run_registry import RUNS, FinishedRun, RunList, run_list
+from model.experiments.seeds import Place, run_missing
+from model.experiments.significance import mean_and_std
+from model.experiments.train import positive
+from model.experiments.trial import open_log
+from model.training.device import keep_freed_memory
+from model.training.progress import LiveTable
 
 TITLE = "Frappe with other train negatives"
 TEXT = """The official valid and test files; in train the official rows, the items of whose negatives are drawn anew:
@@ -92,7 +93,7 @@ def main() -> int:
         parser.error(str(error))
     if log.reader != READER:
         parser.error(f"{options.experiments[0]} reads {log.reader}: only {READER}'s train can be drawn anew")
-    place = Place(open_log(log, options.data), RunList(options.experiments[0].parent / RUNS), options.data)
+    place = Place(open_log(log, options.data), run_list(options.experiments[0]), options.data)
     given = run_missing(experiments, place, LiveTable)
     draws = [run_on_draw(draw, experiments, options.data, options.folder) for draw in range(1, options.draws + 1)]
     rows = [
@@ -101,7 +102,7 @@ def main() -> int:
     header = ["model", "given", *(f"draw {n}" for n in range(1, options.draws + 1)), "mean of the draws"]
     names = " ".join(map(str, options.experiments))
     command = f"python -m benchmarks.redraw {names} --draws {options.draws}"
-    write_report("redraw", TITLE, TEXT, [Table("", header, rows)], ["torch"], command)
+    write_report(RESULTS / "redraw.md", TITLE, TEXT, [Table("", header, rows)], ["torch"], command)
     return 0
 
 

@@ -23,14 +23,15 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernel
-from benchmarks.report import Table, write_report
+from benchmarks import RESULTS
 from contract.bundle import OUTPUT
 from contract.schema import Attention, FeatureSchema, Field
-from export.graph import ServingGraph
-from export.kernel_graph import kernel_graph
+from export.graphs.kernel import kernel_graph
+from export.graphs.plain import PlainGraph
+from export.graphs.serving import ServingGraph
 from export.onnx_file import save_together, to_onnx
-from export.plain_graph import PlainGraph
-from model.stec import STEC, STECConfig, stec_for
+from loadtest.report import Table, write_report
+from model.stec.stec import STEC, STECConfig, stec_for
 
 Feed = dict[str, NDArray[np.int64]]
 Run = Callable[[Feed], NDArray[np.float32]]
@@ -230,7 +231,8 @@ def main() -> None:
         Table("Several requests in a batch, 23 fields", [*of_requests, "us", "difference"], batches),
     ]
     title = "The serving graph: plain, folded, kernel"
-    write_report("serving-graph", title, text, tables, ["torch", "onnxruntime", "onnx"])
+    command = "python -m benchmarks.serving_graph"
+    write_report(RESULTS / "serving-graph.md", title, text, tables, ["torch", "onnxruntime", "onnx"], command)
 
 
 if __name__ == "__main__":

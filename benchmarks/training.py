@@ -14,10 +14,11 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.report import Table, write_report
-from model import fused
+from benchmarks import RESULTS
+from loadtest.report import Table, write_report
 from model.layers import Fields
-from model.stec import STEC, Block, STECConfig
+from model.stec import fused
+from model.stec.stec import STEC, Block, STECConfig
 
 ROWS = 4096
 SIZE = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=0.1)
@@ -102,7 +103,7 @@ def main() -> None:
     text = (
         f"STEC, batch {ROWS}, D = {SIZE.embedding}, N = {SIZE.blocks}, {SIZE.heads} heads, float32 with float64 batch "
         f"statistics, {torch.get_num_threads()} threads. Plain: the f x f x d interaction in memory; factorised: "
-        "without it, in torch (model/factorised.py); kernel: the same in C++ (model/fused.py), which is what trains. "
+        "without it, in torch (model/stec/factorized.py); kernel: the same in C++ (model/stec/fused.py), which trains. "
         f"Median of {ROUNDS} steps of each form, in turn; a ratio is the median of the rounds' (smallest to largest). "
         "Differences from plain: largest over the batch's logits, and largest over all parameters' gradients relative "
         "to that parameter's largest. One of millions of hidden units may lie so close to zero that rounding decides "
@@ -120,9 +121,9 @@ def main() -> None:
         "gradient difference",
         "ReLUs flipped",
     ]
-    write_report(
-        "training", "A training step, plain, factorised and in C++", text, [Table("", header, rows)], ["torch"]
-    )
+    title = "A training step, plain, factorized and in C++"
+    table = Table("", header, rows)
+    write_report(RESULTS / "training.md", title, text, [table], ["torch"], "python -m benchmarks.training")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import timeit
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import Table, write_report
+from benchmarks import RESULTS
 from contract.vocabulary import build_vocabulary, open_vocabulary
-from service.cache import TokenCache
+from loadtest.report import Table, write_report
+from service.vocabulary.cache import TokenCache
 
 TOKENS = 2_100_000
 FIELDS = {"user": 1_500_000, "ad": 500_000, "page": 100_000}
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "(`TokenCache.split`, then the bundle's vocabulary), 100 tokens at a time."
     )
     table = Table("", ["what", "measured", "bar"], rows)
-    write_report("vocabulary", "2.1 million tokens", text, [table], ["marisa-trie", "numpy"])
+    command = "python -m benchmarks.vocabulary"
+    write_report(RESULTS / "vocabulary.md", "2.1 million tokens", text, [table], ["marisa-trie", "numpy"], command)
     return 0
 
 

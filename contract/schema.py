@@ -14,7 +14,7 @@ Side = Literal["context", "candidate"]
 Kind = Literal["categorical", "numeric"]
 # Makes a token of a number. log_square: floor(log(x)^2) above 2, below it "SP" and the integer.
 Transform = Literal["log_square"]
-Attention = Literal["full", "request"]  # whom a context field attends to: see model/experiment.py
+Attention = Literal["full", "request"]  # whom a context field attends to: see model/experiment_config.py
 
 # A name becomes a file name and a part of a Redis key: nothing that could leave a folder or break a key.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")

@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 
 from contract.bundle import open_bundle
-from loadtest.bodies import prepare
-from loadtest.check import what_is_wrong
-from loadtest.message import Prepared
+from loadtest.openloop.bodies import prepare
+from loadtest.openloop.check import what_is_wrong
+from loadtest.openloop.message import Prepared
 from loadtest.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]

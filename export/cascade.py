@@ -16,8 +16,8 @@ from contract.bundle import MODEL, OUTPUT, SCREEN, CascadeRule
 from contract.cascade import survivors
 from contract.encode import ModelInput, join
 from contract.schema import Kind, Side
-from model.data.prepared import Prepared
-from model.run import check_log_of_run
+from model.data.prepare.prepared import Prepared
+from model.experiments.run_folder import check_log_of_run
 
 KS = (1, 3, 10, 30)
 REQUESTS = 300

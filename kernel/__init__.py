@@ -1,8 +1,8 @@
 """STEC in C++, where it was built and the processor can run it.
 
 Serving: one operator of onnxruntime, `ctr.stec::Score`. stec.cpp is the model, op.cpp tells onnxruntime of it.
-export/kernel_graph.py makes graphs of it; without it, the same bundle is served by onnxruntime's own operators, two to
-five times slower at 100 candidates. Training: training.cpp, which model/fused.py calls.
+export/graphs/kernel.py makes graphs of it; without it, the same bundle is served by onnxruntime's own operators, two to
+five times slower at 100 candidates. Training: training.cpp, which model/stec/fused.py calls.
 """
 
 from importlib.machinery import EXTENSION_SUFFIXES

@@ -1,4 +1,4 @@
-// The operator `ctr.stec::Score` for onnxruntime: the serving graph in one node. export/kernel_graph.py makes it.
+// The operator `ctr.stec::Score` for onnxruntime: the serving graph in one node. export/graphs/kernel.py makes it.
 #include <exception>
 #include <initializer_list>
 

@@ -1,4 +1,4 @@
-// A folded STEC (see export/pack.py) on the CPU: what onnxruntime's operators spend on short rows, small
+// A folded STEC (see export/graphs/pack.py) on the CPU: what onnxruntime's operators spend on short rows, small
 // products and copies is avoided by computing eight candidates at a time, one in each lane of a vector.
 #pragma once
 

@@ -1,5 +1,5 @@
 // What training does with every pair of fields, forward and backward, without holding a number a pair and row:
-// a level's batch statistics and logit (model/factorised.py), and attention. model/fused.py calls it.
+// a level's batch statistics and logit (model/stec/factorized.py), and attention. model/stec/fused.py calls it.
 // Shape legend: B rows, F fields, D width, H heads, K = D / H. Rows lie as [B][F][D], what pairs have as [D][F][F].
 #include <algorithm>
 #include <cmath>

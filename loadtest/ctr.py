@@ -1,13 +1,14 @@
 """Load for a running service: locust -f loadtest/ctr.py --host http://127.0.0.1:8000
 
 Each user sends one request a second on average, at random: `--users 100` is a Poisson stream of 100 requests/s, as
-loadtest/bodies.py draws them. Candidates: 1, 10, 100 or 500, in the proportions of WEIGHTS; `--tags candidates-10`
-sends only those of 10, and `--candidates 7` only requests of 7. `--shape ramp-steady-spike` varies the users.
+loadtest/openloop/bodies.py draws them. Candidates: 1, 10, 100 or 500, in the proportions of WEIGHTS;
+`--tags candidates-10` sends only those of 10, and `--candidates 7` only requests of 7. `--shape ramp-steady-spike`
+varies the users.
 
 Prints p50, p90, p99 and p99.9 of the client's own clock at the end, and says by how much --slo-p99-ms or --slo-failures
 was missed: then the exit code is 1.
 
-It is a closed loop: a server that stalls is asked less. Read it as a smoke figure; loadtest/openloop.py measures.
+It is a closed loop: a server that stalls is asked less. Read it as a smoke figure; loadtest/openloop/load.py measures.
 """
 
 import json
@@ -25,9 +26,9 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 from contract.bundle import open_bundle
-from loadtest.bodies import Requests
-from loadtest.latencies import Latencies, Slo
-from loadtest.shape import RAMP_STEADY_SPIKE, Shape
+from loadtest.closed_loop import Latencies, Slo
+from loadtest.load_shape import RAMP_STEADY_SPIKE, Shape
+from loadtest.openloop.bodies import Requests
 
 WEIGHTS = {1: 20, 10: 40, 100: 35, 500: 5}  # candidates -> of 100 requests so many: 64 candidates on average
 FEWEST_BODIES, MOST_BODIES, DRAWN_CANDIDATES = 20, 200, 20_000  # of each size

@@ -20,7 +20,7 @@ import msgspec
 import redis
 
 from contract.bundle import Bundle
-from service.publish import publish
+from service.vocabulary.publish import publish
 
 READY_S = 60.0
 END_S = 60.0
@@ -44,7 +44,7 @@ class Server:
             found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         except OSError:
             return []
-        return sorted(int(child) for child in found if b"service.worker" in _command(int(child)))
+        return sorted(int(child) for child in found if b"service.processes.worker" in _command(int(child)))
 
     def memory_mib(self) -> list[float]:
         """Proportional set size of each worker: pages that several share count once, all together."""

@@ -28,7 +28,7 @@ from model.baselines.masknet import MaskNet, MaskNetConfig
 from model.baselines.widedeep import WideDeep, WideDeepConfig
 from model.baselines.xdeepfm import XDeepFM, XDeepFMConfig
 from model.layers import Fields
-from model.stec import STEC, STECConfig
+from model.stec.stec import STEC, STECConfig
 
 Config = (
     STECConfig

@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from service import logs
-from service.cpus import available_cpus
-from service.metrics_folder import shared_folder
+from service.models.store import StoreError
+from service.runtime.cpu_quota import available_cpus
 from service.settings import Settings, SettingsError, read_settings
-from service.store import StoreError
+from service.telemetry import json_logging
+from service.telemetry.metrics_folder import shared_folder
 
 BACKLOG = 2048
 FLAGS = ("bundle", "store", "workers")
@@ -28,7 +28,7 @@ class CannotListen(OSError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 after SIGTERM or SIGINT, 2 when it cannot start: then one sentence says why."""
     arguments = _arguments(argv)
-    logs.set_up()
+    json_logging.set_up()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_at_once)  # until the supervisor takes them
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until then: what is current is loaded anyway
@@ -69,7 +69,7 @@ def _take_flags(arguments: argparse.Namespace) -> None:
 
 async def _supervise(settings: Settings, listeners: Sequence[socket.socket], metrics: Path, print_curl: bool) -> int:
     # Now: prometheus_client looks at the variable when it is imported.
-    from service.supervisor import Supervisor
+    from service.processes.supervisor import Supervisor
 
     workers = settings.workers or available_cpus()
     return await Supervisor(settings, workers, listeners, metrics, print_curl).run()

@@ -1,17 +1,16 @@
 """/admin: for whoever runs the service. With a key of its own and, if CTR_ADMIN_PORT is set, on a port of its own."""
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api.auth import ApiKeys
+from service.api.body import JSON
 from service.app import add_error_handlers, add_probes
-from service.control import Channel, Done, Gone, Reload
-from service.errors import NotReady, Refused, Unauthorised
-from service.incoming import JSON
-from service.keys import ApiKeys
-
-RELOAD_S = 600.0  # a check of a large bundle, and every worker in turn
+from service.errors import Unauthorised
 
 
 class Reloaded(msgspec.Struct):
@@ -29,21 +28,19 @@ def admin_app(app: FastAPI) -> FastAPI:
     return admin
 
 
-def add_admin(app: FastAPI, keys: ApiKeys, channel: Channel) -> None:
+def add_admin(app: FastAPI, keys: ApiKeys, reload_model: Callable[[], Awaitable[str]]) -> None:
+    """Add POST /admin/reload.
+
+    Args:
+        app: The application to add the route to.
+        keys: The admin key.
+        reload_model: Has all workers serve the current bundle, and returns its version. Raises Problem.
+    """
+
     async def reload(request: Request) -> Response:
-        """200 when all workers serve what is current; 409 when it is refused and the old one goes on."""
+        """Return 200 once all workers serve the current bundle, 409 when it is refused and the old one is served."""
         if keys.name_of(request.headers) is None:
             raise Unauthorised("Send the key of CTR_ADMIN_KEY_FILE: Authorization: Bearer KEY")
-        done = await _ask(channel)
-        if done.problem is not None:
-            raise Refused(f"{done.problem}; the model that was served before goes on")
-        return Response(msgspec.json.encode(Reloaded(done.text)), media_type=JSON)
+        return Response(msgspec.json.encode(Reloaded(await reload_model())), media_type=JSON)
 
     app.add_route("/admin/reload", reload, methods=["POST"])
-
-
-async def _ask(channel: Channel) -> Done:
-    try:
-        return await channel.ask(Reload(), RELOAD_S)
-    except Gone as error:
-        raise NotReady(f"The supervisor did not answer ({error}): see its log") from error

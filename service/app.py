@@ -14,18 +14,18 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from service.admission import Admission
-from service.errors import NotReady, Problem, render_problem
-from service.incoming import JSON
-from service.keys import read_keys
-from service.metrics import Metrics
-from service.model import Shared, open_model
-from service.openapi import openapi
-from service.protocol import SCORE
-from service.request_log import RequestLog
-from service.serving import Serving
+from service.api.auth import read_keys
+from service.api.body import JSON
+from service.api.openapi import openapi
+from service.api.problem_details import render_problem
+from service.api.schemas import SCORE_PATH, ModelField, ModelResponse
+from service.errors import NotReady, Problem
+from service.models.loaded import Shared, open_model
+from service.models.manager import Serving
+from service.request_log.writer import RequestLog
+from service.scoring.admission import Admission
 from service.settings import Settings, read_settings
-from service.wire import ModelField, ModelResponse
+from service.telemetry.metrics import Metrics
 
 TITLE = "CTR scoring"
 DISTRIBUTION = "stec-ctr"
@@ -35,7 +35,7 @@ class Application(FastAPI):
     """FastAPI, with a short way to POST /v1/score: middlewares and routes cost as much as scoring one candidate."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == SCORE and scope["method"] == "POST":
+        if scope["type"] == "http" and scope["path"] == SCORE_PATH and scope["method"] == "POST":
             response = await self.score(Request(scope, receive, send))
             await response(scope, receive, send)
         else:
@@ -110,7 +110,7 @@ def _route(app: FastAPI, settings: Settings) -> None:
     document = openapi(TITLE, app.version, metrics)
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own way to replace it
     # Starlette's routes and not FastAPI's: nothing is between the raw body and the life of a request.
-    app.add_route(SCORE, _score, methods=["POST"])
+    app.add_route(SCORE_PATH, _score, methods=["POST"])
     app.add_route("/v1/explain", _explain, methods=["POST"])
     app.add_route("/v1/model", _model, methods=["GET"])
     add_probes(app, metrics)

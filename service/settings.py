@@ -4,15 +4,11 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from redis.asyncio.cluster import RedisCluster
-
-from service.redis_client import connect
-from service.wire import LONGEST_TIMEOUT_MS
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 PREFIX = "CTR_"
+MAX_TIMEOUT_MS = 10_000  # the longest deadline that a request or CTR_TIMEOUT_MS may ask for
 A_BUNDLE = "set it to a bundle's folder, for example CTR_BUNDLE=deploy/demo, or CTR_STORE to a folder of ctr-store"
 OTHERS = frozenset({"CTR_DATA"})  # read by the training side
 
@@ -43,7 +39,7 @@ class Settings(BaseModel):
     cache_bytes: int = Field(default=16 * 1024 * 1024, ge=0, le=2**40, description="bytes of that cache")
     cache_unknown_s: float = Field(default=60, ge=0, le=86_400, description="how long a token stays known as unknown")
 
-    timeout_ms: int = Field(default=50, ge=1, le=LONGEST_TIMEOUT_MS)
+    timeout_ms: int = Field(default=50, ge=1, le=MAX_TIMEOUT_MS)
     max_rows: int = Field(default=1024, ge=1, le=100_000, description="rows in one run of the model")
     inline_ms: float = Field(default=20, ge=0, le=1000, description="shorter runs take no thread, with one slot")
     max_queued_rows: int = Field(default=16_384, ge=1, le=10_000_000, description="rows that may wait; beyond: 429")
@@ -74,13 +70,6 @@ class Settings(BaseModel):
     request_log_max_bytes: int = Field(default=1024**3, ge=1024**2, le=2**50, description="of the whole folder")
     request_log_hash: str = Field(default="", description="names of fields, with commas, that are hashed in that log")
     request_log_salt_file: Path | None = Field(default=None, description="the salt for that")
-
-    @field_validator("redis_url")
-    @classmethod
-    def _check_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None:
-            check_redis_url(url.get_secret_value())
-        return url
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Self:
@@ -129,36 +118,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         return Settings(**values)
     except ValidationError as error:
         raise SettingsError(_sentence(error)) from None
-
-
-def check_redis_url(url: str) -> None:
-    """Raises ValueError, without a word of the URL: it may hold a password."""
-    try:
-        # Makes the client with all its options, and does not connect.
-        client = connect(url, timeout_s=1.0, most_connections=1)
-        right = _has_a_number_for_db(url) and not _decodes(client)
-    except Exception:  # redis-py: ValueError, TypeError for an unknown option, RedisError, AttributeError
-        right = False
-    if not right:
-        raise ValueError(
-            "is no URL of a Redis: set it to redis://[user:password@]host:port/db (or rediss://, unix://, "
-            "redis+sentinel://host:port,host:port/service/db, redis+cluster://host:port), with the password "
-            "percent-encoded, a number for db, and no option that redis-py does not know"
-        )
-
-
-def _decodes(client: Any) -> bool:
-    if isinstance(client, RedisCluster):
-        return bool(client.get_encoder().decode_responses)
-    pool = client.connection_pool
-    return bool(pool.connection_class(**pool.connection_kwargs).encoder.decode_responses)
-
-
-def _has_a_number_for_db(url: str) -> bool:
-    """Redis-py silently takes 0 for a path that is none."""
-    split = urlsplit(url)
-    db = split.path.strip("/")
-    return split.scheme == "unix" or "+" in split.scheme or not db or (db.isascii() and db.isdecimal())
 
 
 def _refuse_unknown_names(environment: Mapping[str, str]) -> None:

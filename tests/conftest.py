@@ -9,13 +9,13 @@ from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.data import generate
-from model.data.prepare import prepare
-from model.data.section import Data
-from model.experiment import Experiment, Training
-from model.run import DIGESTS, WEIGHTS
-from model.stec import STECConfig
-from model.train import train
+from model.data.prepare.prepare import prepare
+from model.data.synthetic import generate
+from model.data_config import Data
+from model.experiment_config import Experiment, Training
+from model.experiments.run_folder import DIGESTS, WEIGHTS
+from model.experiments.train import train
+from model.stec.stec import STECConfig
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("patient", deadline=None)

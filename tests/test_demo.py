@@ -1,7 +1,5 @@
 """The bundle that the repository carries is small, whole, and as good as its report says."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -9,13 +7,13 @@ from sklearn.metrics import roc_auc_score
 
 from contract.bundle import EXPLAIN, KERNEL, MODEL, Bundle, open_bundle
 from contract.encode import ModelInput
-from model.data import generate
-from model.data.prepare import prepare
-from model.data.prepared import Prepared
-from model.experiment import read_experiment
-from service.engine import open_engine
+from model.data.prepare.prepare import prepare
+from model.data.prepare.prepared import Prepared
+from model.data.synthetic import generate
+from model.experiment_config import read_experiment
+from service.runtime.engine import open_engine
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "deploy" / "demo"
 BATCH = 1000
 

@@ -2,14 +2,16 @@
 
 import inspect
 import re
-from pathlib import Path
 
-from service import errors, logs, supervisor
+from service import errors
 from service.errors import Problem
-from service.metrics import Metrics
+from service.processes import supervisor
 from service.settings import Settings
+from service.telemetry import json_logging
+from service.telemetry.metrics import Metrics
+from tests.support.paths import ROOT
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "operations.md").read_text()
+PAGE = (ROOT / "docs" / "operations.md").read_text()
 
 
 def test_it_names_every_setting() -> None:
@@ -44,7 +46,7 @@ def _exposed(name: str, kind: str) -> str:
 
 
 def test_it_names_every_member_of_the_log() -> None:
-    members = set(re.findall(r'^\s+"(\w+)": ', inspect.getsource(logs.JsonLines), re.MULTILINE))
+    members = set(re.findall(r'^\s+"(\w+)": ', inspect.getsource(json_logging.JsonLines), re.MULTILINE))
     for member in (*members, "request_id", "path", "error", "frames", "exception", "body"):
         assert f"`{member}`" in PAGE.split("## Log")[1], member
 

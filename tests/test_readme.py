@@ -2,20 +2,19 @@
 
 import json
 import re
-from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 
-from model.experiment import to_experiment
-from model.standings import markdown, read_standings
-from model.welch import mean_and_std, read_report
+from model.experiment_config import to_experiment
+from model.experiments.leaderboard import markdown, read_standings
+from model.experiments.significance import mean_and_std, read_report
 from model.zoo import MODELS
 from service.app import create_app
 from service.settings import Settings
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -78,7 +77,7 @@ def test_the_files_it_links_to_exist() -> None:
 @pytest.mark.parametrize(("log", "columns"), [("frappe", (1, 2, 3)), ("movielens_tag", (5, 6, 7))])
 def test_the_page_of_ablations_repeats_its_sweeps(log: str, columns: tuple[int, ...]) -> None:
     """AUC, logloss and parameters of each variant."""
-    sweep = (ROOT / "experiments" / log / "sweep-ablations.md").read_text()
+    sweep = (ROOT / "experiments" / log / "results" / "sweep-ablations.md").read_text()
     page = [
         line for line in (ROOT / "experiments" / "ablations.md").read_text().splitlines() if line.startswith("| STEC")
     ]
@@ -94,7 +93,7 @@ def test_the_page_of_ablations_repeats_its_sweeps(log: str, columns: tuple[int, 
 def test_a_table_of_every_model_is_that_of_the_reports_beside_it(log: str) -> None:
     folder = ROOT / "experiments" / log
     made = [line for line in markdown(folder, read_standings(folder), []).splitlines() if line.startswith("|")]
-    there = [line for line in (folder / "models.md").read_text().splitlines() if line.startswith("|")]
+    there = [line for line in (folder / "results" / "models.md").read_text().splitlines() if line.startswith("|")]
     assert there == made, f"ctr-compare --all experiments/{log} makes it anew"
 
 
@@ -103,6 +102,6 @@ def test_the_page_of_baselines_has_a_row_for_every_model_with_what_its_report_sa
     ours = dict(re.findall(r"^\| [^|]+ \| \[(\w+)\.py\].*\| ([^|]+) \|$", page, re.MULTILINE))
     assert {*ours, "stec"} == {*MODELS}
     for name, said in ours.items():
-        report = ROOT / "experiments" / "frappe" / f"{name}.json"
+        report = ROOT / "experiments" / "frappe" / "results" / f"{name}.json"
         aucs = [auc * 100 for auc in read_report(report).seeds.aucs] if report.exists() else []
         assert said == (f"{mean_and_std(aucs, 2)} ({len(aucs)})" if aucs else "not trained yet"), name

@@ -15,16 +15,16 @@ from pathlib import Path
 from rich.progress import Progress
 
 from contract.bundle import Bundle, open_bundle
-from loadtest.bars import report
-from loadtest.bodies import prepare
-from loadtest.measured import RUN, ensure_bundle, write_plain
+from loadtest.openloop.bodies import prepare
 from loadtest.peers.measure import CONNECTIONS, PATIENCE_MS, Contestant, Serving, measure_at_peers_rates, measure_round
-from loadtest.peers.peers import PEERS, Peer, ensure_venv, peer_serving
+from loadtest.peers.servers import PEERS, Peer, ensure_venv, peer_serving
 from loadtest.peers.tables import OUR_GRAPH, SIZES, bars_of, tables_of
+from loadtest.reference_model import RUN, ensure_bundle, write_plain
 from loadtest.servers import Server, cpu_s_of, free_port, pss_mib, redis_with, serving
-from model.run import open_run
-from model.stec import STEC
-from service.cpus import available_cpus
+from loadtest.targets import report
+from model.experiments.run_folder import open_run
+from model.stec.stec import STEC
+from service.runtime.cpu_quota import available_cpus
 
 OURS = "ours"
 WORKERS = 2

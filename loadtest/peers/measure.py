@@ -11,10 +11,10 @@ import httpx
 import msgspec
 
 from contract.golden import largest_difference
-from loadtest import records as read
-from loadtest.message import Prepared
-from loadtest.openloop import Load, run
-from loadtest.saturate import saturate
+from loadtest.openloop import records as read
+from loadtest.openloop.load import Load, run
+from loadtest.openloop.message import Prepared
+from loadtest.openloop.saturate import saturate
 
 CONNECTIONS = (4, 8, 16)  # of the closed loop; the best counts, for each its own
 PATIENCE_MS = 10_000  # nobody is refused and nothing expires: the peers know no deadlines

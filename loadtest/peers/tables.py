@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-from benchmarks.report import Table
-from loadtest import records as read
-from loadtest.bars import Bar
+from loadtest.openloop import records as read
 from loadtest.peers.measure import Contestant, Figures
+from loadtest.report import Table
+from loadtest.targets import Bar
 
 OUR_GRAPH = "plain FastAPI, our graph"
 SIZES = (1, 10, 100, 500)  # candidates of a request

@@ -1,16 +1,15 @@
 """compose.yaml and the Dockerfile, as far as they can be read without an engine: make compose-test runs them."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from service.processes.supervisor import KILL_S
 from service.settings import Settings
-from service.supervisor import KILL_S
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from service.app import create_app
+from service.processes.supervisor import KILL_S
 from service.settings import Settings, read_settings
-from service.supervisor import KILL_S
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "k8s"
 NO_MANIFESTS = {"kustomization.yaml", "prometheus-adapter.yaml"}
 SERVICE, REDIS, PUBLISH = "stec-ctr", "stec-ctr-redis", "stec-ctr-publish"

@@ -20,12 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service import errors
 from service.errors import Problem
-from service.lookup import WITHOUT_REDIS, WITHOUT_VOCABULARY
-from service.metrics import Metrics
-from tests.service.conftest import DEMO, a_free_port
-from tests.service.processes import eventually, without_settings
+from service.telemetry.metrics import Metrics
+from service.vocabulary.tiered import WITHOUT_REDIS, WITHOUT_VOCABULARY
+from tests.service.conftest import a_free_port
+from tests.support.paths import DEMO, ROOT
+from tests.support.processes import eventually, without_settings
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS, GRAFANA, KUBERNETES = (ROOT / "deploy" / name for name in ("prometheus", "grafana", "k8s"))
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 DASHBOARD = GRAFANA / "dashboards" / "ctr.json"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from export.write import export
+from export.cli import export
 
 
 @pytest.fixture(scope="session")

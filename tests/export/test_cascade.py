@@ -15,9 +15,9 @@ import kernel
 from contract.bundle import EXPLAIN, KERNEL, MODEL, SCREEN, open_bundle
 from contract.cascade import survivors
 from export.cascade import CANDIDATES, KS, REQUESTS, calibrated_margin, draw_requests, measure
+from export.cli import export
 from export.onnx_file import WEIGHTS
-from export.write import export
-from model.data.prepared import read_prepared
+from model.data.prepare.prepared import read_prepared
 from tests.conftest import DATA, with_weights
 
 LOGITS = st.floats(-5, 5, width=32)

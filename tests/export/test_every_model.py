@@ -7,9 +7,9 @@ import pytest
 
 from contract.bundle import EXPLAIN, MODEL, open_bundle
 from contract.golden import TOLERANCE, largest_difference, read_golden
-from export.write import export
-from model.experiment import Experiment, Training
-from model.train import train
+from export.cli import export
+from model.experiment_config import Experiment, Training
+from model.experiments.train import train
 from model.zoo import MODELS
 from service.app import create_app
 from service.settings import Settings

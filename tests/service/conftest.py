@@ -22,9 +22,8 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.settings import Settings
-from tests.service.small_bundle import write_small_bundle
+from tests.support.small_bundle import write_small_bundle
 
-DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo"  # has what the small bundle has not: a real model
 PATIENT_MS = 5000  # a loaded machine is no reason for a test to fail
 
 StartApp = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]

@@ -13,7 +13,7 @@ from contract.golden import TOLERANCE
 from service.app import create_app
 from service.settings import Settings, SettingsError
 from tests.service.conftest import StartApp, a_request, app_of, client_of
-from tests.service.small_bundle import write_small_bundle
+from tests.support.small_bundle import write_small_bundle
 
 
 async def test_a_ready_server_says_its_version(start: StartApp, bundle: Path) -> None:

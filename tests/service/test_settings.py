@@ -54,14 +54,6 @@ def test_the_training_sides_variable_is_let_pass(monkeypatch: pytest.MonkeyPatch
         ("CTR_THREADS", "0"),
         ("CTR_SLOTS", "1.5"),
         ("CTR_STRICT", "perhaps"),
-        ("CTR_REDIS_URL", "http://a-secret-word@host"),
-        ("CTR_REDIS_URL", "redis://:a-secret/word@host"),
-        ("CTR_REDIS_URL", "redis://:a-secret-word@h:6399/0?foo=bar"),
-        ("CTR_REDIS_URL", "redis://:a-secret-word@h:6399/abc"),
-        ("CTR_REDIS_URL", "redis://:a-secret-word@h:6399/-1"),
-        ("CTR_REDIS_URL", "redis://:a-secret-word@h:6399?db=x"),
-        ("CTR_REDIS_URL", "redis://:a-secret-word@h:port"),
-        ("CTR_REDIS_URL", "redis://h?decode_responses=true"),
         ("CTR_DEVICE", "gpu"),
         ("CTR_MAX_QUEUED_ROWS", "999"),
         ("CTR_MAX_BUFFERED_BYTES", "1024"),
@@ -79,13 +71,6 @@ def test_a_value_out_of_bounds_is_a_sentence_that_names_the_variable(
 def test_the_password_is_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read(monkeypatch, CTR_REDIS_URL="redis://:a-secret-word@host")
     assert "secret-word" not in f"{settings!r} {settings} {settings.model_dump_json()}"
-
-
-@pytest.mark.parametrize(
-    "url", ["redis://h", "redis://u:p%2Fw@h:6399/3", "rediss://h/1?ssl_cert_reqs=none", "unix:///run/redis.sock?db=2"]
-)
-def test_a_url_of_a_redis_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    assert read(monkeypatch, CTR_REDIS_URL=url).redis_url is not None
 
 
 def test_names_and_values_come_from_the_same_mapping(monkeypatch: pytest.MonkeyPatch) -> None:

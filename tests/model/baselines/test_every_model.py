@@ -1,6 +1,5 @@
 """What every model of the zoo promises, whatever its formula."""
 
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -8,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.experiment import read_experiment
-from model.flops import count_flops
+from model.experiment_config import read_experiment
 from model.layers import Fields, embedding_parameters
-from model.stec import STEC
+from model.stec.stec import STEC
+from model.training.flops import count_flops
 from model.zoo import MODELS, Config, build, name_of
+from tests.support.paths import EXPERIMENTS
 
 NAMES = ("user", "item", "day", "cost", "age", "bid")
 FIELDS = Fields((30, 8, 5, 4), 2, (True, False, True, False, True, False), NAMES)
@@ -59,7 +59,7 @@ DROPOUTS = [
     if key.endswith("dropout") and name != "stec"
 ]
 CASES = [*((name, {}) for name in MODELS), *OTHERS]
-EXPERIMENTS = Path(__file__).resolve().parents[3] / "experiments"
+
 of_every_case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[" ".join([name, *map(str, options.items())]) for name, options in CASES]
 )

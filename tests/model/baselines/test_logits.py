@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.model.baselines.slow import Vector
-from tests.model.baselines.slow_attention import afm, autoint, destine, interhat
-from tests.model.baselines.slow_products import (
+from tests.model.baselines.test_every_model import CASES, a_model, batch, small
+from tests.support.reference_attention import afm, autoint, destine, interhat
+from tests.support.reference_math import Vector
+from tests.support.reference_products import (
     afn,
     aoanet,
     dcn,
@@ -26,7 +27,6 @@ from tests.model.baselines.slow_products import (
     widedeep,
     xdeepfm,
 )
-from tests.model.baselines.test_every_model import CASES, a_model, batch, small
 
 LOOPS: Mapping[str, Callable[..., Vector]] = {
     "lr": lr,

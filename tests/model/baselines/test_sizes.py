@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from model.experiment import read_experiment
-from model.flops import count_flops
+from model.experiment_config import read_experiment
 from model.layers import Fields
+from model.training.flops import count_flops
 from model.zoo import MODELS, build
-from tests.model.baselines.test_every_model import EXPERIMENTS
+from tests.support.paths import EXPERIMENTS
 
 # Rows of Frappe_x1's and MovielensLatest_x1's tables. How user and item, or MovieLens's fields, share theirs is a guess
 # on which no count depends.

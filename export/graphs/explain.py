@@ -1,0 +1,81 @@
+"""The graph that explains: with a linear head the logit is an exact sum over levels and pairs of fields.
+
+    logit = bias + sum over l, i, j of contribution(l, i, j)
+    contribution(l, i, j) = sum over c of a_c[i, j] * (left[i, c] * right[j, c] - mean_c[i, j])
+
+mean is the batch norm's running mean: a contribution is a departure from the average training row, and the bias is what
+that row gets. A level or a pair that the head does not see contributes 0. Level 0 is about two fields alone; from level
+1 on a position has mixed in others, through attention.
+
+Shape legend: N candidates, F fields in serving order, L levels, B = L - 1 blocks, H heads, D width.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from contract.schema import FeatureSchema
+from export.graphs.block import blocks_of
+from export.graphs.level import fold_levels, linear_head
+from export.graphs.serving import SideEmbedding, serving_order
+from model.stec.attention import attention_weights, interaction
+from model.stec.stec import STEC, Block
+
+
+class ExplainGraph(nn.Module):
+    """Inputs as the serving graph's -> logit (N), contribution (N, L, F, F), attention (N, B, H, F, F), bias (N).
+
+    Only a linear head has contributions.
+    """
+
+    table: Tensor
+    constant: Tensor
+    allowed_FF: Tensor | None
+
+    def __init__(self, model: STEC, schema: FeatureSchema) -> None:
+        super().__init__()
+        exact = copy.deepcopy(model).double().requires_grad_(False)
+        order = serving_order(schema)
+        levels = fold_levels(exact, order)
+        self.context = SideEmbedding(exact.embedding, schema, "context")
+        self.candidate = SideEmbedding(exact.embedding, schema, "candidate")
+        self.register_buffer("table", exact.embedding.table.weight.float())
+        self.register_buffer("constant", (linear_head(exact).bias + sum(level.beta for level in levels)).float())
+        allowed_FF = None if exact.allowed_FF is None else exact.allowed_FF[order][:, order]
+        self.register_buffer("allowed_FF", allowed_FF)
+        for number, level in enumerate(levels):
+            self.register_buffer(f"a_{number}", level.a_DFF.permute(1, 2, 0).contiguous().float())
+            self.register_buffer(f"mean_{number}", level.mean_DFF.permute(1, 2, 0).contiguous().float())
+        self.blocks = nn.ModuleList(blocks_of(exact.float()))
+        self.last = exact.last
+
+    def forward(
+        self,
+        context_ids: Tensor,
+        candidate_ids: Tensor,
+        request_index: Tensor,
+        context_values: Tensor | None = None,
+        candidate_values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        context_RUD = self.context(self.table, context_ids, context_values)
+        candidate_NCD = self.candidate(self.table, candidate_ids, candidate_values)
+        x_NFD = torch.cat([context_RUD.index_select(0, request_index), candidate_NCD], 1)
+        shares, attention = [], []
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            before_NFD = x_NFD
+            x_NFD, *factors = block(x_NFD, True, self.allowed_FF)
+            shares.append(self.contribution(number, *factors))
+            q_NFD, k_NFD = factors if block.bilinear is None else block.project(before_NFD)
+            weights_NFFH = attention_weights(q_NFD, k_NFD, block.heads, block.score_divisor, self.allowed_FF)
+            attention.append(weights_NFFH.permute(0, 3, 1, 2))
+        shares.append(self.contribution(len(self.blocks), *self.last(x_NFD)))
+        contribution = torch.stack(shares, 1)
+        bias_N = self.constant.expand(contribution.shape[0])
+        return contribution.sum((1, 2, 3)) + bias_N, contribution, torch.stack(attention, 1), bias_N
+
+    def contribution(self, level: int, left_NFD: Tensor, right_NFD: Tensor) -> Tensor:
+        a_FFD, mean_FFD = getattr(self, f"a_{level}"), getattr(self, f"mean_{level}")
+        share: Tensor = ((interaction(left_NFD, right_NFD) - mean_FFD) * a_FFD).sum(3)
+        return share

@@ -1,0 +1,65 @@
+"""The serving graph as one node: kernel/'s operator, with the folded model as its constants."""
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from contract.bundle import OUTPUT
+from contract.schema import FeatureSchema
+from export.graphs.block import blocks_of
+from export.graphs.pack import pack
+from export.graphs.serving import serving_order
+from kernel import DOMAIN, OPERATOR, VERSION
+from model.stec.stec import STEC
+
+OPSET, IR_VERSION = 17, 9  # what every onnxruntime of these years reads
+
+
+def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
+    """Inputs and output as ServingGraph's. Only a linear head folds, and not each option: see pack.py."""
+    weights = pack(model, serving_order(schema)).numpy()
+    fields = {
+        (kind, side): len(schema.select(kind, side))
+        for side in ("context", "candidate")
+        for kind in ("categorical", "numeric")
+    }
+    constants = _constants(model, schema, list(fields.values())) | {"weights": weights}
+    shapes: dict[str, tuple[int, list[str | int]]] = {
+        "context_ids": (TensorProto.INT64, ["requests", fields["categorical", "context"]]),
+        "candidate_ids": (TensorProto.INT64, ["candidates", fields["categorical", "candidate"]]),
+        "request_index": (TensorProto.INT64, ["candidates"]),
+    }
+    for side, rows in (("context", "requests"), ("candidate", "candidates")):
+        if fields["numeric", side]:
+            shapes[f"{side}_values"] = (TensorProto.FLOAT, [rows, fields["numeric", side]])
+        else:  # the operator has the input all the same
+            constants[f"{side}_values"] = np.empty((0, 0), np.float32)
+    order = ("sizes", "table", "offsets", "alpha", "weights", "context_ids", "candidate_ids", "request_index")
+    graph = helper.make_graph(
+        [helper.make_node(OPERATOR, [*order, "context_values", "candidate_values"], [OUTPUT], domain=DOMAIN)],
+        "kernel",
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["candidates"])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+
+
+def _constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> dict[str, NDArray[np.generic]]:
+    embedding, block = model.embedding, blocks_of(model)[0]
+    categorical, numeric = schema.select("categorical"), schema.select("numeric")
+    serving = schema.in_serving_order()
+    columns = [categorical.index(f) for f in serving if f.kind == "categorical"]
+    numbers = [numeric.index(f) for f in serving if f.kind == "numeric"]
+    width, hidden = block.out.in_features, block.ffn[0].out_features
+    request_attention = int(model.allowed_FF is not None)
+    # In the order of stec::Sizes.
+    sizes = [width, block.heads, hidden, len(model.blocks), *fields, request_attention]
+    return {
+        "sizes": np.array(sizes, np.int64),
+        "table": embedding.table.weight.detach().float().numpy(),
+        "offsets": embedding.offsets[columns].numpy(),
+        "alpha": embedding.alpha.detach()[numbers].float().numpy(),
+    }

@@ -1,0 +1,115 @@
+"""A level's share of the logit in serving, where its batch norm and the head are constants:
+
+    sum over c, i, j of left[i, c] * a_c[i, j] * right[j, c]
+
+with one constant F x F matrix a_c for each embedding dimension c; what else is constant goes into one bias. left and
+right are q and k, or what the model's option `interaction` makes them. A pair that the head does not see has a 0.
+
+Shape legend: R requests, N candidates, D width, U context fields, C candidate fields, F = U + C.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.stec.factorized import by_dimension
+from model.stec.stec import STEC
+
+Factors = tuple[Tensor, Tensor]  # left, right
+
+
+@dataclass(frozen=True)
+class FoldedLevel:
+    """A level's constants in float64, its fields in serving order: a and the batch norm's mean (D, F, F), and what
+    its beta adds. The level's share of the logit is sum(a * (p - mean)) + beta, with p = left[i, c] * right[j, c]."""
+
+    a_DFF: Tensor
+    mean_DFF: Tensor
+    beta: float
+
+    @property
+    def constant(self) -> float:
+        """What the level adds, whatever the row."""
+        return self.beta - float((self.a_DFF * self.mean_DFF).sum())
+
+
+@torch.no_grad()
+def fold_levels(model: STEC, order: Sequence[int]) -> list[FoldedLevel]:
+    """Of a model in float64 with a linear head: all its levels, zeros for those that the head does not see.
+
+    order: the model's position of each field in serving order.
+    """
+    linear_head(model)
+    levels = []
+    for norm, weight in model.norms_and_weights():
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = weight * norm.weight / (norm.running_var + norm.eps).sqrt()
+        a_DFF, mean_DFF = (
+            by_dimension(channels, len(order), model.pairs_P)[:, order][:, :, order]
+            for channels in (scale, norm.running_mean)
+        )
+        levels.append(FoldedLevel(a_DFF, mean_DFF, float((weight * norm.bias).sum())))
+    zero_DFF = torch.zeros_like(levels[0].a_DFF)
+    return [*[FoldedLevel(zero_DFF, zero_DFF, 0.0)] * first_in_head(model), *levels]
+
+
+def first_in_head(model: STEC) -> int:
+    """The first level that the head sees."""
+    return len(model.blocks) + 1 - len(model.norms)
+
+
+def linear_head(model: STEC) -> nn.Linear:
+    """Raises ValueError for an MLP head: no level of it folds."""
+    linear = model.head[0]
+    if len(model.head) > 1 or not isinstance(linear, nn.Linear):
+        raise ValueError("the model's head is an MLP: only a linear head folds; train with mlp = []")
+    return linear
+
+
+class Level(nn.Module):
+    """Of rows that hold all fields. Shape: left, right (D, N, F) -> (N)."""
+
+    a_DFF: Tensor
+
+    def __init__(self, a_DFF: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("a_DFF", a_DFF.contiguous().float())
+
+    def forward(self, left_DNF: Tensor, right_DNF: Tensor) -> Tensor:
+        return ((left_DNF @ self.a_DFF) * right_DNF).sum((0, 2))
+
+
+class SharedLevel(nn.Module):
+    """The same where a context's factors do not depend on the candidate: what only they meet is computed once.
+
+    A candidate's own fields meet each other, and the context's through two vectors of its request.
+    Shape: context (left, right) (D, R, U), candidate (left, right) (D, N, C), request_index (N) -> (N).
+    """
+
+    context_DUU: Tensor
+    candidate_DCC: Tensor
+    to_right_DUC: Tensor
+    to_left_DUC: Tensor
+
+    def __init__(self, a_DFF: Tensor, context_fields: int) -> None:
+        super().__init__()
+        u, c = slice(None, context_fields), slice(context_fields, None)
+        parts = {
+            "context_DUU": a_DFF[:, u, u],
+            "candidate_DCC": a_DFF[:, c, c],
+            "to_right_DUC": a_DFF[:, u, c],
+            "to_left_DUC": a_DFF[:, c, u].transpose(1, 2),
+        }
+        for name, part in parts.items():
+            self.register_buffer(name, part.contiguous().float())
+
+    def forward(self, context: Factors, candidate: Factors, request_index: Tensor) -> Tensor:
+        (left_DRU, right_DRU), (left_DNC, right_DNC) = context, candidate
+        context_R = ((left_DRU @ self.context_DUU) * right_DRU).sum((0, 2))
+        for_right_DNC = (left_DRU @ self.to_right_DUC).index_select(1, request_index)
+        for_left_DNC = (right_DRU @ self.to_left_DUC).index_select(1, request_index)
+        own_DNC = (left_DNC @ self.candidate_DCC + for_right_DNC) * right_DNC + left_DNC * for_left_DNC
+        return own_DNC.sum((0, 2)) + context_R.index_select(0, request_index)

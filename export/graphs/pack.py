@@ -1,0 +1,76 @@
+"""A trained STEC with a linear head -> the numbers that kernel/weights.h reads, in its order.
+
+The kernel knows STEC as it is by default. Of its options it need not know those that are constants here: pairs and
+levels that the head does not see, the attention's scale, and a matrix that is the identity.
+
+What is constant in serving is folded, in float64, and rounded once:
+
+- the batch norms and the head, as in export/graphs/level.py;
+- a layer norm's scale and shift into all that reads its output, its centring into all that writes its input,
+  so that what is left of it is a division by the root of the mean square;
+- the value's bias into the residual's: attention weights sum to 1.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from export.graphs.block import blocks_of, matrices
+from export.graphs.level import fold_levels, linear_head
+from model.stec.stec import STEC, Block
+
+
+def what_has_no_kernel(model: STEC) -> str | None:
+    """The option of a model with a linear head that the kernel cannot compute, as `key = value`."""
+    if not all(block.has_ffn for block in blocks_of(model)):
+        return "ffn = 0"
+    return None if all(block.bilinear is None for block in blocks_of(model)) else 'interaction = "separate"'
+
+
+@torch.no_grad()
+def pack(model: STEC, order: Sequence[int]) -> Tensor:
+    """All weights but the embeddings, float32 (P). order: the model's position of each field in serving order.
+
+    Raises:
+        ValueError: for what_has_no_kernel().
+    """
+    if option := what_has_no_kernel(model):
+        raise ValueError(
+            f"the kernel cannot compute a model with {option}: serve it with the graph of standard operators"
+        )
+    exact = copy.deepcopy(model).double()
+    width = exact.embedding.table.embedding_dim
+    scale, shift = torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    levels = fold_levels(exact, order)
+    parts: list[Tensor] = []
+    for block, level in zip(blocks_of(exact), levels[:-1], strict=True):
+        parts += [*_block(block, scale, shift), level.a_DFF * block.score_divisor]
+        scale, shift = block.ffn_norm.weight, block.ffn_norm.bias
+    both = torch.cat(matrices(exact.last))
+    bias = linear_head(exact).bias + sum(level.constant for level in levels)
+    parts += [(both * scale).T, both @ shift, levels[-1].a_DFF, bias]
+    return torch.cat([part.flatten() for part in parts]).float()
+
+
+def _block(block: Block, scale: Tensor, shift: Tensor) -> list[Tensor]:
+    """scale, shift: of the layer norm before, which the block reads without them."""
+    width = len(scale)
+    centre = torch.eye(width, dtype=torch.float64) - 1 / width
+    first, second, inner, outer = block.attention_norm, block.ffn_norm, block.ffn[0], block.ffn[2]
+    assert isinstance(inner, nn.Linear)
+    assert isinstance(outer, nn.Linear)
+    (query, key), value = matrices(block.project), block.value.weight
+    query = query / block.score_divisor
+    residual_bias = centre @ (shift + block.out.weight @ (value @ shift))
+    return [
+        torch.cat([query * scale, key * scale, value * scale, centre * scale]).T,
+        torch.cat([query @ shift, key @ shift, torch.zeros_like(shift), residual_bias]),
+        (centre @ block.out.weight).T,
+        (inner.weight * first.weight).T,
+        inner.weight @ first.bias + inner.bias,
+        torch.cat([centre @ outer.weight, centre * first.weight], 1).T,
+        centre @ (first.bias + outer.bias),
+        torch.tensor([first.eps, second.eps], dtype=torch.float64),
+    ]

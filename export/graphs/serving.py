@@ -1,0 +1,216 @@
+"""STEC with a linear head -> the serving graph of standard operators: it runs wherever onnxruntime does.
+
+Batch norm, head and levels are constants (export/graphs/level.py). With attention = "request" the context tower runs
+once per request.
+
+Shape legend: R requests, N candidates of all requests, U context fields, C candidate fields, F = U + C, D width,
+H heads, K = D / H. The graph's fields are in serving order: context, then candidate; on each side categorical, then
+numeric.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from contract.schema import FeatureSchema, Side
+from export.graphs.block import FoldedBlock, FoldedLast, blocks_of, matrices, score_bounds
+from export.graphs.level import Factors, Level, SharedLevel, first_in_head, fold_levels, linear_head
+from model.layers import FeatureEmbedding
+from model.stec.stec import STEC
+
+
+def serving_order(schema: FeatureSchema) -> list[int]:
+    """The model's position of each field in serving order. The model has all categorical fields first."""
+    model = [*schema.select("categorical"), *schema.select("numeric")]
+    return [model.index(f) for f in schema.in_serving_order()]
+
+
+class SideEmbedding(nn.Module):
+    """One side's fields. Shape: ids (rows, categorical), values (rows, numeric) or None where the side has no numeric
+    field -> (rows, F of the side, D)."""
+
+    offsets: Tensor
+    alpha: Tensor
+
+    def __init__(self, embedding: FeatureEmbedding, schema: FeatureSchema, side: Side) -> None:
+        super().__init__()
+        categorical = [i for i, f in enumerate(schema.select("categorical")) if f.side == side]
+        numeric = [i for i, f in enumerate(schema.select("numeric")) if f.side == side]
+        self.fields = len(categorical) + len(numeric)
+        self.register_buffer("offsets", embedding.offsets[categorical])
+        self.register_buffer("alpha", embedding.alpha.detach()[numeric].float())
+
+    def forward(self, table: Tensor, ids: Tensor, values: Tensor | None) -> Tensor:
+        parts: list[Tensor] = [nn.functional.embedding(ids + self.offsets, table)]
+        if values is not None:
+            parts.append(values[:, :, None] * self.alpha)
+        return torch.cat(parts, 1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Fields behind each other: x (rows * fields, D), q, k, v (H, rows * fields, K).
+
+    bilinear: (D, D), of an interaction that is not q times k.
+    """
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    fields: int
+    bilinear: Tensor | None
+
+    def by_row(self, t_HRK: Tensor) -> Tensor:
+        """(H, rows * fields, K) -> (H, rows, fields, K)."""
+        by_row: Tensor = t_HRK.unflatten(1, (-1, self.fields))
+        return by_row
+
+    def factors(self) -> Factors:
+        """Left and right as a level takes them: (D, rows, fields)."""
+        if self.bilinear is not None:
+            return _by_dimension((self.x, self.x @ self.bilinear), self.fields)
+        q, k = (t.transpose(1, 2).unflatten(2, (-1, self.fields)).flatten(0, 1) for t in (self.q, self.k))
+        return q, k
+
+
+class ServingGraph(nn.Module):
+    """A trained STEC as the service runs it: a request's context once, its candidates behind each other.
+
+    forward's shapes: context_ids int64 (R, U), candidate_ids int64 (N, C), request_index int64 (N),
+    and context_values, candidate_values float32 where the schema has numeric fields -> logit (N).
+    Only a linear head folds.
+    """
+
+    table: Tensor
+
+    def __init__(self, model: STEC, schema: FeatureSchema) -> None:
+        super().__init__()
+        exact = copy.deepcopy(model).double().requires_grad_(False)
+        blocks = blocks_of(exact)
+        self.context_is_shared = exact.allowed_FF is not None
+        self.context = SideEmbedding(exact.embedding, schema, "context")
+        self.candidate = SideEmbedding(exact.embedding, schema, "candidate")
+        self.register_buffer("table", exact.embedding.table.weight.float())
+        folded = [FoldedBlock(block, bound) for block, bound in zip(blocks, score_bounds(exact), strict=True)]
+        self.blocks = nn.ModuleList(folded)
+        self.last = FoldedLast(exact.last, blocks[-1].output_norm)
+        levels = fold_levels(exact, serving_order(schema))
+        self.bias = float(linear_head(exact).bias) + sum(level.constant for level in levels)
+        scales = [*(b.level_scale() for b in folded), 1.0]
+        constants = [level.a_DFF / s for level, s in zip(levels, scales, strict=True)]
+        self.first = first_in_head(exact)
+        self.levels = nn.ModuleList(
+            SharedLevel(a_DFF, self.context.fields) if self.context_is_shared else Level(a_DFF)
+            for a_DFF in constants[self.first :]
+        )
+
+    def forward(
+        self,
+        context_ids: Tensor,
+        candidate_ids: Tensor,
+        request_index: Tensor,
+        context_values: Tensor | None = None,
+        candidate_values: Tensor | None = None,
+    ) -> Tensor:
+        context_RD = self.context(self.table, context_ids, context_values).flatten(0, 1)
+        candidate_RD = self.candidate(self.table, candidate_ids, candidate_values).flatten(0, 1)
+        answer = self.share_context if self.context_is_shared else self.share_nothing
+        return torch.stack(answer(context_RD, candidate_RD, request_index)).sum(0) + self.bias
+
+    def share_context(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
+        """attention = "request": no context row depends on a candidate."""
+        shares = []
+        for number, block in enumerate(self._blocks()):
+            context = self.project(number, context_RD, self.context.fields)
+            own = self.project(number, candidate_RD, self.candidate.fields)
+            if number >= self.first:
+                shares.append(self.levels[number - self.first](context.factors(), own.factors(), request_index))
+            context_RD = block.finish(context.x, block.attend(*(context.by_row(t) for t in _qkv(context))))
+            k, v = (_join(context, own, name, request_index) for name in ("k", "v"))
+            candidate_RD = block.finish(own.x, block.attend(own.by_row(own.q), k, v))
+        context_factors = _by_dimension(self.last(context_RD), self.context.fields)
+        own_factors = _by_dimension(self.last(candidate_RD), self.candidate.fields)
+        return [*shares, self.levels[-1](context_factors, own_factors, request_index)]
+
+    def share_nothing(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
+        """The paper's attention: after the first one every row depends on the candidate. What could be shared before
+        it is not: for these operators copying it to each candidate costs what computing it anew does."""
+        fields = self.context.fields + self.candidate.fields
+        contexts = context_RD.unflatten(0, (-1, self.context.fields)).index_select(0, request_index)
+        x_RD = torch.cat([contexts, candidate_RD.unflatten(0, (-1, self.candidate.fields))], 1).flatten(0, 1)
+        shares = []
+        for number, block in enumerate(self._blocks()):
+            rows = self.project(number, x_RD, fields)
+            if number >= self.first:
+                shares.append(self.levels[number - self.first](*rows.factors()))
+            x_RD = block.finish(rows.x, block.attend(*(rows.by_row(t) for t in _qkv(rows))))
+        return [*shares, self.levels[-1](*_by_dimension(self.last(x_RD), fields))]
+
+    def project(self, number: int, x_RD: Tensor, fields: int) -> Rows:
+        """What a block reads: the block before it left its last layer norm's scale and shift to be applied."""
+        block = self._blocks()[number]
+        x_RD = self._blocks()[number - 1].rescale(x_RD) if number else x_RD
+        return Rows(x_RD, *block.project(x_RD), fields, block.bilinear if block.is_separate else None)
+
+    def _blocks(self) -> list[FoldedBlock]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+
+def _qkv(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    return rows.q, rows.k, rows.v
+
+
+def _join(context: Rows, own: Rows, name: str, request_index: Tensor) -> Tensor:
+    """The context's fields of each candidate's request before its own: (H, N, F, K)."""
+    contexts, candidates = context.by_row(getattr(context, name)), own.by_row(getattr(own, name))
+    return torch.cat([contexts.index_select(1, request_index), candidates], 2)
+
+
+def _by_dimension(factors_RD: Factors, fields: int) -> Factors:
+    left, right = (t_RD.T.unflatten(1, (-1, fields)) for t_RD in factors_RD)
+    return left, right
+
+
+class ScreenGraph(nn.Module):
+    """The first level alone, as if the others were at their average: what a cascade looks at first.
+
+    Shape: as ServingGraph. Only of a head that sees the first level.
+    """
+
+    table: Tensor
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, model: STEC, schema: FeatureSchema) -> None:
+        super().__init__()
+        exact = copy.deepcopy(model).double().requires_grad_(False)
+        self.context = SideEmbedding(exact.embedding, schema, "context")
+        self.candidate = SideEmbedding(exact.embedding, schema, "candidate")
+        self.register_buffer("table", exact.embedding.table.weight.float())
+        first, *others = fold_levels(exact, serving_order(schema))
+        self.bias = float(linear_head(exact).bias) + first.constant + sum(level.beta for level in others)
+        self.level = SharedLevel(first.a_DFF, self.context.fields)
+        block = blocks_of(exact)[0]
+        for name, matrix in zip(("left", "right"), matrices(block.bilinear or block.project), strict=True):
+            self.register_buffer(name, matrix.float())
+
+    def forward(
+        self,
+        context_ids: Tensor,
+        candidate_ids: Tensor,
+        request_index: Tensor,
+        context_values: Tensor | None = None,
+        candidate_values: Tensor | None = None,
+    ) -> Tensor:
+        context = self._factors(self.context(self.table, context_ids, context_values))
+        candidate = self._factors(self.candidate(self.table, candidate_ids, candidate_values))
+        logit: Tensor = self.level(context, candidate, request_index) + self.bias
+        return logit
+
+    def _factors(self, x_BFD: Tensor) -> Factors:
+        """(D, B, F) each."""
+        x_DR, fields = x_BFD.flatten(0, 1).T, x_BFD.shape[1]
+        return (self.left @ x_DR).unflatten(1, (-1, fields)), (self.right @ x_DR).unflatten(1, (-1, fields))

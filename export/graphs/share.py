@@ -1,0 +1,83 @@
+"""The graph that explains a model whose logit is no sum over fields: what each field adds, averaged over orders.
+
+Begin with every field missing, and put the candidate's values in, one field after the other: what the logit gains with
+each is that field's share. It depends on the order, so it is averaged over ORDERS fixed ones, half of them the other
+half backwards: Shapley values (Shapley, 1953), sampled. Whatever the orders, the shares add up exactly:
+
+    logit = bias + sum over i of share(i)        bias: the logit where every field is missing
+
+Shape legend: N candidates, F fields, K orders, T = F + 1 steps of an order, D a table's width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from contract.schema import FeatureSchema
+from contract.vocabulary import MISSING
+from export.graphs.plain import BaselineGraph
+
+ORDERS = 8
+SEED = 1
+
+
+class ShareGraph(nn.Module):
+    """Inputs as the serving graph's -> logit (N), contribution (N, 1, F, F), attention (N, 0, 1, F, F), bias (N).
+
+    As ExplainGraph's: one level, whose diagonal has the fields' shares, in serving order, and no attention.
+    Of a model of model/baselines/.
+    """
+
+    is_in_KTF: Tensor
+    field_KFF: Tensor
+
+    def __init__(self, model: nn.Module, schema: FeatureSchema) -> None:
+        super().__init__()
+        self.baseline = BaselineGraph(model, schema)
+        fields = len(schema.fields)
+        order_KF = draw_orders(fields)
+        rank_KF = order_KF.argsort(1)
+        self.register_buffer("is_in_KTF", rank_KF[:, None, :] < torch.arange(fields + 1)[:, None])
+        self.register_buffer("field_KFF", torch.eye(fields)[self.baseline.to_model_order][order_KF])
+        for number, table in enumerate(self.baseline.model.embeddings):  # type: ignore[arg-type]
+            self.register_buffer(f"missing_{number}", nothing(table, schema))
+
+    def forward(
+        self,
+        context_ids: Tensor,
+        candidate_ids: Tensor,
+        request_index: Tensor,
+        context_values: Tensor | None = None,
+        candidate_values: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found = self.baseline.look_up(context_ids, candidate_ids, request_index, context_values, candidate_values)
+        logit_NKT = self.logits_on_the_way(found)
+        gain_NKF = logit_NKT[:, :, 1:] - logit_NKT[:, :, :-1]
+        share_NF = torch.einsum("nkt,ktf->nf", gain_NKF, self.field_KFF) / ORDERS
+        contribution_NFF = share_NF[:, :, None] * torch.eye(share_NF.shape[1])
+        attention = contribution_NFF[:, None, None][:, :0]
+        return logit_NKT[:, 0, -1], contribution_NFF[:, None], attention, logit_NKT[:, 0, 0]
+
+    def logits_on_the_way(self, found: list[Tensor]) -> Tensor:
+        """Of every candidate after every step of every order: (N, K, T)."""
+        rows = []
+        for number, x_NFD in enumerate(found):
+            missing_FD = getattr(self, f"missing_{number}")
+            x_NKTFD = torch.where(self.is_in_KTF[None, :, :, :, None], x_NFD[:, None, None], missing_FD)
+            rows.append(x_NKTFD.flatten(0, 2))
+        logits: Tensor = self.baseline.model.predict(*rows)  # type: ignore[operator]
+        logit_NKT: Tensor = logits.unflatten(0, (-1, *self.is_in_KTF.shape[:2]))
+        return logit_NKT
+
+
+def draw_orders(fields: int) -> Tensor:
+    """int64 (K, F): the same for every candidate and every time."""
+    generator = torch.Generator().manual_seed(SEED)
+    half = torch.stack([torch.randperm(fields, generator=generator) for _ in range(ORDERS // 2)])
+    return torch.cat([half, half.flip(1)])
+
+
+def nothing(table: nn.Module, schema: FeatureSchema) -> Tensor:
+    """What is looked up where every field is missing: (F, D); a missing number is 0 after normalising."""
+    ids = torch.full((1, len(schema.select("categorical"))), MISSING)
+    found: Tensor = table(ids, torch.zeros(1, len(schema.select("numeric"))))[0].detach()
+    return found

@@ -1,0 +1,59 @@
+"""Write a benchmark's or load test's report: tables, command, versions and machine."""
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from model.atomic_folder import write_whole
+from model.training.device import cpu_name
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Markdown table. An empty `title` gives it no heading."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def lines(self) -> list[str]:
+        heading = [f"## {self.title}", ""] if self.title else []
+        return [*heading, _line(self.header), _line(["--:"] * len(self.header)), *map(_line, self.rows), ""]
+
+
+def write_report(
+    path: Path, title: str, text: str, tables: Sequence[Table], libraries: Sequence[str], command: str
+) -> None:
+    """Write a Markdown report to `path`, whole or not at all, and print it.
+
+    Args:
+        path: The report's file. Its folder is created.
+        title: The heading.
+        text: The paragraph below it: what was measured, and how.
+        tables: The results.
+        libraries: Distributions whose versions the report states.
+        command: The shell command that makes the report again.
+    """
+    lines = [f"# {title}", "", text, "", *(line for table in tables for line in table.lines())]
+    used = ", ".join(f"{name} {version(name)}" for name in libraries)
+    lines += [
+        f"Command: `{command}`, {datetime.now(UTC):%Y-%m-%d}.",
+        f"Versions: Python {platform.python_version()}, {used}.",
+        f"Machine: {cpu_name()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}.",
+        "",
+    ]
+    report = "\n".join(lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, report.encode())
+    Console().print(Markdown(report))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

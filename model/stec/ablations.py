@@ -1,0 +1,43 @@
+"""The variants of the paper's Table 6, each a changed configuration of STEC.
+
+One needs no code of its own: an experiment's TOML may name the same keys in its [model] section.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from model.stec.stec import STECConfig
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    # Explicit: an attention in parallel with a bilinear layer, which share nothing.
+    "STEC_BL": {"interaction": "separate"},
+    # The same without the FFN, "to make the overall structure resemble the AutoInt model".
+    "STEC_NF": {"interaction": "separate", "ffn": 0},
+    # Only the final interaction: see STECConfig.last for which one that is.
+    "STEC_LO": {"fusion": "last"},
+    # The levels' sum instead of their concatenation.
+    "STEC_F": {"fusion": "add"},
+}
+
+
+def ablation(name: str, model: msgspec.Struct) -> STECConfig:
+    """Return a variant of STEC in the size of `model`.
+
+    Raises:
+        ValueError: For a name that is not in ABLATIONS, or a model other than STEC with an FFN, shared interactions
+            and concatenated levels.
+    """
+    if name not in ABLATIONS:
+        raise ValueError(f"{name!r} is no ablation: choose one of {', '.join(ABLATIONS)}")
+    if not isinstance(model, STECConfig):
+        raise ValueError(f"{name} is a change of STEC, not of {type(model).__name__.removesuffix('Config')}")
+    for key, value, is_stec in (
+        ("interaction", model.interaction, model.interaction != "separate"),
+        ("ffn", model.ffn, model.ffn > 0),
+        ("fusion", model.fusion, model.fusion == "concat"),
+    ):
+        if not is_stec:
+            raise ValueError(f"{name} is a change of STEC, and a model with {key} = {value!r} is none: remove {key}")
+    return msgspec.structs.replace(model, **ABLATIONS[name])

@@ -1,0 +1,269 @@
+"""STEC: See-Through Transformer-based Encoder for CTR prediction (arXiv 2308.15033v2), in the paper's order.
+
+An attention score is the sum of q * k over a head's width. Before that sum, the same product is a
+bilinear interaction of two fields: STEC reads every block's interactions directly, at no extra cost.
+
+Shape legend: B rows, F fields, D embedding width, H heads, K = D / H, N blocks, P pairs of fields.
+A level is one interaction, (B, F, F, D): N of the blocks and one standalone, N + 1 in all. Each is the product of a
+left and a right factor, (B, F, D) both: q and k, unless the experiment says otherwise (docs/decisions/0008).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+from msgspec import Meta
+from torch import Tensor, nn
+
+from contract.schema import Attention, FeatureSchema
+from model.layers import FeatureEmbedding, Fields, check_heads, fields_of, initialise, mlp
+from model.stec.attention import attend_fused, attend_to_interactions, interaction, pairs_in_head, who_attends
+from model.stec.factorized import level_logit
+from model.toml import Positive, Rate
+
+
+class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="stec"):
+    """STEC's size, and how it reads the paper where the paper leaves it open: docs/decisions/0008-model-options.md.
+
+    ffn: its hidden units; 0 leaves out the sub-layer and its norm. dropout: the encoder's.
+    mlp: the head's hidden layers; none is one linear layer, the form that trains and serves fast. mlp_batch_norm,
+    mlp_dropout: of the hidden layers.
+    attention: whom a context field attends to: all fields ("full", the paper's), or context fields only ("request"),
+    which lets the server compute the whole context once per request. Candidate fields attend to all either way.
+    pairs: the pairs of fields that the head sees: all ordered ones, i < j ("upper"), or i <= j ("upper_diag").
+    scale: a score is the interaction's sum over a head's width K, divided by sqrt(K) or by K ("mean").
+    interaction: of fields i and j: q_i * k_j ("qk"); x_i * W x_j ("xwx"), W one matrix a head; or the same from a layer
+    of its own beside an attention that has its own q and k ("separate").
+    fusion: the head sees all levels behind each other ("concat"), their sum ("add"), or one level ("last").
+    last: which one: the standalone layer's, or the last block's ("block").
+    """
+
+    embedding: Positive = 16
+    blocks: Positive = 2
+    heads: Positive = 2
+    ffn: Annotated[int, Meta(ge=0)] = 64
+    mlp: tuple[Positive, ...] = ()
+    mlp_batch_norm: bool = False
+    mlp_dropout: Rate = 0.0
+    attention: Attention = "full"
+    pairs: Literal["full", "upper", "upper_diag"] = "full"
+    scale: Literal["sqrt", "mean"] = "sqrt"
+    interaction: Literal["qk", "xwx", "separate"] = "qk"
+    fusion: Literal["concat", "add", "last"] = "concat"
+    last: Literal["layer", "block"] = "layer"
+    dropout: Rate = 0.0
+    embedding_std: Annotated[float, Meta(gt=0, le=1000)] = 0.01
+
+    def __post_init__(self) -> None:
+        check_heads("embedding", self.embedding, self.heads)
+        self._check_head()
+        self._check_last()
+
+    def _check_head(self) -> None:
+        for key, value, unset in (("mlp_batch_norm", "true", False), ("mlp_dropout", self.mlp_dropout, 0.0)):
+            if getattr(self, key) != unset and not self.mlp:
+                raise ValueError(f"{key} = {value} is of hidden layers: give some in mlp, or remove {key}")
+
+    def _check_last(self) -> None:
+        if self.last == "block" and self.fusion != "last":
+            raise ValueError(f'last = "block" says nothing with fusion = "{self.fusion}": set fusion = "last"')
+        if self.last == "block" and self.blocks == 1:
+            raise ValueError('last = "block" with blocks = 1 leaves no attention: set blocks = 2, or last = "layer"')
+        if self.interaction == "separate" and self.fusion == "last" and self.last == "layer":
+            raise ValueError(
+                'interaction = "separate" with fusion = "last" and last = "layer" leaves no block an interaction: '
+                'it is interaction = "qk", or set last = "block"'
+            )
+
+
+class Projections(nn.Module):
+    """q and k of one level (Eq. 4). The paper's projections have no bias."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_BFD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query(x_BFD), self.key(x_BFD)
+
+
+class Bilinear(nn.Module):
+    """x and W x, with one W a head: Eq. 7 "reduced to a single learnable parameter". weight: (H, K out, K in)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads, width // heads, width // heads))
+
+    def forward(self, x_BFD: Tensor) -> tuple[Tensor, Tensor]:
+        x_BFHK = x_BFD.unflatten(2, (len(self.weight), -1))
+        return x_BFD, torch.einsum("bfhk,hlk->bfhl", x_BFHK, self.weight).flatten(2)
+
+
+def factors(size: STECConfig, kind: str) -> Projections | Bilinear:
+    """What makes the two factors of an interaction of that kind, "qk" or "xwx"."""
+    return Projections(size.embedding) if kind == "qk" else Bilinear(size.embedding, size.heads)
+
+
+class Block(nn.Module):
+    """One encoder layer with post-norm (Fig. 1) that also hands out its interaction's factors.
+
+    Shape: (B, F, D) -> (B, F, D), left (B, F, D), right (B, F, D).
+    """
+
+    def __init__(self, size: STECConfig) -> None:
+        super().__init__()
+        width = size.embedding
+        self.heads = size.heads
+        self.score_divisor = score_divisor(size)
+        self.project = factors(size, "xwx" if size.interaction == "xwx" else "qk")
+        self.value = nn.Linear(width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.attention_norm = nn.LayerNorm(width)
+        self.has_ffn = size.ffn > 0
+        if self.has_ffn:
+            self.ffn = nn.Sequential(nn.Linear(width, size.ffn), nn.ReLU(), nn.Linear(size.ffn, width))
+            self.ffn_norm = nn.LayerNorm(width)
+        # A block whose interaction nobody reads has none of its own: it would never be trained.
+        is_separate = size.interaction == "separate" and size.fusion != "last"
+        self.bilinear = Bilinear(width, size.heads) if is_separate else None
+        # NOTE[DIFF] The paper has no dropout in the encoder; 0, the default, is the paper's.
+        self.dropout = nn.Dropout(size.dropout)
+
+    def forward(self, x_BFD: Tensor, plain: bool, allowed_FF: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        q_BFD, k_BFD = self.project(x_BFD)
+        left_BFD, right_BFD = (q_BFD, k_BFD) if self.bilinear is None else self.bilinear(x_BFD)
+        attend = attend_to_interactions if plain else attend_fused
+        heads_BFD = attend(q_BFD, k_BFD, self.value(x_BFD), self.heads, self.score_divisor, allowed_FF)
+        x_BFD = self.attention_norm(x_BFD + self.dropout(self.out(heads_BFD)))
+        if self.has_ffn:
+            x_BFD = self.ffn_norm(x_BFD + self.dropout(self.ffn(x_BFD)))  # Eq. 10
+        return x_BFD, left_BFD, right_BFD
+
+    @property
+    def output_norm(self) -> nn.LayerNorm:
+        """The last thing that a row goes through."""
+        return self.ffn_norm if self.has_ffn else self.attention_norm
+
+
+class STEC(nn.Module):
+    """Ids and values -> logits.
+
+    plain: compute the interactions as the paper writes them. The other form, the default, gives the
+    same logits, gradients and running statistics from the same state dict without ever holding a
+    (B, F, F, D) tensor; it exists for the linear head only, so an MLP head is always plain.
+    Only attention = "request" asks for the fields' is_context.
+    With last = "block" the last block is its interaction alone: nothing reads the rest of it.
+    """
+
+    allowed_FF: Tensor | None
+    pairs_P: Tensor | None
+
+    def __init__(self, fields: Fields, size: STECConfig, plain: bool = False) -> None:
+        super().__init__()
+        self.plain = plain or bool(size.mlp)
+        self.fusion = size.fusion
+        self.fields = fields.count
+        assert size.attention == "full" or len(fields.is_context) == self.fields
+        allowed_FF = who_attends(fields.is_context) if size.attention == "request" else None
+        self.register_buffer("allowed_FF", allowed_FF, persistent=False)
+        self.register_buffer("pairs_P", pairs_in_head(size.pairs, self.fields), persistent=False)
+        pairs = self.fields**2 if self.pairs_P is None else len(self.pairs_P)
+        blocks = size.blocks - (size.last == "block")
+        levels_in_head = 1 if size.fusion == "last" else blocks + 1
+        self.embedding = FeatureEmbedding(fields, size.embedding, size.embedding_std)
+        self.blocks = nn.ModuleList(Block(size) for _ in range(blocks))
+        self.last = factors(size, last_kind(size))
+        self.norms = nn.ModuleList(level_norm(pairs * size.embedding, size) for _ in range(levels_in_head))
+        width = (len(self.norms) if size.fusion == "concat" else 1) * pairs * size.embedding
+        self.head = mlp(width, size.mlp, size.mlp_dropout, size.mlp_batch_norm)
+        self.apply(_initialise)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        """Shape: ids int64 (B, categorical), values (B, numeric) -> logits (B). Eq. 12 is their BCE."""
+        levels = self.levels(self.embedding(ids, values))[-len(self.norms) :]
+        return self.predict_plain(levels) if self.plain else self.predict_factorised(levels)
+
+    def levels(self, x_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The factors of every level: the blocks', then the standalone interaction's on the encoder's output."""
+        levels = []
+        for block in self.blocks:
+            x_BFD, left_BFD, right_BFD = block(x_BFD, self.plain, self.allowed_FF)
+            levels.append((left_BFD, right_BFD))
+        return [*levels, self.last(x_BFD)]
+
+    def predict_plain(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Normalise each level over the batch, concatenate (Eq. 11) or add, predict."""
+        normalised = [norm(self.in_head(*level)) for norm, level in zip(self.norms, levels, strict=True)]
+        fused = torch.stack(normalised).sum(0) if self.fusion == "add" else torch.cat(normalised, 1)
+        logit_B: Tensor = self.head(fused)[:, 0]
+        return logit_B
+
+    def in_head(self, left_BFD: Tensor, right_BFD: Tensor) -> Tensor:
+        """A level's interaction as its norm takes it. Shape: (B, P * D)."""
+        pairs_BPD = interaction(left_BFD, right_BFD).flatten(1, 2)
+        return (pairs_BPD if self.pairs_P is None else pairs_BPD.index_select(1, self.pairs_P)).flatten(1)
+
+    def predict_factorised(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """The same with the linear head's weights pulled into the product: see model/stec/factorized.py."""
+        logits = [
+            level_logit(left, right, norm, weight, self.pairs_P)
+            for (left, right), (norm, weight) in zip(levels, self.norms_and_weights(), strict=True)
+        ]
+        linear: nn.Linear = self.head[0]  # type: ignore[assignment]
+        return torch.stack(logits).sum(0) + linear.bias
+
+    def norms_and_weights(self) -> list[tuple[nn.BatchNorm1d, Tensor]]:
+        """Of each level that the head sees, with a linear head: its norm and its weights (P * D)."""
+        weight: Tensor = self.head[0].weight[0]  # type: ignore[index]
+        weights = [weight] * len(self.norms) if self.fusion == "add" else weight.chunk(len(self.norms))
+        return list(zip(self.norms, weights, strict=True))  # type: ignore[arg-type]
+
+
+def stec_for(schema: FeatureSchema, sizes: Sequence[int], size: STECConfig) -> STEC:
+    """A new model of a schema's fields."""
+    return STEC(fields_of(schema, sizes), size)
+
+
+def cost_note(size: STECConfig, fields: int) -> str | None:
+    """What an MLP head costs, in a sentence for whoever starts a training; None for the linear head."""
+    if not size.mlp:
+        return None
+    floats = fields**2 * size.embedding
+    return (
+        f"mlp = {list(size.mlp)} trains in the plain form: of each row and level it holds {fields} x {fields} x "
+        f"{size.embedding} = {floats:,} numbers and their gradients, and its export has no kernel, no "
+        "explanation and no cascade; mlp = [] has all that, and trains several times as fast"
+    )
+
+
+def score_divisor(size: STECConfig) -> float:
+    """What the interaction's sum over a head's width is divided by: Eq. 6's, or that of Figure 2a's AvgPool."""
+    per_head = size.embedding // size.heads
+    return per_head if size.scale == "mean" else math.sqrt(per_head)
+
+
+def last_kind(size: STECConfig) -> str:
+    """Of the interaction behind the encoder: the standalone one, or with last = "block" the last block's.
+
+    NOTE[DIFF] The paper does not say what the standalone one is beside explicit interactions: as STEC's own.
+    """
+    if size.last == "block":
+        return "qk" if size.interaction == "qk" else "xwx"
+    return "xwx" if size.interaction == "xwx" else "qk"
+
+
+def level_norm(channels: int, size: STECConfig) -> nn.BatchNorm1d:
+    norm = nn.BatchNorm1d(channels)
+    if size.mlp_batch_norm:  # the next batch norm takes away what its shift adds: it would never be trained
+        norm.register_parameter("bias", None)
+    return norm
+
+
+def _initialise(module: nn.Module) -> None:
+    initialise(module)
+    if isinstance(module, Bilinear):
+        for head_KK in module.weight.unbind(0):
+            nn.init.xavier_normal_(head_KK)

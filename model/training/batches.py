@@ -1,0 +1,123 @@
+"""The rows that training and evaluation read: from memory, or from disk block by block."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contract.vocabulary import MISSING, UNKNOWN
+from model.experiment_config import Training
+
+BLOCK_ROWS = 4_194_304  # held in memory at once: 0.7 GB for 39 fields
+RUN_ROWS = 8_192  # contiguous on disk; a block mixes 512 of them
+
+
+@dataclass(frozen=True)
+class Split:
+    """ids integer (rows, categorical), values float32 (rows, numeric), labels float32 (rows).
+
+    ids and values may be memory-mapped: they are only read in parts.
+    """
+
+    ids: NDArray[Any]
+    values: NDArray[np.float32]
+    labels: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, start: int, stop: int) -> "Rows":
+        """A copy: torch wants memory that it may write to."""
+        return Rows(*(torch.from_numpy(np.array(a[start:stop])) for a in (self.ids, self.values, self.labels)))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A split's rows in memory, as tensors."""
+
+    ids: Tensor
+    values: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Rows":
+        return Rows(self.ids[rows], self.values[rows], self.labels[rows])
+
+
+def join(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(
+        torch.cat([p.ids for p in parts]), torch.cat([p.values for p in parts]), torch.cat([p.labels for p in parts])
+    )
+
+
+class Batches:
+    """The training rows, shuffled anew for each epoch, with a share of the tokens hidden.
+
+    A split of at most block_rows rows is held in memory and shuffled as a whole. A larger one is read from disk: its
+    runs of run_rows contiguous rows come in random order, as many as fill a block are mixed in memory, and the
+    block is shuffled. Every row comes once an epoch; only a last batch of one row is left out, for
+    batch normalisation needs two.
+    """
+
+    def __init__(self, train: Split, recipe: Training, block_rows: int = BLOCK_ROWS, run_rows: int = RUN_ROWS) -> None:
+        self._train, self._recipe = train, recipe
+        self._block_rows, self._run_rows = block_rows, run_rows
+        self._whole = train.part(0, len(train)) if len(train) <= block_rows else None
+        self._never_missing = _never_missing(train, block_rows)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+
+    def epoch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """ids int64, values and labels of a batch."""
+        size = self._recipe.batch_size
+        pending: list[Rows] = []
+        for block in self._blocks():
+            order = torch.randperm(len(block), generator=self.generator)
+            missing = size - sum(map(len, pending))
+            for rows in (order[:missing], *order[missing:].split(size)):
+                pending.append(block[rows])
+                if sum(map(len, pending)) == size:
+                    yield self._batch(join(pending))
+                    pending = []
+        if sum(map(len, pending)) > 1:
+            yield self._batch(join(pending))
+
+    def _blocks(self) -> Iterator[Rows]:
+        if self._whole is not None:
+            yield self._whole
+            return
+        starts = torch.arange(0, len(self._train), self._run_rows)
+        order = starts[torch.randperm(len(starts), generator=self.generator)]
+        for runs in order.split(max(1, self._block_rows // self._run_rows)):
+            yield join([self._train.part(start, start + self._run_rows) for start in runs.tolist()])
+
+    def _batch(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        ids = hide_tokens(rows.ids.long(), self._recipe.unknown_rate, self._never_missing, self.generator)
+        return ids, rows.values, rows.labels
+
+
+def _never_missing(train: Split, block_rows: int) -> Tensor:
+    """Shape: bool (categorical)."""
+    blocks = (train.ids[start : start + block_rows] for start in range(0, len(train), block_rows))
+    return torch.from_numpy(np.logical_and.reduce([(block != MISSING).all(0) for block in blocks]))
+
+
+def hide_tokens(ids: Tensor, rate: float, never_missing: Tensor, generator: torch.Generator) -> Tensor:
+    """Makes a share of the known tokens unknown, so that a new ad's id 0 means something in serving.
+
+    In a field that the log never lacks, another such share becomes missing: a request may lack it, and an
+    id that no training row had would be noise, which the batch norm of a nearly constant field multiplies.
+    Shape: ids (B, categorical), never_missing bool (categorical).
+    """
+    if rate == 0:
+        return ids
+    chance = torch.rand(ids.shape, generator=generator)
+    hidden = ids.masked_fill((chance < rate) & (ids != MISSING), UNKNOWN)
+    return hidden.masked_fill((chance > 1 - rate) & never_missing, MISSING)

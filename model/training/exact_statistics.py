@@ -1,0 +1,36 @@
+"""Batch norms whose statistics are those of all of train.
+
+While a model trains, a batch norm keeps a moving average over its last ten batches or so. What it says at the last of
+them is noise, and the whole model's mean prediction moves with it, by percents from one epoch to the next.
+"""
+
+import torch
+from torch import nn
+
+from model.experiment_config import Training
+from model.training.batches import Batches, Split
+from model.training.device import device_of
+
+
+@torch.no_grad()
+def measure_batch_norms(model: nn.Module, train: Split, recipe: Training) -> None:
+    """Gives every batch norm the mean, over an epoch's batches, of their means and variances under the present weights.
+
+    As "precise BN" in Wu and Johnson, Rethinking "Batch" in BatchNorm (2021), section 3. Tokens are hidden as in
+    training, and nothing is dropped out. The model is left in evaluation mode.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    if not norms:
+        return
+    momenta, device = [norm.momentum for norm in norms], device_of(model)
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+    for number, (ids, values, _) in enumerate(Batches(train, recipe).epoch(), 1):
+        for norm in norms:
+            norm.momentum = 1 / number  # a mean over all batches so far
+        model(ids.to(device), values.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()

@@ -1,0 +1,63 @@
+"""What ctr-train shows while a model trains."""
+
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from model.experiment_config import Experiment
+from model.training.early_stopping import Epoch
+
+
+class Watch(Protocol):
+    """Entered when a run begins, left when it ends."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def on_epoch(self, epoch: Epoch) -> None: ...
+    def on_rows(self, rows: int) -> None: ...
+
+
+class LiveTable:
+    """One line an epoch, and a bar for the rows of the current one. Into a file, a plain line an epoch."""
+
+    def __init__(self, experiment: Experiment, rows: int) -> None:
+        self._table = Table(title=f"{experiment.name}, seed {experiment.training.seed}")
+        for column in ("epoch", "loss", "valid AUC", "valid logloss", "lr", "rows/s"):
+            self._table.add_column(column, justify="right")
+        self._bar = Progress(
+            TextColumn("epoch"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn()
+        )
+        self._task = self._bar.add_task("rows", total=rows)
+        self._live = Live(Group(self._table, self._bar), console=Console(), refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        if self._live.console.is_terminal:  # elsewhere it would draw an empty bar, once
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def on_rows(self, rows: int) -> None:
+        self._bar.advance(self._task, rows)
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        cells = (
+            f"{epoch.loss:.5f}",
+            f"{epoch.valid.auc:.5f}",
+            f"{epoch.valid.logloss:.5f}",
+            f"{epoch.learning_rate:.0e}",
+        )
+        best = "*" if epoch.improved else ""
+        self._table.add_row(f"{epoch.epoch}{best}", *cells, f"{epoch.rows_per_s:,.0f}")
+        self._bar.reset(self._task)
+        if not self._live.console.is_terminal:
+            print(f"epoch {epoch.epoch}{best}", "loss {} valid AUC {} logloss {} lr {}".format(*cells), flush=True)

@@ -1,0 +1,200 @@
+"""The kernel is the model: in any batch, for any sizes, and it reads nothing that is out of range."""
+
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import kernel
+from contract.schema import Attention, FeatureSchema, Field
+from export.graphs.kernel import kernel_graph
+from export.graphs.plain import PlainGraph
+from model.stec.stec import STEC, STECConfig, stec_for
+
+TOKENS = 12
+
+needs_kernel = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel cannot be used here: no C++20 compiler?")
+
+Feed = dict[str, NDArray[Any]]
+
+
+def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
+    """`numeric` more fields on either side."""
+    fields = [Field(f"u{i}", "context") for i in range(context)]
+    fields += [Field(f"c{i}", "candidate") for i in range(candidate)]
+    for i in range(numeric):
+        fields += [Field(f"un{i}", "context", "numeric"), Field(f"cn{i}", "candidate", "numeric")]
+    return FeatureSchema(tuple(fields))
+
+
+def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
+    """With statistics and norms as training leaves them."""
+    torch.manual_seed(seed)
+    categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
+    model = stec_for(schema, [TOKENS] * categorical, size)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    for _ in range(10):
+        model(torch.randint(TOKENS, (128, categorical)), torch.randn(128, numeric))
+    return model.eval()
+
+
+def a_feed(schema: FeatureSchema, sizes: list[int], seed: int = 1) -> Feed:
+    random = np.random.default_rng(seed)
+    rows = {"context": len(sizes), "candidate": sum(sizes)}
+    feed: Feed = {"request_index": np.repeat(np.arange(len(sizes)), sizes)}
+    for side in ("context", "candidate"):
+        feed[f"{side}_ids"] = random.integers(TOKENS, size=(rows[side], len(schema.select("categorical", side))))
+        if numeric := len(schema.select("numeric", side)):
+            feed[f"{side}_values"] = random.normal(size=(rows[side], numeric)).astype(np.float32)
+    return feed
+
+
+def session_of(model: onnx.ModelProto) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    kernel.register(options)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def by_torch(model: STEC, schema: FeatureSchema, feed: Feed) -> NDArray[np.float64]:
+    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+    doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+    with torch.inference_mode():
+        logit: NDArray[np.float64] = PlainGraph(model, schema).double()(**doubles).numpy()
+    return logit
+
+
+@needs_kernel
+@settings(max_examples=40, deadline=None)
+@given(
+    fields=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(0, 2)),
+    heads=st.sampled_from([1, 2, 3]),
+    width=st.sampled_from([2, 5, 8]),
+    blocks=st.integers(1, 3),
+    ffn=st.sampled_from([1, 7, 16]),
+    sizes=st.lists(st.sampled_from([1, 2, 7, 8, 9, 25]), min_size=1, max_size=9),
+    attention=st.sampled_from(["full", "request"]),
+    seed=st.integers(0, 99),
+)
+def test_it_answers_as_the_model_does(
+    fields: tuple[int, int, int],
+    heads: int,
+    width: int,
+    blocks: int,
+    ffn: int,
+    sizes: list[int],
+    attention: Attention,
+    seed: int,
+) -> None:
+    schema = schema_of(*fields)
+    size = STECConfig(
+        embedding=heads * width, blocks=blocks, heads=heads, ffn=ffn, embedding_std=0.3, attention=attention
+    )
+    model, feed = a_model(schema, size, seed), a_feed(schema, sizes, seed)
+    (logit,) = session_of(kernel_graph(model, schema)).run(["logit"], feed)
+    np.testing.assert_allclose(logit, by_torch(model, schema, feed), rtol=0, atol=3e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("attention", ["full", "request"])
+def test_attention_scores_of_any_size_are_safe(attention: Attention) -> None:
+    """Scores in the hundreds would overflow e^x."""
+    schema = schema_of(4, 3, 0)
+    model = a_model(schema, STECConfig(embedding=16, embedding_std=20.0, attention=attention))
+    feed = a_feed(schema, [40])
+    (logit,) = session_of(kernel_graph(model, schema)).run(["logit"], feed)
+    assert np.isfinite(logit).all()
+    expected = by_torch(model, schema, feed)
+    np.testing.assert_allclose(logit, expected, rtol=1e-4, atol=1e-3 * np.abs(expected).max())
+
+
+@needs_kernel
+def test_a_candidate_answers_alike_whoever_stands_beside_it() -> None:
+    schema = schema_of(5, 3, 1)
+    session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8, attention="request")), schema))
+    sizes = [3, 1, 30, 9, 1, 1]
+    feed = a_feed(schema, sizes)
+    (together,) = session.run(["logit"], feed)
+    for row, request in enumerate(feed["request_index"]):
+        one = {name: a[[request]] if name.startswith("context") else a[[row]] for name, a in feed.items()}
+        (alone,) = session.run(["logit"], one | {"request_index": np.zeros(1, np.int64)})
+        assert alone[0] == pytest.approx(together[row], abs=2e-6)
+
+
+@needs_kernel
+def test_no_candidate_is_no_answer() -> None:
+    schema = schema_of(2, 2, 0)
+    session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
+    assert session.run(["logit"], a_feed(schema, [0]))[0].shape == (0,)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("context_ids", -1, "a context id is out of range"),
+        ("context_ids", 10**12, "a context id is out of range"),
+        ("candidate_ids", -(2**63), "a candidate id is out of range"),
+        ("candidate_ids", 4 * TOKENS, "a candidate id is out of range"),
+        ("request_index", 1, "a request index is out of range"),
+        ("request_index", -1, "a request index is out of range"),
+    ],
+)
+def test_ids_out_of_range_are_refused(name: str, value: int, words: str) -> None:
+    schema = schema_of(2, 2, 0)
+    session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
+    feed = a_feed(schema, [3])
+    feed[name].flat[-1] = value
+    with pytest.raises(Exception, match=words):
+        session.run(["logit"], feed)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("constant", "changed", "words"),
+    [
+        ("weights", lambda a: a[:-1], "weights: another number"),
+        ("table", lambda a: a[:, :-1], "the embedding table"),
+        ("offsets", lambda a: a[:-1], "offsets"),
+        ("sizes", lambda a: a[:-1], "sizes has not the nine"),
+        ("sizes", lambda a: a * -1, "sizes: a number is out of range"),
+        ("sizes", lambda a: a * 2**40, "sizes: a number is out of range"),
+        ("offsets", lambda a: a + 3 * TOKENS + 1, "offset is out of range"),
+        ("offsets", lambda a: a + TOKENS, "id is out of range"),
+        ("offsets", lambda a: a - 10**9, "offset is out of range"),
+        ("offsets", lambda a: np.full_like(a, -(2**63)), "offset is out of range"),
+    ],
+)
+def test_constants_that_do_not_fit_are_refused(constant: str, changed: Any, words: str) -> None:
+    schema = schema_of(2, 2, 0)
+    graph = kernel_graph(a_model(schema, STECConfig(embedding=8)), schema)
+    for tensor in graph.graph.initializer:
+        if tensor.name == constant:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(changed(onnx.numpy_helper.to_array(tensor)), constant))
+    with pytest.raises(Exception, match=words):
+        session_of(graph).run(["logit"], a_feed(schema, [3]))
+
+
+def test_where_it_was_not_built_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(kernel.NoKernel, match=r"was not built: run `make kernel`, or install"):
+        kernel.register(onnxruntime.SessionOptions())
+    assert not kernel.is_usable()
+
+
+def test_a_library_that_is_none_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"_stec{EXTENSION_SUFFIXES[0]}").write_text("no library")
+    monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(kernel.NoKernel, match="cannot be used"):
+        kernel.register(onnxruntime.SessionOptions())

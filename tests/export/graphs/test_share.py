@@ -1,0 +1,90 @@
+"""What each field adds to the logit of a model that is no sum over fields."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from contract.schema import FeatureSchema
+from contract.vocabulary import MISSING
+from export.graphs.plain import PlainGraph
+from export.graphs.serving import serving_order
+from export.graphs.share import ShareGraph
+from model.layers import fields_of
+from model.zoo import MODELS, build
+from tests.export.graphs.test_serving import TOKENS, mixed_schema, request, single
+from tests.model.baselines.test_every_model import small
+
+BASELINES = [name for name in MODELS if name != "stec"]
+
+
+def a_model(name: str, schema: FeatureSchema) -> nn.Module:
+    torch.manual_seed(2)
+    context = {"context1": ("f0",)} if name == "finalmlp" else {}
+    fields = fields_of(schema, [TOKENS] * len(schema.select("categorical")))
+    return build(fields, small(name, **context)).double().eval()
+
+
+Explained = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def explained(model: nn.Module, schema: FeatureSchema, inputs: dict[str, Tensor]) -> Explained:
+    found: Explained = ShareGraph(model.float(), schema)(**single(inputs))
+    return found
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("numeric", [False, True])
+def test_the_shares_and_the_bias_add_up_to_the_models_logit(name: str, numeric: bool) -> None:
+    schema = mixed_schema(numeric)
+    model, inputs = a_model(name, schema), request(schema, (3, 1, 4))
+    expected = PlainGraph(model, schema)(**inputs)
+    logit_N, contribution_NLFF, attention, bias_N = explained(model, schema, inputs)
+    fields = len(schema.fields)
+    assert contribution_NLFF.shape == (8, 1, fields, fields)
+    assert attention.shape == (8, 0, 1, fields, fields)
+    tolerance = 1e-3 if name == "afn" else 1e-5  # float32, through an exponential
+    torch.testing.assert_close(logit_N.double(), expected, rtol=0, atol=tolerance)
+    torch.testing.assert_close(contribution_NLFF.sum((1, 2, 3)) + bias_N, logit_N, rtol=0, atol=tolerance)
+    assert (contribution_NLFF[:, 0] * (1 - torch.eye(fields))).abs().max() == 0
+
+
+def value(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], present: set[int]) -> float:
+    """The logit where only these fields (in serving order) are there."""
+    known: dict[str, Any] = {name: t.clone() for name, t in row.items()}
+    for position, field in enumerate(schema.in_serving_order()):
+        if position in present:
+            continue
+        kind = "ids" if field.kind == "categorical" else "values"
+        column = schema.select(field.kind, field.side).index(field)
+        known[f"{field.side}_{kind}"][:, column] = MISSING if field.kind == "categorical" else 0.0
+    return float(PlainGraph(model, schema)(**known))
+
+
+def shapley(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], field: int) -> float:
+    """By its definition, over every set of the other fields."""
+    count = len(schema.fields)
+    others = [f for f in range(count) if f != field]
+    total = 0.0
+    for size in range(count):
+        weight = math.factorial(size) * math.factorial(count - size - 1) / math.factorial(count)
+        for chosen in itertools.combinations(others, size):
+            gain = value(model, schema, row, {*chosen, field}) - value(model, schema, row, {*chosen})
+            total += weight * gain
+    return total
+
+
+@pytest.mark.parametrize("name", ["lr", "fm"])
+def test_where_fields_act_alone_or_in_pairs_a_share_is_the_shapley_value(name: str) -> None:
+    """Half of the orders being the other half backwards, pairs are shared evenly."""
+    schema = mixed_schema(True)
+    model, row = a_model(name, schema), request(schema, (1,))
+    assert sorted(serving_order(schema)) == list(range(len(schema.fields)))
+    expected = [shapley(model, schema, row, field) for field in range(len(schema.fields))]
+    contribution_NLFF = explained(model, schema, row)[1]
+    found = contribution_NLFF[0, 0].diagonal().double()
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-5)
+    assert found.abs().max() > 0.01

@@ -1,0 +1,376 @@
+"""The importer: what FuxiCTR's files say, kept or refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.schema import Field
+from contract.vocabulary import open_vocabulary
+from model.data.fuxictr.config import Dataset, Feature, read_dataset
+from model.data.fuxictr.importer import experiment_toml, main
+from model.data.fuxictr.vocabulary import check_feature_map, read_vocabularies
+from model.data.prepare.prepare import prepare
+from model.data.readers import table
+from model.data.readers.log import SPLITS
+from model.experiment_config import Experiment, read_experiment
+
+FEATURES: list[dict[str, Any]] = [
+    {"name": ["user", "weekday"], "active": True, "dtype": "float", "type": "categorical", "source": "user"},
+    {"name": "item", "active": True, "dtype": "str", "type": "categorical", "source": "item", "min_categr_count": 5},
+    {"name": "price", "active": True, "dtype": "float", "type": "numeric", "normalizer": "StandardScaler"},
+    {"name": "group", "active": True, "dtype": "str", "type": "meta"},
+    {"name": "note", "active": False, "dtype": "str", "type": "sequence"},
+]
+SHOP: dict[str, Any] = {
+    "data_root": "../data/Shop/",
+    "data_format": "csv",
+    "train_data": "../data/Shop/x1/train.csv",
+    "valid_data": "../data/Shop/x1/valid.csv",
+    "test_data": "../data/Shop/x1/test.csv",
+    "min_categr_count": 2,
+    "feature_cols": FEATURES,
+    "label_col": {"name": "clk", "dtype": "float"},
+}
+# As FuxiCTR 2 numbers them, and as FuxiCTR 1 does.
+VERSION_2 = {
+    "user": {"__PAD__": 0, "9.0": 1, "2.5": 2, "0.0": 3, "__OOV__": 4},
+    "weekday": {"__PAD__": 0, "1.0": 1, "__OOV__": 2},
+    "item": {"__PAD__": 0, "03349703": 1, "1.0": 2, "__OOV__": 3},
+}
+VERSION_1 = {
+    "user": {"__OOV__": 0, "9.0": 1, "2.5": 2, "0.0": 3},
+    "weekday": {"__OOV__": 0, "1.0": 1},
+    "item": {"__PAD__": 0, "__OOV__": 0, "03349703": 1, "1.0": 2},
+}
+MAP = {
+    "features": [
+        {"user": {"type": "categorical", "vocab_size": 5}},
+        {"weekday": {"type": "categorical", "vocab_size": 3}},
+        {"item": {"type": "categorical", "vocab_size": 4}},
+        {"price": {"type": "numeric"}},
+        {"group": {"type": "meta"}},
+    ]
+}
+
+
+def config(folder: Path, changes: dict[str, Any] | None = None) -> Path:
+    path = folder / "dataset_config.yaml"
+    path.write_text(yaml.safe_dump({"shop": SHOP | (changes or {}), "other": {}}))
+    return path
+
+
+def read(folder: Path, changes: dict[str, Any] | None = None, candidate: tuple[str, ...] = ()) -> Dataset:
+    return read_dataset(config(folder, changes), "shop", candidate, folder)
+
+
+def with_feature(changes: dict[str, Any]) -> dict[str, Any]:
+    """The data set, with another feature behind the others."""
+    return {"feature_cols": [*FEATURES, {"name": "extra", "dtype": "str", "type": "categorical"} | changes]}
+
+
+def vocab(folder: Path, tables: dict[str, dict[str, int]]) -> Path:
+    path = folder / "feature_vocab.json"
+    path.write_text(json.dumps(tables))
+    return path
+
+
+def test_features_keep_their_order_kind_and_side(tmp_path: Path) -> None:
+    dataset = read(tmp_path)
+    assert [(f.field.name, f.field.side, f.field.kind, f.min_count) for f in dataset.features] == [
+        ("user", "context", "categorical", None),
+        ("weekday", "context", "categorical", None),
+        ("item", "candidate", "categorical", 5),
+        ("price", "context", "numeric", None),
+    ]
+    assert (dataset.label, dataset.min_count) == ("clk", 2)
+
+
+def test_meta_and_inactive_columns_are_no_features(tmp_path: Path) -> None:
+    assert read(tmp_path).left_out == ("group", "note")
+
+
+def test_features_without_a_source_are_the_contexts_unless_they_are_named(tmp_path: Path) -> None:
+    sides = {f.field.name: f.field.side for f in read(tmp_path, with_feature({}), ("extra", "price")).features}
+    assert sides["extra"] == sides["price"] == "candidate"
+    assert sides["user"] == "context"
+
+
+def test_what_fills_an_empty_value_is_missing(tmp_path: Path) -> None:
+    for key, value, expected in (("fill_na", "-1", "-1"), ("na_value", 0, "0"), ("fill_na", 0.0, "0")):
+        assert read(tmp_path, with_feature({key: value})).features[-1].missing == (expected,)
+    assert read(tmp_path, with_feature({"fill_na": ""})).features[-1].missing == ()
+
+
+def test_counts_in_buckets_are_squared_logarithms(tmp_path: Path) -> None:
+    for name in ("convert_to_bucket", "convert_to_bucket(extra)"):
+        dataset = read(tmp_path, with_feature({"preprocess": name, "dtype": "float"}))
+        assert dataset.features[-1].transform == "log_square"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("../data/Shop/train.csv", "Shop/train.csv"),
+        ("../../data/Shop/train.csv", "Shop/train.csv"),
+        ("./data/Shop/train.csv.gz", "Shop/train.csv.gz"),
+        ("Shop/train.csv", "Shop/train.csv"),
+        ("train.csv", "train.csv"),
+    ],
+)
+def test_paths_begin_where_fuxictrs_data_folder_does(tmp_path: Path, path: str, expected: str) -> None:
+    assert str(read(tmp_path, {"train_data": path}).files["train"]) == expected
+
+
+def test_an_absolute_path_must_lie_below_the_data_folder(tmp_path: Path) -> None:
+    inside = {"train_data": str(tmp_path.resolve() / "a" / "train.csv")}
+    assert str(read(tmp_path, inside).files["train"]) == "a/train.csv"
+    with pytest.raises(ValueError, match=r"dataset 'shop': train_data: '/else/train\.csv'.*below --data"):
+        read(tmp_path, {"train_data": "/else/train.csv"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"type": "sequence"}, "type: 'sequence' is not supported: put one value into the log"),
+        ({"type": "embedding"}, "type: 'embedding' is not supported: set active: false"),
+        ({"type": "categoric"}, "type: 'categoric' is not supported: write one of categorical, numeric"),
+        ({"dtype": "list"}, "dtype: 'list' is not supported: write one of str, int, float"),
+        ({"dtype": "__import__('os').getcwd()"}, "dtype: .* is not supported"),
+        ({"type": "numeric"}, "dtype: 'str' is not supported: a numeric feature is int or float"),
+        ({"source": "shop"}, "source: 'shop' is not supported: write one of user, context, item, ad, candidate"),
+        ({"category_processor": "hash_bucket"}, "category_processor: 'hash_bucket'.*put the bucket or the hash"),
+        ({"feature_encoder": "layers.MaskedSumPooling()"}, "feature_encoder: 'layers.*write null"),
+        ({"encoder": "MaskedSumPooling"}, "encoder: .*write null"),
+        ({"preprocess": "convert_weekday"}, "preprocess: 'convert_weekday'.*reader = \"avazu\""),
+        ({"preprocess": "copy_from(user)"}, r"preprocess: 'copy_from\(user\)'.*put the copy into the log"),
+        ({"preprocess": "convert_to_bucket(user)"}, "preprocess: .*put what it makes into the log"),
+        ({"preprocess": "os.system"}, "preprocess: 'os.system'.*put what it makes into the log"),
+        ({"share_embedding": "item"}, "share_embedding: 'item'.*an embedding of its own"),
+        ({"pretrained_emb": "a.h5"}, "pretrained_emb: 'a.h5'.*trained from nothing"),
+        ({"embedding_dim": 8}, "embedding_dim: 8.*model.embedding wide"),
+        ({"normalizer": "MinMaxScaler"}, "normalizer: 'MinMaxScaler'.*StandardScaler"),
+        ({"min_categr_count": 0}, "min_categr_count: 0.*from 1 on"),
+        ({"min_categr_count": True}, "min_categr_count: True"),
+        ({"fill_na": []}, "fill_na takes a string, a number"),
+        ({"splitter": " "}, "splitter: ' '.*remove it"),
+        ({"name": "../x"}, "use 1 to 64 letters"),
+    ],
+)
+def test_what_cannot_be_meant_the_same_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"dataset_config\.yaml: dataset 'shop': feature .*{message}"):
+        read(tmp_path, with_feature(changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_format": "h5"}, "data_format: 'h5'.*name the raw csv or parquet"),
+        ({"data_format": "parquet"}, r"train_data: .*ends in \.parquet"),
+        ({"train_data": "../data/Shop"}, "train_data: .*name one file"),
+        ({"train_data": "../data/../../etc/train.csv"}, "train_data: .*without .. in the middle"),
+        ({"label_col": [{"name": "a"}, {"name": "b"}]}, "label_col: .*there is one label"),
+        ({"feature_cols": []}, "feature_cols: .*a list of features"),
+        ({"feature_cols": ["user"]}, "feature_cols: 'user'.*a mapping with a name"),
+        ({"feature_cols": FEATURES[:1]}, "no categorical feature has source: item: name the ad's by --candidate"),
+        ({"feature_cols": FEATURES[1:2]}, "every categorical feature is the candidate's"),
+        ({"feature_cols": [*FEATURES, FEATURES[1]]}, "feature 'item' is there twice"),
+        ({"train_dta": "x"}, "train_dta: 'x'.*remove it"),
+    ],
+)
+def test_a_data_set_that_cannot_be_read_here_is_refused_by_key(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"dataset_config\.yaml: dataset 'shop': {message}"):
+        read(tmp_path, changes)
+
+
+def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    with pytest.raises(ValueError, match=r"c\.yaml: no such file"):
+        read_dataset(path, "shop", (), tmp_path)
+    for text, message in (
+        ("a: [", "is no readable YAML"),
+        ("shop: !!python/object/apply:os.getcwd []", "is no readable YAML"),
+        ("[1, 2]", "holds no data sets"),
+        ("shop: 3", "has no dataset 'shop': --dataset takes one of shop"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"c\.yaml: {message}"):
+            read_dataset(path, "shop", (), tmp_path)
+    with pytest.raises(ValueError, match="--candidate nobody: no such feature, only user, weekday, item, price"):
+        read(tmp_path, candidate=("nobody",))
+
+
+@pytest.mark.parametrize("tables", [VERSION_1, VERSION_2])
+def test_both_versions_ids_become_ours_plus_one(tmp_path: Path, tables: dict[str, dict[str, int]]) -> None:
+    vocabularies = read_vocabularies(vocab(tmp_path, tables), read(tmp_path).features)
+    assert dict(vocabularies["user"].items()) == {"9": 2, "2.5": 3, "0": 4}
+    assert dict(vocabularies["item"].items()) == {"03349703": 2, "1.0": 3}  # its dtype is str
+    assert len(vocabularies["weekday"]) == 3
+
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(names.filter(lambda name: name not in ("__PAD__", "__OOV__")), unique=True, min_size=1, max_size=20),
+    st.booleans(),
+)
+def test_tokens_keep_the_order_of_their_ids(tmp_path_factory: Any, tokens: list[str], second: bool) -> None:
+    ids = {token: n for n, token in enumerate(tokens, 1)}
+    ids |= {"__PAD__": 0, "__OOV__": len(tokens) + 1} if second else {"__OOV__": 0}
+    path = vocab(tmp_path_factory.mktemp("vocab"), {"item": ids})
+    item = Feature(Field("item", "candidate"), "str", (), None, None)
+    assert {token: n - 1 for token, n in read_vocabularies(path, [item])["item"].items()} == {
+        token: n for token, n in ids.items() if token not in ("__PAD__", "__OOV__")
+    }
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ({"__PAD__": 0, "a": 1, "__OOV__": 2}, "token 'a' is no finite number, but its dtype is float"),
+        ({"__PAD__": 0, "nan": 1, "__OOV__": 2}, "token 'nan' is no finite number"),
+        ({"__PAD__": 0, "1.0": 1, "1": 2, "__OOV__": 3}, "1 tokens appear twice"),
+        ({"__PAD__": 0, "1.0": 1, "2.0": 1, "__OOV__": 2}, "two tokens have one id"),
+        ({"__PAD__": 0, "1.0": 0, "__OOV__": 1}, "neither FuxiCTR 1 nor 2: leave out --feature-vocab"),
+        ({"__PAD__": 0, "1.0": 1, "__OOV__": 1}, "neither FuxiCTR 1 nor 2"),
+        ({"1.0": 1}, "neither FuxiCTR 1 nor 2"),
+        ({}, "neither FuxiCTR 1 nor 2"),
+        (None, "is not there: give the file of the same data set"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_names_feature_and_token(
+    tmp_path: Path, user: dict[str, int] | None, message: str
+) -> None:
+    tables = {name: table for name, table in (VERSION_2 | {"user": user}).items() if table is not None}
+    with pytest.raises(ValueError, match=rf"feature_vocab\.json: feature 'user': .*{message}"):
+        read_vocabularies(vocab(tmp_path, tables), read(tmp_path).features)
+
+
+def test_a_file_that_is_no_vocabulary_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "feature_vocab.json"
+    features = read(tmp_path).features
+    with pytest.raises(ValueError, match=r"feature_vocab\.json: cannot be read"):
+        read_vocabularies(path, features)
+    for text in ('{"user": {"1": "x"}}', "{", "[]"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"feature_vocab\.json: is not FuxiCTR's feature_vocab"):
+            read_vocabularies(path, features)
+
+
+def test_buckets_have_no_vocabulary_in_common(tmp_path: Path) -> None:
+    features = read(tmp_path, with_feature({"preprocess": "convert_to_bucket", "dtype": "float"})).features
+    path = vocab(tmp_path, VERSION_2 | {"extra": {"__OOV__": 0, "1": 1}})
+    with pytest.raises(ValueError, match="feature 'extra': log_square makes other tokens than FuxiCTR"):
+        read_vocabularies(path, features)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"features": MAP["features"][1:]}, "they belong to two data sets"),
+        ({"features": [{"user": {"type": "numeric"}}, *MAP["features"][1:]]}, "feature 'user' is 'numeric'"),
+        ({"features": [{"user": {"type": "categorical", "vocab_size": 9}}, *MAP["features"][1:]]}, "vocab_size 9"),
+        ({"features": 3}, "has no features"),
+        ({}, "has no features"),
+    ],
+)
+def test_a_map_of_another_data_set_is_refused(tmp_path: Path, edit: dict[str, Any], message: str) -> None:
+    features, path, tables = read(tmp_path).features, tmp_path / "feature_map.json", vocab(tmp_path, VERSION_2)
+    path.write_text(json.dumps(MAP))
+    check_feature_map(path, features, tables)
+    path.write_text(json.dumps(edit))
+    with pytest.raises(ValueError, match=rf"feature_map\.json: .*{message}"):
+        check_feature_map(path, features, tables)
+
+
+def test_the_command_writes_an_experiment_and_its_vocabulary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "feature_map.json").write_text(json.dumps(MAP))
+    out = tmp_path / "shop.toml"
+    arguments = [str(config(tmp_path)), "--dataset", "shop", "--out", str(out), "--data", str(tmp_path)]
+    files = ["--feature-map", str(tmp_path / "feature_map.json"), "--feature-vocab", str(vocab(tmp_path, VERSION_2))]
+    assert main([*arguments, *files]) == 0
+    assert "4 fields; no features: group, note" in capsys.readouterr().out
+    data = read_experiment(out).data
+    assert (data.folder, data.train, data.label, data.min_count) == ("Shop/x1", "train.csv", "clk", 2)
+    assert [field.name for field in data.fields] == ["user", "weekday", "item", "price"]
+    assert data.min_count_of("item") == 5
+    assert open_vocabulary(tmp_path / data.vocabulary, "user")("9") == 2
+    assert main(arguments) == 2
+    assert "name another file" in capsys.readouterr().err
+
+
+def test_the_imported_experiment_reads_fuxictrs_log(tmp_path: Path) -> None:
+    out = tmp_path / "shop.toml"
+    assert main([str(config(tmp_path)), "--dataset", "shop", "--out", str(out), "--data", str(tmp_path)]) == 0
+    folder = tmp_path / "Shop" / "x1"
+    folder.mkdir(parents=True)
+    for split in SPLITS:
+        (folder / f"{split}.csv").write_text("clk,user,weekday,item,price,group,note\n1,9,1,03349703,2.5,g,a^b\n")
+    data = read_experiment(out).data
+    log = table.read(tmp_path / data.folder, data)
+    assert log.label == "clk"
+    assert [field.name for field in log.fields] == ["user", "weekday", "item", "price"]
+    assert log.splits["test"].collect().row(0) == (2, "1", "9", "1", "03349703", "2.5")
+
+
+def test_prepare_takes_the_imported_vocabulary_instead_of_counting(tmp_path: Path) -> None:
+    out, files = tmp_path / "shop.toml", ["--feature-vocab", str(vocab(tmp_path, VERSION_2))]
+    assert main([str(config(tmp_path)), "--dataset", "shop", "--out", str(out), "--data", str(tmp_path), *files]) == 0
+    folder = tmp_path / "Shop" / "x1"
+    folder.mkdir(parents=True)
+    rows = ["1,0,1,03349703,2.5", "0,0,1,1.0,1.5", "0,2.5,9,1,", "1,9,,new,2.5"]
+    for split in SPLITS:
+        (folder / f"{split}.csv").write_text("\n".join(["clk,user,weekday,item,price", *rows]) + "\n")
+    prepared = prepare(tmp_path, read_experiment(out).data)
+    # FuxiCTR's ids plus one; 0 what it does not have, 1 what is missing.
+    assert prepared.split("train")[0].tolist() == [[4, 2, 2], [4, 2, 3], [3, 0, 0], [2, 1, 0]]
+    assert prepared.vocabulary_sizes == (5, 3, 4)
+
+
+def test_files_in_several_folders_are_named_from_the_folder_that_holds_them_all(tmp_path: Path) -> None:
+    for files, folder, train in (
+        ({"train_data": "../data/train.csv"}, ".", "train.csv"),
+        ({"train_data": "../data/Shop/x2/train.csv"}, "Shop", "x2/train.csv"),
+    ):
+        path = tmp_path / "e.toml"
+        path.write_text(experiment_toml(read(tmp_path, files)))
+        data = read_experiment(path).data
+        assert (data.folder, data.train, data.test) == (folder, train, f"{'Shop/' * (folder == '.')}x1/test.csv")
+
+
+def test_what_is_refused_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = vocab(tmp_path, {"user": {"__OOV__": 0}})
+    out = tmp_path / "shop.toml"
+    arguments = [str(config(tmp_path)), "--dataset", "shop", "--out", str(out), "--data", str(tmp_path)]
+    assert main([*arguments, "--feature-vocab", str(tables)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "feature 'weekday': is not there" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_config.yaml", "feature_vocab.json"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_label_and_missing_value_survive_the_toml(tmp_path_factory: Any, label: str, missing: str) -> None:
+    folder = tmp_path_factory.mktemp("toml")
+    dataset = read(folder)
+    feature = Feature(Field("item", "candidate"), "str", (missing,), None, None)
+    features = (*dataset.features[:2], feature)
+    changed = Dataset("shop", dataset.files, label, 1, features, ())
+    path = folder / "e.toml"
+    path.write_text(experiment_toml(changed), encoding="utf-8")
+    experiment: Experiment = read_experiment(path)
+    assert experiment.data.label == label
+    assert experiment.data.fields[-1].missing == (missing,)

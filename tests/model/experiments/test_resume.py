@@ -1,0 +1,163 @@
+"""A killed run, called again, ends with the weights of one that nobody killed, bit for bit."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from model.experiment_config import Experiment, read_experiment
+from model.experiments.run_folder import WEIGHTS, open_run
+from model.experiments.train import train
+from model.experiments.trial import UNFINISHED, open_log
+from model.layers import embedding_parameters
+from model.stec.stec import STEC
+from model.training.checkpoint import Checkpoint, State
+from model.training.early_stopping import Epoch, Plateau
+from model.training.fit import fit
+from tests.model.training.test_fit import clicks_of_pairs, stec
+from tests.support.tiny_log import make_root, trained_with
+
+EPOCHS = 5
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its experiment has all that a checkpoint must keep: dropout, hidden tokens, and a falling learning rate."""
+    root = make_root(tmp_path_factory.mktemp("resume"), requests=300)
+    toml = root / "experiments" / "tiny.toml"
+    text = (
+        toml.read_text().replace("batch_size = 512", "batch_size = 128").replace("ffn = 16", "ffn = 16\ndropout = 0.2")
+    )
+    recipe = f"epochs = {EPOCHS}\nlearning_rate = 0.03\npatience = 4\nunknown_rate = 0.1"
+    toml.write_text(text.replace("epochs = 2", recipe))
+    train(read_experiment(toml), root, root / "whole")
+    return root
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from model.experiment_config import read_experiment
+from model.training.progress import LiveTable
+from model.experiments.run_registry import RUNS, RunList
+from model.experiments.seeds import Place, run_missing
+from model.experiments.trial import open_log
+
+root, epochs = Path(sys.argv[1]), int(sys.argv[2])
+experiment = read_experiment(root / "experiments" / "tiny.toml")
+
+class Killed(LiveTable):
+    finished = rows = 0
+
+    def on_epoch(self, epoch):
+        self.finished = epoch.epoch
+
+    def on_rows(self, rows):
+        self.rows += rows if self.finished == epochs else 0
+        if self.rows > 2 * experiment.training.batch_size:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+place = Place(open_log(experiment.data, root), RunList(root / RUNS), root)
+run_missing([experiment], place, Killed)
+"""
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(
+    root: Path, tmp_path: Path, epochs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = subprocess.run([sys.executable, "-c", CHILD, root, str(epochs)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list((root / UNFINISHED).glob("*.safetensors"))) == 1
+    train(read_experiment(root / "experiments" / "tiny.toml"), root, tmp_path / "run")
+    assert "training starts from the first epoch" not in capsys.readouterr().err
+    whole, resumed = load_file(root / "whole" / WEIGHTS), load_file(tmp_path / "run" / WEIGHTS)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    (*_, before), (*_, after) = open_run(root / "whole"), open_run(tmp_path / "run")
+    assert [e.loss for e in before.history] == [e.loss for e in after.history]
+    assert (before.valid, before.test) == (after.valid, after.test)
+    assert list((root / UNFINISHED).iterdir()) == []
+
+
+def test_the_runs_learning_rate_fell_so_that_a_lost_one_would_show(root: Path) -> None:
+    *_, metrics = open_run(root / "whole")
+    assert len({e.learning_rate for e in metrics.history}) > 1
+
+
+def finished_epochs(path: Path, run: str, experiment: Experiment, model: STEC | None = None) -> list[Epoch]:
+    model = model or stec()
+    state = State(model, torch.optim.Adam(model.parameters()), torch.Generator(), Plateau(experiment.training))
+    return Checkpoint(path, run).restore(state)
+
+
+@pytest.fixture
+def checkpoint(root: Path, tmp_path: Path) -> Path:
+    recipe = trained_with(read_experiment(root / "experiments" / "tiny.toml"), epochs=1).training
+    path, model = tmp_path / "run.safetensors", stec()
+    rows = clicks_of_pairs(600, 1), clicks_of_pairs(300, 2)
+    fit(model, embedding_parameters(model), *rows, recipe, checkpoint=Checkpoint(path, "this run"))
+    return path
+
+
+@pytest.fixture
+def experiment(root: Path) -> Experiment:
+    return read_experiment(root / "experiments" / "tiny.toml")
+
+
+def test_a_checkpoint_of_this_run_is_taken(checkpoint: Path, experiment: Experiment) -> None:
+    assert len(finished_epochs(checkpoint, "this run", experiment)) == 1
+
+
+def test_a_checkpoint_of_another_run_is_left_out_with_a_word(
+    checkpoint: Path, experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finished_epochs(checkpoint, "another run", experiment) == []
+    assert "of other settings or data: training starts from the first epoch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_a_broken_checkpoint_is_left_out_with_a_word(
+    checkpoint: Path, experiment: Experiment, share: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: int(len(whole) * share)])
+    assert finished_epochs(checkpoint, "this run", experiment) == []
+    assert "it is broken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["model/head.0.weight", "best/head.0.weight", "adam/0/exp_avg", "adam/0/step", "generator"]
+)
+@pytest.mark.parametrize("change", ["shape", "name"])
+def test_a_checkpoint_that_does_not_fit_is_left_out_with_a_word_and_the_model_as_it_was(
+    checkpoint: Path, experiment: Experiment, name: str, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(checkpoint)
+    tensors[name if change == "shape" else f"{name}x"] = torch.zeros(2, 3, 4)
+    if change == "name":
+        del tensors[name]
+    save_file(tensors, checkpoint, metadata=metadata)
+    model, before = stec(), stec().state_dict()
+    assert finished_epochs(checkpoint, "this run", experiment, model) == []
+    assert "its tensors are of another model" in capsys.readouterr().err
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_other_data_make_another_run(root: Path, tmp_path: Path) -> None:
+    experiment = read_experiment(root / "experiments" / "tiny.toml")
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    same = open_log(experiment.data, tmp_path).facts
+    assert same == open_log(experiment.data, root).facts
+    labels = tmp_path / "prepared" / "valid.labels.npy"
+    content = bytearray(labels.read_bytes())
+    content[-1] ^= 1
+    labels.write_bytes(content)
+    assert open_log(experiment.data, tmp_path).facts.fingerprint != same.fingerprint

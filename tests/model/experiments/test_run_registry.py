@@ -1,0 +1,172 @@
+"""runs.jsonl: whole lines only, whatever happens to who writes them."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from model.data_config import Data
+from model.experiment_config import Experiment, Training
+from model.experiments.run_folder import DataFacts, RunMetrics
+from model.experiments.run_registry import FinishedRun, RunList, claim, digest
+from model.stec.stec import STECConfig
+from model.training.metrics import Metrics
+
+DATA = Data(reader="frappe", folder="frappe", prepared="prepared/frappe")
+FACTS = DataFacts({"train": 10, "valid": 2, "test": 2}, "f00d")
+
+
+def experiment(seed: int, **model: int) -> Experiment:
+    return Experiment(name="x", data=DATA, model=STECConfig(**model), training=Training(seed=seed))  # type: ignore[arg-type]
+
+
+def run(seed: int, **model: int) -> FinishedRun:
+    of = experiment(seed, **model)
+    metrics = RunMetrics(
+        seed=seed, parameters=1, best_epoch=1, seconds=1.0, valid=Metrics(0.7, 0.3), test=Metrics(0.6, 0.4), history=[]
+    )
+    return FinishedRun(digest(of), of, FACTS, metrics, {"torch": "2"}, "2026-01-01T00:00:00+00:00")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> RunList:
+    return RunList(tmp_path / "experiments" / "runs.jsonl")
+
+
+def test_a_run_comes_back_as_it_was(runs: RunList) -> None:
+    assert runs.read() == []
+    runs.append(run(1))
+    runs.append(run(2))
+    assert runs.read() == [run(1), run(2)]
+
+
+def test_a_run_is_found_by_settings_seed_and_data_and_not_by_its_name(runs: RunList) -> None:
+    runs.append(run(1))
+    renamed = msgspec.structs.replace(experiment(1), name="y")
+    assert runs.find(renamed, "f00d") == run(1)
+    assert runs.find(experiment(2), "f00d") is None
+    assert runs.find(experiment(1, embedding=32), "f00d") is None
+    assert runs.find(experiment(1), "other data") is None
+
+
+def test_a_run_that_knows_a_key_less_has_the_keys_default(runs: RunList) -> None:
+    runs.append(run(1))
+    text = runs.path.read_text()
+    assert '"clip":10.0,' in text
+    runs.path.write_text(text.replace('"clip":10.0,', ""))
+    assert runs.find(experiment(1), "f00d") is not None
+
+
+def test_a_run_of_before_there_were_other_models_is_stecs(runs: RunList) -> None:
+    runs.append(run(1))
+    text = runs.path.read_text()
+    assert '"type":"stec",' in text
+    runs.path.write_text(text.replace('"type":"stec",', ""))
+    assert runs.read() == [run(1)]
+
+
+def test_the_digest_is_of_all_but_name_and_seed() -> None:
+    assert digest(experiment(1)) == digest(msgspec.structs.replace(experiment(2), name="y"))
+    assert digest(experiment(1)) != digest(experiment(1, embedding=32))
+
+
+@pytest.mark.parametrize("length", [1, 100, -2, -1])
+def test_a_torn_last_line_is_left_out_and_then_cut_off(runs: RunList, length: int) -> None:
+    runs.append(run(1))
+    whole = runs.path.read_bytes()
+    runs.path.write_bytes(whole + whole[:length])
+    assert runs.read() == [run(1)]
+    runs.append(run(2))
+    assert runs.read() == [run(1), run(2)]
+
+
+def test_a_broken_line_in_the_middle_is_named(runs: RunList) -> None:
+    runs.append(run(1))
+    runs.path.write_bytes(b"{}\n" + runs.path.read_bytes())
+    with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: .*mend the line"):
+        runs.read()
+
+
+def append_many(path: Path, first: int) -> None:
+    for seed in range(first, first + 25):
+        RunList(path).append(run(seed))
+
+
+def test_processes_that_append_at_once_lose_nothing(runs: RunList) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=append_many, args=(runs.path, first)) for first in (0, 100)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(r.metrics.seed for r in runs.read()) == [*range(25), *range(100, 125)]
+
+
+def append_on_a_full_disk(path: Path) -> None:
+    """The kernel then writes what still fits, and no more: as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = path.stat().st_size + 50
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    with pytest.raises(OSError, match=r"runs\.jsonl: the disk is full"):
+        RunList(path).append(run(2))
+
+
+def test_a_full_disk_leaves_the_list_as_it_was(runs: RunList) -> None:
+    runs.append(run(1))
+    before = runs.path.read_bytes()
+    writer = multiprocessing.get_context("spawn").Process(target=append_on_a_full_disk, args=(runs.path,))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 0
+    assert runs.path.read_bytes() == before
+
+
+def test_a_claim_keeps_others_out_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "run.lock"
+    with claim(path) as ours:
+        assert ours
+        with claim(path) as theirs:
+            assert not theirs
+        assert path.exists()
+    assert not path.exists()
+    with claim(path) as again:
+        assert again
+
+
+class Vanishing(type(Path())):  # type: ignore[misc]
+    """A path whose file another process removes just before it is looked at."""
+
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
+        return True
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        if self.suffix == ".lock":
+            self.unlink(missing_ok=True)
+        return super().stat(follow_symlinks=follow_symlinks)  # type: ignore[no-any-return]
+
+
+def test_a_claim_whose_file_its_last_owner_removes_meanwhile_is_not_ours(tmp_path: Path) -> None:
+    with claim(Vanishing(tmp_path / "run.lock")) as ours:
+        assert not ours
+
+
+def test_a_claim_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    script = (
+        "import sys, time; from pathlib import Path; from model.runs import claim\n"
+        "with claim(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True\n"
+        with claim(path) as ours:
+            assert not ours
+        os.kill(process.pid, signal.SIGKILL)
+    with claim(path) as ours:
+        assert ours

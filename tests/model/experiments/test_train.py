@@ -1,0 +1,269 @@
+"""ctr-train, the run folder and the report, on a small generated log."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from contract.bundle import SCHEMA
+from contract.schema import FeatureSchema, read_schema, write_schema
+from model.data.prepare.prepared import read_prepared
+from model.experiment_config import read_experiment
+from model.experiments.report import check_one_experiment, check_one_log
+from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, DataFacts, open_run
+from model.experiments.train import main, train
+from model.experiments.trial import fingerprint, load_split
+from model.training.fit import predict
+from model.training.metrics import evaluate
+from tests.conftest import copy_to_change
+from tests.support.tiny_log import TINY, make_root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a prepared log, and a run of it."""
+    root = make_root(tmp_path_factory.mktemp("train"))
+    train(read_experiment(root / TINY), root, root / "run")
+    return root
+
+
+def test_a_run_folder_holds_what_the_exporter_and_a_reader_need(root: Path) -> None:
+    names = {path.name for path in (root / "run").iterdir()}
+    assert names >= {"experiment.json", "weights.safetensors", "metrics.json", "versions.json", "curve.png"}
+    assert names >= {"schema.json", "vocabulary"}
+    assert json.loads((root / "run" / "versions.json").read_text())["torch"].startswith("2.")
+
+
+def test_an_opened_run_predicts_what_it_measured(root: Path) -> None:
+    model, experiment, schema, metrics = open_run(root / "run")
+    test = load_split(read_prepared(root / "prepared"), "test")
+    assert evaluate(test.labels, predict(model, test)).auc == pytest.approx(metrics.test.auc, abs=1e-6)
+    assert experiment.name == "tiny"
+    assert len(schema.fields) >= 15
+
+
+def test_a_seed_can_be_given_and_is_written_down(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.experiments.train", str(root / TINY), "--data", str(root)]
+    done = subprocess.run([*command, "--out", str(tmp_path / "run"), "--seed", "5"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test AUC" in done.stdout
+    assert "epoch 1" in done.stdout
+    assert json.loads((tmp_path / "run" / EXPERIMENT).read_text())["training"]["seed"] == 5
+
+
+def test_a_folder_of_something_else_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match=r"holds no metrics\.json"):
+        train(read_experiment(root / TINY), root, tmp_path)
+
+
+def test_an_unprepared_log_says_which_command_prepares_it(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.experiments.train", str(root / TINY), "--data", str(tmp_path)]
+    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "ctr-prepare" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_weights_of_another_size_are_refused(root: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    copy_to_change(root / "run", copied)
+    document = json.loads((copied / EXPERIMENT).read_text())
+    document["model"]["embedding"] = 16
+    (copied / EXPERIMENT).write_bytes(msgspec.json.encode(document))
+    with pytest.raises(ValueError, match="do not belong together"):
+        open_run(copied)
+
+
+def change_a_weight(run: Path) -> None:
+    weights = load_file(run / WEIGHTS)
+    save_file(weights | {"head.0.bias": weights["head.0.bias"] + 1}, run / WEIGHTS)
+
+
+def reverse_the_fields(run: Path) -> None:
+    schema = read_schema(run / SCHEMA)
+    write_schema(FeatureSchema(schema.fields[::-1]), run / SCHEMA)
+
+
+def change_a_vocabulary(run: Path) -> None:
+    shutil.copyfile(run / "vocabulary" / "ad.marisa", run / "vocabulary" / "user.marisa")
+
+
+@pytest.mark.parametrize("change", [change_a_weight, reverse_the_fields, change_a_vocabulary])
+def test_a_run_that_was_changed_since_is_refused(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    shutil.copytree(root / "run", tmp_path / "run")
+    open_run(tmp_path / "run")
+    change(tmp_path / "run")
+    with pytest.raises(ValueError, match="is not what training wrote"):
+        open_run(tmp_path / "run")
+
+
+def test_weights_of_another_size_are_refused_with_their_names(root: Path, tmp_path: Path) -> None:
+    copy_to_change(root / "run", tmp_path / "run")
+    weights = load_file(tmp_path / "run" / WEIGHTS)
+    save_file(weights | {"head.0.bias": torch.zeros(7)}, tmp_path / "run" / WEIGHTS)
+    with pytest.raises(ValueError, match=r"do not belong together \(.*head\.0\.bias"):
+        open_run(tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_refused(root: Path, tmp_path: Path) -> None:
+    copy_to_change(root / "run", tmp_path / "run")
+    weights = load_file(tmp_path / "run" / WEIGHTS)
+    save_file(weights | {"head.0.bias": torch.tensor([float("nan")])}, tmp_path / "run" / WEIGHTS)
+    with pytest.raises(ValueError, match="not finite"):
+        open_run(tmp_path / "run")
+
+
+def test_a_model_that_does_not_fit_into_memory_and_a_place_that_cannot_be_written_are_told_in_a_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "large.toml"
+    large.write_text((root / TINY).read_text().replace("embedding = 8", "embedding = 1000000000000"))
+    (tmp_path / "file").write_text("")
+    for toml, out, words in [(large, tmp_path / "run", "memory"), (root / TINY, tmp_path / "file" / "run", "file")]:
+        monkeypatch.setattr("sys.argv", ["ctr-train", str(toml), "--data", str(root), "--out", str(out)])
+        assert main() == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1
+        assert words in said[0]
+
+
+@pytest.mark.parametrize("lost", ["experiment.json", "weights.safetensors", "schema.json"])
+def test_a_run_that_lost_a_file_is_refused(root: Path, tmp_path: Path, lost: str) -> None:
+    shutil.copytree(root / "run", tmp_path / "run")
+    (tmp_path / "run" / lost).unlink()
+    with pytest.raises(ValueError, match="train again"):
+        open_run(tmp_path / "run")
+
+
+def test_broken_weights_are_refused(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "run", tmp_path / "run")
+    (tmp_path / "run" / "weights.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="train again"):
+        open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("train.ids.npy", lambda a: a[:, :-1]),
+        ("train.ids.npy", lambda a: a.astype(np.float32)),
+        ("train.ids.npy", lambda a: a[:-1]),
+        ("train.ids.npy", lambda a: a + 10_000),
+        ("train.ids.npy", lambda a: a - 100),
+        ("valid.labels.npy", lambda a: a * 2),
+        ("test.values.npy", lambda a: a[:, 0]),
+    ],
+)
+def test_a_prepared_log_that_was_changed_since_is_refused_before_training(
+    root: Path, tmp_path: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    np.save(tmp_path / "prepared" / name, change(np.load(root / "prepared" / name)))
+    with pytest.raises(ValueError, match="run ctr-prepare again"):
+        train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
+
+
+def test_a_prepared_file_that_is_empty_is_named(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    (tmp_path / "prepared" / "train.ids.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train\.ids\.npy: .*run ctr-prepare again"):
+        train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
+
+
+def test_data_prepared_for_another_experiment_is_refused(root: Path, tmp_path: Path) -> None:
+    experiment = read_experiment(root / TINY)
+    other = msgspec.structs.replace(experiment, data=msgspec.structs.replace(experiment.data, min_count=2))
+    with pytest.raises(ValueError, match="ctr-prepare again"):
+        train(other, root, tmp_path / "run")
+
+
+def test_runs_of_two_experiments_make_no_mean(root: Path) -> None:
+    experiment = read_experiment(root / TINY)
+    with pytest.raises(ValueError, match="seed of its own"):
+        check_one_experiment([experiment, experiment])
+    second = msgspec.structs.replace(experiment.training, seed=2, epochs=9)
+    with pytest.raises(ValueError, match="different experiments"):
+        check_one_experiment([experiment, msgspec.structs.replace(experiment, training=second)])
+
+
+def test_runs_of_two_logs_make_no_mean_and_an_older_run_leaves_it_open() -> None:
+    one, other = DataFacts({"train": 3}, "f00d"), DataFacts({"train": 4}, "beef")
+    assert check_one_log([one, one]) == one
+    assert check_one_log([one, None]) is None
+    with pytest.raises(ValueError, match="differently prepared data"):
+        check_one_log([one, other])
+
+
+def test_a_folder_without_metrics_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=METRICS):
+        open_run(tmp_path)
+
+
+def test_the_report_says_command_versions_and_truth(root: Path) -> None:
+    out = root / "report"
+    command = [sys.executable, "-m", "model.experiments.report", str(root / "run"), "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads(out.with_suffix(".json").read_text())
+    _, _, _, metrics = open_run(root / "run")
+    assert report["test_auc_mean"] == metrics.test.auc
+    assert report["seeds"] == [1]
+    assert report["data"]["fingerprint"] == fingerprint(root / "prepared")
+    assert report["data"]["rows"]["train"] > 0
+    truth = report["beside_true_probability"][0]
+    assert truth["true_auc"] > truth["auc"]
+    assert len(truth["tenths"]) == 10
+    assert np.isfinite(truth["tenths"]).all()
+    text = out.with_suffix(".md").read_text()
+    assert f"torch {torch.__version__}".split("+")[0] in text
+    assert "one seed" in text
+
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from model.experiments.run_folder import open_run, save_run
+run, out = map(Path, sys.argv[1:])
+model, experiment, schema, metrics = open_run(run)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    save_run(out, experiment, model, schema, run / "vocabulary", metrics)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_no_half_run_and_is_told_with_the_folder(root: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, root / "run", tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    assert f"{tmp_path / 'out'}: the run could not be written, and nothing of it is left" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("split", "value"), [("train", 0), ("valid", 1), ("test", 0)])
+def test_a_split_of_one_class_is_refused_before_training(root: Path, tmp_path: Path, split: str, value: int) -> None:
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    path = tmp_path / "prepared" / f"{split}.labels.npy"
+    np.save(path, np.full_like(np.load(path), value))
+    with pytest.raises(ValueError, match=f"prepared: {split} has only clicks, or none"):
+        train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
+
+
+def test_an_empty_split_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "prepared", tmp_path / "prepared")
+    for column in ("ids", "values", "labels"):
+        path = tmp_path / "prepared" / f"valid.{column}.npy"
+        np.save(path, np.load(path)[:0])
+    with pytest.raises(ValueError, match="prepared: valid has no rows"):
+        train(read_experiment(root / TINY), tmp_path, tmp_path / "run")

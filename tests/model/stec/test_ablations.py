@@ -1,0 +1,95 @@
+"""The paper's ablations are STEC, changed where Table 6 says and nowhere else."""
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from model.layers import Fields
+from model.stec.ablations import ABLATIONS, ablation
+from model.stec.stec import STEC, Bilinear, STECConfig
+from tests.model.stec.test_stec import build, train_step
+
+SIZE = STECConfig(embedding=8, blocks=2, heads=2, ffn=16)
+
+
+def parameters(size: STECConfig) -> int:
+    return sum(p.numel() for p in build(size, False).parameters())
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_each_trains_in_the_fast_form(name: str) -> None:
+    model = build(ablation(name, SIZE), False)
+    assert not model.plain
+    assert train_step(model, 32)["logits"].isfinite().all()
+
+
+def test_explicit_bilinear_layers_cost_a_matrix_a_head_in_each_block() -> None:
+    bl, nf = (build(ablation(name, SIZE), False) for name in ("STEC_BL", "STEC_NF"))
+    assert sum(isinstance(module, Bilinear) for module in bl.modules()) == SIZE.blocks
+    assert parameters(ablation("STEC_BL", SIZE)) == parameters(SIZE) + SIZE.blocks * 2 * 4 * 4
+    names = {name for name, _ in nf.named_parameters()}
+    assert {name for name, _ in bl.named_parameters()} - names == {
+        f"blocks.{i}.{part}"
+        for i in range(2)
+        for part in ("ffn.0.weight", "ffn.0.bias", "ffn.2.weight", "ffn.2.bias", "ffn_norm.weight", "ffn_norm.bias")
+    }
+
+
+def test_the_explicit_interaction_shares_nothing_with_the_attention() -> None:
+    """Another bilinear matrix changes that block's interaction and no row."""
+    model = build(ablation("STEC_BL", SIZE), False).eval()
+    ids, values = torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 2, dtype=torch.float64)
+    before = model.levels(model.embedding(ids, values))
+    with torch.no_grad():
+        model.blocks[0].bilinear.weight.mul_(2)  # type: ignore[union-attr, operator]
+    after = model.levels(model.embedding(ids, values))
+    torch.testing.assert_close(after[0][1], 2 * before[0][1])
+    for a, b in zip(after[1:], before[1:], strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+
+
+def test_fewer_levels_are_a_smaller_head() -> None:
+    level = 7 * 7 * 8
+    lo, added = ablation("STEC_LO", SIZE), ablation("STEC_F", SIZE)
+    assert parameters(added) == parameters(SIZE) - 2 * level  # of the head
+    assert parameters(lo) == parameters(added) - 2 * 2 * level  # and two norms
+
+
+def test_added_levels_are_the_concatenation_with_the_same_weights_for_each() -> None:
+    added, whole = build(ablation("STEC_F", SIZE), True), build(SIZE, True)
+    weights = {name: t for name, t in added.state_dict().items() if name != "head.0.weight"}
+    whole.load_state_dict(weights | {"head.0.weight": added.state_dict()["head.0.weight"].repeat(1, 3)})
+    torch.testing.assert_close(train_step(added, 16)["logits"], train_step(whole, 16)["logits"])
+
+
+def test_the_last_blocks_interaction_is_the_standalone_one_of_a_block_less() -> None:
+    """What only the last block's attention and FFN would need is not there."""
+    by_block = msgspec.structs.replace(SIZE, fusion="last", last="block")
+    by_layer = ablation("STEC_LO", msgspec.structs.replace(SIZE, blocks=1))
+    a, b = (build(size, False) for size in (by_block, by_layer))
+    assert a.state_dict().keys() == b.state_dict().keys()
+    torch.testing.assert_close(train_step(a, 16)["logits"], train_step(b, 16)["logits"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("STEC_XX", {}, "'STEC_XX' is no ablation: choose one of STEC_BL, STEC_NF, STEC_LO, STEC_F"),
+        ("STEC_F", {"fusion": "last"}, "a model with fusion = 'last' is none: remove fusion"),
+        ("STEC_BL", {"ffn": 0}, "a model with ffn = 0 is none"),
+        ("STEC_LO", {"interaction": "separate"}, "a model with interaction = 'separate' is none"),
+    ],
+)
+def test_an_ablation_of_something_else_is_refused(name: str, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ablation(name, msgspec.structs.replace(SIZE, **changed))
+
+
+def test_an_ablation_keeps_the_size() -> None:
+    size = msgspec.structs.replace(SIZE, attention="request", pairs="upper", mlp=(8,))
+    for name, changed in ABLATIONS.items():
+        assert ablation(name, size) == msgspec.structs.replace(size, **changed)
+    assert isinstance(STEC(Fields((3, 3)), ablation("STEC_NF", SIZE)), STEC)

@@ -1,0 +1,185 @@
+"""STEC's two forms are one model."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from contract.schema import Attention
+from model.layers import Fields
+from model.stec.attention import attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
+from model.stec.stec import STEC, STECConfig
+
+SIZES = (30, 8, 5, 4, 3)
+NUMERIC = 2
+
+
+# Fields 0, 2 and 5 are the context's.
+IS_CONTEXT = (True, False, True, False, False, True, False)
+
+
+def build(size: STECConfig, plain: bool, seed: int = 0, dtype: torch.dtype = torch.float64) -> STEC:
+    torch.manual_seed(seed)
+    model = STEC(Fields(SIZES, NUMERIC, IS_CONTEXT), size, plain=plain).to(dtype)
+    for norm in model.norms:  # a norm as training leaves it, not as it starts
+        assert isinstance(norm, nn.BatchNorm1d)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        if norm.bias is not None:
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return model
+
+
+def batch(rows: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids as logs have them: one field constant, one at 99.9% one value."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randint(2, n, (rows,), generator=generator) for n in SIZES], 1)
+    ids[:, 3] = 2
+    ids[:, 4] = 1
+    ids[torch.rand(rows, generator=generator) < 0.001, 4] = 2
+    values = torch.randn(rows, NUMERIC, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(rows, generator=generator) < 0.3).double()
+    return ids, values, labels
+
+
+def train_step(model: STEC, rows: int) -> dict[str, Tensor]:
+    """Logits, every gradient and the running statistics after one step's forward and backward."""
+    ids, values, labels = batch(rows)
+    dtype = model.embedding.alpha.dtype
+    model.train()
+    logits = model(ids, values.to(dtype))
+    functional.binary_cross_entropy_with_logits(logits, labels.to(dtype)).backward()
+    found = {"logits": logits.detach()}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        found[f"gradient of {name}"] = parameter.grad
+    return found | {name: b.double() for name, b in model.named_buffers() if "running" in name}
+
+
+def error(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
+    return {k: (found[k].double() - reference[k].double()).abs().max().item() for k in reference}
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    blocks=st.integers(1, 3),
+    heads=st.sampled_from([1, 2, 4]),
+    rows=st.sampled_from([2, 3, 257]),
+    std=st.sampled_from([0.01, 0.3, 1.0, 3.0]),
+    seed=st.integers(0, 99),
+    attention=st.sampled_from(["full", "request"]),
+)
+def test_both_forms_agree_in_float64(
+    blocks: int, heads: int, rows: int, std: float, seed: int, attention: Attention
+) -> None:
+    size = STECConfig(embedding=8, blocks=blocks, heads=heads, ffn=16, embedding_std=std, attention=attention)
+    plain, fast = build(size, True, seed), build(size, False, seed)
+    expected, found = train_step(plain, rows), train_step(fast, rows)
+    # A gradient that is zero but for rounding is measured against the largest one.
+    largest = max(t.abs().max().item() for name, t in expected.items() if name.startswith("gradient"))
+    for name, difference in error(found, expected).items():
+        scale = max(expected[name].abs().max().item(), largest * 1e-3)
+        assert difference <= 1e-9 * scale, (name, difference, scale)
+
+
+@pytest.mark.parametrize("std", [0.01, 0.1, 0.3, 1.0, 3.0])
+@pytest.mark.parametrize("rows", [2, 4096])
+def test_float32_costs_the_fast_form_no_more_than_the_plain_one(std: float, rows: int) -> None:
+    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std)
+    model = build(size, True, dtype=torch.float32)
+    reference = train_step(copy.deepcopy(model).double(), rows)
+    plain = error(train_step(copy.deepcopy(model), rows), reference)
+    model.plain = False
+    fast = error(train_step(model, rows), reference)
+    for name in reference:
+        assert fast[name] <= 20 * plain[name] + 1e-6, (name, fast[name], plain[name])
+
+
+def test_both_forms_share_a_state_dict_and_agree_in_evaluation() -> None:
+    size = STECConfig(embedding=8, blocks=2, heads=2)
+    plain, fast = build(size, True), build(size, False, seed=5)
+    train_step(plain, 64)
+    fast.load_state_dict(plain.state_dict())
+    ids, values, _ = batch(9)
+    torch.testing.assert_close(fast.eval()(ids, values), plain.eval()(ids, values), rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_of_one_row_is_refused_in_training_by_both_forms() -> None:
+    for plain in (True, False):
+        with pytest.raises(ValueError, match=r"two rows|more than 1 value"):
+            train_step(build(STECConfig(embedding=8), plain), 1)
+
+
+def test_attention_pooled_from_the_interaction_is_scaled_dot_product_attention() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 5, 8, dtype=torch.float64) for _ in range(3))
+    torch.testing.assert_close(attend_to_interactions(q, k, v, 4, 3.0), attend_fused(q, k, v, 4, 3.0))
+
+
+def test_the_interaction_is_not_symmetric() -> None:
+    q, k = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    p = interaction(q, k)
+    torch.testing.assert_close(p[0, 0, 1], q[0, 0] * k[0, 1])
+    torch.testing.assert_close(p[0, 1, 0], q[0, 1] * k[0, 0])
+
+
+def test_an_mlp_head_takes_the_plain_path_and_trains() -> None:
+    model = build(STECConfig(embedding=8, mlp=(16, 8), dropout=0.1), plain=False)
+    assert model.plain
+    found = train_step(model, 32)
+    assert found["logits"].shape == (32,)
+    assert [len(p) for name, p in model.head.named_parameters() if name.endswith("weight")] == [16, 8, 1]
+
+
+def test_the_head_sees_every_level() -> None:
+    """N blocks give N + 1 levels of F * F * D (Eq. 11)."""
+    model = build(STECConfig(embedding=8, blocks=3), plain=True)
+    fields = len(SIZES) + NUMERIC
+    head = model.head[0]
+    assert isinstance(head, nn.Linear)
+    assert head.in_features == 4 * fields * fields * 8
+
+
+def test_a_row_answers_alike_in_any_batch() -> None:
+    model = build(STECConfig(embedding=8), plain=False)
+    train_step(model, 64)
+    ids, values, _ = batch(20)
+    model.eval()
+    torch.testing.assert_close(model(ids, values)[7:8], model(ids[7:8], values[7:8]))
+
+
+def test_numbers_scale_the_vector_of_their_field() -> None:
+    model = build(STECConfig(embedding=8), plain=True)
+    ids, values, _ = batch(2)
+    x = model.embedding(ids, values)
+    torch.testing.assert_close(x[0, len(SIZES)], values[0, 0] * model.embedding.alpha[0])
+    torch.testing.assert_close(x[0, 1], model.embedding.table.weight[SIZES[0] + ids[0, 1]])
+
+
+def test_with_request_attention_no_context_row_depends_on_a_candidate_field() -> None:
+    ids, values, _ = batch(6)
+    context = torch.tensor(IS_CONTEXT)
+    other_ids, other_values = ids.clone(), values.clone()
+    other_ids[:, ~context[: len(SIZES)]] = 1
+    other_values[:, ~context[len(SIZES) :]] = 7.0
+    cases: list[tuple[Attention, bool]] = [("request", True), ("full", False)]
+    for attention, is_alike in cases:
+        model = build(STECConfig(embedding=8, blocks=2, attention=attention), plain=False)
+        a, b = (model.levels(model.embedding(i, v))[-1] for i, v in ((ids, values), (other_ids, other_values)))
+        for x, y in zip(a, b, strict=True):
+            assert torch.equal(x[:, context], y[:, context]) == is_alike
+            assert not torch.equal(x[:, ~context], y[:, ~context])
+
+
+def test_attention_weights_sum_to_one_over_what_is_allowed() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(3, 7, 8), torch.randn(3, 7, 8)
+    allowed = who_attends(IS_CONTEXT)
+    weights = attention_weights(q, k, 2, 2.0, allowed)
+    torch.testing.assert_close(weights.sum(2), torch.ones(3, 7, 2))
+    assert (weights[:, ~allowed] == 0).all()
+    assert allowed[1].all()
+    assert allowed[0].tolist() == list(IS_CONTEXT)

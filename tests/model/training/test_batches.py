@@ -1,0 +1,116 @@
+"""Rows come from disk in blocks, each row once, in an order that a seed decides."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.experiment_config import Training
+from model.training.batches import Batches, Split
+
+
+def numbered(rows: int) -> Split:
+    """Each row's id is its number, from 2 on."""
+    ids = np.arange(2, rows + 2, dtype=np.int32)[:, None]
+    return Split(ids, ids.astype(np.float32), (ids[:, 0] % 2).astype(np.float32))
+
+
+def batches(split: Split, size: int, block_rows: int, run_rows: int, seed: int = 1) -> Batches:
+    return Batches(split, Training(batch_size=size, unknown_rate=0.0, seed=seed), block_rows, run_rows)
+
+
+def order(epoch: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> list[int]:
+    return [row for ids, _, _ in epoch for row in (ids[:, 0] - 2).tolist()]
+
+
+@given(st.integers(2, 200), st.integers(2, 40), st.integers(1, 80), st.integers(1, 30))
+def test_every_row_comes_once_an_epoch_but_a_last_one_alone(rows: int, size: int, block: int, run: int) -> None:
+    several = batches(numbered(rows), size, block, run)
+    for _ in range(2):
+        epoch = list(several.epoch())
+        assert all(len(ids) == size for ids, _, _ in epoch[:-1])
+        seen = order(iter(epoch))
+        assert len(set(seen)) == len(seen) == (rows - 1 if rows % size == 1 else rows)
+
+
+@given(st.integers(2, 100), st.integers(1, 50))
+def test_ids_values_and_labels_stay_together(rows: int, block: int) -> None:
+    for ids, values, labels in batches(numbered(rows), 8, block, 4).epoch():
+        assert torch.equal(ids.float(), values)
+        assert torch.equal((ids[:, 0] % 2).float(), labels)
+
+
+def test_a_split_of_one_block_is_shuffled_as_a_whole() -> None:
+    expected = torch.randperm(100, generator=torch.Generator().manual_seed(7)).tolist()
+    assert order(batches(numbered(100), 16, 100, 4, seed=7).epoch()) == expected
+
+
+def test_blocks_mix_far_rows_and_each_epoch_and_seed_has_its_own_order() -> None:
+    first = batches(numbered(1000), 10, 200, 10)
+    one, two = order(first.epoch()), order(first.epoch())
+    assert one != two
+    assert one == order(batches(numbered(1000), 10, 200, 10).epoch())
+    assert one != order(batches(numbered(1000), 10, 200, 10, seed=2).epoch())
+    block = sorted(one[:200])
+    assert max(np.diff(block)) > 10  # runs from all over the file
+    assert one[:200] != block
+
+
+CHILD = """
+import resource, sys
+import numpy as np, torch
+from torch import nn
+from model.training.batches import Batches, Split
+from model.experiment_config import Training
+from model.training.fit import fit, predict
+
+class Mean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+    def forward(self, ids, values):
+        return self.weight * ids[:, 0]
+
+ids = np.load(sys.argv[1], mmap_mode="r")
+split = Split(ids, np.zeros((len(ids), 0), np.float32), (np.arange(len(ids)) % 2).astype(np.float32))
+model, valid = Mean(), Split(split.ids[:1000], split.values[:1000], split.labels[:1000])
+fit(model, [], valid, valid, Training(epochs=1, batch_size=512))  # torch has made its threads and pools
+now = sum(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmData")) * 1024
+budget = now + int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_DATA, (budget, budget))
+epoch = Batches(split, Training(batch_size=4096), block_rows=int(sys.argv[3]), run_rows=1024).epoch()
+print(sum(len(ids) for ids, _, _ in epoch), len(predict(model, split)))
+"""
+ROWS, FIELDS = 300_000, 400
+BUDGET = 200 * 2**20
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """480 MB of ids, which take no disk: a file of holes."""
+    path = tmp_path_factory.mktemp("large") / "train.ids.npy"
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.int32, shape=(ROWS, FIELDS))
+    return path
+
+
+def train_in(budget: int, block_rows: int, path: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", CHILD, str(path), str(budget), str(block_rows)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_log_larger_than_memory_trains(large: Path) -> None:
+    assert large.stat().st_size > 2 * BUDGET
+    done = train_in(BUDGET, 16_384, large)
+    assert done.stdout == f"{ROWS} {ROWS}\n", done.stderr
+
+
+def test_the_same_log_as_one_block_does_not_fit_so_the_budget_is_real(large: Path) -> None:
+    done = train_in(BUDGET, ROWS, large)
+    assert done.returncode != 0
+    assert "memory" in done.stderr.lower()

@@ -1,0 +1,104 @@
+"""Training on another device than the CPU."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.experiment_config import Training, read_experiment
+from model.experiments.report import merged
+from model.experiments.run_folder import open_run
+from model.experiments.sweep import sweep
+from model.experiments.train import main, train, train_seeds
+from model.layers import Fields, embedding_parameters
+from model.stec.stec import STEC, STECConfig
+from model.training.checkpoint import Checkpoint, State
+from model.training.device import CPU, find_device
+from model.training.early_stopping import Epoch, Plateau
+from model.training.fit import fit
+from tests.model.training.test_fit import TOKENS, clicks_of_pairs
+from tests.support.tiny_log import make_root
+
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, "neither cpu nor cuda") for name in ("gpu", "", "cpu:7", "cuda:", "cuda:x", "cuda:01", "cuda:-1")),
+        ("cuda:99", "torch .* sees"),
+    ],
+)
+def test_what_is_no_device_here_is_told_with_the_way_out(name: str, words: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{re.escape(name)} is .*{words}"):
+        find_device(name)
+    assert find_device("cpu") == CPU
+
+
+def test_ctr_train_ends_before_it_trains_on_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ctr-train", "any.toml", "--seeds", "1", "--device", "cuda:99"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--device: cuda:99 is not there" in capsys.readouterr().err
+
+
+def test_a_report_of_runs_on_a_cpu_and_on_a_gpu_says_both() -> None:
+    here, there = {"cpu": "A", "cores": 2}, {"cpu": "B", "cores": 2, "gpu": "C"}
+    assert merged([here, there]) == {"cpu": "A and B", "cores": 2, "gpu": "no and C"}
+
+
+@needs_a_gpu
+def test_a_gpu_trains_the_model_that_the_cpu_trains(tmp_path: Path) -> None:
+    root = make_root(tmp_path, requests=300)
+    experiment = read_experiment(root / "experiments" / "tiny.toml")
+    on_cpu = train(experiment, root, tmp_path / "cpu")
+    on_gpu = train(experiment, root, tmp_path / "gpu", torch.device("cuda"))
+    assert on_gpu.history[0].loss == pytest.approx(on_cpu.history[0].loss, rel=1e-3)
+    assert on_gpu.test.auc == pytest.approx(on_cpu.test.auc, abs=0.01)
+    model, *_ = open_run(tmp_path / "gpu")
+    assert all(parameter.device == CPU for parameter in model.parameters())
+    assert '"gpu"' in (tmp_path / "gpu" / "versions.json").read_text()
+
+
+@needs_a_gpu
+def test_seeds_and_a_sweep_train_there_too(tmp_path: Path) -> None:
+    root, gpu = make_root(tmp_path, requests=300), torch.device("cuda")
+    toml = root / "experiments" / "tiny.toml"
+    (run,) = train_seeds(toml, 1, root, None, gpu)
+    assert "gpu" in run.versions
+    (toml.parent / "size.toml").write_text('base = "tiny.toml"\n[grid]\nheads = [1]\n')
+    ((point,),) = sweep(toml.parent / "size.toml", root, gpu)
+    assert "gpu" in point.runs[0].versions
+
+
+@needs_a_gpu
+def test_a_run_goes_on_on_the_gpu_with_the_dropout_that_it_would_have_had(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole = fit_on_gpu(Checkpoint(tmp_path / "whole.safetensors", "whole"), epochs=3)
+    torch.manual_seed(1)
+    begun = Checkpoint(tmp_path / "begun.safetensors", "begun")
+    fit_on_gpu(begun, epochs=1)
+    torch.manual_seed(2)  # as another process would have it
+    gone_on = fit_on_gpu(begun, epochs=3)
+    assert [e.loss for e in gone_on] == pytest.approx([e.loss for e in whole], rel=1e-3)
+    assert finished_on_cpu(begun) == []
+
+
+def with_dropout() -> STEC:
+    return STEC(Fields([TOKENS] * 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1, dropout=0.5))
+
+
+def fit_on_gpu(checkpoint: Checkpoint, epochs: int) -> list[Epoch]:
+    model = with_dropout().to("cuda")
+    recipe = Training(epochs=epochs, patience=9, batch_size=256, learning_rate=0.01)
+    rows = clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2)
+    return fit(model, embedding_parameters(model), *rows, recipe, checkpoint=checkpoint)
+
+
+def finished_on_cpu(checkpoint: Checkpoint) -> list[Epoch]:
+    model, recipe = with_dropout(), Training()
+    return checkpoint.restore(State(model, torch.optim.Adam(model.parameters()), torch.Generator(), Plateau(recipe)))

@@ -1,0 +1,78 @@
+"""A batch norm says what all of train says, and nothing else of the model changes."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.experiment_config import Training
+from model.layers import Fields
+from model.stec.stec import STEC, STECConfig
+from model.training.batches import Split
+from model.training.exact_statistics import measure_batch_norms
+from model.zoo import MODELS, build
+from tests.model.baselines.test_every_model import small
+
+RECIPE = Training(batch_size=64, unknown_rate=0.0)
+
+
+class OneNorm(nn.Module):
+    """Of the numbers as they come, behind a dropout that would change them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.dropout = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        logit: Tensor = self.norm(self.dropout(self.scale * values)).sum(1)
+        return logit
+
+
+def rows(count: int = 640) -> Split:
+    random = np.random.default_rng(1)
+    ids = random.integers(2, 8, (count, 3))
+    return Split(ids, random.normal(3.0, 2.0, (count, 3)).astype(np.float32), np.ones(count, np.float32))
+
+
+def test_its_statistics_are_those_of_all_of_train() -> None:
+    model, train = OneNorm(), rows()
+    measure_batch_norms(model, train, RECIPE)
+    assert model.norm.running_mean is not None
+    assert model.norm.running_var is not None
+    np.testing.assert_allclose(model.norm.running_mean, train.values.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(model.norm.running_var, train.values.var(0), rtol=0.02)  # within batches, not over them
+    assert model.norm.momentum == 0.1
+    assert not model.norm.training
+
+
+def test_a_second_time_changes_nothing_and_weights_stay() -> None:
+    for name in MODELS:
+        torch.manual_seed(1)
+        model = build(Fields([8] * 3, 3, [True] * 6, [*"abcdef"]), small(name, **without_context(name)))
+        before = {key: value.clone() for key, value in model.named_parameters()}
+        measure_batch_norms(model, rows(), RECIPE)
+        once = {key: value.clone() for key, value in model.state_dict().items()}
+        measure_batch_norms(model, rows(), RECIPE)
+        assert all(torch.equal(value, once[key]) for key, value in model.state_dict().items()), name
+        assert all(torch.equal(value, before[key]) for key, value in model.named_parameters()), name
+
+
+def without_context(name: str) -> dict[str, tuple[str, ...]]:
+    return {"context1": (), "context2": ()} if name == "finalmlp" else {}
+
+
+def test_the_mean_prediction_no_longer_depends_on_the_last_batches() -> None:
+    """Of a model whose running statistics were spoilt."""
+    torch.manual_seed(0)
+    train = rows()
+    model = STEC(Fields([8] * 3, 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1))
+    measure_batch_norms(model, train, RECIPE)
+    ids, values = torch.from_numpy(train.ids), torch.from_numpy(train.values)
+    right = model(ids, values)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm1d):
+            norm.reset_running_stats()
+    assert not torch.allclose(model(ids, values), right, atol=1e-2)
+    measure_batch_norms(model, train, RECIPE)
+    torch.testing.assert_close(model(ids, values), right)

@@ -1,0 +1,65 @@
+"""Calibration, beside AUC and logloss."""
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.training.metrics import BINS, Metrics, evaluate, expected_calibration_error, reliability
+
+
+def test_a_constant_prediction_of_the_click_rate_is_calibrated() -> None:
+    labels = np.array([0.0, 1.0, 0.0, 0.0])
+    metrics = evaluate(labels, np.full(4, 0.25))
+    assert metrics.calibration_error == 0
+    assert metrics.predicted_over_observed == 1
+    assert metrics.auc == 0.5
+
+
+def test_twice_the_click_rate_is_off_by_the_click_rate() -> None:
+    labels = np.tile([0.0, 0.0, 0.0, 1.0], 1000)
+    metrics = evaluate(labels, np.full(4000, 0.5))
+    assert metrics.calibration_error == pytest.approx(0.25)
+    assert metrics.predicted_over_observed == pytest.approx(2)
+
+
+def test_errors_that_cancel_in_the_mean_do_not_cancel_in_the_calibration_error() -> None:
+    labels = np.repeat([0.0, 1.0], 500)
+    ctr = np.repeat([0.2, 0.8], 500)
+    metrics = evaluate(labels, ctr)
+    assert metrics.predicted_over_observed == pytest.approx(1)
+    assert metrics.calibration_error == pytest.approx(0.2)
+
+
+def test_clicks_drawn_from_the_predictions_are_nearly_calibrated_and_in_bins_of_equal_mass() -> None:
+    random = np.random.default_rng(0)
+    ctr = random.beta(1, 20, 60_000)
+    labels = (random.random(60_000) < ctr).astype(float)
+    bins = reliability(labels, ctr)
+    assert [b.rows for b in bins] == [4000] * BINS
+    assert expected_calibration_error(bins) < 0.004
+    predicted = [b.predicted for b in bins]
+    assert predicted == sorted(predicted)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])), min_size=1, max_size=60))
+def test_every_row_is_in_one_bin_and_equal_predictions_share_theirs(rows: list[tuple[int, float]]) -> None:
+    labels, ctr = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    bins = reliability(labels, ctr)
+    assert sum(b.rows for b in bins) == len(rows)
+    assert len(bins) <= len(set(ctr))
+    assert sum(b.rows * b.observed for b in bins) == pytest.approx(labels.sum())
+    assert sum(b.rows * b.predicted for b in bins) == pytest.approx(ctr.sum())
+    assert 0 <= expected_calibration_error(bins) <= 1
+
+
+def test_metrics_of_an_older_run_still_open() -> None:
+    metrics = msgspec.json.decode(b'{"auc": 0.75, "logloss": 0.5}', type=Metrics)
+    assert (metrics.auc, metrics.calibration_error) == (0.75, None)
+    assert msgspec.json.decode(msgspec.json.encode(metrics), type=Metrics) == metrics
+
+
+def test_one_class_only_is_refused() -> None:
+    with pytest.raises(ValueError, match="only one"):
+        evaluate(np.ones(3), np.full(3, 0.5))

@@ -1,0 +1,41 @@
+"""Requests that schemathesis makes from the OpenAPI: nothing fails, nothing is answered that is not in there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.service.processes.test_serve import serving
+from tests.support.paths import DEMO
+
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+# A deadline of a millisecond is passed, which is what 504 says; nothing else from 500 on is right.
+CONFIGURATION = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "4xx", 504]\n'
+KEY = "a-key-for-these-tests"
+
+
+def run(url: str, folder: Path, *options: str) -> str:
+    (folder / "schemathesis.toml").write_text(CONFIGURATION)
+    command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json", "--checks", CHECKS]
+    command += ["--seed", "1", "--no-color", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("examples", [100])
+def test_the_service_does_what_its_openapi_says(tmp_path: Path, examples: int) -> None:
+    with serving(DEMO, CTR_WORKERS="1") as server:
+        said = run(server.url, tmp_path, "--max-examples", str(examples))
+    assert "6 selected / 6 total" in said
+    assert "No issues found" in said
+
+
+def test_so_it_does_where_it_asks_for_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"tests {KEY}\n")
+    with serving(DEMO, CTR_WORKERS="1", CTR_API_KEYS_FILE=str(tmp_path / "keys")) as server:
+        run(server.url, tmp_path, "--max-examples", "20")
+        run(server.url, tmp_path, "--max-examples", "20", "--header", f"X-Api-Key: {KEY}")

@@ -1,0 +1,212 @@
+"""Clients that are slow, greedy or too many, over real sockets."""
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from contract.bundle import open_bundle
+from service.vocabulary.publish import publish
+from tests.service.conftest import a_request, start_redis
+from tests.service.http.test_protocol import BODY, HEAD, LENGTH, answer, connected
+from tests.service.processes.test_serve import Server, serving
+from tests.support.processes import eventually, metric
+
+PART = HEAD + LENGTH + BODY[:10]
+
+
+@pytest.fixture(scope="module")
+def impatient(bundle: Path) -> Iterator[Server]:
+    limits = {"CTR_HEAD_TIMEOUT_MS": "500", "CTR_BODY_TIMEOUT_MS": "500", "CTR_KEEP_ALIVE_MS": "1000"}
+    with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_CONNECTIONS="20", **limits) as server:
+        yield server
+
+
+def closed_after_s(connection: socket.socket) -> float:
+    start_s = time.monotonic()
+    connection.settimeout(20)
+    while connection.recv(65536):
+        pass
+    return time.monotonic() - start_s
+
+
+@pytest.mark.parametrize("start", [b"", b"POST /v1/score HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+def test_a_head_that_does_not_come_costs_the_connection(impatient: Server, start: bytes) -> None:
+    with connected(impatient) as connection:
+        connection.sendall(start)
+        assert 0.3 < closed_after_s(connection) < 5
+
+
+def test_a_head_that_comes_a_byte_at_a_time_is_a_408(impatient: Server) -> None:
+    with connected(impatient) as connection:
+        start_s = time.monotonic()
+        connection.settimeout(0.1)
+        said = b""
+        for byte in HEAD * 10:
+            try:
+                connection.sendall(bytes([byte]))
+                said += connection.recv(1000)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+            if said:
+                break
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - start_s < 5
+
+
+def test_a_body_that_does_not_come_is_a_504(impatient: Server) -> None:
+    with connected(impatient) as connection:
+        connection.sendall(PART)
+        status, problem = answer(connection)
+    assert status == 504
+    assert "body did not arrive" in problem["detail"]
+
+
+def test_an_idle_connection_is_closed_in_the_end(impatient: Server) -> None:
+    with connected(impatient) as connection:
+        connection.sendall(HEAD + LENGTH + BODY)
+        assert answer(connection)[0] == 200
+        assert 0.5 < closed_after_s(connection) < 6
+
+
+def test_more_connections_than_may_be_wait_and_others_are_served_when_they_go(impatient: Server) -> None:
+    with ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(connected(impatient)).sendall(b"POST /v1/sc")
+        start_s = time.monotonic()
+        reply = httpx.post(f"{impatient.url}/v1/score", json=a_request(), timeout=30)
+        assert reply.status_code == 200
+        assert time.monotonic() - start_s < 10
+
+
+def test_more_requests_ahead_than_may_wait_on_a_connection_are_refused(impatient: Server) -> None:
+    asks = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
+    with connected(impatient) as connection:
+        connection.sendall(asks)
+        said = b""
+        with suppress(ConnectionError):
+            while piece := connection.recv(1_000_000):
+                said += piece
+    assert b"HTTP/1.1 429 " in said
+    assert b"read the answers first" in said
+
+
+def test_a_client_that_reads_no_answer_loses_its_connection(impatient: Server) -> None:
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connected(impatient) as connection:
+        start_s = time.monotonic()
+        with pytest.raises(ConnectionError):
+            keep_asking(connection, ask, start_s + 20)
+    assert httpx.get(f"{impatient.url}/livez", timeout=30).status_code == 200
+
+
+def keep_asking(connection: socket.socket, ask: bytes, end_s: float) -> None:
+    while time.monotonic() < end_s:
+        connection.sendall(ask)
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def narrow(bundle: Path, tmp_path: Path) -> Iterator[Server]:
+    """Takes one request at a time, and waits a second for a Redis that is frozen: twice, then it leaves it alone."""
+    with start_redis(tmp_path) as redis:
+        with redis.client() as client:
+            publish(client, open_bundle(bundle))
+        settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "1000", "CTR_CACHE_TOKENS": "0"}
+        with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
+            redis.process.send_signal(signal.SIGSTOP)
+            yield server
+
+
+def in_hand(server: Server) -> float:
+    return metric(server.url, "ctr_in_flight_requests")
+
+
+def test_what_has_no_room_is_a_429_at_once_and_its_connection_goes_on(narrow: Server) -> None:
+    before = metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}')
+    with connected(narrow) as first, connected(narrow) as second:
+        first.sendall(HEAD + LENGTH + BODY)
+        time.sleep(0.1)
+        for _ in range(3):
+            second.sendall(HEAD + b"X-Request-Id: mine\r\n" + LENGTH + BODY)
+            status, problem = answer(second)
+            assert (status, problem["request_id"]) == (429, "mine")
+            assert problem["type"] == "urn:problem-type:ctr:overloaded"
+        # In pieces, with the body behind the answer.
+        second.sendall(PART)
+        assert answer(second)[0] == 429
+        assert answer(first)[0] == 200
+        eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
+        second.sendall(BODY[10:] + HEAD + LENGTH + BODY)
+        assert answer(second)[0] == 200
+    assert metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}') == before + 4
+
+
+def test_a_429_has_retry_after_and_other_routes_go_on(narrow: Server) -> None:
+    with connected(narrow) as first, connected(narrow) as second:
+        first.sendall(HEAD + LENGTH + BODY)
+        time.sleep(0.1)
+        refused = httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30)
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert httpx.get(f"{narrow.url}/readyz", timeout=30).status_code == 200
+        second.sendall(HEAD + b"Expect: 100-continue\r\n" + LENGTH)
+        assert answer(second)[0] == 429
+        assert second.recv(1) == b""  # its body may come or not
+        assert answer(first)[0] == 200
+
+
+def test_clients_that_send_no_body_keep_nobody_out(narrow: Server) -> None:
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(connected(narrow)).sendall(PART)
+        time.sleep(0.1)
+        assert httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30).status_code == 200
+    eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
+
+
+def test_a_request_that_is_given_up_makes_room(narrow: Server) -> None:
+    with connected(narrow) as first:
+        first.sendall(HEAD + LENGTH + BODY)
+        eventually(lambda: in_hand(narrow) == 1, "the first is in hand")
+    eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
+    assert httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30).status_code == 200
+
+
+def test_who_asks_and_asks_and_reads_no_refusal_is_cut_off(narrow: Server) -> None:
+    ask = HEAD + b"Content-Length: 0\r\n\r\n"
+    with connected(narrow) as first, connected(narrow) as greedy:
+        first.sendall(HEAD + LENGTH + BODY)
+        time.sleep(0.1)
+        with pytest.raises(ConnectionError):
+            keep_asking(greedy, ask * 200, time.monotonic() + 20)
+
+
+def test_unfinished_bodies_may_not_fill_the_memory(bundle: Path) -> None:
+    limits = {
+        "CTR_MAX_BUFFERED_BYTES": "400000",
+        "CTR_MAX_BODY_BYTES": "400000",
+        "CTR_BODY_TIMEOUT_MS": "20000",
+        "CTR_WORKERS": "1",
+    }
+    body = b'{"context": {"user": "' + b"x" * 150_000
+    with serving(bundle, **limits) as server, ExitStack() as stack:
+        first = [stack.enter_context(connected(server)) for _ in range(2)]
+        for connection in first:
+            connection.sendall(HEAD + b"Content-Length: 300000\r\n\r\n" + body)
+        time.sleep(0.3)
+        with connected(server) as greedy:
+            greedy.sendall(HEAD + b"Content-Length: 300000\r\n\r\n" + body)
+            status, problem = answer(greedy)
+        assert status == 429
+        assert "memory" in problem["detail"]
+        assert httpx.post(f"{server.url}/v1/score", json=a_request(timeout_ms=5000), timeout=30).status_code == 200
+        for connection in first:
+            connection.close()

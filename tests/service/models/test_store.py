@@ -1,0 +1,232 @@
+"""ctr-store: whatever is done to a store, it has either the old current version or the new one."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from contract.bundle import open_bundle
+from service.models.store import StoreError, activate, add, current_bundle, main, read_pointer, remove, rollback
+from tests.support.small_bundle import write_small_bundle
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("three")
+    return [write_small_bundle(folder / f"b{seed}", seed=seed, name=f"b{seed}") for seed in range(3)]
+
+
+@pytest.fixture
+def versions(bundles: list[Path]) -> list[str]:
+    return [open_bundle(one).manifest.version for one in bundles]
+
+
+@pytest.fixture
+def store(bundles: list[Path], tmp_path: Path) -> Path:
+    """All three; the last one added is current."""
+    for one in bundles:
+        assert main(["add", str(tmp_path / "store"), str(one), "--activate"]) == 0
+    return tmp_path / "store"
+
+
+def test_what_is_added_and_activated_is_current(store: Path, versions: list[str]) -> None:
+    assert current_bundle(store).name == versions[2]
+    assert open_bundle(current_bundle(store)).manifest.version == versions[2]
+    assert activate(store, versions[0][:8]) == versions[0]
+    assert current_bundle(store).name == versions[0]
+
+
+def test_list_says_what_is_there_and_what_is_current(
+    store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["list", str(store)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == set(versions)
+    assert lines[versions[2]].endswith("b2  current")
+    assert lines[versions[1]].endswith("b1  previous 1")
+    assert lines[versions[0]].endswith("b0  previous 2")
+
+
+def test_rollback_goes_back_one_version_at_a_time(store: Path, versions: list[str]) -> None:
+    assert rollback(store) == versions[1]
+    assert rollback(store) == versions[0]
+    with pytest.raises(StoreError, match="no previous version"):
+        rollback(store)
+    assert current_bundle(store).name == versions[0]
+
+
+def test_rollback_leaves_out_what_is_not_there_any_more(store: Path, versions: list[str]) -> None:
+    shutil.rmtree(store / "versions" / versions[1])
+    assert rollback(store) == versions[0]
+
+
+def test_adding_twice_is_no_error_and_activating_twice_no_change(
+    store: Path, bundles: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pointer = read_pointer(store)
+    assert main(["add", str(store), str(bundles[2]), "--activate"]) == 0
+    assert "already there: b2" in capsys.readouterr().out
+    assert read_pointer(store) == pointer
+
+
+def test_a_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = Path(shutil.copytree(bundles[0], tmp_path / "damaged"))
+    (damaged / "model.onnx").write_bytes(b"")
+    assert main(["add", str(tmp_path / "store"), str(damaged)]) == 2
+    assert "model.onnx was changed after the export" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_adding_again_mends_a_version_that_was_damaged_in_the_store(
+    store: Path, bundles: list[Path], versions: list[str]
+) -> None:
+    (current_bundle(store) / "model.onnx").write_bytes(b"")
+    assert add(store, bundles[2])[1]
+    assert open_bundle(current_bundle(store)).manifest.version == versions[2]
+    assert sorted(path.name for path in store.iterdir()) == ["current", "lock", "versions"]
+
+
+def test_a_full_disk_is_told_with_its_reason_and_leaves_nothing(bundles: list[Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-B", "-m", "service.models.store", "add", str(tmp_path / "store"), str(bundles[0])]
+    added = subprocess.run(
+        ["bash", "-c", f"ulimit -f 4; exec {shlex.join(command)}"], capture_output=True, text=True, timeout=60
+    )
+    assert added.returncode == 2
+    assert f"{bundles[0]} cannot be copied into the store: [Errno 27] File too large" in added.stderr
+    assert len(added.stderr.splitlines()) == 1
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["lock", "versions"]
+
+
+def test_a_damaged_version_does_not_hide_the_others(
+    store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = min(versions)
+    (store / "versions" / first / "manifest.json").write_text("{")
+    capsys.readouterr()
+    assert main(["list", str(store)]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == set(versions)
+    assert [version for version, line in lines.items() if "  damaged: " in line] == [first]
+
+
+def test_a_version_that_is_not_current_can_be_removed(store: Path, versions: list[str]) -> None:
+    assert remove(store, versions[0][:8]) == versions[0]
+    assert sorted(path.name for path in (store / "versions").iterdir()) == sorted(versions[1:])
+    assert rollback(store) == versions[1]
+    with pytest.raises(StoreError, match="is current: activate another version first"):
+        remove(store, versions[1])
+
+
+def test_what_a_crash_left_is_no_version_and_goes_with_the_next_add(store: Path, bundles: list[Path]) -> None:
+    left = store / ".unfinished-x"
+    shutil.copytree(bundles[0], left / ("0" * 64))
+    assert main(["list", str(store)]) == 0
+    add(store, bundles[0])
+    assert not left.exists()
+
+
+def test_links_and_files_among_what_a_crash_left_are_no_obstacle(store: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (store / ".unfinished-x").symlink_to(precious)
+    (store / ".unfinished-y").write_text("")
+    rollback(store)
+    assert precious.is_dir()
+    assert sorted(path.name for path in store.iterdir()) == ["current", "lock", "versions"]
+
+
+def test_what_the_lock_links_to_is_not_emptied(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (store / "lock").unlink()
+    (store / "lock").symlink_to(tmp_path / "precious")
+    rollback(store)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_two_at_once_lose_nothing(bundles: list[Path], versions: list[str], tmp_path: Path) -> None:
+    threads = [threading.Thread(target=main, args=(["add", str(tmp_path), str(one), "--activate"],)) for one in bundles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    pointer = read_pointer(tmp_path)
+    assert pointer is not None
+    assert {pointer.version, *pointer.previous} == set(versions)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "words"),
+    [
+        ("", "activate a version again"),
+        ('{"version": "../../etc", "previous": []}', "which is no version"),
+        (json.dumps({"version": "a" * 64, "previous": ["../x"]}), "which is no version"),
+        (json.dumps({"version": "a" * 64, "previous": []}), "is not there: activate another one"),
+        ('{"version": 1}', "activate a version again"),
+    ],
+)
+def test_a_pointer_never_leads_out_of_the_store(store: Path, versions: list[str], pointer: str, words: str) -> None:
+    (store / "current").write_text(pointer)
+    with pytest.raises(StoreError, match=words):
+        current_bundle(store)
+    activate(store, versions[1])
+    assert current_bundle(store).name == versions[1]
+
+
+def test_behind_a_garbled_pointer_the_versions_can_be_seen(
+    store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "current").write_text("")
+    capsys.readouterr()
+    assert main(["list", str(store)]) == 2
+    shown = capsys.readouterr()
+    assert [line.split()[0] for line in shown.out.splitlines()] == sorted(versions)
+    assert "activate a version again" in shown.err
+
+
+def test_a_version_that_is_a_link_is_none_until_it_is_added_again(
+    store: Path, bundles: list[Path], versions: list[str], tmp_path: Path
+) -> None:
+    folder = store / "versions" / versions[2]
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="is not there"):
+        current_bundle(store)
+    with pytest.raises(StoreError, match="no version begins with"):
+        activate(store, versions[2])
+    assert add(store, bundles[2])[1]
+    assert current_bundle(store) == folder
+    assert (tmp_path / "elsewhere").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["list", "{}/none"], "there is no store"),
+        (["rollback", "{}/none"], "there is no store"),
+        (["activate", "{}/none", "abcdef"], "there is no store"),
+        (["activate", "{}", "abc"], "too short"),
+        (["activate", "{}", "zzzzzzzz"], "no version begins with 'zzzzzzzz'"),
+        (["add", "{}", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence(
+    store: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main([one.format(store) for one in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ctr-store: ")
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not (store / "none").exists()
+
+
+def test_without_a_pointer_there_is_no_current_version(bundles: list[Path], tmp_path: Path) -> None:
+    add(tmp_path, bundles[0])
+    with pytest.raises(StoreError, match="has no current version"):
+        current_bundle(tmp_path)

@@ -1,0 +1,55 @@
+"""Files of lines: each line whole or not there, whatever the disk and the operator do."""
+
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from service.request_log.segments import PART, Segments, whole_files
+
+LINE = b"x" * 19_999 + b"\n"
+
+
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond: the write that would is cut off there, as by a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def lines_of(folder: Path) -> list[bytes]:
+    return [line for path in whole_files(folder) for line in path.read_bytes().splitlines(keepends=True)]
+
+
+def test_a_line_that_a_full_disk_cuts_off_leaves_nothing_behind(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, 1 << 30, time.time)
+    segments.write(LINE)
+    with full_at(30_000):
+        for _ in range(2):
+            with pytest.raises(OSError, match="File too large"):
+                segments.write(LINE)
+        segments.write(b"short\n")
+    segments.write(LINE)
+    segments.close()
+    assert lines_of(tmp_path) == [LINE, b"short\n", LINE]
+
+
+def test_a_folder_that_is_moved_away_keeps_its_lines_and_a_new_one_has_the_next(tmp_path: Path) -> None:
+    segments = Segments(tmp_path / "log", 1 << 30, time.time)
+    segments.write(b"first\n")
+    shutil.move(tmp_path / "log", tmp_path / "old")
+    segments.write(b"second\n")
+    segments.close()
+    (left,) = (tmp_path / "old").glob(f"*{PART}")
+    assert left.read_bytes() == b"first\n"
+    assert lines_of(tmp_path / "log") == [b"second\n"]
+    Segments(tmp_path / "old", 1 << 30, time.time)  # whoever opens it next gives the file its name
+    assert lines_of(tmp_path / "old") == [b"first\n"]

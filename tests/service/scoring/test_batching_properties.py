@@ -1,0 +1,133 @@
+"""Whatever arrives, in whatever order, given up or not: every caller gets its own scores or one clear error, once."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from contract.encode import ModelInput
+from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.scoring.batching import Answer, Batcher
+from service.telemetry.metrics import Metrics
+from tests.service.scoring.test_batching import BROKEN, ctr, rows, soon
+
+MAX_ROWS = 8
+EXPECTED = (DeadlineExceeded, NotReady, Overloaded, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """rows: of the request. turns: of the event loop, before it comes, and before it hangs up (None: it waits)."""
+
+    rows: int
+    comes_after: int
+    leaves_after: int | None
+    in_ms: float
+    breaks: bool
+
+
+callers = st.lists(
+    st.builds(
+        Caller,
+        rows=st.integers(1, 30),
+        comes_after=st.integers(0, 20),
+        leaves_after=st.none() | st.integers(0, 20),
+        in_ms=st.sampled_from([0.0, 0.5, 5.0, 30_000.0, 30_000.0]),
+        breaks=st.sampled_from([False] * 9 + [True]),
+    ),
+    max_size=25,
+)
+
+
+class Model:
+    """Answers each row with its id / 1000, and notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.running = self.most_running = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, batch: Sequence[ModelInput]) -> list[NDArray[np.float64]]:
+        with self._lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            self.batches.append([len(one.candidate_ids) for one in batch])
+        try:
+            if any(BROKEN in one.candidate_ids for one in batch):
+                raise ArithmeticError("the model fell over")
+            return [one.candidate_ids[:, 0] / 1000 for one in batch]
+        finally:
+            with self._lock:
+                self.running -= 1
+
+
+async def ask(batcher: Batcher, number: int, caller: Caller) -> None:
+    """Raises AssertionError for a wrong answer, and for an error that is none of the clear ones."""
+    for _ in range(caller.comes_after):
+        await asyncio.sleep(0)
+    ids = [1000 * (number + 1) + row for row in range(caller.rows)]
+    if caller.breaks:
+        ids[-1] = BROKEN
+    try:
+        future = batcher.submit(rows(*ids), soon(caller.in_ms / 1e3))
+    except (Overloaded, NotReady):
+        return
+    if caller.leaves_after is not None:
+        for _ in range(caller.leaves_after):
+            await asyncio.sleep(0)
+        future.cancel()
+    try:
+        answer: Answer = await asyncio.wait_for(future, 20)
+    except EXPECTED:
+        return
+    except asyncio.CancelledError:
+        assert caller.leaves_after is not None
+        return
+    assert not caller.breaks
+    assert ctr(answer) == ids
+
+
+@settings(max_examples=60, deadline=None)
+@given(callers, st.integers(1, 3), st.integers(10, 60), st.booleans())
+def test_every_caller_gets_its_own_rows_or_one_clear_error(
+    asking: list[Caller], slots: int, max_queued_rows: int, closes: bool
+) -> None:
+    model = Model()
+
+    async def all_of_them() -> None:
+        batcher = Batcher(model, Metrics(), slots=slots, max_rows=MAX_ROWS, max_queued_rows=max_queued_rows)
+        tasks = [asyncio.create_task(ask(batcher, number, caller)) for number, caller in enumerate(asking)]
+        if closes:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            await batcher.close()
+        await asyncio.gather(*tasks)
+        assert batcher._queued_rows == 0
+        if not closes:
+            await asyncio.wait_for(batcher.submit(rows(7), soon()), 20)  # and it goes on
+            await batcher.close()
+
+    asyncio.run(all_of_them())
+    assert all(sum(batch) <= MAX_ROWS for batch in model.batches)
+    assert model.most_running <= slots
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 40))
+def test_a_lone_request_never_waits_for_others(slots: int, number_of_rows: int) -> None:
+    model = Model()
+
+    async def alone() -> None:
+        batcher = Batcher(model, Metrics(), slots=slots, max_rows=MAX_ROWS, max_queued_rows=1000)
+        future = batcher.submit(rows(*range(number_of_rows)), soon())
+        # It runs already, or as much of it as there are slots for; no timer has to go off before.
+        assert batcher._free == max(0, slots - -(-number_of_rows // MAX_ROWS))
+        assert ctr(await asyncio.wait_for(future, 20)) == list(range(number_of_rows))
+        await batcher.close()
+
+    asyncio.run(alone())

@@ -1,0 +1,177 @@
+"""top_k and cascade, with a real model."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+
+from contract.bundle import CascadeRule, open_bundle
+from contract.encode import ModelInput
+from contract.golden import GoldenRequest, read_golden
+from export.cli import export
+from model.data.prepare.prepared import read_prepared
+from service.runtime.cascade import Screened, screened
+from service.runtime.engine import open_engine
+from service.scoring.batching import _split
+from tests.conftest import DATA
+from tests.service.conftest import StartApp, a_request, post, problem
+
+
+@pytest.fixture(scope="module")
+def cascading(first_level_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose first level says much: only such a one has a cascade."""
+    folder = tmp_path_factory.mktemp("cascade") / "bundle"
+    export(first_level_run, folder, read_prepared(first_level_run.parent / DATA.prepared))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def golden(cascading: Path) -> list[GoldenRequest]:
+    return read_golden(cascading / "golden.jsonl")
+
+
+@pytest.fixture
+async def demo(start: StartApp, cascading: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with start(bundle=cascading) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def largest(golden: list[GoldenRequest]) -> GoldenRequest:
+    return max(golden, key=lambda one: len(one.candidates))
+
+
+def body(one: GoldenRequest, copies: int = 1, **more: Any) -> bytes:
+    """The golden request, its candidates several times over."""
+    candidates = [{"id": f"{c.id}-{n}", "features": c.features} for n in range(copies) for c in one.candidates]
+    return msgspec.json.encode({"context": one.context, "candidates": candidates, **more})
+
+
+async def answer(client: httpx.AsyncClient, content: bytes) -> dict[str, Any]:
+    response = await post(client, content)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def test_top_k_is_the_head_of_the_whole_answer_sorted(demo: httpx.AsyncClient, largest: GoldenRequest) -> None:
+    everything = (await answer(demo, body(largest)))["scores"]
+    ranked = sorted(everything, key=lambda score: -score["ctr"])
+    for k in (1, 5, len(ranked), 1000):
+        best = await answer(demo, body(largest, top_k=k))
+        assert [score["id"] for score in best["scores"]] == [score["id"] for score in ranked[:k]]
+        assert "scored_in_full" not in best
+
+
+async def test_equal_candidates_keep_their_order(demo: httpx.AsyncClient, largest: GoldenRequest) -> None:
+    one = msgspec.structs.replace(largest, candidates=largest.candidates[:1])
+    best = (await answer(demo, body(one, copies=5, top_k=3)))["scores"]
+    assert len({score["ctr"] for score in best}) == 1
+    assert [score["id"].rpartition("-")[2] for score in best] == ["0", "1", "2"]
+
+
+async def test_a_candidate_that_could_not_be_read_comes_last(client: httpx.AsyncClient) -> None:
+    request = a_request(on_bad_candidate="skip", top_k=3)
+    request["candidates"].insert(0, {"id": "bad", "features": {"item": []}})
+    scores = (await answer(client, msgspec.json.encode(request)))["scores"]
+    assert scores[-1]["id"] == "bad"
+    assert scores[-1]["ctr"] is None
+    assert "features.item" in scores[-1]["error"]
+    assert scores[0]["ctr"] >= scores[1]["ctr"]
+    two = (await answer(client, msgspec.json.encode(request | {"top_k": 2})))["scores"]
+    assert two == scores[:2]
+
+
+@pytest.mark.parametrize("k", [1, 2, 10])
+async def test_a_cascade_scores_fewer_and_finds_the_best(
+    demo: httpx.AsyncClient, largest: GoldenRequest, k: int
+) -> None:
+    whole = await answer(demo, body(largest, top_k=k))
+    fewer = await answer(demo, body(largest, top_k=k, cascade=True))
+    assert k <= fewer["scored_in_full"] < len(largest.candidates)
+    assert [score["id"] for score in fewer["scores"]] == [score["id"] for score in whole["scores"]]
+    for found, expected in zip(fewer["scores"], whole["scores"], strict=True):
+        assert found["ctr"] == pytest.approx(expected["ctr"], abs=1e-6)
+
+
+async def test_over_all_golden_requests_a_cascade_saves_and_finds(
+    demo: httpx.AsyncClient, golden: list[GoldenRequest]
+) -> None:
+    wanted = found = scored = candidates = 0
+    for one in golden:
+        if len(one.candidates) < 10:
+            continue
+        best = {score["id"] for score in (await answer(demo, body(one, top_k=3)))["scores"]}
+        fewer = await answer(demo, body(one, top_k=3, cascade=True))
+        found += len(best & {score["id"] for score in fewer["scores"]})
+        wanted += len(best)
+        scored += fewer["scored_in_full"]
+        candidates += len(one.candidates)
+    assert found / wanted > 0.97
+    assert scored / candidates < 0.8
+
+
+async def test_more_than_any_rule_knows_is_scored_in_full(
+    demo: httpx.AsyncClient, cascading: Path, largest: GoldenRequest
+) -> None:
+    most = max(rule.k for rule in open_bundle(cascading).manifest.cascade)
+    fewer = await answer(demo, body(largest, copies=3, top_k=most + 1, cascade=True))
+    assert fewer["scored_in_full"] == 3 * len(largest.candidates)
+
+
+async def test_a_model_without_a_cascade_refuses_it(client: httpx.AsyncClient) -> None:
+    request = msgspec.json.encode(a_request(top_k=1, cascade=True))
+    problem(await post(client, request), 422, "$.cascade", "this model has none", "leave it out")
+
+
+async def test_the_model_page_states_recall_and_saving(demo: httpx.AsyncClient) -> None:
+    model = (await demo.get("/v1/model")).json()
+    assert model["cascade"]
+    for rule in model["cascade"]:
+        assert rule["recall"] > 0.99
+        assert rule["scored"] <= 0.5
+        assert rule["requests"] >= 100
+
+
+def an_input(rows: int) -> ModelInput:
+    context = np.zeros((1, 9), np.int64), np.zeros((1, 1), np.float32)
+    candidates = np.zeros((rows, 7), np.int64), np.zeros((rows, 1), np.float32)
+    return ModelInput(context[0], candidates[0], context[1], candidates[1])
+
+
+def test_the_rule_is_that_of_the_next_larger_k() -> None:
+    rules = [CascadeRule(k, k / 10, 1.0, 0.5, 100, 300) for k in (1, 3, 10)]
+    for k, margin in ((1, 0.1), (2, 0.3), (3, 0.3), (4, 1.0), (10, 1.0)):
+        one = screened(an_input(50), k, rules)
+        assert isinstance(one, Screened)
+        assert one.rule.margin == margin
+    assert not isinstance(screened(an_input(50), 11, rules), Screened)
+    assert not isinstance(screened(an_input(3), 3, rules), Screened)
+    assert not isinstance(screened(an_input(3), 2, rules), Screened)
+
+
+def test_a_split_request_is_screened_part_by_part() -> None:
+    one = screened(an_input(50), 3, [CascadeRule(3, 0.3, 1.0, 0.5, 100, 300)])
+    parts = _split(one, 20)
+    assert [len(part.candidate_ids) for part in parts] == [20, 20, 10]
+    assert all(isinstance(part, Screened) and part.rule.k == 3 for part in parts)
+
+
+def test_screened_and_other_requests_in_one_batch_do_not_mix(cascading: Path) -> None:
+    engine = open_engine(open_bundle(cascading), 1)
+    random = np.random.default_rng(0)
+    others = [an_input(n) for n in (5, 1)]
+    mixed = an_input(30)
+    mixed.candidate_ids[:] = random.integers(0, 2, mixed.candidate_ids.shape)
+    (alone,) = engine.run([mixed])
+    batch = [others[0], screened(mixed, 2, [CascadeRule(2, 0.0, 1.0, 0.5, 100, 300)]), others[1]]
+    first, found, last = engine.run(batch)
+    rows = np.isfinite(found)
+    assert 2 <= rows.sum() < 30
+    np.testing.assert_allclose(found[rows], alone[rows], atol=1e-6)
+    assert np.isfinite(first).all()
+    assert np.isfinite(last).all()

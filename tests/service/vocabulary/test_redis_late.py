@@ -1,0 +1,61 @@
+"""A Redis that is late or says nothing: requests are answered in time, and soon it is not asked any more."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from contract.bundle import open_bundle
+from service.vocabulary.publish import publish
+from tests.service.conftest import RedisServer, StartApp, a_request, app_of
+from tests.service.vocabulary.test_tiered import looking_up, stopped
+
+
+@contextmanager
+def a_silent_server() -> Iterator[str]:
+    """Takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+
+
+async def test_a_budget_below_redis_own_timeout_is_answered_in_time_and_starts_the_pause(start: StartApp) -> None:
+    with a_silent_server() as url:
+        async with start(cache_tokens=0, redis_url=url, redis_timeout_ms=10, timeout_ms=8) as client:
+            answers = [await client.post("/v1/score", json=a_request()) for _ in range(40)]
+            scored = [answer.json()["degraded"] for answer in answers if answer.status_code == 200]
+            assert len(scored) > 20  # all, unless the machine is loaded
+            assert scored == [["redis"]] * len(scored)
+            assert not app_of(client).state.serving.model.scorer.vocabulary._breaker.is_closed
+
+
+async def test_redis_gets_at_most_half_of_what_remains(bundle: Path) -> None:
+    with a_silent_server() as url:
+        async with looking_up(url, open_bundle(bundle), 5.0) as lookup:
+            start_s = time.perf_counter()
+            assert (await lookup.find({"user": ["u1"]}, 0.6)).degraded
+            assert 0.3 <= time.perf_counter() - start_s < 0.6
+
+
+async def test_short_budgets_alone_do_not_start_a_pause(bundle: Path, redis_server: RedisServer) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as redis:
+        publish(redis, opened)
+    async with looking_up(redis_server.url, opened, 1.0) as lookup:
+        for _ in range(10):
+            await lookup.find({"user": ["u1"]}, 1e-6)
+        assert not (await lookup.find({"user": ["u1"]}, 2.0)).degraded
+
+
+async def test_one_late_answer_is_no_reason_for_a_pause(bundle: Path, redis_server: RedisServer) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as redis:
+        publish(redis, opened)
+    async with looking_up(redis_server.url, opened, 0.5) as lookup:
+        assert not (await lookup.find({"user": ["u1"]}, 1.0)).degraded
+        for _ in range(4):
+            with stopped(redis_server):
+                assert (await lookup.find({"user": ["u1"]}, 1.0)).degraded
+            await asyncio.sleep(0.05)
+            assert not (await lookup.find({"user": ["u1"]}, 1.0)).degraded

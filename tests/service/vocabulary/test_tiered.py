@@ -1,0 +1,261 @@
+"""Redis and the bundle: whatever Redis does, the answers are equal and come in time."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from contract.bundle import Bundle, open_bundle
+from service.telemetry.metrics import Metrics
+from service.vocabulary.cache import TokenCache
+from service.vocabulary.publish import publish
+from service.vocabulary.redis_client import connect
+from service.vocabulary.tiered import MAX_ROUND_TRIPS, SOCKET_TIMEOUT_S, Tiers, hash_key, ready_key
+from tests.service.conftest import RedisServer, StartApp, a_request, app_of, start_redis
+from tests.support.small_bundle import write_small_bundle
+
+QUICK_MS = 500.0  # generous: the machine may be loaded
+
+
+async def score(client: httpx.AsyncClient, **changes: Any) -> tuple[list[float], list[str]]:
+    answer = await client.post("/v1/score", json=a_request(**changes))
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    return [score["ctr"] for score in body["scores"]], body["degraded"]
+
+
+@contextmanager
+def stopped(server: RedisServer) -> Iterator[None]:
+    """The server takes connections but answers nothing."""
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+
+
+def unpause(client: httpx.AsyncClient) -> None:
+    breaker = app_of(client).state.serving.model.scorer.vocabulary._breaker
+    if not breaker.is_closed:
+        breaker._open_until_s = 0.0
+
+
+@pytest.fixture
+async def expected(client: httpx.AsyncClient) -> list[float]:
+    """What the bundle alone answers."""
+    ctr, degraded = await score(client)
+    assert degraded == []
+    return ctr
+
+
+async def test_a_published_version_is_read_from_redis(
+    start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float]
+) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as redis:
+        publish(redis, opened)
+        async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+            assert await score(client) == (expected, [])
+            # Proof that Redis is asked: another id there gives another answer.
+            redis.hset(hash_key(opened.manifest.version, "user"), "u1", 9)
+            ctr, degraded = await score(client)
+            assert ctr != expected
+            assert degraded == []
+
+
+async def test_a_request_costs_one_round_trip(start: StartApp, bundle: Path, redis_server: RedisServer) -> None:
+    with redis_server.client() as redis:
+        publish(redis, open_bundle(bundle))
+        async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+            await score(client)
+            before = redis.info("commandstats")
+            await score(client)
+            after = redis.info("commandstats")
+    assert after["cmdstat_get"]["calls"] - before["cmdstat_get"]["calls"] == 1
+    assert after["cmdstat_hmget"]["calls"] - before["cmdstat_hmget"]["calls"] == 4
+
+
+async def test_an_unknown_token_is_no_fault_of_redis(
+    start: StartApp, bundle: Path, redis_server: RedisServer, client: httpx.AsyncClient
+) -> None:
+    request = a_request(context={"user": "nobody"})
+    with redis_server.client() as redis:
+        publish(redis, open_bundle(bundle))
+    async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as with_redis:
+        assert await score(with_redis, **request) == await score(client, **request)
+        assert await score(with_redis, context={}) == await score(client, context={})
+
+
+@pytest.mark.parametrize("garbage", ["-1", "0", "1", "92", "1.5", "", "eleven", "9" * 40, "٣", "1 "])
+async def test_an_id_that_cannot_be_is_answered_by_the_bundle(
+    start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float], garbage: str
+) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as redis:
+        publish(redis, opened)
+        redis.hset(hash_key(opened.manifest.version, "item"), "4082", garbage)
+    async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        assert await score(client) == (expected, ["redis"])
+        assert 'ctr_degraded_total{reason="redis"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_a_token_that_redis_lost_is_answered_by_the_bundle(
+    start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float]
+) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as redis:
+        publish(redis, opened)
+        redis.hdel(hash_key(opened.manifest.version, "user"), "u1")
+        async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+            assert await score(client) == (expected, ["redis"])
+            redis.delete(hash_key(opened.manifest.version, "item"))
+            assert await score(client) == (expected, ["redis"])
+
+
+async def test_a_key_of_the_wrong_type_is_answered_by_the_bundle(
+    start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float]
+) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as redis:
+        publish(redis, opened)
+        redis.set(hash_key(opened.manifest.version, "user"), "no hash")
+    async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        assert await score(client) == (expected, ["redis"])
+
+
+@pytest.mark.parametrize("ready", [None, b"", b"[]", b"\xff", b'{"counts": {}, "vocabulary": "of another model"}'])
+async def test_redis_is_not_used_while_ready_does_not_agree(
+    start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float], ready: bytes | None
+) -> None:
+    opened = open_bundle(bundle)
+    version = opened.manifest.version
+    with redis_server.client() as redis:
+        publish(redis, opened)
+        redis.hset(hash_key(version, "user"), "u1", 9)
+        redis.delete(ready_key(version)) if ready is None else redis.set(ready_key(version), ready)
+        async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+            assert await score(client) == (expected, ["redis"])
+            publish(redis, opened)
+            unpause(client)
+            assert await score(client) == (expected, [])
+
+
+async def test_another_version_in_redis_is_not_mixed_in(
+    start: StartApp, tmp_path: Path, redis_server: RedisServer, expected: list[float]
+) -> None:
+    other = open_bundle(write_small_bundle(tmp_path / "other", seed=1))
+    with redis_server.client() as redis:
+        publish(redis, other)
+    async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        assert await score(client) == (expected, ["redis"])
+
+
+async def test_a_redis_that_is_not_there_costs_nothing_but_the_flag(start: StartApp, expected: list[float]) -> None:
+    async with start(cache_tokens=0, redis_url="redis://127.0.0.1:1/0") as client:
+        for _ in range(3):
+            assert await score(client) == (expected, ["redis"])
+
+
+async def test_a_redis_that_hangs_does_not_cost_the_deadline(
+    start: StartApp, bundle: Path, tmp_path: Path, expected: list[float]
+) -> None:
+    with start_redis(tmp_path) as server:
+        with server.client() as redis:
+            publish(redis, open_bundle(bundle))
+        async with start(cache_tokens=0, redis_url=server.url, redis_timeout_ms=200) as client:
+            await score(client)  # connects
+            unpause(client)
+            with stopped(server):
+                start_s = time.perf_counter()
+                for _ in range(3):
+                    assert await score(client) == (expected, ["redis"])
+                waited_s = time.perf_counter() - start_s
+                assert 3 * 0.2 <= waited_s < 3
+                # Three in a row: the next requests do not wait at all.
+                for _ in range(20):
+                    assert await score(client) == (expected, ["redis"])
+                assert time.perf_counter() - start_s - waited_s < 20 * 0.2 / 2
+            await asyncio.sleep(0.1)
+            unpause(client)
+            await score(client)  # may still be late
+            unpause(client)
+            assert await score(client) == (expected, [])
+
+
+@asynccontextmanager
+async def looking_up(
+    url: str, bundle: Bundle, timeout_s: float, clock: Callable[[], float] = time.monotonic, cached: int = 0
+) -> AsyncIterator[Tiers]:
+    """cached: tokens; none, and every one is asked for again."""
+    cache = TokenCache(bundle.vocabularies, cached, 2**30, 60.0)
+    lookup = Tiers(bundle, cache, Metrics(), connect(url, SOCKET_TIMEOUT_S, MAX_ROUND_TRIPS), timeout_s, clock)
+    try:
+        yield lookup
+    finally:
+        await lookup.close()
+
+
+async def test_an_abandoned_reply_never_reaches_the_next_caller(bundle: Path, redis_server: RedisServer) -> None:
+    opened = open_bundle(bundle)
+    users = [f"u{i}" for i in range(40)]
+    with redis_server.client() as redis:
+        publish(redis, opened)
+    async with looking_up(redis_server.url, opened, 5.0) as lookup:
+        await lookup.find({"user": ["u0"]}, 5.0)
+        for number, user in enumerate(users):
+            # A caller that has hardly any time, and one that is cancelled in the middle of its wait.
+            await lookup.find({"user": [user]}, 1e-6)
+            cancelled = asyncio.create_task(lookup.find({"user": [user]}, 5.0))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            wanted = users[(number + 7) % 40]
+            found = await lookup.find({"user": [wanted]}, 5.0)
+            assert not found.degraded
+            assert found.lookup["user"](wanted) == opened.vocabularies["user"](wanted)
+
+
+async def test_a_redis_that_drops_and_comes_back_is_used_again_after_a_pause(
+    bundle: Path, redis_server: RedisServer
+) -> None:
+    opened = open_bundle(bundle)
+    now = 0.0
+    async with looking_up(redis_server.url, opened, 1.0, clock=lambda: now) as lookup:
+        assert (await lookup.find({"user": ["u1"]}, 1.0)).degraded
+        with redis_server.client() as redis:
+            publish(redis, opened)
+        now = 0.9
+        assert (await lookup.find({"user": ["u1"]}, 1.0)).degraded
+        now = 1.1
+        assert not (await lookup.find({"user": ["u1"]}, 1.0)).degraded
+
+
+async def test_the_password_is_in_no_log(
+    start: StartApp, tmp_path: Path, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    wrong = redis_server.url.replace(redis_server.password, "wrong-but-secret")
+    async with start(cache_tokens=0, redis_url=wrong, redis_timeout_ms=QUICK_MS) as client:
+        for _ in range(3):
+            assert (await score(client))[1] == ["redis"]
+        assert "secret" not in repr(app_of(client).state.serving.model.scorer.settings)
+    assert "redis is not used" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_ready_is_written_as_it_is_documented(bundle: Path, redis_server: RedisServer) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as redis:
+        publish(redis, opened)
+        raw: Any = redis.get(f"ctr:{{{opened.manifest.version}}}:ready")
+        assert redis.hget(f"ctr:{{{opened.manifest.version}}}:v:user", "u0") == b"2"
+    assert msgspec.json.decode(raw)["counts"] == {"user": 40, "weekday": 3, "item": 90, "cost": 3}
