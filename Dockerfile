@@ -2,6 +2,7 @@
 #
 #   docker build -t stec-ctr .
 #   docker build -t stec-ctr:cuda --build-arg RUNTIME=cuda .        CUDA's libraries come with it; the host needs the driver
+#   docker build -t stec-ctr --build-arg BASE=python:3.13-slim-bookworm .      any Python from 3.11 to 3.14
 #
 # Another bundle: mount it over /bundle, or mount a ctr-store and set CTR_BUNDLE= (empty) and CTR_STORE to it.
 ARG BASE=python:3.11-slim-bookworm
