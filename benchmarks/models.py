@@ -140,6 +140,7 @@ def main() -> int:
         LIBRARIES,
         command,
     )
+    (options.folder / run_registry.RESULTS).mkdir(exist_ok=True)
     write_whole(options.folder / run_registry.RESULTS / SPEED, msgspec.json.format(msgspec.json.encode(speed)) + b"\n")
     return 0
 

@@ -18,7 +18,7 @@ AUCS = {"stec": (0.80, 0.81), "dcn": (0.79, 0.795), "lr": (0.70,)}
 
 
 def run(seed: int, auc: float) -> FinishedRun:
-    """As tests.model.test_runs has it, with what a report needs and that AUC."""
+    """A finished run with what a report needs and that AUC."""
     made = a_run(seed)
     test = dataclasses.replace(made.metrics.test, auc=auc, logloss=1 - auc)
     metrics = msgspec.structs.replace(made.metrics, test=test, flops=10 * seed, rows_per_s=1000.0)
