@@ -44,7 +44,7 @@ test-uvicorn: $(ALL_STAMP)
 	set -e; for version in $(UVICORN_VERSIONS); do \
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .uvicorn/$$version uvicorn==$$version; \
 		echo "uvicorn $$version"; \
-		PYTHONPATH=.uvicorn/$$version OMP_NUM_THREADS=1 $(BIN)/pytest tests/service/http tests/service/processes; \
+		PYTHONPATH=$(CURDIR)/.uvicorn/$$version OMP_NUM_THREADS=1 $(BIN)/pytest tests/service/http tests/service/processes; \
 	done
 
 lint: $(ALL_STAMP)

@@ -16,7 +16,7 @@ from service.http.connection_counts import WorkerSlot
 log = logging.getLogger(__name__)
 
 YIELD_S = 0.005  # Longer than an idle worker takes to accept.
-MAX_UNUSED_YIELDS = 50  # A quarter of a second. The other worker may be busy for a shorter time.
+MAX_UNUSED_YIELDS = 50  # A quarter of a second. Workers that accept nothing for so long are not just busy.
 NO_YIELD_S = 0.1  # How long a worker stops yielding after MAX_UNUSED_YIELDS.
 PAUSE_S = 0.1  # How long accepting pauses at the connection limit or without resources.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

@@ -91,7 +91,7 @@ class Protocol(HttpToolsProtocol):
         self.close_after_response = False
         self._ignores_input = False
         self._error_response = b""  # Ends the connection once the requests before it are answered.
-        self._current: RequestResponseCycle | None = None  # The request that is answered next, or was answered last.
+        self._current: RequestResponseCycle | None = None  # The request being answered, or answered last.
         self._last_response_sent = False
         self._head = HeadSize()
         self._is_upgrade = False

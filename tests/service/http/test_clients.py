@@ -21,7 +21,7 @@ PART = HEAD + LENGTH + BODY[:10]
 
 
 @pytest.fixture(scope="module")
-def impatient(bundle: Path) -> Iterator[Server]:
+def short_timeouts(bundle: Path) -> Iterator[Server]:
     limits = {"CTR_HEAD_TIMEOUT_MS": "500", "CTR_BODY_TIMEOUT_MS": "500", "CTR_KEEP_ALIVE_MS": "1000"}
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_CONNECTIONS="20", **limits) as server:
         yield server
@@ -36,14 +36,14 @@ def closed_after_s(connection: socket.socket) -> float:
 
 
 @pytest.mark.parametrize("start", [b"", b"POST /v1/score HTTP/1.1\r\nHost: x\r\nX-Slow: "])
-def test_a_connection_without_a_complete_head_is_closed(impatient: Server, start: bytes) -> None:
-    with connected(impatient) as connection:
+def test_a_connection_without_a_complete_head_is_closed(short_timeouts: Server, start: bytes) -> None:
+    with connected(short_timeouts) as connection:
         connection.sendall(start)
         assert 0.3 < closed_after_s(connection) < 5
 
 
-def test_a_head_that_arrives_byte_by_byte_gets_408(impatient: Server) -> None:
-    with connected(impatient) as connection:
+def test_a_head_that_arrives_byte_by_byte_gets_408(short_timeouts: Server) -> None:
+    with connected(short_timeouts) as connection:
         start_s = time.monotonic()
         connection.settimeout(0.1)
         said = b""
@@ -61,34 +61,34 @@ def test_a_head_that_arrives_byte_by_byte_gets_408(impatient: Server) -> None:
         assert time.monotonic() - start_s < 5
 
 
-def test_a_body_that_does_not_arrive_gets_504(impatient: Server) -> None:
-    with connected(impatient) as connection:
+def test_a_body_that_does_not_arrive_gets_504(short_timeouts: Server) -> None:
+    with connected(short_timeouts) as connection:
         connection.sendall(PART)
         status, problem = answer(connection)
     assert status == 504
     assert "body did not arrive" in problem["detail"]
 
 
-def test_an_idle_connection_is_closed_after_its_timeout(impatient: Server) -> None:
-    with connected(impatient) as connection:
+def test_an_idle_connection_is_closed_after_its_timeout(short_timeouts: Server) -> None:
+    with connected(short_timeouts) as connection:
         connection.sendall(HEAD + LENGTH + BODY)
         assert answer(connection)[0] == 200
         assert 0.5 < closed_after_s(connection) < 6
 
 
-def test_connections_above_the_limit_wait_until_others_close(impatient: Server) -> None:
+def test_connections_above_the_limit_wait_until_others_close(short_timeouts: Server) -> None:
     with ExitStack() as stack:
         for _ in range(40):
-            stack.enter_context(connected(impatient)).sendall(b"POST /v1/sc")
+            stack.enter_context(connected(short_timeouts)).sendall(b"POST /v1/sc")
         start_s = time.monotonic()
-        reply = httpx.post(f"{impatient.url}/v1/score", json=a_request(), timeout=30)
+        reply = httpx.post(f"{short_timeouts.url}/v1/score", json=a_request(), timeout=30)
         assert reply.status_code == 200
         assert time.monotonic() - start_s < 10
 
 
-def test_too_many_pipelined_requests_are_refused(impatient: Server) -> None:
+def test_too_many_pipelined_requests_are_refused(short_timeouts: Server) -> None:
     asks = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
-    with connected(impatient) as connection:
+    with connected(short_timeouts) as connection:
         connection.sendall(asks)
         said = b""
         with suppress(ConnectionError):
@@ -98,13 +98,13 @@ def test_too_many_pipelined_requests_are_refused(impatient: Server) -> None:
     assert b"Read the responses first" in said
 
 
-def test_a_client_that_reads_no_response_loses_its_connection(impatient: Server) -> None:
+def test_a_client_that_reads_no_response_loses_its_connection(short_timeouts: Server) -> None:
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
-    with connected(impatient) as connection:
+    with connected(short_timeouts) as connection:
         start_s = time.monotonic()
         with pytest.raises(ConnectionError):
             keep_asking(connection, ask, start_s + 20)
-    assert httpx.get(f"{impatient.url}/livez", timeout=30).status_code == 200
+    assert httpx.get(f"{short_timeouts.url}/livez", timeout=30).status_code == 200
 
 
 def keep_asking(connection: socket.socket, ask: bytes, end_s: float) -> None:

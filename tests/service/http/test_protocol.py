@@ -233,8 +233,8 @@ def test_a_client_that_sends_its_next_request_after_the_response_has_one_request
 def test_a_client_that_stops_reading_loses_its_connection(bundle: Path) -> None:
     candidates = [{"id": "i" * 1900 + str(number), "features": {"ad": 1}} for number in range(1000)]
     body = json.dumps(a_request(candidates=candidates, timeout_ms=5000)).encode()
-    impatient = serving(bundle, CTR_WORKERS="1", CTR_HEAD_TIMEOUT_MS="1000", CTR_KEEP_ALIVE_MS="60000")
-    with impatient as server, socket.socket() as silent:
+    short_timeouts = serving(bundle, CTR_WORKERS="1", CTR_HEAD_TIMEOUT_MS="1000", CTR_KEEP_ALIVE_MS="60000")
+    with short_timeouts as server, socket.socket() as silent:
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         host, port = server.url.removeprefix("http://").split(":")
         silent.connect((host, int(port)))

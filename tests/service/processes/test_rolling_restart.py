@@ -34,7 +34,7 @@ class Balancer:
         for thread in threads:
             thread.start()
         try:
-            eventually(lambda: len(self.answers) > 20, "it runs")
+            eventually(lambda: len(self.answers) > 20, "requests are answered")
             yield
         finally:
             self._stop.set()
