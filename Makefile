@@ -13,11 +13,12 @@ BIN := .venv/bin
 COMPUTE_TESTS := tests/contract tests/model tests/export
 ALONE_TESTS := tests/benchmarks $(patsubst %,tests/service/%.py,http/test_connection_counts http/test_clients vocabulary/test_redis_faults vocabulary/test_redis_late models/test_reload http/test_production_hazards api/test_schemas)
 KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
+UVICORN_VERSIONS := $(shell sed -n 's/.*"uvicorn>=\([0-9.]*\),.*/\1/p' pyproject.toml; sed -n 's/^uvicorn==//p' constraints.txt)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test compute-tests lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
+.PHONY: serve install kernel test compute-tests test-uvicorn lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -37,6 +38,14 @@ test: $(ALL_STAMP)
 
 compute-tests: $(ALL_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(COMPUTE_TESTS)
+
+# service/http/protocol.py overrides a private method of uvicorn: test the lowest supported version and the pinned one.
+test-uvicorn: $(ALL_STAMP)
+	set -e; for version in $(UVICORN_VERSIONS); do \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .uvicorn/$$version uvicorn==$$version; \
+		echo "uvicorn $$version"; \
+		PYTHONPATH=$(CURDIR)/.uvicorn/$$version OMP_NUM_THREADS=1 $(BIN)/pytest tests/service/http tests/service/processes; \
+	done
 
 lint: $(ALL_STAMP)
 	$(BIN)/ruff check .
@@ -89,7 +98,7 @@ compose-test: $(ALL_STAMP) image
 	$(BIN)/python -m deploy.compose_test $(COMPOSE)
 
 clean:
-	rm -rf .venv build *.egg-info kernel/_stec*.so
+	rm -rf .venv .uvicorn build *.egg-info kernel/_stec*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

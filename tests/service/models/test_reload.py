@@ -147,7 +147,7 @@ def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
     with serving_store(two_versions, tmp_path) as server:
         damage(two_versions / "versions" / another)
         point_to(two_versions, another)
-        refused = problem(reload(server.url), 409, None, words, "goes on")
+        refused = problem(reload(server.url), 409, None, words, "The previous model stays in service")
         assert refused["type"] == "urn:problem-type:ctr:refused"
         assert str(tmp_path) not in refused["detail"]
         assert metric(server.url, 'ctr_reloads_total{outcome="refused"}') >= 1
@@ -167,7 +167,7 @@ def test_many_who_ask_at_once_are_one_reload_and_the_one_behind_it(
         for _ in range(50):
             server.process.send_signal(signal.SIGHUP)
             time.sleep(0.01)
-        problem(reload(server.url), 409, None, "goes on")
+        problem(reload(server.url), 409, None, "The previous model stays in service")
         assert 1 <= metric(server.url, 'ctr_reloads_total{outcome="refused"}') < 10
 
 
