@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from contract.bundle import open_bundle
+from loadtest.openloop.bodies import prepare
 from loadtest.paired import __main__ as paired
 from loadtest.paired.checkouts import CannotCompare, Probe, Side, find_checkout, probe, require_same_kernel
+from loadtest.paired.runs import Plan, measure
 from loadtest.servers import Checkout
-from tests.support.paths import ROOT
+from tests.support.paths import DEMO, ROOT
 from tests.support.processes import children, eventually, is_alive
 
 SHORT = ("--pairs", "2", "--seconds", "1", "--warm-up", "0.5")
@@ -48,6 +52,23 @@ def test_a_checkout_compared_with_itself(
     assert "| wrong scores | 0 | 0 |" in report
     assert "| requests without scores | 0 | 0 |" in report
     assert "differ by at most 0 over" in report
+
+
+@pytest.mark.parametrize("rate", [100.0, None], ids=["open", "closed"])
+def test_wrong_answers_under_load_are_counted(rate: float | None) -> None:
+    """Half of the requests expect other probabilities than the bundle's."""
+    bundle = open_bundle(DEMO)
+    right, wrong = prepare([bundle], {5: 2}, None)
+    shifted = {version: [ctr + 0.01 for ctr in expected] for version, expected in wrong.expected.items()}
+    requests = [right, msgspec.structs.replace(wrong, expected=shifted)]
+    plan = Plan(bundle, requests, 1, (), (), warm_up_s=0.2, seconds=1.0, rate=rate)
+    found = measure(find_checkout(ROOT), plan, seed=1)
+    assert found.failed == 0
+    assert 20 < found.answered <= found.checked
+    assert 0.2 * found.checked < found.wrong < 0.8 * found.checked
+    assert "off by 0.01" in found.problems[0]
+    assert 0 < found.p50_ms <= found.p99_ms
+    assert found.cpu_us > 0
 
 
 def test_ctrl_c_stops_the_servers() -> None:

@@ -37,7 +37,7 @@ REQUEST: dict[str, Any] = {
 }
 IDS = [[3, 2, 9], [3, 11, 9], [3, UNKNOWN, 9], [3, MISSING, 9]]  # of REQUEST, in the schema's order
 ANONYMOUS: dict[str, Any] = {
-    "context": {"page": "of no vocabulary"},
+    "context": {"page": "unknown"},
     "candidates": [{"id": 1, "features": {"ad": "ad-5"}}],
 }
 ANONYMOUS_IDS = [[MISSING, 5, UNKNOWN]]
@@ -70,16 +70,16 @@ def ctr_of(answer: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("graph", ["plain.onnx", "model.onnx"])
-def test_the_peers_score_as_the_model_does(
+def test_the_other_servers_score_as_the_model_does(
     model: STEC, folder: Path, graph: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PEER_GRAPH", graph)
     answer = Scorer(folder).score(REQUEST)
-    assert [score["id"] for score in answer["scores"]] == ["first", 7, "of no vocabulary", "without"]
+    assert [score["id"] for score in answer["scores"]] == ["first", 7, "unknown", "without"]
     assert ctr_of(answer) == pytest.approx(expected(model, IDS), abs=1e-6)
 
 
-def test_tokens_of_no_vocabulary_and_missing_fields_have_ids_of_their_own(model: STEC, folder: Path) -> None:
+def test_unknown_tokens_and_missing_fields_have_their_own_ids(model: STEC, folder: Path) -> None:
     answer = Scorer(folder).score(ANONYMOUS)
     assert ctr_of(answer) == pytest.approx(expected(model, ANONYMOUS_IDS), abs=1e-6)
     unknown, missing = ctr_of(Scorer(folder).score(REQUEST))[2:]
