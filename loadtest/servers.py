@@ -277,4 +277,15 @@ def cpu_seconds(pid: int) -> float:
 
 def stolen_s() -> float:
     """Return the CPU seconds, over all cores, that the host has withheld from this machine since it booted."""
-    return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / TICKS_PER_S
+    return machine_ticks()[7] / TICKS_PER_S
+
+
+def busy_s() -> float:
+    """Return the CPU seconds of all processes and interrupts, over all cores, since the machine booted."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = machine_ticks()
+    return (user + nice + system + irq + softirq) / TICKS_PER_S
+
+
+def machine_ticks() -> list[int]:
+    """Return the first line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal, ..."""
+    return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]

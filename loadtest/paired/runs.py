@@ -17,7 +17,7 @@ from loadtest.openloop.load import Load, begin
 from loadtest.openloop.message import Prepared
 from loadtest.openloop.saturate import saturate
 from loadtest.paired.checkouts import CannotCompare
-from loadtest.servers import Checkout, Server, serving, stolen_s
+from loadtest.servers import Checkout, Server, busy_s, serving, stolen_s
 
 CONNECTIONS = 8  # of the closed loop
 CALIBRATION_S = 3.0
@@ -50,27 +50,43 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One server's measured window.
+class Window:
+    """The measured part of a run, in seconds.
 
     Args:
-        seconds, cpu_s: Length of the window; CPU of supervisor and workers in it.
-        stolen_s: CPU that the host withheld from this machine in it, over all cores.
+        seconds: Its length.
+        cpu_s: CPU of supervisor and workers.
+        busy_s: CPU of all processes of the machine.
+        stolen_s: CPU that the host withheld from the machine, over all cores.
+    """
+
+    seconds: float
+    cpu_s: float
+    busy_s: float
+    stolen_s: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """The result of one run.
+
+    Args:
+        window: The measured window.
         answered: Requests answered with scores in the window.
         p50_ms, p99_ms: Of these answers, from the intended time. A closed loop sends when it intends to.
         late_ms: p99 of how late the generator sent. 0 in a closed loop.
+        client_cpu: CPU seconds of the generator per second.
         checked, failed, wrong: Requests of the whole load whose scores were checked, that got none, whose scores were
             wrong.
         problems: What was wrong with the first wrong answers.
     """
 
-    seconds: float
-    cpu_s: float
-    stolen_s: float
+    window: Window
     answered: int
     p50_ms: float
     p99_ms: float
     late_ms: float
+    client_cpu: float
     checked: int
     failed: int
     wrong: int
@@ -79,11 +95,21 @@ class Run:
     @property
     def cpu_us(self) -> float:
         """CPU per answered request."""
-        return self.cpu_s * 1e6 / self.answered
+        return self.window.cpu_s * 1e6 / self.answered
 
     @property
     def per_s(self) -> float:
-        return self.answered / self.seconds
+        return self.answered / self.window.seconds
+
+    @property
+    def server_cpu(self) -> float:
+        """CPU seconds of the server per second."""
+        return self.window.cpu_s / self.window.seconds
+
+    @property
+    def other_cpu(self) -> float:
+        """CPU seconds per second of everything else on the machine, except the generator."""
+        return max(0.0, self.window.busy_s / self.window.seconds - self.server_cpu - self.client_cpu)
 
 
 @contextmanager
@@ -108,26 +134,32 @@ def started(checkout: Checkout, plan: Plan) -> Iterator[Server]:
 
 @dataclass(frozen=True)
 class Reading:
-    """The clock, a server's CPU seconds, the seconds that the host has stolen, and the workers' pids, at one moment."""
+    """The clock, the CPU seconds of a server and of the machine, and the workers' pids, at one moment."""
 
     at_s: float
     cpu_s: float
+    busy_s: float
     stolen_s: float
     workers: list[int]
 
     @classmethod
     def of(cls, server: Server) -> "Reading":
-        return cls(time.monotonic(), server.cpu_s(), stolen_s(), server.workers())
+        return cls(time.monotonic(), server.cpu_s(), busy_s(), stolen_s(), server.workers())
 
-    def until(self, later: "Reading") -> tuple[float, float, float]:
-        """Return seconds, CPU seconds and stolen seconds between two readings.
+    def until(self, later: "Reading") -> Window:
+        """Return the window between two readings.
 
         Raises:
             CannotCompare: The workers are not the same, so the CPU seconds do not compare.
         """
         if self.workers != later.workers:
             raise CannotCompare("a worker ended during the run")
-        return later.at_s - self.at_s, later.cpu_s - self.cpu_s, later.stolen_s - self.stolen_s
+        return Window(
+            later.at_s - self.at_s,
+            later.cpu_s - self.cpu_s,
+            later.busy_s - self.busy_s,
+            later.stolen_s - self.stolen_s,
+        )
 
 
 def calibrate(checkout: Checkout, plan: Plan) -> tuple[float, list[list[float]]]:
@@ -159,7 +191,7 @@ def measure(checkout: Checkout, plan: Plan, seed: int) -> Run:
     """
     with started(checkout, plan) as server:
         run = measure_closed(server, plan) if plan.rate is None else measure_open(server, plan, plan.rate, seed)
-        if run.cpu_s <= 0 or not run.p50_ms > 0:  # NaN when nothing was answered
+        if run.window.cpu_s <= 0 or not run.p50_ms > 0:  # NaN when nothing was answered
             raise CannotCompare(f"no request was answered with scores in the window, {run.failed} got none")
         return run
 
@@ -179,15 +211,13 @@ def measure_open(server: Server, plan: Plan, rate: float, seed: int) -> Run:
     in_window = (records["ended_s"] >= before.at_s) & (records["ended_s"] < after.at_s)
     answered = read.answered(records.compress(in_window))
     p50_ms, p99_ms = read.quantiles_ms(read.from_intended_ms(answered), (50, 99))
-    seconds, cpu_s, host_s = before.until(after)
     return Run(
-        seconds,
-        cpu_s,
-        host_s,
+        before.until(after),
         len(answered),
         p50_ms,
         p99_ms,
         late_ms=read.quantiles_ms(read.lateness_ms(records), (99,))[0],
+        client_cpu=outcome.client_cpu,
         checked=int(records["checked"].sum()),
         failed=read.not_answered(records).total(),
         wrong=int(records["wrong"].sum()),
@@ -200,22 +230,21 @@ def measure_closed(server: Server, plan: Plan) -> Run:
     messages = [request.message for request in plan.requests]
     if plan.warm_up_s:
         saturate(server.url, messages, CONNECTIONS, plan.warm_up_s)
-    before = Reading.of(server)
+    before, client_s = Reading.of(server), time.process_time()
     found = saturate(
         server.url, messages, CONNECTIONS, plan.seconds, lambda index, body: what_is_wrong(plan.requests[index], body)
     )
-    seconds, cpu_s, host_s = before.until(Reading.of(server))
+    window, client_s = before.until(Reading.of(server)), time.process_time() - client_s
     # The window ends with the last answer, so the answers that came late count too: their CPU time is in it.
     answered = found.good + found.late
     p50_ms, p99_ms = read.quantiles_ms(np.array(found.latencies_ms), (50, 99))
     return Run(
-        seconds,
-        cpu_s,
-        host_s,
+        window,
         answered,
         p50_ms,
         p99_ms,
         late_ms=0.0,
+        client_cpu=client_s / window.seconds,
         checked=answered,
         failed=found.other,
         wrong=found.wrong,

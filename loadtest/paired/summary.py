@@ -110,7 +110,9 @@ def check_table(results: Results) -> Table:
         ("answers checked", lambda runs: f"{sum(run.checked for run in runs):,}"),
         ("wrong scores", lambda runs: str(sum(run.wrong for run in runs))),
         ("requests without scores", lambda runs: str(sum(run.failed for run in runs))),
-        ("server CPU s per s", lambda runs: f"{np.mean([run.cpu_s / run.seconds for run in runs]):.2f}"),
+        ("CPU s per s: server", lambda runs: f"{np.mean([run.server_cpu for run in runs]):.2f}"),
+        ("CPU s per s: generator", lambda runs: f"{np.mean([run.client_cpu for run in runs]):.2f}"),
+        ("CPU s per s: other processes", lambda runs: f"{np.mean([run.other_cpu for run in runs]):.2f}"),
         ("p99 of the generator's lateness, median ms", lambda runs: f"{np.median([r.late_ms for r in runs]):.2f}"),
         ("CPU stolen by the host", lambda runs: f"{stolen_share(runs):.1%}"),
     ]
@@ -123,7 +125,9 @@ def check_table(results: Results) -> Table:
 
 def stolen_share(runs: Sequence[Run]) -> float:
     """Return the share of all cores' time that the host withheld from this machine during the runs."""
-    return sum(run.stolen_s for run in runs) / sum(run.seconds for run in runs) / (os.cpu_count() or 1)
+    windows = [run.window for run in runs]
+    stolen, total = sum(window.stolen_s for window in windows), sum(window.seconds for window in windows)
+    return stolen / total / (os.cpu_count() or 1)
 
 
 def describe(results: Results) -> str:

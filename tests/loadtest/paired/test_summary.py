@@ -16,7 +16,7 @@ from contract.bundle import open_bundle
 from loadtest.openloop.message import Prepared
 from loadtest.paired.__main__ import assign_cpus
 from loadtest.paired.checkouts import Probe, Side
-from loadtest.paired.runs import Plan, Run
+from loadtest.paired.runs import Plan, Run, Window
 from loadtest.paired.summary import (
     Results,
     check_table,
@@ -142,9 +142,10 @@ def test_the_generator_has_a_cpu_of_its_own(
     assert assign_cpus(cpus, workers) == expected
 
 
-def run(cpu_us: float = 1000.0, failed: int = 0, wrong: int = 0) -> Run:
+def run(cpu_us: float = 1000.0, failed: int = 0, wrong: int = 0, stolen_s: float = 0.0) -> Run:
     problems = ["probabilities are off by 0.1"] if wrong else []
-    return Run(2.0, cpu_us / 1e6 * 600, 0.0, 600, 2.0, 9.0, 0.1, 700, failed, wrong, problems)
+    window = Window(seconds=2.0, cpu_s=cpu_us / 1e6 * 600, busy_s=1.0, stolen_s=stolen_s)
+    return Run(window, 600, 2.0, 9.0, 0.1, 0.05, 700, failed, wrong, problems)
 
 
 def results(this: list[Run], other: list[Run], difference: float = 0.0) -> Results:
@@ -189,6 +190,8 @@ def test_the_tables_have_the_means_the_ratios_and_the_checks() -> None:
     assert cpu[:4] == ["CPU µs/request", "1,000", "1,000", "1.000"]
     assert per_s == ["requests/s", "300.0", "300.0", "1.000", "1.000 to 1.000"]
     rows = {row[0]: row[1:] for row in check_table(found).rows}
+    assert rows["CPU s per s: server"] == ("0.31", "0.30")
+    assert rows["CPU s per s: other processes"] == ("0.14", "0.15")  # 1 s in 2 s, without server and generator
     assert rows["answers checked"] == ("1,400", "1,400")
     assert rows["capacity, requests/s"] == ("600", "700")
     assert rows["commit"] == ("this", "other")
@@ -207,4 +210,4 @@ def test_the_description_states_the_load_and_the_versions_that_differ() -> None:
 
 def test_the_stolen_share_is_one_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert stolen_share([replace(run(), stolen_s=0.4), replace(run(), stolen_s=0.0)]) == pytest.approx(0.4 / 4 / 4)
+    assert stolen_share([run(stolen_s=0.4), run()]) == pytest.approx(0.4 / 4 / 4)
