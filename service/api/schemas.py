@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from contract.bundle import CascadeRule
-from contract.reader import shorten
+from contract.reader import BadFeature, shorten
 from service.errors import BadRequest, NotJson, Problem
 from service.settings import MAX_TIMEOUT_MS
 
@@ -184,7 +184,7 @@ _REQUIRED = re.compile(r"Object missing required field `(.*)`")
 _LONGEST_WORDS = 200  # of msgspec's, which quote the client's
 
 
-def decode(body: bytes, max_candidates: int) -> tuple[ScoreRequest, dict[int, BadRequest]]:
+def decode(body: bytes, max_candidates: int) -> tuple[ScoreRequest, dict[int, BadFeature]]:
     """The request, and by position the candidates whose features are not even an object of JSON values.
 
     There are such only with on_bad_candidate = skip; their features are empty.
@@ -252,7 +252,7 @@ def _check_number(candidates: int, most: int) -> None:
 
 def _without_bad_features(
     problem: BadRequest, body: bytes, max_candidates: int
-) -> tuple[ScoreRequest, dict[int, BadRequest]]:
+) -> tuple[ScoreRequest, dict[int, BadFeature]]:
     """Decodes once more, taking features as they are; raises the problem where that is not what was wrong."""
     try:
         loose = _LOOSE.decode(body)
@@ -262,20 +262,21 @@ def _without_bad_features(
         raise problem
     # Before each of them is looked at: there may be a hundred thousand.
     _check_number(len(loose.candidates), max_candidates)
-    bad: dict[int, BadRequest] = {}
+    bad: dict[int, BadFeature] = {}
     candidates = [Candidate(c.id, _features(c.features, index, bad)) for index, c in enumerate(loose.candidates)]
     return ScoreRequest(loose.context, candidates, loose.timeout_ms, "skip", loose.top_k, loose.cascade), bad
 
 
-def _features(raw: Raw, index: int, bad: dict[int, BadRequest]) -> dict[str, Any]:
+def _features(raw: Raw, index: int, bad: dict[int, BadFeature]) -> dict[str, Any]:
     path = f"$.candidates[{index}].features"
     try:
         return _FEATURES.decode(raw)
     except msgspec.ValidationError as error:
         what, at = _place(error)
-        bad[index] = _unreadable_value(what, path, raw) if at else _bad(what, path, ScoreRequest)
+        problem = _unreadable_value(what, path, raw) if at else _bad(what, path, ScoreRequest)
+        bad[index] = BadFeature(problem.path or path, problem.detail)
     except RecursionError:
-        bad[index] = BadRequest(f"is nested too deep: {_FEATURES_HINT}", path)
+        bad[index] = BadFeature(path, f"is nested too deep: {_FEATURES_HINT}")
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
         raise _not_json(error, raw) from None
     return {}

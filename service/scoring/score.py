@@ -2,11 +2,10 @@
 
 import asyncio
 import math
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -15,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.bundle import Manifest
-from contract.encode import Encoder, ModelInput, Tokens
+from contract.encode import NO_ERRORS, Encoder, ModelInput, Tokens
 from contract.reader import BadFeature, Features
 from service.api import schemas
 from service.api.auth import ApiKeys
@@ -109,12 +108,13 @@ class Scorer:
             body = await self.body(request, hold)
             timing.has_read()
         with timing.phase("parse"):
-            parsed, bad = schemas.decode(body, self.settings.max_candidates)
+            parsed, errors = schemas.decode(body, self.settings.max_candidates)
             self._check_cascade(parsed)
             deadline_s = deadline(request, arrived_s, parsed.timeout_ms, self.settings.timeout_ms)
             self._check_time(len(parsed.candidates), deadline_s)
         with timing.phase("encode"):
-            tokens = self._readable_tokens(parsed, bad)
+            features = [candidate.features for candidate in parsed.candidates]
+            tokens = self.tokens(parsed.context, features, parsed.on_bad_candidate == "skip", errors)
             model_input, degraded = await self.ids(tokens, deadline_s)
         if parsed.cascade and parsed.top_k is not None:
             model_input = screened(model_input, parsed.top_k, self.manifest.cascade)
@@ -159,16 +159,16 @@ class Scorer:
             why = "ctr-export --data makes one where the model's first level allows it"
             raise BadRequest(f"this model has none: leave it out; {why}", "$.cascade")
 
-    def _readable_tokens(self, parsed: schemas.ScoreRequest, bad: Mapping[int, BadRequest]) -> Tokens:
-        kept = [index for index in range(len(parsed.candidates)) if index not in bad]
-        features = [parsed.candidates[index].features for index in kept]
-        tokens = self.tokens(parsed.context, features, skip_bad=parsed.on_bad_candidate == "skip")
-        return _renumbered(tokens, kept, bad) if bad else tokens
-
-    def tokens(self, context: Features, candidates: Sequence[Features], skip_bad: bool = False) -> Tokens:
+    def tokens(
+        self,
+        context: Features,
+        candidates: Sequence[Features],
+        skip_bad: bool = False,
+        errors: Mapping[int, BadFeature] = NO_ERRORS,
+    ) -> Tokens:
         """Raises BadRequest for a value that cannot be encoded."""
         try:
-            return self.encoder.tokens(context, candidates, skip_bad, self.vocabulary.known)
+            return self.encoder.tokens(context, candidates, skip_bad, self.vocabulary.known, errors)
         except BadFeature as error:
             raise BadRequest(error.reason, error.path) from None
 
@@ -236,17 +236,6 @@ def _answered(candidates: int, ctr: Mapping[int, float], top_k: int | None) -> S
     # NaN: ruled out by the cascade.
     ranked = sorted((row for row, value in ctr.items() if value == value), key=lambda row: -ctr[row])
     return [*ranked, *(row for row in range(candidates) if row not in ctr)][:top_k]
-
-
-def _renumbered(tokens: Tokens, kept: list[int], bad: Mapping[int, BadRequest]) -> Tokens:
-    """Positions among the kept candidates -> positions in the request, with `bad` among the errors."""
-    prefix = re.compile(r"\$\.candidates\[\d+\]")
-    errors = {
-        kept[row]: BadFeature(prefix.sub(f"$.candidates[{kept[row]}]", error.path), error.reason)
-        for row, error in tokens.errors.items()
-    }
-    errors.update({row: BadFeature(problem.path or "$", problem.detail) for row, problem in bad.items()})
-    return replace(tokens, rows=[kept[row] for row in tokens.rows], errors=errors)
 
 
 async def _first(future: "asyncio.Future[Answer]", request: Request, left_s: float) -> Answer:

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from tests.service.conftest import a_request, post, problem
+from tests.service.conftest import StartApp, a_request, post, problem
 
 ONE = '{"id": 1, "features": {}}'
 
@@ -48,3 +48,12 @@ async def test_with_skip_and_nothing_but_bad_candidates_the_answer_is_still_a_20
     answer = await client.post("/v1/score", json=a_request(candidates=candidates, on_bad_candidate="skip"))
     assert answer.status_code == 200
     assert [score["ctr"] for score in answer.json()["scores"]] == [None, None]
+
+
+async def test_a_field_name_that_looks_like_a_path_is_reported_as_it_was_sent(start: StartApp) -> None:
+    features = ['{"price": 1e400}', '{"item": 1, "cost": "free", "price": 1, "$.candidates[7]": 1}']
+    candidates = ", ".join(f'{{"id": {i}, "features": {one}}}' for i, one in enumerate(features))
+    body = f'{{"context": {{"user": "u1", "weekday": "sunday", "age": 1}}, "candidates": [{candidates}]'
+    async with start(strict=True) as client:
+        answer = await post(client, body + ', "on_bad_candidate": "skip"}')
+    assert answer.json()["scores"][1]["error"].startswith("$.candidates[1].features.$.candidates[7]: ")
