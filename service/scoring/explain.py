@@ -16,8 +16,9 @@ from contract.encode import ModelInput
 from contract.pairs import MOST_CANDIDATES, ranked_pairs
 from contract.schema import FeatureSchema
 from service.api.body import JSON, arrival_s, check_type, deadline
+from service.api.decode import decode_explain_request
 from service.api.problem_details import only_problems, request_id
-from service.api.schemas import ExplainRequest, ExplainResponse, Explanation, Pair, decode_explain_request
+from service.api.schemas import ExplainRequest, ExplainResponse, Explanation, Pair
 from service.errors import BadRequest, DeadlineExceeded, NotFound, Overloaded
 from service.runtime.engine import Engine, Explained
 from service.scoring.score import Scorer

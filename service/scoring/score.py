@@ -19,6 +19,7 @@ from contract.reader import BadFeature, Features
 from service.api import schemas
 from service.api.auth import ApiKeys
 from service.api.body import JSON, arrival_s, check_type, deadline, read_body
+from service.api.decode import decode_score_request
 from service.api.problem_details import only_problems, request_id
 from service.errors import BadRequest, ClientGone, DeadlineExceeded, NotReady, Problem, Unauthorised
 from service.request_log.writer import RequestLog
@@ -91,7 +92,7 @@ class Scorer:
 
     async def rehearse(self, body: bytes) -> None:
         """Scores a request that was served already, for nobody: what it needs is warm afterwards."""
-        parsed, _ = schemas.decode(body, self.settings.max_candidates)
+        parsed, _ = decode_score_request(body, self.settings.max_candidates)
         tokens = self.tokens(parsed.context, [candidate.features for candidate in parsed.candidates], skip_bad=True)
         if tokens.rows:
             deadline_s = time.perf_counter() + MAX_TIMEOUT_MS / 1e3
@@ -108,7 +109,7 @@ class Scorer:
             body = await self.body(request, hold)
             timing.has_read()
         with timing.phase("parse"):
-            parsed, errors = schemas.decode(body, self.settings.max_candidates)
+            parsed, errors = decode_score_request(body, self.settings.max_candidates)
             self._check_cascade(parsed)
             deadline_s = deadline(request, arrived_s, parsed.timeout_ms, self.settings.timeout_ms)
             self._check_time(len(parsed.candidates), deadline_s)

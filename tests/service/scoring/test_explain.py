@@ -90,7 +90,7 @@ async def test_attention_comes_on_request_and_context_attends_to_context_only(de
         ({"candidates": [{"id": 1, "features": {}}] * 9}, "$.candidates", "9 candidates, an explanation takes 8"),
         ({"pairs": -1}, "$.pairs", "whole number from 0"),
         ({"attention": "yes"}, "$.attention", "true or false"),
-        ({"top_k": 3}, "$.top_k", "a request has context, candidates, pairs, attention, timeout_ms"),
+        ({"top_k": 3}, "$.top_k", "fields of this request are context, candidates, pairs, attention, timeout_ms"),
         ({"context": {"hour": []}}, "$.context.hour", "takes a string"),
     ],
 )

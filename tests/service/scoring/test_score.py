@@ -55,7 +55,7 @@ async def test_numbers_and_their_strings_are_one_token(client: httpx.AsyncClient
         (b'{"context": {"age": NaN}, "candidates": []}', "no NaN"),
         (b'{"context": {"age": Infinity}, "candidates": []}', "no NaN"),
         (rb'{"context": {"user": "\ud800"}, "candidates": []}', "lone surrogate"),
-        (b'{"context": {"user": "\xff"}, "candidates": []}', "Send UTF-8"),
+        (b'{"context": {"user": "\xff"}, "candidates": []}', "Encode it as UTF-8"),
     ],
 )
 async def test_what_is_no_json_is_a_400(client: httpx.AsyncClient, body: bytes, words: str) -> None:
@@ -68,13 +68,13 @@ ONE = '{"id": 1, "features": {}}'
 @pytest.mark.parametrize(
     ("body", "path", "words"),
     [
-        ("[]", "$", ["Expected object, got list", "send an object with"]),
-        ("{}", "$.context", ["'context' is missing", "field name ->"]),
+        ("[]", "$", ["Expected an object with context and candidates, got a list"]),
+        ("{}", "$.context", ["'context' is missing", "maps field names to"]),
         ('{"context": {}}', "$.candidates", ["'candidates' is missing", "at least one"]),
-        ('{"context": [], "candidates": []}', "$.context", ["got list", "send an object"]),
-        ('{"context": {}, "candidates": {}}', "$.candidates", ["got object", "send a list"]),
-        ('{"context": {}, "candidates": []}', "$.candidates", ["length >= 1", "at least one"]),
-        ('{"context": {}, "candidates": [[]]}', "$.candidates[0]", ["send {id, features}"]),
+        ('{"context": [], "candidates": []}', "$.context", ["Expected an object", "got a list"]),
+        ('{"context": {}, "candidates": {}}', "$.candidates", ["Expected a list", "got an object"]),
+        ('{"context": {}, "candidates": []}', "$.candidates", ["Expected a list with at least one"]),
+        ('{"context": {}, "candidates": [[]]}', "$.candidates[0]", ["Expected an object {id, features}", "got a list"]),
         (
             f'{{"context": {{}}, "candidates": [{ONE}, {{"features": {{}}}}]}}',
             "$.candidates[1].id",
@@ -83,9 +83,13 @@ ONE = '{"id": 1, "features": {}}'
         (
             '{"context": {}, "candidates": [{"id": 1.5, "features": {}}]}',
             "$.candidates[0].id",
-            ["string or an integer"],
+            ["string or an integer", "got a decimal number"],
         ),
-        ('{"context": {}, "candidates": [{"id": 1, "features": []}]}', "$.candidates[0].features", ["send an object"]),
+        (
+            '{"context": {}, "candidates": [{"id": 1, "features": []}]}',
+            "$.candidates[0].features",
+            ["Expected an object", "got a list"],
+        ),
         (f'{{"context": {{"age": 1e400}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range", "finite"]),
         (f'{{"context": {{"age": [1, 1e400]}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range", "finite"]),
         (f'{{"context": {{"age": {"1" * 5000}}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range"]),
@@ -94,19 +98,31 @@ ONE = '{"id": 1, "features": {}}'
             "$.candidates[1].features.item",
             ["out of range", "finite"],
         ),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "debug": 3}}', "$.debug", ["reserved", "leave it out"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "top_k": 0}}', "$.top_k", ["whole number from 1"]),
+        (f'{{"context": {{}}, "candidates": [{ONE}], "debug": 3}}', "$.debug", ["reserved", "Remove it"]),
+        (
+            f'{{"context": {{}}, "candidates": [{ONE}], "top_k": 0}}',
+            "$.top_k",
+            ["Expected a whole number of at least 1"],
+        ),
         (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": 1}}', "$.cascade", ["true or false"]),
         (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": true}}', "$.cascade", ["send top_k as well"]),
         (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": true, "top_k": 1}}', "$.cascade", ["has none"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "timeout": 3}}', "$.timeout", ["a request has", "timeout_ms"]),
+        (
+            f'{{"context": {{}}, "candidates": [{ONE}], "timeout": 3}}',
+            "$.timeout",
+            ["not a field of this request", "Remove it", "timeout_ms"],
+        ),
         (f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": 0}}', "$.timeout_ms", ["from 1 to 10000"]),
         (f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": 10001}}', "$.timeout_ms", ["from 1 to 10000"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": "5"}}', "$.timeout_ms", ["whole milliseconds"]),
+        (
+            f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": "5"}}',
+            "$.timeout_ms",
+            ["Expected a whole number of milliseconds", "got a string"],
+        ),
         (
             f'{{"context": {{}}, "candidates": [{ONE}], "on_bad_candidate": "drop"}}',
             "$.on_bad_candidate",
-            ['send "refuse" or "skip"'],
+            ['Expected "refuse" or "skip"', "got 'drop'"],
         ),
         (
             f'{{"context": {{"user": ["u1"]}}, "candidates": [{ONE}]}}',

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.schemas import ScoreRequest, decode
+from service.api.decode import decode_score_request
+from service.api.schemas import ScoreRequest
 from service.errors import BadRequest, NotJson, Problem
 from tests.service.conftest import a_request
 
-MOST = 1000
+MAX_CANDIDATES = 1000
 VALID = json.dumps(a_request(timeout_ms=50, on_bad_candidate="skip")).encode()
 PIECES = [
     *(b"1e999", b"{", b"}", b"[", b"]", b",", b":", b'"', b"\xff", b"\\ud800", b"\\", b"null", b"[]", b"{}", b"3"),
@@ -22,7 +23,7 @@ PIECES = [
 
 def refused(body: bytes) -> Problem:
     with pytest.raises(Problem) as problem:
-        decode(body, MOST)
+        decode_score_request(body, MAX_CANDIDATES)
     return problem.value
 
 
@@ -105,7 +106,7 @@ def test_any_mix_of_bad_values_and_names_gives_a_request_or_a_problem(
 
 def give_a_request_or_a_problem(body: bytes) -> None:
     try:
-        request, bad = decode(body, MOST)
+        request, bad = decode_score_request(body, MAX_CANDIDATES)
     except Problem:
         return
     assert isinstance(request, ScoreRequest)
@@ -118,7 +119,7 @@ def test_too_many_candidates_are_refused_before_each_is_looked_at() -> None:
     start_s = time.perf_counter()
     problem = refused(body)
     assert time.perf_counter() - start_s < 0.2
-    assert problem.detail.startswith("91000 candidates, this server takes 1000")
+    assert problem.detail.startswith("91000 candidates exceed this server's limit of 1000")
 
 
 def test_a_long_name_comes_back_short() -> None:
