@@ -60,8 +60,8 @@ class InvalidValue:
 def parse_validation_error(error: msgspec.ValidationError) -> InvalidValue:
     """Return what the message of `error` says. A message of an unknown form is returned as it is."""
     text = str(error)
-    # The client chooses this name, and it may look like a path. Only the top-level object forbids unknown fields, so
-    # the message has no path of its own.
+    # The client chooses this name, which may look like a path. Only the top-level object forbids unknown fields, so
+    # msgspec adds no path to this message.
     if unknown := UNKNOWN_FIELD.fullmatch(text):
         return InvalidValue((), unknown_field=unknown[1])
     # The last one: the message before it may quote a value that looks like a path.

@@ -3,7 +3,7 @@
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from service.api.problem_details import ProblemDetails, kind_of, request_id_for
+from service.api.problem_details import ProblemDetails, problem_type, request_id_for
 from service.errors import Overloaded
 
 NO_ROOM = Overloaded("Too many requests are in hand already: try again later")
@@ -12,7 +12,7 @@ NO_ROOM = Overloaded("Too many requests are in hand already: try again later")
 def overloaded(cycle: RequestResponseCycle, default_headers: list[tuple[bytes, bytes]]) -> bytes:
     given = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
     known_as = request_id_for(given)
-    details = ProblemDetails(kind_of(NO_ROOM), NO_ROOM.title, NO_ROOM.status, NO_ROOM.detail, known_as)
+    details = ProblemDetails(problem_type(NO_ROOM), NO_ROOM.title, NO_ROOM.status, NO_ROOM.detail, known_as)
     headers = [(name.encode(), value.encode()) for name, value in NO_ROOM.headers().items()]
     if not cycle.keep_alive:
         headers.append((b"connection", b"close"))
