@@ -6,7 +6,7 @@ tokens the request needs, and fetches all of them at once.
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from contract.reader import NOTHING, BadFeature, Column, Features, Known, Lookup, Reader
 from contract.schema import FeatureSchema, Side
+
+NO_ERRORS: Mapping[int, BadFeature] = {}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Tokens:
     context_values: NDArray[np.float32]
     candidate_values: NDArray[np.float32]
     rows: list[int]
-    errors: dict[int, BadFeature]
+    errors: Mapping[int, BadFeature]
     missing: Counter[str]
     outside: Counter[str]
     ignored: Counter[Side]
@@ -90,30 +92,44 @@ class Encoder:
         self.names = frozenset(field.name for field in schema.fields)
 
     def tokens(
-        self, context: Features, candidates: Sequence[Features], skip_bad: bool = False, known: Known = NOTHING
+        self,
+        context: Features,
+        candidates: Sequence[Features],
+        skip_bad: bool = False,
+        known: Known = NOTHING,
+        errors: Mapping[int, BadFeature] = NO_ERRORS,
     ) -> Tokens:
-        """Reads every value.
+        """Read every value of a request.
 
-        known: ids that need not be looked up.
+        Args:
+            context: Values by field name.
+            candidates: Values by field name, for each candidate.
+            skip_bad: Leave out a candidate with a bad value and report it in `Tokens.errors`, instead of raising.
+            known: Ids that need no lookup.
+            errors: Candidates that are known to be bad already, by position. They are left out without a look at
+                their values.
 
         Raises:
-            BadFeature: for a value that no field takes; in a candidate only unless `skip_bad`, which
-                leaves that candidate out and says so in `errors`.
+            BadFeature: A value does not fit its field. In a candidate, only without `skip_bad`.
         """
-        errors: dict[int, BadFeature] = {}
         if self._strict:
             self._context.check(context, "$.context", True)
-            errors = self._bad_candidates(candidates, skip_bad)
+            errors = self._all_errors(candidates, skip_bad, errors)
         try:
             return self._read(context, candidates, errors, known)
         except ValueError:
-            # Some value is bad: now find out whose.
+            # Reading whole columns does not tell which value is bad. Check value by value to find it.
             self._context.check(context, "$.context", self._strict)
-            return self._read(context, candidates, self._bad_candidates(candidates, skip_bad), known)
+            return self._read(context, candidates, self._all_errors(candidates, skip_bad, errors), known)
 
-    def _bad_candidates(self, candidates: Sequence[Features], skip_bad: bool) -> dict[int, BadFeature]:
-        errors: dict[int, BadFeature] = {}
+    def _all_errors(
+        self, candidates: Sequence[Features], skip_bad: bool, known: Mapping[int, BadFeature]
+    ) -> dict[int, BadFeature]:
+        """Return the error of each bad candidate by position, the known ones included."""
+        errors = dict(known)
         for index, features in enumerate(candidates):
+            if index in errors:
+                continue
             try:
                 self._candidate.check(features, f"$.candidates[{index}].features", self._strict)
             except BadFeature as error:
@@ -123,7 +139,7 @@ class Encoder:
         return errors
 
     def _read(
-        self, context: Features, candidates: Sequence[Features], errors: dict[int, BadFeature], known: Known
+        self, context: Features, candidates: Sequence[Features], errors: Mapping[int, BadFeature], known: Known
     ) -> Tokens:
         rows = [index for index in range(len(candidates)) if index not in errors]
         kept = [candidates[index] for index in rows] if errors else candidates

@@ -3,7 +3,7 @@
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from service.api.problem_details import ProblemDetails, kind_of, request_id_for
+from service.api.problem_details import ProblemDetails, problem_type, request_id_for
 from service.errors import Overloaded
 
 NO_ROOM = Overloaded("Too many requests are in flight. Try again later.")
@@ -13,7 +13,7 @@ def overloaded_response(cycle: RequestResponseCycle, default_headers: list[tuple
     """Return a 429 with `Retry-After` and the client's `X-Request-Id`."""
     client_id = next((value for name, value in cycle.scope["headers"] if name == b"x-request-id"), b"")
     request_id = request_id_for(client_id.decode("latin-1"))
-    details = ProblemDetails(kind_of(NO_ROOM), NO_ROOM.title, NO_ROOM.status, NO_ROOM.detail, request_id)
+    details = ProblemDetails(problem_type(NO_ROOM), NO_ROOM.title, NO_ROOM.status, NO_ROOM.detail, request_id)
     headers = [(name.encode(), value.encode()) for name, value in NO_ROOM.headers().items()]
     if not cycle.keep_alive:
         headers.append((b"connection", b"close"))

@@ -18,8 +18,9 @@ from service.runtime.engine import Engine, explained_difference, nothing, open_e
 from service.scoring.admission import Admission
 from service.scoring.batching import Batcher
 from service.scoring.explain import Explainer
+from service.scoring.readiness import Readiness
 from service.scoring.run_cost import RunCost, measure
-from service.scoring.score import Readiness, Scorer
+from service.scoring.score import Scorer
 from service.settings import Settings, SettingsError
 from service.telemetry.metrics import Metrics
 from service.vocabulary.cache import TokenCache
@@ -68,16 +69,18 @@ class Model:
             difference = await asyncio.to_thread(self._difference, inputs)
         except Exception as error:  # whatever it is, it means: not ready, and say why
             log.exception("the self-test failed")
-            self.readiness.settle(f"the self-test failed ({type(error).__name__}, see the log): export the run again")
+            self.readiness.set_result(
+                f"the self-test failed ({type(error).__name__}, see the log): export the run again"
+            )
             return
         if not difference <= TOLERANCE:
             problem = (
                 f"the golden requests came out {difference:.3g} off, more than {TOLERANCE:g}: export the run again"
             )
             log.error("not ready: %s", problem)
-            self.readiness.settle(problem)
+            self.readiness.set_result(problem)
             return
-        self.readiness.settle(None)
+        self.readiness.set_result(None)
         log.info(
             "ready: %s %s, %s on %s", self.bundle.manifest.name, self.version, self.engine.graph, self.engine.device
         )

@@ -64,7 +64,7 @@ class Serving:
             log.exception("the new model cannot run")
             return f"it cannot run in this process: {type(error).__name__}"
         if self._shared.settings.vocabulary == "bundle":
-            new.readiness.settle(None)
+            new.readiness.set_result(None)
             return None
         with suppress(TimeoutError):
             await asyncio.wait_for(new.test(), VOCABULARY_S)
@@ -87,7 +87,7 @@ class Serving:
         """With requests that the old one has answered: the first one after the change must not pay for it."""
         for body in list(new.scorer.recent):
             with suppress(Problem):  # the new model may read other fields
-                await new.scorer.rehearse(body)
+                await new.scorer.warm_up(body)
             await asyncio.sleep(PACE_S)
 
     def _serves(self, model: Model) -> None:

@@ -159,7 +159,7 @@ class Server(uvicorn.Server):
             for listener in self.servers:
                 assert isinstance(listener, Listener)
                 listener.publish_count()
-            metrics.in_flight.set(admission.in_hand)
+            metrics.in_flight.set(admission.in_flight)
             metrics.limit.set(admission.limit)
             metrics.connections.set(len(self.server_state.connections))
 

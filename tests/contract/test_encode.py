@@ -111,6 +111,22 @@ def test_a_bad_candidate_can_be_skipped_and_says_why() -> None:
     assert tokens.candidate_values.tolist() == [[0.0], [2.0]]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_candidates_that_are_known_to_be_bad_are_left_out_and_keep_their_errors(strict: bool) -> None:
+    candidates: list[dict[str, Any]] = [{}, {"ad": "ad-1", "bid": 3}, {"ad": [1], "bid": 2}, {"ad": [1], "bid": 2}]
+    known = {0: BadFeature("$.candidates[0].features", "not JSON"), 3: BadFeature("$.candidates[3].features.ad", "")}
+    tokens = Encoder(SCHEMA, strict).tokens(CONTEXT, candidates, skip_bad=True, errors=known)
+    assert tokens.rows == [1]
+    assert tokens.candidate_values.tolist() == [[2.0]]
+    assert {row: error.path for row, error in tokens.errors.items()} == {
+        0: "$.candidates[0].features",
+        2: "$.candidates[2].features.ad",
+        3: "$.candidates[3].features.ad",
+    }
+    assert tokens.ignored.total() == 0
+    assert list(known) == [0, 3]
+
+
 def test_a_bad_context_is_never_skipped() -> None:
     with pytest.raises(BadFeature, match=r"\$\.context\.user"):
         Encoder(SCHEMA).tokens({"user": {}}, [{"ad": 1}], skip_bad=True)

@@ -172,7 +172,7 @@ def test_every_query_is_balanced() -> None:
 
 
 def test_an_outcome_is_either_a_failure_of_the_server_or_none_of_the_objective(series: Series) -> None:
-    of_the_client = {"bad_request", "too_large", "wrong_type", "unauthorised", "client_gone", "not_found", "refused"}
+    of_the_client = {"bad_request", "too_large", "wrong_type", "unauthorized", "client_gone", "not_found", "refused"}
     counted = set(re.findall(r"\w+", RECORDED["ctr:requests:error_ratio_5m"].split("=~")[2].split('"')[1]))
     assert series["ctr_request_seconds_count"]["outcome"] == counted | of_the_client
 

@@ -212,7 +212,7 @@ def test_an_admin_port_has_admin_and_metrics_alone(two_versions: Path, tmp_path:
         assert httpx.get(f"{server.url}/metrics").status_code == 404
         assert httpx.get(f"{admin}/readyz").status_code == 200
         nothing = httpx.post(f"{admin}/v1/score", json=a_request())
-        problem(nothing, 404, None, "There is nothing at /v1/score")
+        problem(nothing, 404, None, "/v1/score does not exist")
         assert "/docs" not in nothing.text
 
 

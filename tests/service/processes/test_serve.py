@@ -137,7 +137,7 @@ def test_a_server_with_another_version_fails_verification(
     [
         ({}, "CTR_BUNDLE is not set"),
         ({"CTR_BUNDLE": "/nowhere"}, "/nowhere/manifest.json"),
-        ({"CTR_BUNDEL": "x"}, "did you mean CTR_BUNDLE?"),
+        ({"CTR_BUNDEL": "x"}, "Did you mean CTR_BUNDLE?"),
         ({"CTR_BUNDLE": "x", "CTR_PORT": "70000"}, "CTR_PORT"),
         ({"CTR_BUNDLE": "x", "CTR_HOST": "203.0.113.7"}, "cannot listen on 203.0.113.7"),
     ],

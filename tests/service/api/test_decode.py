@@ -1,4 +1,4 @@
-"""Decoding, from the hostile side: any bytes give a request or a problem, and nothing else."""
+"""Decoding bodies from a hostile client: any bytes give a request or a Problem, and no other exception."""
 
 import json
 import time
@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.schemas import ScoreRequest, decode
+from service.api.decode import decode_score_request
+from service.api.schemas import ScoreRequest
 from service.errors import BadRequest, NotJson, Problem
 from tests.service.conftest import a_request
 
-MOST = 1000
+MAX_CANDIDATES = 1000
 VALID = json.dumps(a_request(timeout_ms=50, on_bad_candidate="skip")).encode()
 PIECES = [
     *(b"1e999", b"{", b"}", b"[", b"]", b",", b":", b'"', b"\xff", b"\\ud800", b"\\", b"null", b"[]", b"{}", b"3"),
@@ -22,7 +23,7 @@ PIECES = [
 
 def refused(body: bytes) -> Problem:
     with pytest.raises(Problem) as problem:
-        decode(body, MOST)
+        decode_score_request(body, MAX_CANDIDATES)
     return problem.value
 
 
@@ -39,7 +40,7 @@ def refused(body: bytes) -> Problem:
         rb'"on_bad_candidate":"skip"}',
     ],
 )
-def test_what_is_no_json_is_a_400_wherever_something_else_is_wrong_too(body: bytes) -> None:
+def test_a_body_that_is_not_json_is_a_400_whatever_else_is_wrong_with_it(body: bytes) -> None:
     assert isinstance(refused(body), NotJson)
 
 
@@ -60,7 +61,7 @@ def test_what_is_no_json_is_a_400_wherever_something_else_is_wrong_too(body: byt
         (b'{"context":{},"on_bad_candidate":"x\' - at `$.candidates[9][...]`"}', "$.on_bad_candidate"),
     ],
 )
-def test_a_bad_request_that_is_hard_to_explain_is_still_a_422(body: bytes, path: str) -> None:
+def test_a_bad_request_with_several_errors_is_still_a_422_with_a_path(body: bytes, path: str) -> None:
     problem = refused(body)
     assert isinstance(problem, BadRequest)
     assert problem.path == path
@@ -98,30 +99,30 @@ OBJECTS = st.lists(st.tuples(st.sampled_from(["item", "cost", "a"]), VALUES), ma
 def test_any_mix_of_bad_values_and_names_gives_a_request_or_a_problem(
     context: str, features: list[str], extra: list[bytes]
 ) -> None:
-    candidates = ",".join(f'{{"id":1,"features":{one}}}' for one in features)
+    candidates = ",".join(f'{{"id":1,"features":{value}}}' for value in features)
     body = f'{{"context":{context},"candidates":[{candidates}]'.encode()
     give_a_request_or_a_problem(b",".join([body, *extra]) + b"}")
 
 
 def give_a_request_or_a_problem(body: bytes) -> None:
     try:
-        request, bad = decode(body, MOST)
+        request, bad = decode_score_request(body, MAX_CANDIDATES)
     except Problem:
         return
     assert isinstance(request, ScoreRequest)
     assert not bad or request.on_bad_candidate == "skip"
 
 
-def test_too_many_candidates_are_refused_before_each_is_looked_at() -> None:
-    one = b'{"id":1,"features":[]},'
-    body = b'{"context":{},"on_bad_candidate":"skip","candidates":[' + (one * 91_000)[:-1] + b"]}"
+def test_too_many_candidates_are_refused_before_each_is_decoded() -> None:
+    candidate = b'{"id":1,"features":[]},'
+    body = b'{"context":{},"on_bad_candidate":"skip","candidates":[' + (candidate * 91_000)[:-1] + b"]}"
     start_s = time.perf_counter()
     problem = refused(body)
     assert time.perf_counter() - start_s < 0.2
-    assert problem.detail.startswith("91000 candidates, this server takes 1000")
+    assert problem.detail.startswith("91000 candidates exceed this server's limit of 1000")
 
 
-def test_a_long_name_comes_back_short() -> None:
+def test_a_message_quotes_only_the_beginning_of_a_long_name() -> None:
     long = b"x" * 5000
     for body in (
         b'{"context":{"%b":1e999},"candidates":[{"id":1,"features":{}}]}' % long,
