@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from service.models.store import StoreError
 from service.runtime.cpu_quota import available_cpus
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
@@ -28,6 +27,9 @@ class CannotListen(OSError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 after SIGTERM or SIGINT, 2 when it cannot start: then one sentence says why."""
     arguments = _arguments(argv)
+    # This imports numpy, which takes 0.1 s and which --help does not need.
+    from service.models.store import StoreError
+
     json_logging.set_up()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_at_once)  # until the supervisor takes them

@@ -20,8 +20,8 @@ from service.api.openapi import openapi
 from service.api.problem_details import render_problem
 from service.api.schemas import SCORE_PATH, ModelField, ModelResponse
 from service.errors import NotReady, Problem
-from service.models.loaded import Shared, open_model
-from service.models.manager import Serving
+from service.models.loaded import SharedParts, open_model
+from service.models.manager import ModelManager
 from service.request_log.writer import RequestLog
 from service.scoring.admission import Admission
 from service.settings import Settings, read_settings
@@ -98,11 +98,11 @@ async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> Non
     log = None if settings.request_log is None else RequestLog(settings, app.state.metrics)
     if log is not None:
         parts.push_async_callback(asyncio.to_thread, log.close)
-    shared = Shared(settings, app.state.metrics, app.state.admission, keys, log)
+    shared = SharedParts(settings, app.state.metrics, app.state.admission, keys, log)
     model = await open_model(settings.bundle, shared)
-    app.state.serving = serving = Serving(model, shared)
+    app.state.serving = serving = ModelManager(model, shared)
     parts.push_async_callback(serving.close)
-    serving.begin()
+    serving.start()
 
 
 def _route(app: FastAPI, settings: Settings) -> None:
@@ -123,8 +123,8 @@ def add_probes(app: FastAPI, metrics: bool = True) -> None:
         app.add_route("/metrics", _metrics, methods=["GET"])
 
 
-def _serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
+def _serving(request: Request) -> ModelManager:
+    serving: ModelManager = request.app.state.serving
     return serving
 
 

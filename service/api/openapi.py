@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from contract.pairs import MOST_CANDIDATES
+from contract.pairs import MAX_CANDIDATES
 from service.api.problem_details import ProblemDetails
 from service.api.schemas import ExplainRequest, ExplainResponse, ModelResponse, ScoreRequest, ScoreResponse
 from service.settings import MAX_TIMEOUT_MS
@@ -94,7 +94,7 @@ def _score(request: dict[str, Any], response: dict[str, Any], problem: dict[str,
 def _explain(request: dict[str, Any], response: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
     example = {name: value for name, value in REQUEST_EXAMPLE.items() if name != "timeout_ms"} | {"pairs": 5}
     return {
-        "summary": f"Which pairs of fields make a candidate's probability; of {MOST_CANDIDATES} candidates at most",
+        "summary": f"Which pairs of fields make a candidate's probability; of {MAX_CANDIDATES} candidates at most",
         **KEYED,
         "parameters": HEADERS,
         "requestBody": {"required": True, "content": _json(request, example)},

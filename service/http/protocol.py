@@ -264,7 +264,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse_one(self, cycle: RequestResponseCycle) -> None:
         """429 for this request; the connection goes on."""
-        self._parts.metrics.refused_at_once()
+        self._parts.metrics.count_early_rejection()
         if self.transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
             self.transport.abort()  # asks and asks, and takes no answer
             return

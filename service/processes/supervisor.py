@@ -23,7 +23,7 @@ from service.models.store import CURRENT, StoreError, current_bundle
 from service.processes.ipc import Channel, Done, Drain, Gone, Load, Message, Ready, Reload, Scrape, Spread
 from service.processes.spawn import TESTED, spawn
 from service.settings import Settings
-from service.telemetry.multiprocess import forget_latencies, forget_process, text_of_all
+from service.telemetry.multiprocess import forget_latencies, forget_process, merge_metrics
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class Supervisor:
         if isinstance(message, Reload):
             return await self.reload()
         if isinstance(message, Scrape):
-            return Done(text_of_all(self._metrics).decode())
+            return Done(merge_metrics(self._metrics).decode())
         return None
 
     def _without_path(self, problem: str, *folders: Path) -> str:

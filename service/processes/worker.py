@@ -22,7 +22,7 @@ from service.api.example import example_request
 from service.app import Application, create_app
 from service.errors import NotReady, Refused
 from service.http.connection_counts import Board, Place
-from service.models.manager import Serving
+from service.models.manager import ModelManager
 from service.processes.ipc import Channel, Done, Drain, Gone, Load, Message, Ready, Reload, Scrape, Spread
 from service.processes.server import Door, Server
 from service.runtime.onnx_session import EngineMissing
@@ -158,8 +158,8 @@ class _Worker:
         return done.text.encode()
 
     @property
-    def _serving(self) -> Serving:
-        serving: Serving = self._app.state.serving
+    def _serving(self) -> ModelManager:
+        serving: ModelManager = self._app.state.serving
         return serving
 
 

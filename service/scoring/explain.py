@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.encode import ModelInput
-from contract.pairs import MOST_CANDIDATES, ranked_pairs
+from contract.pairs import MAX_CANDIDATES, ranked_pairs
 from contract.schema import FeatureSchema
 from service.api.body import JSON, arrival_s, check_type, deadline
 from service.api.problem_details import only_problems, request_id
@@ -54,8 +54,8 @@ class Explainer:
             raise NotFound("This model has no explanation: a STEC with hidden layers in its head (mlp) has none")
         check_type(request)
         parsed = decode_explain_request(await scorer.body(request, hold))
-        if (candidates := len(parsed.candidates)) > MOST_CANDIDATES:
-            many = f"{candidates} candidates, an explanation takes {MOST_CANDIDATES}: send the ones that matter"
+        if (candidates := len(parsed.candidates)) > MAX_CANDIDATES:
+            many = f"{candidates} candidates, an explanation takes {MAX_CANDIDATES}: send the ones that matter"
             raise BadRequest(many, "$.candidates")
         deadline_s = deadline(request, arrived_s, parsed.timeout_ms, TIMEOUT_MS)
         tokens = scorer.tokens(parsed.context, [candidate.features for candidate in parsed.candidates])

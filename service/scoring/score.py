@@ -28,7 +28,7 @@ from service.scoring.admission import Admission
 from service.scoring.batching import Answer, Batcher
 from service.settings import MAX_TIMEOUT_MS, Settings
 from service.telemetry.metrics import Metrics, Timing
-from service.vocabulary.tiered import Tiers
+from service.vocabulary.tiered import TieredVocabulary
 
 LARGEST_RECENT_BYTES = 64 * 1024
 
@@ -56,7 +56,7 @@ class Scorer:
     settings: Settings
     readiness: Readiness
     encoder: Encoder
-    vocabulary: Tiers
+    vocabulary: TieredVocabulary
     batcher: Batcher
     metrics: Metrics
     manifest: Manifest

@@ -84,7 +84,7 @@ def test_a_strict_server_is_verified_with_what_it_takes(bundle: Path, capsys: py
     whole = [one for one in read_golden(bundle / "golden.jsonl") if is_whole(one)]
     assert 0 < len(whole) < 30
     assert f"{len(whole)} requests" in out
-    assert "not compared, for the server is strict (CTR_STRICT): lines " in out
+    assert "not compared because the server is strict (CTR_STRICT): lines " in out
 
 
 def test_a_strict_server_that_takes_no_golden_request_cannot_be_verified(

@@ -230,8 +230,8 @@ async def test_an_answer_that_its_own_version_does_not_give_any_more_is_exit_cod
     file.write_text("\n".join([changed, *lines[1:], '{"cut": ']))
     assert verify.main([str(bundle), "--log", str(file)]) == 1
     captured = capsys.readouterr()
-    assert "not read: 1 lines" in captured.out
-    assert "the same version answers otherwise" in captured.err
+    assert "skipped 1 lines" in captured.out
+    assert "the same version now gives answers that differ" in captured.err
 
 
 async def test_hashed_fields_are_said_to_be_unknown(

@@ -91,7 +91,7 @@ async def test_attention_comes_on_request_and_context_attends_to_context_only(de
         ({"pairs": -1}, "$.pairs", "whole number from 0"),
         ({"attention": "yes"}, "$.attention", "true or false"),
         ({"top_k": 3}, "$.top_k", "a request has context, candidates, pairs, attention, timeout_ms"),
-        ({"context": {"hour": []}}, "$.context.hour", "takes a string"),
+        ({"context": {"hour": []}}, "$.context.hour", "must be a string"),
     ],
 )
 async def test_a_bad_request_says_where_and_what_to_send(
@@ -155,4 +155,4 @@ async def test_a_server_whose_explanations_are_wrong_is_not_ready(start: StartAp
     (folder / EXPLAIN).write_bytes(model.SerializeToString())
     write_manifest(folder, "demo", 1, {}, open_bundle(DEMO).manifest.calibration)
     async with start(bundle=folder) as client:
-        problem(await client.get("/readyz"), 503, None, "golden requests came out", "export the run again")
+        problem(await client.get("/readyz"), 503, None, "golden requests differ", "export the run again")

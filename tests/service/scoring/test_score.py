@@ -111,9 +111,9 @@ ONE = '{"id": 1, "features": {}}'
         (
             f'{{"context": {{"user": ["u1"]}}, "candidates": [{ONE}]}}',
             "$.context.user",
-            ["takes a string", "got a list"],
+            ["must be a string", "got a list"],
         ),
-        (f'{{"context": {{"age": "31"}}, "candidates": [{ONE}]}}', "$.context.age", ["takes a number or null"]),
+        (f'{{"context": {{"age": "31"}}, "candidates": [{ONE}]}}', "$.context.age", ["must be a number or null"]),
         (f'{{"context": {{"age": {"1" * 400}}}, "candidates": [{ONE}]}}', "$.context.age", ["finite"]),
         (
             f'{{"context": {{}}, "candidates": [{ONE}, {{"id": 2, "features": {{"item": {{}}}}}}]}}',
@@ -167,7 +167,7 @@ async def test_a_strict_server_refuses_both(start: StartApp) -> None:
         assert (await client.post("/v1/score", json=a_request())).status_code == 200
         context = a_request()["context"]
         answer = await client.post("/v1/score", json=a_request(context={**context, "planet": "mars"}))
-        problem(answer, 422, "$.context.planet", "unknown", "the model reads")
+        problem(answer, 422, "$.context.planet", "unknown", "the model's fields are")
         answer = await client.post("/v1/score", json=a_request(context={"user": "u1", "age": 3}))
         problem(answer, 422, "$.context.weekday", "missing", "send a value")
 
