@@ -124,7 +124,7 @@ class Reader:
                 if name not in self._names:
                     known = ", ".join(sorted(self._names))
                     name = shorten(name)
-                    raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: the model's fields are {known}")
+                    raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: expected one of {known}")
         names, readers = (*self.categorical, *self.numeric), (*self._tokenizers, *self._number_readers)
         for name, read in zip(names, readers, strict=True):
             try:

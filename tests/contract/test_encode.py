@@ -132,7 +132,9 @@ def test_each_distinct_token_is_looked_up_once() -> None:
 
 
 def test_strict_encoder_refuses_unknown_names() -> None:
-    with pytest.raises(BadFeature, match=r"\$\.context\.moon: unknown context field 'moon': the model's fields are hour, user"):
+    with pytest.raises(
+        BadFeature, match=r"\$\.context\.moon: unknown context field 'moon': expected one of hour, user"
+    ):
         Encoder(SCHEMA, strict=True).tokens(CONTEXT | {"moon": 1}, [])
 
 

@@ -138,21 +138,22 @@ def without_a_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [(corrupted, "model.onnx was changed after the export"), (without_a_manifest, "manifest.json")]
+    ("damage", "message"),
+    [(corrupted, "model.onnx was changed after the export"), (without_a_manifest, "manifest.json")],
 )
 def test_bad_bundle_is_refused_and_the_old_one_stays_in_use(
-    two_versions: Path, versions: tuple[str, str], tmp_path: Path, damage: Callable[[Path], None], words: str
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     small, another = versions
     with serving_store(two_versions, tmp_path) as server:
         damage(two_versions / "versions" / another)
         point_to(two_versions, another)
-        refused = problem(reload(server.url), 409, None, words, "goes on")
+        refused = problem(reload(server.url), 409, None, message, "goes on")
         assert refused["type"] == "urn:problem-type:ctr:refused"
         assert str(tmp_path) not in refused["detail"]
         assert metric(server.url, 'ctr_reloads_total{outcome="refused"}') >= 1
         assert all_serve(server, small)
-        # Nor does a worker that dies now start with it.
+        # A worker that replaces a killed one does not load it either.
         os.kill(children(server.process.pid)[0], signal.SIGKILL)
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "a worker in its place")
         assert all_serve(server, small)
@@ -219,7 +220,7 @@ def test_model_activated_while_no_worker_runs_is_served(
 ) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         (worker,) = children(server.process.pid)
-        os.kill(worker, signal.SIGKILL)  # so young that it is replaced only after a pause
+        os.kill(worker, signal.SIGKILL)  # a worker that was started recently is replaced only after a pause
         eventually(lambda: worker not in children(server.process.pid), "the worker is gone")
         assert stores.main(["activate", str(two_versions), versions[1]]) == 0
         eventually(lambda: served_version(server.url) == versions[1], "the new model")

@@ -167,7 +167,7 @@ async def test_a_strict_server_refuses_both(start: StartApp) -> None:
         assert (await client.post("/v1/score", json=a_request())).status_code == 200
         context = a_request()["context"]
         answer = await client.post("/v1/score", json=a_request(context={**context, "planet": "mars"}))
-        problem(answer, 422, "$.context.planet", "unknown", "the model's fields are")
+        problem(answer, 422, "$.context.planet", "unknown", "expected one of")
         answer = await client.post("/v1/score", json=a_request(context={"user": "u1", "age": 3}))
         problem(answer, 422, "$.context.weekday", "missing", "send a value")
 

@@ -78,7 +78,7 @@ async def test_redis_that_is_killed_and_restarts_empty(start: StartApp, bundle: 
             await is_degraded(once)
             with start_redis(tmp_path, port=server.port) as again:
                 await asyncio.sleep(1.2)
-                await is_degraded(once)  # it is empty
+                await is_degraded(once)  # it restarted empty
                 with again.client() as client:
                     publish(client, open_bundle(bundle))
                 await recovers(once)
@@ -374,7 +374,7 @@ async def test_server_without_its_vocabulary_becomes_ready_once_it_is_published(
         async with app.router.lifespan_context(app), client_of(app) as client:
             await asyncio.sleep(0.5)
             refused = await client.get("/readyz")
-            assert app.state.serving.model.scorer.batcher._cost.seconds(1) > 0  # the run time was measured nevertheless
+            assert app.state.serving.model.scorer.batcher._cost.seconds(1) > 0  # measured before it is ready
             assert refused.status_code == 503
             assert "run ctr-publish" in refused.json()["detail"]
             publish(redis_client, open_bundle(bundle))

@@ -166,7 +166,7 @@ async def test_client_follows_a_sentinel_failover(
                 await storm(lookup, opened)
                 primary.process.kill()
                 primary.process.wait()
-                assert not await found_in_redis(lookup, opened)  # right all the same
+                assert not await found_in_redis(lookup, opened)  # degraded, but the ids are right
                 await eventually_found(lookup, opened)
                 with replica.client() as client:
                     assert client.role()[0] == b"master"
