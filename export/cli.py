@@ -29,7 +29,7 @@ from contract.bundle import (
     write_manifest,
 )
 from contract.golden import write_golden
-from contract.pairs import MOST_CANDIDATES
+from contract.pairs import MAX_CANDIDATES
 from contract.schema import FeatureSchema, write_schema
 from contract.vocabulary import open_vocabulary
 from export.cascade import calibrate, check_log
@@ -130,7 +130,7 @@ def _calibrated(graphs: dict[str, onnx.ModelProto], prepared: Prepared) -> list[
 
 
 def _most_candidates(graph: str, model: nn.Module) -> int | None:
-    return MOST_CANDIDATES if graph == EXPLAIN and not isinstance(model, STEC) else None
+    return MAX_CANDIDATES if graph == EXPLAIN and not isinstance(model, STEC) else None
 
 
 def _facts(metrics: RunMetrics, experiment: Experiment) -> dict[str, float]:

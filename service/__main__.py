@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from service.models.store import StoreError
 from service.runtime.cpu_quota import available_cpus
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
@@ -31,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 after a signal, 2 if the server cannot start. Then one line on stderr says why.
     """
     arguments = parse_arguments(argv)
+    # Importing it takes 0.1 s (numpy), which --help does not need.
+    from service.models.store import StoreError
+
     json_logging.set_up()
     # Until the supervisor handles signals: stop at once, and ignore a reload, because the current bundle is loaded
     # anyway.

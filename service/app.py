@@ -20,8 +20,8 @@ from service.api.openapi import openapi
 from service.api.problem_details import render_problem
 from service.api.schemas import SCORE_PATH, ModelField, ModelResponse
 from service.errors import NotReady, Problem
-from service.models.loaded import Shared, open_model
-from service.models.manager import Serving
+from service.models.loaded import SharedParts, open_model
+from service.models.manager import ModelManager
 from service.request_log.writer import RequestLog
 from service.scoring.admission import Admission
 from service.settings import Settings, read_settings
@@ -117,11 +117,11 @@ async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) 
     log = None if settings.request_log is None else RequestLog(settings, app.state.metrics)
     if log is not None:
         stack.push_async_callback(asyncio.to_thread, log.close)
-    shared = Shared(settings, app.state.metrics, app.state.admission, keys, log)
+    shared = SharedParts(settings, app.state.metrics, app.state.admission, keys, log)
     model = await open_model(settings.bundle, shared)
-    app.state.serving = serving = Serving(model, shared)
+    app.state.serving = serving = ModelManager(model, shared)
     stack.push_async_callback(serving.close)
-    serving.begin()
+    serving.start()
 
 
 def drain(app: FastAPI) -> None:
@@ -129,9 +129,9 @@ def drain(app: FastAPI) -> None:
     app.state.draining = True
 
 
-def serving_of(request: Request) -> Serving:
+def serving_of(request: Request) -> ModelManager:
     """Return what serves a request."""
-    serving: Serving = request.app.state.serving
+    serving: ModelManager = request.app.state.serving
     return serving
 
 

@@ -9,7 +9,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from contract.tokens import LARGEST_NORMALISED
+from contract.tokens import MAX_NORMALIZED
 from model.stec.stec import STEC, Bilinear, Block, Projections
 
 # exp of it, times values and summed over fields, is far from float32's limits on either side.
@@ -25,7 +25,7 @@ def score_bounds(model: STEC) -> list[float]:
     score is a bilinear form of two vectors no longer than sqrt(D + 1).
     """
     first = blocks_of(model)[0]
-    numbers = model.embedding.alpha * LARGEST_NORMALISED
+    numbers = model.embedding.alpha * MAX_NORMALIZED
     rows = torch.cat([model.embedding.table.weight, numbers])
     q, k = (rows @ _by_head(w, first.heads) for w in matrices(first.project))
     bounds = [float((q.norm(dim=2).amax(1) * k.norm(dim=2).amax(1)).max()) / first.score_divisor]

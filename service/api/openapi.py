@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from contract.pairs import MOST_CANDIDATES
+from contract.pairs import MAX_CANDIDATES
 from service.api.problem_details import ProblemDetails
 from service.api.schemas import ExplainRequest, ExplainResponse, ModelResponse, ScoreRequest, ScoreResponse
 from service.settings import MAX_TIMEOUT_MS
@@ -86,7 +86,7 @@ def openapi(title: str, version: str, metrics: bool = True) -> dict[str, Any]:
         },
         "/v1/explain": {
             "post": {
-                "summary": f"Return how pairs of fields make up the probability of up to {MOST_CANDIDATES} candidates",
+                "summary": f"Return how pairs of fields make up the probability of up to {MAX_CANDIDATES} candidates",
                 **KEYED,
                 "parameters": HEADERS,
                 "requestBody": {"required": True, "content": json_content(explain_request, explain_example)},

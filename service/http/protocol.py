@@ -297,7 +297,7 @@ class Protocol(HttpToolsProtocol):
 
     def refuse_request(self, cycle: RequestResponseCycle) -> None:
         """Answer this request with a 429. The connection stays open for the next one."""
-        self._parts.metrics.refused_at_once()
+        self._parts.metrics.count_early_rejection()
         if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             self.transport.abort()  # The client keeps sending requests and reads no response.
             return

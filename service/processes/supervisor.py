@@ -21,7 +21,7 @@ from service.processes.ipc import Channel, Drain, Message, PeerClosed, Ready, Re
 from service.processes.reload import Reloader
 from service.processes.worker_process import WAIT_FOR_TEST, WorkerProcess, spawn
 from service.settings import Settings
-from service.telemetry.multiprocess import forget_latencies, forget_process, text_of_all
+from service.telemetry.multiprocess import forget_latencies, forget_process, merge_metrics
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Supervisor:
             case Reload():
                 return await self._reloader.reload()
             case Scrape():
-                return Reply(text_of_all(self._metrics).decode())
+                return Reply(merge_metrics(self._metrics).decode())
         return None
 
     async def monitor(self, worker: WorkerProcess) -> None:

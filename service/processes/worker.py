@@ -23,7 +23,7 @@ from service.app import Application, create_app
 from service.errors import NotReady, Refused
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
 from service.http.uvicorn_support import UnsupportedUvicorn
-from service.models.manager import Serving
+from service.models.manager import ModelManager
 from service.processes.ipc import Channel, Drain, Load, Message, PeerClosed, Ready, Rebalance, Reload, Reply, Scrape
 from service.processes.server import BoundApp, Server
 from service.runtime.onnx_session import EngineMissing
@@ -187,8 +187,8 @@ class Worker:
             raise NotReady(f"The supervisor did not reply: {error}. See its log.") from error
 
     @property
-    def _serving(self) -> Serving:
-        serving: Serving = self._app.state.serving
+    def _serving(self) -> ModelManager:
+        serving: ModelManager = self._app.state.serving
         return serving
 
 

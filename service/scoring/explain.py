@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.encode import ModelInput
-from contract.pairs import MOST_CANDIDATES, ranked_pairs
+from contract.pairs import MAX_CANDIDATES, ranked_pairs
 from contract.schema import FeatureSchema
 from service.api.body import JSON, arrival_s, check_content_type, deadline
 from service.api.decode import decode_explain_request
@@ -58,9 +58,9 @@ class Explainer:
             check_content_type(request)
             parsed = decode_explain_request(await scorer.read_body(request, hold))
             candidates = [candidate.features for candidate in parsed.candidates]
-            if len(candidates) > MOST_CANDIDATES:
+            if len(candidates) > MAX_CANDIDATES:
                 raise BadRequest(
-                    f"{len(candidates)} candidates exceed the limit of {MOST_CANDIDATES} for an explanation. "
+                    f"{len(candidates)} candidates exceed the limit of {MAX_CANDIDATES} for an explanation. "
                     "Send only those that you want explained.",
                     "$.candidates",
                 )

@@ -30,7 +30,7 @@ from service.scoring.readiness import Readiness
 from service.scoring.response import build_response
 from service.settings import MAX_TIMEOUT_MS, Settings
 from service.telemetry.metrics import Metrics, Timing
-from service.vocabulary.tiered import Tiers
+from service.vocabulary.tiered import TieredVocabulary
 
 MAX_RECENT_BYTES = 64 * 1024
 
@@ -56,7 +56,7 @@ class Scorer:
     settings: Settings
     readiness: Readiness
     encoder: Encoder
-    vocabulary: Tiers
+    vocabulary: TieredVocabulary
     batcher: Batcher
     metrics: Metrics
     manifest: Manifest

@@ -61,7 +61,7 @@ def all_that_an_app_can_count() -> str:
     with metrics.explanation():
         kinds = {kind: Counter(user=1) for kind in ("missing", "unknown", "outside")}
         metrics.count_tokens(kinds, Counter({"context": 1, "candidate": 1}))
-    metrics.serves("stec", "1")
+    metrics.set_model("stec", "1")
     for reason in (WITHOUT_REDIS, WITHOUT_VOCABULARY):
         metrics.degraded.labels(reason).inc()
     for reason in ("queue", "write"):

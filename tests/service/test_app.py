@@ -46,7 +46,7 @@ async def test_a_model_that_does_not_reproduce_its_golden_requests_is_never_read
         for answer in (await client.get("/readyz"), await client.post("/v1/score", json=a_request())):
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
-            assert "golden requests came out" in answer.json()["detail"]
+            assert "golden requests differ" in answer.json()["detail"]
         assert (await client.get("/livez")).status_code == 200
     assert [record.levelname for record in caplog.records if "golden requests" in record.message] == ["ERROR"]
 

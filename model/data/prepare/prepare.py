@@ -168,7 +168,7 @@ def _write_values(folder: Path, scratch: Path, split: str, schema: FeatureSchema
         for columns in zip(*(chunks(column_file(scratch, split, f.name), CHUNK) for f in fields), strict=True):
             numbers = np.stack(columns, axis=1)
             missing += np.isnan(numbers).sum(0)
-            array.append(scale.normalise(numbers))
+            array.append(scale.normalize(numbers))
     return dict(zip([field.name for field in fields], (missing / array.rows).tolist(), strict=True))
 
 

@@ -204,10 +204,10 @@ def test_a_file_that_is_no_request_is_refused_with_the_place(tmp_path: Path, req
 @pytest.mark.parametrize(
     ("context", "features", "complaint"),
     [
-        ({"session_depth": "deep"}, {}, r"'ad-7': context field 'session_depth' takes a number .* a string, 'deep'"),
-        ({"device": ["phone"]}, {}, r"context field 'device' takes .* got a list, \['phone'\]"),
-        ({}, {"bid": True}, r"candidate field 'bid' takes a number or null, got a boolean, True"),
-        ({}, {"ad": {"id": 7}}, r"candidate field 'ad' takes .* got an object, {'id': 7}"),
+        ({"session_depth": "deep"}, {}, r"'ad-7': context field 'session_depth' must be a number .* a string, 'deep'"),
+        ({"device": ["phone"]}, {}, r"context field 'device' must be .* got a list, \['phone'\]"),
+        ({}, {"bid": True}, r"candidate field 'bid' must be a number or null, got a boolean, True"),
+        ({}, {"ad": {"id": 7}}, r"candidate field 'ad' must be .* got an object, {'id': 7}"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_field(

@@ -9,10 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import onnxruntime
 import pytest
 
-from service.runtime.onnx_session import _options
+from service.runtime.onnx_session import session_options
 from tests.service.conftest import StartApp, a_request, problem
 from tests.support.paths import DEMO
 
@@ -67,7 +66,7 @@ async def test_latency_does_not_grow_with_the_number_of_requests(start: StartApp
 
 
 def test_onnxruntime_uses_the_configured_threads_without_spinning() -> None:
-    options = _options(onnxruntime, threads=1)
+    options = session_options(threads=1)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
@@ -83,7 +82,7 @@ async def test_a_value_that_is_too_long_is_refused_with_its_path(start: StartApp
     long = "x" * 21
     async with start(max_token_chars=20) as client:
         answer = await client.post("/v1/score", json=a_request(context={"user": long}))
-        problem(answer, 422, "$.context.user", "21 characters, this server takes 20")
+        problem(answer, 422, "$.context.user", "21 characters, but the limit is 20")
         candidates = [*a_request()["candidates"], {"id": 3, "features": {"item": long}}]
         answer = await client.post("/v1/score", json=a_request(candidates=candidates))
         problem(answer, 422, "$.candidates[2].features.item", "21 characters")
@@ -96,7 +95,7 @@ async def test_a_value_that_is_too_long_is_refused_with_its_path(start: StartApp
 async def test_an_object_with_too_many_fields_is_refused(start: StartApp) -> None:
     async with start(max_fields=5) as client:
         answer = await client.post("/v1/score", json=a_request(context={f"n{n}": n for n in range(6)}))
-        problem(answer, 422, "$.context", "6 fields, this server takes 5")
+        problem(answer, 422, "$.context", "6 fields, but the limit is 5")
 
 
 async def test_no_response_contains_a_file_path(start: StartApp, bundle: Path) -> None:

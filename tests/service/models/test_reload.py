@@ -1,4 +1,4 @@
-"""New models by the pointer, by SIGHUP, by POST /admin/reload; a bad one is refused and the old one goes on."""
+"""Load a new model by pointer, SIGHUP or POST /admin/reload; a bad model is refused and the old one stays in use."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ KEY = "a-key-of-the-operator"
 
 @pytest.fixture
 def two_versions(bundle: Path, tmp_path: Path) -> Path:
-    """A store of two models; the small bundle is current."""
+    """A store of two versions, of which the small bundle is current."""
     folder = tmp_path / "store"
     assert stores.main(["add", str(folder), str(another_bundle(tmp_path / "another"))]) == 0
     assert stores.main(["add", str(folder), str(bundle), "--activate"]) == 0
@@ -54,18 +54,18 @@ def reload(url: str, key: str = KEY) -> httpx.Response:
 
 
 def reloads(url: str) -> float:
-    """Of a worker that was not ready yet it is not known that it serves the same already."""
+    """Count reloads. A worker that is not ready yet counts as loaded, even if it already has the current version."""
     return sum(metric(url, f'ctr_reloads_total{{outcome="{outcome}"}}') for outcome in ("loaded", "unchanged"))
 
 
 def all_serve(server: Server, version: str) -> bool:
-    """Every one of several new connections, so that it would be strange if a worker was not among them."""
+    """Return whether several new connections, which very likely reach every worker, all get this version."""
     return all(served_version(server.url) == version for _ in range(12))
 
 
 @contextmanager
 def constant_load(url: str) -> Iterator[list[httpx.Response]]:
-    """One client that never stops asking; its answers."""
+    """Score without a pause in two threads, and yield the answers."""
     stop, answers = Event(), []
 
     def ask() -> None:
@@ -84,7 +84,7 @@ def constant_load(url: str) -> Iterator[list[httpx.Response]]:
             thread.join(60)
 
 
-def test_a_changed_pointer_changes_the_model_under_load(
+def test_changed_pointer_replaces_the_model_under_load(
     two_versions: Path, versions: tuple[str, str], tmp_path: Path
 ) -> None:
     small, another = versions
@@ -102,12 +102,12 @@ def test_a_changed_pointer_changes_the_model_under_load(
 
 
 def expected(server: Server, answers: list[httpx.Response], version: str) -> list[float]:
-    """What the first answer of a version said: all others must agree with it."""
+    """Return the first answer of a version, which all later answers must equal."""
     first = next(answer.json() for answer in answers if answer.json()["version"] == version)
     return [score["ctr"] for score in first["scores"]]
 
 
-def test_sighup_loads_what_is_current(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
+def test_sighup_loads_the_current_version(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path) as server:
         server.process.send_signal(signal.SIGHUP)
         eventually(lambda: reloads(server.url) == 1, "a reload of the same")
@@ -120,7 +120,7 @@ def test_sighup_loads_what_is_current(two_versions: Path, versions: tuple[str, s
         assert all_serve(server, versions[0])
 
 
-def test_a_bundle_in_place_of_another_is_loaded_by_admin_reload(bundle: Path, tmp_path: Path) -> None:
+def test_admin_reload_loads_a_replaced_bundle(bundle: Path, tmp_path: Path) -> None:
     served, key = Path(shutil.copytree(bundle, tmp_path / "served")), tmp_path / "key"
     key.write_text(KEY)
     with serving(served, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
@@ -138,29 +138,28 @@ def without_a_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [(corrupted, "model.onnx was changed after the export"), (without_a_manifest, "manifest.json")]
+    ("damage", "message"),
+    [(corrupted, "model.onnx was changed after the export"), (without_a_manifest, "manifest.json")],
 )
-def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
-    two_versions: Path, versions: tuple[str, str], tmp_path: Path, damage: Callable[[Path], None], words: str
+def test_bad_bundle_is_refused_and_the_old_one_stays_in_use(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     small, another = versions
     with serving_store(two_versions, tmp_path) as server:
         damage(two_versions / "versions" / another)
         point_to(two_versions, another)
-        refused = problem(reload(server.url), 409, None, words, "The previous model stays in service")
+        refused = problem(reload(server.url), 409, None, message, "The previous model stays in service")
         assert refused["type"] == "urn:problem-type:ctr:refused"
         assert str(tmp_path) not in refused["detail"]
         assert metric(server.url, 'ctr_reloads_total{outcome="refused"}') >= 1
         assert all_serve(server, small)
-        # Nor does a worker that dies now start with it.
+        # A worker that replaces a killed one does not load it either.
         os.kill(children(server.process.pid)[0], signal.SIGKILL)
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "a worker in its place")
         assert all_serve(server, small)
 
 
-def test_many_who_ask_at_once_are_one_reload_and_the_one_behind_it(
-    two_versions: Path, versions: tuple[str, str], tmp_path: Path
-) -> None:
+def test_concurrent_reload_requests_are_combined(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         corrupted(two_versions / "versions" / versions[1])
         point_to(two_versions, versions[1])
@@ -172,7 +171,7 @@ def test_many_who_ask_at_once_are_one_reload_and_the_one_behind_it(
 
 
 def point_to(store: Path, version: str) -> None:
-    """As somebody would who does not use ctr-store."""
+    """Change the pointer without ctr-store."""
     text = (store / "current").read_text()
     small = next(name for name in text.split('"') if len(name) == 64)
     aside = store / "aside"
@@ -180,29 +179,29 @@ def point_to(store: Path, version: str) -> None:
     aside.rename(store / "current")
 
 
-def test_a_model_that_does_not_answer_as_it_should_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_model_with_wrong_answers_is_refused(bundle: Path, tmp_path: Path) -> None:
     served, key = Path(shutil.copytree(bundle, tmp_path / "served")), tmp_path / "key"
     key.write_text(KEY)
     with serving(served, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
         served.rename(tmp_path / "old")
         with_wrong_golden(bundle, tmp_path / "served")
-        problem(reload(server.url), 409, None, "is more than 1e-05: export the run again")
+        problem(reload(server.url), 409, None, "more than 1e-05: export the run again")
         assert served_version(server.url) == open_bundle(bundle).manifest.version
 
 
-def test_admin_wants_its_key(two_versions: Path, tmp_path: Path) -> None:
+def test_admin_requires_its_key(two_versions: Path, tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path) as server:
         for answer in (reload(server.url, "a-wrong-key-of-somebody"), httpx.post(f"{server.url}/admin/reload")):
             problem(answer, 401, None, "CTR_ADMIN_KEY_FILE")
         assert metric(server.url, 'ctr_reloads_total{outcome="loaded"}') == 0
 
 
-def test_without_an_admin_key_there_is_no_admin(bundle: Path) -> None:
+def test_admin_does_not_exist_without_a_key(bundle: Path) -> None:
     with serving(bundle, CTR_WORKERS="1") as server:
         assert reload(server.url).status_code == 404
 
 
-def test_an_admin_port_has_admin_and_metrics_alone(two_versions: Path, tmp_path: Path) -> None:
+def test_admin_port_serves_only_admin_probes_and_metrics(two_versions: Path, tmp_path: Path) -> None:
     port = a_free_port()
     with serving_store(two_versions, tmp_path, CTR_ADMIN_PORT=str(port)) as server:
         admin = f"http://127.0.0.1:{port}"
@@ -216,25 +215,25 @@ def test_an_admin_port_has_admin_and_metrics_alone(two_versions: Path, tmp_path:
         assert "/docs" not in nothing.text
 
 
-def test_a_model_that_becomes_current_while_no_worker_lives_is_served(
+def test_model_activated_while_no_worker_runs_is_served(
     two_versions: Path, versions: tuple[str, str], tmp_path: Path
 ) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         (worker,) = children(server.process.pid)
-        os.kill(worker, signal.SIGKILL)  # so young that it is replaced only after a pause
+        os.kill(worker, signal.SIGKILL)  # a worker that was started recently is replaced only after a pause
         eventually(lambda: worker not in children(server.process.pid), "the worker is gone")
         assert stores.main(["activate", str(two_versions), versions[1]]) == 0
         eventually(lambda: served_version(server.url) == versions[1], "the new model")
 
 
-def test_a_store_without_a_current_bundle_cannot_be_served(tmp_path: Path) -> None:
+def test_store_without_a_current_version_cannot_be_served(tmp_path: Path) -> None:
     with start(CTR_STORE=str(tmp_path)) as process:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
     assert len(errors.splitlines()) == 1
 
 
-def test_the_memory_of_old_models_is_given_back(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
+def test_memory_of_old_models_is_freed(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         (worker,) = children(server.process.pid)
         alternate(server, two_versions, versions, 3)
@@ -257,7 +256,7 @@ def private_kib(pid: int) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
-def test_a_bundle_without_a_vocabulary_is_reloaded_where_redis_has_it(
+def test_bundle_without_a_vocabulary_is_reloaded_with_redis(
     bundle: Path, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     served, key = Path(shutil.copytree(bundle, tmp_path / "served")), tmp_path / "key"

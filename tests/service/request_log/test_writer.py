@@ -228,8 +228,8 @@ async def test_a_different_answer_from_the_same_version_is_exit_code_1(
     file.write_text("\n".join([changed, *lines[1:], '{"cut": ']))
     assert verify.main([str(bundle), "--log", str(file)]) == 1
     captured = capsys.readouterr()
-    assert "not read: 1 lines" in captured.out
-    assert "the same version answers otherwise" in captured.err
+    assert "skipped 1 lines" in captured.out
+    assert "the same version now gives answers that differ" in captured.err
 
 
 async def test_hashed_fields_are_reported_as_unknown(

@@ -158,4 +158,4 @@ async def test_a_server_with_wrong_explanations_is_not_ready(start: StartApp, tm
     (folder / EXPLAIN).write_bytes(model.SerializeToString())
     write_manifest(folder, "demo", 1, {}, open_bundle(DEMO).manifest.calibration)
     async with start(bundle=folder) as client:
-        problem(await client.get("/readyz"), 503, None, "golden requests came out", "export the run again")
+        problem(await client.get("/readyz"), 503, None, "golden requests differ", "export the run again")

@@ -156,7 +156,7 @@ def test_an_absolute_path_must_lie_below_the_data_folder(tmp_path: Path) -> None
         ({"normalizer": "MinMaxScaler"}, "normalizer: 'MinMaxScaler'.*StandardScaler"),
         ({"min_categr_count": 0}, "min_categr_count: 0.*from 1 on"),
         ({"min_categr_count": True}, "min_categr_count: True"),
-        ({"fill_na": []}, "fill_na takes a string, a number"),
+        ({"fill_na": []}, "fill_na must be a string, a number"),
         ({"splitter": " "}, "splitter: ' '.*remove it"),
         ({"name": "../x"}, "use 1 to 64 letters"),
     ],
