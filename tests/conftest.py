@@ -1,27 +1,21 @@
 """A small run made by the real pipeline: generated log, prepare, two epochs; and one that its first level decides."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.data.prepare.prepare import prepare
 from model.data.synthetic import generate
-from model.data_config import Data
 from model.experiment_config import Experiment, Training
-from model.experiments.run_folder import DIGESTS, WEIGHTS
 from model.experiments.train import train
 from model.stec.stec import STECConfig
+from tests.support.runs import DATA, with_weights
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
-
-DATA = Data(reader="generated", folder="generated", prepared="prepared", negative_rate=0.5)
 
 
 @pytest.fixture(scope="session")
@@ -49,16 +43,3 @@ def first_level_run(run_folder: Path) -> Path:
         return weights | {"head.0.weight": head}
 
     return with_weights(run_folder, run_folder.parent / "first-level-run", weaken)
-
-
-def copy_to_change(run: Path, copy: Path) -> None:
-    """Without the digests that would tell."""
-    shutil.copytree(run, copy)
-    (copy / DIGESTS).unlink()
-
-
-def with_weights(run: Path, copy: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """A copy of a run with other weights."""
-    copy_to_change(run, copy)
-    save_file(change(load_file(run / WEIGHTS)), copy / WEIGHTS)
-    return copy

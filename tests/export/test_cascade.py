@@ -18,7 +18,7 @@ from export.cascade import CANDIDATES, KS, REQUESTS, calibrated_margin, draw_req
 from export.cli import export
 from export.onnx_file import WEIGHTS
 from model.data.prepare.prepared import read_prepared
-from tests.conftest import DATA, with_weights
+from tests.support.runs import DATA, with_weights
 
 LOGITS = st.floats(-5, 5, width=32)
 

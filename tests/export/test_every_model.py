@@ -13,9 +13,9 @@ from model.experiments.train import train
 from model.zoo import MODELS
 from service.app import create_app
 from service.settings import Settings
-from tests.conftest import DATA
-from tests.model.baselines.test_every_model import small
-from tests.service.conftest import JSON, PATIENT_MS, client_of, post
+from tests.support.app import JSON, PATIENT_MS, client_of, post
+from tests.support.models import small
+from tests.support.runs import DATA
 
 SCORED = 40  # of the golden requests
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,3 +76,15 @@ def sockets(pid: int) -> int:
 
 def without_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
+
+
+def private_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def a_free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port

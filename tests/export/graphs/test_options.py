@@ -20,9 +20,20 @@ from export.graphs.plain import PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph
 from export.onnx_file import save_together, to_onnx
 from model.stec.stec import STECConfig
-from tests.export.graphs.test_kernel import TOKENS, a_feed, a_model, by_torch, needs_kernel, schema_of, session_of
-from tests.export.graphs.test_serving import mixed_schema, request, single, trained
-from tests.model.stec.test_options import models
+from tests.support.graphs import (
+    TOKENS,
+    a_feed,
+    a_model,
+    by_torch,
+    mixed_schema,
+    needs_kernel,
+    request,
+    schema_of,
+    session_of,
+    single,
+    trained,
+)
+from tests.support.stec_models import models
 
 # Each option at least once, in two graphs: the other exports are in test_write.py.
 EXPORTED: list[dict[str, Any]] = [

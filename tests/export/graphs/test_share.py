@@ -15,8 +15,8 @@ from export.graphs.serving import serving_order
 from export.graphs.share import ShareGraph
 from model.layers import fields_of
 from model.zoo import MODELS, build
-from tests.export.graphs.test_serving import TOKENS, mixed_schema, request, single
-from tests.model.baselines.test_every_model import small
+from tests.support.graphs import TOKENS, mixed_schema, request, single
+from tests.support.models import small
 
 BASELINES = [name for name in MODELS if name != "stec"]
 

@@ -6,15 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.openloop import records as read
-
-
-def record(intended_s: float = 0.0, late_s: float = 0.0, took_s: float = 0.01, status: int = 200) -> tuple[object, ...]:
-    sent_s = intended_s + late_s
-    return intended_s, sent_s, sent_s + took_s, status, 50, False, False, False, False
-
-
-def records(*rows: tuple[object, ...]) -> read.Records:
-    return np.array(list(rows), read.RECORD)
+from tests.support.records import record, records
 
 
 def test_merged_records_are_in_the_order_in_which_they_were_meant() -> None:

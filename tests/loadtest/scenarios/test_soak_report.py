@@ -5,7 +5,7 @@ import numpy as np
 from loadtest.openloop.load import Load, Outcome
 from loadtest.scenarios.capacity import capacity
 from loadtest.scenarios.soak_report import late_ones, of_killed_worker
-from tests.loadtest.openloop.test_records import record, records
+from tests.support.records import record, records
 
 KILLED_S = 10.0
 

@@ -11,8 +11,8 @@ from model.experiments.compare import main
 from model.experiments.leaderboard import SPEED, read_standings, write_standings
 from model.experiments.report import write_report
 from model.experiments.run_registry import FinishedRun
-from tests.model.experiments.test_run_registry import experiment
-from tests.model.experiments.test_run_registry import run as a_run
+from tests.support.runs import experiment
+from tests.support.runs import run as a_run
 
 AUCS = {"stec": (0.80, 0.81), "dcn": (0.79, 0.795), "lr": (0.70,)}
 

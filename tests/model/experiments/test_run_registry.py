@@ -11,27 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from model.data_config import Data
-from model.experiment_config import Experiment, Training
-from model.experiments.run_folder import DataFacts, RunMetrics
-from model.experiments.run_registry import FinishedRun, RunList, claim, digest
-from model.stec.stec import STECConfig
-from model.training.metrics import Metrics
-
-DATA = Data(reader="frappe", folder="frappe", prepared="prepared/frappe")
-FACTS = DataFacts({"train": 10, "valid": 2, "test": 2}, "f00d")
-
-
-def experiment(seed: int, **model: int) -> Experiment:
-    return Experiment(name="x", data=DATA, model=STECConfig(**model), training=Training(seed=seed))  # type: ignore[arg-type]
-
-
-def run(seed: int, **model: int) -> FinishedRun:
-    of = experiment(seed, **model)
-    metrics = RunMetrics(
-        seed=seed, parameters=1, best_epoch=1, seconds=1.0, valid=Metrics(0.7, 0.3), test=Metrics(0.6, 0.4), history=[]
-    )
-    return FinishedRun(digest(of), of, FACTS, metrics, {"torch": "2"}, "2026-01-01T00:00:00+00:00")
+from model.experiments.run_registry import RunList, claim, digest
+from tests.support.runs import experiment, run
 
 
 @pytest.fixture
@@ -159,7 +140,7 @@ def test_a_claim_whose_file_its_last_owner_removes_meanwhile_is_not_ours(tmp_pat
 def test_a_claim_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     script = (
-        "import sys, time; from pathlib import Path; from model.runs import claim\n"
+        "import sys, time; from pathlib import Path; from model.experiments.run_registry import claim\n"
         "with claim(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True) as process:

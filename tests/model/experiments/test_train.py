@@ -25,8 +25,7 @@ from model.experiments.train import main, train
 from model.experiments.trial import fingerprint, load_split
 from model.training.fit import predict
 from model.training.metrics import evaluate
-from tests.conftest import copy_to_change
-from tests.support.tiny_log import TINY, make_root
+from tests.support.runs import TINY, copy_to_change, make_root
 
 
 @pytest.fixture(scope="module")

@@ -11,34 +11,8 @@ from torch import nn
 
 from model.layers import Fields
 from model.stec.stec import STEC, Bilinear, STECConfig, cost_note
-from tests.model.stec.test_stec import batch, build, error, train_step
-from tests.support.reference_stec import slow_logits
-
-
-def is_valid(options: dict[str, Any]) -> bool:
-    try:
-        return bool(STECConfig(**options))
-    except ValueError:
-        return False
-
-
-def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[STECConfig]:
-    """Each combination of options that is one."""
-    options: dict[str, st.SearchStrategy[Any]] = {
-        "embedding": st.just(8),
-        "blocks": st.integers(1, 3),
-        "heads": st.sampled_from([1, 2, 4]),
-        "ffn": st.sampled_from([0, 16]),
-        "attention": st.sampled_from(["full", "request"]),
-        "pairs": st.sampled_from(["full", "upper", "upper_diag"]),
-        "scale": st.sampled_from(["sqrt", "mean"]),
-        "interaction": st.sampled_from(["qk", "xwx", "separate"]),
-        "fusion": st.sampled_from(["concat", "add", "last"]),
-        "last": st.sampled_from(["layer", "block"]),
-        "embedding_std": st.just(0.3),
-    }
-    return st.fixed_dictionaries(options | others).filter(is_valid).map(lambda o: STECConfig(**o))
-
+from tests.support.reference.stec import slow_logits
+from tests.support.stec_models import batch, build, error, models, train_step
 
 HEADS = {
     "mlp": st.sampled_from([(), (), (5,), (6, 4)]),

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.service.conftest import JSON, StartApp, a_request, post, problem
+from tests.support.app import JSON, StartApp, a_request, post, problem
 
 
 async def test_more_candidates_than_the_limit_are_refused(start: StartApp) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.api.schemas import ScoreRequest, decode
 from service.errors import BadRequest, NotJson, Problem
-from tests.service.conftest import a_request
+from tests.support.app import a_request
 
 MOST = 1000
 VALID = json.dumps(a_request(timeout_ms=50, on_bad_candidate="skip")).encode()

@@ -12,10 +12,10 @@ import pytest
 
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
-from tests.service.conftest import a_request, start_redis
-from tests.service.http.test_protocol import BODY, HEAD, LENGTH, answer, connected
-from tests.service.processes.test_serve import Server, serving
+from tests.support.app import a_request
 from tests.support.processes import eventually, metric
+from tests.support.redis_server import start_redis
+from tests.support.server_process import BODY, HEAD, LENGTH, Server, answer, connected, serving
 
 PART = HEAD + LENGTH + BODY[:10]
 

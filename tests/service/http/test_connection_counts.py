@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from service.http.connection_counts import Board, Place
-from tests.service.processes.test_serve import Server, serving
-from tests.service.processes.test_workers import served_by
 from tests.support.processes import children, eventually, metric, sockets
+from tests.support.server_process import Server, served_by, serving
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.02])

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from service.runtime.onnx_session import _options
-from tests.service.conftest import StartApp, a_request, problem
+from tests.support.app import StartApp, a_request, problem
 from tests.support.paths import DEMO
 
 _opened: list[str] | None = None

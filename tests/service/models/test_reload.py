@@ -16,9 +16,19 @@ import pytest
 from contract.bundle import open_bundle
 from service.models import store as stores
 from service.vocabulary.publish import publish
-from tests.service.conftest import RedisServer, a_free_port, a_request, problem
-from tests.service.processes.test_serve import Server, serving, start
-from tests.support.processes import another_bundle, children, eventually, metric, served_version, with_wrong_golden
+from tests.support.app import a_request, problem
+from tests.support.processes import (
+    a_free_port,
+    another_bundle,
+    children,
+    eventually,
+    metric,
+    private_kib,
+    served_version,
+    with_wrong_golden,
+)
+from tests.support.redis_server import RedisServer
+from tests.support.server_process import Server, serving, start
 
 KEY = "a-key-of-the-operator"
 
@@ -250,11 +260,6 @@ def alternate(server: Server, store: Path, versions: tuple[str, str], times: int
         wanted = versions[(versions.index(served_version(server.url)) + 1) % 2]
         stores.main(["activate", str(store), wanted])
         assert reload(server.url).json() == {"version": wanted}, number
-
-
-def private_kib(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 def test_a_bundle_without_a_vocabulary_is_reloaded_where_redis_has_it(

@@ -10,10 +10,9 @@ from threading import Event, Lock, Thread
 import httpx
 import pytest
 
-from tests.service.conftest import a_request
-from tests.service.models.test_reload import private_kib
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import children, eventually
+from tests.support.app import a_request
+from tests.support.processes import children, eventually, private_kib
+from tests.support.server_process import Server, serving
 
 SETTINGS = {"CTR_WORKERS": "1", "CTR_TIMEOUT_MS": "5000", "CTR_DRAIN_NOTICE_MS": "3000"}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.service.conftest import a_free_port, a_request
-from tests.service.processes.test_serve import serving, start
-from tests.support.processes import eventually
+from tests.support.app import a_request
+from tests.support.processes import a_free_port, eventually
+from tests.support.server_process import serving, start
 
 
 def test_sigterm_ends_it_with_0(bundle: Path) -> None:

@@ -13,7 +13,7 @@ from service.models import verify
 from service.request_log.writer import Line, RequestLog, read_lines
 from service.settings import Settings, SettingsError
 from service.telemetry.metrics import Metrics
-from tests.service.conftest import StartApp, a_request
+from tests.support.app import StartApp, a_request
 from tests.support.processes import another_bundle
 
 A_SALT = "a salt of sixteen or more bytes"

@@ -4,49 +4,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from threading import Event, current_thread
+from threading import current_thread
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.scoring.batching import Answer, Batcher
 from service.scoring.run_cost import RunCost
 from service.telemetry.metrics import Metrics
-
-Ctr = NDArray[np.float64]
-BROKEN = 666
-
-
-class WaitingModel:
-    """Answers each candidate with its id / 1000, once `go` is set; fails for a batch with BROKEN in it."""
-
-    def __init__(self) -> None:
-        self.go = Event()
-        self.batches: list[list[int]] = []
-
-    def __call__(self, batch: Sequence[ModelInput]) -> list[Ctr]:
-        self.batches.append([len(one.candidate_ids) for one in batch])
-        assert self.go.wait(30)
-        if any(BROKEN in one.candidate_ids for one in batch):
-            raise ArithmeticError("the model fell over")
-        return [one.candidate_ids[:, 0] / 1000 for one in batch]
-
-
-def rows(*ids: int) -> ModelInput:
-    numbers = len(ids)
-    return ModelInput(
-        np.zeros((1, 1), np.int64),
-        np.array(ids, np.int64).reshape(numbers, 1),
-        np.zeros((1, 0), np.float32),
-        np.zeros((numbers, 0), np.float32),
-    )
-
-
-def soon(seconds: float = 30) -> float:
-    return time.perf_counter() + seconds
+from tests.support.batching import BROKEN, Ctr, WaitingModel, ctr, rows, soon
 
 
 @asynccontextmanager
@@ -70,10 +38,6 @@ async def busy(max_rows: int = 8, max_queued_rows: int = 16) -> AsyncIterator[tu
         finally:
             model.go.set()
             await asyncio.wait({first})
-
-
-def ctr(answer: Answer) -> list[int]:
-    return [round(1000 * x) for x in answer.ctr]
 
 
 async def test_a_lone_request_runs_at_once() -> None:

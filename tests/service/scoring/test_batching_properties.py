@@ -14,7 +14,7 @@ from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.scoring.batching import Answer, Batcher
 from service.telemetry.metrics import Metrics
-from tests.service.scoring.test_batching import BROKEN, ctr, rows, soon
+from tests.support.batching import BROKEN, ctr, rows, soon
 
 MAX_ROWS = 8
 EXPECTED = (DeadlineExceeded, NotReady, Overloaded, ArithmeticError)

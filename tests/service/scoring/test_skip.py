@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from tests.service.conftest import a_request, post, problem
+from tests.support.app import a_request, post, problem
 
 ONE = '{"id": 1, "features": {}}'
 

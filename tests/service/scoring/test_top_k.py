@@ -17,8 +17,8 @@ from model.data.prepare.prepared import read_prepared
 from service.runtime.cascade import Screened, screened
 from service.runtime.engine import open_engine
 from service.scoring.batching import _split
-from tests.conftest import DATA
-from tests.service.conftest import StartApp, a_request, post, problem
+from tests.support.app import StartApp, a_request, post, problem
+from tests.support.runs import DATA
 
 
 @pytest.fixture(scope="module")

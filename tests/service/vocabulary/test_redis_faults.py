@@ -16,19 +16,17 @@ import redis
 from pydantic import SecretStr
 from redis.asyncio import Connection
 
-from contract.bundle import Bundle, open_bundle
+from contract.bundle import open_bundle
 from service.vocabulary import publish as publishing
 from service.vocabulary.publish import publish
-from service.vocabulary.tiered import Tiers, Unusable, hash_key
-from tests.service.conftest import RedisServer, StartApp, a_free_port, a_request, start_redis
-from tests.service.processes.test_serve import start as start_process
-from tests.service.vocabulary.test_tiered import looking_up, score
-from tests.support.processes import eventually
-from tests.support.redis_proxy import proxy_before
+from service.vocabulary.tiered import Unusable, hash_key
+from tests.support.app import StartApp, a_request, score
+from tests.support.processes import a_free_port, eventually
+from tests.support.redis_server import RedisServer, looking_up, proxy_before, start_redis, storm, through
+from tests.support.server_process import start as start_process
 
 DEADLINE_MS = 400
 TIMEOUT_MS = 100
-USERS = [f"u{number}" for number in range(40)]
 
 
 async def expected_of(start: StartApp) -> list[float]:
@@ -136,10 +134,6 @@ async def test_replies_that_are_garbled(start: StartApp, bundle: Path, redis_ser
         await recovers(once)
 
 
-def through(server: RedisServer, port: int) -> str:
-    return f"redis://:{server.password}@127.0.0.1:{port}/0"
-
-
 async def test_a_wrong_password_until_somebody_mends_it(start: StartApp, bundle: Path, tmp_path: Path) -> None:
     with start_redis(tmp_path) as server, server.client() as client:
         publish(client, open_bundle(bundle))
@@ -176,34 +170,6 @@ async def test_what_redis_evicted_is_answered_by_the_bundle(start: StartApp, bun
             await is_degraded(once)
             publish(client, open_bundle(bundle))
             await recovers(once)
-
-
-async def storm(lookup: Tiers, bundle: Bundle) -> None:
-    """Callers that give up at every moment, and ones that do not: these must get their own ids."""
-    truth = bundle.vocabularies["user"]
-
-    async def patient(number: int) -> None:
-        mine = [USERS[number % 40], USERS[(number * 7 + 3) % 40]]
-        found = await lookup.find({"user": mine}, 4.0)
-        assert [found.lookup["user"](token) for token in mine] == [truth(token) for token in mine]
-
-    async def impatient(number: int) -> None:
-        await lookup.find({"user": [USERS[number % 40]]}, 1e-4 * (number % 7))
-
-    for number in range(150):
-        one = asyncio.create_task(impatient(number))
-        other = asyncio.create_task(impatient(number + 11))
-        mine = asyncio.create_task(patient(number))
-        for _ in range(number % 6):
-            await asyncio.sleep(0)
-        other.cancel()
-        await finished(one, other, mine)
-
-
-async def finished(*tasks: "asyncio.Task[Any]") -> None:
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
-            raise result
 
 
 async def test_no_reply_ever_reaches_another_caller(bundle: Path, redis_server: RedisServer) -> None:
@@ -361,7 +327,7 @@ async def test_without_its_vocabulary_it_is_not_ready_until_it_is_published(
 ) -> None:
     from service.app import create_app
     from service.settings import Settings
-    from tests.service.conftest import client_of
+    from tests.support.app import client_of
 
     for path in (own_bundle / "vocabulary").iterdir():
         path.unlink()

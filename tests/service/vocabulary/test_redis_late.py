@@ -9,8 +9,8 @@ from pathlib import Path
 
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
-from tests.service.conftest import RedisServer, StartApp, a_request, app_of
-from tests.service.vocabulary.test_tiered import looking_up, stopped
+from tests.support.app import StartApp, a_request, app_of
+from tests.support.redis_server import RedisServer, looking_up, stopped
 
 
 @contextmanager

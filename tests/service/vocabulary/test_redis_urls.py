@@ -22,10 +22,8 @@ from service.vocabulary import publish as publishing
 from service.vocabulary.publish import publish
 from service.vocabulary.redis_client import check_redis_url
 from service.vocabulary.tiered import Tiers
-from tests.service.conftest import RedisServer, a_free_port, redis_binary, start_redis
-from tests.service.vocabulary.test_redis_faults import storm, through
-from tests.service.vocabulary.test_tiered import looking_up
-from tests.support.redis_proxy import proxy_before
+from tests.support.processes import a_free_port
+from tests.support.redis_server import RedisServer, looking_up, proxy_before, redis_binary, start_redis, storm, through
 
 WANTED = {"user": ["u1", "u7"], "item": ["4001"]}
 

@@ -2,11 +2,7 @@
 
 import asyncio
 import logging
-import os
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +10,14 @@ import httpx
 import msgspec
 import pytest
 
-from contract.bundle import Bundle, open_bundle
-from service.telemetry.metrics import Metrics
-from service.vocabulary.cache import TokenCache
+from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
-from service.vocabulary.redis_client import connect
-from service.vocabulary.tiered import MAX_ROUND_TRIPS, SOCKET_TIMEOUT_S, Tiers, hash_key, ready_key
-from tests.service.conftest import RedisServer, StartApp, a_request, app_of, start_redis
+from service.vocabulary.tiered import hash_key, ready_key
+from tests.support.app import StartApp, a_request, app_of, score
+from tests.support.redis_server import RedisServer, looking_up, start_redis, stopped
 from tests.support.small_bundle import write_small_bundle
 
 QUICK_MS = 500.0  # generous: the machine may be loaded
-
-
-async def score(client: httpx.AsyncClient, **changes: Any) -> tuple[list[float], list[str]]:
-    answer = await client.post("/v1/score", json=a_request(**changes))
-    assert answer.status_code == 200, answer.text
-    body = answer.json()
-    return [score["ctr"] for score in body["scores"]], body["degraded"]
-
-
-@contextmanager
-def stopped(server: RedisServer) -> Iterator[None]:
-    """The server takes connections but answers nothing."""
-    os.kill(server.process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.process.pid, signal.SIGCONT)
 
 
 def unpause(client: httpx.AsyncClient) -> None:
@@ -189,19 +166,6 @@ async def test_a_redis_that_hangs_does_not_cost_the_deadline(
             await score(client)  # may still be late
             unpause(client)
             assert await score(client) == (expected, [])
-
-
-@asynccontextmanager
-async def looking_up(
-    url: str, bundle: Bundle, timeout_s: float, clock: Callable[[], float] = time.monotonic, cached: int = 0
-) -> AsyncIterator[Tiers]:
-    """cached: tokens; none, and every one is asked for again."""
-    cache = TokenCache(bundle.vocabularies, cached, 2**30, 60.0)
-    lookup = Tiers(bundle, cache, Metrics(), connect(url, SOCKET_TIMEOUT_S, MAX_ROUND_TRIPS), timeout_s, clock)
-    try:
-        yield lookup
-    finally:
-        await lookup.close()
 
 
 async def test_an_abandoned_reply_never_reaches_the_next_caller(bundle: Path, redis_server: RedisServer) -> None:
