@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import DEMO
-from tests.support.server_process import serving
+from tests.support.processes import serving
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 # A deadline of a millisecond is passed, which is what 504 says; nothing else from 500 on is right.

@@ -13,9 +13,8 @@ import pytest
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
 from tests.support.app import a_request
-from tests.support.processes import eventually, metric
+from tests.support.processes import BODY, HEAD, LENGTH, Server, answer, connected, eventually, metric, serving
 from tests.support.redis_server import start_redis
-from tests.support.server_process import BODY, HEAD, LENGTH, Server, answer, connected, serving
 
 PART = HEAD + LENGTH + BODY[:10]
 

@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from service.http.connection_counts import Board, Place
-from tests.support.processes import children, eventually, metric, sockets
-from tests.support.server_process import Server, served_by, serving
+from tests.support.processes import Server, children, eventually, metric, served_by, serving, sockets
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.02])

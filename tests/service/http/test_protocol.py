@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 from tests.support.app import a_request
-from tests.support.processes import eventually, metric
-from tests.support.server_process import BODY, HEAD, LENGTH, Server, answer, connected, serving
+from tests.support.processes import BODY, HEAD, LENGTH, Server, answer, connected, eventually, metric, serving
 
 JSON = {"Content-Type": "application/json"}
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"

@@ -18,6 +18,7 @@ from service.models import store as stores
 from service.vocabulary.publish import publish
 from tests.support.app import a_request, problem
 from tests.support.processes import (
+    Server,
     a_free_port,
     another_bundle,
     children,
@@ -25,10 +26,11 @@ from tests.support.processes import (
     metric,
     private_kib,
     served_version,
+    serving,
+    start,
     with_wrong_golden,
 )
 from tests.support.redis_server import RedisServer
-from tests.support.server_process import Server, serving, start
 
 KEY = "a-key-of-the-operator"
 

@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from tests.support.app import a_request
-from tests.support.processes import children, eventually, private_kib
-from tests.support.server_process import Server, serving
+from tests.support.processes import Server, children, eventually, private_kib, serving
 
 SETTINGS = {"CTR_WORKERS": "1", "CTR_TIMEOUT_MS": "5000", "CTR_DRAIN_NOTICE_MS": "3000"}
 

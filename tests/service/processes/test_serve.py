@@ -16,7 +16,7 @@ from contract.golden import GoldenRequest, read_golden, write_golden
 from service.models import verify
 from service.processes.worker import curl
 from tests.support.app import a_request
-from tests.support.server_process import Server, serving, start
+from tests.support.processes import Server, serving, start
 from tests.support.small_bundle import SHIFT, write_small_bundle
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.app import a_request
-from tests.support.processes import a_free_port, eventually
-from tests.support.server_process import serving, start
+from tests.support.processes import a_free_port, eventually, serving, start
 
 
 def test_sigterm_ends_it_with_0(bundle: Path) -> None:

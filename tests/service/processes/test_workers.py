@@ -12,8 +12,7 @@ import pytest
 
 from service.runtime.cpu_quota import available_cpus
 from tests.support.app import a_request
-from tests.support.processes import children, eventually, is_alive, metric, sockets
-from tests.support.server_process import Server, score, served_by, serving
+from tests.support.processes import Server, children, eventually, is_alive, metric, score, served_by, serving, sockets
 
 OK_COUNT = 'ctr_request_seconds_count{outcome="ok"}'
 

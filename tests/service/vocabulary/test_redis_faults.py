@@ -22,8 +22,8 @@ from service.vocabulary.publish import publish
 from service.vocabulary.tiered import Unusable, hash_key
 from tests.support.app import StartApp, a_request, score
 from tests.support.processes import a_free_port, eventually
+from tests.support.processes import start as start_process
 from tests.support.redis_server import RedisServer, looking_up, proxy_before, start_redis, storm, through
-from tests.support.server_process import start as start_process
 
 DEADLINE_MS = 400
 TIMEOUT_MS = 100
