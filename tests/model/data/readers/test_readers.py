@@ -185,7 +185,9 @@ def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
 def test_a_missing_log_says_where_it_comes_from(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.parquet: no such file.*README"):
         frappe.read(tmp_path / "frappe", Data(reader="frappe", folder="frappe", prepared="p"))
-    with pytest.raises(ValueError, match=rf"train\.parquet: no such file.*model\.data\.generate --data {tmp_path}$"):
+    with pytest.raises(
+        ValueError, match=rf"train\.parquet: no such file.*model\.data\.synthetic\.generate --data {tmp_path}$"
+    ):
         generated.read(tmp_path / "generated", Data(reader="generated", folder="generated", prepared="p"))
     with pytest.raises(ValueError, match=r"train\.csv: no such file.*relative to"):
         table.read(tmp_path, OWN)
