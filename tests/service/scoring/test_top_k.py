@@ -12,31 +12,20 @@ import pytest
 from contract.bundle import CascadeRule, open_bundle
 from contract.encode import ModelInput
 from contract.golden import GoldenRequest, read_golden
-from export.cli import export
-from model.data.prepare.prepared import read_prepared
 from service.runtime.cascade import Screened, screened
 from service.runtime.engine import open_engine
 from service.scoring.batching import _split
 from tests.support.app import StartApp, a_request, post, problem
-from tests.support.runs import DATA
 
 
 @pytest.fixture(scope="module")
-def cascading(first_level_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose first level says much: only such a one has a cascade."""
-    folder = tmp_path_factory.mktemp("cascade") / "bundle"
-    export(first_level_run, folder, read_prepared(first_level_run.parent / DATA.prepared))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def golden(cascading: Path) -> list[GoldenRequest]:
-    return read_golden(cascading / "golden.jsonl")
+def golden(cascade_bundle: Path) -> list[GoldenRequest]:
+    return read_golden(cascade_bundle / "golden.jsonl")
 
 
 @pytest.fixture
-async def demo(start: StartApp, cascading: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with start(bundle=cascading) as client:
+async def demo(start: StartApp, cascade_bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with start(bundle=cascade_bundle) as client:
         yield client
 
 
@@ -116,9 +105,9 @@ async def test_over_all_golden_requests_a_cascade_saves_and_finds(
 
 
 async def test_more_than_any_rule_knows_is_scored_in_full(
-    demo: httpx.AsyncClient, cascading: Path, largest: GoldenRequest
+    demo: httpx.AsyncClient, cascade_bundle: Path, largest: GoldenRequest
 ) -> None:
-    most = max(rule.k for rule in open_bundle(cascading).manifest.cascade)
+    most = max(rule.k for rule in open_bundle(cascade_bundle).manifest.cascade)
     fewer = await answer(demo, body(largest, copies=3, top_k=most + 1, cascade=True))
     assert fewer["scored_in_full"] == 3 * len(largest.candidates)
 
@@ -161,8 +150,8 @@ def test_a_split_request_is_screened_part_by_part() -> None:
     assert all(isinstance(part, Screened) and part.rule.k == 3 for part in parts)
 
 
-def test_screened_and_other_requests_in_one_batch_do_not_mix(cascading: Path) -> None:
-    engine = open_engine(open_bundle(cascading), 1)
+def test_screened_and_other_requests_in_one_batch_do_not_mix(cascade_bundle: Path) -> None:
+    engine = open_engine(open_bundle(cascade_bundle), 1)
     random = np.random.default_rng(0)
     others = [an_input(n) for n in (5, 1)]
     mixed = an_input(30)
