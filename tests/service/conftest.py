@@ -14,6 +14,7 @@ import pytest
 from service.app import create_app
 from service.settings import Settings
 from tests.support.app import PATIENT_MS, StartApp, client_of
+from tests.support.processes import Server, serving
 from tests.support.redis_server import RedisServer, start_redis
 from tests.support.small_bundle import write_small_bundle
 
@@ -54,6 +55,13 @@ def start(bundle: Path) -> StartApp:
 async def client(start: StartApp) -> AsyncIterator[httpx.AsyncClient]:
     async with start() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Path) -> Iterator[Server]:
+    """A running ctr-serve. Shared: do not stop it."""
+    with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

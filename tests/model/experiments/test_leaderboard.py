@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -18,20 +19,26 @@ AUCS = {"stec": (0.80, 0.81), "dcn": (0.79, 0.795), "lr": (0.70,)}
 
 
 def run(seed: int, auc: float) -> FinishedRun:
-    """As tests.model.test_runs has it, with what a report needs and that AUC."""
+    """As tests.support.runs has it, with what a report needs and that AUC."""
     made = a_run(seed)
     test = dataclasses.replace(made.metrics.test, auc=auc, logloss=1 - auc)
     metrics = msgspec.structs.replace(made.metrics, test=test, flops=10 * seed, rows_per_s=1000.0)
     return msgspec.structs.replace(made, metrics=metrics)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three reports: STEC's and DCN's of two seeds, LR's of one."""
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three reports: STEC's and DCN's of two seeds, LR's of one. Shared: do not change them."""
+    folder = tmp_path_factory.mktemp("leaderboard") / "results"
     for name, aucs in AUCS.items():
-        runs = [run(seed, auc) for seed, auc in enumerate(aucs, 1)]
-        write_report(tmp_path / "results" / name, experiment(1), runs)
-    return tmp_path / "results"
+        write_report(folder / name, experiment(1), [run(seed, auc) for seed, auc in enumerate(aucs, 1)])
+    return folder
+
+
+@pytest.fixture
+def folder(reports: Path, tmp_path: Path) -> Path:
+    """A copy of the three reports, to be changed."""
+    return Path(shutil.copytree(reports, tmp_path / "results"))
 
 
 def cells(page: str, name: str) -> list[str]:

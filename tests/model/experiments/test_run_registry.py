@@ -79,9 +79,14 @@ def append_many(path: Path, first: int) -> None:
         RunList(path).append(run(seed))
 
 
+# A fork has torch imported already; what it runs here takes no lock that another thread could hold.
+FORK = multiprocessing.get_context("fork")
+may_fork = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@may_fork
 def test_processes_that_append_at_once_lose_nothing(runs: RunList) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=append_many, args=(runs.path, first)) for first in (0, 100)]
+    writers = [FORK.Process(target=append_many, args=(runs.path, first)) for first in (0, 100)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -98,10 +103,11 @@ def append_on_a_full_disk(path: Path) -> None:
         RunList(path).append(run(2))
 
 
+@may_fork
 def test_a_full_disk_leaves_the_list_as_it_was(runs: RunList) -> None:
     runs.append(run(1))
     before = runs.path.read_bytes()
-    writer = multiprocessing.get_context("spawn").Process(target=append_on_a_full_disk, args=(runs.path,))
+    writer = FORK.Process(target=append_on_a_full_disk, args=(runs.path,))
     writer.start()
     writer.join()
     assert writer.exitcode == 0

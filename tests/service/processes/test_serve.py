@@ -5,7 +5,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,12 +17,6 @@ from service.processes.worker import curl
 from tests.support.app import a_request
 from tests.support.processes import Server, serving, start
 from tests.support.small_bundle import SHIFT, write_small_bundle
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
-        yield server
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
