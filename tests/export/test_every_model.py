@@ -18,9 +18,13 @@ from tests.support.models import small
 from tests.support.runs import DATA
 
 SCORED = 40  # of the golden requests
+# STEC, and the baseline whose options name fields. tests/export/graphs/test_share.py exports a graph of every baseline.
+USUAL = ("stec", "finalmlp")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.full) for name in MODELS]
+)
 async def test_it_trains_exports_and_answers_its_golden_requests(name: str, run_folder: Path, tmp_path: Path) -> None:
     training = Training(epochs=1, batch_size=1024, learning_rate=0.01)
     config = small(name, context1=("user", "bid")) if name == "finalmlp" else small(name)

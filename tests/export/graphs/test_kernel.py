@@ -15,11 +15,12 @@ import kernel
 from contract.schema import Attention
 from export.graphs.kernel import kernel_graph
 from model.stec.stec import STECConfig
+from tests.support.examples import examples
 from tests.support.graphs import TOKENS, a_feed, a_model, by_torch, needs_kernel, schema_of, session_of
 
 
 @needs_kernel
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     fields=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(0, 2)),
     heads=st.sampled_from([1, 2, 3]),

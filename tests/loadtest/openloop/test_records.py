@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.openloop import records as read
+from tests.support.examples import examples
 from tests.support.records import record, records
 
 
@@ -41,7 +42,7 @@ def test_of_nothing_there_is_no_quantile() -> None:
     assert np.isnan(read.quantiles_ms(np.zeros(0), (50, 99))).all()
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.lists(st.floats(0.01, 50_000), min_size=1, max_size=200), st.sampled_from([50, 90, 99, 100]))
 def test_quantiles_are_right_to_three_digits_and_one_request(values_ms: list[float], percent: float) -> None:
     found = read.quantiles_ms(np.array(values_ms), (percent,))[0]

@@ -11,6 +11,7 @@ from torch import nn
 
 from model.layers import Fields
 from model.stec.stec import STEC, Bilinear, STECConfig, cost_note
+from tests.support.examples import examples
 from tests.support.reference.stec import slow_logits
 from tests.support.stec_models import batch, build, error, models, train_step
 
@@ -20,7 +21,7 @@ HEADS = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(size=models(**HEADS), rows=st.sampled_from([2, 5]), seed=st.integers(0, 99))
 def test_the_plain_form_is_what_loops_over_rows_pairs_heads_and_dimensions_give(
     size: STECConfig, rows: int, seed: int
@@ -33,7 +34,7 @@ def test_the_plain_form_is_what_loops_over_rows_pairs_heads_and_dimensions_give(
     torch.testing.assert_close(model(ids, values), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     size=models(embedding_std=st.sampled_from([0.01, 0.3, 1.0, 3.0])),
     rows=st.sampled_from([2, 3, 257]),
@@ -51,7 +52,7 @@ def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: STECC
         assert difference <= 1e-9 * scale, (name, difference, scale)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(size=models(**HEADS), seed=st.integers(0, 99))
 def test_every_parameter_is_trained(size: STECConfig, seed: int) -> None:
     """Nothing is there that the loss does not depend on, but for rounding."""
@@ -60,7 +61,7 @@ def test_every_parameter_is_trained(size: STECConfig, seed: int) -> None:
     assert {n for n, g in gradients.items() if g.abs().max().item() <= 1e-12 * largest} == set()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(size=models(**HEADS), plain=st.booleans())
 def test_a_row_answers_alike_in_any_batch_and_loads_into_the_other_form(size: STECConfig, plain: bool) -> None:
     model, other = build(size, plain), build(size, not plain, seed=5)

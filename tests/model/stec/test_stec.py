@@ -11,10 +11,11 @@ from torch import nn
 from contract.schema import Attention
 from model.stec.attention import attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
 from model.stec.stec import STECConfig
+from tests.support.examples import examples
 from tests.support.stec_models import IS_CONTEXT, NUMERIC, SIZES, batch, build, error, train_step
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     blocks=st.integers(1, 3),
     heads=st.sampled_from([1, 2, 4]),

@@ -26,7 +26,7 @@ def run(url: str, folder: Path, *options: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("examples", [100])
+@pytest.mark.parametrize("examples", [20, pytest.param(100, marks=pytest.mark.full)])
 def test_the_service_does_what_its_openapi_says(tmp_path: Path, examples: int) -> None:
     with serving(DEMO, CTR_WORKERS="1") as server:
         said = run(server.url, tmp_path, "--max-examples", str(examples))
@@ -34,8 +34,9 @@ def test_the_service_does_what_its_openapi_says(tmp_path: Path, examples: int) -
     assert "No issues found" in said
 
 
-def test_so_it_does_where_it_asks_for_keys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.full)])
+def test_so_it_does_where_it_asks_for_keys(tmp_path: Path, examples: int) -> None:
     (tmp_path / "keys").write_text(f"tests {KEY}\n")
     with serving(DEMO, CTR_WORKERS="1", CTR_API_KEYS_FILE=str(tmp_path / "keys")) as server:
-        run(server.url, tmp_path, "--max-examples", "20")
-        run(server.url, tmp_path, "--max-examples", "20", "--header", f"X-Api-Key: {KEY}")
+        run(server.url, tmp_path, "--max-examples", str(examples))
+        run(server.url, tmp_path, "--max-examples", str(examples), "--header", f"X-Api-Key: {KEY}")

@@ -14,7 +14,7 @@ from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
 from tests.support.app import a_request
 from tests.support.processes import BODY, HEAD, LENGTH, Server, answer, connected, eventually, metric, serving
-from tests.support.redis_server import start_redis
+from tests.support.redis_server import RedisServer, start_redis
 
 PART = HEAD + LENGTH + BODY[:10]
 
@@ -26,8 +26,7 @@ def impatient(bundle: Path) -> Iterator[Server]:
         yield server
 
 
-def closed_after_s(connection: socket.socket) -> float:
-    start_s = time.monotonic()
+def closed_after_s(connection: socket.socket, start_s: float) -> float:
     connection.settimeout(20)
     while connection.recv(65536):
         pass
@@ -36,9 +35,10 @@ def closed_after_s(connection: socket.socket) -> float:
 
 @pytest.mark.parametrize("start", [b"", b"POST /v1/score HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 def test_a_head_that_does_not_come_costs_the_connection(impatient: Server, start: bytes) -> None:
+    start_s = time.monotonic()
     with connected(impatient) as connection:
         connection.sendall(start)
-        assert 0.3 < closed_after_s(connection) < 5
+        assert 0.3 < closed_after_s(connection, start_s) < 5
 
 
 def test_a_head_that_comes_a_byte_at_a_time_is_a_408(impatient: Server) -> None:
@@ -71,8 +71,9 @@ def test_a_body_that_does_not_come_is_a_504(impatient: Server) -> None:
 def test_an_idle_connection_is_closed_in_the_end(impatient: Server) -> None:
     with connected(impatient) as connection:
         connection.sendall(HEAD + LENGTH + BODY)
+        start_s = time.monotonic()
         assert answer(connection)[0] == 200
-        assert 0.5 < closed_after_s(connection) < 6
+        assert 0.5 < closed_after_s(connection, start_s) < 6
 
 
 def test_more_connections_than_may_be_wait_and_others_are_served_when_they_go(impatient: Server) -> None:
@@ -113,26 +114,35 @@ def keep_asking(connection: socket.socket, ask: bytes, end_s: float) -> None:
 
 
 @pytest.fixture
-def narrow(bundle: Path, tmp_path: Path) -> Iterator[Server]:
-    """Takes one request at a time, and waits a second for a Redis that is frozen: twice, then it leaves it alone."""
-    with start_redis(tmp_path) as redis:
-        with redis.client() as client:
+def redis(bundle: Path, tmp_path: Path) -> Iterator[RedisServer]:
+    with start_redis(tmp_path) as server:
+        with server.client() as client:
             publish(client, open_bundle(bundle))
-        settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "1000", "CTR_CACHE_TOKENS": "0"}
-        with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
-            redis.process.send_signal(signal.SIGSTOP)
-            yield server
+        yield server
+
+
+@pytest.fixture
+def narrow(bundle: Path, redis: RedisServer) -> Iterator[Server]:
+    """Takes one request at a time, which waits for a frozen Redis: for half of its 5 s, or until `thaw`."""
+    settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "5000", "CTR_CACHE_TOKENS": "0"}
+    with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
+        redis.process.send_signal(signal.SIGSTOP)
+        yield server
+
+
+def thaw(redis: RedisServer) -> None:
+    redis.process.send_signal(signal.SIGCONT)
 
 
 def in_hand(server: Server) -> float:
     return metric(server.url, "ctr_in_flight_requests")
 
 
-def test_what_has_no_room_is_a_429_at_once_and_its_connection_goes_on(narrow: Server) -> None:
+def test_what_has_no_room_is_a_429_at_once_and_its_connection_goes_on(narrow: Server, redis: RedisServer) -> None:
     before = metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}')
     with connected(narrow) as first, connected(narrow) as second:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_hand(narrow) == 1, "the first is in hand")
         for _ in range(3):
             second.sendall(HEAD + b"X-Request-Id: mine\r\n" + LENGTH + BODY)
             status, problem = answer(second)
@@ -141,6 +151,7 @@ def test_what_has_no_room_is_a_429_at_once_and_its_connection_goes_on(narrow: Se
         # In pieces, with the body behind the answer.
         second.sendall(PART)
         assert answer(second)[0] == 429
+        thaw(redis)
         assert answer(first)[0] == 200
         eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
         second.sendall(BODY[10:] + HEAD + LENGTH + BODY)
@@ -148,10 +159,10 @@ def test_what_has_no_room_is_a_429_at_once_and_its_connection_goes_on(narrow: Se
     assert metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}') == before + 4
 
 
-def test_a_429_has_retry_after_and_other_routes_go_on(narrow: Server) -> None:
+def test_a_429_has_retry_after_and_other_routes_go_on(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first, connected(narrow) as second:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_hand(narrow) == 1, "the first is in hand")
         refused = httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
@@ -159,10 +170,12 @@ def test_a_429_has_retry_after_and_other_routes_go_on(narrow: Server) -> None:
         second.sendall(HEAD + b"Expect: 100-continue\r\n" + LENGTH)
         assert answer(second)[0] == 429
         assert second.recv(1) == b""  # its body may come or not
+        thaw(redis)
         assert answer(first)[0] == 200
 
 
-def test_clients_that_send_no_body_keep_nobody_out(narrow: Server) -> None:
+def test_clients_that_send_no_body_keep_nobody_out(narrow: Server, redis: RedisServer) -> None:
+    thaw(redis)
     with ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(connected(narrow)).sendall(PART)
@@ -171,11 +184,12 @@ def test_clients_that_send_no_body_keep_nobody_out(narrow: Server) -> None:
     eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
 
 
-def test_a_request_that_is_given_up_makes_room(narrow: Server) -> None:
+def test_a_request_that_is_given_up_makes_room(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first:
         first.sendall(HEAD + LENGTH + BODY)
         eventually(lambda: in_hand(narrow) == 1, "the first is in hand")
     eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
+    thaw(redis)
     assert httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30).status_code == 200
 
 
@@ -183,7 +197,7 @@ def test_who_asks_and_asks_and_reads_no_refusal_is_cut_off(narrow: Server) -> No
     ask = HEAD + b"Content-Length: 0\r\n\r\n"
     with connected(narrow) as first, connected(narrow) as greedy:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_hand(narrow) == 1, "the first is in hand")
         with pytest.raises(ConnectionError):
             keep_asking(greedy, ask * 200, time.monotonic() + 20)
 

@@ -12,6 +12,7 @@ from service.http.connection_counts import Board, Place
 from tests.support.processes import Server, children, eventually, metric, served_by, serving, sockets
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("pause_s", [0.0, 0.02])
 def test_clients_that_connect_one_after_the_other_are_shared_out_evenly(bundle: Path, pause_s: float) -> None:
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
@@ -24,16 +25,28 @@ def test_clients_that_connect_one_after_the_other_are_shared_out_evenly(bundle: 
 
 def shares(server: Server, clients: int, pause_s: float) -> list[int]:
     """How many of so many connections each worker has."""
-    time.sleep(0.5)  # until those of others have ended
     workers = children(server.process.pid)
     address = ("127.0.0.1", urlsplit(server.url).port)
-    before = [sockets(worker) for worker in workers]
+    before = idle_sockets(workers)
+
+    def taken() -> list[int]:
+        return [sockets(worker) - were for worker, were in zip(workers, before, strict=True)]
+
     with ExitStack() as opened:
         for _ in range(clients):
             opened.enter_context(create_connection(address, timeout=10))
             time.sleep(pause_s)
-        time.sleep(0.5)  # until the last ones are taken
-        return [sockets(worker) - were for worker, were in zip(workers, before, strict=True)]
+        eventually(lambda: sum(taken()) == clients, "the last ones are taken")
+        return taken()
+
+
+def idle_sockets(workers: list[int]) -> list[int]:
+    """What each worker has open when all connections have ended: as often as it takes to see the same for a while."""
+    seen: list[list[int]] = []
+    while len(seen) < 5 or any(counts != seen[-1] for counts in seen[-5:]):
+        seen.append([sockets(worker) for worker in workers])
+        time.sleep(0.05)
+    return seen[-1]
 
 
 def test_the_one_with_more_connections_than_another_steps_aside(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ async def test_the_garbage_collector_is_spared_what_lives_as_long_as_the_process
     gc.unfreeze()
 
 
+@pytest.mark.timing
 async def test_the_thousandth_request_is_as_quick_as_the_first(start: StartApp) -> None:
     async with start(bundle=DEMO) as client:
         taken = []
@@ -105,6 +106,7 @@ async def test_no_answer_names_a_path(start: StartApp, bundle: Path) -> None:
             assert str(bundle.parent) not in (await client.get(path)).text
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("budget_ms", [1, 2, 3, 5, 8])
 async def test_a_deadline_counts_all_of_the_way(start: StartApp, budget_ms: int) -> None:
     """An answer within it, or 504; and never a 200 that is much too late."""

@@ -4,7 +4,6 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,18 +18,13 @@ JSON = {"Content-Type": "application/json"}
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
 
 
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
-        yield server
-
-
 def send_until_refused(connection: socket.socket, piece: bytes, pieces: int) -> None:
     with suppress(ConnectionError):
         for _ in range(pieces):
             connection.sendall(piece)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "start",
     [

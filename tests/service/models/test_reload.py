@@ -246,15 +246,18 @@ def test_a_store_without_a_current_bundle_cannot_be_served(tmp_path: Path) -> No
     assert len(errors.splitlines()) == 1
 
 
-def test_the_memory_of_old_models_is_given_back(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("reloads", [4, pytest.param(10, marks=pytest.mark.full)])
+def test_the_memory_of_old_models_is_given_back(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path, reloads: int
+) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         (worker,) = children(server.process.pid)
         alternate(server, two_versions, versions, 3)
         time.sleep(1)
         before = private_kib(worker)
-        alternate(server, two_versions, versions, 10)
+        alternate(server, two_versions, versions, reloads)
         time.sleep(1)
-        assert private_kib(worker) - before < 10 * 1024
+        assert private_kib(worker) - before < reloads * 1024
 
 
 def alternate(server: Server, store: Path, versions: tuple[str, str], times: int) -> None:

@@ -93,7 +93,7 @@ def test_servers_that_are_replaced_one_after_the_other_lose_no_request(bundle: P
     assert balancer.closed  # who keeps a connection is told that it ends
 
 
-@pytest.mark.parametrize("requests", [6000])
+@pytest.mark.parametrize("requests", [1500, pytest.param(6000, marks=pytest.mark.full)])
 def test_memory_is_flat_under_mixed_traffic(bundle: Path, requests: int) -> None:
     """Good ones, bad ones, new tokens and given-up connections, as many as an hour of a quiet site has."""
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_CACHE_TOKENS="2000") as server:

@@ -40,6 +40,7 @@ async def busy(max_rows: int = 8, max_queued_rows: int = 16) -> AsyncIterator[tu
             await asyncio.wait({first})
 
 
+@pytest.mark.timing
 async def test_a_lone_request_runs_at_once() -> None:
     model = WaitingModel()
     model.go.set()
@@ -137,7 +138,8 @@ async def test_a_request_runs_in_each_free_slot() -> None:
     model = WaitingModel()
     async with batching(model, slots=2) as batcher:
         futures = [batcher.submit(rows(i), soon()) for i in (1, 2, 3, 4)]
-        await asyncio.sleep(0.05)
+        while len(model.batches) < 2:
+            await asyncio.sleep(0.001)
         assert model.batches == [[1], [1]]
         model.go.set()
         await asyncio.gather(*futures)

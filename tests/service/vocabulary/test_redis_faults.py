@@ -25,8 +25,8 @@ from tests.support.processes import a_free_port, eventually
 from tests.support.processes import start as start_process
 from tests.support.redis_server import RedisServer, looking_up, proxy_before, start_redis, storm, through
 
-DEADLINE_MS = 400
-TIMEOUT_MS = 100
+DEADLINE_MS = 3000
+TIMEOUT_MS = 500
 
 
 async def expected_of(start: StartApp) -> list[float]:
@@ -82,6 +82,7 @@ async def test_killed_and_started_again_empty_and_published(start: StartApp, bun
                 await recovers(once)
 
 
+@pytest.mark.timing
 async def test_frozen_and_thawed(start: StartApp, bundle: Path, tmp_path: Path) -> None:
     with start_redis(tmp_path) as server:
         with server.client() as client:
@@ -234,11 +235,16 @@ async def test_a_reply_reaches_its_own_caller_even_through_a_client_that_mixes_u
         publish(client, opened)
     if not careful:
         monkeypatch.setattr("service.vocabulary.tiered._wait", wait_and_cancel)
-    async with looking_up(redis_server.url, opened, 2.0) as lookup:
-        await lookup._redis.aclose()
-        lookup._redis = FaultyClient(redis_server)
-        with contextlib.nullcontext() if careful else pytest.raises((AssertionError, Unusable, TypeError)):
-            await storm(lookup, opened)
+
+    async def storms() -> None:
+        for _ in range(1 if careful else 100):  # every second or third one finds it
+            async with looking_up(redis_server.url, opened, 2.0) as lookup:
+                await lookup._redis.aclose()
+                lookup._redis = FaultyClient(redis_server)
+                await storm(lookup, opened)
+
+    with contextlib.nullcontext() if careful else pytest.raises((AssertionError, Unusable, TypeError)):
+        await storms()
 
 
 async def test_requests_for_the_same_tokens_share_a_round_trip(bundle: Path, redis_server: RedisServer) -> None:
@@ -336,11 +342,12 @@ async def test_without_its_vocabulary_it_is_not_ready_until_it_is_published(
         settings = Settings(bundle=own_bundle, vocabulary="redis", redis_url=url, redis_timeout_ms=TIMEOUT_MS)
         app = create_app(settings)
         async with app.router.lifespan_context(app), client_of(app) as client:
-            await asyncio.sleep(0.5)
-            refused = await client.get("/readyz")
-            assert app.state.serving.model.scorer.batcher._cost.seconds(1) > 0  # it was measured all the same
+            async with asyncio.timeout(30):  # it is measured all the same
+                while app.state.serving.model.scorer.batcher._cost.seconds(1) == 0:
+                    await asyncio.sleep(0.01)
+                while "run ctr-publish" not in (refused := await client.get("/readyz")).text:
+                    await asyncio.sleep(0.01)
             assert refused.status_code == 503
-            assert "run ctr-publish" in refused.json()["detail"]
             publish(redis_client, open_bundle(bundle))
             await asyncio.wait_for(app.state.serving.model.scorer.readiness.tested.wait(), 30)
             assert (await client.get("/readyz")).status_code == 200

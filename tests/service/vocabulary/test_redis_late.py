@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
 from tests.support.app import StartApp, a_request, app_of
@@ -20,6 +22,7 @@ def a_silent_server() -> Iterator[str]:
         yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
 
 
+@pytest.mark.timing
 async def test_a_budget_below_redis_own_timeout_is_answered_in_time_and_starts_the_pause(start: StartApp) -> None:
     with a_silent_server() as url:
         async with start(cache_tokens=0, redis_url=url, redis_timeout_ms=10, timeout_ms=8) as client:
@@ -30,6 +33,7 @@ async def test_a_budget_below_redis_own_timeout_is_answered_in_time_and_starts_t
             assert not app_of(client).state.serving.model.scorer.vocabulary._breaker.is_closed
 
 
+@pytest.mark.timing
 async def test_redis_gets_at_most_half_of_what_remains(bundle: Path) -> None:
     with a_silent_server() as url:
         async with looking_up(url, open_bundle(bundle), 5.0) as lookup:

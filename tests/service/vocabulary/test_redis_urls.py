@@ -162,7 +162,7 @@ async def test_a_failover_of_sentinels_is_followed(
                 wait_for(lambda: client.keys("ctr:*:ready"))
             wait_for(lambda: redis.Redis(port=port, decode_responses=True).sentinel_slaves("mymaster"))
             async with looking_up(url, opened, 0.2) as lookup:
-                assert await found_in_redis(lookup, opened)
+                await eventually_found(lookup, opened)
                 await storm(lookup, opened)
                 primary.process.kill()
                 primary.process.wait()
