@@ -6,19 +6,19 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 HOST ?= $(or $(CTR_HOST),127.0.0.1)
 PORT ?= $(or $(CTR_PORT),8000)
 BUNDLE ?= $(or $(CTR_BUNDLE),deploy/demo)
+# More than there are CPUs: many tests wait for a server.
+TEST_WORKERS ?= $(shell expr $$(nproc) + 2)
 USERS ?= 100
 RUN_TIME ?= 60s
 
 BIN := .venv/bin
-COMPUTE_TESTS := tests/contract tests/model tests/export
-ALONE_TESTS := tests/benchmarks $(patsubst %,tests/service/%.py,http/test_connection_counts http/test_clients vocabulary/test_redis_faults vocabulary/test_redis_late models/test_reload http/test_production_hazards api/test_schemas)
 KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
 UVICORN_VERSIONS := $(shell sed -n 's/.*"uvicorn>=\([0-9.]*\),.*/\1/p' pyproject.toml; sed -n 's/^uvicorn==//p' constraints.txt)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test compute-tests test-uvicorn lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
+.PHONY: serve install kernel test parallel-tests test-full parallel-tests-full test-uvicorn lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -30,14 +30,21 @@ kernel: $(SERVICE_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(BIN)/python -c 'import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())'
 
-# What computes, with lint beside it; what serves, most of which waits; and what measures time, or needs idle time, alone.
+# Lint beside the tests that may share the machine; then those that measure time, one by one.
 test: $(ALL_STAMP)
-	$(MAKE) --jobs 2 lint compute-tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal $(patsubst %,--ignore=%,$(COMPUTE_TESTS) $(ALONE_TESTS))
-	$(BIN)/pytest $(ALONE_TESTS)
+	$(MAKE) --jobs 2 lint parallel-tests
+	$(BIN)/pytest -m "timing and not full"
 
-compute-tests: $(ALL_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(COMPUTE_TESTS)
+parallel-tests: $(ALL_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal -m "not timing and not full"
+
+# Also the tests marked `full`, and ten times as many examples of each property.
+test-full: $(ALL_STAMP)
+	$(MAKE) --jobs 2 lint parallel-tests-full
+	$(BIN)/pytest -m timing --hypothesis-profile full
+
+parallel-tests-full: $(ALL_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal -m "not timing" --hypothesis-profile full
 
 # service/http/protocol.py overrides a private method of uvicorn: test the lowest supported version and the pinned one.
 test-uvicorn: $(ALL_STAMP)

@@ -165,7 +165,7 @@ def sweep(path: Path, data: Path, device: torch.device = CPU) -> list[list[Measu
         run_missing(wanted, place, lambda experiment, rows: PointWatch(table, experiment), on_finished, on_failed)
     found = iter(table.measured())
     ranked = [rank([*islice(found, len(base.points))], base.experiment.training.monitor) for base in bases]
-    results_folder(path).mkdir(exist_ok=True)
+    results_folder(path).mkdir(parents=True, exist_ok=True)  # No run may have finished that would have made it.
     write_whole(results_folder(path) / f"{path.stem}.md", markdown(path.stem, bases, ranked, table.failures).encode())
     return ranked
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, Vocabulary, build_vocabulary, open_vocabulary
+from tests.support.examples import examples
 
 tokens = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), unique=True, max_size=30
@@ -19,7 +20,7 @@ def through_disk(folder: Path, vocabulary: Vocabulary, name: str = "ad") -> Voca
     return open_vocabulary(folder, name)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(ranked=tokens)
 def test_token_has_the_id_of_its_rank_after_writing_and_reading(
     tmp_path_factory: pytest.TempPathFactory, ranked: list[str]

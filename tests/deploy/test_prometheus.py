@@ -22,9 +22,8 @@ from service import errors
 from service.errors import Problem
 from service.telemetry.metrics import Metrics
 from service.vocabulary.tiered import WITHOUT_REDIS, WITHOUT_VOCABULARY
-from tests.service.conftest import a_free_port
 from tests.support.paths import DEMO, ROOT
-from tests.support.processes import eventually, without_settings
+from tests.support.processes import a_free_port, eventually, without_settings
 
 PROMETHEUS, GRAFANA, KUBERNETES = (ROOT / "deploy" / name for name in ("prometheus", "grafana", "k8s"))
 PAGE = (ROOT / "docs" / "operations.md").read_text()

@@ -18,7 +18,7 @@ from export.cascade import CANDIDATES, KS, REQUESTS, calibrated_margin, draw_req
 from export.cli import export
 from export.onnx_file import WEIGHTS
 from model.data.prepare.prepared import read_prepared
-from tests.conftest import DATA, with_weights
+from tests.support.runs import DATA, with_weights
 
 LOGITS = st.floats(-5, 5, width=32)
 
@@ -56,21 +56,18 @@ def test_a_first_level_that_says_all_needs_no_margin() -> None:
     assert measure(full, full, 5, 0.0).scored == pytest.approx(5 / 50)
 
 
-def test_a_bundle_with_its_log_has_a_cascade_and_its_weights_once(
-    run_folder: Path, first_level_run: Path, bundle_folder: Path, tmp_path: Path
-) -> None:
-    prepared = read_prepared(run_folder.parent / DATA.prepared)
-    manifest, _ = export(first_level_run, tmp_path / "bundle", prepared)
+def test_a_bundle_with_its_log_has_a_cascade_and_its_weights_once(cascade_bundle: Path, bundle_folder: Path) -> None:
+    manifest = open_bundle(cascade_bundle).manifest
     assert {rule.k for rule in manifest.cascade} <= set(KS)
     assert manifest.cascade
     assert all(rule.candidates == CANDIDATES and rule.requests == REQUESTS for rule in manifest.cascade)
     assert all(rule.recall > 0.99 and 0 < rule.scored <= 0.5 for rule in manifest.cascade)
-    assert open_bundle(tmp_path / "bundle").manifest.files.keys() >= {MODEL, EXPLAIN, SCREEN}
+    assert manifest.files.keys() >= {MODEL, EXPLAIN, SCREEN}
     assert (KERNEL in manifest.files) == kernel.is_usable()
     without = open_bundle(bundle_folder).manifest  # of a run of the same size, exported without its log
     assert without.cascade == ()
     assert SCREEN not in without.files
-    sizes = [(folder / WEIGHTS).stat().st_size for folder in (tmp_path / "bundle", bundle_folder)]
+    sizes = [(folder / WEIGHTS).stat().st_size for folder in (cascade_bundle, bundle_folder)]
     assert sizes[0] - sizes[1] < 20_000  # of the first level; not another embedding table
 
 

@@ -24,7 +24,7 @@ from model.data.prepare.prepared import read_prepared
 from model.experiments.run_folder import EXPERIMENT, open_run
 from model.experiments.run_folder import WEIGHTS as RUN_WEIGHTS
 from model.stec.stec import STECConfig, stec_for
-from tests.conftest import DATA, copy_to_change
+from tests.support.runs import DATA, copy_to_change
 
 
 def test_an_exported_run_is_a_whole_bundle(bundle_folder: Path) -> None:

@@ -12,7 +12,7 @@ from contract.bundle import BundleError, open_bundle
 from contract.golden import TOLERANCE
 from service.app import create_app
 from service.settings import Settings, SettingsError
-from tests.service.conftest import StartApp, a_request, app_of, client_of
+from tests.support.app import StartApp, a_request, app_of, client_of
 from tests.support.small_bundle import write_small_bundle
 
 

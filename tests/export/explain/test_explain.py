@@ -27,7 +27,7 @@ from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, open_run
 from model.stec.stec import STEC, STECConfig, stec_for
 from service.app import create_app
 from service.settings import Settings
-from tests.conftest import copy_to_change
+from tests.support.runs import copy_to_change
 
 CONTEXT = {"device": "phone", "hour": 21, "session_depth": 2}
 REQUEST = {

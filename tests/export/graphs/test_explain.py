@@ -8,7 +8,7 @@ from export.graphs.explain import ExplainGraph
 from export.graphs.plain import PlainGraph
 from export.graphs.serving import serving_order
 from model.stec.attention import attention_weights, interaction
-from tests.export.graphs.test_serving import mixed_schema, request, single, trained
+from tests.support.graphs import mixed_schema, request, single, trained
 
 
 @pytest.mark.parametrize("attention", ["full", "request"])

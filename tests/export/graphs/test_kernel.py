@@ -8,75 +8,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import kernel
-from contract.schema import Attention, FeatureSchema, Field
+from contract.schema import Attention
 from export.graphs.kernel import kernel_graph
-from export.graphs.plain import PlainGraph
-from model.stec.stec import STEC, STECConfig, stec_for
-
-TOKENS = 12
-
-needs_kernel = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel cannot be used here: no C++20 compiler?")
-
-Feed = dict[str, NDArray[Any]]
-
-
-def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
-    """`numeric` more fields on either side."""
-    fields = [Field(f"u{i}", "context") for i in range(context)]
-    fields += [Field(f"c{i}", "candidate") for i in range(candidate)]
-    for i in range(numeric):
-        fields += [Field(f"un{i}", "context", "numeric"), Field(f"cn{i}", "candidate", "numeric")]
-    return FeatureSchema(tuple(fields))
-
-
-def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
-    """With statistics and norms as training leaves them."""
-    torch.manual_seed(seed)
-    categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    model = stec_for(schema, [TOKENS] * categorical, size)
-    for module in model.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-    for _ in range(10):
-        model(torch.randint(TOKENS, (128, categorical)), torch.randn(128, numeric))
-    return model.eval()
-
-
-def a_feed(schema: FeatureSchema, sizes: list[int], seed: int = 1) -> Feed:
-    random = np.random.default_rng(seed)
-    rows = {"context": len(sizes), "candidate": sum(sizes)}
-    feed: Feed = {"request_index": np.repeat(np.arange(len(sizes)), sizes)}
-    for side in ("context", "candidate"):
-        feed[f"{side}_ids"] = random.integers(TOKENS, size=(rows[side], len(schema.select("categorical", side))))
-        if numeric := len(schema.select("numeric", side)):
-            feed[f"{side}_values"] = random.normal(size=(rows[side], numeric)).astype(np.float32)
-    return feed
-
-
-def session_of(model: onnx.ModelProto) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    kernel.register(options)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def by_torch(model: STEC, schema: FeatureSchema, feed: Feed) -> NDArray[np.float64]:
-    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
-    doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-    with torch.inference_mode():
-        logit: NDArray[np.float64] = PlainGraph(model, schema).double()(**doubles).numpy()
-    return logit
+from model.stec.stec import STECConfig
+from tests.support.examples import examples
+from tests.support.graphs import TOKENS, a_feed, a_model, by_torch, needs_kernel, schema_of, session_of
 
 
 @needs_kernel
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     fields=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(0, 2)),
     heads=st.sampled_from([1, 2, 3]),

@@ -20,9 +20,21 @@ from export.graphs.plain import PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph
 from export.onnx_file import save_together, to_onnx
 from model.stec.stec import STECConfig
-from tests.export.graphs.test_kernel import TOKENS, a_feed, a_model, by_torch, needs_kernel, schema_of, session_of
-from tests.export.graphs.test_serving import mixed_schema, request, single, trained
-from tests.model.stec.test_options import models
+from tests.support.examples import examples
+from tests.support.graphs import (
+    TOKENS,
+    a_feed,
+    a_model,
+    by_torch,
+    mixed_schema,
+    needs_kernel,
+    request,
+    schema_of,
+    session_of,
+    single,
+    trained,
+)
+from tests.support.stec_models import models
 
 # Each option at least once, in two graphs: the other exports are in test_write.py.
 EXPORTED: list[dict[str, Any]] = [
@@ -36,7 +48,7 @@ def tensors(feed: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in feed.items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(size=models(), sizes=st.sampled_from([[1], [3, 1, 9]]), seed=st.integers(0, 99))
 def test_the_folded_graph_and_the_contributions_are_the_models_logit(
     size: STECConfig, sizes: list[int], seed: int
@@ -67,7 +79,7 @@ def test_what_the_head_does_not_see_contributes_nothing() -> None:
 
 
 @needs_kernel
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(size=models(), seed=st.integers(0, 99))
 def test_the_kernel_computes_each_option_that_is_a_constant_to_it(size: STECConfig, seed: int) -> None:
     model, feed = a_model(SCHEMA, size, seed), a_feed(SCHEMA, [3, 1, 9], seed)

@@ -1,65 +1,15 @@
 """The folded graph is the model."""
 
-import itertools
-import random
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from contract.schema import Attention, FeatureSchema, Field, Kind, Side
+from contract.schema import Attention
 from export.graphs.block import blocks_of, score_bounds
 from export.graphs.plain import PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph, serving_order
-from model.stec.stec import STEC, STECConfig, stec_for
-
-TOKENS = 12
-
-
-def mixed_schema(numeric: bool) -> FeatureSchema:
-    """Sides and kinds in no tidy order, as a user may write them."""
-    kinds: list[Kind] = ["categorical", "numeric"] if numeric else ["categorical"]
-    sides: list[Side] = ["candidate", "context"]
-    fields = [Field(f"f{i}", side, kind) for i, (kind, side) in enumerate(itertools.product(kinds * 2, sides))]
-    random.Random(4).shuffle(fields)
-    return FeatureSchema(tuple(fields))
-
-
-def trained(
-    schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full", **options: Any
-) -> STEC:
-    torch.manual_seed(0)
-    categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
-    model = stec_for(schema, [TOKENS] * categorical, size)
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.LayerNorm):  # as training leaves them, not as they start
-            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
-    for _ in range(30):
-        ids = torch.randint(TOKENS, (512, categorical))
-        if near_constant:
-            ids[:, 0] = 2
-            ids[torch.rand(512) < 0.999, 1] = 2
-        model(ids, torch.randn(512, numeric))
-    return model.eval()
-
-
-def request(schema: FeatureSchema, sizes: tuple[int, ...]) -> dict[str, Tensor]:
-    """As many candidates for each request as sizes says."""
-    torch.manual_seed(1)
-    rows = {"context": len(sizes), "candidate": sum(sizes)}
-    inputs = {}
-    for side in ("context", "candidate"):
-        inputs[f"{side}_ids"] = torch.randint(TOKENS, (rows[side], len(schema.select("categorical", side))))
-        if numeric := len(schema.select("numeric", side)):
-            inputs[f"{side}_values"] = torch.randn(rows[side], numeric, dtype=torch.float64)
-    return inputs | {"request_index": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))}
-
-
-def single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+from tests.support.graphs import TOKENS, mixed_schema, request, single, trained
 
 
 @pytest.mark.parametrize("attention", ["full", "request"])

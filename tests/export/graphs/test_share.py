@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from contract.bundle import EXPLANATION
 from contract.schema import FeatureSchema
 from contract.vocabulary import MISSING
 from export.graphs.plain import PlainGraph
 from export.graphs.serving import serving_order
 from export.graphs.share import ShareGraph
+from export.onnx_file import to_onnx
 from model.layers import fields_of
 from model.zoo import MODELS, build
-from tests.export.graphs.test_serving import TOKENS, mixed_schema, request, single
-from tests.model.baselines.test_every_model import small
+from tests.support.graphs import TOKENS, mixed_schema, request, session_of, single
+from tests.support.models import small
 
 BASELINES = [name for name in MODELS if name != "stec"]
 
@@ -50,6 +52,18 @@ def test_the_shares_and_the_bias_add_up_to_the_models_logit(name: str, numeric: 
     torch.testing.assert_close(logit_N.double(), expected, rtol=0, atol=tolerance)
     torch.testing.assert_close(contribution_NLFF.sum((1, 2, 3)) + bias_N, logit_N, rtol=0, atol=tolerance)
     assert (contribution_NLFF[:, 0] * (1 - torch.eye(fields))).abs().max() == 0
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_onnxruntime_scores_and_explains_as_torch_does(name: str) -> None:
+    schema = mixed_schema(True)
+    model, inputs = a_model(name, schema), request(schema, (3, 1, 4))
+    expected = explained(model, schema, inputs)
+    exported = to_onnx(ShareGraph(model, schema), schema, EXPLANATION)
+    feed = {name: tensor.numpy() for name, tensor in single(inputs).items()}
+    found = session_of(exported).run(list(EXPLANATION), feed)
+    for array, tensor in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(array), tensor, rtol=1e-4, atol=1e-4)
 
 
 def value(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], present: set[int]) -> float:

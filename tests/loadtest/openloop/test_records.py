@@ -6,15 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.openloop import records as read
-
-
-def record(intended_s: float = 0.0, late_s: float = 0.0, took_s: float = 0.01, status: int = 200) -> tuple[object, ...]:
-    sent_s = intended_s + late_s
-    return intended_s, sent_s, sent_s + took_s, status, 50, False, False, False, False
-
-
-def records(*rows: tuple[object, ...]) -> read.Records:
-    return np.array(list(rows), read.RECORD)
+from tests.support.examples import examples
+from tests.support.records import record, records
 
 
 def test_merged_records_are_ordered_by_intended_time() -> None:
@@ -49,7 +42,7 @@ def test_without_values_quantiles_are_nan() -> None:
     assert np.isnan(read.quantiles_ms(np.zeros(0), (50, 99))).all()
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.lists(st.floats(0.01, 50_000), min_size=1, max_size=200), st.sampled_from([50, 90, 99, 100]))
 def test_quantiles_are_exact_to_three_digits_and_one_request(values_ms: list[float], percent: float) -> None:
     found = read.quantiles_ms(np.array(values_ms), (percent,))[0]

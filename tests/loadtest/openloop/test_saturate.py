@@ -10,6 +10,7 @@ from tests.support.http_servers import always, answer, listening
 MESSAGES = [message(b"{}")]
 
 
+@pytest.mark.timing
 def test_each_connection_sends_one_request_after_the_other() -> None:
     """A server that takes a tenth of a second answers ten times a second on each connection."""
     with listening(always(answer(b"ok"), pause_s=0.1)) as url:

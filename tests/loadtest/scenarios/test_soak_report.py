@@ -6,7 +6,7 @@ from loadtest.openloop import records as read
 from loadtest.openloop.load import Load, Outcome
 from loadtest.scenarios.capacity import find_capacity
 from loadtest.scenarios.soak_report import late_requests, of_killed_worker
-from tests.loadtest.openloop.test_records import record, records
+from tests.support.records import record, records
 
 KILLED_S = 10.0
 

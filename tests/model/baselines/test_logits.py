@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.model.baselines.test_every_model import CASES, a_model, batch, small
-from tests.support.reference_attention import afm, autoint, destine, interhat
-from tests.support.reference_math import Vector
-from tests.support.reference_products import (
+from tests.support.models import CASES, a_model, batch, small
+from tests.support.reference.attention import afm, autoint, destine, interhat
+from tests.support.reference.math import Vector
+from tests.support.reference.products import (
     afn,
     aoanet,
     dcn,

@@ -15,8 +15,7 @@ from model.experiments.compare import compare_runs, main
 from model.experiments.run_registry import RUNS, RunList
 from model.experiments.significance import WeightedAuc, bootstrap_auc, bootstrap_mean, compare_seeds, read_seeds, welch
 from model.experiments.train import train
-from tests.model.experiments.test_run_registry import run
-from tests.support.tiny_log import make_root, trained_with
+from tests.support.runs import make_root, run, trained_with
 
 PAIR = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
 OTHER = [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1, 22.9, 20.5, 24.4]

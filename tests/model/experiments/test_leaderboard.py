@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,8 @@ from model.experiments.compare import main
 from model.experiments.leaderboard import SPEED, read_standings, write_standings
 from model.experiments.report import write_report
 from model.experiments.run_registry import FinishedRun
-from tests.model.experiments.test_run_registry import experiment
-from tests.model.experiments.test_run_registry import run as a_run
+from tests.support.runs import experiment
+from tests.support.runs import run as a_run
 
 AUCS = {"stec": (0.80, 0.81), "dcn": (0.79, 0.795), "lr": (0.70,)}
 
@@ -25,13 +26,19 @@ def run(seed: int, auc: float) -> FinishedRun:
     return msgspec.structs.replace(made, metrics=metrics)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three reports: STEC's and DCN's of two seeds, LR's of one."""
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three reports: STEC's and DCN's of two seeds, LR's of one. Shared: do not change them."""
+    folder = tmp_path_factory.mktemp("leaderboard") / "results"
     for name, aucs in AUCS.items():
-        runs = [run(seed, auc) for seed, auc in enumerate(aucs, 1)]
-        write_report(tmp_path / "results" / name, experiment(1), runs)
-    return tmp_path / "results"
+        write_report(folder / name, experiment(1), [run(seed, auc) for seed, auc in enumerate(aucs, 1)])
+    return folder
+
+
+@pytest.fixture
+def folder(reports: Path, tmp_path: Path) -> Path:
+    """A copy of the three reports, to be changed."""
+    return Path(shutil.copytree(reports, tmp_path / "results"))
 
 
 def cells(page: str, name: str) -> list[str]:

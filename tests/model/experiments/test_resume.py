@@ -20,8 +20,8 @@ from model.stec.stec import STEC
 from model.training.checkpoint import Checkpoint, State
 from model.training.early_stopping import Epoch, Plateau
 from model.training.fit import fit
-from tests.model.training.test_fit import clicks_of_pairs, stec
-from tests.support.tiny_log import make_root, trained_with
+from tests.support.runs import make_root, trained_with
+from tests.support.stec_models import clicks_of_pairs, stec
 
 EPOCHS = 5
 

@@ -11,27 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from model.data_config import Data
-from model.experiment_config import Experiment, Training
-from model.experiments.run_folder import DataFacts, RunMetrics
-from model.experiments.run_registry import FinishedRun, RunList, claim, digest
-from model.stec.stec import STECConfig
-from model.training.metrics import Metrics
-
-DATA = Data(reader="frappe", folder="frappe", prepared="prepared/frappe")
-FACTS = DataFacts({"train": 10, "valid": 2, "test": 2}, "f00d")
-
-
-def experiment(seed: int, **model: int) -> Experiment:
-    return Experiment(name="x", data=DATA, model=STECConfig(**model), training=Training(seed=seed))  # type: ignore[arg-type]
-
-
-def run(seed: int, **model: int) -> FinishedRun:
-    of = experiment(seed, **model)
-    metrics = RunMetrics(
-        seed=seed, parameters=1, best_epoch=1, seconds=1.0, valid=Metrics(0.7, 0.3), test=Metrics(0.6, 0.4), history=[]
-    )
-    return FinishedRun(digest(of), of, FACTS, metrics, {"torch": "2"}, "2026-01-01T00:00:00+00:00")
+from model.experiments.run_registry import RunList, claim, digest
+from tests.support.runs import experiment, run
 
 
 @pytest.fixture
@@ -98,9 +79,14 @@ def append_many(path: Path, first: int) -> None:
         RunList(path).append(run(seed))
 
 
+# A fork has torch imported already; what it runs here takes no lock that another thread could hold.
+FORK = multiprocessing.get_context("fork")
+may_fork = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@may_fork
 def test_processes_that_append_at_once_lose_nothing(runs: RunList) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=append_many, args=(runs.path, first)) for first in (0, 100)]
+    writers = [FORK.Process(target=append_many, args=(runs.path, first)) for first in (0, 100)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -117,10 +103,11 @@ def append_on_a_full_disk(path: Path) -> None:
         RunList(path).append(run(2))
 
 
+@may_fork
 def test_a_full_disk_leaves_the_list_as_it_was(runs: RunList) -> None:
     runs.append(run(1))
     before = runs.path.read_bytes()
-    writer = multiprocessing.get_context("spawn").Process(target=append_on_a_full_disk, args=(runs.path,))
+    writer = FORK.Process(target=append_on_a_full_disk, args=(runs.path,))
     writer.start()
     writer.join()
     assert writer.exitcode == 0

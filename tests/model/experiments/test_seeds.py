@@ -19,7 +19,7 @@ from model.experiments.seeds import Place, run_missing, with_seed
 from model.experiments.train import main, train_seeds
 from model.experiments.trial import UNFINISHED, open_log
 from model.training.progress import LiveTable
-from tests.support.tiny_log import TINY, make_root
+from tests.support.runs import TINY, make_root
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from model.experiments.sweep import Measured, main, rank, sweep
 from model.experiments.sweep_config import Point, read_sweep
 from model.stec.stec import STECConfig
 from model.training.metrics import Metrics
-from tests.model.experiments.test_run_registry import experiment, run
-from tests.support.tiny_log import TOML, make_root
+from tests.support.runs import TOML, experiment, make_root, run
 
 FM = TOML.replace('"tiny"', '"fm"').replace("[model]\nembedding = 8\nblocks = 1\nffn = 16", '[model]\ntype = "fm"')
 

@@ -20,13 +20,13 @@ from contract.schema import FeatureSchema, read_schema, write_schema
 from model.data.prepare.prepared import read_prepared
 from model.experiment_config import read_experiment
 from model.experiments.report import check_one_experiment, check_one_log
+from model.experiments.report import main as report_main
 from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, DataFacts, open_run
 from model.experiments.train import main, train
 from model.experiments.trial import fingerprint, load_split
 from model.training.fit import predict
 from model.training.metrics import evaluate
-from tests.conftest import copy_to_change
-from tests.support.tiny_log import TINY, make_root
+from tests.support.runs import TINY, copy_to_change, make_root
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,13 @@ def test_a_folder_of_something_else_is_refused_before_training(root: Path, tmp_p
         train(read_experiment(root / TINY), root, tmp_path)
 
 
-def test_an_unprepared_log_says_which_command_prepares_it(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.experiments.train", str(root / TINY), "--data", str(tmp_path)]
-    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "ctr-prepare" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unprepared_log_says_which_command_prepares_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ctr-train", str(root / TINY), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", command)
+    assert main() == 2
+    assert "ctr-prepare" in capsys.readouterr().err
 
 
 def test_weights_of_another_size_are_refused(root: Path, tmp_path: Path) -> None:
@@ -210,10 +211,10 @@ def test_a_folder_without_metrics_is_no_run(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def test_the_report_says_command_versions_and_truth(root: Path) -> None:
+def test_the_report_says_command_versions_and_truth(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = root / "report"
-    command = [sys.executable, "-m", "model.experiments.report", str(root / "run"), "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setattr("sys.argv", ["report", str(root / "run"), "--out", str(out)])
+    assert report_main() == 0
     report = json.loads(out.with_suffix(".json").read_text())
     _, _, _, metrics = open_run(root / "run")
     assert report["test_auc_mean"] == metrics.test.auc

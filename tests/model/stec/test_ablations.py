@@ -9,7 +9,7 @@ import torch
 from model.layers import Fields
 from model.stec.ablations import ABLATIONS, ablation
 from model.stec.stec import STEC, Bilinear, STECConfig
-from tests.model.stec.test_stec import build, train_step
+from tests.support.stec_models import build, train_step
 
 SIZE = STECConfig(embedding=8, blocks=2, heads=2, ffn=16)
 

@@ -12,6 +12,7 @@ import kernel
 from model.stec import fused
 from model.stec.attention import attend_fused, who_attends
 from model.stec.factorized import batch_moments, level_logit, weighted_sum
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel was not built, or cannot run here")
 
@@ -41,7 +42,7 @@ def sizes(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 @given(sizes(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_batch_statistics_and_weighted_sums_equal_torchs_in_double_precision(
     size: tuple[int, int, int, int], seed: int
 ) -> None:
@@ -59,7 +60,7 @@ def test_batch_statistics_and_weighted_sums_equal_torchs_in_double_precision(
 
 
 @given(sizes(), st.booleans(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_attention_equals_torchs_in_double_precision_also_where_not_every_field_may_attend(
     size: tuple[int, int, int, int], is_request: bool, seed: int
 ) -> None:

@@ -11,34 +11,9 @@ from torch import nn
 
 from model.layers import Fields
 from model.stec.stec import STEC, Bilinear, STECConfig, cost_note
-from tests.model.stec.test_stec import batch, build, error, train_step
-from tests.support.reference_stec import slow_logits
-
-
-def is_valid(options: dict[str, Any]) -> bool:
-    try:
-        return bool(STECConfig(**options))
-    except ValueError:
-        return False
-
-
-def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[STECConfig]:
-    """Each combination of options that is one."""
-    options: dict[str, st.SearchStrategy[Any]] = {
-        "embedding": st.just(8),
-        "blocks": st.integers(1, 3),
-        "heads": st.sampled_from([1, 2, 4]),
-        "ffn": st.sampled_from([0, 16]),
-        "attention": st.sampled_from(["full", "request"]),
-        "pairs": st.sampled_from(["full", "upper", "upper_diag"]),
-        "scale": st.sampled_from(["sqrt", "mean"]),
-        "interaction": st.sampled_from(["qk", "xwx", "separate"]),
-        "fusion": st.sampled_from(["concat", "add", "last"]),
-        "last": st.sampled_from(["layer", "block"]),
-        "embedding_std": st.just(0.3),
-    }
-    return st.fixed_dictionaries(options | others).filter(is_valid).map(lambda o: STECConfig(**o))
-
+from tests.support.examples import examples
+from tests.support.reference.stec import slow_logits
+from tests.support.stec_models import batch, build, error, models, train_step
 
 HEADS = {
     "mlp": st.sampled_from([(), (), (5,), (6, 4)]),
@@ -46,7 +21,7 @@ HEADS = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(size=models(**HEADS), rows=st.sampled_from([2, 5]), seed=st.integers(0, 99))
 def test_the_plain_form_is_what_loops_over_rows_pairs_heads_and_dimensions_give(
     size: STECConfig, rows: int, seed: int
@@ -59,7 +34,7 @@ def test_the_plain_form_is_what_loops_over_rows_pairs_heads_and_dimensions_give(
     torch.testing.assert_close(model(ids, values), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     size=models(embedding_std=st.sampled_from([0.01, 0.3, 1.0, 3.0])),
     rows=st.sampled_from([2, 3, 257]),
@@ -77,7 +52,7 @@ def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: STECC
         assert difference <= 1e-9 * scale, (name, difference, scale)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(size=models(**HEADS), seed=st.integers(0, 99))
 def test_every_parameter_is_trained(size: STECConfig, seed: int) -> None:
     """Nothing is there that the loss does not depend on, but for rounding."""
@@ -86,7 +61,7 @@ def test_every_parameter_is_trained(size: STECConfig, seed: int) -> None:
     assert {n for n, g in gradients.items() if g.abs().max().item() <= 1e-12 * largest} == set()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(size=models(**HEADS), plain=st.booleans())
 def test_a_row_answers_alike_in_any_batch_and_loads_into_the_other_form(size: STECConfig, plain: bool) -> None:
     model, other = build(size, plain), build(size, not plain, seed=5)

@@ -6,64 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from contract.schema import Attention
-from model.layers import Fields
 from model.stec.attention import attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
-from model.stec.stec import STEC, STECConfig
-
-SIZES = (30, 8, 5, 4, 3)
-NUMERIC = 2
-
-
-# Fields 0, 2 and 5 are the context's.
-IS_CONTEXT = (True, False, True, False, False, True, False)
+from model.stec.stec import STECConfig
+from tests.support.examples import examples
+from tests.support.stec_models import IS_CONTEXT, NUMERIC, SIZES, batch, build, error, train_step
 
 
-def build(size: STECConfig, plain: bool, seed: int = 0, dtype: torch.dtype = torch.float64) -> STEC:
-    torch.manual_seed(seed)
-    model = STEC(Fields(SIZES, NUMERIC, IS_CONTEXT), size, plain=plain).to(dtype)
-    for norm in model.norms:  # a norm as training leaves it, not as it starts
-        assert isinstance(norm, nn.BatchNorm1d)
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        if norm.bias is not None:
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-    return model
-
-
-def batch(rows: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids as logs have them: one field constant, one at 99.9% one value."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.stack([torch.randint(2, n, (rows,), generator=generator) for n in SIZES], 1)
-    ids[:, 3] = 2
-    ids[:, 4] = 1
-    ids[torch.rand(rows, generator=generator) < 0.001, 4] = 2
-    values = torch.randn(rows, NUMERIC, generator=generator, dtype=torch.float64)
-    labels = (torch.rand(rows, generator=generator) < 0.3).double()
-    return ids, values, labels
-
-
-def train_step(model: STEC, rows: int) -> dict[str, Tensor]:
-    """Logits, every gradient and the running statistics after one step's forward and backward."""
-    ids, values, labels = batch(rows)
-    dtype = model.embedding.alpha.dtype
-    model.train()
-    logits = model(ids, values.to(dtype))
-    functional.binary_cross_entropy_with_logits(logits, labels.to(dtype)).backward()
-    found = {"logits": logits.detach()}
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        found[f"gradient of {name}"] = parameter.grad
-    return found | {name: b.double() for name, b in model.named_buffers() if "running" in name}
-
-
-def error(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
-    return {k: (found[k].double() - reference[k].double()).abs().max().item() for k in reference}
-
-
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     blocks=st.integers(1, 3),
     heads=st.sampled_from([1, 2, 4]),

@@ -18,8 +18,8 @@ from model.training.checkpoint import Checkpoint, State
 from model.training.device import CPU, find_device
 from model.training.early_stopping import Epoch, Plateau
 from model.training.fit import fit
-from tests.model.training.test_fit import TOKENS, clicks_of_pairs
-from tests.support.tiny_log import make_root
+from tests.support.runs import make_root
+from tests.support.stec_models import TOKENS, clicks_of_pairs
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

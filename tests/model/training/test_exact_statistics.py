@@ -10,7 +10,7 @@ from model.stec.stec import STEC, STECConfig
 from model.training.batches import Split
 from model.training.exact_statistics import measure_batch_norms
 from model.zoo import MODELS, build
-from tests.model.baselines.test_every_model import small
+from tests.support.models import small
 
 RECIPE = Training(batch_size=64, unknown_rate=0.0)
 

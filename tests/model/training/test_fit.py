@@ -10,28 +10,13 @@ from torch import Tensor, nn
 
 from contract.vocabulary import MISSING, UNKNOWN
 from model.experiment_config import Training
-from model.layers import Fields, embedding_parameters
-from model.stec.stec import STEC, STECConfig
-from model.training.batches import Split, hide_tokens
+from model.layers import embedding_parameters
+from model.stec.stec import STEC
+from model.training.batches import hide_tokens
 from model.training.early_stopping import Epoch
 from model.training.fit import fit, l2_penalty, predict
 from model.training.metrics import evaluate
-
-TOKENS = 8
-
-
-def clicks_of_pairs(rows: int, seed: int) -> Split:
-    """A click depends on two fields together and on neither alone."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, TOKENS, (rows, 3), generator=generator)
-    chance = torch.where((ids[:, 0] + ids[:, 1]) % 2 == 0, 0.9, 0.1)
-    labels = (torch.rand(rows, generator=generator) < chance).float()
-    return Split(ids.numpy(), np.zeros((rows, 0), np.float32), labels.numpy())
-
-
-def stec(seed: int = 0) -> STEC:
-    torch.manual_seed(seed)
-    return STEC(Fields([TOKENS] * 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1))
+from tests.support.stec_models import clicks_of_pairs, stec
 
 
 def train(model: STEC, recipe: Training) -> list[Epoch]:

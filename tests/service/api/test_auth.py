@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from service.api.auth import ApiKeys, KeysError, read_admin_key, read_keys
 from service.settings import SettingsError
-from tests.service.conftest import StartApp, a_request, problem
+from tests.support.app import StartApp, a_request, problem
 
 FIRST, SECOND = "the-first-secret-key", "the-other-secret-key"
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from service.api.decode import decode_score_request
 from service.api.schemas import ScoreRequest
 from service.errors import BadRequest, NotJson, Problem
-from tests.service.conftest import a_request
+from tests.support.app import a_request
+from tests.support.examples import examples
 
 MAX_CANDIDATES = 1000
 VALID = json.dumps(a_request(timeout_ms=50, on_bad_candidate="skip")).encode()
@@ -67,13 +68,13 @@ def test_a_bad_request_with_several_errors_is_still_a_422_with_a_path(body: byte
     assert problem.path == path
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(300))
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_request_or_a_problem(body: bytes) -> None:
     give_a_request_or_a_problem(body)
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=examples(1000))
 @given(st.data())
 def test_any_change_of_a_valid_body_gives_a_request_or_a_problem(data: st.DataObject) -> None:
     body = VALID
@@ -90,7 +91,7 @@ OBJECTS = st.lists(st.tuples(st.sampled_from(["item", "cost", "a"]), VALUES), ma
 )
 
 
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(500))
 @given(
     context=OBJECTS,
     features=st.lists(OBJECTS | VALUES, max_size=3),
@@ -113,6 +114,7 @@ def give_a_request_or_a_problem(body: bytes) -> None:
     assert not bad or request.on_bad_candidate == "skip"
 
 
+@pytest.mark.timing
 def test_too_many_candidates_are_refused_before_each_is_decoded() -> None:
     candidate = b'{"id":1,"features":[]},'
     body = b'{"context":{},"on_bad_candidate":"skip","candidates":[' + (candidate * 91_000)[:-1] + b"]}"

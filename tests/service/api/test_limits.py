@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.service.conftest import JSON, StartApp, a_request, post, problem
+from tests.support.app import JSON, StartApp, a_request, post, problem
 
 
 async def test_too_many_candidates_are_a_422(start: StartApp) -> None:

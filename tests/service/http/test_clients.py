@@ -12,10 +12,9 @@ import pytest
 
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
-from tests.service.conftest import a_request, start_redis
-from tests.service.http.test_protocol import BODY, HEAD, LENGTH, answer, connected
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import eventually, metric
+from tests.support.app import a_request
+from tests.support.processes import BODY, HEAD, LENGTH, Server, answer, connected, eventually, metric, serving
+from tests.support.redis_server import RedisServer, start_redis
 
 PART = HEAD + LENGTH + BODY[:10]
 
@@ -27,8 +26,7 @@ def short_timeouts(bundle: Path) -> Iterator[Server]:
         yield server
 
 
-def closed_after_s(connection: socket.socket) -> float:
-    start_s = time.monotonic()
+def closed_after_s(connection: socket.socket, start_s: float) -> float:
     connection.settimeout(20)
     while connection.recv(65536):
         pass
@@ -37,9 +35,10 @@ def closed_after_s(connection: socket.socket) -> float:
 
 @pytest.mark.parametrize("start", [b"", b"POST /v1/score HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 def test_a_connection_without_a_complete_head_is_closed(short_timeouts: Server, start: bytes) -> None:
+    start_s = time.monotonic()
     with connected(short_timeouts) as connection:
         connection.sendall(start)
-        assert 0.3 < closed_after_s(connection) < 5
+        assert 0.3 < closed_after_s(connection, start_s) < 5
 
 
 def test_a_head_that_arrives_byte_by_byte_gets_408(short_timeouts: Server) -> None:
@@ -72,8 +71,9 @@ def test_a_body_that_does_not_arrive_gets_504(short_timeouts: Server) -> None:
 def test_an_idle_connection_is_closed_after_its_timeout(short_timeouts: Server) -> None:
     with connected(short_timeouts) as connection:
         connection.sendall(HEAD + LENGTH + BODY)
+        start_s = time.monotonic()
         assert answer(connection)[0] == 200
-        assert 0.5 < closed_after_s(connection) < 6
+        assert 0.5 < closed_after_s(connection, start_s) < 6
 
 
 def test_connections_above_the_limit_wait_until_others_close(short_timeouts: Server) -> None:
@@ -114,29 +114,37 @@ def keep_asking(connection: socket.socket, ask: bytes, end_s: float) -> None:
 
 
 @pytest.fixture
-def narrow(bundle: Path, tmp_path: Path) -> Iterator[Server]:
-    """A server that admits one request at a time and waits for a stopped Redis.
-
-    Each request waits one second. After two failures the circuit breaker skips Redis.
-    """
-    with start_redis(tmp_path) as redis:
-        with redis.client() as client:
+def redis(bundle: Path, tmp_path: Path) -> Iterator[RedisServer]:
+    with start_redis(tmp_path) as server:
+        with server.client() as client:
             publish(client, open_bundle(bundle))
-        settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "1000", "CTR_CACHE_TOKENS": "0"}
-        with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
-            redis.process.send_signal(signal.SIGSTOP)
-            yield server
+        yield server
+
+
+@pytest.fixture
+def narrow(bundle: Path, redis: RedisServer) -> Iterator[Server]:
+    """Takes one request at a time, which waits for a frozen Redis: for half of its 5 s, or until `thaw`."""
+    settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "5000", "CTR_CACHE_TOKENS": "0"}
+    with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
+        redis.process.send_signal(signal.SIGSTOP)
+        yield server
+
+
+def thaw(redis: RedisServer) -> None:
+    redis.process.send_signal(signal.SIGCONT)
 
 
 def in_flight(server: Server) -> float:
     return metric(server.url, "ctr_in_flight_requests")
 
 
-def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(narrow: Server) -> None:
+def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(
+    narrow: Server, redis: RedisServer
+) -> None:
     before = metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}')
     with connected(narrow) as first, connected(narrow) as second:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
         for _ in range(3):
             second.sendall(HEAD + b"X-Request-Id: mine\r\n" + LENGTH + BODY)
             status, problem = answer(second)
@@ -145,6 +153,7 @@ def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(nar
         # In two pieces, with the rest of the body after the response.
         second.sendall(PART)
         assert answer(second)[0] == 429
+        thaw(redis)
         assert answer(first)[0] == 200
         eventually(lambda: in_flight(narrow) == 0, "no request is in flight")
         second.sendall(BODY[10:] + HEAD + LENGTH + BODY)
@@ -152,10 +161,10 @@ def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(nar
     assert metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}') == before + 4
 
 
-def test_a_429_has_retry_after_and_other_routes_are_served(narrow: Server) -> None:
+def test_a_429_has_retry_after_and_other_routes_are_served(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first, connected(narrow) as second:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
         refused = httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
@@ -163,10 +172,12 @@ def test_a_429_has_retry_after_and_other_routes_are_served(narrow: Server) -> No
         second.sendall(HEAD + b"Expect: 100-continue\r\n" + LENGTH)
         assert answer(second)[0] == 429
         assert second.recv(1) == b""  # Closed: the next bytes could be the body or a request.
+        thaw(redis)
         assert answer(first)[0] == 200
 
 
-def test_clients_that_send_no_body_do_not_keep_others_out(narrow: Server) -> None:
+def test_clients_that_send_no_body_do_not_keep_others_out(narrow: Server, redis: RedisServer) -> None:
+    thaw(redis)
     with ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(connected(narrow)).sendall(PART)
@@ -175,11 +186,12 @@ def test_clients_that_send_no_body_do_not_keep_others_out(narrow: Server) -> Non
     eventually(lambda: in_flight(narrow) == 0, "no request is in flight")
 
 
-def test_a_client_disconnect_frees_its_place(narrow: Server) -> None:
+def test_a_client_disconnect_frees_its_place(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first:
         first.sendall(HEAD + LENGTH + BODY)
         eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
     eventually(lambda: in_flight(narrow) == 0, "no request is in flight")
+    thaw(redis)
     assert httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30).status_code == 200
 
 
@@ -187,7 +199,7 @@ def test_a_client_that_reads_no_429_loses_its_connection(narrow: Server) -> None
     ask = HEAD + b"Content-Length: 0\r\n\r\n"
     with connected(narrow) as first, connected(narrow) as greedy:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
         with pytest.raises(ConnectionError):
             keep_asking(greedy, ask * 200, time.monotonic() + 20)
 

@@ -9,11 +9,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
-from tests.service.processes.test_serve import Server, serving
-from tests.service.processes.test_workers import served_by
-from tests.support.processes import children, eventually, metric, sockets
+from tests.support.processes import Server, children, eventually, metric, served_by, serving, sockets
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("pause_s", [0.0, 0.02])
 def test_clients_that_connect_one_after_another_are_spread_evenly(bundle: Path, pause_s: float) -> None:
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
@@ -26,16 +25,28 @@ def test_clients_that_connect_one_after_another_are_spread_evenly(bundle: Path, 
 
 def shares(server: Server, clients: int, pause_s: float) -> list[int]:
     """Open this many connections, and return how many of them each worker has."""
-    time.sleep(0.5)  # Until earlier connections are closed.
     workers = children(server.process.pid)
     address = ("127.0.0.1", urlsplit(server.url).port)
-    before = [sockets(worker) for worker in workers]
+    before = idle_sockets(workers)
+
+    def taken() -> list[int]:
+        return [sockets(worker) - were for worker, were in zip(workers, before, strict=True)]
+
     with ExitStack() as opened:
         for _ in range(clients):
             opened.enter_context(create_connection(address, timeout=10))
             time.sleep(pause_s)
-        time.sleep(0.5)  # Until the last ones are accepted.
-        return [sockets(worker) - were for worker, were in zip(workers, before, strict=True)]
+        eventually(lambda: sum(taken()) == clients, "the last connections are accepted")
+        return taken()
+
+
+def idle_sockets(workers: list[int]) -> list[int]:
+    """Return how many sockets each worker has open once earlier connections are closed: when the counts stay equal."""
+    seen: list[list[int]] = []
+    while len(seen) < 5 or any(counts != seen[-1] for counts in seen[-5:]):
+        seen.append([sockets(worker) for worker in workers])
+        time.sleep(0.05)
+    return seen[-1]
 
 
 def test_a_worker_yields_if_it_has_more_connections_than_another(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from service.runtime.onnx_session import session_options
-from tests.service.conftest import StartApp, a_request, problem
+from tests.support.app import StartApp, a_request, problem
 from tests.support.paths import DEMO
 
 _opened: list[str] | None = None
@@ -54,6 +54,7 @@ async def test_long_lived_objects_are_frozen_out_of_garbage_collection(start: St
     gc.unfreeze()
 
 
+@pytest.mark.timing
 async def test_latency_does_not_grow_with_the_number_of_requests(start: StartApp) -> None:
     async with start(bundle=DEMO) as client:
         taken = []
@@ -104,6 +105,7 @@ async def test_no_response_contains_a_file_path(start: StartApp, bundle: Path) -
             assert str(bundle.parent) not in (await client.get(path)).text
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("budget_ms", [1, 2, 3, 5, 8])
 async def test_the_deadline_covers_all_phases(start: StartApp, budget_ms: int) -> None:
     """The response is a 200 in time, a 429 or a 504, and never a 200 that is much too late."""

@@ -4,44 +4,18 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from http.client import HTTPResponse
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.service.conftest import a_request
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import eventually, metric
+from tests.support.app import a_request
+from tests.support.processes import BODY, HEAD, LENGTH, Server, answer, connected, eventually, metric, serving
 
-BODY = json.dumps(a_request(timeout_ms=5000)).encode()
 JSON = {"Content-Type": "application/json"}
-HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
-LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
-        yield server
-
-
-@contextmanager
-def connected(server: Server) -> Iterator[socket.socket]:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        yield connection
-
-
-def answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
-    with closing(HTTPResponse(connection)) as response:
-        response.begin()
-        return response.status, json.loads(response.read())
 
 
 def send_until_refused(connection: socket.socket, piece: bytes, pieces: int) -> None:
@@ -50,6 +24,7 @@ def send_until_refused(connection: socket.socket, piece: bytes, pieces: int) -> 
             connection.sendall(piece)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "start",
     [

@@ -8,8 +8,8 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.http.uvicorn_support import HOOK, SUPPORTED, UnsupportedUvicorn, check_uvicorn
-from tests.service.processes.test_serve import start
 from tests.support.paths import ROOT
+from tests.support.processes import start
 
 
 def test_the_installed_uvicorn_is_supported() -> None:

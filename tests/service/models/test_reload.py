@@ -16,9 +16,21 @@ import pytest
 from contract.bundle import open_bundle
 from service.models import store as stores
 from service.vocabulary.publish import publish
-from tests.service.conftest import RedisServer, a_free_port, a_request, problem
-from tests.service.processes.test_serve import Server, serving, start
-from tests.support.processes import another_bundle, children, eventually, metric, served_version, with_wrong_golden
+from tests.support.app import a_request, problem
+from tests.support.processes import (
+    Server,
+    a_free_port,
+    another_bundle,
+    children,
+    eventually,
+    metric,
+    private_kib,
+    served_version,
+    serving,
+    start,
+    with_wrong_golden,
+)
+from tests.support.redis_server import RedisServer
 
 KEY = "a-key-of-the-operator"
 
@@ -233,15 +245,18 @@ def test_store_without_a_current_version_cannot_be_served(tmp_path: Path) -> Non
     assert len(errors.splitlines()) == 1
 
 
-def test_memory_of_old_models_is_freed(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("reloads", [4, pytest.param(10, marks=pytest.mark.full)])
+def test_memory_of_old_models_is_freed(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path, reloads: int
+) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         (worker,) = children(server.process.pid)
         alternate(server, two_versions, versions, 3)
         time.sleep(1)
         before = private_kib(worker)
-        alternate(server, two_versions, versions, 10)
+        alternate(server, two_versions, versions, reloads)
         time.sleep(1)
-        assert private_kib(worker) - before < 10 * 1024
+        assert private_kib(worker) - before < reloads * 1024
 
 
 def alternate(server: Server, store: Path, versions: tuple[str, str], times: int) -> None:
@@ -249,11 +264,6 @@ def alternate(server: Server, store: Path, versions: tuple[str, str], times: int
         wanted = versions[(versions.index(served_version(server.url)) + 1) % 2]
         stores.main(["activate", str(store), wanted])
         assert reload(server.url).json() == {"version": wanted}, number
-
-
-def private_kib(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 def test_bundle_without_a_vocabulary_is_reloaded_with_redis(

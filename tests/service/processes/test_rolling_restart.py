@@ -10,10 +10,8 @@ from threading import Event, Lock, Thread
 import httpx
 import pytest
 
-from tests.service.conftest import a_request
-from tests.service.models.test_reload import private_kib
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import children, eventually
+from tests.support.app import a_request
+from tests.support.processes import Server, children, eventually, private_kib, serving
 
 SETTINGS = {"CTR_WORKERS": "1", "CTR_TIMEOUT_MS": "5000", "CTR_DRAIN_NOTICE_MS": "3000"}
 
@@ -95,7 +93,7 @@ def test_replacing_one_server_after_another_loses_no_request(bundle: Path) -> No
     assert balancer.closed  # Responses announced the end of their connection.
 
 
-@pytest.mark.parametrize("requests", [6000])
+@pytest.mark.parametrize("requests", [1500, pytest.param(6000, marks=pytest.mark.full)])
 def test_memory_is_flat_under_mixed_traffic(bundle: Path, requests: int) -> None:
     """Valid and invalid requests, new tokens and closed connections, as many as a small site has in an hour."""
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_CACHE_TOKENS="2000") as server:

@@ -1,15 +1,10 @@
 """`python -m service` as a separate process: start it, send requests, verify it and stop it."""
 
 import json
-import os
 import shlex
 import shutil
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,45 +14,9 @@ from contract.bundle import Calibration, write_manifest
 from contract.golden import GoldenRequest, read_golden, write_golden
 from service.models import verify
 from service.processes.worker import curl
-from tests.service.conftest import a_request
-from tests.support.paths import ROOT
+from tests.support.app import a_request
+from tests.support.processes import Server, serving, start
 from tests.support.small_bundle import SHIFT, write_small_bundle
-
-
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[str]
-    curl: list[str]
-
-    @property
-    def url(self) -> str:
-        return next(argument for argument in self.curl if argument.startswith("http://")).removesuffix("/v1/score")
-
-
-def start(**settings: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
-    environment |= {"CTR_PORT": "0", **settings}
-    command = [sys.executable, "-m", "service", "--print-curl"]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-@contextmanager
-def serving(bundle: Path | str, **settings: str) -> Iterator[Server]:
-    """Run a server until the end of the block. It is ready once it has printed its curl command."""
-    with start(CTR_BUNDLE=str(bundle), **settings) as process:
-        assert process.stdout is not None
-        try:
-            yield Server(process, shlex.split(process.stdout.readline()))
-        finally:
-            process.kill()
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
-        yield server
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.service.conftest import a_free_port, a_request
-from tests.service.processes.test_serve import serving, start
-from tests.support.processes import eventually
+from tests.support.app import a_request
+from tests.support.processes import a_free_port, eventually, serving, start
 
 
 def test_sigterm_stops_the_server_with_exit_code_0(bundle: Path) -> None:

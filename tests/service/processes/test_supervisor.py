@@ -15,8 +15,7 @@ import pytest
 from service.processes.supervisor import Supervisor
 from service.settings import Settings
 from service.telemetry.metrics_folder import FOLDER_VARIABLE
-from tests.service.processes.test_serve import start
-from tests.support.processes import PATIENCE_S, children, eventually
+from tests.support.processes import PATIENCE_S, children, eventually, start
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import httpx
 import pytest
 
 from service.runtime.cpu_quota import available_cpus
-from tests.service.conftest import a_request
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import children, eventually, is_alive, metric, sockets
+from tests.support.app import a_request
+from tests.support.processes import Server, children, eventually, is_alive, metric, score, served_by, serving, sockets
 
 OK_COUNT = 'ctr_request_seconds_count{outcome="ok"}'
 
@@ -25,25 +23,6 @@ def two(bundle: Path) -> Iterator[Server]:
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers")
         eventually(lambda: served_by(server, 20) == 2, "both accept connections")
         yield server
-
-
-def score(server: Server) -> None:
-    """Send one request on a new connection."""
-    answer = httpx.post(f"{server.url}/v1/score", json=a_request(), timeout=30)
-    assert answer.status_code == 200, answer.text
-
-
-def served_by(server: Server, requests: int) -> int:
-    """Send requests, and return how many workers spent CPU time on them."""
-    before = {pid: cpu_ticks(pid) for pid in children(server.process.pid)}
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: score(server), range(requests)))
-    return sum(cpu_ticks(pid) > ticks for pid, ticks in before.items())
-
-
-def cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
 
 
 def test_the_counts_of_all_workers_add_up_and_outlive_a_worker(two: Server) -> None:

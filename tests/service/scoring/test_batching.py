@@ -4,49 +4,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from threading import Event, current_thread
+from threading import current_thread
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.scoring.batching import Answer, Batcher
 from service.scoring.run_cost import RunCost
 from service.telemetry.metrics import Metrics
-
-Ctr = NDArray[np.float64]
-BROKEN = 666
-
-
-class WaitingModel:
-    """Answers each candidate with its id / 1000 once `go` is set. Fails for a batch that contains BROKEN."""
-
-    def __init__(self) -> None:
-        self.go = Event()
-        self.batches: list[list[int]] = []
-
-    def __call__(self, batch: Sequence[ModelInput]) -> list[Ctr]:
-        self.batches.append([len(request.candidate_ids) for request in batch])
-        assert self.go.wait(30)
-        if any(BROKEN in request.candidate_ids for request in batch):
-            raise ArithmeticError("the model failed")
-        return [request.candidate_ids[:, 0] / 1000 for request in batch]
-
-
-def rows(*ids: int) -> ModelInput:
-    numbers = len(ids)
-    return ModelInput(
-        np.zeros((1, 1), np.int64),
-        np.array(ids, np.int64).reshape(numbers, 1),
-        np.zeros((1, 0), np.float32),
-        np.zeros((numbers, 0), np.float32),
-    )
-
-
-def soon(seconds: float = 30) -> float:
-    return time.perf_counter() + seconds
+from tests.support.batching import BROKEN, Ctr, WaitingModel, ctr, rows, soon
 
 
 @asynccontextmanager
@@ -72,10 +40,7 @@ async def busy(max_rows: int = 8, max_queued_rows: int = 16) -> AsyncIterator[tu
             await asyncio.wait({first})
 
 
-def ctr(answer: Answer) -> list[int]:
-    return [round(1000 * x) for x in answer.ctr]
-
-
+@pytest.mark.timing
 async def test_a_lone_request_runs_at_once() -> None:
     model = WaitingModel()
     model.go.set()
@@ -173,7 +138,8 @@ async def test_every_free_slot_runs_a_request() -> None:
     model = WaitingModel()
     async with batching(model, slots=2) as batcher:
         futures = [batcher.submit(rows(i), soon()) for i in (1, 2, 3, 4)]
-        await asyncio.sleep(0.05)
+        while len(model.batches) < 2:
+            await asyncio.sleep(0.001)
         assert model.batches == [[1], [1]]
         model.go.set()
         await asyncio.gather(*futures)

@@ -14,7 +14,8 @@ from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.scoring.batching import Answer, Batcher
 from service.telemetry.metrics import Metrics
-from tests.service.scoring.test_batching import BROKEN, ctr, rows, soon
+from tests.support.batching import BROKEN, ctr, rows, soon
+from tests.support.examples import examples
 
 MAX_ROWS = 8
 EXPECTED = (DeadlineExceeded, NotReady, Overloaded, ArithmeticError)
@@ -100,7 +101,7 @@ async def ask(batcher: Batcher, number: int, caller: Caller) -> None:
     assert ctr(answer) == ids
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(callers, st.integers(1, 3), st.integers(10, 60), st.booleans())
 def test_every_caller_gets_its_own_rows_or_one_expected_error(
     asking: list[Caller], slots: int, max_queued_rows: int, closes: bool
@@ -125,7 +126,7 @@ def test_every_caller_gets_its_own_rows_or_one_expected_error(
     assert model.max_running <= slots
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.integers(1, 3), st.integers(1, 40))
 def test_a_lone_request_never_waits_for_others(slots: int, number_of_rows: int) -> None:
     model = Model()

@@ -18,7 +18,7 @@ from model.experiments.train import train
 from model.stec.stec import STECConfig
 from service.api.example import example_request
 from service.models import verify
-from tests.service.conftest import StartApp, problem
+from tests.support.app import StartApp, problem
 
 DATA = Data(
     reader="table",

@@ -16,7 +16,7 @@ import pytest
 from contract.bundle import EXPLAIN, open_bundle, write_manifest
 from contract.golden import read_golden
 from service.runtime.engine import Engine
-from tests.service.conftest import JSON, StartApp, a_request, app_of, post, problem
+from tests.support.app import JSON, StartApp, a_request, app_of, post, problem
 from tests.support.paths import DEMO
 
 GOLDEN = next(request for request in read_golden(DEMO / "golden.jsonl") if len(request.candidates) >= 3)

@@ -11,8 +11,8 @@ import pytest
 
 from contract.encode import ModelInput
 from service.scoring.score import Scorer
-from tests.service.conftest import StartApp, a_request, app_of
-from tests.service.scoring.test_batching import Ctr, WaitingModel
+from tests.support.app import StartApp, a_request, app_of
+from tests.support.batching import Ctr, WaitingModel
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import pytest
 from msgspec import UNSET
 
 from contract.golden import TOLERANCE, largest_difference, read_golden
-from tests.service.conftest import StartApp, a_request, app_of, post, problem
+from tests.support.app import StartApp, a_request, app_of, post, problem
 from tests.support.small_bundle import AGE
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from tests.service.conftest import StartApp, a_request, post, problem
+from tests.support.app import StartApp, a_request, post, problem
 
 CANDIDATE = '{"id": 1, "features": {}}'
 

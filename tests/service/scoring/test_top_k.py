@@ -12,31 +12,20 @@ import pytest
 from contract.bundle import CascadeRule, open_bundle
 from contract.encode import ModelInput
 from contract.golden import GoldenRequest, read_golden
-from export.cli import export
-from model.data.prepare.prepared import read_prepared
 from service.runtime.cascade import Screened, screened
 from service.runtime.engine import open_engine
 from service.scoring.batching import split
-from tests.conftest import DATA
-from tests.service.conftest import StartApp, a_request, post, problem
+from tests.support.app import StartApp, a_request, post, problem
 
 
 @pytest.fixture(scope="module")
-def cascading(first_level_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with a cascade: its first level alone is accurate."""
-    folder = tmp_path_factory.mktemp("cascade") / "bundle"
-    export(first_level_run, folder, read_prepared(first_level_run.parent / DATA.prepared))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def golden(cascading: Path) -> list[GoldenRequest]:
-    return read_golden(cascading / "golden.jsonl")
+def golden(cascade_bundle: Path) -> list[GoldenRequest]:
+    return read_golden(cascade_bundle / "golden.jsonl")
 
 
 @pytest.fixture
-async def demo(start: StartApp, cascading: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with start(bundle=cascading) as client:
+async def demo(start: StartApp, cascade_bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with start(bundle=cascade_bundle) as client:
         yield client
 
 
@@ -116,9 +105,9 @@ async def test_over_all_golden_requests_a_cascade_finds_97_percent_of_the_best_a
 
 
 async def test_a_k_beyond_all_rules_is_scored_in_full(
-    demo: httpx.AsyncClient, cascading: Path, largest: GoldenRequest
+    demo: httpx.AsyncClient, cascade_bundle: Path, largest: GoldenRequest
 ) -> None:
-    max_k = max(rule.k for rule in open_bundle(cascading).manifest.cascade)
+    max_k = max(rule.k for rule in open_bundle(cascade_bundle).manifest.cascade)
     fewer = await answer(demo, body(largest, copies=3, top_k=max_k + 1, cascade=True))
     assert fewer["scored_in_full"] == 3 * len(largest.candidates)
 
@@ -161,8 +150,8 @@ def test_every_part_of_a_split_request_is_screened() -> None:
     assert all(isinstance(part, Screened) and part.rule.k == 3 for part in parts)
 
 
-def test_screened_and_other_requests_share_a_batch(cascading: Path) -> None:
-    engine = open_engine(open_bundle(cascading), 1)
+def test_screened_and_other_requests_share_a_batch(cascade_bundle: Path) -> None:
+    engine = open_engine(open_bundle(cascade_bundle), 1)
     random = np.random.default_rng(0)
     others = [an_input(n) for n in (5, 1)]
     mixed = an_input(30)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.telemetry.json_logging import JsonLines, fields
-from tests.service.conftest import StartApp, a_request, app_of
+from tests.support.app import StartApp, a_request, app_of
 
 
 def logged(*arguments: Any, **more: Any) -> dict[str, Any]:

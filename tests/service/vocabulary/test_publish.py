@@ -9,7 +9,7 @@ from contract.bundle import open_bundle
 from service.vocabulary import publish as publishing
 from service.vocabulary.publish import VERSIONS, PublishError, drop_older, main, publish
 from service.vocabulary.tiered import hash_key, ready_key
-from tests.service.conftest import RedisServer
+from tests.support.redis_server import RedisServer
 from tests.support.small_bundle import write_small_bundle
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
-from tests.service.conftest import RedisServer, StartApp, a_request, app_of
-from tests.service.vocabulary.test_tiered import looking_up, stopped
+from tests.support.app import StartApp, a_request, app_of
+from tests.support.redis_server import RedisServer, looking_up, stopped
 
 
 @contextmanager
@@ -20,6 +22,7 @@ def a_silent_server() -> Iterator[str]:
         yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
 
 
+@pytest.mark.timing
 async def test_budget_below_the_redis_timeout_is_kept_and_opens_the_breaker(start: StartApp) -> None:
     with a_silent_server() as url:
         async with start(cache_tokens=0, redis_url=url, redis_timeout_ms=10, timeout_ms=8) as client:
@@ -30,6 +33,7 @@ async def test_budget_below_the_redis_timeout_is_kept_and_opens_the_breaker(star
             assert not app_of(client).state.serving.model.scorer.vocabulary._breaker.is_closed
 
 
+@pytest.mark.timing
 async def test_redis_gets_at_most_half_of_the_remaining_time(bundle: Path) -> None:
     with a_silent_server() as url:
         async with looking_up(url, open_bundle(bundle), 5.0) as lookup:

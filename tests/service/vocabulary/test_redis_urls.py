@@ -22,10 +22,8 @@ from service.vocabulary import publish as publishing
 from service.vocabulary.publish import publish
 from service.vocabulary.redis_client import check_redis_url
 from service.vocabulary.tiered import TieredVocabulary
-from tests.service.conftest import RedisServer, a_free_port, redis_binary, start_redis
-from tests.service.vocabulary.test_redis_faults import storm, through
-from tests.service.vocabulary.test_tiered import looking_up
-from tests.support.redis_proxy import proxy_before
+from tests.support.processes import a_free_port
+from tests.support.redis_server import RedisServer, looking_up, proxy_before, redis_binary, start_redis, storm, through
 
 WANTED = {"user": ["u1", "u7"], "item": ["4001"]}
 
@@ -162,7 +160,7 @@ async def test_client_follows_a_sentinel_failover(
                 wait_for(lambda: client.keys("ctr:*:ready"))
             wait_for(lambda: redis.Redis(port=port, decode_responses=True).sentinel_slaves("mymaster"))
             async with looking_up(url, opened, 0.2) as lookup:
-                assert await found_in_redis(lookup, opened)
+                await eventually_found(lookup, opened)
                 await storm(lookup, opened)
                 primary.process.kill()
                 primary.process.wait()

@@ -18,6 +18,7 @@ from model.data.prepare.prepare import prepare
 from model.data.readers import table
 from model.data.readers.log import SPLITS
 from model.experiment_config import Experiment, read_experiment
+from tests.support.examples import examples
 
 FEATURES: list[dict[str, Any]] = [
     {"name": ["user", "weekday"], "active": True, "dtype": "float", "type": "categorical", "source": "user"},
@@ -219,7 +220,7 @@ def test_both_versions_ids_become_ours_plus_one(tmp_path: Path, tables: dict[str
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.lists(names.filter(lambda name: name not in ("__PAD__", "__OOV__")), unique=True, min_size=1, max_size=20),
     st.booleans(),
@@ -361,7 +362,7 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path: Path, capsys: pytest.Ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_config.yaml", "feature_vocab.json"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_label_and_missing_value_survive_the_toml(tmp_path_factory: Any, label: str, missing: str) -> None:
     folder = tmp_path_factory.mktemp("toml")

@@ -28,6 +28,7 @@ from model.data.prepare.prepared import Prepared, read_prepared
 from model.data.readers.log import LINE, Log
 from model.data.synthetic.generate import main as generate
 from model.data_config import Data
+from tests.support.examples import examples
 
 GENERATED = Data(reader="generated", folder="generated", prepared="prepared/generated")
 FIELDS = (Field("place", "context"), Field("ad", "candidate"), Field("bid", "candidate", "numeric"))
@@ -111,7 +112,7 @@ def assert_served_alike(log: Log, min_count: int) -> None:
                 assert one.candidate_values.tolist() == [values[row].tolist()]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(columns(KINDS), columns(KINDS), columns(NUMBERS), st.integers(1, 3))
 def test_prepare_and_serving_make_the_same_ids_and_numbers(
     place: list[pl.Series], ad: list[pl.Series], bid: list[pl.Series], min_count: int
@@ -119,7 +120,7 @@ def test_prepare_and_serving_make_the_same_ids_and_numbers(
     assert_served_alike(log_of({"place": place, "ad": ad, "bid": bid}), min_count)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(columns(KINDS), columns([*COUNTS, HUGE]), columns([*NUMBERS, *COUNTS]), st.integers(1, 2), MEANS_MISSING)
 def test_prepare_and_serving_make_the_same_of_buckets_and_of_values_that_mean_missing(
     place: list[pl.Series], ad: list[pl.Series], bid: list[pl.Series], min_count: int, missing: list[str]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from model.data.readers.log import LINE, SPLITS
 from model.data.readers.split import DRAW, GOLDEN, WORD, edges, split_by_day, split_by_row, with_draw
+from tests.support.examples import examples
 
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 
@@ -31,7 +32,7 @@ def splitmix64(seed: int, outputs: int) -> list[int]:
     return drawn
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(SEEDS, st.integers(0, 300), st.integers(1, 2))
 def test_a_split_by_row_takes_every_row_once_and_in_order(seed: int, rows: int, first_line: int) -> None:
     parts = lines_of(dict(split_by_row(log_of(rows, first_line), seed)))
@@ -40,7 +41,7 @@ def test_a_split_by_row_takes_every_row_once_and_in_order(seed: int, rows: int, 
     assert sorted(line for lines in parts.values() for line in lines) == list(range(first_line, first_line + rows))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(SEEDS, st.integers(1, 200), st.integers(1, 200))
 def test_a_row_stays_in_its_part_however_often_and_however_much_is_read(seed: int, rows: int, more: int) -> None:
     first = lines_of(dict(split_by_row(log_of(rows), seed)))
@@ -50,7 +51,7 @@ def test_a_row_stays_in_its_part_however_often_and_however_much_is_read(seed: in
     assert first == {split: [line for line in lines if line <= rows] for split, lines in longer.items()}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(SEEDS)
 def test_draws_are_those_of_splitmix64(seed: int) -> None:
     assert with_draw(log_of(20), seed).collect()[DRAW].to_list() == splitmix64(seed, 20)
@@ -75,7 +76,7 @@ def test_a_parts_values_are_those_of_its_lines() -> None:
     assert part["value"].to_list() == [f"v{line}" for line in part[LINE]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=60).filter(lambda days: len(set(days)) >= 3))
 def test_the_last_day_is_test_and_the_day_before_it_valid(days: list[int]) -> None:
     frame = log_of(len(days)).with_columns(day=pl.Series(days))

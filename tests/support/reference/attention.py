@@ -7,7 +7,7 @@ from model.baselines.afm import AFMConfig
 from model.baselines.autoint import AutoIntConfig
 from model.baselines.destine import DESTINEConfig
 from model.baselines.interhat import InterHAtConfig
-from tests.support.reference_math import (
+from tests.support.reference.math import (
     Row,
     Vector,
     Weights,

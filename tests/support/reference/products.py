@@ -22,8 +22,8 @@ from model.baselines.lr import LRConfig
 from model.baselines.masknet import MaskNetConfig
 from model.baselines.widedeep import WideDeepConfig
 from model.baselines.xdeepfm import XDeepFMConfig
-from tests.model.baselines.test_every_model import NAMES
-from tests.support.reference_math import (
+from tests.support.models import NAMES
+from tests.support.reference.math import (
     Row,
     Vector,
     Weights,
