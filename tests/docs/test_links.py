@@ -8,9 +8,9 @@ import pytest
 
 from docs.scripts.site import links
 from tests.support.documentation import FENCED, PAGES, without_code
-from tests.support.paths import ROOT
+from tests.support.paths import EXPERIMENTS, ROOT
 
-# What a commit on another branch adds; a link to it may come first.
+OTHER_PAGES = [ROOT / "CHANGELOG.md", ROOT / "model" / "baselines" / "README.md", *sorted(EXPERIMENTS.rglob("*.md"))]
 TOP_LEVEL = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
 UNTRACKED = ("data/", "runs/", "bundles/", "build/")
 PATH = re.compile(r"`([\w.-]+(?:/[\w.*-]+)+/?|[\w-]+/)`")
@@ -36,7 +36,7 @@ def mkdocs_slug(heading: str) -> str:
     return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_only).strip().lower())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
+@pytest.mark.parametrize("page", [*PAGES, *OTHER_PAGES], ids=page_id)
 def test_every_relative_link_and_anchor_exists(page: Path) -> None:
     for target, anchor in links(page.read_text()):
         path = (page.parent / target).resolve() if target else page
