@@ -4,7 +4,7 @@ from docs.scripts.reports import find_table
 from docs.scripts.tables import NAMES, OURS, PEERS
 
 CANDIDATES = "100"
-WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 250, 70, 64, 30, 18
+WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 270, 70, 64, 30, 18
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 SUBTITLE = "The same model on the same two cores; more is better"
 BLUE, GRAY, INK, MUTED = "#1f6feb", "#a8b1bb", "#1f2328", "#59636e"

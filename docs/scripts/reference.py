@@ -43,6 +43,35 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 
 
+# Meanings of settings and keys that their types do not state.
+FALLBACKS: Mapping[str, str] = {
+    "CTR_HOST": "Address to listen on.",
+    "CTR_REDIS_URL": "Redis with the published vocabulary. Operations lists the schemes.",
+    "CTR_MAX_BODY_BYTES": "Bytes in the body of one request; beyond: 413.",
+    "CTR_MAX_CONNECTIONS": "Open connections; more of them wait to be accepted.",
+    "Experiment.name": "Name of the experiment: the model's name in reports, in the bundle and in responses.",
+    "Sweep.base": "The base experiment's TOML file, beside the sweep's; or several on one log, each with all points.",
+    "Sweep.seeds": "Runs for each point.",
+    "Sweep.grid": "Lists of values by key. Every combination is a point.",
+    "Sweep.point": "Values by key. Each entry is one point.",
+}
+# What a key counts, for docstrings that only give the symbol in the model's formula.
+SYMBOLS: Mapping[str, str] = {
+    "embedding": "Width of the embeddings",
+    "blocks": "Number of blocks",
+    "heads": "Number of attention heads",
+    "attention": "Width of the attention",
+    "layers": "Number of layers",
+    "cross_layers": "Number of cross layers",
+    "interaction_layers": "Number of interaction layers",
+    "subspaces": "Number of subspaces",
+    "order": "Highest order of the interactions",
+    "neurons": "Number of logarithmic neurons",
+    "temperature": "Temperature of the gates",
+}
+SYMBOL = re.compile(r"([A-Z]|[Tt]au)((?:, .*)?)\.")
+
+
 @dataclass(frozen=True)
 class Entry:
     """A setting, or a key of a TOML file, as the reference shows it."""
@@ -86,7 +115,7 @@ def setting(name: str) -> Entry:
         _settings_type(field.annotation),
         _default(field.default),
         _settings_bounds(field),
-        _sentence(field.description or ""),
+        _sentence(field.description or FALLBACKS.get(f"CTR_{name.upper()}", "")),
     )
 
 
@@ -98,8 +127,11 @@ def keys(struct: type[msgspec.Struct]) -> Iterator[Entry]:
     for field in info.fields:
         default = "required" if field.required else _default(_value(field))
         described = _description(field.type) or meanings.get(field.name, "")
+        meaning = _sentence(described or FALLBACKS.get(f"{struct.__name__}.{field.name}", ""))
+        if (symbol := SYMBOL.fullmatch(meaning)) and field.name in SYMBOLS:
+            meaning = f"{SYMBOLS[field.name]} ({symbol[1]}){symbol[2]}."
         kind, bounds = _kind(field.type)
-        yield Entry(field.encode_name, kind, default, bounds, _sentence(described))
+        yield Entry(field.encode_name, kind, default, bounds, meaning)
 
 
 def without_meaning() -> set[str]:

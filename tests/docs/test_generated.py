@@ -21,13 +21,9 @@ COUNTED = re.compile(r"place (\d+) of (\d+)")
 
 # Keys whose meaning the code does not state yet. A new key needs one: describe it where its type is declared.
 WITHOUT_MEANING = {
-    "CTR_HOST",
-    "CTR_MAX_BODY_BYTES",
     "CTR_MAX_CANDIDATES",
-    "CTR_MAX_CONNECTIONS",
     "CTR_MAX_TOKEN_CHARS",
     "CTR_REDIS_TIMEOUT_MS",
-    "CTR_REDIS_URL",
     "CTR_REQUEST_LOG_SAMPLE",
     "CTR_STRICT",
     "CTR_TIMEOUT_MS",
@@ -53,10 +49,6 @@ WITHOUT_MEANING = {
     "stec.embedding",
     "stec.embedding_std",
     "stec.heads",
-    "sweep.base",
-    "sweep.grid",
-    "sweep.point",
-    "sweep.seeds",
     "training.batch_size",
     "training.clip",
     "training.epochs",
