@@ -22,7 +22,7 @@ def test_a_link_to_a_report_leads_to_its_copy_in_the_site() -> None:
 
 def test_a_link_to_a_page_of_the_site_stays() -> None:
     page = "[a](training.md) [b](results/frappe.md#data) [c](#here) [d](https://example.com)"
-    assert rewritten(page, "data.md") == page
+    assert rewritten(page, "data-format.md") == page
 
 
 def test_a_report_links_to_a_page_of_the_site_and_to_its_neighbors() -> None:
@@ -33,7 +33,7 @@ def test_a_report_links_to_a_page_of_the_site_and_to_its_neighbors() -> None:
 
 def test_code_is_not_rewritten() -> None:
     page = "```sh\n[a](../README.md)\n```\n"
-    assert rewritten(page, "data.md") == page
+    assert rewritten(page, "data-format.md") == page
 
 
 def test_the_site_has_every_report_and_what_is_linked_to() -> None:
