@@ -18,7 +18,7 @@ ALL_STAMP := .venv/.all-installed
 DOCS_STAMP := .venv/.docs-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test compute-tests lint demo demo-bundle pipeline bench load soak overload reload latency peers docs up image compose-test clean
+.PHONY: serve install kernel test compute-tests lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -81,6 +81,7 @@ peers: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.peers.compare
 
 # Builds the site into build/site; any warning fails. `python -m docs.scripts.generate` updates its generated tables.
+.PHONY: docs
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'build/site/index.html'

@@ -10,7 +10,10 @@ from docs.scripts.site import links
 from tests.support.documentation import FENCED, PAGES, without_code
 from tests.support.paths import EXPERIMENTS, ROOT
 
-OTHER_PAGES = [ROOT / "CHANGELOG.md", ROOT / "model" / "baselines" / "README.md", *sorted(EXPERIMENTS.rglob("*.md"))]
+OTHER_PAGES = [
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "model/baselines/README.md")),
+    *sorted(EXPERIMENTS.rglob("*.md")),
+]
 TOP_LEVEL = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
 UNTRACKED = ("data/", "runs/", "bundles/", "build/")
 PATH = re.compile(r"`([\w.-]+(?:/[\w.*-]+)+/?|[\w-]+/)`")
