@@ -1,5 +1,5 @@
-# Everything runs in one virtual environment, .venv. Two stamps say what is in it: the service's
-# own dependencies (make serve), or everything (make test, make demo).
+# Everything runs in one virtual environment, .venv. Stamps record what is installed in it: the service's own
+# dependencies (make serve), everything for training and tests (make test, make demo), or MkDocs as well (make docs).
 
 PYTHON ?= python3.11
 TORCH ?= $(shell grep '^torch==' constraints.txt)
@@ -16,16 +16,17 @@ KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
 UVICORN_VERSIONS := $(shell sed -n 's/.*"uvicorn>=\([0-9.]*\),.*/\1/p' pyproject.toml; sed -n 's/^uvicorn==//p' constraints.txt)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
+DOCS_STAMP := .venv/.docs-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test parallel-tests test-full parallel-tests-full test-uvicorn lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
+.PHONY: serve install kernel test parallel-tests test-full parallel-tests-full test-uvicorn lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test docs clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
 
 install: $(ALL_STAMP)
 
-# Again, for who had no compiler before.
+# Builds the kernel again, after a compiler was installed.
 kernel: $(SERVICE_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(BIN)/python -c 'import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())'
@@ -60,8 +61,8 @@ lint: $(ALL_STAMP)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
-# The whole way on generated data: generate, prepare, train, export, verify; and serve it, or keep it as the
-# bundle that the repository carries.
+# The whole pipeline on generated data: generate, prepare, train, export and verify. `demo` then serves the bundle;
+# `demo-bundle` writes it to deploy/demo.
 demo: BUNDLE = bundles/demo
 demo: pipeline
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -81,23 +82,28 @@ bench: $(ALL_STAMP)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.serving_graph
 
-# Needs a running service (make serve): USERS requests a second for RUN_TIME.
+# Needs a running service (make serve). Sends USERS requests/s for RUN_TIME.
 load: $(ALL_STAMP)
 	$(BIN)/locust -f loadtest/ctr.py --headless --host http://$(HOST):$(PORT) --bundle $(BUNDLE) \
 		--users $(USERS) --spawn-rate 20 --run-time $(RUN_TIME) --candidates 100
 
-# Each starts its own server, and writes loadtest/results/<name>.md; exit code 1 when a bar is missed.
+# Each starts its own server and writes loadtest/results/<name>.md. The exit code is 1 if a target fails.
 soak overload reload latency: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.scenarios.$@
 
-# Installs each peer in an environment of its own, below .peers.
+# Installs each of the other servers into its own environment below .peers.
 peers: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.peers.compare
+
+# Builds the site into build/site; any warning fails. `python -m docs.scripts.generate` updates its generated tables.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 up:
 	$(COMPOSE) up --build
 
-# BUILD_FLAGS: for a machine whose builds need any, such as --network host.
+# BUILD_FLAGS are passed to docker build, for example --network host.
 image:
 	docker build $(BUILD_FLAGS) --tag stec-ctr .
 
@@ -114,7 +120,11 @@ $(SERVICE_STAMP): pyproject.toml constraints.txt $(KERNEL_SOURCES) | $(BIN)/pyth
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu]'
 	touch $@
 
-# torch first and alone, so that TORCH can name another build than the pinned one.
+$(DOCS_STAMP): $(SERVICE_STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+# torch is installed first and alone, so that TORCH can name another build than the pinned one.
 $(ALL_STAMP): pyproject.toml constraints.txt $(KERNEL_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
