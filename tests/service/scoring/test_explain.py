@@ -94,7 +94,7 @@ async def test_attention_is_returned_on_request_and_context_attends_to_context_o
         ({"pairs": -1}, "$.pairs", "whole number from 0"),
         ({"attention": "yes"}, "$.attention", "true or false"),
         ({"top_k": 3}, "$.top_k", "fields of this request are context, candidates, pairs, attention, timeout_ms"),
-        ({"context": {"hour": []}}, "$.context.hour", "takes a string"),
+        ({"context": {"hour": []}}, "$.context.hour", "must be a string"),
     ],
 )
 async def test_a_bad_request_is_a_422_with_a_path_and_a_message(

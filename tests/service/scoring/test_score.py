@@ -137,7 +137,7 @@ CANDIDATE = '{"id": 1, "features": {}}'
             "$.context.user",
             ["must be a string", "got a list"],
         ),
-        (f'{{"context": {{"age": "31"}}, "candidates": [{CANDIDATE}]}}', "$.context.age", ["takes a number or null"]),
+        (f'{{"context": {{"age": "31"}}, "candidates": [{CANDIDATE}]}}', "$.context.age", ["must be a number or null"]),
         (f'{{"context": {{"age": {"1" * 400}}}, "candidates": [{CANDIDATE}]}}', "$.context.age", ["finite"]),
         (
             f'{{"context": {{}}, "candidates": [{CANDIDATE}, {{"id": 2, "features": {{"item": {{}}}}}}]}}',
