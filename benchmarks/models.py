@@ -21,9 +21,9 @@ from rich.progress import track
 
 from benchmarks import RESULTS
 from benchmarks.serving_graph import Feed, Run, alternate, open_session
-from export.cli import scoring_graph
+from export.bundle import scoring_graph
 from export.graphs.kernel import kernel_graph
-from export.graphs.pack import what_has_no_kernel
+from export.graphs.pack import option_without_kernel
 from export.onnx_file import to_onnx
 from loadtest.report import Table, write_report
 from model.atomic_folder import write_whole
@@ -56,7 +56,7 @@ def open_model(experiment: Experiment, prepared: Prepared, folder: Path, name: s
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).eval()
     own = folder / name
     own.mkdir()
-    if isinstance(model, STEC) and len(model.head) == 1 and not what_has_no_kernel(model):
+    if isinstance(model, STEC) and len(model.head) == 1 and not option_without_kernel(model):
         return open_session(kernel_graph(model, prepared.schema), own, "kernel")
     return open_session(to_onnx(scoring_graph(model, prepared.schema), prepared.schema), own, "model")
 

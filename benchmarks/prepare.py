@@ -101,7 +101,7 @@ def experiment(folder: Path) -> Path:
 
 def prepare(folder: Path) -> tuple[float, float, float]:
     """As run() says."""
-    return run(["-m", "model.data.prepare.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
+    return run(["-m", "model.cli.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
 
 
 def read_alone(folder: Path) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ import polars as pl
 
 from benchmarks import RESULTS
 from loadtest.report import Table, write_report
+from model.cli.arguments import positive_int
 from model.data.data_folder import add_data_argument
 from model.data.prepare.prepare import prepare
 from model.data.readers.log import SPLITS
@@ -17,7 +18,6 @@ from model.experiment_config import Experiment, one_log, read_experiment
 from model.experiments.run_registry import RUNS, FinishedRun, RunList, run_list
 from model.experiments.seeds import Place, run_missing
 from model.experiments.significance import mean_and_std
-from model.experiments.train import positive
 from model.experiments.trial import open_log
 from model.training.device import keep_freed_memory
 from model.training.progress import LiveTable
@@ -79,7 +79,7 @@ def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiments", type=Path, nargs="+", help="of Frappe: experiments/frappe/dcn.toml")
-    parser.add_argument("--draws", type=positive, default=3)
+    parser.add_argument("--draws", type=positive_int, default=3)
     parser.add_argument(
         "--folder", type=Path, default=Path("runs/draws"), help="where draws and their runs are kept (%(default)s)"
     )

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from model.experiment_config import to_experiment
-from model.experiments.leaderboard import markdown, read_standings
+from model.experiments.leaderboard import markdown, read_leaderboard
 from model.experiments.significance import mean_and_std, read_report
 from model.zoo import MODELS
 from service.app import create_app
@@ -92,7 +92,7 @@ def test_the_page_of_ablations_repeats_its_sweeps(log: str, columns: tuple[int, 
 @pytest.mark.parametrize("log", ["frappe", "movielens_tag"])
 def test_a_table_of_every_model_is_that_of_the_reports_beside_it(log: str) -> None:
     folder = ROOT / "experiments" / log
-    made = [line for line in markdown(folder, read_standings(folder), []).splitlines() if line.startswith("|")]
+    made = [line for line in markdown(folder, read_leaderboard(folder), []).splitlines() if line.startswith("|")]
     there = [line for line in (folder / "results" / "models.md").read_text().splitlines() if line.startswith("|")]
     assert there == made, f"ctr-compare --all experiments/{log} makes it anew"
 

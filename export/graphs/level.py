@@ -10,6 +10,7 @@ Shape legend: R requests, N candidates, D width, U context fields, C candidate f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +62,20 @@ def first_in_head(model: STEC) -> int:
     return len(model.blocks) + 1 - len(model.norms)
 
 
+def has_linear_head(model: nn.Module) -> TypeGuard[STEC]:
+    """Return whether a model is a STEC whose head is one linear layer: only such a model folds."""
+    return isinstance(model, STEC) and len(model.head) == 1
+
+
 def linear_head(model: STEC) -> nn.Linear:
-    """Raises ValueError for an MLP head: no level of it folds."""
+    """Return the head's one layer.
+
+    Raises:
+        ValueError: If the head is an MLP; no level of it folds.
+    """
     linear = model.head[0]
-    if len(model.head) > 1 or not isinstance(linear, nn.Linear):
-        raise ValueError("the model's head is an MLP: only a linear head folds; train with mlp = []")
+    if not has_linear_head(model) or not isinstance(linear, nn.Linear):
+        raise ValueError("the model's head is an MLP; only a linear head folds. Train with mlp = [].")
     return linear
 
 

@@ -22,7 +22,7 @@ from export.graphs.level import fold_levels, linear_head
 from model.stec.stec import STEC, Block
 
 
-def what_has_no_kernel(model: STEC) -> str | None:
+def option_without_kernel(model: STEC) -> str | None:
     """The option of a model with a linear head that the kernel cannot compute, as `key = value`."""
     if not all(block.has_ffn for block in blocks_of(model)):
         return "ffn = 0"
@@ -34,9 +34,9 @@ def pack(model: STEC, order: Sequence[int]) -> Tensor:
     """All weights but the embeddings, float32 (P). order: the model's position of each field in serving order.
 
     Raises:
-        ValueError: for what_has_no_kernel().
+        ValueError: for option_without_kernel().
     """
-    if option := what_has_no_kernel(model):
+    if option := option_without_kernel(model):
         raise ValueError(
             f"the kernel cannot compute a model with {option}: serve it with the graph of standard operators"
         )

@@ -46,7 +46,7 @@ class Speed(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Standing:
+class Entry:
     """What a model's report says, and its speed. None is what an older report lacks, or what was not measured."""
 
     name: str
@@ -61,7 +61,7 @@ class Standing:
         return statistics.mean(self.seeds.aucs)
 
 
-def read_standings(folder: Path) -> list[Standing]:
+def read_leaderboard(folder: Path) -> list[Entry]:
     """Return the models of a folder of experiments, from the reports in its results folder, best AUC first.
 
     Raises:
@@ -89,16 +89,16 @@ def _speeds(path: Path) -> dict[str, Speed]:
         raise ValueError(f"{path}: {error}: write it with python -m benchmarks.models") from error
 
 
-def _standing(path: Path, report: Report, base: Seeds, speeds: Mapping[str, Speed]) -> Standing:
+def _standing(path: Path, report: Report, base: Seeds, speeds: Mapping[str, Speed]) -> Entry:
     seeds = report.seeds
     try:
         check_same_log(seeds, base)
     except ValueError as error:
         raise ValueError(f"{path}: {error}: move it out of the folder") from error
-    return Standing(path.stem, seeds, report.parameters, report.flops, speeds.get(path.stem))
+    return Entry(path.stem, seeds, report.parameters, report.flops, speeds.get(path.stem))
 
 
-def markdown(folder: Path, standings: Sequence[Standing], pictures: Sequence[str]) -> str:
+def markdown(folder: Path, standings: Sequence[Entry], pictures: Sequence[str]) -> str:
     """pictures: the names of those beside the page."""
     base = next(s for s in standings if s.name == BASE)
     place = [s.name for s in standings].index(BASE) + 1
@@ -113,7 +113,7 @@ def markdown(folder: Path, standings: Sequence[Standing], pictures: Sequence[str
     return "\n".join([*lines, f"Command: `ctr-compare --all {folder}`. Log: {base.seeds.log}.", ""])
 
 
-def _cells(one: Standing, base: Standing) -> list[str]:
+def _cells(one: Entry, base: Entry) -> list[str]:
     enough = min(len(one.seeds.aucs), len(base.seeds.aucs)) > 1
     p = compare_seeds(one.seeds, base.seeds)["test AUC"].p if enough and one is not base else None
     return [
@@ -130,14 +130,14 @@ def _cells(one: Standing, base: Standing) -> list[str]:
     ]
 
 
-def write_standings(folder: Path) -> Path:
-    """Write the page and its pictures to the results folder. Raises ValueError as read_standings() does.
+def write_leaderboard(folder: Path) -> Path:
+    """Write the page and its pictures to the results folder. Raises ValueError as read_leaderboard() does.
 
     Returns:
         The path of the page.
     """
     results = folder / RESULTS
-    standings, pictures = read_standings(folder), list[str]()
+    standings, pictures = read_leaderboard(folder), list[str]()
     flops: Points = [(s.name, s.flops, s.auc) for s in standings if s.flops is not None]
     us: Points = [(s.name, s.speed.us, s.auc) for s in standings if s.speed is not None]
     serving = "microseconds to serve a candidate, one thread, 100 a request"

@@ -4,9 +4,7 @@ Finished runs are lines of results/runs.jsonl beside the base experiments: a sec
 and several processes share the work. Writes results/NAME.md beside NAME.toml.
 """
 
-import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +18,6 @@ from rich.live import Live
 from rich.table import Table
 
 from model.atomic_folder import write_whole
-from model.data.data_folder import add_data_argument
 from model.experiment_config import Experiment
 from model.experiments.report import merged
 from model.experiments.run_registry import FinishedRun, key, results_folder, run_list
@@ -28,10 +25,9 @@ from model.experiments.seeds import Place, run_missing, with_seed
 from model.experiments.significance import mean_and_std
 from model.experiments.sweep_config import Base, Point, read_sweep
 from model.experiments.trial import OpenedLog, open_log
-from model.training.device import CPU, add_device_argument, keep_freed_memory
+from model.training.device import CPU
 from model.training.early_stopping import Epoch
 
-INTERRUPTED = 130  # as a shell tells it
 WIDE = 200  # columns of text, into a file
 COLUMNS = ("point", "seeds", "valid AUC", "valid logloss", "test AUC", "test logloss", "parameters", "FLOPs", "s")
 
@@ -165,7 +161,9 @@ def sweep(path: Path, data: Path, device: torch.device = CPU) -> list[list[Measu
         run_missing(wanted, place, lambda experiment, rows: PointWatch(table, experiment), on_finished, on_failed)
     found = iter(table.measured())
     ranked = [rank([*islice(found, len(base.points))], base.experiment.training.monitor) for base in bases]
-    write_whole(results_folder(path) / f"{path.stem}.md", markdown(path.stem, bases, ranked, table.failures).encode())
+    results = results_folder(path)
+    results.mkdir(exist_ok=True)  # If every run failed, no run has made it.
+    write_whole(results / f"{path.stem}.md", markdown(path.stem, bases, ranked, table.failures).encode())
     return ranked
 
 
@@ -198,37 +196,3 @@ def _section(base: Base, ranked: Sequence[Measured]) -> list[str]:
     head = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
     rows = ("| " + " | ".join([measured.point.label, *measured.figures()]) + " |" for measured in ranked)
     return [f"{tried} {told}", "", *head, *rows]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="ctr-sweep", description=__doc__)
-    parser.add_argument("sweep", type=Path, help="a sweep's TOML file: base, seeds, [grid], [[point]]")
-    add_data_argument(parser)
-    add_device_argument(parser)
-    arguments = parser.parse_args()
-    keep_freed_memory()
-    try:
-        ranked = sweep(arguments.sweep, arguments.data, arguments.device)
-    except (OSError, ValueError) as error:
-        print(f"ctr-sweep: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ctr-sweep: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
-        return INTERRUPTED
-    print(f"report: {results_folder(arguments.sweep) / arguments.sweep.stem}.md")
-    return max(_tell_choice(points) for points in ranked)
-
-
-def _tell_choice(ranked: Sequence[Measured]) -> int:
-    """Of one base; the exit code."""
-    name = ranked[0].point.experiment.name
-    if ranked[0].complete:
-        print(f"best on valid: {name}")
-        return 0
-    base = name.removesuffix(f": {ranked[0].point.label}")
-    print(f"ctr-sweep: {base}: no point has all its runs, and none is chosen: see the report", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

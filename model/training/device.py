@@ -1,6 +1,5 @@
 """The processor that a model trains on, and its memory for training."""
 
-import argparse
 import ctypes
 import platform
 import re
@@ -13,22 +12,20 @@ CPUINFO = Path("/proc/cpuinfo")
 MMAP_MAX, TRIM_THRESHOLD = -4, -1  # mallopt's names for them
 NEVER = 2**31 - 1
 CPU = torch.device("cpu")
-DEVICE_HELP = """where to train: cpu, as without it, or cuda, or cuda:1. A GPU draws other random numbers and adds in
-another order each time: the same seed gives another run there, as another seed would"""
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", type=find_device, default=CPU, help=DEVICE_HELP)
 
 
 def find_device(name: str) -> torch.device:
-    """Raises ArgumentTypeError, which argparse tells, for what is no device of this machine."""
+    """Return the device of this name: cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: For another name, and for a GPU that this machine does not have.
+    """
     if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", name):
-        raise argparse.ArgumentTypeError(f"{name} is neither cpu nor cuda, or cuda:1")
+        raise ValueError(f"{name} is neither cpu nor cuda, or cuda:1")
     device, found = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= found:
         way_out = "install a torch that is built for CUDA, or leave it out for the CPU"
-        raise argparse.ArgumentTypeError(f"{name} is not there: torch {torch.__version__} sees {found} GPUs; {way_out}")
+        raise ValueError(f"{name} is not there: torch {torch.__version__} sees {found} GPUs; {way_out}")
     return device
 
 

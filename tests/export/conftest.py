@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from export.cli import export
+from export.bundle import export
 
 
 @pytest.fixture(scope="session")

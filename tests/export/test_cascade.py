@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 import kernel
 from contract.bundle import EXPLAIN, KERNEL, MODEL, SCREEN, open_bundle
 from contract.cascade import survivors
+from export.bundle import export
 from export.cascade import CANDIDATES, KS, REQUESTS, calibrated_margin, draw_requests, measure
-from export.cli import export
 from export.onnx_file import WEIGHTS
 from model.data.prepare.prepared import read_prepared
 from tests.conftest import DATA, with_weights

@@ -16,7 +16,7 @@ from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MANIFEST, MODEL, SCREEN, VO
 from contract.encode import Encoder, join
 from contract.golden import largest_difference, read_golden
 from contract.vocabulary import open_vocabulary
-from export.cli import export, what_is_missing
+from export.bundle import export, missing_parts
 from export.golden import draw_golden, golden_inputs
 from export.onnx_file import WEIGHTS
 from export.parity import ParityError, check_parity, torch_ctr
@@ -167,7 +167,7 @@ def test_each_model_is_exported_with_parity_and_what_it_cannot_have_is_said(
     assert open_bundle(tmp_path / "bundle").manifest.version == manifest.version
     possible = {MODEL, EXPLAIN, SCREEN} | ({KERNEL} if kernel.is_usable() else set())
     assert manifest.files.keys() & {*possible, KERNEL} == files & possible
-    said = what_is_missing(manifest, open_run(run)[0], prepared)
+    said = missing_parts(manifest, open_run(run)[0], prepared)
     assert any(sentence.startswith(words) for sentence in said)
 
 

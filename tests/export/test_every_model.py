@@ -7,7 +7,7 @@ import pytest
 
 from contract.bundle import EXPLAIN, MODEL, open_bundle
 from contract.golden import TOLERANCE, largest_difference, read_golden
-from export.cli import export
+from export.bundle import export
 from model.experiment_config import Experiment, Training
 from model.experiments.train import train
 from model.zoo import MODELS

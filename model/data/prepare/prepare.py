@@ -1,7 +1,5 @@
 """ctr-prepare: a raw log -> schema, vocabulary and columns, as training reads them."""
 
-import argparse
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -14,7 +12,6 @@ import numpy as np
 import polars as pl
 from msgspec import UNSET
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from contract.bundle import SCHEMA, VOCABULARY
@@ -22,7 +19,6 @@ from contract.schema import FeatureSchema, Field, write_schema
 from contract.tokens import Numbers
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, Vocabulary, open_vocabulary
 from model.atomic_folder import check_replaceable, new_folder
-from model.data.data_folder import add_data_argument
 from model.data.prepare.columns import measured
 from model.data.prepare.counting import UnreadableError, Values, ids_in, number_tokens
 from model.data.prepare.prepared import LOG, LogFacts, Prepared, SplitFacts, read_prepared
@@ -30,7 +26,7 @@ from model.data.prepare.reading import column_file, find_line, read_split
 from model.data.prepare.writing import GrowingArray, chunks
 from model.data.readers import avazu, criteo, frappe, generated, movielens, table
 from model.data.readers.log import Log
-from model.data_config import Data, read_data
+from model.data_config import Data
 
 CHUNK = 16_000  # rows: a block of 26 columns stays in a processor's cache
 
@@ -243,38 +239,3 @@ def _unknown(prepared: Prepared) -> NDArray[np.float64]:
 
 def _names(prepared: Prepared) -> list[str]:
     return [field.name for field in prepared.schema.select("categorical")]
-
-
-def _data_of(options: argparse.Namespace) -> Data:
-    if options.config is not None:
-        return read_data(options.config)
-    from model.experiment_config import read_experiment  # with torch: nothing else here needs it
-
-    return read_experiment(options.experiment).data
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ctr-prepare", description=__doc__)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("experiment", type=Path, nargs="?", help="an experiment's TOML file")
-    which.add_argument("--config", type=Path, metavar="TOML", help="the same, or a file with its [data] alone")
-    add_data_argument(parser)
-    options = parser.parse_args(arguments)
-    try:
-        prepared = prepare(options.data, _data_of(options))
-    except (OSError, ValueError) as error:
-        print(f"ctr-prepare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ctr-prepare: interrupted: nothing is written", file=sys.stderr)
-        return 130  # as a shell tells it
-    console = Console()
-    console.print(summary(prepared))
-    for line in warnings(prepared):
-        console.print(f"warning: {line}", style="bold yellow", soft_wrap=True)
-    console.print(f"wrote {prepared.folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from contract.bundle import EXPLAIN, GOLDEN, MANIFEST, Calibration, write_manifest
 from contract.golden import read_golden
 from contract.schema import FeatureSchema
+from export.cli.explain import main
 from export.explain.case import Case, drawn_cases, request_cases
-from export.explain.cli import NUMBERS, main, write
 from export.explain.explanation import Explainer, Explanation, open_explainer
 from export.explain.picture import DPI, MOST_ROWS, draw
+from export.explain.report import NUMBERS, write
 from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, open_run
 from model.stec.stec import STEC, STECConfig, stec_for
 from service.app import create_app

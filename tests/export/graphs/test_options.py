@@ -15,7 +15,7 @@ from contract.schema import FeatureSchema
 from export.graphs.explain import ExplainGraph
 from export.graphs.kernel import kernel_graph
 from export.graphs.level import first_in_head
-from export.graphs.pack import what_has_no_kernel
+from export.graphs.pack import option_without_kernel
 from export.graphs.plain import PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph
 from export.onnx_file import save_together, to_onnx
@@ -71,7 +71,7 @@ def test_what_the_head_does_not_see_contributes_nothing() -> None:
 @given(size=models(), seed=st.integers(0, 99))
 def test_the_kernel_computes_each_option_that_is_a_constant_to_it(size: STECConfig, seed: int) -> None:
     model, feed = a_model(SCHEMA, size, seed), a_feed(SCHEMA, [3, 1, 9], seed)
-    if what_has_no_kernel(model):
+    if option_without_kernel(model):
         with pytest.raises(ValueError, match="the kernel cannot compute a model with"):
             kernel_graph(model, SCHEMA)
         return
@@ -89,7 +89,7 @@ def test_the_kernel_computes_each_option_that_is_a_constant_to_it(size: STECConf
     ],
 )
 def test_what_the_kernel_cannot_compute_has_a_name(size: STECConfig, option: str | None) -> None:
-    assert what_has_no_kernel(a_model(schema_of(1, 1, 0), size)) == option
+    assert option_without_kernel(a_model(schema_of(1, 1, 0), size)) == option
 
 
 @pytest.mark.parametrize("interaction", ["qk", "xwx", "separate"])

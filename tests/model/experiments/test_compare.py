@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from model.cli.compare import main
 from model.experiment_config import read_experiment
-from model.experiments.compare import compare_runs, main
+from model.experiments.compare import compare_runs
 from model.experiments.run_registry import RUNS, RunList
 from model.experiments.significance import WeightedAuc, bootstrap_auc, bootstrap_mean, compare_seeds, read_seeds, welch
 from model.experiments.train import train
@@ -152,7 +153,7 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: str, words: 
         read_seeds(str(tmp_path / "a.json"), None)
 
 
-def test_neither_report_nor_run_says_what_is_missing() -> None:
+def test_neither_report_nor_run_says_missing_parts() -> None:
     with pytest.raises(ValueError, match="add --runs"):
         read_seeds("stec-frappe", None)
     with pytest.raises(ValueError, match="there is no such report"):

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from model.experiments.compare import main
-from model.experiments.leaderboard import SPEED, read_standings, write_standings
+from model.cli.compare import main
+from model.experiments.leaderboard import SPEED, read_leaderboard, write_leaderboard
 from model.experiments.report import write_report
 from model.experiments.run_registry import FinishedRun
 from tests.model.experiments.test_run_registry import experiment
@@ -40,20 +40,20 @@ def cells(page: str, name: str) -> list[str]:
 
 
 def test_the_best_auc_comes_first_and_stecs_place_is_said(folder: Path) -> None:
-    page = write_standings(folder.parent).read_text()
-    assert [s.name for s in read_standings(folder.parent)] == ["stec", "dcn", "lr"]
+    page = write_leaderboard(folder.parent).read_text()
+    assert [s.name for s in read_leaderboard(folder.parent)] == ["stec", "dcn", "lr"]
     assert "Of 3 reports, STEC's is number 1 by mean test AUC" in page
 
 
 def test_a_model_that_beats_stec_stands_above_it(folder: Path) -> None:
     write_report(folder / "fm", experiment(1), [run(1, 0.9)])
-    page = write_standings(folder.parent).read_text()
+    page = write_leaderboard(folder.parent).read_text()
     assert "Of 4 reports, STEC's is number 2" in page
     assert cells(page, "fm")[3] == "-10.56%"
 
 
 def test_a_line_has_the_papers_improvement_and_the_p_of_no_difference(folder: Path) -> None:
-    page = write_standings(folder.parent).read_text()
+    page = write_leaderboard(folder.parent).read_text()
     assert cells(page, "stec")[1:4] == ["2", "80.50 ± 0.71", "base"]
     assert cells(page, "dcn")[1:4] == ["2", "79.25 ± 0.35", "+1.58%"]
     assert 0 < float(cells(page, "dcn")[5]) < 1
@@ -61,11 +61,11 @@ def test_a_line_has_the_papers_improvement_and_the_p_of_no_difference(folder: Pa
 
 
 def test_speed_is_shown_and_drawn_where_it_was_measured(folder: Path) -> None:
-    assert cells(write_standings(folder.parent).read_text(), "dcn")[-1] == ""
+    assert cells(write_leaderboard(folder.parent).read_text(), "dcn")[-1] == ""
     assert not (folder / "models-serving.png").exists()
     measured = {"stec": {"us": 1.25, "rows_per_s": 9000.4}, "dcn": {"us": 3.5, "rows_per_s": 12345.6}}
     (folder / SPEED).write_text(json.dumps(measured))
-    assert cells(write_standings(folder.parent).read_text(), "dcn")[-2:] == ["12,346", "3.50"]
+    assert cells(write_leaderboard(folder.parent).read_text(), "dcn")[-2:] == ["12,346", "3.50"]
     for picture in ("models-flops.png", "models-serving.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -84,7 +84,7 @@ def test_speed_is_shown_and_drawn_where_it_was_measured(folder: Path) -> None:
 def test_a_broken_file_is_named(folder: Path, name: str, text: str, words: str) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=words):
-        write_standings(folder.parent)
+        write_leaderboard(folder.parent)
     assert not (folder / "models.md").exists()
 
 
@@ -103,20 +103,20 @@ def test_a_report_of_nonsense_is_not_ranked(folder: Path, lines: dict[str, objec
     report = json.loads((folder / "dcn.json").read_bytes())
     (folder / "dcn.json").write_text(json.dumps(report | lines))
     with pytest.raises(ValueError, match=f"dcn.json is no report.*{words}"):
-        write_standings(folder.parent)
+        write_leaderboard(folder.parent)
 
 
 def test_reports_older_than_the_counting_of_flops_have_no_picture_of_them(folder: Path) -> None:
     for path in folder.glob("*.json"):
         report = json.loads(path.read_bytes())
         path.write_text(json.dumps({key: value for key, value in report.items() if key != "flops"}))
-    assert "models-flops" not in write_standings(folder.parent).read_text()
+    assert "models-flops" not in write_leaderboard(folder.parent).read_text()
     assert not (folder / "models-flops.png").exists()
 
 
 def test_what_an_editor_hides_in_the_folder_is_not_ranked(folder: Path) -> None:
     (folder / ".dcn.json").write_bytes((folder / "dcn.json").read_bytes())
-    assert [s.name for s in read_standings(folder.parent)] == ["stec", "dcn", "lr"]
+    assert [s.name for s in read_leaderboard(folder.parent)] == ["stec", "dcn", "lr"]
 
 
 def test_without_stecs_report_there_is_nothing_to_compare_with(
@@ -140,11 +140,11 @@ def test_a_report_of_another_log_is_refused_even_of_one_seed(folder: Path) -> No
     report["data"]["fingerprint"] = "beef"
     (folder / "lr.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match=r"lr\.json: .*differently prepared data"):
-        write_standings(folder.parent)
+        write_leaderboard(folder.parent)
 
 
 def test_what_an_older_report_lacks_stays_empty(folder: Path) -> None:
     report = json.loads((folder / "lr.json").read_bytes())
     del report["flops"], report["runs"][0]["rows_per_s"]
     (folder / "lr.json").write_text(json.dumps(report))
-    assert cells(write_standings(folder.parent).read_text(), "lr")[-3:] == ["", "", ""]
+    assert cells(write_leaderboard(folder.parent).read_text(), "lr")[-3:] == ["", "", ""]

@@ -159,7 +159,7 @@ def test_a_claim_whose_file_its_last_owner_removes_meanwhile_is_not_ours(tmp_pat
 def test_a_claim_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     script = (
-        "import sys, time; from pathlib import Path; from model.runs import claim\n"
+        "import sys, time; from pathlib import Path; from model.experiments.run_registry import claim\n"
         "with claim(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True) as process:

@@ -11,12 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from model.cli.train import main
 from model.experiment_config import Experiment, read_experiment
 from model.experiments.report import write_report
 from model.experiments.run_folder import METRICS
 from model.experiments.run_registry import FinishedRun, run_list
 from model.experiments.seeds import Place, run_missing, with_seed
-from model.experiments.train import main, train_seeds
+from model.experiments.train import train_seeds
 from model.experiments.trial import UNFINISHED, open_log
 from model.training.progress import LiveTable
 from tests.support.tiny_log import TINY, make_root
@@ -43,7 +44,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(prepared: Path) -> Shared:
     """Three seeds, by two processes: ours, and one that starts when ours has the first."""
     toml, others = prepared / "experiments" / "tiny.toml", list[subprocess.Popen[str]]()
-    command = [sys.executable, "-m", "model.experiments.train", str(toml), "--data", str(prepared), "--seeds", "3"]
+    command = [sys.executable, "-m", "model.cli.train", str(toml), "--data", str(prepared), "--seeds", "3"]
 
     def start_other(experiment: Experiment, rows: int) -> LiveTable:
         if not others:
@@ -116,7 +117,7 @@ def test_the_report_is_written_to_the_results_folder_beside_the_experiment(train
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_call_makes_only_what_is_missing_and_keeps_weights_where_told(
+def test_a_second_call_makes_only_missing_parts_and_keeps_weights_where_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained, tmp_path / "copy")

@@ -6,9 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from model.cli.sweep import main
 from model.experiments.run_folder import RunMetrics
 from model.experiments.run_registry import run_list
-from model.experiments.sweep import Measured, main, rank, sweep
+from model.experiments.sweep import Measured, rank, sweep
 from model.experiments.sweep_config import Point, read_sweep
 from model.stec.stec import STECConfig
 from model.training.metrics import Metrics

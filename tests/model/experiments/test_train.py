@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from contract.bundle import SCHEMA
 from contract.schema import FeatureSchema, read_schema, write_schema
+from model.cli.train import main
 from model.data.prepare.prepared import read_prepared
 from model.experiment_config import read_experiment
 from model.experiments.report import check_one_experiment, check_one_log
 from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, DataFacts, open_run
-from model.experiments.train import main, train
+from model.experiments.train import train
 from model.experiments.trial import fingerprint, load_split
 from model.training.fit import predict
 from model.training.metrics import evaluate
@@ -53,7 +54,7 @@ def test_an_opened_run_predicts_what_it_measured(root: Path) -> None:
 
 
 def test_a_seed_can_be_given_and_is_written_down(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.experiments.train", str(root / TINY), "--data", str(root)]
+    command = [sys.executable, "-m", "model.cli.train", str(root / TINY), "--data", str(root)]
     done = subprocess.run([*command, "--out", str(tmp_path / "run"), "--seed", "5"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "test AUC" in done.stdout
@@ -68,7 +69,7 @@ def test_a_folder_of_something_else_is_refused_before_training(root: Path, tmp_p
 
 
 def test_an_unprepared_log_says_which_command_prepares_it(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.experiments.train", str(root / TINY), "--data", str(tmp_path)]
+    command = [sys.executable, "-m", "model.cli.train", str(root / TINY), "--data", str(tmp_path)]
     done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
     assert done.returncode == 2
     assert "ctr-prepare" in done.stderr

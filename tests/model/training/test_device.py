@@ -1,17 +1,17 @@
 """Training on another device than the CPU."""
 
-import argparse
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from model.cli.train import main
 from model.experiment_config import Training, read_experiment
 from model.experiments.report import merged
 from model.experiments.run_folder import open_run
 from model.experiments.sweep import sweep
-from model.experiments.train import main, train, train_seeds
+from model.experiments.train import train, train_seeds
 from model.layers import Fields, embedding_parameters
 from model.stec.stec import STEC, STECConfig
 from model.training.checkpoint import Checkpoint, State
@@ -32,7 +32,7 @@ needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is
     ],
 )
 def test_what_is_no_device_here_is_told_with_the_way_out(name: str, words: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=f"{re.escape(name)} is .*{words}"):
+    with pytest.raises(ValueError, match=f"{re.escape(name)} is .*{words}"):
         find_device(name)
     assert find_device("cpu") == CPU
 

@@ -12,7 +12,7 @@ import pytest
 from contract.bundle import CascadeRule, open_bundle
 from contract.encode import ModelInput
 from contract.golden import GoldenRequest, read_golden
-from export.cli import export
+from export.bundle import export
 from model.data.prepare.prepared import read_prepared
 from service.runtime.cascade import Screened, screened
 from service.runtime.engine import open_engine

@@ -19,11 +19,12 @@ from contract.encode import Encoder
 from contract.schema import Field
 from contract.tokens import number_reader, tokenizer
 from contract.vocabulary import MISSING, open_vocabulary
+from model.cli.prepare import main
 from model.data.prepare import prepare as preparing
 from model.data.prepare import reading
 from model.data.prepare.columns import number_column, text_column
 from model.data.prepare.counting import number_tokens
-from model.data.prepare.prepare import main, prepare, warnings, write_prepared
+from model.data.prepare.prepare import prepare, warnings, write_prepared
 from model.data.prepare.prepared import Prepared, read_prepared
 from model.data.readers.log import LINE, Log
 from model.data.synthetic.generate import main as generate
@@ -227,7 +228,7 @@ def test_a_log_that_vanishes_cannot_be_read(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from model.data.prepare.prepare import main
+from model.cli.prepare import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.exit(main(["--config", sys.argv[2], "--data", str(Path(sys.argv[2]).parent)]))
 """

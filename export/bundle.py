@@ -1,15 +1,12 @@
 """ctr-export: a run -> a bundle, checked before it appears."""
 
-import argparse
 import copy
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import msgspec
 import onnx
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import nn
 
 import kernel
@@ -37,15 +34,14 @@ from export.golden import draw_golden, golden_inputs
 from export.graphs.explain import ExplainGraph
 from export.graphs.kernel import kernel_graph
 from export.graphs.level import first_in_head
-from export.graphs.pack import what_has_no_kernel
+from export.graphs.pack import option_without_kernel
 from export.graphs.plain import BaselineGraph, PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph
 from export.graphs.share import ShareGraph
 from export.onnx_file import save_together, to_onnx
 from export.parity import check_parity, torch_ctr
 from model.atomic_folder import check_replaceable, new_folder
-from model.data.data_folder import add_data_argument
-from model.data.prepare.prepared import Prepared, read_prepared
+from model.data.prepare.prepared import Prepared
 from model.experiment_config import Experiment
 from model.experiments.run_folder import RunMetrics, open_run
 from model.stec.stec import STEC, STECConfig
@@ -111,7 +107,7 @@ def _write_graphs(
         save_together(graphs, folder)
         return []
     graphs[EXPLAIN] = to_onnx(ExplainGraph(model, schema), schema, EXPLANATION)
-    if kernel.is_usable() and not what_has_no_kernel(model):  # what cannot be checked here is not written
+    if kernel.is_usable() and not option_without_kernel(model):  # what cannot be checked here is not written
         graphs[KERNEL] = kernel_graph(model, schema)
     cascade: list[CascadeRule] = []
     if prepared is not None and first_in_head(model) == 0:
@@ -143,31 +139,7 @@ def _facts(metrics: RunMetrics, experiment: Experiment) -> dict[str, float]:
     }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="ctr-export", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder that ctr-train wrote")
-    parser.add_argument("bundle", type=Path, help="the bundle to write; an older bundle there is replaced")
-    add_data_argument(parser)
-    arguments = parser.parse_args()
-    try:
-        model, prepared = _run_and_log(arguments.run, arguments.data)
-        with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
-            progress.add_task("fold, export and check against torch")
-            manifest, difference = export(arguments.run, arguments.bundle, prepared)
-    except (OSError, ValueError) as error:
-        print(f"ctr-export: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.bundle}: {manifest.name}, version {manifest.version[:12]}")
-    print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over 300 golden requests")
-    for sentence in what_is_missing(manifest, model, prepared):
-        print(f"ctr-export: {sentence}", file=sys.stderr)
-    for rule in manifest.cascade:
-        share = f"recall {rule.recall:.4f}, scored in full {rule.scored:.1%}"
-        print(f"cascade, best {rule.k} of {rule.candidates}: {share}")
-    return 0
-
-
-def what_is_missing(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
+def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
     """Why each part that a bundle can have is not in this one."""
     if not isinstance(model, STEC):
         return [
@@ -176,7 +148,7 @@ def what_is_missing(manifest: Manifest, model: nn.Module, prepared: Prepared | N
     if EXPLAIN not in manifest.files:
         return ["an MLP head does not fold: no kernel, no explanation, no cascade"]
     missing = []
-    if option := what_has_no_kernel(model):
+    if option := option_without_kernel(model):
         missing.append(f"no {KERNEL}, for it cannot compute {option}: onnxruntime's own operators score, more slowly")
     elif KERNEL not in manifest.files:
         why = "scoring will be slower: install the project again where a C++20 compiler is, and export again"
@@ -187,22 +159,3 @@ def what_is_missing(manifest: Manifest, model: nn.Module, prepared: Prepared | N
         why = "raise embedding_std or lower embedding_l2 if you want one (docs/decisions/0005)"
         missing.append(f"no cascade, for the first level rules next to nothing out; {why}")
     return missing
-
-
-def _run_and_log(run: Path, data: Path) -> tuple[nn.Module, Prepared | None]:
-    """The run's model, and the log that the cascade is calibrated on, if it is at hand and can be used: a bundle
-    does without."""
-    model, experiment, _, _ = open_run(run)
-    if not isinstance(model, STEC) or len(model.head) > 1:
-        return model, None
-    try:
-        prepared = read_prepared(data / experiment.data.prepared)
-        check_log(prepared, run)
-    except ValueError as error:
-        print(f"ctr-export: no cascade: {error} (--data names the data's folder)", file=sys.stderr)
-        return model, None
-    return model, prepared
-
-
-if __name__ == "__main__":
-    sys.exit(main())
