@@ -29,7 +29,7 @@ from loadtest.report import Table, write_report
 from model.atomic_folder import write_whole
 from model.data.data_folder import add_data_argument
 from model.data.prepare.prepared import Prepared, read_prepared
-from model.experiment_config import Experiment, one_log, read_experiment
+from model.experiment_config import Experiment, common_data, read_experiment
 from model.experiments import run_registry
 from model.experiments.leaderboard import SPEED, Speed
 from model.experiments.trial import load_split
@@ -115,7 +115,7 @@ def main() -> int:
     if len(experiments) < 2:
         parser.error(f"{options.folder} has {len(experiments)} experiments: two or more are compared")
     try:
-        prepared = read_prepared(options.data / one_log(list(experiments.values())).prepared)
+        prepared = read_prepared(options.data / common_data(list(experiments.values())).prepared)
     except ValueError as error:
         parser.error(str(error))
     if prepared.schema.select("numeric"):

@@ -14,7 +14,7 @@ from model.cli.arguments import positive_int
 from model.data.data_folder import add_data_argument
 from model.data.prepare.prepare import prepare
 from model.data.readers.log import SPLITS
-from model.experiment_config import Experiment, one_log, read_experiment
+from model.experiment_config import Experiment, common_data, read_experiment
 from model.experiments.run_registry import RUNS, FinishedRun, RunList, run_list
 from model.experiments.seeds import Place, run_missing
 from model.experiments.significance import mean_and_std
@@ -88,7 +88,7 @@ def main() -> int:
     keep_freed_memory()
     experiments = [read_experiment(path) for path in options.experiments]
     try:
-        log = one_log(experiments)
+        log = common_data(experiments)
     except ValueError as error:
         parser.error(str(error))
     if log.reader != READER:

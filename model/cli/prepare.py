@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from model.data.prepare.prepare import prepare, summary, warnings
+    from model.data.prepare.prepare import prepare
+    from model.data.prepare.summary import summary, warnings
     from model.data_config import read_data
 
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from model.experiment_config import Experiment, with_type
+from model.experiment_config import Experiment, with_model_type
 from model.experiments.run_folder import DataFacts, RunMetrics
 
 RESULTS = "results"  # the folder beside the experiments' TOML files: finished runs, reports and pictures
@@ -115,7 +115,7 @@ class RunList:
     def _decode(self, line: bytes, number: int) -> FinishedRun:
         try:
             document = msgspec.json.decode(line, type=dict[str, Any])
-            document["experiment"] = with_type(document["experiment"])
+            document["experiment"] = with_model_type(document["experiment"])
             return msgspec.convert(document, FinishedRun)
         except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path}, line {number}: {error}: mend the line, or remove it") from error

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from model.experiment_config import Experiment, Training, one_log, read_experiment
+from model.experiment_config import Experiment, Training, common_data, read_experiment
 from model.stec.ablations import ablation
 from model.toml import Positive, read_toml
 
@@ -83,7 +83,7 @@ def _check_bases(path: Path, tomls: list[str], bases: list[Experiment]) -> None:
     if len({(path.parent / toml).parent for toml in tomls}) > 1:
         raise ValueError(f"{path}: base names files of several folders, each with its own runs.jsonl: take one's")
     try:
-        one_log(bases)
+        common_data(bases)
     except ValueError as error:
         raise ValueError(f"{path}: base: {error}") from error
 
