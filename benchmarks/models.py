@@ -46,7 +46,7 @@ LIBRARIES = ("onnxruntime", "torch")
 TEXT = f"""One request of {" or ".join(map(str, CANDIDATES))} candidates, ids drawn at random from the vocabulary,
 through each model's serving graph on one thread, the models in turn. STEC's is the kernel; the others are onnxruntime's
 own operators, and look up a context's embeddings once a request. Median milliseconds of a run; us: a candidate.
-Training: rows/s of the median step, forward to optimiser, of {STEPS} steps of each model on one batch of real rows, the
+Training: rows/s of the median step, forward to optimizer, of {STEPS} steps of each model on one batch of real rows, the
 models in turn, on {torch.get_num_threads()} threads; evaluation not counted."""
 
 
@@ -102,8 +102,8 @@ def training(experiment: Experiment, prepared: Prepared, rows: Rows) -> Callable
     torch.manual_seed(0)
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).train()
     batch = rows.ids.long(), rows.values, rows.labels
-    optimiser = torch.optim.Adam(model.parameters(), lr=experiment.training.learning_rate)
-    return partial(train_step, model, embedding_parameters(model), batch, experiment.training, optimiser)
+    optimizer = torch.optim.Adam(model.parameters(), lr=experiment.training.learning_rate)
+    return partial(train_step, model, embedding_parameters(model), batch, experiment.training, optimizer)
 
 
 def main() -> int:

@@ -16,11 +16,11 @@ from model.data.prepare.prepare import prepare
 from model.data.readers.log import SPLITS
 from model.experiment_config import Experiment, common_data, read_experiment
 from model.experiments.run_registry import RUNS, FinishedRun, RunList, run_list
-from model.experiments.seeds import Place, run_missing
+from model.experiments.seeds import RunContext, run_missing
 from model.experiments.significance import mean_and_std
 from model.experiments.trial import open_log
 from model.training.device import keep_freed_memory
-from model.training.progress import LiveTable
+from model.training.progress import EpochTable
 
 TITLE = "Frappe with other train negatives"
 TEXT = """The official valid and test files; in train the official rows, the items of whose negatives are drawn anew:
@@ -67,8 +67,8 @@ def run_on_draw(draw: int, experiments: Sequence[Experiment], data: Path, folder
     if not (folder / prepared).is_dir():
         write_draw(data / experiments[0].data.folder, folder / raw, draw)
         prepare(folder, section)
-    place = Place(open_log(section, folder), RunList(folder / RUNS), folder)
-    return run_missing([msgspec.structs.replace(e, data=section) for e in experiments], place, LiveTable)
+    place = RunContext(open_log(section, folder), RunList(folder / RUNS), folder)
+    return run_missing([msgspec.structs.replace(e, data=section) for e in experiments], place, EpochTable)
 
 
 def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[str]:
@@ -93,8 +93,8 @@ def main() -> int:
         parser.error(str(error))
     if log.reader != READER:
         parser.error(f"{options.experiments[0]} reads {log.reader}: only {READER}'s train can be drawn anew")
-    place = Place(open_log(log, options.data), run_list(options.experiments[0]), options.data)
-    given = run_missing(experiments, place, LiveTable)
+    place = RunContext(open_log(log, options.data), run_list(options.experiments[0]), options.data)
+    given = run_missing(experiments, place, EpochTable)
     draws = [run_on_draw(draw, experiments, options.data, options.folder) for draw in range(1, options.draws + 1)]
     rows = [
         row(path.stem, run, on_draws) for path, run, *on_draws in zip(options.experiments, given, *draws, strict=True)

@@ -1,7 +1,4 @@
-"""ctr-train: an experiment and its prepared data in, a run folder out; or, with --seeds, a report over many runs.
-
-A killed ctr-train, called again, goes on from the last finished epoch and, on a CPU, ends with the same weights.
-"""
+"""Training an experiment: one seed into a run folder, or many seeds into a report."""
 
 import sys
 from collections.abc import Sequence
@@ -14,66 +11,81 @@ from model.experiment_config import Experiment, read_experiment
 from model.experiments.report import write_report
 from model.experiments.run_folder import METRICS, RunMetrics, save_run
 from model.experiments.run_registry import FinishedRun, claim, results_folder, run_list
-from model.experiments.seeds import Place, run_missing, with_seed
+from model.experiments.seeds import RunContext, run_missing, with_seed
 from model.experiments.trial import checkpoint_of, open_log, run_trial, unfinished
 from model.training.device import CPU
-from model.training.progress import LiveTable
+from model.training.progress import EpochTable
 
 
 def train(experiment: Experiment, data: Path, out: Path, device: torch.device = CPU) -> RunMetrics:
-    """Trains one seed and writes the run folder.
+    """Train one seed, write the run folder and return the run's metrics.
+
+    Args:
+        experiment: What to train.
+        data: The folder in which the experiment's paths begin.
+        out: The run folder to write. An older run there is replaced.
+        device: Where to train.
 
     Raises:
-        ValueError: when the data is not prepared, or not by this experiment, `out` is something else than a run,
-            or another process is at the same run.
+        ValueError: If the log is not prepared, or with another [data] section; if `out` exists and is not a run; or if
+            another process is training the same run.
     """
     check_replaceable(out, METRICS)
     log = open_log(experiment.data, data)
-    with claim(unfinished(experiment, data).with_suffix(".lock")) as ours:
-        if not ours:
-            raise ValueError(
-                f"{experiment.name}, seed {experiment.training.seed}: another process trains this very run"
-            )
+    with claim(unfinished(experiment, data).with_suffix(".lock")) as claimed:
+        if not claimed:
+            raise ValueError(f"another process is training {experiment.name}, seed {experiment.training.seed}")
         checkpoint = checkpoint_of(experiment, log.facts, data)
-        watch = LiveTable(experiment, len(log.splits["train"]))
-        model, metrics = run_trial(experiment, log, checkpoint, watch, device)
+        progress = EpochTable(experiment, len(log.splits["train"]))
+        model, metrics = run_trial(experiment, log, checkpoint, progress, device)
         save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, log.facts)
         checkpoint.remove()
     return metrics
 
 
-def train_seeds(toml: Path, seeds: int, data: Path, keep: Path | None, device: torch.device = CPU) -> list[FinishedRun]:
-    """The seeds 1 to `seeds` of an experiment: what its folder's runs.jsonl lacks is trained, then reported.
+def train_seeds(toml: Path, seeds: int, data: Path, out: Path | None, device: torch.device = CPU) -> list[FinishedRun]:
+    """Train the seeds that the folder's runs.jsonl does not have, write the report and return all runs.
+
+    Args:
+        toml: The experiment's file.
+        seeds: The seeds are 1 to this number.
+        data: The folder in which the experiment's paths begin.
+        out: The folder for run folders seed-1, seed-2, ...; None keeps no weights.
+        device: Where to train.
 
     Raises:
-        ValueError: before training, as train() does, and when one of `keep`'s folders is something else than a run.
+        ValueError: Before training, for the reasons of train(), which hold for each run folder in `out`.
     """
     experiment = read_experiment(toml)
-    place = Place(open_log(experiment.data, data), run_list(toml), data, keep, device)
-    wanted = [with_seed(experiment, seed) for seed in range(1, seeds + 1)]
-    _check_keep(wanted, place)
-    runs = run_missing(wanted, place, LiveTable, _print_run)
+    context = RunContext(open_log(experiment.data, data), run_list(toml), data, out, device)
+    experiments = [with_seed(experiment, seed) for seed in range(1, seeds + 1)]
+    check_run_folders(experiments, context)
+    runs = run_missing(experiments, context, EpochTable, print_run)
     write_report(results_folder(toml) / toml.stem, experiment, runs)
     return runs
 
 
-def _check_keep(wanted: Sequence[Experiment], place: Place) -> None:
-    """Before hours of training: whether the weights can be written, and which will not be there."""
-    missing, without = place.missing(wanted), list[int]()
-    for experiment in wanted:
+def check_run_folders(experiments: Sequence[Experiment], context: RunContext) -> None:
+    """Check, before hours of training, that the run folders can be written.
+
+    A finished run whose weights were not kept is reported on stderr.
+    """
+    missing, without_weights = context.missing(experiments), list[int]()
+    for experiment in experiments:
         seed = experiment.training.seed
-        if (out := place.kept(seed)) is None:
+        if (out := context.run_folder(seed)) is None:
             return
         if experiment in missing:
             check_replaceable(out, METRICS)
         elif not (out / METRICS).is_file():
-            without.append(seed)
-    if without:
-        seeds = ", ".join(map(str, without))
-        way_out = f"--seed N --out {place.keep}/seed-N trains one again"
-        print(f"{place.runs.path} has seeds {seeds} already: their weights are not kept; {way_out}", file=sys.stderr)
+            without_weights.append(seed)
+    if without_weights:
+        seeds = ", ".join(map(str, without_weights))
+        fix = f"To train one again, use --seed N --out {context.out}/seed-N."
+        print(f"{context.runs.path} already has seeds {seeds}, whose weights were not kept. {fix}", file=sys.stderr)
 
 
-def _print_run(run: FinishedRun) -> None:
+def print_run(run: FinishedRun) -> None:
+    """Print the test metrics of a run."""
     test = run.metrics.test
     print(f"seed {run.metrics.seed}: test AUC {test.auc:.5f}, test logloss {test.logloss:.5f}", flush=True)

@@ -26,7 +26,7 @@ batch_size = 512
 
 
 def make_root(root: Path, requests: int = 1500) -> Path:
-    """A data folder with a prepared log and TINY."""
+    """Make a data folder with a prepared log and TINY, and return it."""
     toml = root / TINY
     toml.parent.mkdir(parents=True)
     toml.write_text(TOML)
