@@ -1,4 +1,4 @@
-"""ctr-export: a run -> a bundle, checked before it appears."""
+"""Exporting a run to a bundle, which is checked before it appears."""
 
 import copy
 import shutil
@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 
 import msgspec
-import onnx
 from torch import nn
 
 import kernel
@@ -33,7 +32,7 @@ from export.cascade import calibrate, check_log
 from export.golden import draw_golden, golden_inputs
 from export.graphs.explain import ExplainGraph
 from export.graphs.kernel import kernel_graph
-from export.graphs.level import first_in_head
+from export.graphs.level import first_in_head, has_linear_head
 from export.graphs.pack import option_without_kernel
 from export.graphs.plain import BaselineGraph, PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph
@@ -42,120 +41,112 @@ from export.onnx_file import save_together, to_onnx
 from export.parity import check_parity, torch_ctr
 from model.atomic_folder import check_replaceable, new_folder
 from model.data.prepare.prepared import Prepared
-from model.experiment_config import Experiment
-from model.experiments.run_folder import RunMetrics, open_run
+from model.experiments.run_folder import open_run
 from model.stec.stec import STEC, STECConfig
 from model.zoo import name_of
 
 
 def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
-    """Writes the bundle whole or not at all; returns its manifest and the largest difference from torch.
+    """Write a bundle, complete or not at all, and return its manifest and the largest difference from torch.
 
-    prepared: the run's log; without it, or with a head that is an MLP or does not see the first level, the bundle has
-    no cascade.
+    Args:
+        run: The run folder.
+        bundle: The folder to write.
+        prepared: The run's log, on which the cascade is calibrated. Without it, the bundle has no cascade. Neither has
+            a model whose head is an MLP or does not see the first level.
 
     Raises:
-        ValueError: when `run` is no run, `prepared` is another log or too small, or `bundle` is something else.
-        ParityError: when onnxruntime and torch disagree.
+        ValueError: If `run` is not a run, `prepared` is another log or too small, or `bundle` is something else.
+        ParityError: If onnxruntime and torch disagree.
     """
     check_replaceable(bundle, MANIFEST)
     model, experiment, schema, metrics = open_run(run)
     if prepared is not None:
         check_log(prepared, run)
+    config = experiment.model
     calibration = Calibration.of_log(experiment.data.negative_rate)
     vocabularies = {f.name: open_vocabulary(run / VOCABULARY, f.name) for f in schema.select("categorical")}
     with new_folder(bundle, MANIFEST) as folder:
         write_schema(schema, folder / SCHEMA)
         shutil.copytree(run / VOCABULARY, folder / VOCABULARY)
-        cascade = _write_graphs(model, schema, folder, prepared)
+        cascade = write_graphs(model, schema, folder, prepared)
         golden = draw_golden(schema, vocabularies)
         inputs = list(golden_inputs(schema, vocabularies, golden))
         answers = torch_ctr(model, schema, inputs, calibration)
-        # Everything that answers a request; SCREEN alone never does.
-        graphs = [name for name in (MODEL, KERNEL, EXPLAIN) if (folder / name).exists()]
-        difference = max(
-            check_parity(folder / name, inputs, answers, calibration, _most_candidates(name, model)) for name in graphs
-        )
+        difference = 0.0
+        for name in (MODEL, KERNEL, EXPLAIN):  # every graph that answers a request; SCREEN alone never does
+            if (folder / name).exists():
+                max_candidates = MOST_CANDIDATES if name == EXPLAIN and not isinstance(model, STEC) else None
+                largest = check_parity(folder / name, inputs, answers, calibration, max_candidates)
+                difference = max(difference, largest)
         answered = [msgspec.structs.replace(g, ctr=ctr) for g, ctr in zip(golden, answers, strict=True)]
         write_golden(answered, folder / GOLDEN)
-        size = experiment.model
-        facts, attention = _facts(metrics, experiment), size.attention if isinstance(size, STECConfig) else "full"
+        facts = {
+            "valid_auc": metrics.valid.auc,
+            "valid_logloss": metrics.valid.logloss,
+            "test_auc": metrics.test.auc,
+            "test_logloss": metrics.test.logloss,
+            "seed": experiment.training.seed,
+        }
+        attention = config.attention if isinstance(config, STECConfig) else "full"
         manifest = write_manifest(
-            folder, experiment.name, metrics.parameters, facts, calibration, attention, cascade, name_of(size)
+            folder, experiment.name, metrics.parameters, facts, calibration, attention, cascade, name_of(config)
         )
     return manifest, difference
 
 
 def scoring_graph(model: nn.Module, schema: FeatureSchema) -> nn.Module:
-    """What MODEL computes, in the form that serves fastest of onnxruntime's own operators."""
+    """Return the graph of MODEL, in the form that is fastest with onnxruntime's own operators."""
     if not isinstance(model, STEC):
         return BaselineGraph(model, schema)
-    if len(model.head) > 1:  # an MLP: nothing of it folds
-        return PlainGraph(model, schema)
-    return ServingGraph(model, schema)
+    return ServingGraph(model, schema) if has_linear_head(model) else PlainGraph(model, schema)
 
 
-def _write_graphs(
-    model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None
-) -> list[CascadeRule]:
-    """MODEL and what else the model makes possible; over one file of weights."""
+def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None) -> list[CascadeRule]:
+    """Write MODEL and the other graphs that the model can have, with one file of weights, and return the cascade."""
     graphs = {MODEL: to_onnx(scoring_graph(model, schema), schema)}
-    if not isinstance(model, STEC):
-        save_together(graphs | {EXPLAIN: to_onnx(ShareGraph(model, schema), schema, EXPLANATION)}, folder)
-        return []
-    if len(model.head) > 1:
-        save_together(graphs, folder)
-        return []
-    graphs[EXPLAIN] = to_onnx(ExplainGraph(model, schema), schema, EXPLANATION)
-    if kernel.is_usable() and not option_without_kernel(model):  # what cannot be checked here is not written
-        graphs[KERNEL] = kernel_graph(model, schema)
     cascade: list[CascadeRule] = []
-    if prepared is not None and first_in_head(model) == 0:
-        screen = to_onnx(ScreenGraph(model, schema), schema)
-        cascade = _calibrated({MODEL: graphs[MODEL], SCREEN: screen}, prepared)
-        if cascade:  # without what nobody would use
-            graphs[SCREEN] = screen
+    if has_linear_head(model):
+        graphs[EXPLAIN] = to_onnx(ExplainGraph(model, schema), schema, EXPLANATION)
+        # A kernel that cannot run here cannot be checked, so it is not written.
+        if kernel.is_usable() and not option_without_kernel(model):
+            graphs[KERNEL] = kernel_graph(model, schema)
+        if prepared is not None and first_in_head(model) == 0:
+            screen = to_onnx(ScreenGraph(model, schema), schema)
+            with tempfile.TemporaryDirectory() as scratch:
+                save_together(copy.deepcopy({MODEL: graphs[MODEL], SCREEN: screen}), Path(scratch))
+                cascade = calibrate(Path(scratch), prepared)
+            if cascade:
+                graphs[SCREEN] = screen
+    elif not isinstance(model, STEC):
+        graphs[EXPLAIN] = to_onnx(ShareGraph(model, schema), schema, EXPLANATION)
     save_together(graphs, folder)
     return cascade
 
 
-def _calibrated(graphs: dict[str, onnx.ModelProto], prepared: Prepared) -> list[CascadeRule]:
-    with tempfile.TemporaryDirectory() as folder:
-        save_together(copy.deepcopy(graphs), Path(folder))
-        return calibrate(Path(folder), prepared)
-
-
-def _most_candidates(graph: str, model: nn.Module) -> int | None:
-    return MOST_CANDIDATES if graph == EXPLAIN and not isinstance(model, STEC) else None
-
-
-def _facts(metrics: RunMetrics, experiment: Experiment) -> dict[str, float]:
-    return {
-        "valid_auc": metrics.valid.auc,
-        "valid_logloss": metrics.valid.logloss,
-        "test_auc": metrics.test.auc,
-        "test_logloss": metrics.test.logloss,
-        "seed": experiment.training.seed,
-    }
-
-
 def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
-    """Why each part that a bundle can have is not in this one."""
+    """Return a message for each part that a bundle can have and this one does not have."""
     if not isinstance(model, STEC):
         return [
-            f"{type(model).__name__} has no kernel and no cascade; its explanation is each field's share of the logit"
+            f"{type(model).__name__} has no kernel and no cascade. Its explanation is each field's share of the logit."
         ]
     if EXPLAIN not in manifest.files:
-        return ["an MLP head does not fold: no kernel, no explanation, no cascade"]
-    missing = []
+        return ["no kernel, no explanation and no cascade, because an MLP head does not fold"]
+    messages = []
     if option := option_without_kernel(model):
-        missing.append(f"no {KERNEL}, for it cannot compute {option}: onnxruntime's own operators score, more slowly")
+        messages.append(
+            f"no {KERNEL}, because it cannot compute {option}. onnxruntime's own operators score, which is slower."
+        )
     elif KERNEL not in manifest.files:
-        why = "scoring will be slower: install the project again where a C++20 compiler is, and export again"
-        missing.append(f"no {KERNEL}, for the kernel cannot be used here; {why}")
+        messages.append(
+            f"no {KERNEL}, because the kernel cannot be used on this machine. Scoring will be slower. Install the "
+            "project again with a C++20 compiler, and export again."
+        )
     if first_in_head(model):
-        missing.append('no cascade, for with fusion = "last" the head does not see the first level')
+        messages.append('no cascade, because with fusion = "last" the head does not see the first level')
     elif prepared is not None and not manifest.cascade:
-        why = "raise embedding_std or lower embedding_l2 if you want one (docs/decisions/0005)"
-        missing.append(f"no cascade, for the first level rules next to nothing out; {why}")
-    return missing
+        messages.append(
+            "no cascade, because the first level rules out too few candidates. To get one, raise embedding_std or "
+            "lower embedding_l2 (docs/decisions/0005)."
+        )
+    return messages

@@ -1,4 +1,4 @@
-"""Every model of the zoo trains on the generated log, exports, and is served."""
+"""Every model of the zoo can be trained on the generated log, exported and served."""
 
 from pathlib import Path
 
@@ -21,7 +21,9 @@ SCORED = 40  # of the golden requests
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_it_trains_exports_and_answers_its_golden_requests(name: str, run_folder: Path, tmp_path: Path) -> None:
+async def test_a_model_is_trained_exported_and_answers_its_golden_requests(
+    name: str, run_folder: Path, tmp_path: Path
+) -> None:
     training = Training(epochs=1, batch_size=1024, learning_rate=0.01)
     config = small(name, context1=("user", "bid")) if name == "finalmlp" else small(name)
     experiment = Experiment(name=f"small-{name}", data=DATA, model=config, training=training)

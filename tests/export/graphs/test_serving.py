@@ -1,4 +1,4 @@
-"""The folded graph is the model."""
+"""The folded graph equals the model."""
 
 import itertools
 import random
@@ -18,7 +18,7 @@ TOKENS = 12
 
 
 def mixed_schema(numeric: bool) -> FeatureSchema:
-    """Sides and kinds in no tidy order, as a user may write them."""
+    """Return a schema with mixed sides and kinds, as a user may write it."""
     kinds: list[Kind] = ["categorical", "numeric"] if numeric else ["categorical"]
     sides: list[Side] = ["candidate", "context"]
     fields = [Field(f"f{i}", side, kind) for i, (kind, side) in enumerate(itertools.product(kinds * 2, sides))]
@@ -34,7 +34,7 @@ def trained(
     size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
     model = stec_for(schema, [TOKENS] * categorical, size)
     for norm in model.modules():
-        if isinstance(norm, torch.nn.LayerNorm):  # as training leaves them, not as they start
+        if isinstance(norm, torch.nn.LayerNorm):  # as after training, not the initial values
             torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
             torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
     for _ in range(30):
@@ -47,7 +47,7 @@ def trained(
 
 
 def request(schema: FeatureSchema, sizes: tuple[int, ...]) -> dict[str, Tensor]:
-    """As many candidates for each request as sizes says."""
+    """Return inputs with sizes[i] candidates for request i."""
     torch.manual_seed(1)
     rows = {"context": len(sizes), "candidate": sum(sizes)}
     inputs = {}
@@ -65,9 +65,7 @@ def single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("attention", ["full", "request"])
 @pytest.mark.parametrize("numeric", [False, True])
 @pytest.mark.parametrize("sizes", [(1,), (2,), (257,), (3, 1, 20)])
-def test_the_folded_graph_answers_as_the_model_does(
-    numeric: bool, sizes: tuple[int, ...], attention: Attention
-) -> None:
+def test_the_folded_graph_gives_the_models_logits(numeric: bool, sizes: tuple[int, ...], attention: Attention) -> None:
     schema = mixed_schema(numeric)
     model, inputs = trained(schema, 0.3, attention=attention), request(schema, sizes)
     expected = PlainGraph(model, schema).double().eval()(**inputs)
@@ -77,7 +75,7 @@ def test_the_folded_graph_answers_as_the_model_does(
 def test_near_constant_fields_at_a_large_scale_stay_within_the_tolerance() -> None:
     schema = mixed_schema(False)
     model, inputs = trained(schema, 3.0, near_constant=True), request(schema, (257,))
-    inputs["context_ids"][:, :] = 2  # the usual value, for which every constant must cancel
+    inputs["context_ids"][:, :] = 2  # the usual value, for which all constants must cancel
     expected = PlainGraph(model, schema).double().eval()(**inputs).sigmoid()
     answered = ServingGraph(model, schema)(**single(inputs)).double().sigmoid()
     assert (answered - expected).abs().max() <= 1e-5
@@ -99,7 +97,7 @@ def test_no_attention_score_exceeds_its_proven_bound(std: float, options: dict[s
         x = y
 
 
-def test_scores_that_could_overflow_take_the_safe_softmax() -> None:
+def test_scores_that_could_overflow_use_the_safe_softmax() -> None:
     schema = mixed_schema(False)
     assert [b.scores_are_bounded for b in ServingGraph(trained(schema, 0.1), schema).blocks] == [True, True]
     wide = trained(schema, 30.0)
@@ -109,7 +107,7 @@ def test_scores_that_could_overflow_take_the_safe_softmax() -> None:
     torch.testing.assert_close(graph(**single(inputs)).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_folding_leaves_the_model_as_it_was() -> None:
+def test_folding_does_not_change_the_model() -> None:
     schema = mixed_schema(True)
     model = trained(schema, 0.3)
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -117,13 +115,13 @@ def test_folding_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(t, before[name]) and t.dtype == before[name].dtype for name, t in model.state_dict().items())
 
 
-def test_the_serving_order_has_each_field_of_the_model_once() -> None:
+def test_the_serving_order_has_every_field_of_the_model_once() -> None:
     schema = mixed_schema(True)
     assert sorted(serving_order(schema)) == list(range(len(schema.fields)))
 
 
-def test_the_screen_is_the_model_whose_other_levels_are_at_their_average() -> None:
-    """With the others' weights in the head at zero the first level is all there is."""
+def test_the_screen_graph_is_the_model_with_the_other_levels_at_their_average() -> None:
+    """With zero weights for the other levels in the head, only the first level remains."""
     schema = mixed_schema(True)
     model, inputs = trained(schema, 0.3), request(schema, (20, 3))
     head = model.head[0]

@@ -94,7 +94,7 @@ def test_a_broken_file_is_an_error_that_names_it(folder: Path, name: str, text: 
         ({"runs": []}, "length >= 1"),
         ({"runs": [{"seed": 1, "test": {"auc": 98.5, "logloss": 0.1}}]}, r"<= 1.0 - at `\$.runs\[0\].test.auc`"),
         ({"runs": [{"seed": 1, "test": {"auc": None, "logloss": 0.1}}]}, r"got `null` - at `\$.runs\[0\].test.auc`"),
-        ({"runs": [{"seed": 1, "test": {"auc": 0.9, "logloss": 0.1}}] * 3}, "a seed twice"),
+        ({"runs": [{"seed": 1, "test": {"auc": 0.9, "logloss": 0.1}}] * 3}, "a seed occurs twice"),
         ({"parameters": 1.5}, r"at `\$.parameters`"),
         ({"data": "abc"}, r"at `\$.data`"),
     ],
