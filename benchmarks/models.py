@@ -21,15 +21,15 @@ from rich.progress import track
 
 from benchmarks import RESULTS
 from benchmarks.serving_graph import Feed, Run, alternate, open_session
-from export.cli import scoring_graph
+from export.bundle import scoring_graph
 from export.graphs.kernel import kernel_graph
-from export.graphs.pack import what_has_no_kernel
+from export.graphs.pack import option_without_kernel
 from export.onnx_file import to_onnx
 from loadtest.report import Table, write_report
 from model.atomic_folder import write_whole
 from model.data.data_folder import add_data_argument
 from model.data.prepare.prepared import Prepared, read_prepared
-from model.experiment_config import Experiment, one_log, read_experiment
+from model.experiment_config import Experiment, common_data, read_experiment
 from model.experiments import run_registry
 from model.experiments.leaderboard import SPEED, Speed
 from model.experiments.trial import load_split
@@ -56,7 +56,7 @@ def open_model(experiment: Experiment, prepared: Prepared, folder: Path, name: s
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).eval()
     model_folder = folder / name
     model_folder.mkdir()
-    if isinstance(model, STEC) and len(model.head) == 1 and not what_has_no_kernel(model):
+    if isinstance(model, STEC) and len(model.head) == 1 and not option_without_kernel(model):
         return open_session(kernel_graph(model, prepared.schema), model_folder, "kernel")
     return open_session(to_onnx(scoring_graph(model, prepared.schema), prepared.schema), model_folder, "model")
 
@@ -120,7 +120,7 @@ def main() -> int:
     if len(experiments) < 2:
         parser.error(f"{options.folder} has {len(experiments)} experiments: a comparison needs two or more")
     try:
-        prepared = read_prepared(options.data / one_log(list(experiments.values())).prepared)
+        prepared = read_prepared(options.data / common_data(list(experiments.values())).prepared)
     except ValueError as error:
         parser.error(str(error))
     if prepared.schema.select("numeric"):

@@ -103,7 +103,7 @@ def experiment(folder: Path) -> Path:
 
 def prepare(folder: Path) -> tuple[float, float, float]:
     """Run ctr-prepare on the log, and return what `run` returns."""
-    return run(["-m", "model.data.prepare.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
+    return run(["-m", "model.cli.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
 
 
 def read_alone(folder: Path) -> tuple[float, float, float]:

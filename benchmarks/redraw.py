@@ -10,17 +10,17 @@ import polars as pl
 
 from benchmarks import RESULTS
 from loadtest.report import Table, write_report
+from model.cli.arguments import positive_int
 from model.data.data_folder import add_data_argument
 from model.data.prepare.prepare import prepare
 from model.data.readers.log import SPLITS
-from model.experiment_config import Experiment, one_log, read_experiment
+from model.experiment_config import Experiment, common_data, read_experiment
 from model.experiments.run_registry import RUNS, FinishedRun, RunList, run_list
-from model.experiments.seeds import Place, run_missing
+from model.experiments.seeds import RunContext, run_missing
 from model.experiments.significance import mean_and_std
-from model.experiments.train import positive
 from model.experiments.trial import open_log
 from model.training.device import keep_freed_memory
-from model.training.progress import LiveTable
+from model.training.progress import EpochTable
 
 TITLE = "Frappe with other train negatives"
 TEXT = """Valid and test are the official files. Train has the official rows, but the items of its negatives are
@@ -67,8 +67,8 @@ def run_on_draw(draw: int, experiments: Sequence[Experiment], data: Path, folder
     if not (folder / prepared).is_dir():
         write_draw(data / experiments[0].data.folder, folder / raw, draw)
         prepare(folder, section)
-    place = Place(open_log(section, folder), RunList(folder / RUNS), folder)
-    return run_missing([msgspec.structs.replace(e, data=section) for e in experiments], place, LiveTable)
+    place = RunContext(open_log(section, folder), RunList(folder / RUNS), folder)
+    return run_missing([msgspec.structs.replace(e, data=section) for e in experiments], place, EpochTable)
 
 
 def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[str]:
@@ -80,7 +80,7 @@ def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiments", type=Path, nargs="+", help="on Frappe, for example experiments/frappe/dcn.toml")
-    parser.add_argument("--draws", type=positive, default=3)
+    parser.add_argument("--draws", type=positive_int, default=3)
     parser.add_argument(
         "--folder",
         type=Path,
@@ -92,13 +92,13 @@ def main() -> int:
     keep_freed_memory()
     experiments = [read_experiment(path) for path in options.experiments]
     try:
-        log = one_log(experiments)
+        log = common_data(experiments)
     except ValueError as error:
         parser.error(str(error))
     if log.reader != READER:
         parser.error(f"{options.experiments[0]} reads {log.reader}: only the train file of {READER} can be drawn again")
-    place = Place(open_log(log, options.data), run_list(options.experiments[0]), options.data)
-    given = run_missing(experiments, place, LiveTable)
+    place = RunContext(open_log(log, options.data), run_list(options.experiments[0]), options.data)
+    given = run_missing(experiments, place, EpochTable)
     draws = [run_on_draw(draw, experiments, options.data, options.folder) for draw in range(1, options.draws + 1)]
     rows = [
         row(path.stem, run, on_draws) for path, run, *on_draws in zip(options.experiments, given, *draws, strict=True)

@@ -47,9 +47,9 @@ def ensure_bundle() -> Path:
         return BUNDLE
     write_log(DATA)
     for command in (
-        ["model.data.prepare.prepare", str(EXPERIMENT), "--data", str(DATA)],
-        ["model.experiments.train", str(EXPERIMENT), "--data", str(DATA), "--out", str(RUN)],
-        ["export.cli", str(RUN), str(BUNDLE), "--data", str(DATA)],
+        ["model.cli.prepare", str(EXPERIMENT), "--data", str(DATA)],
+        ["model.cli.train", str(EXPERIMENT), "--data", str(DATA), "--out", str(RUN)],
+        ["export.cli.export", str(RUN), str(BUNDLE), "--data", str(DATA)],
     ):
         subprocess.run([sys.executable, "-m", *command], check=True)  # noqa: S603
     return BUNDLE

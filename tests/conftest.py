@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from torch import Tensor
 
-from export.cli import export
+from export.bundle import export
 from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import read_prepared
 from model.data.synthetic import generate

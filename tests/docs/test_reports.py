@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from model.experiments.leaderboard import markdown, read_standings
+from model.experiments.leaderboard import markdown, read_leaderboard
 from model.experiments.significance import mean_and_std, read_report
 from model.zoo import MODELS
 from tests.support.paths import EXPERIMENTS, ROOT
@@ -27,7 +27,7 @@ def test_the_page_of_ablations_repeats_its_sweeps(data: str, columns: tuple[int,
 @pytest.mark.parametrize("data", ["frappe", "movielens_tag"])
 def test_a_table_of_every_model_is_that_of_the_reports_beside_it(data: str) -> None:
     folder = EXPERIMENTS / data
-    made = [line for line in markdown(folder, read_standings(folder), []).splitlines() if line.startswith("|")]
+    made = [line for line in markdown(folder, read_leaderboard(folder), []).splitlines() if line.startswith("|")]
     there = [line for line in (folder / "results" / "models.md").read_text().splitlines() if line.startswith("|")]
     assert there == made, f"ctr-compare --all experiments/{data} makes it again"
 

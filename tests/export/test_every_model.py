@@ -1,4 +1,4 @@
-"""Every model of the zoo trains on the generated log, exports, and is served."""
+"""Every model of the zoo can be trained on the generated log, exported and served."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 from contract.bundle import EXPLAIN, MODEL, open_bundle
 from contract.golden import TOLERANCE, largest_difference, read_golden
-from export.cli import export
+from export.bundle import export
 from model.experiment_config import Experiment, Training
 from model.experiments.train import train
 from model.zoo import MODELS

@@ -1,4 +1,4 @@
-"""The kernel is the model: in any batch, for any sizes, and it reads nothing that is out of range."""
+"""The kernel equals the model, in any batch and for any size, and does not read out of range."""
 
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -31,7 +31,7 @@ from tests.support.graphs import TOKENS, a_feed, a_model, by_torch, needs_kernel
     attention=st.sampled_from(["full", "request"]),
     seed=st.integers(0, 99),
 )
-def test_it_answers_as_the_model_does(
+def test_the_kernel_gives_the_models_logits(
     fields: tuple[int, int, int],
     heads: int,
     width: int,
@@ -53,7 +53,7 @@ def test_it_answers_as_the_model_does(
 @needs_kernel
 @pytest.mark.parametrize("attention", ["full", "request"])
 def test_attention_scores_of_any_size_are_safe(attention: Attention) -> None:
-    """Scores in the hundreds would overflow e^x."""
+    """Scores in the hundreds would overflow exp."""
     schema = schema_of(4, 3, 0)
     model = a_model(schema, STECConfig(embedding=16, embedding_std=20.0, attention=attention))
     feed = a_feed(schema, [40])
@@ -64,7 +64,7 @@ def test_attention_scores_of_any_size_are_safe(attention: Attention) -> None:
 
 
 @needs_kernel
-def test_a_candidate_answers_alike_whoever_stands_beside_it() -> None:
+def test_a_candidates_logit_does_not_depend_on_the_other_candidates() -> None:
     schema = schema_of(5, 3, 1)
     session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8, attention="request")), schema))
     sizes = [3, 1, 30, 9, 1, 1]
@@ -77,7 +77,7 @@ def test_a_candidate_answers_alike_whoever_stands_beside_it() -> None:
 
 
 @needs_kernel
-def test_no_candidate_is_no_answer() -> None:
+def test_a_request_without_candidates_has_no_logits() -> None:
     schema = schema_of(2, 2, 0)
     session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
     assert session.run(["logit"], a_feed(schema, [0]))[0].shape == (0,)
@@ -95,7 +95,7 @@ def test_no_candidate_is_no_answer() -> None:
         ("request_index", -1, "a request index is out of range"),
     ],
 )
-def test_ids_out_of_range_are_refused(name: str, value: int, words: str) -> None:
+def test_ids_out_of_range_are_an_error(name: str, value: int, words: str) -> None:
     schema = schema_of(2, 2, 0)
     session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
     feed = a_feed(schema, [3])
@@ -120,7 +120,7 @@ def test_ids_out_of_range_are_refused(name: str, value: int, words: str) -> None
         ("offsets", lambda a: np.full_like(a, -(2**63)), "offset is out of range"),
     ],
 )
-def test_constants_that_do_not_fit_are_refused(constant: str, changed: Any, words: str) -> None:
+def test_constants_of_wrong_sizes_are_an_error(constant: str, changed: Any, words: str) -> None:
     schema = schema_of(2, 2, 0)
     graph = kernel_graph(a_model(schema, STECConfig(embedding=8)), schema)
     for tensor in graph.graph.initializer:
@@ -130,14 +130,14 @@ def test_constants_that_do_not_fit_are_refused(constant: str, changed: Any, word
         session_of(graph).run(["logit"], a_feed(schema, [3]))
 
 
-def test_where_it_was_not_built_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_was_not_built_is_an_error_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(kernel.NoKernel, match=r"was not built: run `make kernel`, or install"):
         kernel.register(onnxruntime.SessionOptions())
     assert not kernel.is_usable()
 
 
-def test_a_library_that_is_none_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_library_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"_stec{EXTENSION_SUFFIXES[0]}").write_text("no library")
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(kernel.NoKernel, match="cannot be used"):

@@ -1,4 +1,4 @@
-"""The folded graph is the model."""
+"""The folded graph equals the model."""
 
 from typing import Any
 
@@ -15,9 +15,7 @@ from tests.support.graphs import TOKENS, mixed_schema, request, single, trained
 @pytest.mark.parametrize("attention", ["full", "request"])
 @pytest.mark.parametrize("numeric", [False, True])
 @pytest.mark.parametrize("sizes", [(1,), (2,), (257,), (3, 1, 20)])
-def test_the_folded_graph_answers_as_the_model_does(
-    numeric: bool, sizes: tuple[int, ...], attention: Attention
-) -> None:
+def test_the_folded_graph_gives_the_models_logits(numeric: bool, sizes: tuple[int, ...], attention: Attention) -> None:
     schema = mixed_schema(numeric)
     model, inputs = trained(schema, 0.3, attention=attention), request(schema, sizes)
     expected = PlainGraph(model, schema).double().eval()(**inputs)
@@ -27,7 +25,7 @@ def test_the_folded_graph_answers_as_the_model_does(
 def test_near_constant_fields_at_a_large_scale_stay_within_the_tolerance() -> None:
     schema = mixed_schema(False)
     model, inputs = trained(schema, 3.0, near_constant=True), request(schema, (257,))
-    inputs["context_ids"][:, :] = 2  # the usual value, for which every constant must cancel
+    inputs["context_ids"][:, :] = 2  # the usual value, for which all constants must cancel
     expected = PlainGraph(model, schema).double().eval()(**inputs).sigmoid()
     answered = ServingGraph(model, schema)(**single(inputs)).double().sigmoid()
     assert (answered - expected).abs().max() <= 1e-5
@@ -49,7 +47,7 @@ def test_no_attention_score_exceeds_its_proven_bound(std: float, options: dict[s
         x = y
 
 
-def test_scores_that_could_overflow_take_the_safe_softmax() -> None:
+def test_scores_that_could_overflow_use_the_safe_softmax() -> None:
     schema = mixed_schema(False)
     assert [b.scores_are_bounded for b in ServingGraph(trained(schema, 0.1), schema).blocks] == [True, True]
     wide = trained(schema, 30.0)
@@ -59,7 +57,7 @@ def test_scores_that_could_overflow_take_the_safe_softmax() -> None:
     torch.testing.assert_close(graph(**single(inputs)).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_folding_leaves_the_model_as_it_was() -> None:
+def test_folding_does_not_change_the_model() -> None:
     schema = mixed_schema(True)
     model = trained(schema, 0.3)
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -67,13 +65,13 @@ def test_folding_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(t, before[name]) and t.dtype == before[name].dtype for name, t in model.state_dict().items())
 
 
-def test_the_serving_order_has_each_field_of_the_model_once() -> None:
+def test_the_serving_order_has_every_field_of_the_model_once() -> None:
     schema = mixed_schema(True)
     assert sorted(serving_order(schema)) == list(range(len(schema.fields)))
 
 
-def test_the_screen_is_the_model_whose_other_levels_are_at_their_average() -> None:
-    """With the others' weights in the head at zero the first level is all there is."""
+def test_the_screen_graph_is_the_model_with_the_other_levels_at_their_average() -> None:
+    """With zero weights for the other levels in the head, only the first level remains."""
     schema = mixed_schema(True)
     model, inputs = trained(schema, 0.3), request(schema, (20, 3))
     head = model.head[0]

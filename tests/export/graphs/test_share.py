@@ -1,4 +1,4 @@
-"""What each field adds to the logit of a model that is no sum over fields."""
+"""The share graph: what each field adds to the logit of a model that is not a sum over fields."""
 
 import itertools
 import math
@@ -67,7 +67,7 @@ def test_onnxruntime_scores_and_explains_as_torch_does(name: str) -> None:
 
 
 def value(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], present: set[int]) -> float:
-    """The logit where only these fields (in serving order) are there."""
+    """Return the logit with only these fields, in serving order, and the others missing."""
     known: dict[str, Any] = {name: t.clone() for name, t in row.items()}
     for position, field in enumerate(schema.in_serving_order()):
         if position in present:
@@ -79,7 +79,7 @@ def value(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], prese
 
 
 def shapley(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], field: int) -> float:
-    """By its definition, over every set of the other fields."""
+    """Return the Shapley value by its definition, over every set of the other fields."""
     count = len(schema.fields)
     others = [f for f in range(count) if f != field]
     total = 0.0
@@ -92,8 +92,8 @@ def shapley(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], fie
 
 
 @pytest.mark.parametrize("name", ["lr", "fm"])
-def test_where_fields_act_alone_or_in_pairs_a_share_is_the_shapley_value(name: str) -> None:
-    """Half of the orders being the other half backwards, pairs are shared evenly."""
+def test_without_interactions_of_three_fields_a_share_is_the_shapley_value(name: str) -> None:
+    """Half of the orders are the reverse of the other half, so pairs are shared evenly."""
     schema = mixed_schema(True)
     model, row = a_model(name, schema), request(schema, (1,))
     assert sorted(serving_order(schema)) == list(range(len(schema.fields)))

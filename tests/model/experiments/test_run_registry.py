@@ -1,4 +1,4 @@
-"""runs.jsonl: whole lines only, whatever happens to who writes them."""
+"""runs.jsonl: it has only complete lines, whatever happens to the processes that write it."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ def runs(tmp_path: Path) -> RunList:
     return RunList(tmp_path / "experiments" / "runs.jsonl")
 
 
-def test_a_run_comes_back_as_it_was(runs: RunList) -> None:
+def test_a_run_is_read_as_it_was_written(runs: RunList) -> None:
     assert runs.read() == []
     runs.append(run(1))
     runs.append(run(2))
@@ -36,7 +36,7 @@ def test_a_run_is_found_by_settings_seed_and_data_and_not_by_its_name(runs: RunL
     assert runs.find(experiment(1), "other data") is None
 
 
-def test_a_run_that_knows_a_key_less_has_the_keys_default(runs: RunList) -> None:
+def test_a_run_without_a_newer_key_has_its_default(runs: RunList) -> None:
     runs.append(run(1))
     text = runs.path.read_text()
     assert '"clip":10.0,' in text
@@ -44,7 +44,7 @@ def test_a_run_that_knows_a_key_less_has_the_keys_default(runs: RunList) -> None
     assert runs.find(experiment(1), "f00d") is not None
 
 
-def test_a_run_of_before_there_were_other_models_is_stecs(runs: RunList) -> None:
+def test_a_run_without_a_model_type_is_stecs(runs: RunList) -> None:
     runs.append(run(1))
     text = runs.path.read_text()
     assert '"type":"stec",' in text
@@ -52,13 +52,13 @@ def test_a_run_of_before_there_were_other_models_is_stecs(runs: RunList) -> None
     assert runs.read() == [run(1)]
 
 
-def test_the_digest_is_of_all_but_name_and_seed() -> None:
+def test_the_digest_covers_everything_but_name_and_seed() -> None:
     assert digest(experiment(1)) == digest(msgspec.structs.replace(experiment(2), name="y"))
     assert digest(experiment(1)) != digest(experiment(1, embedding=32))
 
 
 @pytest.mark.parametrize("length", [1, 100, -2, -1])
-def test_a_torn_last_line_is_left_out_and_then_cut_off(runs: RunList, length: int) -> None:
+def test_an_incomplete_last_line_is_ignored_and_then_removed(runs: RunList, length: int) -> None:
     runs.append(run(1))
     whole = runs.path.read_bytes()
     runs.path.write_bytes(whole + whole[:length])
@@ -67,10 +67,10 @@ def test_a_torn_last_line_is_left_out_and_then_cut_off(runs: RunList, length: in
     assert runs.read() == [run(1), run(2)]
 
 
-def test_a_broken_line_in_the_middle_is_named(runs: RunList) -> None:
+def test_a_broken_line_is_an_error_that_names_it(runs: RunList) -> None:
     runs.append(run(1))
     runs.path.write_bytes(b"{}\n" + runs.path.read_bytes())
-    with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: .*mend the line"):
+    with pytest.raises(ValueError, match=r"runs\.jsonl:1: .*Fix or remove the line"):
         runs.read()
 
 
@@ -95,7 +95,7 @@ def test_processes_that_append_at_once_lose_nothing(runs: RunList) -> None:
 
 
 def append_on_a_full_disk(path: Path) -> None:
-    """The kernel then writes what still fits, and no more: as on a full disk."""
+    """Append with a limit on the file size: the kernel writes only what still fits, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limit = path.stat().st_size + 50
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_the_list_as_it_was(runs: RunList) -> None:
     assert runs.path.read_bytes() == before
 
 
-def test_a_claim_keeps_others_out_until_it_ends(tmp_path: Path) -> None:
+def test_a_claim_excludes_others_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "below" / "run.lock"
     with claim(path) as ours:
         assert ours
@@ -127,7 +127,7 @@ def test_a_claim_keeps_others_out_until_it_ends(tmp_path: Path) -> None:
 
 
 class Vanishing(type(Path())):  # type: ignore[misc]
-    """A path whose file another process removes just before it is looked at."""
+    """A path whose file another process removes just before stat()."""
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         return True
@@ -138,12 +138,12 @@ class Vanishing(type(Path())):  # type: ignore[misc]
         return super().stat(follow_symlinks=follow_symlinks)  # type: ignore[no-any-return]
 
 
-def test_a_claim_whose_file_its_last_owner_removes_meanwhile_is_not_ours(tmp_path: Path) -> None:
+def test_a_claim_on_a_file_that_was_just_removed_fails(tmp_path: Path) -> None:
     with claim(Vanishing(tmp_path / "run.lock")) as ours:
         assert not ours
 
 
-def test_a_claim_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
+def test_a_claim_ends_when_its_process_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     script = (
         "import sys, time; from pathlib import Path; from model.experiments.run_registry import claim\n"

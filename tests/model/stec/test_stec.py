@@ -1,4 +1,4 @@
-"""STEC's two forms are one model."""
+"""STEC's two forms are the same model."""
 
 import copy
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from contract.schema import Attention
-from model.stec.attention import attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
+from model.stec.attention import attend_fused, attend_to_interactions, attention_weights, interaction, request_mask
 from model.stec.stec import STECConfig
 from tests.support.examples import examples
 from tests.support.stec_models import IS_CONTEXT, NUMERIC, SIZES, batch, build, error, train_step
@@ -30,7 +30,7 @@ def test_both_forms_agree_in_float64(
     size = STECConfig(embedding=8, blocks=blocks, heads=heads, ffn=16, embedding_std=std, attention=attention)
     plain, fast = build(size, True, seed), build(size, False, seed)
     expected, found = train_step(plain, rows), train_step(fast, rows)
-    # A gradient that is zero but for rounding is measured against the largest one.
+    # A gradient that is zero except for rounding is compared with the largest one.
     largest = max(t.abs().max().item() for name, t in expected.items() if name.startswith("gradient"))
     for name, difference in error(found, expected).items():
         scale = max(expected[name].abs().max().item(), largest * 1e-3)
@@ -39,7 +39,7 @@ def test_both_forms_agree_in_float64(
 
 @pytest.mark.parametrize("std", [0.01, 0.1, 0.3, 1.0, 3.0])
 @pytest.mark.parametrize("rows", [2, 4096])
-def test_float32_costs_the_fast_form_no_more_than_the_plain_one(std: float, rows: int) -> None:
+def test_the_factorized_form_is_as_accurate_in_float32_as_the_plain_one(std: float, rows: int) -> None:
     size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std)
     model = build(size, True, dtype=torch.float32)
     reference = train_step(copy.deepcopy(model).double(), rows)
@@ -59,7 +59,7 @@ def test_both_forms_share_a_state_dict_and_agree_in_evaluation() -> None:
     torch.testing.assert_close(fast.eval()(ids, values), plain.eval()(ids, values), rtol=1e-9, atol=1e-12)
 
 
-def test_a_batch_of_one_row_is_refused_in_training_by_both_forms() -> None:
+def test_training_on_a_batch_of_one_row_is_an_error_in_both_forms() -> None:
     for plain in (True, False):
         with pytest.raises(ValueError, match=r"two rows|more than 1 value"):
             train_step(build(STECConfig(embedding=8), plain), 1)
@@ -78,7 +78,7 @@ def test_the_interaction_is_not_symmetric() -> None:
     torch.testing.assert_close(p[0, 1, 0], q[0, 1] * k[0, 0])
 
 
-def test_an_mlp_head_takes_the_plain_path_and_trains() -> None:
+def test_an_mlp_head_trains_in_the_plain_form() -> None:
     model = build(STECConfig(embedding=8, mlp=(16, 8), dropout=0.1), plain=False)
     assert model.plain
     found = train_step(model, 32)
@@ -95,7 +95,7 @@ def test_the_head_sees_every_level() -> None:
     assert head.in_features == 4 * fields * fields * 8
 
 
-def test_a_row_answers_alike_in_any_batch() -> None:
+def test_a_row_has_the_same_logit_in_any_batch() -> None:
     model = build(STECConfig(embedding=8), plain=False)
     train_step(model, 64)
     ids, values, _ = batch(20)
@@ -103,7 +103,7 @@ def test_a_row_answers_alike_in_any_batch() -> None:
     torch.testing.assert_close(model(ids, values)[7:8], model(ids[7:8], values[7:8]))
 
 
-def test_numbers_scale_the_vector_of_their_field() -> None:
+def test_a_number_scales_the_vector_of_its_field() -> None:
     model = build(STECConfig(embedding=8), plain=True)
     ids, values, _ = batch(2)
     x = model.embedding(ids, values)
@@ -126,10 +126,10 @@ def test_with_request_attention_no_context_row_depends_on_a_candidate_field() ->
             assert not torch.equal(x[:, ~context], y[:, ~context])
 
 
-def test_attention_weights_sum_to_one_over_what_is_allowed() -> None:
+def test_attention_weights_sum_to_one_over_the_allowed_fields() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(3, 7, 8), torch.randn(3, 7, 8)
-    allowed = who_attends(IS_CONTEXT)
+    allowed = request_mask(IS_CONTEXT)
     weights = attention_weights(q, k, 2, 2.0, allowed)
     torch.testing.assert_close(weights.sum(2), torch.ones(3, 7, 2))
     assert (weights[:, ~allowed] == 0).all()

@@ -10,7 +10,7 @@ import pytest
 
 from contract.bundle import GOLDEN, open_bundle
 from contract.golden import read_golden
-from export.cli import export
+from export.bundle import export
 from model.data.prepare.prepare import prepare
 from model.data_config import Data, FieldSpec
 from model.experiment_config import Experiment, Training

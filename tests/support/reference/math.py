@@ -1,4 +1,4 @@
-"""What the loops of two or more baselines share, one number after the other in Python's float64."""
+"""Functions that the loops of several baselines share, number by number in Python's float64."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def flat(row: Row) -> Vector:
 
 
 def first_order(wide: Row) -> float:
-    """The weights w_i, from a table of width 1."""
+    """Return the sum of the weights w_i, from a table of width 1."""
     return sum(flat(wide))
 
 
@@ -67,12 +67,12 @@ def layer_norm(weights: Weights, name: str, v: Vector) -> Vector:
 
 
 def batch_norm(weights: Weights, name: str, rows: list[Vector]) -> list[Vector]:
-    """As in training: of each number over the batch."""
+    """Normalize each number over the batch, as in training."""
     return [flat(row) for row in channel_norm(weights, name, [[[value] for value in row] for row in rows])]
 
 
 def channel_norm(weights: Weights, name: str, rows: list[Row]) -> list[Row]:
-    """As in training: of each vector's numbers together, over the batch and the dimensions."""
+    """Normalize the numbers of each vector together, over the batch and the dimensions, as in training."""
     gain = weights[f"{name}.weight"]
     shift = weights.get(f"{name}.bias", [0.0] * len(gain))
     width = len(rows[0][0])
@@ -84,8 +84,10 @@ def channel_norm(weights: Weights, name: str, rows: list[Row]) -> list[Row]:
 
 
 def hidden(weights: Weights, name: str, rows: list[Vector], layers: int, has_norm: bool) -> list[Vector]:
-    """FuxiCTR's order: linear, batch norm, ReLU; each is numbered, and so is the dropout behind them. A bias would say
-    nothing before a batch norm."""
+    """Return the hidden layers in FuxiCTR's order: linear, batch norm, ReLU, dropout. Each has a number in the weights.
+
+    The linear layer has no bias before a batch norm, which would subtract it.
+    """
     step = 4 if has_norm else 3
     for number in range(0, layers * step, step):
         if has_norm:
@@ -98,21 +100,21 @@ def hidden(weights: Weights, name: str, rows: list[Vector], layers: int, has_nor
 
 
 def mlp(weights: Weights, name: str, rows: list[Vector], layers: int, has_norm: bool) -> list[Vector]:
-    """hidden(), and a linear output."""
+    """Return hidden() with a linear output."""
     rows = hidden(weights, name, rows, layers, has_norm)
     return [linear(weights, f"{name}.{layers * (4 if has_norm else 3)}", row) for row in rows]
 
 
 def deep(weights: Weights, config: BaselineConfig, rows: list[Vector], name: str = "mlp") -> Vector:
-    """The deep part: a number for each row."""
+    """Return the output of the deep part, a number for each row."""
     return flat(mlp(weights, name, rows, len(config.mlp), config.mlp_batch_norm))
 
 
 def deep_hidden(weights: Weights, config: BaselineConfig, rows: list[Vector]) -> list[Vector]:
-    """The deep part without its output."""
+    """Return the deep part's last hidden layer."""
     return hidden(weights, "mlp", rows, len(config.mlp), config.mlp_batch_norm)
 
 
 def weighted(shares: Vector, row: Row) -> Vector:
-    """The sum of the row's vectors, each by its share."""
+    """Return the sum of the row's vectors, weighted by the shares."""
     return [sum(share * vector[d] for share, vector in zip(shares, row, strict=True)) for d in range(len(row[0]))]

@@ -1,6 +1,6 @@
 """The logits of the baselines that multiply fields, in loops over rows, fields, pairs and dimensions.
 
-A loop takes the model's weights, its config, and of a batch what each of the embedding tables gives.
+A loop takes the model's weights, its config, and for a batch the output of each embedding table.
 """
 
 import math
@@ -80,7 +80,7 @@ def dcn(weights: Weights, config: DCNConfig, x: list[Row]) -> Vector:
 
 
 def cross(weights: Weights, number: int, first: Vector, c: Vector) -> Vector:
-    """c + (w . c) c_0 + b."""
+    """Return c + (w . c) c_0 + b."""
     size = dot(weights[f"crosses.{number}.weight"][0], c)
     return [c_m + size * first_m + b for c_m, first_m, b in zip(c, first, weights[f"shifts.{number}"], strict=True)]
 
@@ -102,7 +102,7 @@ def xdeepfm(weights: Weights, config: XDeepFMConfig, x: list[Row], wide: list[Ro
 
 
 def compressed(weights: Weights, config: XDeepFMConfig, e: Row) -> float:
-    """CIN."""
+    """Return CIN."""
     before, pooled = e, []
     for layer, maps in enumerate(config.cin):
         new: Row = [[weights[f"cin.{layer}.bias"][h]] * config.embedding for h in range(maps)]
@@ -126,7 +126,7 @@ def fibinet(weights: Weights, config: FiBiNETConfig, x: list[Row], wide: list[Ro
 
 
 def bilinear(config: FiBiNETConfig, matrices: list[Row], e: Row) -> Vector:
-    """(e_i W) * e_j of each pair."""
+    """Return (e_i W) * e_j of each pair."""
     out: Vector = []
     for number, (a, b) in enumerate(combinations(e, 2)):
         matrix = matrices[0 if config.bilinear == "field_all" else number]
@@ -147,7 +147,7 @@ def afn(weights: Weights, config: AFNConfig, x: list[Row], second: list[Row]) ->
 
 
 def deepim(weights: Weights, config: DeepIMConfig, x: list[Row]) -> Vector:
-    """Of every choice of k fields the product, without sums of powers."""
+    """Return the sum over all sets of k fields of their products, computed without sums of powers."""
     rows = [[total for k in range(config.order) for total in products_of(k + 1, e)] for e in x]
     if config.interaction_batch_norm:
         rows = batch_norm(weights, "out.0", rows)
@@ -172,7 +172,7 @@ def aoanet(weights: Weights, config: AOANetConfig, x: list[Row]) -> Vector:
 
 
 def subspace(weights: Weights, name: str, o: int, e: Row, rows: Row) -> Vector:
-    """(W_o * S_o) h_o, of the attended sum of outer products S_o."""
+    """Return (W_o * S_o) h_o, where S_o is the weighted sum of outer products."""
     alpha, width = weights[f"{name}.alpha"], range(len(e[0]))
     s = [[0.0 for _ in width] for _ in width]
     for i, first in enumerate(e):
@@ -236,7 +236,7 @@ def finalmlp(weights: Weights, config: FinalMLPConfig, x: list[Row], context: Se
 def selected(
     weights: Weights, config: FinalMLPConfig, stream: int, names: tuple[str, ...], x: list[Row], context: Sequence[Row]
 ) -> list[Vector]:
-    """e * 2 sigmoid(gate)."""
+    """Return e * 2 sigmoid(gate)."""
     if names:
         rows = [flat([c[NAMES.index(name)] for name in names]) for c in context]
         gates = mlp(weights, f"gates.{stream}.net", rows, len(config.gate), False)
@@ -247,7 +247,7 @@ def selected(
 
 
 def fusion(matrices: list[Row], a: Vector, b: Vector) -> float:
-    """The sum of the heads' o_1h^T W_h o_2h."""
+    """Return the sum of the heads' o_1h^T W_h o_2h."""
     total, rows, columns = 0.0, len(matrices[0]), len(matrices[0][0])
     for h, matrix in enumerate(matrices):
         for i in range(rows):

@@ -1,4 +1,4 @@
-"""STEC in loops over rows, pairs, heads and dimensions, in Python's float64: slow, but easily checked."""
+"""STEC as loops over rows, pairs, heads and dimensions in Python's float64: slow, but easy to check."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,17 +14,17 @@ Pairs = dict[tuple[int, int, int], float]  # (i, j, c) -> the interaction
 
 
 def slow_logits(model: STEC, size: STECConfig, embedded: list[Row]) -> Vector:
-    """Of a batch in training mode, without dropout. embedded: the embedding's output."""
+    """Return the logits of a batch in training mode, without dropout, from the embedding's output."""
     weights: dict[str, Any] = {name: t.tolist() for name, t in model.state_dict().items()}
     allowed = None if model.allowed_FF is None else model.allowed_FF.tolist()
     rows = [_levels(weights, size, x, allowed) for x in embedded]
     seen = _levels_in_head(size)
-    normalised = []
+    normalized = []
     for position, level in enumerate(seen):
         batch = [[row[level][key] for key in _keys(size, len(embedded[0]))] for row in rows]
         gain, shift = weights[f"norms.{position}.weight"], weights.get(f"norms.{position}.bias")
-        normalised.append(_batch_norm(batch, gain, shift))
-    heads = [_fuse(size, [level[row] for level in normalised]) for row in range(len(rows))]
+        normalized.append(_batch_norm(batch, gain, shift))
+    heads = [_fuse(size, [level[row] for level in normalized]) for row in range(len(rows))]
     return _head(weights, size, heads)
 
 
@@ -45,7 +45,7 @@ def _keys(size: STECConfig, fields: int) -> list[tuple[int, int, int]]:
 
 
 def _levels(weights: dict[str, Any], size: STECConfig, x: Row, allowed: list[list[bool]] | None) -> dict[int, Pairs]:
-    """Each interaction that a head could see, by its level; of blocks with last = "block" one less."""
+    """Return each interaction that a head could see, by level. With last = "block" there is one block less."""
     levels = {}
     blocks = size.blocks - 1 if size.last == "block" else size.blocks
     for number in range(blocks):
@@ -115,7 +115,7 @@ def _head(weights: dict[str, Any], size: STECConfig, rows: list[Vector]) -> Vect
             layer += 1
             rows = _batch_norm(rows, weights[f"head.{layer}.weight"], weights[f"head.{layer}.bias"])
         rows = [[max(0.0, value) for value in row] for row in rows]
-        layer += 3  # this one, the activation and the dropout
+        layer += 3  # this layer, the activation and the dropout
     return [_linear(weights, f"head.{layer}", row)[0] for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""A run becomes a bundle that opens, or nothing."""
+"""Exporting a run: the bundle is complete and checked, or there is none."""
 
 import math
 import shutil
@@ -16,7 +16,7 @@ from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MANIFEST, MODEL, SCREEN, VO
 from contract.encode import Encoder, join
 from contract.golden import largest_difference, read_golden
 from contract.vocabulary import open_vocabulary
-from export.cli import export, what_is_missing
+from export.bundle import export, missing_parts
 from export.golden import draw_golden, golden_inputs
 from export.onnx_file import WEIGHTS
 from export.parity import ParityError, check_parity, torch_ctr
@@ -27,7 +27,7 @@ from model.stec.stec import STECConfig, stec_for
 from tests.support.runs import DATA, copy_to_change
 
 
-def test_an_exported_run_is_a_whole_bundle(bundle_folder: Path) -> None:
+def test_an_exported_run_is_a_complete_bundle(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder)
     golden = read_golden(bundle_folder / GOLDEN)
     assert bundle.manifest.name == "small"
@@ -38,7 +38,7 @@ def test_an_exported_run_is_a_whole_bundle(bundle_folder: Path) -> None:
     assert max(len(g.candidates) for g in golden) > 30
 
 
-def test_a_golden_tenth_is_missing_and_a_tenth_unknown(bundle_folder: Path) -> None:
+def test_a_tenth_of_the_golden_values_is_missing_and_a_tenth_unknown(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder)
     golden = read_golden(bundle_folder / GOLDEN)
     ids = np.concatenate([i.candidate_ids for i in golden_inputs(bundle.schema, bundle.vocabularies, golden)])
@@ -46,7 +46,7 @@ def test_a_golden_tenth_is_missing_and_a_tenth_unknown(bundle_folder: Path) -> N
     assert 0.08 < (ids == 1).mean() < 0.12
 
 
-def test_onnxruntime_answers_the_golden_requests_as_torch_did(bundle_folder: Path) -> None:
+def test_onnxruntime_gives_the_probabilities_of_the_golden_requests(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder)
     golden = read_golden(bundle_folder / GOLDEN)
     session = onnxruntime.InferenceSession(str(bundle_folder / MODEL))
@@ -58,11 +58,11 @@ def test_onnxruntime_answers_the_golden_requests_as_torch_did(bundle_folder: Pat
         assert largest_difference(request.ctr, ctr.tolist()) <= 1e-5
 
 
-def test_the_calibration_undoes_a_log_that_kept_half_of_its_negatives(bundle_folder: Path) -> None:
+def test_the_calibration_corrects_for_a_log_that_kept_half_of_its_negatives(bundle_folder: Path) -> None:
     assert open_bundle(bundle_folder).manifest.calibration == Calibration(scale=1, shift=math.log(0.5))
 
 
-def test_the_folded_graph_holds_no_batch_norm_and_its_weights_lie_beside_it(bundle_folder: Path) -> None:
+def test_the_folded_graph_has_no_batch_norm_and_its_weights_are_in_another_file(bundle_folder: Path) -> None:
     graph = onnx.load(bundle_folder / MODEL, load_external_data=False).graph
     assert not any("BatchNorm" in node.op_type for node in graph.node)
     assert (bundle_folder / WEIGHTS).stat().st_size > (bundle_folder / MODEL).stat().st_size
@@ -70,7 +70,7 @@ def test_the_folded_graph_holds_no_batch_norm_and_its_weights_lie_beside_it(bund
 
 
 def test_weights_outside_the_bundle_are_not_read(bundle_folder: Path, tmp_path: Path) -> None:
-    """The known traversal: external data whose path climbs out of the model's folder."""
+    """The known path traversal: external data outside the model's folder."""
     model = onnx.load(bundle_folder / MODEL, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
@@ -93,7 +93,7 @@ def test_exporting_again_replaces_the_bundle_and_gives_the_same_version(
     assert manifest.version == open_bundle(bundle).manifest.version == open_bundle(bundle_folder).manifest.version
 
 
-def test_a_folder_of_something_else_is_not_replaced(run_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_kind_is_not_replaced(run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match=MANIFEST):
         export(run_folder, tmp_path)
@@ -101,14 +101,14 @@ def test_a_folder_of_something_else_is_not_replaced(run_folder: Path, tmp_path: 
 
 
 def test_without_parity_there_is_no_bundle(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.parity.TOLERANCE", 0.0)  # nothing float32 passes that
-    run = untrained(run_folder, tmp_path / "run", MLP)  # of one graph: the quickest to export
-    with pytest.raises(ParityError, match="differ by"):
+    monkeypatch.setattr("export.parity.TOLERANCE", 0.0)  # float32 cannot pass
+    run = untrained(run_folder, tmp_path / "run", MLP)  # it has one graph, so it is the fastest to export
+    with pytest.raises(ParityError, match="differs from torch by"):
         export(run, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == [run]
 
 
-def test_parity_finds_a_graph_with_other_weights(bundle_folder: Path) -> None:
+def test_parity_detects_a_graph_with_other_weights(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder)
     golden = read_golden(bundle_folder / GOLDEN)
     inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, golden))
@@ -117,8 +117,8 @@ def test_parity_finds_a_graph_with_other_weights(bundle_folder: Path) -> None:
         check_parity(bundle_folder / MODEL, inputs, shifted, bundle.manifest.calibration)
 
 
-def test_parity_finds_what_is_small_only_because_clicks_are_rare(run_folder: Path, bundle_folder: Path) -> None:
-    """A hundredth of the probability, where all of it is some 1e-6: less than the absolute tolerance."""
+def test_parity_detects_a_relative_difference_if_clicks_are_rare(run_folder: Path, bundle_folder: Path) -> None:
+    """A difference of 1% of a probability of about 1e-6, which is below the absolute tolerance."""
     bundle = open_bundle(bundle_folder)
     inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, read_golden(bundle_folder / GOLDEN)))
     rare = Calibration.of_log(1e-6)
@@ -130,7 +130,7 @@ def test_parity_finds_what_is_small_only_because_clicks_are_rare(run_folder: Pat
 
 
 def untrained(run: Path, folder: Path, size: STECConfig) -> Path:
-    """A copy of a run with a model of another size, as it starts."""
+    """Copy a run, with an untrained model of another size."""
     copy_to_change(run, folder)
     _, experiment, schema, _ = open_run(run)
     (folder / EXPERIMENT).write_bytes(msgspec.json.encode(msgspec.structs.replace(experiment, model=size)))
@@ -151,13 +151,17 @@ MLP = STECConfig(
 @pytest.mark.parametrize(
     ("size", "files", "words"),
     [
-        (MLP, {MODEL}, "an MLP head does not fold: no kernel, no explanation, no cascade"),
-        (NO_FFN, {MODEL, EXPLAIN}, "no kernel.onnx, for it cannot compute ffn = 0"),
-        (LAST, {MODEL, EXPLAIN, KERNEL}, 'no cascade, for with fusion = "last" the head does not see the first level'),
+        (MLP, {MODEL}, "no kernel, no explanation and no cascade, because an MLP head does not fold"),
+        (NO_FFN, {MODEL, EXPLAIN}, "no kernel.onnx, because it cannot compute ffn = 0"),
+        (
+            LAST,
+            {MODEL, EXPLAIN, KERNEL},
+            'no cascade, because with fusion = "last" the head does not see the first level',
+        ),
     ],
     ids=["mlp", "no ffn", "last"],
 )
-def test_each_model_is_exported_with_parity_and_what_it_cannot_have_is_said(
+def test_models_are_exported_with_parity_and_a_message_about_missing_parts(
     run_folder: Path, tmp_path: Path, size: STECConfig, files: set[str], words: str
 ) -> None:
     run = untrained(run_folder, tmp_path / "run", size)
@@ -167,7 +171,7 @@ def test_each_model_is_exported_with_parity_and_what_it_cannot_have_is_said(
     assert open_bundle(tmp_path / "bundle").manifest.version == manifest.version
     possible = {MODEL, EXPLAIN, SCREEN} | ({KERNEL} if kernel.is_usable() else set())
     assert manifest.files.keys() & {*possible, KERNEL} == files & possible
-    said = what_is_missing(manifest, open_run(run)[0], prepared)
+    said = missing_parts(manifest, open_run(run)[0], prepared)
     assert any(sentence.startswith(words) for sentence in said)
 
 
