@@ -145,8 +145,8 @@ class ServingGraph(nn.Module):
             context_RD = block.finish(context.x, block.attend(*context.qkv()))
             k, v = (
                 # The fields of each candidate's context before its own: (H, N, F, K).
-                torch.cat([context.by_row(c).index_select(1, request_index), candidate.by_row(own)], 2)
-                for c, own in ((context.k, candidate.k), (context.v, candidate.v))
+                torch.cat([context.by_row(shared).index_select(1, request_index), candidate.by_row(own)], 2)
+                for shared, own in ((context.k, candidate.k), (context.v, candidate.v))
             )
             candidate_RD = block.finish(candidate.x, block.attend(candidate.by_row(candidate.q), k, v))
         context_factors = by_dimension(self.last(context_RD), self.context.fields)

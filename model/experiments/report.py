@@ -104,7 +104,7 @@ def mean_and_std_of(name: str, values: Sequence[float | None]) -> dict[str, floa
 def merge_versions(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the versions of several runs; where they differ, all of them.
 
-    Only a run on a GPU has a "gpu". Anything else that a run lacks is unknown.
+    Only a run on a GPU has a "gpu". Any other key that is missing in a run is unknown.
     """
     merged = {}
     for name in dict.fromkeys(name for run_versions in versions for name in run_versions):

@@ -1,5 +1,4 @@
-"""The parts of training that work on pairs of fields, in C++ (kernel/training.cpp): on a CPU several times faster than
-torch's operators.
+"""Training functions on pairs of fields in C++ (kernel/training.cpp), several times faster than torch on a CPU.
 
 Each function is an autograd function with an explicit gradient, and equals its torch form up to the rounding of
 float32. The torch form runs without the kernel, on another device, in another precision or under a tracer.

@@ -113,8 +113,9 @@ def never_missing(train: Split, block_rows: int) -> Tensor:
 def hide_tokens(ids: Tensor, rate: float, never_missing: Tensor, generator: torch.Generator) -> Tensor:
     """Return ids of which a share is replaced by the unknown id, so that the model learns what to do with a new ad.
 
-    In a field that is never missing in train, the same share is replaced by the missing id. A request may lack the
-    field, and an id without training rows would be noise, which the batch norm of a nearly constant field amplifies.
+    In a field that is never missing in train, the same share is replaced by the missing id. The field may be
+    missing in a request, and an id without training rows would be noise, which the batch norm of a nearly constant
+    field amplifies.
 
     Args:
         ids: int64 (B, categorical).
