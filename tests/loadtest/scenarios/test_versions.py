@@ -40,6 +40,7 @@ def test_a_prepared_request_knows_what_each_version_answers(versions: TwoVersion
         assert (np.asarray(second) > np.asarray(first)).all()
 
 
+@pytest.mark.timing
 def test_a_reload_under_load_is_checked_against_both(versions: TwoVersions, tmp_path: Path) -> None:
     requests = prepare(versions.bundles, {5: 10}, timeout_ms=5000)
     settings = {"CTR_STORE": str(versions.store), "CTR_TIMEOUT_MS": "5000"}

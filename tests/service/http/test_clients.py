@@ -113,21 +113,28 @@ def keep_asking(connection: socket.socket, ask: bytes, end_s: float) -> None:
         time.sleep(0.001)
 
 
-@pytest.fixture
-def redis(bundle: Path, tmp_path: Path) -> Iterator[RedisServer]:
-    with start_redis(tmp_path) as server:
+@pytest.fixture(scope="module")
+def redis(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with start_redis(tmp_path_factory.mktemp("redis")) as server:
         with server.client() as client:
             publish(client, open_bundle(bundle))
         yield server
 
 
-@pytest.fixture
-def narrow(bundle: Path, redis: RedisServer) -> Iterator[Server]:
-    """Takes one request at a time, which waits for a frozen Redis: for half of its 5 s, or until `thaw`."""
-    settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "5000", "CTR_CACHE_TOKENS": "0"}
+@pytest.fixture(scope="module")
+def one_at_a_time(bundle: Path, redis: RedisServer) -> Iterator[Server]:
+    settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "1000", "CTR_CACHE_TOKENS": "0"}
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
-        redis.process.send_signal(signal.SIGSTOP)
         yield server
+
+
+@pytest.fixture
+def narrow(one_at_a_time: Server, redis: RedisServer) -> Iterator[Server]:
+    """Takes one request at a time, which waits for a frozen Redis: for a second, or until `thaw`."""
+    eventually(lambda: in_hand(one_at_a_time) == 0, "nothing in hand")
+    redis.process.send_signal(signal.SIGSTOP)
+    yield one_at_a_time
+    thaw(redis)
 
 
 def thaw(redis: RedisServer) -> None:
@@ -138,6 +145,7 @@ def in_hand(server: Server) -> float:
     return metric(server.url, "ctr_in_flight_requests")
 
 
+@pytest.mark.timing
 def test_what_has_no_room_is_a_429_at_once_and_its_connection_goes_on(narrow: Server, redis: RedisServer) -> None:
     before = metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}')
     with connected(narrow) as first, connected(narrow) as second:
@@ -159,6 +167,7 @@ def test_what_has_no_room_is_a_429_at_once_and_its_connection_goes_on(narrow: Se
     assert metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}') == before + 4
 
 
+@pytest.mark.timing
 def test_a_429_has_retry_after_and_other_routes_go_on(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first, connected(narrow) as second:
         first.sendall(HEAD + LENGTH + BODY)
@@ -174,6 +183,7 @@ def test_a_429_has_retry_after_and_other_routes_go_on(narrow: Server, redis: Red
         assert answer(first)[0] == 200
 
 
+@pytest.mark.timing
 def test_clients_that_send_no_body_keep_nobody_out(narrow: Server, redis: RedisServer) -> None:
     thaw(redis)
     with ExitStack() as stack:
@@ -184,6 +194,7 @@ def test_clients_that_send_no_body_keep_nobody_out(narrow: Server, redis: RedisS
     eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
 
 
+@pytest.mark.timing
 def test_a_request_that_is_given_up_makes_room(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first:
         first.sendall(HEAD + LENGTH + BODY)
@@ -193,6 +204,7 @@ def test_a_request_that_is_given_up_makes_room(narrow: Server, redis: RedisServe
     assert httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30).status_code == 200
 
 
+@pytest.mark.timing
 def test_who_asks_and_asks_and_reads_no_refusal_is_cut_off(narrow: Server) -> None:
     ask = HEAD + b"Content-Length: 0\r\n\r\n"
     with connected(narrow) as first, connected(narrow) as greedy:
