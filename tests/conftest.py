@@ -23,6 +23,13 @@ settings.register_profile("full", deadline=None, max_examples=1000)
 settings.load_profile("default")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the modules without a test that measures time when only those are run: to import all takes longer."""
+    if config.option.markexpr.startswith("timing") and collection_path.name.startswith("test_"):
+        return "mark.timing" not in collection_path.read_text() or None
+    return None
+
+
 def pytest_collection_finish() -> None:
     # What is imported and collected by now lives as long as the process: the garbage collector may pass it over.
     gc.freeze()

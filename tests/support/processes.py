@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -29,6 +29,14 @@ PATIENCE_S = 60.0  # the machine may be busy
 BODY = json.dumps(a_request(timeout_ms=5000)).encode()
 HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
+SERVICE = ("-m", "service")
+# The check of a new bundle takes what others leave of the CPUs, which is nothing while tests run beside it.
+KEEPS_PRIORITY = (
+    "-c",
+    "import os, runpy\n"
+    "os.setpriority = os.sched_setscheduler = lambda *arguments: None\n"
+    "runpy.run_module('service', run_name='__main__')",
+)
 
 
 @dataclass(frozen=True)
@@ -41,19 +49,25 @@ class Server:
         return next(word for word in self.curl if word.startswith("http://")).removesuffix("/v1/score")
 
 
-def start(**settings: str) -> subprocess.Popen[str]:
+def start(program: Sequence[str] = SERVICE, /, **settings: str) -> subprocess.Popen[str]:
+    """Start ctr-serve.
+
+    Args:
+        program: `SERVICE`, or `KEEPS_PRIORITY` to load other bundles on a busy machine.
+        settings: CTR_ variables. Those of the environment are left out.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
     environment |= {"CTR_PORT": "0", **settings}
-    command = [sys.executable, "-m", "service", "--print-curl"]
+    command = [sys.executable, *program, "--print-curl"]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
 @contextmanager
-def serving(bundle: Path | str, **settings: str) -> Iterator[Server]:
-    """From the printed curl line on, the server is ready."""
-    with start(CTR_BUNDLE=str(bundle), **settings) as process:
+def serving(bundle: Path | str, program: Sequence[str] = SERVICE, /, **settings: str) -> Iterator[Server]:
+    """From the printed curl line on, the server is ready. program, settings: see `start`."""
+    with start(program, CTR_BUNDLE=str(bundle), **settings) as process:
         assert process.stdout is not None
         try:
             yield Server(process, shlex.split(process.stdout.readline()))

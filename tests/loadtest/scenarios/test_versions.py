@@ -40,6 +40,7 @@ def test_a_prepared_request_has_the_probabilities_of_each_version(versions: TwoV
         assert (np.asarray(second) > np.asarray(first)).all()
 
 
+@pytest.mark.timing
 def test_answers_during_a_reload_are_checked_against_both_versions(versions: TwoVersions, tmp_path: Path) -> None:
     requests = prepare(versions.bundles, {5: 10}, timeout_ms=5000)
     settings = {"CTR_STORE": str(versions.store), "CTR_TIMEOUT_MS": "5000"}

@@ -113,21 +113,28 @@ def keep_asking(connection: socket.socket, ask: bytes, end_s: float) -> None:
         time.sleep(0.001)
 
 
-@pytest.fixture
-def redis(bundle: Path, tmp_path: Path) -> Iterator[RedisServer]:
-    with start_redis(tmp_path) as server:
+@pytest.fixture(scope="module")
+def redis(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with start_redis(tmp_path_factory.mktemp("redis")) as server:
         with server.client() as client:
             publish(client, open_bundle(bundle))
         yield server
 
 
-@pytest.fixture
-def narrow(bundle: Path, redis: RedisServer) -> Iterator[Server]:
-    """Takes one request at a time, which waits for a frozen Redis: for half of its 5 s, or until `thaw`."""
-    settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "5000", "CTR_CACHE_TOKENS": "0"}
+@pytest.fixture(scope="module")
+def one_at_a_time(bundle: Path, redis: RedisServer) -> Iterator[Server]:
+    settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "1000", "CTR_CACHE_TOKENS": "0"}
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
-        redis.process.send_signal(signal.SIGSTOP)
         yield server
+
+
+@pytest.fixture
+def narrow(one_at_a_time: Server, redis: RedisServer) -> Iterator[Server]:
+    """Takes one request at a time, which waits for a frozen Redis: for a second, or until `thaw`."""
+    eventually(lambda: in_hand(one_at_a_time) == 0, "nothing in hand")
+    redis.process.send_signal(signal.SIGSTOP)
+    yield one_at_a_time
+    thaw(redis)
 
 
 def thaw(redis: RedisServer) -> None:
@@ -138,6 +145,7 @@ def in_flight(server: Server) -> float:
     return metric(server.url, "ctr_in_flight_requests")
 
 
+@pytest.mark.timing
 def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(
     narrow: Server, redis: RedisServer
 ) -> None:
@@ -161,6 +169,7 @@ def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(
     assert metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}') == before + 4
 
 
+@pytest.mark.timing
 def test_a_429_has_retry_after_and_other_routes_are_served(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first, connected(narrow) as second:
         first.sendall(HEAD + LENGTH + BODY)
@@ -176,6 +185,7 @@ def test_a_429_has_retry_after_and_other_routes_are_served(narrow: Server, redis
         assert answer(first)[0] == 200
 
 
+@pytest.mark.timing
 def test_clients_that_send_no_body_do_not_keep_others_out(narrow: Server, redis: RedisServer) -> None:
     thaw(redis)
     with ExitStack() as stack:
@@ -186,6 +196,7 @@ def test_clients_that_send_no_body_do_not_keep_others_out(narrow: Server, redis:
     eventually(lambda: in_flight(narrow) == 0, "no request is in flight")
 
 
+@pytest.mark.timing
 def test_a_client_disconnect_frees_its_place(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first:
         first.sendall(HEAD + LENGTH + BODY)
@@ -195,6 +206,7 @@ def test_a_client_disconnect_frees_its_place(narrow: Server, redis: RedisServer)
     assert httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30).status_code == 200
 
 
+@pytest.mark.timing
 def test_a_client_that_reads_no_429_loses_its_connection(narrow: Server) -> None:
     ask = HEAD + b"Content-Length: 0\r\n\r\n"
     with connected(narrow) as first, connected(narrow) as greedy:

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -18,6 +18,8 @@ from service.models import store as stores
 from service.vocabulary.publish import publish
 from tests.support.app import a_request, problem
 from tests.support.processes import (
+    KEEPS_PRIORITY,
+    SERVICE,
     Server,
     a_free_port,
     another_bundle,
@@ -50,11 +52,13 @@ def versions(bundle: Path, two_versions: Path, tmp_path: Path) -> tuple[str, str
 
 
 @contextmanager
-def serving_store(store: Path, tmp_path: Path, **settings: str) -> Iterator[Server]:
+def serving_store(
+    store: Path, tmp_path: Path, program: Sequence[str] = KEEPS_PRIORITY, /, **settings: str
+) -> Iterator[Server]:
     key = tmp_path / "admin-key"
     key.write_text(KEY + "\n")
     more = {"CTR_WORKERS": "2", "CTR_TIMEOUT_MS": "5000", "CTR_ADMIN_KEY_FILE": str(key), **settings}
-    with serving("", CTR_STORE=str(store), **more) as server:
+    with serving("", program, CTR_STORE=str(store), **more) as server:
         port = more.get("CTR_ADMIN_PORT", server.url.rpartition(":")[2])
         metrics = f"http://127.0.0.1:{port}"
         eventually(lambda: metric(metrics, "ctr_workers") == int(more["CTR_WORKERS"]), "all workers")
@@ -96,11 +100,12 @@ def constant_load(url: str) -> Iterator[list[httpx.Response]]:
             thread.join(60)
 
 
+@pytest.mark.timing
 def test_changed_pointer_replaces_the_model_under_load(
     two_versions: Path, versions: tuple[str, str], tmp_path: Path
 ) -> None:
     small, another = versions
-    with serving_store(two_versions, tmp_path) as server, constant_load(server.url) as answers:
+    with serving_store(two_versions, tmp_path, SERVICE) as server, constant_load(server.url) as answers:
         assert all_serve(server, small)
         stores.main(["activate", str(two_versions), another])
         eventually(lambda: all_serve(server, another), "the other model")
@@ -135,7 +140,7 @@ def test_sighup_loads_the_current_version(two_versions: Path, versions: tuple[st
 def test_admin_reload_loads_a_replaced_bundle(bundle: Path, tmp_path: Path) -> None:
     served, key = Path(shutil.copytree(bundle, tmp_path / "served")), tmp_path / "key"
     key.write_text(KEY)
-    with serving(served, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
+    with serving(served, KEEPS_PRIORITY, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
         served.rename(tmp_path / "old")
         another = another_bundle(tmp_path / "served")
         assert reload(server.url).json() == {"version": open_bundle(another).manifest.version}
@@ -194,7 +199,7 @@ def point_to(store: Path, version: str) -> None:
 def test_model_with_wrong_answers_is_refused(bundle: Path, tmp_path: Path) -> None:
     served, key = Path(shutil.copytree(bundle, tmp_path / "served")), tmp_path / "key"
     key.write_text(KEY)
-    with serving(served, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
+    with serving(served, KEEPS_PRIORITY, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
         served.rename(tmp_path / "old")
         with_wrong_golden(bundle, tmp_path / "served")
         problem(reload(server.url), 409, None, "more than 1e-05: export the run again")
@@ -279,7 +284,8 @@ def test_bundle_without_a_vocabulary_is_reloaded_with_redis(
     for folder in (served, another):
         shutil.rmtree(folder / "vocabulary")
     settings = {"CTR_VOCABULARY": "redis", "CTR_REDIS_URL": redis_server.url, "CTR_REDIS_TIMEOUT_MS": "1000"}
-    with start(CTR_BUNDLE=str(served), CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1", **settings) as process:
+    settings |= {"CTR_BUNDLE": str(served), "CTR_ADMIN_KEY_FILE": str(key), "CTR_WORKERS": "1"}
+    with start(KEEPS_PRIORITY, **settings) as process:
         try:
             assert process.stdout is not None
             url = shlex.split(process.stdout.readline())[2].removesuffix("/v1/score")

@@ -17,7 +17,7 @@ from tests.support.app import StartApp, a_request, app_of, score
 from tests.support.redis_server import RedisServer, looking_up, start_redis, stopped
 from tests.support.small_bundle import write_small_bundle
 
-QUICK_MS = 2000.0  # generous: the machine may be loaded
+QUICK_MS = 1000.0  # generous: the machine may be loaded
 
 
 def unpause(client: httpx.AsyncClient) -> None:
