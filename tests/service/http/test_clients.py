@@ -130,8 +130,8 @@ def one_at_a_time(bundle: Path, redis: RedisServer) -> Iterator[Server]:
 
 @pytest.fixture
 def narrow(one_at_a_time: Server, redis: RedisServer) -> Iterator[Server]:
-    """Takes one request at a time, which waits for a frozen Redis: for a second, or until `thaw`."""
-    eventually(lambda: in_hand(one_at_a_time) == 0, "nothing in hand")
+    """A server that admits one request at a time, which waits for a stopped Redis: one second, or until `thaw`."""
+    eventually(lambda: in_flight(one_at_a_time) == 0, "no request is in flight")
     redis.process.send_signal(signal.SIGSTOP)
     yield one_at_a_time
     thaw(redis)
