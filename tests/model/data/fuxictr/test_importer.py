@@ -158,7 +158,7 @@ def test_an_absolute_path_must_be_below_the_data_folder(tmp_path: Path) -> None:
         ({"min_categr_count": 0}, "min_categr_count: 0.*of at least 1"),
         ({"min_categr_count": True}, "min_categr_count: True"),
         ({"fill_na": []}, "fill_na must be a string, a number"),
-        ({"splitter": " "}, "splitter: ' '.*remove it"),
+        ({"splitter": " "}, "splitter: ' '.*Remove it"),
         ({"name": "../x"}, "use 1 to 64 letters"),
     ],
 )
