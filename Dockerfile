@@ -3,6 +3,7 @@
 #
 #   docker build -t stec-ctr .
 #   docker build -t stec-ctr:cuda --build-arg RUNTIME=cuda .        includes CUDA's libraries; the host needs the driver
+#   docker build -t stec-ctr --build-arg BASE=python:3.13-slim-bookworm .      any Python from 3.11 to 3.14
 #
 # To serve another bundle, mount it over /bundle. To serve a store, mount it, and set CTR_BUNDLE= (empty) and CTR_STORE.
 ARG BASE=python:3.11-slim-bookworm

@@ -1,7 +1,12 @@
 # Everything runs in one virtual environment, .venv. Stamps record what is installed in it: the service's own
 # dependencies (make serve), everything for training and tests (make test, make demo), or MkDocs as well (make docs).
 
-PYTHON ?= python3.11
+# The first that runs, is 3.11 or later and can make a virtual environment: a pyenv shim may exist and not run.
+PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
+IS_USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in $(PYTHONS); do if $$p -c '$(IS_USABLE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
+NO_PYTHON := No Python 3.11 or later was found (tried $(PYTHONS)). Install one with its venv module \
+	(Debian, Ubuntu: apt install python3 python3-venv; macOS: brew install python), or name one: make PYTHON=/path/to/python
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 HOST ?= $(or $(CTR_HOST),127.0.0.1)
 PORT ?= $(or $(CTR_PORT),8000)
@@ -114,7 +119,7 @@ clean:
 	rm -rf .venv .uvicorn build *.egg-info kernel/_stec*.so
 
 $(BIN)/python:
-	$(PYTHON) -m venv .venv
+	$(or $(PYTHON),$(error $(NO_PYTHON))) -m venv .venv
 
 $(SERVICE_STAMP): pyproject.toml constraints.txt $(KERNEL_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu]'
