@@ -1,10 +1,11 @@
-# The scoring service: contract/, kernel/, service/ and a bundle. No torch, no compiler, no root.
+# The scoring service: contract/, kernel/, service/ and a bundle. The image has no torch and no compiler, and does not run
+# as root.
 #
 #   docker build -t stec-ctr .
-#   docker build -t stec-ctr:cuda --build-arg RUNTIME=cuda .        CUDA's libraries come with it; the host needs the driver
+#   docker build -t stec-ctr:cuda --build-arg RUNTIME=cuda .        includes CUDA's libraries; the host needs the driver
 #   docker build -t stec-ctr --build-arg BASE=python:3.13-slim-bookworm .      any Python from 3.11 to 3.14
 #
-# Another bundle: mount it over /bundle, or mount a ctr-store and set CTR_BUNDLE= (empty) and CTR_STORE to it.
+# To serve another bundle, mount it over /bundle. To serve a store, mount it, and set CTR_BUNDLE= (empty) and CTR_STORE.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev && rm -rf /var/lib/apt/lists/*
@@ -21,7 +22,7 @@ RUN python -m pip --python /opt/ctr/bin/python install --no-cache-dir --disable-
     && /opt/ctr/bin/python -m compileall -q /opt/ctr/lib
 
 FROM ${BASE}
-ARG VERSION=0.7.2
+ARG VERSION=0.8.0
 LABEL org.opencontainers.image.title="stec-ctr" \
       org.opencontainers.image.description="Click probabilities of ad candidates, by a STEC model" \
       org.opencontainers.image.version="${VERSION}" \
@@ -39,5 +40,5 @@ USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=2s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['CTR_PORT'] + '/readyz', timeout=1)"]
-# The exec form: SIGTERM reaches the supervisor itself, which finishes what is in hand and ends with 0.
+# The exec form: SIGTERM reaches the supervisor itself, which finishes the requests in flight and exits with 0.
 CMD ["python", "-m", "service"]

@@ -1,5 +1,5 @@
-# Everything runs in one virtual environment, .venv. Two stamps say what is in it: the service's
-# own dependencies (make serve), or everything (make test, make demo).
+# Everything runs in one virtual environment, .venv. Stamps record what is installed in it: the service's own
+# dependencies (make serve), everything for training and tests (make test, make demo), or MkDocs as well (make docs).
 
 # The first that runs, is 3.11 or later and can make a virtual environment: a pyenv shim may exist and not run.
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
@@ -11,37 +11,54 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 HOST ?= $(or $(CTR_HOST),127.0.0.1)
 PORT ?= $(or $(CTR_PORT),8000)
 BUNDLE ?= $(or $(CTR_BUNDLE),deploy/demo)
+# More than there are CPUs: many tests wait for a server.
+TEST_WORKERS ?= $(shell expr $$(nproc) + 2)
 USERS ?= 100
 RUN_TIME ?= 60s
 
 BIN := .venv/bin
-COMPUTE_TESTS := tests/contract tests/model tests/export
-ALONE_TESTS := tests/benchmarks $(patsubst %,tests/service/%.py,http/test_connection_counts http/test_clients vocabulary/test_redis_faults vocabulary/test_redis_late models/test_reload http/test_production_hazards api/test_schemas)
 KERNEL_SOURCES := $(wildcard kernel/*.cpp kernel/*.h)
+UVICORN_VERSIONS := $(shell sed -n 's/.*"uvicorn>=\([0-9.]*\),.*/\1/p' pyproject.toml; sed -n 's/^uvicorn==//p' constraints.txt)
 SERVICE_STAMP := .venv/.service-installed
 ALL_STAMP := .venv/.all-installed
+DOCS_STAMP := .venv/.docs-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test compute-tests lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test clean
+.PHONY: serve install kernel test parallel-tests test-full parallel-tests-full test-uvicorn lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test docs clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
 
 install: $(ALL_STAMP)
 
-# Again, for who had no compiler before.
+# Builds the kernel again, after a compiler was installed.
 kernel: $(SERVICE_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(BIN)/python -c 'import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())'
 
-# What computes, with lint beside it; what serves, most of which waits; and what measures time, or needs idle time, alone.
+# Lint beside the tests that may share the machine; then those that measure time, one by one.
 test: $(ALL_STAMP)
-	$(MAKE) --jobs 2 lint compute-tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist worksteal $(patsubst %,--ignore=%,$(COMPUTE_TESTS) $(ALONE_TESTS))
-	$(BIN)/pytest $(ALONE_TESTS)
+	$(MAKE) --jobs 2 lint parallel-tests
+	$(BIN)/pytest -m "timing and not full"
 
-compute-tests: $(ALL_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal $(COMPUTE_TESTS)
+parallel-tests: $(ALL_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal -m "not timing and not full"
+
+# Also the tests marked `full`, and ten times as many examples of each property.
+test-full: $(ALL_STAMP)
+	$(MAKE) --jobs 2 lint parallel-tests-full
+	$(BIN)/pytest -m timing --hypothesis-profile full
+
+parallel-tests-full: $(ALL_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal -m "not timing" --hypothesis-profile full
+
+# service/http/protocol.py overrides a private method of uvicorn: test the lowest supported version and the pinned one.
+test-uvicorn: $(ALL_STAMP)
+	set -e; for version in $(UVICORN_VERSIONS); do \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .uvicorn/$$version uvicorn==$$version; \
+		echo "uvicorn $$version"; \
+		PYTHONPATH=$(CURDIR)/.uvicorn/$$version OMP_NUM_THREADS=1 $(BIN)/pytest tests/service/http tests/service/processes; \
+	done
 
 lint: $(ALL_STAMP)
 	$(BIN)/ruff check .
@@ -49,8 +66,8 @@ lint: $(ALL_STAMP)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
-# The whole way on generated data: generate, prepare, train, export, verify; and serve it, or keep it as the
-# bundle that the repository carries.
+# The whole pipeline on generated data: generate, prepare, train, export and verify. `demo` then serves the bundle;
+# `demo-bundle` writes it to deploy/demo.
 demo: BUNDLE = bundles/demo
 demo: pipeline
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -70,23 +87,28 @@ bench: $(ALL_STAMP)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.serving_graph
 
-# Needs a running service (make serve): USERS requests a second for RUN_TIME.
+# Needs a running service (make serve). Sends USERS requests/s for RUN_TIME.
 load: $(ALL_STAMP)
 	$(BIN)/locust -f loadtest/ctr.py --headless --host http://$(HOST):$(PORT) --bundle $(BUNDLE) \
 		--users $(USERS) --spawn-rate 20 --run-time $(RUN_TIME) --candidates 100
 
-# Each starts its own server, and writes loadtest/results/<name>.md; exit code 1 when a bar is missed.
+# Each starts its own server and writes loadtest/results/<name>.md. The exit code is 1 if a target fails.
 soak overload reload latency: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.scenarios.$@
 
-# Installs each peer in an environment of its own, below .peers.
+# Installs each of the other servers into its own environment below .peers.
 peers: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.peers.compare
+
+# Builds the site into build/site; any warning fails. `python -m docs.scripts.generate` updates its generated tables.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 up:
 	$(COMPOSE) up --build
 
-# BUILD_FLAGS: for a machine whose builds need any, such as --network host.
+# BUILD_FLAGS are passed to docker build, for example --network host.
 image:
 	docker build $(BUILD_FLAGS) --tag stec-ctr .
 
@@ -94,7 +116,7 @@ compose-test: $(ALL_STAMP) image
 	$(BIN)/python -m deploy.compose_test $(COMPOSE)
 
 clean:
-	rm -rf .venv build *.egg-info kernel/_stec*.so
+	rm -rf .venv .uvicorn build *.egg-info kernel/_stec*.so
 
 $(BIN)/python:
 	$(or $(PYTHON),$(error $(NO_PYTHON))) -m venv .venv
@@ -103,7 +125,11 @@ $(SERVICE_STAMP): pyproject.toml constraints.txt $(KERNEL_SOURCES) | $(BIN)/pyth
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu]'
 	touch $@
 
-# torch first and alone, so that TORCH can name another build than the pinned one.
+$(DOCS_STAMP): $(SERVICE_STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+# torch is installed first and alone, so that TORCH can name another build than the pinned one.
 $(ALL_STAMP): pyproject.toml constraints.txt $(KERNEL_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt

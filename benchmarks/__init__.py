@@ -1,4 +1,4 @@
-"""One module per question; each writes results/<question>.md."""
+"""Benchmarks: one module for each question, which writes its answer to results/<question>.md."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How fast is ctr-prepare on a log in Criteo's format, and how much memory does it take?"""
+"""Speed and memory of ctr-prepare on a log in Criteo's format."""
 
 import argparse
 import io
@@ -22,11 +22,11 @@ TITLE = "Preparing a log of Criteo's size and format"
 CORES = 2
 MIN_COUNT = 10
 TRAIN, REST = "train.txt", "rest.txt"
-TEXT = f"""A generated log in Criteo's format: a label, 13 numbers and 26 columns of hashed ids, with values
-missing as often as there, and ids as frequent as Zipf's law has them. `ctr-prepare` with `min_count = {MIN_COUNT}`,
-a process of its own, on {CORES} threads: from the text to ids, numbers, labels and vocabularies on disk. Peak memory
-is the process's `ru_maxrss`. A hundredth of the rows are valid, and again test. cores busy: CPU time over seconds.
-reading alone: the same text by polars' streaming reader, every value as text, each batch thrown away."""
+TEXT = f"""A generated log in Criteo's format: a label, 13 numbers and 26 columns of hashed ids. Values are missing as
+often as in Criteo's log, and ids follow Zipf's law. `ctr-prepare` with `min_count = {MIN_COUNT}` runs in its own
+process on {CORES} threads, from the text to ids, numbers, labels and vocabularies on disk. Another hundredth of the
+rows is the valid split and the test split. Peak memory: the process's `ru_maxrss`. Cores busy: CPU time over seconds.
+Reading alone: polars' streaming reader on the same text, with every value as text, discarding each batch."""
 READ_ALONE = """
 import sys
 import polars as pl
@@ -40,7 +40,7 @@ SIZES = [
     *(1460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5683, 8_351_593, 3194),
     *(27, 14_992, 5_461_306, 10, 5652, 2173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572),
 ]
-# The share of missing values in I1 to I13 and in C1 to C26.
+# Share of missing values in I1 to I13, and in C1 to C26 by column number.
 NO_NUMBER = [0.45, 0, 0.22, 0.22, 0.03, 0.22, 0.04, 0, 0.04, 0.45, 0.04, 0.77, 0.22]
 NO_TOKEN = {3: 0.03, 4: 0.03, 6: 0.12, 12: 0.03, 16: 0.03, 19: 0.44, 20: 0.44, 21: 0.03, 22: 0.76, 24: 0.03}
 CHUNK = 500_000
@@ -48,35 +48,37 @@ HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
 def hashed(column: int, size: int) -> pl.Series:
-    """As many ids of eight hexadecimal digits, some of them twice, as hashes are."""
+    """Return `size` ids of eight hexadecimal digits. Like hashes, some occur twice."""
     codes = np.random.default_rng(column).integers(0, 2**32, size, dtype=np.uint32)
     digits = HEX[(codes[:, None] >> np.arange(28, -4, -4, dtype=np.uint32)) & 15]
     lines = np.concatenate([digits, np.full((size, 1), ord("\n"), np.uint8)], 1).tobytes()
     return pl.read_csv(io.BytesIO(lines), has_header=False, infer_schema=False).to_series()
 
 
-def draw(random: np.random.Generator, names: list[pl.Series], rows: int) -> pl.DataFrame:
+def draw(random: np.random.Generator, ids: list[pl.Series], rows: int) -> pl.DataFrame:
+    """Draw rows with the columns label, I1 to I13 and C1 to C26. ids: those of each of C1 to C26."""
     columns = {"label": pl.Series((random.random(rows) < 0.25).astype(np.int8))}
     for i, missing in enumerate(NO_NUMBER):
         numbers = pl.Series(np.floor(random.lognormal(2, 1.8, rows)).astype(np.int64) - (i == 1))
         columns[f"I{i + 1}"] = numbers.set(pl.Series(random.random(rows) < missing), None)
-    for i, table in enumerate(names, 1):
-        ranks = np.exp(random.random(rows) * np.log(len(table))).astype(np.int64) - 1  # Zipf's law, exponent 1
-        tokens = table.gather(ranks)
+    for i, column_ids in enumerate(ids, 1):
+        ranks = np.exp(random.random(rows) * np.log(len(column_ids))).astype(np.int64) - 1  # Zipf's law, exponent 1
+        tokens = column_ids.gather(ranks)
         columns[f"C{i}"] = tokens.set(pl.Series(random.random(rows) < NO_TOKEN.get(i, 0)), None)
     return pl.DataFrame(columns)
 
 
 def generate(path: Path, rows: int, seed: int = 1) -> None:
+    """Write a log in Criteo's format."""
     random = np.random.default_rng(seed)
-    names = [hashed(column, size) for column, size in enumerate(SIZES)]
+    ids = [hashed(column, size) for column, size in enumerate(SIZES)]
     with path.open("wb") as file:
         for start in range(0, rows, CHUNK):
-            draw(random, names, min(CHUNK, rows - start)).write_csv(file, separator="\t", include_header=False)
+            draw(random, ids, min(CHUNK, rows - start)).write_csv(file, separator="\t", include_header=False)
 
 
 def experiment(folder: Path) -> Path:
-    """The log as an own table: train is the whole, valid and test another draw."""
+    """Write an experiment that reads the log as a table, and return its path. Valid and test are the same file."""
     numbers, tokens = [f"I{i}" for i in range(1, 14)], [f"C{i}" for i in range(1, 27)]
     data = {
         "reader": "table",
@@ -100,22 +102,26 @@ def experiment(folder: Path) -> Path:
 
 
 def prepare(folder: Path) -> tuple[float, float, float]:
-    """As run() says."""
-    return run(["-m", "model.data.prepare.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
+    """Run ctr-prepare on the log, and return what `run` returns."""
+    return run(["-m", "model.cli.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
 
 
 def read_alone(folder: Path) -> tuple[float, float, float]:
-    """As run() says."""
+    """Read the same files with polars alone, and return what `run` returns."""
     return run(["-c", READ_ALONE, str(folder / TRAIN), *[str(folder / REST)] * 2])
 
 
 def run(arguments: list[str]) -> tuple[float, float, float]:
-    """Seconds, CPU seconds, and the process's peak memory in GB."""
+    """Run this interpreter with these arguments, and return seconds, CPU seconds and peak memory in GB.
+
+    Raises:
+        subprocess.CalledProcessError: It failed.
+    """
     start = time.perf_counter()
     command = [sys.executable, *arguments]
     environment = os.environ | {"POLARS_MAX_THREADS": str(CORES)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)  # of this process alone
+    _, status, usage = os.wait4(process.pid, 0)  # os.wait4 gives the usage of this process alone
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
@@ -123,7 +129,7 @@ def run(arguments: list[str]) -> tuple[float, float, float]:
 
 
 def distinct(path: Path) -> int:
-    """Of C1 to C26, in all."""
+    """Return the number of distinct values of C1 to C26, added up."""
     scan = pl.scan_csv(path, separator="\t", has_header=False, infer_schema=False, quote_char=None)
     columns = scan.collect_schema().names()[14:]
     return sum(scan.select(pl.col(name).drop_nulls().n_unique()).collect(engine="streaming").item() for name in columns)
@@ -133,14 +139,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument(
-        "--folder", type=Path, help="where the log is written; needs 5 GB (default: a temporary folder)"
+        "--folder", type=Path, help="where the log is written, which takes 5 GB (default: a temporary folder)"
     )
     options = parser.parse_args()
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        # Elsewhere: a child starts with its parent's peak memory.
+        # In another process, because a child inherits the peak memory of its parent.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             process.submit(generate, folder / TRAIN, options.rows).result()
             process.submit(generate, folder / REST, options.rows // 100, seed=2).result()

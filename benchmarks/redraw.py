@@ -1,4 +1,4 @@
-"""How far does another draw of Frappe's train negatives move a model's AUC?"""
+"""Effect of another draw of Frappe's train negatives on a model's AUC."""
 
 import argparse
 from collections.abc import Sequence
@@ -10,38 +10,38 @@ import polars as pl
 
 from benchmarks import RESULTS
 from loadtest.report import Table, write_report
+from model.cli.arguments import positive_int
 from model.data.data_folder import add_data_argument
 from model.data.prepare.prepare import prepare
 from model.data.readers.log import SPLITS
-from model.experiment_config import Experiment, one_log, read_experiment
+from model.experiment_config import Experiment, common_data, read_experiment
 from model.experiments.run_registry import RUNS, FinishedRun, RunList, run_list
-from model.experiments.seeds import Place, run_missing
+from model.experiments.seeds import RunContext, run_missing
 from model.experiments.significance import mean_and_std
-from model.experiments.train import positive
 from model.experiments.trial import open_log
 from model.training.device import keep_freed_memory
-from model.training.progress import LiveTable
+from model.training.progress import EpochTable
 
 TITLE = "Frappe with other train negatives"
-TEXT = """The official valid and test files; in train the official rows, the items of whose negatives are drawn anew:
-each from all items, but for those that the user has in a positive of any file, in a negative of valid or test, or in
-another negative of train. The train file that the experiments use (`given`) was drawn by the same rule. Test AUC of the
-seed 1; another seed alone moves it by 0.05 to 0.1."""
+TEXT = """Valid and test are the official files. Train has the official rows, but the items of its negatives are
+drawn again: each from all items except those that the user has in a positive of any file, in a negative of valid or
+test, or in another negative of train. The train file that the experiments use (`given`) was drawn by the same rule. The
+figures are test AUCs of seed 1. Another seed alone changes them by 0.05 to 0.1."""
 READER = "frappe"
 USER, ITEM, LABEL = "user", "item", "label"
 
 
 def redraw(splits: dict[str, pl.DataFrame], seed: int) -> pl.DataFrame:
-    """train, with other items in its negatives and everything else as it is.
+    """Return train with other items in its negatives and everything else unchanged.
 
     Raises:
-        ValueError: for a user with more negatives than there are items left.
+        ValueError: A user has more negatives than there are items to draw from.
     """
     random, train = np.random.default_rng(seed), splits["train"]
     negative = pl.col(LABEL) == 0
-    rows = pl.concat([s.select(USER, ITEM, anew=negative & (name == "train")) for name, s in splits.items()])
+    rows = pl.concat([split.select(USER, ITEM, redrawn=negative & (name == "train")) for name, split in splits.items()])
     items = rows[ITEM].unique().sort()
-    taken = dict(rows.filter(~pl.col("anew")).group_by(USER).agg(ITEM).iter_rows())
+    taken = dict(rows.filter(~pl.col("redrawn")).group_by(USER).agg(ITEM).iter_rows())
     drawn = train[ITEM].to_numpy().copy()
     negatives = train.with_row_index().filter(negative).group_by(USER, maintain_order=True).agg("index")
     for user, index in negatives.iter_rows():
@@ -53,7 +53,7 @@ def redraw(splits: dict[str, pl.DataFrame], seed: int) -> pl.DataFrame:
 
 
 def write_draw(given: Path, folder: Path, seed: int) -> None:
-    """A folder of three files as the experiments read them."""
+    """Write train, valid and test as the experiments read them. given: the folder with the official files."""
     splits = {name: pl.read_parquet(given / f"{name}.parquet") for name in SPLITS}
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in (splits | {"train": redraw(splits, seed)}).items():
@@ -61,40 +61,44 @@ def write_draw(given: Path, folder: Path, seed: int) -> None:
 
 
 def run_on_draw(draw: int, experiments: Sequence[Experiment], data: Path, folder: Path) -> list[FinishedRun]:
-    """Each experiment's run on this draw. What `folder` has already is not made again."""
+    """Train each experiment on this draw, and return the runs. Those that `folder` already has are not repeated."""
     raw, prepared = f"draw-{draw}", f"prepared/draw-{draw}"
     section = msgspec.structs.replace(experiments[0].data, folder=raw, prepared=prepared)
     if not (folder / prepared).is_dir():
         write_draw(data / experiments[0].data.folder, folder / raw, draw)
         prepare(folder, section)
-    place = Place(open_log(section, folder), RunList(folder / RUNS), folder)
-    return run_missing([msgspec.structs.replace(e, data=section) for e in experiments], place, LiveTable)
+    place = RunContext(open_log(section, folder), RunList(folder / RUNS), folder)
+    return run_missing([msgspec.structs.replace(e, data=section) for e in experiments], place, EpochTable)
 
 
 def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[str]:
+    """Return a model's row: test AUC on the given file, on each draw, and their mean."""
     percent = [run.metrics.test.auc * 100 for run in on_draws]
     return [name, f"{given.metrics.test.auc * 100:.2f}", *(f"{p:.2f}" for p in percent), mean_and_std(percent, 2)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", type=Path, nargs="+", help="of Frappe: experiments/frappe/dcn.toml")
-    parser.add_argument("--draws", type=positive, default=3)
+    parser.add_argument("experiments", type=Path, nargs="+", help="on Frappe, for example experiments/frappe/dcn.toml")
+    parser.add_argument("--draws", type=positive_int, default=3)
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/draws"), help="where draws and their runs are kept (%(default)s)"
+        "--folder",
+        type=Path,
+        default=Path("runs/draws"),
+        help="where draws and runs are stored (default: %(default)s)",
     )
     add_data_argument(parser)
     options = parser.parse_args()
     keep_freed_memory()
     experiments = [read_experiment(path) for path in options.experiments]
     try:
-        log = one_log(experiments)
+        log = common_data(experiments)
     except ValueError as error:
         parser.error(str(error))
     if log.reader != READER:
-        parser.error(f"{options.experiments[0]} reads {log.reader}: only {READER}'s train can be drawn anew")
-    place = Place(open_log(log, options.data), run_list(options.experiments[0]), options.data)
-    given = run_missing(experiments, place, LiveTable)
+        parser.error(f"{options.experiments[0]} reads {log.reader}: only the train file of {READER} can be drawn again")
+    place = RunContext(open_log(log, options.data), run_list(options.experiments[0]), options.data)
+    given = run_missing(experiments, place, EpochTable)
     draws = [run_on_draw(draw, experiments, options.data, options.folder) for draw in range(1, options.draws + 1)]
     rows = [
         row(path.stem, run, on_draws) for path, run, *on_draws in zip(options.experiments, given, *draws, strict=True)

@@ -1,8 +1,8 @@
-"""How much faster than a plain export of the same model is what the service runs?
+"""Speedup of the service's graphs over a plain export of the same model.
 
-Three graphs over the same weights and requests, alternating, as onnxruntime runs them in the service, on one thread:
-plain (the model as torch exports it), folded (onnxruntime's own operators) and kernel (kernel/'s operator); and a
-large matrix product, for the core's peak.
+Three graphs with the same weights and requests run alternately on one thread of onnxruntime, as in the service: plain
+(the model as torch exports it), folded (onnxruntime's own operators) and kernel (the operator of kernel/). A large
+matrix product shows the peak of the core.
 """
 
 import itertools
@@ -40,9 +40,9 @@ ATTENTIONS: tuple[Attention, Attention] = ("full", "request")
 TOKENS = 1000  # a field
 CONTEXT_FIELDS = {10: 8, 23: 18, 39: 30}
 CANDIDATES = (1, 10, 100, 500, 1000)
-BATCHES = ((1, 100), (4, 100), (16, 100), (4, 1), (16, 1))  # requests, candidates of each
-SECONDS = 1.5  # a row of a table, about
-WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 5, 30, 400
+BATCHES = ((1, 100), (4, 100), (16, 100), (4, 1), (16, 1))  # requests, and candidates of each
+SECONDS = 1.5  # about, for a row of a table
+WARM_UP, MIN_ROUNDS, MAX_ROUNDS = 5, 30, 400
 PEAK_SIZE = 768
 
 
@@ -51,7 +51,7 @@ def size(attention: Attention) -> STECConfig:
 
 
 def trained(fields: int, attention: Attention) -> tuple[STEC, FeatureSchema]:
-    """A model with running statistics of its own, not trained further: speed does not depend on weights."""
+    """Return a model with running statistics but otherwise initial weights: speed does not depend on them."""
     context = CONTEXT_FIELDS[fields]
     schema = FeatureSchema(tuple(Field(f"f{i}", "context" if i < context else "candidate") for i in range(fields)))
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def trained(fields: int, attention: Attention) -> tuple[STEC, FeatureSchema]:
 
 
 def feed(fields: int, requests: int, candidates: int, random: np.random.Generator) -> Feed:
-    """That many requests, of so many candidates each."""
+    """Draw the ids of a batch. candidates: of each request."""
     context = CONTEXT_FIELDS[fields]
     return {
         "context_ids": random.integers(TOKENS, size=(requests, context)),
@@ -90,16 +90,20 @@ def open_graphs(fields: int, attention: Attention, folder: Path) -> dict[str, Ru
     }
     runs = {}
     for name, graph in graphs.items():
-        own = folder / f"{name}-{fields}-{attention}"
-        own.mkdir()
-        runs[name] = open_session(graph, own, name)
+        graph_folder = folder / f"{name}-{fields}-{attention}"
+        graph_folder.mkdir()
+        runs[name] = open_session(graph, graph_folder, name)
     return runs
 
 
 def alternate(runs: Mapping[str, Run], draw: Callable[[], Feed], title: str) -> tuple[dict[str, list[float]], float]:
-    """Milliseconds of each graph, call by call, and the largest difference from the first one's probabilities."""
+    """Run the graphs alternately on the same inputs.
+
+    Returns:
+        The run times of each graph in ms, and the largest difference in probability from the first graph.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    difference, rounds, start = 0.0, WARM_UP + LEAST_ROUNDS, time.perf_counter()
+    difference, rounds, start = 0.0, WARM_UP + MIN_ROUNDS, time.perf_counter()
     with Console().status(title):
         for round_ in itertools.count(1):
             inputs = draw()
@@ -110,9 +114,9 @@ def alternate(runs: Mapping[str, Run], draw: Callable[[], Feed], title: str) -> 
                 times[name].append((time.perf_counter() - before) * 1e3)
             plain, *others = (1 / (1 + np.exp(-logit.astype(np.float64))) for logit in answers)
             difference = max(difference, *(float(np.abs(other - plain).max()) for other in others))
-            if round_ == WARM_UP:  # now it is known how long a round takes
+            if round_ == WARM_UP:  # the warm-up shows how long a round takes
                 each_s = (time.perf_counter() - start) / WARM_UP
-                rounds = WARM_UP + max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS / each_s)))
+                rounds = WARM_UP + max(MIN_ROUNDS, min(MAX_ROUNDS, int(SECONDS / each_s)))
             if round_ == rounds:
                 return {name: column[WARM_UP:] for name, column in times.items()}, difference
     raise AssertionError("itertools.count has no end")
@@ -124,19 +128,19 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
 
 
 def flops(fields: int, attention: Attention) -> int:
-    """Of the matrix products for one candidate scored alone, in the factorised form."""
+    """Return the FLOPs of the matrix products for one candidate scored alone, in the factorized form."""
     model, schema = trained(fields, attention)
     inputs = {name: torch.from_numpy(array) for name, array in feed(fields, 1, 1, np.random.default_rng(0)).items()}
     plain = PlainGraph(model, schema)
     assert isinstance(plain.model, STEC)
-    plain.model.plain = False  # the interactions as products, not as f x f x d numbers
+    plain.model.plain = False  # interactions as matrix products instead of an f x f x d tensor
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         plain(**inputs)
     return int(counter.get_total_flops())
 
 
 def peak_gflops() -> float:
-    """Of a large matrix product in the same onnxruntime, on one thread."""
+    """Return the GFLOP/s of a large matrix product in the same onnxruntime, on one thread."""
     shape = [PEAK_SIZE, PEAK_SIZE]
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("a", "b")]
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
@@ -215,20 +219,19 @@ def main() -> None:
     text = (
         f"STEC with a linear head, D = {fit.embedding}, N = {fit.blocks}, {fit.heads} heads, FFN {fit.ffn}; fields: "
         + ", ".join(f"{f} = {c} + {f - c}" for f, c in CONTEXT_FIELDS.items())
-        + " (context + candidate). One thread of onnxruntime, the three graphs alternating in one process; medians in "
-        "milliseconds. Ratios over the plain export: median of the calls' pairs (quartiles). us: of the kernel, a "
-        "candidate. GFLOP/s: the factorised model's matrix products for each candidate alone, so that work which is "
-        f"shared or saved counts as done, and its share of {peak:.0f} GFLOP/s, a MatMul of {PEAK_SIZE} in the same "
-        "onnxruntime. "
-        "Difference: the largest in probability from the plain export."
+        + " (context + candidate). The three graphs run alternately in one process, on one thread of onnxruntime; "
+        "median ms of a run. Ratios over the plain export: median over pairs of runs (quartiles). µs a candidate: of "
+        "the kernel. GFLOP/s: the factorized model's matrix products for each candidate alone, so work that is shared "
+        f"or saved counts as done, and its share of {peak:.0f} GFLOP/s, which a MatMul of size {PEAK_SIZE} reaches in "
+        "the same onnxruntime. Difference: the largest in probability from the plain export."
     )
-    header = ["fields", "candidates", "plain ms", "folded ms", "kernel ms", "plain / folded", "plain / kernel", "us"]
-    header += ["GFLOP/s", "difference"]
+    header = ["fields", "candidates", "plain ms", "folded ms", "kernel ms", "plain / folded", "plain / kernel"]
+    header += ["µs a candidate", "GFLOP/s", "difference"]
     of_requests = ["attention", "requests", "candidates each", "plain ms", "folded ms", "kernel ms", "plain / kernel"]
     tables = [
         Table('One request, attention = "full"', header, by_attention["full"]),
         Table('One request, attention = "request"', header, by_attention["request"]),
-        Table("Several requests in a batch, 23 fields", [*of_requests, "us", "difference"], batches),
+        Table("Several requests in a batch, 23 fields", [*of_requests, "µs a candidate", "difference"], batches),
     ]
     title = "The serving graph: plain, folded, kernel"
     command = "python -m benchmarks.serving_graph"

@@ -1,7 +1,7 @@
-"""How much faster is a training step without the f x f x d tensor?
+"""Speedup of a training step without the f x f x d tensor.
 
-All forms of one model, the same weights and batch, in turn in one process: forward, loss and
-backward of the whole model (embedding, attention and head), not of the head alone.
+All forms of one model run alternately in one process with the same weights and batch. A step is the forward pass, the
+loss and the backward pass of the whole model: embedding, attention and head.
 """
 
 import statistics
@@ -30,18 +30,18 @@ Step = tuple[float, Tensor, dict[str, Tensor]]
 
 
 def step(model: STEC, ids: Tensor, values: Tensor, labels: Tensor) -> Step:
-    """Milliseconds, logits, gradients."""
+    """Run one step and return its time in ms, the logits and the gradients by parameter."""
     model.zero_grad()
     start = time.perf_counter()
     logits = model(ids, values)
     functional.binary_cross_entropy_with_logits(logits, labels).backward()
-    milliseconds = (time.perf_counter() - start) * 1e3
+    step_ms = (time.perf_counter() - start) * 1e3
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and p.numel()}
-    return milliseconds, logits.detach(), gradients
+    return step_ms, logits.detach(), gradients
 
 
 def flipped(plain: STEC, fast: STEC, ids: Tensor, values: Tensor) -> int:
-    """Hidden units whose input has another sign in the other form: zero but for rounding."""
+    """Count the hidden units whose input has a different sign in the two forms, which only rounding can cause."""
     signs: dict[bool, list[Tensor]] = {}
     with torch.no_grad():
         for model in (plain, fast):
@@ -57,6 +57,7 @@ def flipped(plain: STEC, fast: STEC, ids: Tensor, values: Tensor) -> int:
 
 
 def compare(fields: int) -> list[str]:
+    """Return the row of the table for a model with this number of fields."""
     torch.manual_seed(0)
     plain = STEC(Fields([TOKENS] * fields), SIZE, plain=True)
     fast = STEC(Fields([TOKENS] * fields), SIZE)
@@ -90,7 +91,7 @@ def compare(fields: int) -> list[str]:
 
 
 def torch_only() -> AbstractContextManager[object]:
-    """Without the kernel."""
+    """Return a context in which training does not use the kernel."""
     return patch.object(fused, "can_train", lambda *tensors: False)
 
 
@@ -102,26 +103,27 @@ def main() -> None:
     rows = [compare(fields) for fields in FIELDS]
     text = (
         f"STEC, batch {ROWS}, D = {SIZE.embedding}, N = {SIZE.blocks}, {SIZE.heads} heads, float32 with float64 batch "
-        f"statistics, {torch.get_num_threads()} threads. Plain: the f x f x d interaction in memory; factorised: "
-        "without it, in torch (model/stec/factorized.py); kernel: the same in C++ (model/stec/fused.py), which trains. "
-        f"Median of {ROUNDS} steps of each form, in turn; a ratio is the median of the rounds' (smallest to largest). "
-        "Differences from plain: largest over the batch's logits, and largest over all parameters' gradients relative "
-        "to that parameter's largest. One of millions of hidden units may lie so close to zero that rounding decides "
-        "its ReLU (last column): that alone moves its row's gradients by a thousandth."
+        f"statistics, {torch.get_num_threads()} threads. Plain: with the f x f x d interaction in memory. Factorized: "
+        "without it, in torch (model/stec/factorized.py). Kernel: without it, in C++ (model/stec/fused.py), as in "
+        f"training. Median of {ROUNDS} steps of each form, run alternately; a ratio is the median over rounds (minimum "
+        "to maximum). Differences from plain: the largest over the batch's logits, and the largest over all "
+        "parameters' gradients, relative to the parameter's largest gradient. Among millions of hidden units, one may "
+        "be so close to zero that rounding decides its ReLU (last column). That alone changes the gradients of its row "
+        "by a thousandth."
     )
     header = [
         "fields",
         "plain ms/step",
-        "factorised ms/step",
+        "factorized ms/step",
         "kernel ms/step",
         "kernel rows/s",
         "plain / kernel",
-        "factorised / kernel",
+        "factorized / kernel",
         "logit difference",
         "gradient difference",
         "ReLUs flipped",
     ]
-    title = "A training step, plain, factorized and in C++"
+    title = "A training step: plain, factorized, and in C++"
     table = Table("", header, rows)
     write_report(RESULTS / "training.md", title, text, [table], ["torch"], "python -m benchmarks.training")
 

@@ -1,4 +1,4 @@
-"""What 2.1 million tokens cost a server: memory of the first worker and of each further one, and time per token."""
+"""Memory and lookup time of 2.1 million tokens: for the first worker, for each further one, and for each token."""
 
 import argparse
 import json
@@ -16,27 +16,28 @@ from service.vocabulary.cache import TokenCache
 
 TOKENS = 2_100_000
 FIELDS = {"user": 1_500_000, "ad": 500_000, "page": 100_000}
-CACHE_TOKENS, CACHE_BYTES = 100_000, 16 * 1024 * 1024  # as the service has by default
+CACHE_TOKENS, CACHE_BYTES = 100_000, 16 * 1024 * 1024  # the service's defaults
 ROUNDS = 5
 MIB = 1024 * 1024
 
 
 def tokens(field: str, number: int) -> list[str]:
-    """Ids as ad platforms have them: hexadecimal, of no order."""
+    """Return hexadecimal ids in no order, like those of ad platforms."""
     return [f"{field}-{(rank * 2654435761) % 2**32:08x}" for rank in range(number)]
 
 
 def write(folder: Path) -> None:
+    """Write the vocabularies of all fields."""
     for field, number in FIELDS.items():
         build_vocabulary(tokens(field, number)).save(folder, field)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.vocabulary")
+    parser = argparse.ArgumentParser("python -m benchmarks.vocabulary", description=__doc__)
     parser.add_argument("--process", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.process:
-        _be_a_worker(arguments.process)
+        run_worker(arguments.process)
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -47,48 +48,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [
         ["first worker", f"{first:.0f} MiB", "150 MiB"],
         ["each further worker", f"{further:.0f} MiB", "20 MiB"],
-        ["a cached token", f"{cached_us:.2f} us", "0.3 us"],
-        ["any other known token", f"{known_us:.2f} us", "3 us"],
-        ["an unknown token", f"{unknown_us:.2f} us", ""],
+        ["a cached token", f"{cached_us:.2f} µs", "0.3 µs"],
+        ["any other known token", f"{known_us:.2f} µs", "3 µs"],
+        ["an unknown token", f"{unknown_us:.2f} µs", ""],
     ]
     text = (
-        f"{TOKENS:,} tokens in {len(FIELDS)} fields ({size:.0f} MiB of files), every one looked up once, with a cache "
-        f"of {CACHE_TOKENS:,} tokens. Memory: what a process has more, after that, than one without a vocabulary; of a "
-        f"further one, what is not shared (private pages). Time: the best of {ROUNDS} rounds, a request's way "
-        "(`TokenCache.split`, then the bundle's vocabulary), 100 tokens at a time."
+        f"{TOKENS:,} tokens in {len(FIELDS)} fields ({size:.0f} MiB of files), each looked up once, with a cache of "
+        f"{CACHE_TOKENS:,} tokens. Memory: the increase over a process without a vocabulary; for a further worker, "
+        f"only pages that are not shared. Time: the best of {ROUNDS} rounds, 100 tokens at a time, through the code "
+        "path of a request (`TokenCache.split`, then the bundle's vocabulary)."
     )
-    table = Table("", ["what", "measured", "bar"], rows)
+    table = Table("", ["what", "measured", "target"], rows)
     command = "python -m benchmarks.vocabulary"
     write_report(RESULTS / "vocabulary.md", "2.1 million tokens", text, [table], ["marisa-trie", "numpy"], command)
     return 0
 
 
 def memory_mib(folder: Path) -> tuple[float, float]:
-    """Of a first process: all pages that it has more than one without a vocabulary. Of a second one beside it: its
-    private pages."""
-    without = _started(Path("/nonexistent"))
-    first = _started(folder)
-    second = _started(folder)
-    base = _report(without)["private"]
-    one, other = _report(first), _report(second)
-    for process in (without, first, second):
-        process.communicate()
-    return (one["rss_files"] + one["private"] - base) / 1024, (other["private"] - base) / 1024
+    """Return the memory of the first worker and of a second one beside it, in MiB.
+
+    Of the first one, all pages that a process without a vocabulary does not have. Of the second one, its private pages.
+    """
+    command = [sys.executable, "-m", "benchmarks.vocabulary", "--process"]
+    pipe, processes = subprocess.PIPE, []
+    for argument in (Path("/nonexistent"), folder, folder):
+        process = subprocess.Popen([*command, str(argument)], text=True, stdin=pipe, stdout=pipe)
+        processes.append(process)
+    found: list[dict[str, int]] = []
+    for process in processes:
+        assert process.stdout is not None
+        found.append(json.loads(process.stdout.readline()))
+    for process in processes:
+        process.communicate()  # closes stdin, which ends it
+    without, first, second = found
+    base = without["private"]
+    return (first["rss_files"] + first["private"] - base) / 1024, (second["private"] - base) / 1024
 
 
-def _started(folder: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "benchmarks.vocabulary", "--process", str(folder)]
-    return subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
-def _report(process: "subprocess.Popen[str]") -> dict[str, int]:
-    assert process.stdout is not None
-    read: dict[str, int] = json.loads(process.stdout.readline())
-    return read
-
-
-def _be_a_worker(folder: Path) -> None:
-    """Opens it, asks for every token once, says what memory it takes, and waits."""
+def run_worker(folder: Path) -> None:
+    """Open the vocabulary, look up every token once, print the memory used, and wait until stdin is closed."""
     kept = []
     if folder.is_dir():
         cache = TokenCache(FIELDS, CACHE_TOKENS, CACHE_BYTES, 60.0)
@@ -98,17 +96,18 @@ def _be_a_worker(folder: Path) -> None:
                 token = f"{field}-{(rank * 2654435761) % 2**32:08x}"
                 cache.put(field, {token: vocabulary(token)})
             kept.append((vocabulary, cache))
-    print(json.dumps({"private": _private_kib(), "rss_files": _mapped_kib(folder)}), flush=True)
+    print(json.dumps({"private": private_kib(), "rss_files": mapped_kib(folder)}), flush=True)
     sys.stdin.read()
 
 
-def _private_kib() -> int:
+def private_kib() -> int:
+    """Return this process's private and swapped pages in KiB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Swap:")))
 
 
-def _mapped_kib(folder: Path) -> int:
-    """Pages of the vocabulary's files, whoever else has them mapped."""
+def mapped_kib(folder: Path) -> int:
+    """Return the resident pages of the files in a folder in KiB, shared or not."""
     total, inside = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         words = line.split()
@@ -120,7 +119,7 @@ def _mapped_kib(folder: Path) -> int:
 
 
 def times_us(folder: Path, number: int = 20_000) -> tuple[float, float, float]:
-    """Of a cached token, of another known one, and of one that nobody knows."""
+    """Return the lookup time in µs of a cached token, of another known token, and of an unknown one."""
     vocabulary = open_vocabulary(folder, "user")
     known = tokens("user", number)
     cache = TokenCache(["user"], 4 * number, 2**30, 60.0)
@@ -131,8 +130,8 @@ def times_us(folder: Path, number: int = 20_000) -> tuple[float, float, float]:
         for wanted in requests:
             cache.split(wanted)
 
-    def from_the_bundle(ask: list[str]) -> None:
-        for token in ask:
+    def from_the_bundle(wanted: list[str]) -> None:
+        for token in wanted:
             vocabulary(token)
 
     unknown = [f"{token}x" for token in known]

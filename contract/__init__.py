@@ -1,1 +1,1 @@
-"""What training and serving must agree on: schema, tokens, vocabulary, encoding, bundle, golden requests."""
+"""What training and serving share: schema, tokens, vocabulary, encoding, bundle format, and golden requests."""

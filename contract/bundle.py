@@ -1,4 +1,4 @@
-"""The bundle: a folder with everything that scoring needs, and the digests that prove it whole."""
+"""The bundle: a folder with everything that scoring needs, and digests that show whether it is unchanged."""
 
 import hashlib
 import math
@@ -20,49 +20,57 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 VOCABULARY = "vocabulary"
-MODEL = "model.onnx"  # onnxruntime's own operators: runs everywhere
-KERNEL = "kernel.onnx"  # the same in one operator of kernel/
+MODEL = "model.onnx"  # uses onnxruntime's own operators and runs everywhere
+KERNEL = "kernel.onnx"  # the same function as a single operator, which kernel/ implements
 EXPLAIN = "explain.onnx"
 SCREEN = "screen.onnx"  # the first level alone, for the cascade
 GOLDEN = "golden.jsonl"
-OUTPUT = "logit"  # of every graph
-EXPLANATION = (OUTPUT, "contribution", "attention", "bias")  # of EXPLAIN
-MOST_FILES = 100_000
-LARGEST_MANIFEST_BYTES = 16 * 1024 * 1024
-MAKE_ONE = "Make a bundle with: ctr-export RUN BUNDLE"
+STEC = "stec"  # a model type
+OUTPUT = "logit"  # an output of every graph
+EXPLANATION = (OUTPUT, "contribution", "attention", "bias")  # the outputs of EXPLAIN
+MAX_FILES = 100_000
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+HOW_TO_EXPORT = "Make a bundle with: ctr-export RUN BUNDLE"
 
 
 class BundleError(ValueError):
-    """A bundle that must not be served. The message names the file and the way out."""
-
-
-STEC = "stec"
+    """The bundle must not be served. The message names the file and says how to fix it."""
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """ctr = sigmoid(scale * logit + shift)."""
+    """Turn logits into probabilities: ctr = sigmoid(scale * logit + shift)."""
 
     scale: float = 1.0
     shift: float = 0.0
 
     @classmethod
     def of_log(cls, negative_rate: float) -> "Calibration":
-        """Of a log that kept this share of its negatives: its odds are 1 / negative_rate too high."""
+        """Return the calibration for a log that kept only this share of its negatives.
+
+        The odds in such a log are too high by a factor of 1 / negative_rate.
+        """
         return cls(shift=math.log(negative_rate))
 
     def ctr(self, logit: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Probabilities of logits of any shape, without overflow at either end."""
+        """Return the probabilities of logits of any shape, without overflow for large or small ones."""
         x = self.scale * logit.astype(np.float64) + self.shift
         small = np.exp(-np.abs(x))
         return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
 class CascadeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When the first level alone may rule a candidate out of the best k: its logit there is more than `margin` below
-    that of the k-th best there.
+    """When the first level alone may rule out a candidate from the best k.
 
-    recall: of the true best k, the share that the rule keeps; scored: the candidates that it keeps, of all. Both were
-    measured on requests that the margin was not calibrated on, of `candidates` candidates each.
+    It may if the candidate's logit on the first level is more than `margin` below that of the k-th best candidate.
+
+    Attributes:
+        k: Number of best candidates.
+        margin: Maximum distance from the logit of the k-th best candidate on the first level.
+        recall: Share of the true best k that the rule keeps.
+        scored: Share of all candidates that the rule keeps.
+        candidates: Number of candidates per request for which the margin was calibrated.
+        requests: Number of requests on which `recall` and `scored` were measured. These are other requests than those
+            on which the margin was calibrated.
     """
 
     k: int
@@ -74,12 +82,21 @@ class CascadeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a bundle is, and the sha256 of each of its files.
+    """What a bundle contains.
 
-    version: sha256 over the sorted (file, sha256) pairs. digest: sha256 over the rest of the
-    manifest, so that a changed byte in here is found as well. cascade: by k, the smallest first; none where the
-    bundle has no SCREEN. type: the model's, as model/zoo.py names it; a bundle of before there were others lacks it.
-    attention: STEC's.
+    Attributes:
+        name: The experiment's name.
+        version: SHA-256 over the sorted (file, SHA-256) pairs.
+        created: When the bundle was exported, in UTC.
+        schema_fingerprint: See FeatureSchema.fingerprint.
+        fields: Number of fields in the schema.
+        parameters: Number of the model's parameters.
+        metrics: The metrics of the run that was exported.
+        files: The SHA-256 of each file.
+        attention: The attention of a STEC.
+        cascade: The cascade rules in ascending order of k. Empty if the bundle has no SCREEN.
+        type: The type of the model, as in model/zoo.py. Older bundles, which all hold a STEC, do not have it.
+        digest: SHA-256 over the rest of the manifest, so that changes to the manifest are detected, too.
     """
 
     format_version: int
@@ -99,13 +116,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def model(self) -> str:
-        """The type, of any bundle."""
+        """The type of the model, also for bundles without `type`."""
         return STEC if self.type is UNSET else self.type
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened and verified bundle."""
+    """An opened bundle. `vocabularies` holds the vocabulary of each categorical field, if the bundle has them."""
 
     folder: Path
     manifest: Manifest
@@ -123,7 +140,7 @@ def write_manifest(
     cascade: Sequence[CascadeRule] = (),
     model: str = STEC,
 ) -> Manifest:
-    """Seals a folder: writes the manifest over the files that lie there now."""
+    """Write a bundle's manifest, with the digests of all files that are in the folder now. Return it."""
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
     schema = read_schema(folder / SCHEMA)
     manifest = Manifest(
@@ -141,7 +158,7 @@ def write_manifest(
         cascade=tuple(cascade),
         type=model,
     )
-    # As it will be read: an integer among the metrics comes back as a float.
+    # Decoded as a reader will decode it, because an integer among the metrics is read as a float.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
     sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed)) + b"\n")
@@ -149,17 +166,20 @@ def write_manifest(
 
 
 def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -> Bundle:
-    """Checks format version, every digest and the schema's fingerprint, then memory-maps the vocabulary.
+    """Verify a bundle and open it. The vocabulary is memory-mapped.
 
-    vocabulary: False where another place has it; its files may be missing then, and there are no `vocabularies`.
-    verify: False where the digests of the files were checked just before.
+    Args:
+        folder: The bundle's folder.
+        vocabulary: False if the vocabulary comes from somewhere else. Its files may be missing then, and `vocabularies`
+            is empty.
+        verify: False if the digests of the files have just been checked.
 
     Raises:
-        BundleError: when anything is missing, changed, unlisted, or a link.
+        BundleError: The format is not supported, or a file is missing, changed, not in the manifest, or a link.
     """
     try:
         folder = folder.resolve()
-        files = _files(folder)  # before any is opened: opening a pipe would wait for ever
+        files = _files(folder)  # Before a file is opened, because opening a named pipe would block forever.
         manifest = _read_manifest(folder)
         _check_names(folder, files, manifest, vocabulary)
         if verify:
@@ -170,13 +190,13 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
     except BundleError:
         raise
     except OSError as error:
-        raise BundleError(f"{error.filename or folder}: {error.strerror}. {MAKE_ONE}") from error
-    except (ValueError, RuntimeError) as error:  # RuntimeError: too deep, or pathlib's for a loop of links
+        raise BundleError(f"{error.filename or folder}: {error.strerror}. {HOW_TO_EXPORT}") from error
+    except (ValueError, RuntimeError) as error:  # RuntimeError: JSON nested too deeply, or a loop of links
         raise BundleError(f"bundle {folder}: {error}: export it again") from error
     if schema.fingerprint() != manifest.schema_fingerprint:
-        raise BundleError(f"bundle {folder}: {SCHEMA} has another fingerprint than {MANIFEST} says: export it again")
+        raise BundleError(f"bundle {folder}: the fingerprint of {SCHEMA} differs from {MANIFEST}: export it again")
     if len(schema.fields) != manifest.fields:
-        counted = f"{SCHEMA} has {len(schema.fields)} fields, {MANIFEST} says {manifest.fields}"
+        counted = f"{SCHEMA} has {len(schema.fields)} fields, but {MANIFEST} has {manifest.fields}"
         raise BundleError(f"bundle {folder}: {counted}: export it again")
     return Bundle(folder, manifest, schema, vocabularies)
 
@@ -184,11 +204,11 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     with path.open("rb") as file:
-        raw = file.read(LARGEST_MANIFEST_BYTES + 1)
-    if len(raw) > LARGEST_MANIFEST_BYTES:
-        raise BundleError(f"{path}: larger than {LARGEST_MANIFEST_BYTES} bytes, no manifest is: export the run again")
+        raw = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is: export the run again")
     try:
-        # The version comes first and alone: another format may have other keys.
+        # The format version is decoded on its own first, because another format may have other keys.
         found = msgspec.json.decode(raw, type=dict[str, object]).get("format_version")
         if found != FORMAT_VERSION:
             raise BundleError(
@@ -205,18 +225,24 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _check_numbers(path: Path, manifest: Manifest) -> None:
-    """What would make every probability wrong, or none."""
+    """Reject numbers with which every probability would be wrong or not a number."""
     scale, shift = manifest.calibration.scale, manifest.calibration.shift
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(shift)):
-        raise BundleError(f"{path}: the calibration has scale {scale} and shift {shift}: export the run again")
+        raise BundleError(
+            f"{path}: the calibration has scale {scale} and shift {shift}; expected finite numbers and a positive "
+            "scale: export the run again"
+        )
     for rule in manifest.cascade:
         if rule.k < 1 or not (math.isfinite(rule.margin) and rule.margin >= 0):
-            raise BundleError(f"{path}: the cascade has k {rule.k} and margin {rule.margin}: export the run again")
+            raise BundleError(
+                f"{path}: the cascade has k {rule.k} and margin {rule.margin}; expected a positive k and a finite "
+                "margin of at least 0: export the run again"
+            )
 
 
 def _check_names(folder: Path, files: list[str], manifest: Manifest, vocabulary: bool) -> None:
     for listed in manifest.files:
-        # Only a name that is spelt in the one way that files are listed in can be compared with them.
+        # Names are compared with those of the files, so each must be spelled in the same canonical form.
         if (
             listed != PurePosixPath(listed).as_posix()
             or PurePosixPath(listed).is_absolute()
@@ -226,11 +252,11 @@ def _check_names(folder: Path, files: list[str], manifest: Manifest, vocabulary:
     present = set(files) - {MANIFEST}
     for unlisted in sorted(present - manifest.files.keys()):
         raise BundleError(f"bundle {folder}: {unlisted} is not in {MANIFEST}: remove it, or export the bundle again")
-    for gone in sorted(manifest.files.keys() - present):
-        if vocabulary or not gone.startswith(f"{VOCABULARY}/"):
-            raise BundleError(f"bundle {folder}: {gone} is missing: copy or export the bundle again")
+    for missing in sorted(manifest.files.keys() - present):
+        if vocabulary or not missing.startswith(f"{VOCABULARY}/"):
+            raise BundleError(f"bundle {folder}: {missing} is missing: copy or export the bundle again")
     if _version(manifest.files) != manifest.version:
-        raise BundleError(f"bundle {folder}: the version in {MANIFEST} is not that of its files: export it again")
+        raise BundleError(f"bundle {folder}: the version in {MANIFEST} does not match its files: export it again")
 
 
 def _check_digests(folder: Path, files: list[str], manifest: Manifest) -> None:
@@ -240,17 +266,17 @@ def _check_digests(folder: Path, files: list[str], manifest: Manifest) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Every file below the folder, as sorted relative POSIX paths. What is neither file nor folder is refused."""
-    paths = sorted(islice(folder.rglob("*"), MOST_FILES + 1))
-    if len(paths) > MOST_FILES:
+    """Return every file below the folder, as sorted relative POSIX paths. Links and special files are refused."""
+    paths = sorted(islice(folder.rglob("*"), MAX_FILES + 1))
+    if len(paths) > MAX_FILES:
         raise BundleError(
-            f"bundle {folder}: has more than {MOST_FILES} files, no bundle has: is this the right folder?"
+            f"bundle {folder}: has more than {MAX_FILES} files, which no bundle has: is this the right folder?"
         )
     for path in paths:
         if path.is_symlink():
             raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is a link: put the file itself there")
         if not path.is_file() and not path.is_dir():
-            raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is no regular file: remove it")
+            raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is not a regular file: remove it")
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
 

@@ -1,12 +1,12 @@
-"""One request's values -> the model's input, in two steps: tokens, then ids by any lookup.
+"""Encode a request for the model in two steps: values to tokens, then tokens to ids with any lookup.
 
-The steps are apart because a lookup may be a network away: between them the caller learns which
-tokens the request needs, and fetches all of them at once.
+The steps are separate because the lookup may need the network. Between them the caller gets the tokens that the request
+needs, and fetches all of their ids at once.
 """
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,15 +15,23 @@ from numpy.typing import NDArray
 from contract.reader import NOTHING, BadFeature, Column, Features, Known, Lookup, Reader
 from contract.schema import FeatureSchema, Side
 
+NO_ERRORS: Mapping[int, BadFeature] = {}
+
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a request says, in canonical form. N candidates that could be read, of maybe more.
+    """The values of a request in canonical form, with N valid candidates.
 
-    context, candidates: for each categorical field of that side its values, one and N.
-    rows: the N candidates' positions in the request; errors: position -> why it was left out.
-    missing, outside: field -> count (outside: numbers beyond those of train); ignored: side -> names that the schema
-    does not know.
+    Attributes:
+        context: The columns of the categorical context fields, one row each.
+        candidates: The columns of the categorical candidate fields, N rows each.
+        context_values: Normalized numbers. Shape: (1, numeric context fields).
+        candidate_values: Normalized numbers. Shape: (N, numeric candidate fields).
+        rows: Positions of the N candidates in the request.
+        errors: Position in the request -> why the candidate was left out.
+        missing: Field -> number of missing values.
+        outside: Field -> number of values outside of the range of the training data.
+        ignored: Side -> number of names that are not in the schema.
     """
 
     context: list[Column]
@@ -31,20 +39,29 @@ class Tokens:
     context_values: NDArray[np.float32]
     candidate_values: NDArray[np.float32]
     rows: list[int]
-    errors: dict[int, BadFeature]
+    errors: Mapping[int, BadFeature]
     missing: Counter[str]
     outside: Counter[str]
     ignored: Counter[Side]
 
     def known(self) -> int:
-        """How many distinct tokens' ids were at hand."""
+        """Return the number of distinct tokens whose ids were already known."""
         return sum(column.known() for column in (*self.context, *self.candidates))
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """One request for the serving graph: context_ids int64 [1, Fu], candidate_ids int64 [N, Fc],
-    values float32 [1, .] and [N, .] (no columns where the schema has no numeric field on that side)."""
+    """One request for the serving graph.
+
+    Legend: N candidates, Fu and Fc categorical fields of the context and of a candidate. The values have no columns if
+    the schema has no numeric field on that side.
+
+    Attributes:
+        context_ids: Shape: int64 (1, Fu).
+        candidate_ids: Shape: int64 (N, Fc).
+        context_values: Shape: float32 (1, numeric context fields).
+        candidate_values: Shape: float32 (N, numeric candidate fields).
+    """
 
     context_ids: NDArray[np.int64]
     candidate_ids: NDArray[np.int64]
@@ -53,9 +70,9 @@ class ModelInput:
 
 
 def join(inputs: Sequence[ModelInput]) -> dict[str, NDArray[np.generic]]:
-    """Several requests as one call of the serving graph: its inputs by name.
+    """Return the inputs of the serving graph, by name, for one run with several requests.
 
-    Value inputs only where the schema has numeric fields on that side: the graph has no others.
+    The graph has a value input for a side only if the schema has numeric fields on that side.
     """
     joined: dict[str, NDArray[np.generic]] = {"request_index": _request_index(inputs)}
     for name in ("context_ids", "candidate_ids", "context_values", "candidate_values"):
@@ -72,9 +89,13 @@ def _request_index(inputs: Sequence[ModelInput]) -> NDArray[np.int64]:
 
 
 class Encoder:
-    """Encodes requests for one schema. `strict` refuses unknown names and missing values.
+    """Encodes requests for one schema.
 
-    longest_token: characters. most_names: of one object of features.
+    Args:
+        schema: The model's fields.
+        strict: Refuse unknown names and missing values.
+        longest_token: Maximum number of characters of a token.
+        most_names: Maximum number of names in one object of features.
     """
 
     def __init__(
@@ -90,30 +111,44 @@ class Encoder:
         self.names = frozenset(field.name for field in schema.fields)
 
     def tokens(
-        self, context: Features, candidates: Sequence[Features], skip_bad: bool = False, known: Known = NOTHING
+        self,
+        context: Features,
+        candidates: Sequence[Features],
+        skip_bad: bool = False,
+        known: Known = NOTHING,
+        errors: Mapping[int, BadFeature] = NO_ERRORS,
     ) -> Tokens:
-        """Reads every value.
+        """Read every value of a request.
 
-        known: ids that need not be looked up.
+        Args:
+            context: Values by field name.
+            candidates: Values by field name, for each candidate.
+            skip_bad: Leave out a candidate with a bad value and report it in `Tokens.errors`, instead of raising.
+            known: Ids that need no lookup.
+            errors: Candidates that are known to be bad already, by position. They are left out without a look at
+                their values.
 
         Raises:
-            BadFeature: for a value that no field takes; in a candidate only unless `skip_bad`, which
-                leaves that candidate out and says so in `errors`.
+            BadFeature: A value does not fit its field. In a candidate, only without `skip_bad`.
         """
-        errors: dict[int, BadFeature] = {}
         if self._strict:
             self._context.check(context, "$.context", True)
-            errors = self._bad_candidates(candidates, skip_bad)
+            errors = self._all_errors(candidates, skip_bad, errors)
         try:
             return self._read(context, candidates, errors, known)
         except ValueError:
-            # Some value is bad: now find out whose.
+            # Reading whole columns does not tell which value is bad. Check value by value to find it.
             self._context.check(context, "$.context", self._strict)
-            return self._read(context, candidates, self._bad_candidates(candidates, skip_bad), known)
+            return self._read(context, candidates, self._all_errors(candidates, skip_bad, errors), known)
 
-    def _bad_candidates(self, candidates: Sequence[Features], skip_bad: bool) -> dict[int, BadFeature]:
-        errors: dict[int, BadFeature] = {}
+    def _all_errors(
+        self, candidates: Sequence[Features], skip_bad: bool, known: Mapping[int, BadFeature]
+    ) -> dict[int, BadFeature]:
+        """Return the error of each bad candidate by position, the known ones included."""
+        errors = dict(known)
         for index, features in enumerate(candidates):
+            if index in errors:
+                continue
             try:
                 self._candidate.check(features, f"$.candidates[{index}].features", self._strict)
             except BadFeature as error:
@@ -123,7 +158,7 @@ class Encoder:
         return errors
 
     def _read(
-        self, context: Features, candidates: Sequence[Features], errors: dict[int, BadFeature], known: Known
+        self, context: Features, candidates: Sequence[Features], errors: Mapping[int, BadFeature], known: Known
     ) -> Tokens:
         rows = [index for index in range(len(candidates)) if index not in errors]
         kept = [candidates[index] for index in rows] if errors else candidates
@@ -144,8 +179,8 @@ class Encoder:
         return Tokens(
             context=context_columns,
             candidates=candidate_columns,
-            context_values=self._context.normalise(context_numbers),
-            candidate_values=self._candidate.normalise(candidate_numbers),
+            context_values=self._context.normalize(context_numbers),
+            candidate_values=self._candidate.normalize(candidate_numbers),
             rows=rows,
             errors=errors,
             missing=missing,
@@ -154,7 +189,10 @@ class Encoder:
         )
 
     def wanted(self, tokens: Tokens) -> dict[str, list[str]]:
-        """What has to be looked up: distinct tokens by field, none where all are missing."""
+        """Return the tokens that must be looked up: distinct tokens by field.
+
+        A field is left out if all of its ids are known. Its list is empty if all of its values are missing.
+        """
         wanted = {}
         for reader, columns in ((self._context, tokens.context), (self._candidate, tokens.candidates)):
             for name, column in zip(reader.categorical, columns, strict=True):
@@ -163,7 +201,7 @@ class Encoder:
         return wanted
 
     def ids(self, tokens: Tokens, lookup: Lookup) -> tuple[ModelInput, Counter[str]]:
-        """The model's input, and how many tokens of each field the vocabulary does not know."""
+        """Return the model's input, and the number of tokens of each field that are not in the vocabulary."""
         context = self._context.ids(tokens.context, 1, lookup)
         candidates = self._candidate.ids(tokens.candidates, len(tokens.rows), lookup)
         unknown: Counter[str] = Counter()

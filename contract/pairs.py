@@ -1,20 +1,22 @@
-"""An explanation's contributions as pairs of fields, in one order wherever they are shown.
+"""Rank the pairs of fields in an explanation, in the same order everywhere they are shown.
 
-Shape legend: L levels, F fields in serving order, P = F (F + 1) / 2 pairs, a field with itself among them.
+Legend: L levels, F fields in serving order, P = F (F + 1) / 2 pairs, including each field with itself.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_CANDIDATES = (
-    8  # of one POST /v1/explain: a person reads it, and a graph of shares runs the model many times for each
-)
+# Per POST /v1/explain. A person reads the answer, and a graph of shares runs the model many times per candidate.
+MAX_CANDIDATES = 8
 
 
 def ranked_pairs(contribution_LFF: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Both orders of two fields added, the largest first; of equal ones, the earlier fields'.
+    """Return the pairs of fields with their contributions, largest absolute contribution first.
 
-    Without those that are 0 on every level, as all but the diagonal are where a field has a share of its own.
+    The contributions of (i, j) and (j, i) are added. Among equal ones, the pair of the earlier fields comes first.
+    Pairs that are 0 on every level are left out. In an explanation by shares of single fields, those are all pairs
+    except each field with itself.
+
     Shape: (L, F, F) -> positions of the two fields (at most P, 2), contribution by level (at most P, L).
     """
     both_LFF = contribution_LFF + np.triu(contribution_LFF.transpose(0, 2, 1), 1)

@@ -1,4 +1,4 @@
-"""Reads the fields of one side of a request, a field at a time over all rows: per value, little is left to do."""
+"""Read the fields of one side of a request, one field at a time over all rows, to keep the work per value small."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,19 +13,19 @@ from contract.schema import FeatureSchema, Side
 from contract.tokens import Numbers, number_reader, token, tokenizer
 from contract.vocabulary import MISSING, UNKNOWN
 
-LONGEST_NAME = 100  # of what a client sent, in an answer or a log
+MAX_NAME_CHARS = 100  # of a name that a client sent, in an error message or a log
 
 Features = Mapping[str, Any]
-# Field name -> (token -> id; 0 for a token that the vocabulary does not know).
+# Field name -> function from a token to its id, which is 0 for an unknown token.
 Lookup = Mapping[str, Callable[[str], int]]
-# Field name -> ids that are at hand already, by canonical token; none of them UNKNOWN.
+# Field name -> canonical token -> id, for ids that need no lookup. None of them is UNKNOWN.
 Known = Mapping[str, Mapping[str, int]]
 NOTHING: Known = {}
 _NONE: Mapping[str, int] = {}
 
 
 class BadFeature(ValueError):
-    """A value that cannot be encoded. `path` is the JSON path in the request, `reason` says what to send."""
+    """A value cannot be encoded. `path` is its JSON path in the request, and `reason` says what to send instead."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -35,39 +35,51 @@ class BadFeature(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """One categorical field over all rows. ids: those that are known, None elsewhere. places: the rows where there is
-    None, and `tokens` what to look up for each (None: missing)."""
+    """One categorical field over all rows.
+
+    Attributes:
+        ids: The id of each row, or None if it is not known yet.
+        places: The rows whose id is not known yet.
+        tokens: The token to look up for each of `places`, or None if the value is missing.
+    """
 
     ids: list[int | None]
     places: list[int]
     tokens: list[str | None]
 
     def known(self) -> int:
-        """How many distinct ids were known."""
+        """Return the number of distinct ids that are known."""
         return len(set(self.ids)) - bool(self.places)
 
     def missing(self) -> list[int]:
-        """The rows."""
-        return [place for place, one in zip(self.places, self.tokens, strict=True) if one is None]
+        """Return the rows whose value is missing."""
+        return [place for place, text in zip(self.places, self.tokens, strict=True) if text is None]
 
     def found(self, find: Callable[[str], int]) -> list[int | None]:
-        """All ids; each distinct token is looked up once."""
+        """Return the ids of all rows. Each distinct token is looked up once."""
         if not self.places:
             return self.ids
-        found = {one: MISSING if one is None else find(one) for one in set(self.tokens)}
+        found = {text: MISSING if text is None else find(text) for text in set(self.tokens)}
         ids = self.ids.copy()
-        for place, one in zip(self.places, self.tokens, strict=True):
-            ids[place] = found[one]
+        for place, text in zip(self.places, self.tokens, strict=True):
+            ids[place] = found[text]
         return ids
 
 
 class Reader:
-    """longest_token: characters. most_names: of one object of features."""
+    """Reads the fields of one side.
 
-    def __init__(self, schema: FeatureSchema, side: Side, longest_token: int, most_names: int) -> None:
+    Args:
+        schema: The model's fields.
+        side: The side to read.
+        max_token_chars: Maximum number of characters of a token.
+        max_names: Maximum number of names in one object of features.
+    """
+
+    def __init__(self, schema: FeatureSchema, side: Side, max_token_chars: int, max_names: int) -> None:
         self.side: Side = side
-        self._longest_token = longest_token
-        self._most_names = most_names
+        self._max_token_chars = max_token_chars
+        self._max_names = max_names
         self.categorical = [f.name for f in schema.select("categorical", side)]
         self.numeric = [f.name for f in schema.select("numeric", side)]
         self._tokenizers = [tokenizer(f) for f in schema.select("categorical", side)]
@@ -77,46 +89,50 @@ class Reader:
         self._names = frozenset((*self.categorical, *self.numeric))
 
     def columns(self, rows: Sequence[Features], known: Known) -> list[Column]:
-        """One for each categorical field. Raises ValueError for a bad value, without saying whose."""
-        if rows and max(map(len, rows)) > self._most_names:
+        """Return a column for each categorical field. Raises ValueError for an invalid value, without naming it."""
+        if rows and max(map(len, rows)) > self._max_names:
             raise ValueError("too many names")
         columns = [
             _column([row.get(name) for row in rows], known.get(name, _NONE), read, transformed)
             for name, read, transformed in zip(self.categorical, self._tokenizers, self._transformed, strict=True)
         ]
-        if any(len(one) > self._longest_token for column in columns for one in set(column.tokens) if one):
+        if any(len(text) > self._max_token_chars for column in columns for text in set(column.tokens) if text):
             raise ValueError("too long")
         return columns
 
     def numbers(self, rows: Sequence[Features]) -> NDArray[np.float64]:
-        """float64 [rows, numeric fields], NaN: missing. Raises ValueError as columns() does."""
+        """Return the numbers, with NaN for a missing one. Shape: float64 (rows, numeric fields).
+
+        Raises ValueError for an invalid value, without naming it.
+        """
         if not self.numeric:
             return np.empty((len(rows), 0))
         readers = zip(self.numeric, self._number_readers, strict=True)
         columns = [[read(row.get(name)) for row in rows] for name, read in readers]
         return np.array(columns, np.float64).reshape(len(self.numeric), len(rows)).T
 
-    def normalise(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-        return self._numbers.normalise(numbers) if self.numeric else numbers.astype(np.float32)
+    def normalize(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the numbers, normalized. Shape: (rows, numeric fields), as before."""
+        return self._numbers.normalize(numbers) if self.numeric else numbers.astype(np.float32)
 
     def check(self, features: Features, path: str, strict: bool) -> None:
-        """Raises BadFeature for the first value of a row that cannot be encoded; slow, and only for bad news."""
-        if len(features) > self._most_names:
-            raise BadFeature(path, f"{len(features)} fields, this server takes {self._most_names}: send fewer")
+        """Raise BadFeature for the first invalid value of a row. This is slow, so call it only if there is one."""
+        if len(features) > self._max_names:
+            raise BadFeature(path, f"{len(features)} fields, but the limit is {self._max_names}: send fewer")
         if strict:
             for name in features:
                 if name not in self._names:
                     known = ", ".join(sorted(self._names))
                     name = shorten(name)
-                    raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: the model reads {known}")
+                    raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: expected one of {known}")
         names, readers = (*self.categorical, *self.numeric), (*self._tokenizers, *self._number_readers)
         for name, read in zip(names, readers, strict=True):
             try:
                 value = read(features.get(name))
             except ValueError as error:
                 raise BadFeature(f"{path}.{name}", f"field {name!r} {error}") from error
-            if isinstance(value, str) and len(value) > self._longest_token:
-                reason = f"field {name!r} has {len(value)} characters, this server takes {self._longest_token}"
+            if isinstance(value, str) and len(value) > self._max_token_chars:
+                reason = f"field {name!r} has {len(value)} characters, but the limit is {self._max_token_chars}"
                 raise BadFeature(f"{path}.{name}", f"{reason}: send a shorter value")
             if strict and (value is None or value != value):
                 raise BadFeature(
@@ -124,7 +140,7 @@ class Reader:
                 )
 
     def count_missing(self, columns: Sequence[Column], numbers: NDArray[np.float64], into: Counter[str]) -> set[int]:
-        """Returns the rows that lack something."""
+        """Count the missing values of each field. Return the rows that have any."""
         rows: set[int] = set()
         for name, column in zip(self.categorical, columns, strict=True):
             if column.places and (missing := column.missing()):
@@ -137,18 +153,23 @@ class Reader:
         return rows
 
     def count_outside(self, numbers: NDArray[np.float64], into: Counter[str]) -> None:
-        """Of each field, the numbers that train has none like."""
+        """Count the numbers of each field that are outside of the range of the training data."""
         if self.numeric:
             _add(self.numeric, self._numbers.outside(numbers).sum(0).tolist(), into)
 
     def count_ignored(self, rows: Sequence[Features], lacking: Iterable[int]) -> int:
-        """Names that are not ours. lacking: the rows where one of ours may be absent; the others have them all."""
-        ours = len(self._names)
-        absent = sum(ours - len(self._names & rows[index].keys()) for index in lacking)
-        return sum(map(len, rows)) - ours * len(rows) + absent
+        """Return the number of names that are not in the schema.
+
+        Args:
+            rows: All rows.
+            lacking: Indices of the rows in which a field may be absent. All other rows have every field.
+        """
+        fields = len(self._names)
+        absent = sum(fields - len(self._names & rows[index].keys()) for index in lacking)
+        return sum(map(len, rows)) - fields * len(rows) + absent
 
     def ids(self, columns: Sequence[Column], rows: int, lookup: Lookup) -> NDArray[np.int64]:
-        """int64 [rows, categorical fields]."""
+        """Return the ids. Shape: int64 (rows, categorical fields)."""
         ids = [
             column.found(lookup[name]) if column.places else column.ids
             for name, column in zip(self.categorical, columns, strict=True)
@@ -156,25 +177,33 @@ class Reader:
         return np.array(ids, np.int64).reshape(len(ids), rows).T
 
     def count_unknown(self, ids: NDArray[np.int64], columns: Sequence[Column], into: Counter[str]) -> None:
+        """Count the unknown tokens of each field."""
         if any(column.places for column in columns):
             _add(self.categorical, (ids == UNKNOWN).sum(0).tolist(), into)
 
 
-def shorten(text: str, longest: int = LONGEST_NAME) -> str:
-    """Cut to so many characters."""
-    return text if len(text) <= longest else f"{text[:longest]}..."
+def shorten(text: str, max_chars: int = MAX_NAME_CHARS) -> str:
+    """Return the text, cut to `max_chars` characters."""
+    return text if len(text) <= max_chars else f"{text[:max_chars]}..."
 
 
 def _column(
     values: list[Any], known: Mapping[str, int], read: Callable[[Any], str | None], transformed: bool
 ) -> Column:
-    """A value that is known as it came is a canonical token: a string without spaces around it. Most are, and a request
-    has hundreds. transformed: a token is never what came."""
+    """Return the column of a field.
+
+    Args:
+        values: The field's value in each row.
+        known: Canonical token -> id. A value found here is a canonical token already, as most are, and is not read. A
+            request has hundreds of values, so this saves time.
+        read: Returns the token of a value.
+        transformed: The field has a transform, so its values are never canonical tokens.
+    """
     if transformed:
         values, read = [read(value) for value in values], token
     try:
         ids = [known.get(value) for value in values]
-    except TypeError:  # a list or an object, which token() refuses
+    except TypeError:  # A list or an object cannot be looked up. token() will refuse it.
         ids = [None] * len(values)
     if None not in ids:
         return Column(ids, [], [])

@@ -12,21 +12,27 @@ from msgspec import UNSET, UnsetType
 
 Side = Literal["context", "candidate"]
 Kind = Literal["categorical", "numeric"]
-# Makes a token of a number. log_square: floor(log(x)^2) above 2, below it "SP" and the integer.
+# Turns a number into a token. log_square: floor(log(x)^2) for x > 2, otherwise "SP" and floor(x).
 Transform = Literal["log_square"]
-Attention = Literal["full", "request"]  # whom a context field attends to: see model/experiment_config.py
+Attention = Literal["full", "request"]  # what a context field attends to: see model/experiment_config.py
 
-# A name becomes a file name and a part of a Redis key: nothing that could leave a folder or break a key.
+# A name becomes a file name and part of a Redis key, so it must not leave a folder or break a key.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input of the model.
 
-    mean, std: normalise a numeric field and mean nothing for a categorical one. seen: the least and the largest number
-    of train; beyond them a model was never told what to say.
-    missing: values that mean that there is none, as "-1" does in some logs. transform: of a categorical field that is
-    sent as a number. What a field does not have is absent from its JSON: its fingerprint stays when the contract grows.
+    Optional attributes that a field does not have are absent from its JSON. Its fingerprint therefore stays the same
+    when a new attribute is added to the format.
+
+    Attributes:
+        mean: Normalizes a numeric field. Has no effect on a categorical one.
+        std: Normalizes a numeric field. Has no effect on a categorical one.
+        missing: Values that mean "missing", such as "-1" in some logs.
+        transform: Turns the numbers of a categorical field into tokens.
+        seen: The smallest and the largest number in the training data. The model has not learned anything about numbers
+            outside of this range.
     """
 
     name: str
@@ -41,21 +47,24 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(
-                f"field name {self.name!r}: use 1 to 64 letters, digits, '_', '-' or '.', the first no '-' or '.'"
+                f"field name {self.name!r}: use 1 to 64 letters, digits, '_', '-' or '.', "
+                "and do not start with '-' or '.'"
             )
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"field {self.name!r}: mean {self.mean} and std {self.std} must be finite, std above 0")
         if self.seen is not UNSET and not -math.inf < self.seen[0] <= self.seen[1] < math.inf:
-            raise ValueError(f"field {self.name!r}: seen {self.seen} must be a finite range, the smaller number first")
+            raise ValueError(
+                f"field {self.name!r}: seen {self.seen} must be a finite range with the smaller number first"
+            )
         if self.transform is not UNSET and self.kind == "numeric":
-            raise ValueError(f"field {self.name!r}: transform makes a category of a number: kind is categorical then")
+            raise ValueError(f"field {self.name!r}: transform turns numbers into categories: set kind to categorical")
 
 
 class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The fields in the order of the user's experiment.
+    """The model's fields, in the order of the experiment.
 
-    The columns of an id matrix are the categorical fields in this order, the columns of a value
-    matrix the numeric ones.
+    The columns of an id matrix are the categorical fields in this order. The columns of a value matrix are the numeric
+    ones.
     """
 
     fields: tuple[Field, ...]
@@ -63,27 +72,27 @@ class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         twice = [name for name, count in Counter(f.name for f in self.fields).items() if count > 1]
         if twice:
-            raise ValueError(f"field {twice[0]!r} appears twice: give every field a name of its own")
+            raise ValueError(f"field {twice[0]!r} appears twice: give every field its own name")
         for side in ("context", "candidate"):
             if not any(f.side == side and f.kind == "categorical" for f in self.fields):
-                raise ValueError(f"no categorical {side} field: a schema needs at least one on either side")
+                raise ValueError(f"no categorical {side} field: a schema needs at least one on each side")
 
     def select(self, kind: Kind, side: Side | None = None) -> tuple[Field, ...]:
-        """The fields of one kind, of one side or of both, in schema order."""
+        """Return the fields of one kind, on one side or on both, in schema order."""
         return tuple(f for f in self.fields if f.kind == kind and side in (None, f.side))
 
     def in_serving_order(self) -> tuple[Field, ...]:
-        """Context, then candidate; on either side categorical, then numeric: the fields of a serving graph."""
+        """Return the fields in the order of the serving graph: context before candidate, categorical before numeric."""
         sides: tuple[Side, Side] = ("context", "candidate")
         return tuple(f for side in sides for f in (*self.select("categorical", side), *self.select("numeric", side)))
 
     def fingerprint(self) -> str:
-        """Sha256 over the schema's canonical JSON: two models with one fingerprint read the same input."""
+        """Return the SHA-256 of the schema's JSON. Models with the same fingerprint read the same input."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
 
 
 def read_schema(path: Path) -> FeatureSchema:
-    """Raises ValueError, with the file's name, for anything that is not a schema."""
+    """Read a schema from a file. Raises ValueError with the file's name if it does not contain a schema."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=FeatureSchema)
     except msgspec.DecodeError as error:

@@ -1,4 +1,4 @@
-"""Raw value -> canonical token or number. The only such code: training and serving both come here."""
+"""Turn raw values into canonical tokens and numbers. Training and serving both use this code."""
 
 import math
 import sys
@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 
 from contract.schema import Field
 
-# Keeps a normalised number, and its products in the model, far inside float32.
-LARGEST_NORMALISED = 1e4
+# Keeps a normalized number, and products with it in the model, well within the range of float32.
+MAX_NORMALIZED = 1e4
 
 KINDS = {dict: "an object", list: "a list", tuple: "a list", bool: "a boolean", str: "a string"}
 
 
 def token(value: Any) -> str | None:
-    """The canonical string of a categorical value; None is missing.
+    """Return the canonical string of a categorical value, or None if it is missing.
 
-    Numbers become strings, 123.0 and 123 the same one; strings are never read as numbers, because
-    hashed ids such as "03349703" look like them.
+    Numbers become strings, and 123.0 becomes the same string as 123. A string is never read as a number, because hashed
+    ids such as "03349703" look like numbers.
 
     Raises:
-        ValueError: for NaN, an infinity, and what is no string, number, boolean or None.
+        ValueError: The value is NaN, infinite, or not a string, number, boolean or None.
     """
     if isinstance(value, str):
         return value.strip() or None
@@ -38,37 +38,38 @@ def token(value: Any) -> str | None:
         return _digits(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError(f"takes a finite number, got {value}: send null for a missing value")
+            raise ValueError(f"must be a finite number, got {value}: send null for a missing value")
         return str(int(value)) if value.is_integer() else repr(value)
-    raise ValueError(f"takes a string, a number, a boolean or null, got {_kind(value)}")
+    raise ValueError(f"must be a string, a number, a boolean or null, got {_kind(value)}")
 
 
 def number(value: Any) -> float:
-    """A numeric field's value as a float; NaN is missing.
+    """Return a numeric field's value as a float. It is NaN if the value is missing.
 
     Raises:
-        ValueError: for NaN, an infinity, a number beyond float64, and what is no number or None.
+        ValueError: The value is NaN, infinite, too large for float64, or not a number or None.
     """
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"takes a number or null, got {_kind(value)}")
+        raise ValueError(f"must be a number or null, got {_kind(value)}")
     try:
         result = float(value)
     except OverflowError:
         result = math.inf
     if not math.isfinite(result):
-        raise ValueError("takes a finite number: send null for a missing value")
+        raise ValueError("must be a finite number: send null for a missing value")
     return result
 
 
 def log_square(value: Any) -> str | None:
-    """A number's bucket: floor(log(x)^2) above 2, and below it "SP" and the integer; None is missing.
+    """Return a number's bucket, or None if it is missing.
 
-    As the winners of Criteo's challenge made categories of its counts (Juan, Zhuang, Chin: "3 Idiots").
+    The bucket is floor(log(x)^2) for x > 2, otherwise "SP" and floor(x). The winners of Criteo's challenge turned its
+    counts into categories like this (Juan, Zhuang, Chin: "3 Idiots").
 
     Raises:
-        ValueError: as number().
+        ValueError: See `number`.
     """
     x = number(value)
     if math.isnan(x):
@@ -77,17 +78,20 @@ def log_square(value: Any) -> str | None:
 
 
 def number_in_bucket(bucket: str) -> float:
-    """Some number whose log_square() is `bucket`."""
+    """Return a number whose `log_square` is this bucket."""
     if bucket.startswith("SP"):
         return float(bucket[2:])
     try:
         return math.exp(math.sqrt(int(bucket) + 0.5))
-    except OverflowError:  # the last bucket's middle
+    except OverflowError:  # The middle of the last bucket is not representable.
         return sys.float_info.max
 
 
 def tokenizer(field: Field) -> Callable[[Any], str | None]:
-    """What makes a token of the field's values, or None of a missing one. Raises ValueError as token() and number()."""
+    """Return a function from a field's value to its token, or to None if the value is missing.
+
+    The function raises ValueError like `token` and `number`.
+    """
     if field.transform is not UNSET:
         return _bucketer(field)
     if field.missing is UNSET:
@@ -97,7 +101,10 @@ def tokenizer(field: Field) -> Callable[[Any], str | None]:
 
 
 def number_reader(field: Field) -> Callable[[Any], float]:
-    """What makes a float of a numeric field's values, NaN of a missing one. Raises ValueError as number()."""
+    """Return a function from a numeric field's value to a float, or to NaN if the value is missing.
+
+    The function raises ValueError like `number`.
+    """
     if field.missing is UNSET:
         return number
     absent = absent_numbers(field)
@@ -105,9 +112,9 @@ def number_reader(field: Field) -> Callable[[Any], float]:
 
 
 def absent_numbers(field: Field) -> frozenset[float]:
-    """Those of the field's missing values that are numbers, however they are written: "-1.0" is -1.
+    """Return the field's "missing" values that are finite numbers, in any notation: "-1.0" is -1.
 
-    All others are words, NaN and infinities too, which a log may hold and a client may not send.
+    The others, including NaN and infinities, may occur in a log as text. A client cannot send them as numbers.
     """
     found = set()
     for text in field.missing or ():
@@ -119,7 +126,7 @@ def absent_numbers(field: Field) -> frozenset[float]:
 
 
 class Numbers:
-    """Normalises numeric fields. Values: float64 [rows, fields], NaN is missing."""
+    """Normalizes numeric fields. Values have the shape float64 (rows, fields), and NaN is a missing value."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self._mean = np.array([field.mean for field in fields])
@@ -128,15 +135,18 @@ class Numbers:
         self._low, self._high = np.array(seen).reshape(-1, 2).T
 
     def outside(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Where a number is one that train has none like."""
+        """Return which numbers are outside of the range of the training data."""
         return (values < self._low) | (values > self._high)
 
-    def normalise(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """(value - mean) / std; missing is 0, the mean. A number that is outside is taken for the nearest that train
-        has, and one of a schema that does not say, clipped to +-10,000."""
-        with np.errstate(over="ignore", invalid="ignore"):  # far beyond the clip
+    def normalize(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return (value - mean) / std, and 0 for a missing value, which is the mean.
+
+        A number outside of the range of the training data is replaced by the nearest end of the range. The result is
+        clipped to ±10,000, mainly for schemas that do not state the range.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # An overflow is clipped below.
             scaled = (np.clip(values, self._low, self._high) - self._mean) / self._std
-        scaled = np.clip(scaled, -LARGEST_NORMALISED, LARGEST_NORMALISED)
+        scaled = np.clip(scaled, -MAX_NORMALIZED, MAX_NORMALIZED)
         return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
 
 
@@ -150,8 +160,8 @@ def _bucketer(field: Field) -> Callable[[Any], str | None]:
 def _digits(value: int) -> str:
     try:
         return str(value)
-    except ValueError as error:  # Python's limit of 4,300 digits
-        raise ValueError("takes a shorter number: send an id of that length as a string") from error
+    except ValueError as error:  # Python converts at most 4,300 digits.
+        raise ValueError("must be a shorter number: send such a long id as a string") from error
 
 
 def _kind(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""Brings compose.yaml up and has it prove what it promises: make compose-test
+"""Test compose.yaml with a real Docker engine: make compose-test
 
-Needs a Docker engine, and the image stec-ctr, which `make compose-test` builds. Grafana stays out: nothing of it is
-ours but files that tests/deploy reads.
+Needs the image stec-ctr, which `make compose-test` builds. Grafana is not started: the project has only its
+configuration, which tests/deploy checks.
 """
 
 import os
@@ -32,21 +32,25 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Failed(RuntimeError):
-    """A promise that was not kept."""
+    """A check that failed."""
 
 
 class Compose:
-    """One project of its own, on ports of its own."""
+    """A separate Compose project, on free ports."""
 
     def __init__(self, compose: Sequence[str]) -> None:
         self._compose = [*compose, "--project-name", PROJECT, "--file", str(ROOT / "compose.yaml")]
-        # With the demo bundle, whatever the caller's environment says.
+        # The demo bundle is served, whatever the caller's environment sets.
         self._ports = {"BUNDLE": "./deploy/demo", "PORT": str(free_port()), "PROMETHEUS_PORT": str(free_port())}
         self.service = f"http://127.0.0.1:{self._ports['PORT']}"
         self.prometheus = f"http://127.0.0.1:{self._ports['PROMETHEUS_PORT']}"
 
     def __call__(self, *arguments: str) -> str:
-        """What it says on stdout. Raises Failed when it fails."""
+        """Run a Compose command and return its standard output.
+
+        Raises:
+            Failed: If the command fails.
+        """
         return run([*self._compose, *arguments], self._ports)
 
     def inspect(self, service: str, what: str) -> str:
@@ -65,7 +69,7 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> st
 
 @contextmanager
 def up(compose: Compose) -> Iterator[None]:
-    """Nothing of it is left at the end; after a failure its last words are printed."""
+    """Start the services, and remove them at the end. After a failure, print the end of their logs."""
     try:
         compose("up", "--detach", "--no-build", *SERVICES)
         yield
@@ -91,11 +95,11 @@ def is_locked_down(compose: Compose) -> str:
     if user == "0":
         raise Failed("the service runs as root")
     if compose.inspect("service", "{{.HostConfig.ReadonlyRootfs}}") != "true":
-        raise Failed("the service's root file system can be written to")
+        raise Failed("the service's root file system is writable")
     for module in ("torch", "onnx"):
         if "spec" in compose("exec", "-T", "service", "python", "-c", FIND.format(module)):
             raise Failed(f"the image has {module}")
-    return f"the service is user {user}, on a read-only root, without torch"
+    return f"the service runs as user {user}, with a read-only root file system, without torch"
 
 
 FIND = "import importlib.util as u; print('spec' if u.find_spec('{}') else 'none')"
@@ -104,19 +108,19 @@ FIND = "import importlib.util as u; print('spec' if u.find_spec('{}') else 'none
 def scores_with_redis(compose: Compose, requests: Sequence[Prepared]) -> str:
     degraded = score_all(compose, requests)
     if degraded:
-        raise Failed(f"{degraded} answers were degraded although Redis is there")
+        raise Failed(f"{degraded} answers were degraded although Redis is up")
     text = httpx.get(f"{compose.service}/metrics", timeout=10).text
     asked = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(IN_REDIS))
     if not asked:
         raise Failed("no token was looked up in Redis")
-    return f"{len(requests)} requests scored right through {compose.service}, {asked:.0f} tokens from Redis"
+    return f"{len(requests)} requests scored correctly through {compose.service}, {asked:.0f} tokens from Redis"
 
 
 IN_REDIS = 'ctr_vocabulary_tokens_total{tier="redis"}'
 
 
 def is_recorded(compose: Compose, requests: Sequence[Prepared]) -> str:
-    """Traffic until the p99 is there: a rate needs two scrapes with requests between."""
+    """Send requests until Prometheus has a p99. A rate needs two scrapes with requests between them."""
     found: list[float] = []
 
     def recorded() -> bool:
@@ -128,7 +132,7 @@ def is_recorded(compose: Compose, requests: Sequence[Prepared]) -> str:
     eventually(recorded, RECORDED_S, "Prometheus has no ctr:request_seconds:p99_1m")
     for arguments in (("check", "config", f"{RULES}prometheus.yml"), ("test", "rules", f"{RULES}tests.yml")):
         compose("exec", "-T", "prometheus", "promtool", *arguments)
-    return f"Prometheus scrapes, ctr:request_seconds:p99_1m is {found[0] * 1e3:.1f} ms; promtool finds no fault"
+    return f"Prometheus scrapes, ctr:request_seconds:p99_1m is {found[0] * 1e3:.1f} ms; promtool finds no errors"
 
 
 def query(compose: Compose, expression: str) -> list[float]:
@@ -139,16 +143,25 @@ def query(compose: Compose, expression: str) -> list[float]:
 
 
 def scores_without_redis(compose: Compose, fresh: Sequence[Prepared]) -> str:
-    """fresh: some with tokens that no worker has seen, so that Redis would be asked."""
+    """Score requests while Redis is down.
+
+    Args:
+        compose: The running project.
+        fresh: Requests with tokens that no worker has seen, so that the service would ask Redis.
+    """
     compose("kill", "redis")
     degraded = score_all(compose, fresh)
     if not degraded:
-        raise Failed("no answer says that Redis is gone")
-    return f"Redis killed: {len(fresh)} requests scored right, {degraded} of them say that they are degraded"
+        raise Failed("no answer is marked degraded although Redis is down")
+    return f"Redis killed: {len(fresh)} requests scored correctly, {degraded} of them marked degraded"
 
 
 def score_all(compose: Compose, requests: Sequence[Prepared]) -> int:
-    """How many answers were degraded. Raises Failed for one that is wrong."""
+    """Return the number of degraded answers.
+
+    Raises:
+        Failed: For a wrong answer.
+    """
     degraded = 0
     with httpx.Client(base_url=compose.service, timeout=10) as client:
         for request in requests:
@@ -161,7 +174,7 @@ def score_all(compose: Compose, requests: Sequence[Prepared]) -> int:
 
 
 def stops_without_losing_any(compose: Compose, requests: Sequence[Prepared]) -> str:
-    """Clients that send until /readyz says no more, as a balancer has them do."""
+    """Stop the service under load. Clients send until /readyz answers 503, as behind a load balancer."""
     leaving, counted, lost = threading.Event(), [0] * 4, []
 
     def send(number: int) -> None:
@@ -187,7 +200,7 @@ def stops_without_losing_any(compose: Compose, requests: Sequence[Prepared]) -> 
         thread.start()
     time.sleep(1.0)
     stopping.start()
-    eventually(lambda: not is_ready(compose), STOP_S, "/readyz goes on saying 200")
+    eventually(lambda: not is_ready(compose), STOP_S, "/readyz still answers 200")
     leaving.set()
     for thread in (*clients, stopping):
         thread.join(STOP_S)
@@ -213,11 +226,15 @@ def eventually(holds: Callable[[], bool], seconds: float, otherwise: str) -> Non
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """argv: the words that start compose, default `docker compose`."""
+    """Run all checks and return the exit code.
+
+    Args:
+        argv: The command that runs Compose. Default: `docker compose`.
+    """
     compose = Compose(list(argv if argv is not None else sys.argv[1:]) or ["docker", "compose"])
     bundle = open_bundle(BUNDLE)
     seen, fresh = (prepare([bundle], {20: 60}, 2000, seed) for seed in (1, 2))
-    promises: list[Callable[[], str]] = [
+    checks: list[Callable[[], str]] = [
         lambda: becomes_healthy(compose),
         lambda: is_locked_down(compose),
         lambda: scores_with_redis(compose, seen),
@@ -227,8 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     try:
         with up(compose):
-            for promise in promises:
-                print(f"ok: {promise()}", flush=True)
+            for check in checks:
+                print(f"ok: {check()}", flush=True)
     except (Failed, httpx.HTTPError) as failure:
         print(f"FAILED: {failure}", file=sys.stderr)
         return 1

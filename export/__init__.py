@@ -1,1 +1,1 @@
-"""A trained run -> a bundle that the service opens."""
+"""From a trained run to a bundle that the service opens."""

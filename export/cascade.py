@@ -1,7 +1,7 @@
-"""Calibrates the cascade's margins (contract/cascade.py) on requests drawn from the held-out splits of the log.
+"""Calibrating the margins of the cascade (contract/cascade.py) on requests drawn from valid and test.
 
-A drawn request is the context of one row and the candidate fields of other rows: a log of rows does not say which
-candidates lost an auction. The margins are set on valid; recall and saving are measured on test.
+A drawn request is the context of one row and the candidate fields of other rows, because a log does not say which
+candidates lost an auction. The margins are set on valid; recall and savings are measured on test.
 """
 
 import math
@@ -22,44 +22,56 @@ from model.experiments.run_folder import check_log_of_run
 KS = (1, 3, 10, 30)
 REQUESTS = 300
 CANDIDATES = 100
-RECALL = 0.999  # what the margins aim at
-MOST_SCORED = 0.5  # looking twice at more than that would cost what it saves
+RECALL = 0.999  # the target of the margins
+MAX_SCORED = 0.5  # of the candidates; scoring more of them twice would cost more than it saves
 SEED = 1
 
 Logits = NDArray[np.float32]
 
 
 def check_log(prepared: Prepared, run: Path) -> None:
-    """Raises ValueError when the log is not the one that the run was trained on, or is too small to draw from."""
+    """Check that a log is the one that the run was trained on, and large enough to draw requests from.
+
+    Raises:
+        ValueError: If it is not.
+    """
     check_log_of_run(run, prepared)
     for split in ("valid", "test"):
         if (rows := prepared.facts.splits[split].rows) <= CANDIDATES:
             raise ValueError(
-                f"{prepared.folder}: {split} has {rows} rows, a cascade needs more than {CANDIDATES}: hold more out"
+                f"{prepared.folder}: {split} has {rows} rows; a cascade needs more than {CANDIDATES}. Make it larger."
             )
 
 
 def calibrate(folder: Path, prepared: Prepared) -> list[CascadeRule]:
-    """A rule for each k of KS that saves something, for the graphs in `folder`; none where the first level says little.
+    """Return a rule for each k of KS that saves something. There may be none.
 
-    prepared: a log that check_log() takes.
+    Args:
+        folder: The graphs.
+        prepared: A log that passes check_log().
     """
-    valid, test = (_logits(folder, draw_requests(prepared, split)) for split in ("valid", "test"))
+    valid, test = (run_graphs(folder, draw_requests(prepared, split)) for split in ("valid", "test"))
     rules = [measure(*test, k, calibrated_margin(*valid, k)) for k in KS]
-    return [rule for rule in rules if rule.scored <= MOST_SCORED]
+    return [rule for rule in rules if rule.scored <= MAX_SCORED]
 
 
 def calibrated_margin(screen: Logits, full: Logits, k: int) -> float:
-    """What keeps RECALL of the best k. Shape: the first level's and the model's logits (requests, candidates)."""
+    """Return the margin that keeps RECALL of the best k candidates.
+
+    Args:
+        screen: The first level's logits, (requests, candidates).
+        full: The model's logits, (requests, candidates).
+        k: How many candidates are returned.
+    """
     best = np.argpartition(-full, k - 1, axis=1)[:, :k]
     kth_best = -np.partition(-screen, k - 1, axis=1)[:, k - 1 : k]
     shortfall = np.maximum(kth_best - np.take_along_axis(screen, best, axis=1), 0)
     needed = float(np.quantile(shortfall, RECALL, method="higher"))
-    return math.ceil(needed * 1e4) / 1e4  # up: rounding must lose nobody
+    return math.ceil(needed * 1e4) / 1e4  # rounded up, so that rounding loses no candidate
 
 
 def measure(screen: Logits, full: Logits, k: int, margin: float) -> CascadeRule:
-    """Recall and saving of a rule; shapes as for calibrated_margin()."""
+    """Return a rule with its recall and savings. Arguments as for calibrated_margin()."""
     kept = np.array([survivors(row, k, margin, screen.shape[1]) for row in screen])
     best = np.argpartition(-full, k - 1, axis=1)[:, :k]
     recall = np.take_along_axis(kept, best, axis=1).mean()
@@ -68,35 +80,33 @@ def measure(screen: Logits, full: Logits, k: int, margin: float) -> CascadeRule:
 
 
 def draw_requests(prepared: Prepared, split: str) -> list[ModelInput]:
-    """REQUESTS contexts, each with CANDIDATES other rows' candidate fields."""
+    """Draw REQUESTS contexts, each with the candidate fields of CANDIDATES other rows."""
     ids, values, _ = prepared.split(split)
     random = np.random.default_rng(SEED)
+
+    def select(rows: NDArray[np.generic], kind: Kind, side: Side, chosen: Sequence[int]) -> NDArray[np.generic]:
+        columns = [i for i, field in enumerate(prepared.schema.select(kind)) if field.side == side]
+        return rows[chosen][:, columns]
+
     requests = []
     for _ in range(REQUESTS):
         context, *candidates = random.choice(len(ids), CANDIDATES + 1, replace=False)
         requests.append(
             ModelInput(
-                _side(prepared, ids, "categorical", "context", [context]).astype(np.int64),
-                _side(prepared, ids, "categorical", "candidate", candidates).astype(np.int64),
-                _side(prepared, values, "numeric", "context", [context]).astype(np.float32),
-                _side(prepared, values, "numeric", "candidate", candidates).astype(np.float32),
+                select(ids, "categorical", "context", [context]).astype(np.int64),
+                select(ids, "categorical", "candidate", candidates).astype(np.int64),
+                select(values, "numeric", "context", [context]).astype(np.float32),
+                select(values, "numeric", "candidate", candidates).astype(np.float32),
             )
         )
     return requests
 
 
-def _side(
-    prepared: Prepared, rows: NDArray[np.generic], kind: Kind, side: Side, chosen: Sequence[int]
-) -> NDArray[np.generic]:
-    columns = [i for i, field in enumerate(prepared.schema.select(kind)) if field.side == side]
-    return rows[chosen][:, columns]
-
-
-def _logits(folder: Path, requests: Sequence[ModelInput]) -> tuple[Logits, Logits]:
-    """The first level's and the model's, (requests, candidates) each."""
+def run_graphs(folder: Path, requests: Sequence[ModelInput]) -> tuple[Logits, Logits]:
+    """Return the logits of the first level and of the model, (requests, candidates) each."""
     screen, model = (
         onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"]) for name in (SCREEN, MODEL)
     )
-    feeds = [join([one]) for one in requests]
+    feeds = [join([request]) for request in requests]
     screens, logits = ([session.run([OUTPUT], feed)[0] for feed in feeds] for session in (screen, model))
     return np.array(screens), np.array(logits)

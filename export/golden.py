@@ -1,4 +1,4 @@
-"""Golden requests: drawn field by field from the vocabulary, so that no row of the log leaves it."""
+"""Golden requests, which are drawn field by field from the vocabulary, so that no row of the log leaves it."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,67 +12,70 @@ from contract.tokens import number_in_bucket
 from contract.vocabulary import Vocabulary
 
 REQUESTS = 300
-MOST_CANDIDATES = 50
+MAX_CANDIDATES = 50
 MISSING_SHARE = 0.1
 UNKNOWN_SHARE = 0.1
 SEED = 1
 
 
 def draw_golden(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]) -> list[GoldenRequest]:
-    """300 requests of 1 to 50 candidates (log-uniform), a tenth of the values missing and a tenth unknown.
+    """Return REQUESTS requests of 1 to MAX_CANDIDATES candidates (log-uniform), without their probabilities.
 
-    Their probabilities are still to be filled in. A missing value is null or absent, in turn.
+    A tenth of the values is missing, either null or absent, and a tenth is unknown.
     """
     random = np.random.default_rng(SEED)
     tokens = {name: sorted(t for t, _ in vocabulary.items()) for name, vocabulary in vocabularies.items()}
-    return [_draw_request(schema, tokens, random) for _ in range(REQUESTS)]
+    context = [f for f in schema.fields if f.side == "context"]
+    candidate = [f for f in schema.fields if f.side == "candidate"]
+    requests = []
+    for _ in range(REQUESTS):
+        count = int(np.exp(random.uniform(0, np.log(MAX_CANDIDATES + 1))))
+        candidates = [GoldenCandidate(f"candidate-{i}", draw_features(candidate, tokens, random)) for i in range(count)]
+        requests.append(GoldenRequest(draw_features(context, tokens, random), candidates, []))
+    return requests
 
 
 def golden_inputs(
     schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary], golden: list[GoldenRequest]
 ) -> Iterator[ModelInput]:
-    """Each golden request as the service would encode it."""
+    """Yield each golden request as the service would encode it."""
     encoder = Encoder(schema)
-    for one in golden:
-        yield golden_input(encoder, one, vocabularies)
+    for request in golden:
+        yield golden_input(encoder, request, vocabularies)
 
 
-def _draw_request(schema: FeatureSchema, tokens: Mapping[str, list[str]], random: np.random.Generator) -> GoldenRequest:
-    context = [f for f in schema.fields if f.side == "context"]
-    candidate = [f for f in schema.fields if f.side == "candidate"]
-    count = int(np.exp(random.uniform(0, np.log(MOST_CANDIDATES + 1))))
-    candidates = [GoldenCandidate(f"candidate-{i}", _draw_features(candidate, tokens, random)) for i in range(count)]
-    return GoldenRequest(_draw_features(context, tokens, random), candidates, [])
-
-
-def _draw_features(
+def draw_features(
     fields: list[Field], tokens: Mapping[str, list[str]], random: np.random.Generator
 ) -> dict[str, str | float | None]:
+    """Draw a value for each field.
+
+    Args:
+        fields: The fields.
+        tokens: The tokens of each categorical field's vocabulary.
+        random: The random generator.
+    """
     features: dict[str, str | float | None] = {}
     for field in fields:
         chance = random.random()
         if chance < MISSING_SHARE / 2:
             continue
+        unknown = chance < MISSING_SHARE + UNKNOWN_SHARE
         if chance < MISSING_SHARE:
             features[field.name] = None
         elif field.kind == "numeric":
-            features[field.name] = _draw_value(field, random)
+            # Nine digits, whatever the field's scale.
+            features[field.name] = float(f"{random.normal(field.mean, field.std):.9g}")
         elif field.transform is not UNSET:
-            features[field.name] = _draw_number(tokens[field.name], chance < MISSING_SHARE + UNKNOWN_SHARE, random)
-        elif chance < MISSING_SHARE + UNKNOWN_SHARE or not tokens[field.name]:
+            features[field.name] = draw_number(tokens[field.name], unknown, random)
+        elif unknown or not tokens[field.name]:
             features[field.name] = f"unseen-{random.integers(1000)}"
         else:
             features[field.name] = tokens[field.name][random.integers(len(tokens[field.name]))]
     return features
 
 
-def _draw_value(field: Field, random: np.random.Generator) -> float:
-    """Mostly among train's numbers, with as many digits whatever the field's scale."""
-    return float(f"{random.normal(field.mean, field.std):.9g}")
-
-
-def _draw_number(buckets: list[str], unseen: bool, random: np.random.Generator) -> float:
-    """One that falls into one of these buckets, or into none."""
-    if unseen or not buckets:
+def draw_number(buckets: list[str], unknown: bool, random: np.random.Generator) -> float:
+    """Draw a number in one of these buckets, or in none of them if `unknown`."""
+    if unknown or not buckets:
         return -1e9 - float(random.integers(1000))
     return number_in_bucket(buckets[random.integers(len(buckets))])

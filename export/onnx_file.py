@@ -1,4 +1,4 @@
-"""Graphs -> ONNX files whose weights lie in one file beside them, each once."""
+"""Writing graphs as ONNX files that share one file of weights."""
 
 import logging
 import warnings
@@ -15,18 +15,24 @@ from contract.bundle import OUTPUT
 from contract.schema import FeatureSchema
 
 WEIGHTS = "weights.bin"
-SMALL_BYTES = 1024  # stays in the graph's own file
-PAGE_BYTES = 4096  # the offsets that can be mapped into memory
+MAX_INLINE_BYTES = 1024  # a smaller array stays in the graph's own file
+PAGE_BYTES = 4096  # only offsets at multiples of it can be mapped into memory
 EXPORTER = r"torch\.onnx\._internal\.exporter\..*"
-EXAMPLE_REQUESTS, EXAMPLE_CANDIDATES = 3, 7  # different, and neither 0 nor 1: those are specialised by the tracer
+EXAMPLE_REQUESTS, EXAMPLE_CANDIDATES = 3, 7  # different, and neither 0 nor 1, for which the tracer specializes
 
 
 def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (OUTPUT,)) -> onnx.ModelProto:
-    """A module with the serving graph's inputs, traced for any number of requests and candidates."""
+    """Return a graph as ONNX, for any number of requests and candidates.
+
+    Args:
+        graph: A module with the inputs of the serving graph.
+        schema: The schema.
+        outputs: The names of the outputs.
+    """
     inputs = example_inputs(schema)
     sizes = {name: torch.export.Dim("requests" if name.startswith("context") else "candidates") for name in inputs}
-    with warnings.catch_warnings(), _quiet(logging.getLogger("torch.onnx._internal.exporter._registration")):
-        # All inputs of one side share an axis, on purpose. And torch's exporter calls a deprecated part of torch.
+    with warnings.catch_warnings(), only_errors(logging.getLogger("torch.onnx._internal.exporter._registration")):
+        # All inputs of a side share an axis on purpose. And torch's exporter calls a deprecated part of torch.
         warnings.filterwarnings("ignore", r"# The axis name: .* will not be used", UserWarning, EXPORTER)
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         program = torch.onnx.export(
@@ -39,29 +45,9 @@ def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (O
             verbose=False,
         )
     assert program is not None
-    return _without_notes(program.model_proto)
-
-
-def save_together(models: Mapping[str, onnx.ModelProto], folder: Path) -> None:
-    """Writes each model under its name and WEIGHTS: every array above a kilobyte, once, whoever uses it."""
-    places: dict[bytes, int] = {}
-    # onnxruntime and its users need not be the owner: not onnx's own saving, which makes the file for him alone.
-    with (folder / WEIGHTS).open("wb") as weights:
-        for model in models.values():
-            for tensor in model.graph.initializer:
-                if len(raw := tensor.raw_data) > SMALL_BYTES:
-                    if raw not in places:
-                        weights.write(bytes(-weights.tell() % PAGE_BYTES))
-                        places[raw] = weights.tell()
-                        weights.write(raw)
-                    set_external_data(tensor, WEIGHTS, places[raw], len(raw))
-                    tensor.ClearField("raw_data")
-    for name, model in models.items():
-        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The exporter notes its stack on each node: a machine's paths, most of the file, and no two exports alike."""
+    model: onnx.ModelProto = program.model_proto
+    # The exporter writes its stack to the metadata of each node: most of the file, with paths of this machine, and
+    # different in every export.
     for part in (
         model,
         model.graph,
@@ -74,9 +60,27 @@ def _without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def save_together(models: Mapping[str, onnx.ModelProto], folder: Path) -> None:
+    """Write each model under its name, and every array above MAX_INLINE_BYTES to WEIGHTS, once for all models."""
+    offsets: dict[bytes, int] = {}
+    # Not with onnx's own function, which makes the file readable only for its owner; the service may be another user.
+    with (folder / WEIGHTS).open("wb") as weights:
+        for model in models.values():
+            for tensor in model.graph.initializer:
+                if len(raw := tensor.raw_data) > MAX_INLINE_BYTES:
+                    if raw not in offsets:
+                        weights.write(bytes(-weights.tell() % PAGE_BYTES))
+                        offsets[raw] = weights.tell()
+                        weights.write(raw)
+                    set_external_data(tensor, WEIGHTS, offsets[raw], len(raw))
+                    tensor.ClearField("raw_data")
+    for name, model in models.items():
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
+
+
 @contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """It warns of torchvision's operators, which no model here has."""
+def only_errors(logger: logging.Logger) -> Iterator[None]:
+    """Suppress the logger's warnings, which are about torchvision's operators. No model here has any."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -86,7 +90,7 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 
 
 def example_inputs(schema: FeatureSchema) -> dict[str, Tensor]:
-    """The serving graph's inputs by name; value inputs only where the schema has numeric fields."""
+    """Return example inputs of the serving graph by name. There are value inputs only for sides with numeric fields."""
     requests, candidates = EXAMPLE_REQUESTS, EXAMPLE_CANDIDATES
     inputs = {
         "context_ids": torch.zeros(requests, len(schema.select("categorical", "context")), dtype=torch.int64),

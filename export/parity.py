@@ -1,4 +1,4 @@
-"""Parity: what onnxruntime answers from the files is what torch answers from the run."""
+"""Parity: checking that onnxruntime gives the same answers from the files as torch from the run."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,24 +16,28 @@ from contract.golden import TOLERANCE
 from contract.schema import FeatureSchema
 from export.graphs.plain import PlainGraph
 
-ROWS = (1, 2, 257)  # a graph that is right at the traced sizes can be wrong at others
-SHARE_OF_WHOLE = 10  # a tenth of the golden requests
-# Of the probability: where clicks are rare, all of it may be less than TOLERANCE.
+ROWS = (1, 2, 257)  # a graph that is right at the traced sizes may be wrong at others
+# For a graph with max_candidates, one in so many golden requests is checked with all candidates.
+FULL_CHECK_INTERVAL = 10
+# Relative to the probability, which may be below TOLERANCE if clicks are rare.
 RELATIVE_TOLERANCE = 1e-3
 
 
+Case = tuple[str, Mapping[str, NDArray[np.generic]], NDArray[np.float64]]  # name, inputs, expected probabilities
+
+
 class ParityError(ValueError):
-    """The exported graph and the model disagree: there is no bundle."""
+    """The exported graph and the model disagree, so no bundle is written."""
 
 
 def torch_ctr(
     model: nn.Module, schema: FeatureSchema, inputs: list[ModelInput], calibration: Calibration
 ) -> list[list[float]]:
-    """Probabilities of each request's candidates, by the model's plain form in float64."""
+    """Return the probabilities of each request's candidates, from the model's plain form in float64."""
     reference = PlainGraph(model, schema).double().eval()
     answers = []
-    for one in inputs:
-        tensors = {name: torch.from_numpy(array) for name, array in join([one]).items()}
+    for request in inputs:
+        tensors = {name: torch.from_numpy(array) for name, array in join([request]).items()}
         doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
         with torch.inference_mode():
             answers.append(calibration.ctr(reference(**doubles).numpy()).tolist())
@@ -45,59 +49,70 @@ def check_parity(
     inputs: list[ModelInput],
     expected: list[list[float]],
     calibration: Calibration,
-    most_candidates: int | None = None,
+    max_candidates: int | None = None,
 ) -> float:
-    """The largest difference in probability, over single requests, 1, 2 and 257 rows, and many requests in one call.
+    """Compare a graph with torch and return the largest difference in probability.
 
-    most_candidates: of a graph that is only run on so many at once; it is then checked on single requests alone.
+    The graph is run on single requests, on all requests in one call, and on 1, 2 and 257 rows.
+
+    Args:
+        onnx: The graph's file.
+        inputs: The golden requests.
+        expected: torch's probabilities of each request's candidates.
+        calibration: The bundle's calibration.
+        max_candidates: The most candidates that the graph is run on at a time. With it, the graph is run only on single
+            requests.
 
     Raises:
-        ParityError: when one is above 1e-5, or above a thousandth of torch's answer.
-        NoKernel: for KERNEL, where it cannot be used.
+        ParityError: If a difference is above 1e-5, or above a thousandth of torch's answer.
+        NoKernel: For KERNEL, if it cannot be used on this machine.
     """
     options = onnxruntime.SessionOptions()
     if onnx.name == KERNEL:
         kernel.register(options)
     session = onnxruntime.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
     worst = 0.0
-    cases = _cases(inputs, expected) if most_candidates is None else _alone(inputs, expected, most_candidates)
+    cases = all_sizes(inputs, expected) if max_candidates is None else single(inputs, expected, max_candidates)
     for name, feed, answer in cases:
         ctr = calibration.ctr(session.run([OUTPUT], feed)[0])
         if ctr.shape != answer.shape:
-            raise ParityError(f"{onnx.name}, {name}: the graph answers {ctr.shape}, torch {answer.shape}")
+            raise ParityError(
+                f"{onnx.name}, {name}: the graph's output has the shape {ctr.shape}, torch's {answer.shape}"
+            )
         difference = np.abs(ctr - answer)
         if not (largest := float(difference.max())) <= TOLERANCE:
-            raise ParityError(f"{onnx.name}, {name}: it and torch differ by {largest:.2g}, more than {TOLERANCE:g}")
+            raise ParityError(f"{onnx.name}, {name}: differs from torch by {largest:.2g}, more than {TOLERANCE:g}")
         if not (relative := float((difference / answer).max())) <= RELATIVE_TOLERANCE:
-            told = f"it and torch differ by {relative:.2g} of the probability, more than {RELATIVE_TOLERANCE:g}"
-            raise ParityError(f"{onnx.name}, {name}: {told}")
+            message = f"differs from torch by {relative:.2g} of the probability, more than {RELATIVE_TOLERANCE:g}"
+            raise ParityError(f"{onnx.name}, {name}: {message}")
         worst = max(worst, largest)
     return worst
 
 
-Case = tuple[str, Mapping[str, NDArray[np.generic]], NDArray[np.float64]]
+def single(inputs: list[ModelInput], expected: list[list[float]], max_candidates: int) -> Iterator[Case]:
+    """Yield each request, most of them with only their first candidate.
+
+    An explanation computes each candidate hundreds of times, so checking all of them would take too long.
+    """
+    for index, (request, answer) in enumerate(zip(inputs, expected, strict=True)):
+        rows = min(max_candidates, len(answer)) if index % FULL_CHECK_INTERVAL == 0 else 1
+        yield f"golden request {index}", *first_rows(join([request]), np.array(answer), rows)
 
 
-def _alone(inputs: list[ModelInput], expected: list[list[float]], most: int) -> Iterator[Case]:
-    """Of most requests the first candidate: an explanation computes each candidate hundreds of times over."""
-    for index, (one, answer) in enumerate(zip(inputs, expected, strict=True)):
-        rows = min(most, len(answer)) if index % SHARE_OF_WHOLE == 0 else 1
-        yield f"golden request {index}", *_first_rows(join([one]), np.array(answer), rows)
-
-
-def _cases(inputs: list[ModelInput], expected: list[list[float]]) -> Iterator[Case]:
-    for index, (one, answer) in enumerate(zip(inputs, expected, strict=True)):
-        yield f"golden request {index}", join([one]), np.array(answer)
+def all_sizes(inputs: list[ModelInput], expected: list[list[float]]) -> Iterator[Case]:
+    """Yield each request, all requests in one call, and the first rows of that call."""
+    for index, (request, answer) in enumerate(zip(inputs, expected, strict=True)):
+        yield f"golden request {index}", join([request]), np.array(answer)
     everything, answers = join(inputs), np.concatenate([np.array(a) for a in expected])
     yield "all golden requests in one call", everything, answers
     for rows in ROWS:
-        yield f"{rows} rows in one call", *_first_rows(everything, answers, rows)
+        yield f"{rows} rows in one call", *first_rows(everything, answers, rows)
 
 
-def _first_rows(
+def first_rows(
     feed: Mapping[str, NDArray[np.generic]], answers: NDArray[np.float64], rows: int
 ) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float64]]:
-    """The first candidates of a joined call, with the requests that they belong to."""
+    """Return the first candidates of a joined call, with the requests that they belong to."""
     requests = int(feed["request_index"][rows - 1]) + 1
     cut = {name: array[:requests] if name.startswith("context") else array[:rows] for name, array in feed.items()}
     return cut, answers[:rows]

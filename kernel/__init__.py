@@ -1,8 +1,10 @@
-"""STEC in C++, where it was built and the processor can run it.
+"""STEC in C++. It is optional: it must be built, and on x86-64 it needs a processor with AVX2 and FMA.
 
-Serving: one operator of onnxruntime, `ctr.stec::Score`. stec.cpp is the model, op.cpp tells onnxruntime of it.
-export/graphs/kernel.py makes graphs of it; without it, the same bundle is served by onnxruntime's own operators, two to
-five times slower at 100 candidates. Training: training.cpp, which model/stec/fused.py calls.
+For serving, the kernel is a single onnxruntime operator, `ctr.stec::Score`. stec.cpp implements the model, and op.cpp
+registers it with onnxruntime. export/graphs/kernel.py creates graphs that use it. Without the kernel, onnxruntime's own
+operators serve the same bundle, two to five times slower at 100 candidates.
+
+For training, model/stec/fused.py calls the functions in training.cpp.
 """
 
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -13,12 +15,12 @@ DOMAIN, OPERATOR, VERSION = "ctr.stec", "Score", 1
 
 
 class NoKernel(RuntimeError):
-    """The operator was not built, or this processor cannot run it. The message says the way out."""
+    """The kernel was not built, or this processor cannot run it. The message says how to fix it."""
 
 
 def built() -> Path:
-    """The library. Raises NoKernel when there is none."""
-    # This interpreter's first, as importing would have it: an older one's may lie beside it.
+    """Return the path of the kernel's library. Raises NoKernel if it was not built."""
+    # In the order of an import: the library for this interpreter comes before one for another version.
     named = [Path(__file__).parent / f"_stec{suffix}" for suffix in EXTENSION_SUFFIXES]
     for path in named:
         if path.exists():
@@ -27,21 +29,24 @@ def built() -> Path:
 
 
 def register(options: Any) -> None:
-    """Makes the operator known to the sessions that onnxruntime opens with these options.
+    """Register the operator for the sessions that onnxruntime opens with these options.
+
+    Args:
+        options: onnxruntime.SessionOptions.
 
     Raises:
-        NoKernel: when it was not built, cannot be loaded, or the processor lacks AVX2 and FMA.
+        NoKernel: The kernel was not built, cannot be loaded, or the processor does not have AVX2 and FMA.
     """
     library = built()
     try:
         options.register_custom_ops_library(str(library))
-    except Exception as error:  # onnxruntime raises its own classes
+    except Exception as error:  # onnxruntime raises its own classes.
         why = (str(error).splitlines() or [type(error).__name__])[0].strip()
         raise NoKernel(f"the kernel cannot be used: {why}") from error
 
 
 def is_usable() -> bool:
-    """Whether this machine has the operator, and its processor can run it."""
+    """Return whether the kernel was built and this processor can run it."""
     import onnxruntime
 
     try:

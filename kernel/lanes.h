@@ -1,12 +1,13 @@
-// Arithmetic on eight numbers at a time, in the compilers' own vector types: the same source is AVX2 or NEON.
+// Arithmetic on eight numbers at a time with the compiler's vector types. The same source compiles to AVX2 or NEON.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// On x86-64 a plain build knows no AVX2: whoever includes this may only run where op.cpp has found it. For g++; another
-// compiler needs -mavx2 -mfma, and without them makes slower code of the same source.
+// By default, x86-64 compilers do not use AVX2. This pragma enables it for g++, so code that includes this header must
+// run only if stec_processor_can() in op.cpp returns true. Another compiler needs -mavx2 -mfma, and compiles the same
+// source to slower code without them.
 #if defined(__x86_64__) && defined(__GNUC__)
 #pragma GCC target("avx2,fma")
 #endif
@@ -24,9 +25,10 @@ inline void copy(const Lanes* from, int64_t count, Lanes* to) { std::memcpy(to, 
 
 inline Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 
-// e^x for x <= 0, within about a unit in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2].
+// Returns e^x for x <= 0 with an error of about one unit in the last place: 2^n times a polynomial on
+// [-ln 2 / 2, ln 2 / 2].
 inline Lanes exp_of_negative(Lanes x) {
-  const Lanes rounding = all(12582912.0f);  // 1.5 * 2^23: adding it leaves the nearest integer in the last bits
+  const Lanes rounding = all(12582912.0f);  // 1.5 * 2^23: adding it puts the nearest integer into the low bits
   x = larger(x, all(-87.0f));
   const Lanes shifted = x * 1.44269504f + rounding, n = shifted - rounding;
   const Lanes r = x - n * 0.693145752f - n * 1.42860677e-6f;
@@ -37,23 +39,24 @@ inline Lanes exp_of_negative(Lanes x) {
   p = p * r + 1.66666656e-1f;
   p = p * r + 0.5f;
   p = p * r * r + r + 1.0f;
-  // The integer n is in the low bits of `shifted`; a float's exponent is 127 more, above its 23 bits of fraction.
+  // The low bits of `shifted` hold the integer n. The exponent of a float has a bias of 127 and lies above its 23 bits
+  // of fraction.
   const Integers exponent = ((Integers)shifted - (Integers)rounding + 127) << 23;
   return p * (Lanes)exponent;
 }
 
 inline Lanes inverse_root(Lanes x) {
-  float roots[LANES];  // through memory: lane by lane the compiler takes one root at a time
+  float roots[LANES];  // Through memory, because the compiler does not vectorize square roots of single lanes.
   std::memcpy(roots, &x, sizeof x);
   for (float& root : roots) root = std::sqrt(root);
   std::memcpy(&x, roots, sizeof x);
   return 1.0f / x;
 }
 
-// What a product becomes before it is stored.
+// What is done to a product before it is stored.
 enum class Then { AddBias, AddBiasAndRelu, AddTo };
 
-// A matrix of Lanes: element (row, column) lies at row * row_step + column * column_step.
+// A matrix of Lanes. Element (row, column) is at index row * row_step + column * column_step.
 struct Matrix {
   Lanes* data;
   int64_t row_step, column_step = 1;
@@ -61,7 +64,7 @@ struct Matrix {
   Lanes* at(int64_t row, int64_t column) const { return data + row * row_step + column * column_step; }
 };
 
-// O outputs of C columns: sum over depth of a[depth][output] * x[depth][column]. All sums stay in registers.
+// Computes O outputs for C columns: sum over depth of a[depth][output] * x[depth][column]. All sums stay in registers.
 template <int O, int C, class A>
 inline void sums(const A* a, int64_t a_step, const Lanes* x, int64_t x_step, int64_t depth, Lanes (&sum)[O][C]) {
 #pragma GCC unroll 8
@@ -89,12 +92,14 @@ inline void tile(const A* a, int64_t a_step, const Lanes* x, int64_t x_step, int
       const int64_t place = o * y.row_step + c * y.column_step;
       if (then == Then::AddTo) value += base[place];
       else if (bias) value += bias[o];
-      if (then == Then::AddBiasAndRelu) value = larger(Lanes{}, value);  // this way round NaN stays NaN
+      // With the operands in this order, NaN stays NaN.
+      if (then == Then::AddBiasAndRelu) value = larger(Lanes{}, value);
       y.data[place] = value;
     }
 }
 
-// y[output][column] = sum over depth of a[depth][output] * x[depth][column], plus a bias, or `base`, which lies as y.
+// y[output][column] = sum over depth of a[depth][output] * x[depth][column], plus the bias or `base`, which has the
+// layout of y.
 template <Then then = Then::AddBias, class A>
 void product(const A* a, int64_t a_step, int64_t outputs, const Lanes* x, int64_t x_step, int64_t columns,
              int64_t depth, const float* bias, Matrix y, const Lanes* base = nullptr) {

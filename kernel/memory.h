@@ -1,4 +1,4 @@
-// Memory for intermediates that outlives a call.
+// Memory for intermediate results that is reused by the next call.
 #pragma once
 
 #include <cstdlib>
@@ -9,12 +9,13 @@
 
 namespace stec {
 
-// Grows, and is kept: taking it anew for each call would cost as much as a candidate.
+// The memory only grows. Allocating it in each call would cost as much time as scoring one candidate.
 class Memory {
  public:
   ~Memory() { std::free(lanes); }
 
-  // Not std::vector: as a template's argument Lanes loses its alignment. Nothing with Lanes in it is in one.
+  // Not a std::vector: Lanes loses its alignment as a template argument. For the same reason, no std::vector holds
+  // anything that contains Lanes.
   Lanes* at_least(int64_t count) {
     if (count > size) {
       std::free(std::exchange(lanes, nullptr)), size = 0;

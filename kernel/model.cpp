@@ -1,4 +1,4 @@
-// What a model is, and whether what came fits it.
+// The sizes of a model, and the checks of its inputs.
 #include "stec.h"
 
 namespace stec {
@@ -9,7 +9,7 @@ int64_t Sizes::weights() const {
   return blocks * (block + level) + width * 2 * width + 2 * width + level + 1;
 }
 
-// The bounds keep every product of sizes within an int64.
+// Within these bounds, no product of sizes overflows an int64.
 bool Sizes::are_sane() const {
   const auto in = [](int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; };
   return in(width, 1, 4096) && in(heads, 1, width) && width % heads == 0 && in(hidden, 1, 65536) && in(blocks, 1, 64) &&

@@ -1,7 +1,7 @@
-// The part of onnxruntime's C interface that one operator needs. Its Python wheels ship no header.
+// The part of onnxruntime's C API that one operator needs. onnxruntime's Python wheels contain no headers.
 //
-// All of it is version 1 of OrtApi, which onnxruntime promises never to reorder: a function is known by its
-// place in the table. OrtCustomOp is as of version 17; onnxruntime reads no field that is younger than `version`.
+// All functions belong to version 1 of OrtApi, in which each function has a fixed index that onnxruntime guarantees not
+// to change. OrtCustomOp is that of version 17. onnxruntime reads no fields that were added after `version`.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// The operator `ctr.stec::Score` for onnxruntime: the serving graph in one node. export/graphs/kernel.py makes it.
+// The onnxruntime operator `ctr.stec::Score`: the serving graph in a single node. export/graphs/kernel.py creates it.
 #include <exception>
 #include <initializer_list>
 
@@ -12,7 +12,7 @@ enum Input { SIZES, TABLE, OFFSETS, ALPHA, WEIGHTS, CONTEXT_IDS, CANDIDATE_IDS, 
 
 const OrtApi* api;
 
-// Thrown across our own functions only; compute() hands it to onnxruntime.
+// An exception that never leaves this file: compute() returns its status to onnxruntime.
 struct Failure {
   OrtStatus* status;
 };
@@ -98,7 +98,7 @@ OrtStatus* compute(void*, OrtKernelContext* context) {
     return nullptr;
   } catch (const Failure& failure) {
     return failure.status;
-  } catch (const std::exception& error) {  // no memory
+  } catch (const std::exception& error) {  // for example, out of memory
     return api->create_status(ORT_FAIL, error.what());
   }
 }
@@ -143,7 +143,7 @@ const OrtCustomOp score_op{
 
 }  // namespace
 
-// Whether this processor has what lanes.h is made for.
+// Returns whether this processor has the instructions that lanes.h is compiled for.
 extern "C" __attribute__((visibility("default"))) bool stec_processor_can() {
 #if defined(__x86_64__)
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -152,7 +152,7 @@ extern "C" __attribute__((visibility("default"))) bool stec_processor_can() {
 #endif
 }
 
-// onnxruntime calls it when a session's options name this library.
+// onnxruntime calls this function when the options of a session name this library.
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                const OrtApiBase* base) {
   api = base->get_api(ORT_VERSION);

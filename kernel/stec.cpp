@@ -1,5 +1,5 @@
-// Shape legend: D width, F fields (U of the context, before the candidate's), H heads, K = D / H, M hidden units.
-// An array of Lanes holds each number of eight candidates; [a][b]: the last index is contiguous.
+// Legend: D width, F fields (the first U belong to the context), H heads, K = D / H, M hidden units.
+// Each element of an array of Lanes holds the numbers of eight candidates. In [a][b], the last index is contiguous.
 #include "stec.h"
 
 #include <algorithm>
@@ -13,24 +13,24 @@
 namespace stec {
 namespace {
 
-constexpr int64_t CHUNK = 6;  // columns at a time where an intermediate would not stay in the first cache
-constexpr int64_t LONG = 8;   // candidates of one request that are worth a group of their own
+constexpr int64_t CHUNK = 6;  // columns at a time, so that intermediate results stay in the L1 cache
+constexpr int64_t LONG = 8;   // A request with at least this many candidates gets its own groups.
 
-// What a level's context contributes to every candidate of its request.
+// The part of a level that depends only on the context, and is shared by all candidates of a request.
 struct Shared {
-  Lanes* logit;                    // one
-  Lanes *by_query, *by_key;        // [D][candidate fields]: what a candidate's key and query meet
-  Lanes *largest, *total, *value;  // [H][U], [H][U], [D][U]: the softmax over the context's keys alone
+  Lanes* logit;                    // [1]
+  Lanes *by_query, *by_key;        // [D][F - U]: factors for the keys and queries of a candidate
+  Lanes *largest, *total, *value;  // [H][U], [H][U], [D][U]: the softmax over the keys of the context
 };
 
 struct Level {
-  Lanes *query, *key, *value, *residual;  // [D][F], but value [F][D]
+  Lanes *query, *key, *value, *residual;  // [D][F], except value, which is [F][D]
   Shared shared;
 };
 
 thread_local Memory memory;
 
-// One group of up to eight candidates at a time, and what their requests have in common.
+// Scores groups of up to eight candidates, and computes what they share only once per request.
 class Scorer {
  public:
   explicit Scorer(const Model& model)
@@ -45,7 +45,7 @@ class Scorer {
     for (int64_t start = 0, end; start < in.candidates; start = end) {
       end = group_end(in, start);
       int64_t rows[LANES], requests[LANES];
-      for (int lane = 0; lane < LANES; ++lane) {  // lanes without a candidate repeat the first
+      for (int lane = 0; lane < LANES; ++lane) {  // Lanes without a candidate repeat the first one.
         rows[lane] = start + lane < end ? start + lane : start;
         requests[lane] = in.request_index[rows[lane]];
       }
@@ -64,13 +64,13 @@ class Scorer {
   }
 
  private:
-  // A request with many candidates gets groups of its own: its context is then computed once.
+  // A request with many candidates gets its own groups, so that its context is computed only once.
   static int64_t group_end(const Input& in, int64_t start) {
     const int64_t* index = in.request_index;
     int64_t end = start + 1;
     for (; end < in.candidates && end < start + LANES; ++end) {
       if (index[end] == index[end - 1]) continue;
-      // All but a remainder of a long request's rows went into groups before `start`.
+      // Most rows of a long request are in groups before `start`. Only a remainder is left.
       const bool ends_long_request = start >= LONG && index[start - LONG + 1] == index[start];
       const bool begins_long_request = end + LONG <= in.candidates && index[end + LONG - 1] == index[end];
       if (ends_long_request || begins_long_request) break;
@@ -78,7 +78,7 @@ class Scorer {
     return end;
   }
 
-  // Counts what is needed when `start` is null.
+  // Assigns memory to the intermediate results. If `start` is null, only counts how much is needed.
   void place_intermediates(Lanes* start) {
     taken = 0;
     const auto take = [&](int64_t count) {
@@ -98,7 +98,8 @@ class Scorer {
     packed_in = take(packed), packed_attended = take(packed), packed_out = take(packed);
   }
 
-  // Fields from `first` on, of these rows: a table's rows, then numbers times their field's vector -> input [D][F].
+  // Writes the embeddings of these rows to input [D][F], from field `first` on: rows of the table for categorical
+  // fields, then numbers times the vectors of their numeric fields.
   void gather(const int64_t* ids, const float* values, const int64_t (&rows)[LANES], int64_t first,
               int64_t categorical, int64_t numeric, int64_t first_offset, int64_t first_alpha) {
     for (int64_t field = 0; field < categorical + numeric; ++field) {
@@ -113,8 +114,8 @@ class Scorer {
     }
   }
 
-  // Everything that depends on the requests alone: the first level's and attention's context, or with
-  // request attention the context of every level.
+  // Computes everything that depends only on the requests: the context of the first level and its attention. With
+  // request attention, this is the context of every level.
   void share_context() {
     const Lanes* in = input;
     for (int64_t l = 0; l < s.blocks; ++l) {
@@ -160,7 +161,7 @@ class Scorer {
     project_each(w.last_project, w.last_bias, out, 2, in + begin, end - begin);
   }
 
-  // `count` projections of D outputs each, whose weights lie beside each other.
+  // Computes `count` projections with D outputs each, whose weights are stored side by side.
   void project_each(const float* weights, const float* biases, const Matrix* out, int64_t count, const Lanes* in,
                     int64_t columns) {
     const int64_t packed = packed_columns(columns);
@@ -176,8 +177,9 @@ class Scorer {
     }
   }
 
-  // Where all lanes hold the same row, a column says one number eight times. What treats every column alike can
-  // then take eight columns in one: a lone candidate's fields, or the context of a lone request.
+  // If all lanes hold the same row, a column holds each number eight times. This happens for the fields of a single
+  // candidate, or for the context of a single request. An operation that treats all columns alike can then process
+  // eight columns packed into one.
   static int64_t packed_columns(int64_t columns) { return (columns + LANES - 1) / LANES; }
 
   // [D][columns] -> [D][packed columns]
@@ -194,7 +196,7 @@ class Scorer {
       for (int64_t c = 0; c < columns; ++c) *to.at(d, c) = all(from[d * packed + c / LANES][c % LANES]);
   }
 
-  // sum over c, i, j of query[c][i] * interaction[c][i][j] * key[c][j].
+  // Returns the sum over c, i, j of query[c][i] * interaction[c][i][j] * key[c][j].
   Lanes level_logit(int64_t l) {
     const Level& level = levels[size_t(l)];
     Lanes logit{};
@@ -202,8 +204,8 @@ class Scorer {
     return logit;
   }
 
-  // line[j] = sum over the first `queries` fields i of query[c][i] * interaction[c][i][j]; and with `keys` of the
-  // keys, the sum of their products.
+  // Sets line[j] = sum over the first `queries` fields i of query[c][i] * interaction[c][i][j]. Returns the sum of
+  // line[j] * key[j] over the first `keys` fields j.
   Lanes meet(int64_t l, int64_t c, int64_t queries, const Lanes* key, int64_t keys) {
     const float* a = w.interaction[size_t(l)] + c * F * F;
     const Lanes* query = levels[size_t(l)].query + c * F;
@@ -232,7 +234,7 @@ class Scorer {
       const Lanes* key = level.key + c * F;
       *level.shared.logit += meet(l, c, U, key, U);
       copy(line + U, own, level.shared.by_query + c * own);
-      // by_key[i] = sum over the context's j of interaction[c][i][j] * key[j], two chains at a time
+      // by_key[i] = sum over the context fields j of interaction[c][i][j] * key[j], in two independent chains
       for (int64_t i = 0; i < own; ++i) {
         const float* a = w.interaction[size_t(l)] + (c * F + U + i) * F;
         Lanes even{}, odd{};
@@ -243,7 +245,7 @@ class Scorer {
     }
   }
 
-  // level_logit, with what the context shares already there.
+  // Returns the same as level_logit, but uses the shared part of the context.
   Lanes shared_level_logit(int64_t l) {
     const Level& level = levels[size_t(l)];
     const int64_t own = F - U;
@@ -260,10 +262,11 @@ class Scorer {
     return logit;
   }
 
-  // Whole: over all its keys. Keep: over the context's keys, to go on with a candidate's; GoOn does.
+  // Whole: the softmax over all keys. Keep: over the keys of the context, with a state that is kept. GoOn: continues
+  // from that state with the keys of a candidate.
   enum class Softmax { Whole, Keep, GoOn };
 
-  // Fields begin..end attend to fields from..to, head by head: attended [D][F], or what is shared of it.
+  // Fields begin..end attend to fields from..to, one head at a time. Writes attended [D][F], or its shared part.
   void attend(int64_t l, int64_t begin, int64_t end, int64_t from, int64_t to, Softmax softmax) {
     Level& level = levels[size_t(l)];
     const int64_t K = D / s.heads, keys = to - from;
@@ -290,8 +293,8 @@ class Scorer {
       }
   }
 
-  // The chunk's scores -> e^(score - largest). `factor`: 1 / their total, with what came before included;
-  // scale: what that has to be multiplied by. shared_*: what Keep writes and GoOn reads.
+  // Replaces the scores in `chunk` by e^(score - largest). Sets `factor` to 1 / total, including the kept state, and
+  // `scale` to the factor for the kept values. Keep writes shared_largest and shared_total, and GoOn reads them.
   void exponentiate(int64_t keys, int64_t columns, Softmax softmax, Lanes* shared_largest, Lanes* shared_total,
                     Lanes (&factor)[CHUNK]) {
     const bool goes_on = softmax == Softmax::GoOn, keeps = softmax == Softmax::Keep;
@@ -317,7 +320,7 @@ class Scorer {
     }
   }
 
-  // What Softmax::Keep left is all there is: no candidate's key follows.
+  // Completes a softmax that Softmax::Keep started, if no keys of a candidate follow.
   void normalise_attended(int64_t l) {
     const Shared& shared = levels[size_t(l)].shared;
     const int64_t K = D / s.heads;
@@ -326,7 +329,7 @@ class Scorer {
         attended[d * F + i] = shared.value[d * U + i] / shared.total[d / K * U + i];
   }
 
-  // From the attention to the block's output x [D][F].
+  // Computes the rest of a block, from the attention to its output x [D][F].
   void finish_block(int64_t l, int64_t begin, int64_t end) {
     const BlockWeights& b = w.blocks[size_t(l)];
     Lanes* residual = levels[size_t(l)].residual + begin;
@@ -353,7 +356,7 @@ class Scorer {
     }
   }
 
-  // At most CHUNK columns of mean 0 -> columns of variance 1.
+  // Scales up to CHUNK columns, whose mean is 0, to variance 1.
   void normalise(Lanes* columns, int64_t step, int64_t count, float eps) {
     Lanes sum[CHUNK] = {};
     for (int64_t d = 0; d < D; ++d)

@@ -1,6 +1,7 @@
-// What training does with every pair of fields, forward and backward, without holding a number a pair and row:
-// a level's batch statistics and logit (model/stec/factorized.py), and attention. model/stec/fused.py calls it.
-// Shape legend: B rows, F fields, D width, H heads, K = D / H. Rows lie as [B][F][D], what pairs have as [D][F][F].
+// The operations on all pairs of fields in training, forward and backward, without storing a number for each pair and
+// row: the batch statistics and logit of a level (model/stec/factorized.py), and attention. model/stec/fused.py calls
+// these functions.
+// Legend: B rows, F fields, D width, H heads, K = D / H. Rows are stored as [B][F][D], and pairs as [D][F][F].
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -14,11 +15,11 @@
 namespace stec {
 namespace {
 
-// Aligned as Lanes are, for they lie in the same memory.
+// Aligned like Lanes, because both use the same memory.
 typedef double Doubles __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(Lanes))));
 
-constexpr int64_t BLOCK = 32;  // rows that stay in the second cache while all dimensions are taken from them
-constexpr int64_t GROUP = 4;   // of these rows, as many add up in registers
+constexpr int64_t BLOCK = 32;  // rows that stay in the L2 cache while all of their dimensions are processed
+constexpr int64_t GROUP = 4;   // rows of a block that are summed in registers
 
 thread_local Memory memory;
 
@@ -28,7 +29,7 @@ struct Rows {
   int64_t numbers() const { return fields * width; }
   int64_t pairs() const { return fields * fields; }
   int64_t tiles() const { return (width + LANES - 1) / LANES; }
-  // Dimensions of a tile; only a last one has fewer than all lanes, and zeros in the others.
+  // Returns the number of dimensions in a tile. Only the last tile may have fewer than LANES, with zeros in the others.
   int64_t lanes(int64_t tile) const { return std::min<int64_t>(LANES, width - tile * LANES); }
 };
 
@@ -50,21 +51,21 @@ inline float sum(Lanes value) {
   return total;
 }
 
-// The tile of every field of a row.
+// Loads one tile of every field of a row.
 inline void load_fields(const float* row, Rows s, int64_t tile, Lanes* to) {
   for (int64_t field = 0; field < s.fields; ++field)
     to[field] = load(row + field * s.width + tile * LANES, s.lanes(tile));
 }
 
-// [D][F][F] -> [tile][F][F], a dimension in each lane.
+// Converts [D][F][F] to [tile][F][F] with one dimension per lane.
 void pack(const float* pairs, Rows s, Lanes* to) {
   std::fill(to, to + s.tiles() * s.pairs(), Lanes{});
   for (int64_t d = 0; d < s.width; ++d)
     for (int64_t pair = 0; pair < s.pairs(); ++pair) to[d / LANES * s.pairs() + pair][d % LANES] = *pairs++;
 }
 
-// Adds a tile of up to GROUP rows to sums[F][F] and, when asked for, to squares. In double: for a field that is nearly
-// constant, float would lose all of the variance when the mean is taken away.
+// Adds one tile of up to GROUP rows to sums[F][F], and to squares[F][F] if requested. The sums are doubles: for a field
+// that is nearly constant, subtracting the mean in float would lose the whole variance.
 template <bool with_squares>
 void add_group(const Doubles* left, const Doubles* right, int64_t fields, Doubles* sums, Doubles* squares) {
   for (int64_t i = 0; i < fields; ++i) {
@@ -78,7 +79,8 @@ void add_group(const Doubles* left, const Doubles* right, int64_t fields, Double
   }
 }
 
-// first[D][F][F] = sum over rows of scale * left * right (scale: none is 1), second: of its square, when asked for.
+// first[D][F][F] = sum over rows of scale * left * right. second[D][F][F], if not null: the sum of their squares.
+// A null scale means 1.
 void moments(const float* left, const float* right, const float* scale, Rows s, double* first, double* second) {
   const int64_t pairs = s.pairs(), sums = s.tiles() * pairs, group = s.fields * GROUP;
   auto* const taken = reinterpret_cast<Doubles*>(memory.at_least(2 * (2 * sums + 2 * group)));
@@ -89,7 +91,7 @@ void moments(const float* left, const float* right, const float* scale, Rows s, 
       for (int64_t row = block; row < std::min(block + BLOCK, s.count); row += GROUP) {
         for (int64_t g = 0; g < GROUP; ++g)
           for (int64_t field = 0; field < s.fields; ++field) {
-            const bool is_there = row + g < s.count;  // the rows that a last group lacks add nothing
+            const bool is_there = row + g < s.count;  // missing rows of the last group add nothing
             const int64_t at = (row + g) * s.numbers() + field * s.width + tile * LANES;
             const Lanes a = is_there ? load(left + at, s.lanes(tile)) * (scale ? scale[row + g] : 1.0f) : Lanes{};
             const Lanes b = is_there ? load(right + at, s.lanes(tile)) : Lanes{};
@@ -128,7 +130,8 @@ void logits(const float* left, const float* right, const float* a, Rows s, float
 }
 
 // by_left[i] = sum over j of t * right[j] and by_right[j] = sum over i of t * left[i], where for each row and dimension
-// t[i][j] = scale * a[i][j] + slope[i][j] * (left[i] * right[j] - mean[i][j]). No scale is 1; is_curved: with a slope.
+// t[i][j] = scale * a[i][j] + slope[i][j] * (left[i] * right[j] - mean[i][j]). A null scale means 1. Without is_curved,
+// the slope is 0.
 template <bool is_curved>
 void gradient(const float* left, const float* right, const float* scale, const float* a, const float* slope,
               const float* mean, Rows s, float* by_left, float* by_right) {
@@ -161,7 +164,7 @@ void gradient(const float* left, const float* right, const float* scale, const f
       }
 }
 
-// [rows][numbers] -> [numbers], a row in each lane; lanes without a row repeat the first.
+// Converts [rows][numbers] to [numbers] with one row per lane. Lanes without a row repeat the first row.
 void gather(const float* from, int64_t rows, int64_t numbers, Lanes* to) {
   for (int64_t n = 0; n < numbers; ++n)
     for (int64_t lane = 0; lane < LANES; ++lane) to[n][lane] = from[(lane < rows ? lane : 0) * numbers + n];
@@ -177,7 +180,8 @@ void transpose(const Lanes* from, int64_t rows, int64_t columns, Lanes* to) {
     for (int64_t column = 0; column < columns; ++column) to[column * rows + row] = *from++;
 }
 
-// Attention of eight rows at a time (Eq. 5 and 6). Of a head's arrays, [F][D] and [D][F] are steps into all heads'.
+// Attention (Eq. 5 and 6) for eight rows at a time. A head's arrays are parts of the [F][D] and [D][F] arrays of all
+// heads.
 class Attention {
  public:
   Attention(Rows rows, int64_t heads, float divisor, const uint8_t* allowed)
@@ -187,7 +191,7 @@ class Attention {
     for (Lanes** array : {&w, &w_t, &s, &s_t}) *array = at, at += F * F;
   }
 
-  // All pointers at the first of `rows` rows, at most eight.
+  // All pointers point to the first of `rows` rows, of which there are at most eight.
   void forward(const float* queries, const float* keys, const float* values, int64_t rows, float* to) {
     load(queries, keys, values, rows);
     for (int64_t h = 0; h < H; ++h) {
@@ -217,9 +221,9 @@ class Attention {
  private:
   const int64_t F, D, H, K;
   const float divisor;
-  const uint8_t* const allowed;                                            // [F][F], who attends to whom; null: all
-  Lanes *q, *k, *v, *out, *q_t, *k_t, *v_t, *out_t, *by_q, *by_k, *by_v;  // [F][D], but *_t [D][F]
-  Lanes *w, *w_t, *s, *s_t;  // a head's weights and the scores' gradient: [attends][attended], *_t turned
+  const uint8_t* const allowed;  // [F][F]: whether a field may attend to another; null: every field may
+  Lanes *q, *k, *v, *out, *q_t, *k_t, *v_t, *out_t, *by_q, *by_k, *by_v;  // [F][D], except *_t, which are [D][F]
+  Lanes *w, *w_t, *s, *s_t;  // weights and gradient of the scores of a head: [attending][attended]; *_t: transposed
 
   void load(const float* queries, const float* keys, const float* values, int64_t rows) {
     gather(queries, rows, F * D, q), gather(keys, rows, F * D, k), gather(values, rows, F * D, v);
@@ -228,7 +232,7 @@ class Attention {
 
   bool may(int64_t attends, int64_t attended) const { return !allowed || allowed[attends * F + attended]; }
 
-  // w_t[attended][attends] = softmax over attended of q k / divisor.
+  // w_t[attended][attending] = softmax over attended of q k / divisor.
   void weigh(int64_t h) {
     product(k_t + h * K * F, F, F, q_t + h * K * F, F, F, K, nullptr, {w_t, F});
     for (int64_t i = 0; i < F; ++i) {
@@ -238,14 +242,14 @@ class Attention {
       for (int64_t j = 0; j < F; ++j) {
         Lanes& weight = w_t[j * F + i];
         const Lanes x = (weight - largest) / divisor;
-        weight = may(i, j) ? exp_of_negative(x) + 0.0f * x : Lanes{};  // NaN stays NaN
+        weight = may(i, j) ? exp_of_negative(x) + 0.0f * x : Lanes{};  // adds NaN if x is NaN
         total += weight;
       }
       for (int64_t j = 0; j < F; ++j) w_t[j * F + i] /= total;
     }
   }
 
-  // s_t: the weights' gradient -> the products' of query and key.
+  // Converts s_t from the gradient of the weights to the gradient of the products of query and key.
   void unsoften() {
     for (int64_t i = 0; i < F; ++i) {
       Lanes mean{};
@@ -270,7 +274,7 @@ bool has_memory(const Step& step) {
 
 using stec::Rows;
 
-// False: out of memory.
+// These functions return false if they are out of memory.
 extern "C" __attribute__((visibility("default"))) bool stec_moments(
     const float* left, const float* right, const float* scale, int64_t rows, int64_t fields, int64_t width,
     double* first, double* second) {

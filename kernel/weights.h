@@ -1,4 +1,4 @@
-// The layout of `weights`, all float32, every row-major:
+// The layout of `weights`: all arrays are float32 and row-major.
 //   for each block: projections [D][4 D] (query, key, value, residual), their bias [4 D], out [D][D],
 //     inner [D][M], its bias [M], outer [M + D][D] (hidden units, then the skip), its bias [D],
 //     the two norms' eps [2], the level's interaction weights [D][F][F]
@@ -17,7 +17,7 @@ struct BlockWeights {
   const float *project, *project_bias, *out, *inner, *inner_bias, *outer, *outer_bias, *eps;
 };
 
-// Where each part of a model's weights begins. Their number is Sizes::weights().
+// Pointers to the parts of a model's weights. Sizes::weights() is their total number.
 struct Weights {
   explicit Weights(const Model& model) {
     const Sizes& s = model.sizes;
@@ -43,7 +43,7 @@ struct Weights {
   }
 
   std::vector<BlockWeights> blocks;
-  std::vector<const float*> interaction;  // of each level
+  std::vector<const float*> interaction;  // one per level
   const float *last_project, *last_bias;
   float bias;
 };

@@ -1,4 +1,4 @@
-"""How many users there are, and when: a ramp, a steady stretch, a spike, and down to none.
+"""The number of users over time: a ramp, a steady stretch, a spike, and a ramp down to none.
 
     users
       |              ____
@@ -19,10 +19,12 @@ RAMP_STEADY_SPIKE = "ramp-steady-spike"
 
 @dataclass(frozen=True)
 class Shape:
-    """A part of 0 s is left out. After the spike its users leave at once, and the others one after another.
+    """A load shape. A part of 0 s is left out.
+
+    After the spike, the extra users leave at once and the others one after another.
 
     Raises:
-        ValueError: for users below 1, or a time below 0.
+        ValueError: Users below 1, or a time below 0.
     """
 
     users: int
@@ -35,25 +37,21 @@ class Shape:
     def __post_init__(self) -> None:
         for name in ("users", "spike_users"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, not 1 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more")
         for name in ("ramp_s", "steady_s", "spike_s", "down_s"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: {getattr(self, name)}, not 0 or more")
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more, and finite")
 
     def users_at(self, since_s: float) -> int | None:
-        """since_s: from the start. None: it is over."""
+        """Return the number of users `since_s` seconds after the start. None: the load is over."""
         spike_from_s = self.ramp_s + self.steady_s
         down_from_s = spike_from_s + self.spike_s
         if since_s < self.ramp_s:
-            return _part(self.users, since_s / self.ramp_s)
+            return max(1, math.ceil(self.users * since_s / self.ramp_s))
         if since_s < spike_from_s:
             return self.users
         if since_s < down_from_s:
             return self.spike_users
         if since_s < down_from_s + self.down_s:
-            return _part(self.users, 1 - (since_s - down_from_s) / self.down_s)
+            return max(1, math.ceil(self.users * (1 - (since_s - down_from_s) / self.down_s)))
         return None
-
-
-def _part(users: int, share: float) -> int:
-    return max(1, math.ceil(users * share))

@@ -1,9 +1,9 @@
 """The model that the load tests serve: 23 categorical fields, 18 of the context and 5 of a candidate, full attention.
 
-A log is drawn here, and goes the way of every log: ctr-prepare, ctr-train, ctr-export. Its clicks are simple, for a
-model's speed does not depend on what it learnt; its vocabularies have an ad server's sizes.
+A generated log runs through the usual pipeline: ctr-prepare, ctr-train, ctr-export. Its vocabularies have the sizes of
+an ad server's. Its clicks are simple, because a model's speed does not depend on what it learned.
 
-    python -m loadtest.reference_model        # writes bundles/stec-23, about a minute
+    python -m loadtest.reference_model        # writes bundles/stec-23 in about a minute
 """
 
 import shutil
@@ -30,7 +30,7 @@ EXPERIMENT = Path("experiments/load/stec-23.toml")
 BUNDLE = Path("bundles/stec-23")
 DATA, RUN = Path("data"), Path("runs/stec-23")
 ROWS = {"train": 300_000, "valid": 30_000, "test": 30_000}
-# Users and ads are many, the rest is what a log has of pages, places, devices, campaigns, formats.
+# Users and ads have many tokens. The other fields are like pages, locations, devices, campaigns and formats.
 TOKENS = {"user": 100_000, "ad": 20_000}
 OTHERS = (2, 7, 24, 50, 200, 1000, 5000)
 SKEW = 1.1
@@ -38,14 +38,18 @@ CLICK_RATE = 0.1
 
 
 def ensure_bundle() -> Path:
-    """BUNDLE; made first where it is not there. Raises subprocess.CalledProcessError when a step fails."""
+    """Return BUNDLE, and make it first if it does not exist.
+
+    Raises:
+        subprocess.CalledProcessError: A step of the pipeline failed.
+    """
     if (BUNDLE / MANIFEST).exists():
         return BUNDLE
     write_log(DATA)
     for command in (
-        ["model.data.prepare.prepare", str(EXPERIMENT), "--data", str(DATA)],
-        ["model.experiments.train", str(EXPERIMENT), "--data", str(DATA), "--out", str(RUN)],
-        ["export.cli", str(RUN), str(BUNDLE), "--data", str(DATA)],
+        ["model.cli.prepare", str(EXPERIMENT), "--data", str(DATA)],
+        ["model.cli.train", str(EXPERIMENT), "--data", str(DATA), "--out", str(RUN)],
+        ["export.cli.export", str(RUN), str(BUNDLE), "--data", str(DATA)],
     ):
         subprocess.run([sys.executable, "-m", *command], check=True)  # noqa: S603
     return BUNDLE
@@ -54,8 +58,12 @@ def ensure_bundle() -> Path:
 def write_plain(
     model: STEC, schema: FeatureSchema, vocabularies: Mapping[str, Mapping[str, int]], folder: Path
 ) -> None:
-    """What a server without this project has of the model: plain.onnx, as torch exports it, our graph of onnxruntime's
-    own operators as model.onnx, and vocabulary.json, the ids of each side's fields in the graph's order."""
+    """Write the model for servers that do not use this project.
+
+    Args:
+        folder: It gets plain.onnx, as torch exports the model; model.onnx, our graph of onnxruntime's own operators;
+            and vocabulary.json, the ids of each side's fields in the graph's order.
+    """
     graphs = {"plain.onnx": PlainGraph(model, schema), "model.onnx": ServingGraph(model, schema)}
     save_together({name: to_onnx(graph, schema) for name, graph in graphs.items()}, folder)
     sides: tuple[Side, Side] = ("context", "candidate")
@@ -64,23 +72,23 @@ def write_plain(
 
 
 def write_log(root: Path, rows: dict[str, int] = ROWS, seed: int = 1) -> Path:
-    """root/load/{train,valid,test}.parquet, the same for the same seed."""
+    """Write {train,valid,test}.parquet to root/load and return that folder. Equal seeds give equal files."""
     data = read_experiment(EXPERIMENT).data
     fields = [*data.context, *data.candidate]
     random = np.random.default_rng(seed)
-    sizes = {name: TOKENS.get(name, OTHERS[place % len(OTHERS)]) for place, name in enumerate(fields)}
+    sizes = {name: TOKENS.get(name, OTHERS[index % len(OTHERS)]) for index, name in enumerate(fields)}
     weights = {name: random.normal(0, 0.5, size) for name, size in sizes.items()}
     with new_folder(root / data.folder, "test.parquet") as folder:
         for split in SPLITS:
-            _draw(fields, sizes, weights, rows[split], random).write_parquet(folder / f"{split}.parquet")
+            draw(fields, sizes, weights, rows[split], random).write_parquet(folder / f"{split}.parquet")
     return root / data.folder
 
 
-def _draw(
+def draw(
     fields: Sequence[str], sizes: dict[str, int], weights: dict[str, np.ndarray], rows: int, random: np.random.Generator
 ) -> pl.DataFrame:
-    """Tokens by a power law; a click's logit is the sum of its tokens' weights, and some pairs'."""
-    codes = {name: _power_law(random, sizes[name], rows) for name in fields}
+    """Draw tokens by a power law, and clicks whose logit adds the tokens' weights and a term of user and ad."""
+    codes = {name: power_law(random, sizes[name], rows) for name in fields}
     single = np.mean([weights[name][codes[name]] for name in fields], axis=0)
     pair = weights["user"][codes["user"]] * weights["ad"][codes["ad"]]
     logit = 12 * single + 2 * pair + np.log(CLICK_RATE / (1 - CLICK_RATE))
@@ -89,7 +97,8 @@ def _draw(
     return frame.with_columns(pl.Series("click", (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int8)))
 
 
-def _power_law(random: np.random.Generator, tokens: int, rows: int) -> np.ndarray:
+def power_law(random: np.random.Generator, tokens: int, rows: int) -> np.ndarray:
+    """Draw `rows` tokens from 0 to `tokens` - 1, with a probability proportional to 1 / (token + 1)^SKEW."""
     shares = np.arange(1, tokens + 1, dtype=np.float64) ** -SKEW
     return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], random.random(rows), side="right")
 

@@ -25,16 +25,17 @@ class Table:
 
     def lines(self) -> list[str]:
         heading = [f"## {self.title}", ""] if self.title else []
-        return [*heading, _line(self.header), _line(["--:"] * len(self.header)), *map(_line, self.rows), ""]
+        rows = ("| " + " | ".join(cells) + " |" for cells in (self.header, ["--:"] * len(self.header), *self.rows))
+        return [*heading, *rows, ""]
 
 
 def write_report(
-    path: Path, title: str, text: str, tables: Sequence[Table], libraries: Sequence[str], command: str
+    path: Path | None, title: str, text: str, tables: Sequence[Table], libraries: Sequence[str], command: str
 ) -> None:
-    """Write a Markdown report to `path`, whole or not at all, and print it.
+    """Print a Markdown report, and write it to `path`, whole or not at all.
 
     Args:
-        path: The report's file. Its folder is created.
+        path: The report's file, whose folder is created. None: print the report only.
         title: The heading.
         text: The paragraph below it: what was measured, and how.
         tables: The results.
@@ -50,10 +51,7 @@ def write_report(
         "",
     ]
     report = "\n".join(lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, report.encode())
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, report.encode())
     Console().print(Markdown(report))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

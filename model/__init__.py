@@ -1,1 +1,1 @@
-"""Training: STEC, its data, the recipe."""
+"""Training: models, data and experiments."""

@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all."""
+"""Output folders and files that appear complete or not at all."""
 
 import fcntl
 import glob
@@ -9,73 +9,86 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-OWNER = "owner.lock"
+LOCK = "owner.lock"
 
 
 @contextmanager
 def new_folder(path: Path, marker: str) -> Iterator[Path]:
-    """Yields a temporary folder beside `path` and renames it to `path` when the block succeeds.
+    """Yield a temporary folder beside `path` and rename it to `path` when the block succeeds.
 
-    marker: a file that every folder of this kind holds. An existing folder with it is replaced.
-    What processes that were killed on the way left beside `path` is removed.
+    An existing folder of the same kind is replaced. Temporary folders of processes that were killed are removed.
+
+    Args:
+        path: The folder to write.
+        marker: The name of a file that every folder of this kind holds.
 
     Raises:
-        ValueError: before the block runs, when `path` exists and is not such a folder.
+        ValueError: Before the block runs, if `path` exists and is not a folder of this kind.
     """
     check_replaceable(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_behind(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary, _owned(Path(temporary)):
-        fresh = Path(temporary) / "new"
-        fresh.mkdir()
-        yield fresh
-        if not (fresh / marker).is_file():
+    remove_leftovers(path)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary,
+        (Path(temporary) / LOCK).open("wb") as lock,
+    ):
+        # The lock tells remove_leftovers() that the folder is in use. It ends with this process, however that ends.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new = Path(temporary) / "new"
+        new.mkdir()
+        yield new
+        if not (new / marker).is_file():
             raise AssertionError(f"the folder was written without its {marker}")
         check_replaceable(path, marker)
         if path.exists():
             path.rename(Path(temporary) / "old")
-        fresh.rename(path)
+        new.rename(path)
 
 
-@contextmanager
-def _owned(temporary: Path) -> Iterator[None]:
-    """A lock in it that ends with this process, however it ends."""
-    with (temporary / OWNER).open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary folders that killed processes left beside `path`.
 
-
-def _remove_left_behind(path: Path) -> None:
-    """What was killed between its two renames had moved the old folder aside: that one comes back first."""
-    for owner in path.parent.glob(f".{glob.escape(path.name)}.*/{OWNER}"):
-        with suppress(OSError), owner.open("rb") as file:  # of a living process, or gone meanwhile
+    A process that was killed between its two renames had already moved the old folder away; it is moved back first.
+    """
+    for lock in path.parent.glob(f".{glob.escape(path.name)}.*/{LOCK}"):
+        # OSError: the folder belongs to a running process, or that process removed it just now.
+        with suppress(OSError), lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if (old := owner.parent / "old").is_dir() and not path.exists():
+            if (old := lock.parent / "old").is_dir() and not path.exists():
                 old.rename(path)
-            shutil.rmtree(owner.parent, ignore_errors=True)
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def check_replaceable(path: Path, marker: str) -> None:
-    """Raises ValueError when writing to `path` is not possible, or would destroy what was not written here."""
-    if path.is_symlink() or (path.exists() and not (path / marker).is_file() and not _is_empty_folder(path)):
-        raise ValueError(f"{path} exists and holds no {marker}: name another folder, or remove it yourself")
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} cannot be written below {there}: name another folder")
+    """Check that a folder can be written to `path` without destroying anything else.
 
+    Args:
+        path: The folder to write.
+        marker: The name of a file that every folder of this kind holds.
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    Raises:
+        ValueError: If `path` is a link, or exists and is neither empty nor of this kind, or cannot be created.
+    """
+    is_empty_folder = path.is_dir() and not any(path.iterdir())
+    if path.is_symlink() or (path.exists() and not (path / marker).is_file() and not is_empty_folder):
+        raise ValueError(f"{path} exists and has no {marker}. Choose another folder, or remove this one yourself.")
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be created, {parent} is not a writable folder. Choose another folder.")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """The file has the content, or what it had before."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace a file's content. If writing fails, the file keeps the content that it had.
+
+    Raises:
+        OSError: If the file cannot be written. The error names the file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_bytes(content)
-        aside.replace(path)
+        temporary.write_bytes(content)
+        temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk's error has none
+        error.filename = error.filename or str(path)  # the error of a full disk names no file
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

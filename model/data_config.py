@@ -1,5 +1,6 @@
-"""[data] of an experiment's TOML file: where a log lies and what its columns mean."""
+"""The [data] section of an experiment's TOML file: where a log is and what its columns mean."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,10 +13,16 @@ from model.toml import Positive, read_toml
 
 
 class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a user says of one field; what is left out is the reader's choice, and else the default.
+    """One entry of [[data.fields]]. A key that is not set keeps the reader's choice or the default.
 
-    side: needed for reader = "table" alone. missing: values that mean that there is none. min_count: instead of the
-    log's. transform: "log_square" makes a category of a number, as Criteo's winners did; see contract/tokens.py.
+    Attributes:
+        name: The column.
+        side: context or candidate. Needed only with reader = "table".
+        kind: categorical or numeric.
+        missing: Values that count as missing.
+        min_count: Replaces the log's min_count for this field.
+        transform: "log_square" turns a number into a category, as the winners of the Criteo challenge did (see
+            contract/tokens.py).
     """
 
     name: str
@@ -26,30 +33,37 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     transform: Literal["none", "log_square"] | None = None
 
     def apply(self, field: Field) -> Field:
-        """The field as this wants it."""
-        kind = self.kind or field.kind
+        """Return the reader's field with the keys that this entry sets."""
         transform = field.transform if self.transform is None else self.transform
         return Field(
             self.name,
             self.side or field.side,
-            kind,
+            self.kind or field.kind,
             missing=field.missing if self.missing is None else self.missing or UNSET,
             transform=UNSET if transform == "none" else transform,
         )
 
 
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where the log lies and what its columns mean. Paths are relative to `--data`.
+    """The [data] section. Paths are relative to `--data`.
 
-    reader: who knows the log's columns; only "table" needs the keys from `train` to `numeric`, or `fields` in place of
-    `context`, `candidate` and `numeric`. fields: to another reader, what to do differently with some of its fields.
-    columns: the names of a text file's columns, where it has no header line.
-    folder: the raw log. prepared: where ctr-prepare writes and ctr-train reads.
-    min_count: a token seen less often in train gets the unknown id.
-    negative_rate: the share of the negatives that the log kept; the bundle's calibration undoes it.
-    split, split_seed: of a log that is published in one piece, by a draw for each row, or by day ("time") where its
-    reader knows the day.
-    vocabulary: a folder of vocabularies to use as they are, instead of counting: see model/data/fuxictr/importer.py.
+    Attributes:
+        reader: The module of model/data/readers that knows the log's columns. Only "table" takes the keys from `train`
+            to `numeric`, and `columns`; with "table", `fields` may replace `context`, `candidate` and `numeric`.
+        folder: The folder of the raw log.
+        prepared: The folder that ctr-prepare writes and ctr-train reads.
+        min_count: A token that train has fewer times gets the unknown id.
+        negative_rate: The share of negatives that the log kept. The bundle's calibration corrects for it.
+        split: How to split a log that is published as one file: "row" draws at random for each row; "time" takes the
+            last days, where the reader knows the day.
+        split_seed: The seed of the draw.
+        train, valid, test: The log's files, relative to `folder`.
+        label: The column that holds 0 or 1.
+        context, candidate: The columns of each side.
+        numeric: Which of these columns are numbers.
+        fields: More about single fields. With another reader than "table", what to change about its fields.
+        columns: The column names of text files without a header line.
+        vocabulary: A folder of vocabularies to use instead of counting tokens (see model/data/fuxictr/importer.py).
     """
 
     reader: Literal[
@@ -83,41 +97,48 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     vocabulary: str = ""
 
     def min_count_of(self, name: str) -> int:
-        """Of one field."""
-        own = [spec.min_count for spec in self.fields if spec.name == name]
-        return (own[0] if own else None) or self.min_count
+        """Return the min_count of one field."""
+        counts = [spec.min_count for spec in self.fields if spec.name == name]
+        return (counts[0] if counts else None) or self.min_count
 
     def __post_init__(self) -> None:
         if self.split == "time" and self.reader != "avazu":
-            raise ValueError(f'reader = "{self.reader}" knows no time: split = "time" is for "avazu"')
-        names = [spec.name for spec in self.fields]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"fields names {twice[0]!r} twice: say all of a field in one place")
-        listed = {*self.context, *self.candidate}
+            raise ValueError(f'split = "time" works only with reader = "avazu"; reader = "{self.reader}" has no times')
+        if (name := first_duplicate([spec.name for spec in self.fields])) is not None:
+            raise ValueError(f'fields names "{name}" twice. Put all keys of a field into one entry.')
         if self.reader == "table":
-            self._check_table(listed)
-        elif self.train or self.valid or self.test or self.numeric or self.columns or listed:
-            raise ValueError(f'reader = "{self.reader}" knows its files and columns: remove those keys, or use "table"')
-
-    def _check_table(self, listed: set[str]) -> None:
-        declared = {spec.side for spec in self.fields}
-        both = (self.context or "context" in declared) and (self.candidate or "candidate" in declared)
-        if not (self.train and self.valid and self.test and both):
+            self._check_table()
+        elif any((self.train, self.valid, self.test, self.context, self.candidate, self.numeric, self.columns)):
             raise ValueError(
-                'reader = "table" needs train, valid, test, context and candidate, or fields that have these sides'
+                f'reader = "{self.reader}" has fixed files and columns. Remove train, valid, test, context, candidate, '
+                'numeric and columns, or use reader = "table".'
             )
+
+    def _check_table(self) -> None:
         sides = (*self.context, *self.candidate)
-        if twice := [name for name in sides if sides.count(name) > 1]:
-            raise ValueError(f"field {twice[0]!r} is listed twice in context and candidate: it has one side")
-        if strangers := set(self.numeric) - listed:
-            raise ValueError(f"numeric field {min(strangers)!r} is in neither context nor candidate")
+        declared = {spec.side for spec in self.fields}
+        has_both_sides = (self.context or "context" in declared) and (self.candidate or "candidate" in declared)
+        if not (self.train and self.valid and self.test and has_both_sides):
+            raise ValueError(
+                'reader = "table" needs train, valid, test, context and candidate. [[data.fields]] with both sides may '
+                "replace context and candidate."
+            )
+        if (name := first_duplicate(sides)) is not None:
+            raise ValueError(f'field "{name}" is listed twice in context and candidate. Remove one.')
+        if unlisted := set(self.numeric) - set(sides):
+            raise ValueError(f'numeric field "{min(unlisted)}" is in neither context nor candidate. Add it to one.')
         for spec in self.fields:
-            if spec.name not in listed and spec.side is None:
-                raise ValueError(f'field {spec.name!r} needs its side: side = "context" or side = "candidate"')
+            if spec.name not in sides and spec.side is None:
+                raise ValueError(f'field "{spec.name}" has no side. Add side = "context" or side = "candidate".')
 
 
-class _DataAlone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An experiment's file, of which only [data] matters here: the rest is read where a model is made."""
+def first_duplicate(names: Sequence[str]) -> str | None:
+    """Return the first name that occurs more than once, or None."""
+    return next((name for name in names if names.count(name) > 1), None)
+
+
+class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An experiment's file of which only [data] is checked. The other sections are checked when a model is built."""
 
     data: Data
     name: str = ""
@@ -126,10 +147,10 @@ class _DataAlone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def read_data(path: Path) -> Data:
-    """The [data] section, of an experiment or of a file with nothing else.
+    """Return the [data] section of an experiment's file, or of a file with only that section.
 
     Raises:
-        ValueError: with the file's name and the key, for an unknown key or a value out of range.
+        ValueError: If a key is unknown or a value is out of range. The message names the file and the key.
     """
-    alone: _DataAlone = read_toml(path, partial(msgspec.convert, type=_DataAlone))
-    return alone.data
+    section: DataSection = read_toml(path, partial(msgspec.convert, type=DataSection))
+    return section.data

@@ -1,4 +1,4 @@
-"""An experiment's TOML file, typed: a misspelt key is an error, not a default."""
+"""An experiment's TOML file as a typed struct: a misspelled key is an error, not a default."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,23 @@ from model.zoo import MODELS, Config
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The recipe of section 4.1.5, and what it leaves open.
+    """The training recipe of section 4.1.5, with the choices that the paper leaves open.
 
-    monitor: what must improve on valid; if it does not, the learning rate falls to a tenth at once,
-    and after `patience` such epochs in a row training stops.
-    embedding_l2, net_l2: (l2 / 2) times the squared norm of all embeddings, and of all other weights.
-    unknown_rate: the share of tokens, per field, that training replaces by the unknown id, and in a
-    field that the log never lacks, as many again by the missing one.
-    exact_statistics: whether the batch norms of the best epoch's model get the statistics of all of train in the end
-    (model/training/exact_statistics.py). FuxiCTR's, and so the paper's, are those of its last batches.
+    Attributes:
+        epochs: The maximum number of epochs.
+        batch_size: Rows in a step.
+        learning_rate: Adam's, at the start.
+        monitor: The metric on valid that must improve. After an epoch without improvement, the learning rate falls to a
+            tenth.
+        patience: Training stops after so many epochs in a row without improvement.
+        embedding_l2: The loss gets (embedding_l2 / 2) times the squared norm of all embeddings.
+        net_l2: The same for all other weights.
+        clip: The maximum norm of the gradient.
+        unknown_rate: The share of tokens, per field, that training replaces by the unknown id. In a field that is never
+            missing in the log, the missing id replaces the same share.
+        exact_statistics: Whether the best epoch's batch norms finally get the statistics of all of train (see
+            model/training/exact_statistics.py). In FuxiCTR, and so in the paper, they keep those of the last batches.
+        seed: The seed of the initial weights, the shuffling and the dropout.
     """
 
     epochs: Positive = 50
@@ -39,7 +47,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """model: the config of one of model/zoo.py's MODELS, which its `type` names."""
+    """An experiment: its log, its model (one of MODELS in model/zoo.py, chosen by `type`) and its training."""
 
     name: str
     data: Data
@@ -48,40 +56,60 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Raises ValueError, with the file's name and the key, for an unknown key or a value out of range."""
+    """Return the experiment in a TOML file.
+
+    Raises:
+        ValueError: If a key is unknown or a value is out of range. The message names the file and the key.
+    """
     return read_toml(path, to_experiment)
 
 
-def one_log(experiments: Sequence[Experiment]) -> Data:
-    """The [data] section of all. Raises ValueError, naming the two, where there is more than one."""
+def common_data(experiments: Sequence[Experiment]) -> Data:
+    """Return the [data] section that all experiments share.
+
+    Raises:
+        ValueError: If two sections differ. The message names the two experiments.
+    """
     first = experiments[0]
     for other in experiments:
         if other.data != first.data:
-            raise ValueError(f"{first.name} and {other.name} have different [data] sections: take those of one log")
+            raise ValueError(
+                f"{first.name} and {other.name} have different [data] sections. Use experiments of one log."
+            )
     return first.data
 
 
 def to_experiment(document: dict[str, Any]) -> Experiment:
-    """Of a file's tables.
+    """Return the experiment that a TOML file's tables describe.
 
     Raises:
-        ValueError: naming the key, for an unknown key or a value out of range.
+        ValueError: If a key is unknown or a value is out of range. The message names the key.
     """
-    typed = with_type(document)
+    typed = with_model_type(document)
     try:
         return msgspec.convert(typed, Experiment)
     except msgspec.ValidationError as error:
-        if "unknown field" in str(error) and str(error).endswith("`$.model`"):
+        if "unknown field" not in str(error):
+            raise
+        sections: dict[str, type[msgspec.Struct]] = {"data": Data, "training": Training}
+        if str(error).endswith("`$.model`"):
             name = typed["model"]["type"]
-            raise ValueError(f"{error}: {name} has {', '.join(MODELS[name][0].__struct_fields__)}") from error
+            raise ValueError(f"{error}. {name} has the keys {', '.join(MODELS[name][0].__struct_fields__)}.") from error
+        for name, section in sections.items():
+            if str(error).endswith(f"`$.{name}`"):
+                raise ValueError(f"{error}. [{name}] has the keys {', '.join(section.__struct_fields__)}.") from error
         raise
 
 
-def with_type(document: dict[str, Any]) -> dict[str, Any]:
-    """An experiment as a document, whose model without a `type` is STEC. Raises ValueError for a type that is none."""
+def with_model_type(document: dict[str, Any]) -> dict[str, Any]:
+    """Return an experiment's tables with the model's `type`, which is stec by default.
+
+    Raises:
+        ValueError: If no model has this type.
+    """
     model = document.get("model", {})
     if not isinstance(model, dict):
-        return document  # msgspec has the better words
+        return document  # msgspec has the better message
     if str(kind := model.get("type", "stec")) not in MODELS:
-        raise ValueError(f"model.type = {kind!r} is no model: choose one of {', '.join(MODELS)}")
+        raise ValueError(f"model.type = {kind!r} is not a model. Choose one of {', '.join(MODELS)}.")
     return document | {"model": {"type": "stec"} | model}

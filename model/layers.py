@@ -1,6 +1,6 @@
-"""What two or more models share.
+"""Layers that several models share.
 
-Shape legend, of all models: B rows, F fields, C categorical and M numeric fields of them, D embedding width.
+Shape legend for all models: B rows, F fields, of which C are categorical and M numeric, D embedding width.
 """
 
 import math
@@ -19,9 +19,13 @@ from model.toml import Positive, Rate
 
 @dataclass(frozen=True)
 class Fields:
-    """A model's fields: the categorical ones, behind each other, then the numeric ones.
+    """A model's fields: first the categorical ones, then the numeric ones.
 
-    sizes: of the categorical fields' vocabularies. is_context, names: of all fields; only some models ask for them.
+    Attributes:
+        sizes: The vocabulary size of each categorical field.
+        numeric: The number of numeric fields.
+        is_context: Whether each field belongs to the context. Only some models need it.
+        names: The name of each field. Only some models need it.
     """
 
     sizes: Sequence[int]
@@ -31,22 +35,23 @@ class Fields:
 
     @property
     def count(self) -> int:
-        """F."""
+        """The number of fields, F."""
         return len(self.sizes) + self.numeric
 
 
 def fields_of(schema: FeatureSchema, sizes: Sequence[int]) -> Fields:
-    """Of a schema, whose categorical fields' vocabularies have these sizes."""
+    """Return the fields of a schema, whose categorical fields have vocabularies of these sizes."""
     numeric = schema.select("numeric")
     fields = [*schema.select("categorical"), *numeric]
     return Fields(sizes, len(numeric), [f.side == "context" for f in fields], [f.name for f in fields])
 
 
 class FeatureEmbedding(nn.Module):
-    """A vector for each field of a row: a table's row (Eq. 2), or a number times the field's vector (Eq. 3).
+    """A vector for each field of a row: a row of the table (Eq. 2), or a number times the field's vector (Eq. 3).
 
-    One table holds all categorical fields behind each other. Shape: ids int64 (B, C) and
-    values float32 (B, M) -> (B, F, D), the categorical fields first. With a width of 1: a weight for each value.
+    One table holds the rows of all categorical fields, field after field. With a width of 1, each value has a weight.
+
+    Shape: ids int64 (B, C) and values float32 (B, M) -> (B, F, D), the categorical fields first.
     """
 
     offsets: Tensor
@@ -56,7 +61,7 @@ class FeatureEmbedding(nn.Module):
         self.table = nn.Embedding(sum(fields.sizes), width)
         self.alpha = nn.Parameter(torch.empty(fields.numeric, width))
         self.register_buffer("offsets", torch.tensor([0, *fields.sizes[:-1]]).cumsum(0), persistent=False)
-        # NOTE[DIFF] The paper does not say; FuxiCTR starts alpha 10^3 times wider than the table.
+        # NOTE[DIFF] The paper does not give the initial values. FuxiCTR's alpha has a std 10^3 times the table's.
         nn.init.normal_(self.table.weight, std=std)
         nn.init.normal_(self.alpha, std=std)
 
@@ -67,18 +72,23 @@ class FeatureEmbedding(nn.Module):
 
 
 def embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What the recipe's L2 falls on: whole tables, not only the rows of a batch."""
+    """Return the parameters that embedding_l2 penalizes: whole tables, not only the rows of a batch."""
     return [p for m in model.modules() if isinstance(m, FeatureEmbedding) for p in m.parameters()]
 
 
 def mlp(width: int, hidden: Sequence[int], dropout: float, batch_norm: bool, output: int | None = 1) -> nn.Sequential:
-    """Hidden layers in FuxiCTR's order, Linear, batch norm, ReLU, dropout, and a linear output.
+    """Return an MLP with hidden layers in FuxiCTR's order (linear, batch norm, ReLU, dropout) and a linear output.
 
-    Without hidden layers, the linear output alone; with output = None, the hidden layers alone.
+    Args:
+        width: The number of inputs.
+        hidden: The units of each hidden layer.
+        dropout: The rate after each hidden layer.
+        batch_norm: Whether each hidden layer has a batch norm.
+        output: The number of outputs; None leaves out the linear output.
     """
     layers: list[nn.Module] = []
     for units in hidden:
-        # NOTE[DIFF] FuxiCTR's layer before a batch norm has a bias, which that norm takes away again.
+        # NOTE[DIFF] FuxiCTR's layer before a batch norm has a bias, which the norm subtracts again.
         layers.append(nn.Linear(width, units, bias=not batch_norm))
         layers += [nn.BatchNorm1d(units)] if batch_norm else []
         layers += [nn.ReLU(), nn.Dropout(dropout)]
@@ -86,8 +96,8 @@ def mlp(width: int, hidden: Sequence[int], dropout: float, batch_norm: bool, out
     return nn.Sequential(*layers, *([nn.Linear(width, output)] if output else []))
 
 
-def initialise(module: nn.Module) -> None:
-    """Xavier for a linear layer's weights, zero for its bias: FuxiCTR's start. For nn.Module.apply()."""
+def initialize(module: nn.Module) -> None:
+    """Set a linear layer's weights by Xavier and its bias to zero, as FuxiCTR does. For nn.Module.apply()."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
@@ -95,19 +105,33 @@ def initialise(module: nn.Module) -> None:
 
 
 class TableConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
-    """What the baselines' configs have in common, with BARS's values. embedding_std: of every table's start."""
+    """The keys that the configs of all baselines share, with BARS's values.
+
+    Attributes:
+        embedding_std: The standard deviation of the initial embeddings.
+    """
 
     embedding_std: Annotated[float, Meta(gt=0, le=1000)] = 1e-4
 
 
 class EmbeddingConfig(TableConfig, frozen=True, kw_only=True):
-    """embedding: D."""
+    """The keys of a baseline with embeddings.
+
+    Attributes:
+        embedding: D.
+    """
 
     embedding: Positive = 10
 
 
 class BaselineConfig(EmbeddingConfig, frozen=True, kw_only=True):
-    """mlp: the deep part's hidden layers, in FuxiCTR's order; mlp_batch_norm, mlp_dropout: of them."""
+    """The keys of a baseline with an MLP, its deep part.
+
+    Attributes:
+        mlp: The units of each hidden layer.
+        mlp_batch_norm: Whether each hidden layer has a batch norm.
+        mlp_dropout: The dropout after each hidden layer.
+    """
 
     mlp: tuple[Positive, ...] = (400, 400, 400)
     mlp_batch_norm: bool = True
@@ -115,50 +139,57 @@ class BaselineConfig(EmbeddingConfig, frozen=True, kw_only=True):
 
 
 def deep(width: int, config: BaselineConfig, output: int | None = 1) -> nn.Sequential:
-    """The deep part that a baseline's config describes; see mlp()."""
+    """Return the deep part that a baseline's config describes (see mlp())."""
     return mlp(width, config.mlp, config.mlp_dropout, config.mlp_batch_norm, output)
 
 
 def deep_width(width: int, config: BaselineConfig) -> int:
-    """What deep() without an output hands on: its last hidden layer, or without any its input."""
+    """Return the width of what deep() without an output returns: its last hidden layer's, or its input's if none."""
     return config.mlp[-1] if config.mlp else width
 
 
 def embeddings(fields: Fields, config: TableConfig, widths: Sequence[int]) -> nn.ModuleList:
-    """A table for each of the widths; a baseline's predict() takes what is looked up there, in this order."""
+    """Return a table of each width. A baseline's predict() takes what look_up() finds in them, in this order."""
     return nn.ModuleList(FeatureEmbedding(fields, width, config.embedding_std) for width in widths)
 
 
 def look_up(tables: nn.ModuleList, ids: Tensor, values: Tensor) -> list[Tensor]:
-    """Of each table: (B, F, its width)."""
+    """Return the vectors from each table, (B, F, width of the table)."""
     return [table(ids, values) for table in tables]
 
 
 def sum_of_pairs(x_BFD: Tensor) -> Tensor:
-    """The sum of x_i * x_j over i < j, without the pairs (Rendle, 2010). Shape: (B, D)."""
+    """Return the sum of x_i * x_j over i < j, computed without the pairs (Rendle, 2010). Shape: (B, D)."""
     square_BD: Tensor = x_BFD.sum(1).square() - x_BFD.square().sum(1)
     return square_BD / 2
 
 
 def pairs(x_BFD: Tensor) -> tuple[Tensor, Tensor]:
-    """x_i and x_j of all i < j, row by row. Shape: (B, P, D) both, P = F (F - 1) / 2."""
+    """Return x_i and x_j of all pairs i < j, ordered by i. Shape: (B, P, D) both, P = F (F - 1) / 2."""
     i_P, j_P = torch.triu_indices(x_BFD.shape[1], x_BFD.shape[1], 1, device=x_BFD.device)
     return x_BFD[:, i_P], x_BFD[:, j_P]
 
 
 def check_heads(key: str, width: int, heads: int) -> None:
-    """Raises ValueError, naming the config's key, for a width that cannot be split."""
+    """Check that a width can be split into heads.
+
+    Raises:
+        ValueError: If it cannot. The message names the config's key.
+    """
     if width % heads:
         raise ValueError(f"{key} = {width} cannot be split into heads = {heads}")
 
 
 def number_of_pairs(fields: Fields) -> int:
-    """P."""
+    """Return P, the number of pairs i < j."""
     return fields.count * (fields.count - 1) // 2
 
 
 class SelfAttention(nn.Module):
-    """Every field attends to every field; no projection behind it. Shape: (B, F, D) -> (B, F, A), A = width."""
+    """Attention of every field to every field, without an output projection.
+
+    Shape: (B, F, D) -> (B, F, A), A = width.
+    """
 
     def __init__(self, inputs: int, width: int, heads: int, scaled: bool, dropout: float = 0.0) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Every model that an experiment can name: its `type` in [model] -> its config and its class.
+"""Every model that an experiment can use, by its `type` in [model].
 
-A new model is a file in model/baselines/ with the two, and a line in MODELS and in Config.
+A new model is a file in model/baselines/ with a config and a class, and a line in MODELS and in Config.
 """
 
 from collections.abc import Callable, Mapping
@@ -78,16 +78,16 @@ MODELS: Mapping[str, tuple[type[Config], Callable[[Fields, Any], nn.Module]]] = 
 
 
 def build(fields: Fields, config: Config) -> nn.Module:
-    """A new model: ids int64 (B, C), values (B, M) -> logits (B).
+    """Return a new model: ids int64 (B, C), values (B, M) -> logits (B).
 
     Raises:
-        ValueError: for a config that names a field that is not there.
+        ValueError: If the config names a field that does not exist.
     """
     _, model = MODELS[name_of(config)]
     return model(fields, config)
 
 
 def name_of(config: Config) -> str:
-    """The `type` that names its model."""
+    """Return the `type` of a config's model."""
     name: str = config.__struct_config__.tag  # type: ignore[assignment]
     return name

@@ -1,1 +1,1 @@
-"""The scoring service. Imports no training library."""
+"""The scoring service. It imports no training library."""

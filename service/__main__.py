@@ -1,4 +1,4 @@
-"""`python -m service` is ctr-serve: a supervisor and its workers. Settings are CTR_* variables, or flags."""
+"""The command ctr-serve, also `python -m service`: a supervisor and its workers."""
 
 import argparse
 import asyncio
@@ -9,9 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
-from service.models.store import StoreError
 from service.runtime.cpu_quota import available_cpus
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
@@ -22,43 +20,57 @@ FLAGS = ("bundle", "store", "workers")
 
 
 class CannotListen(OSError):
-    """Host and port cannot be had."""
+    """The server cannot listen on the configured address."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 after SIGTERM or SIGINT, 2 when it cannot start: then one sentence says why."""
-    arguments = _arguments(argv)
+    """Serve until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 0 after a signal, 2 if the server cannot start. Then one line on stderr says why.
+    """
+    arguments = parse_arguments(argv)
+    # Importing it takes 0.1 s (numpy), which --help does not need.
+    from service.models.store import StoreError
+
     json_logging.set_up()
+    # Until the supervisor handles signals: stop at once, and ignore a reload, because the current bundle is loaded
+    # anyway.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end_at_once)  # until the supervisor takes them
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until then: what is current is loaded anyway
+        signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        _take_flags(arguments)
+        export_flags(arguments)
         settings = read_settings(os.environ)
+        ports = [settings.port] if settings.admin_port is None else [settings.port, settings.admin_port]
         with ExitStack() as stack:
-            listeners = [stack.enter_context(_listen(settings.host, port)) for port in _ports(settings)]
+            listeners = [stack.enter_context(listen(settings.host, port)) for port in ports]
             metrics = stack.enter_context(shared_folder())
-            return asyncio.run(_supervise(settings, listeners, metrics, arguments.print_curl))
+            return asyncio.run(supervise(settings, listeners, metrics, arguments.print_curl))
     except (SettingsError, StoreError, CannotListen) as error:
         print(f"ctr-serve: {error}", file=sys.stderr)
         return 2
 
 
-def _end_at_once(number: int, frame: FrameType | None) -> None:
-    sys.exit(0)
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("ctr-serve", description="Serves a bundle. Settings are CTR_* variables.")
-    parser.add_argument("--bundle", type=Path, help="CTR_BUNDLE")
-    parser.add_argument("--store", type=Path, help="CTR_STORE: a folder of ctr-store, whose current bundle is served")
-    parser.add_argument("--workers", type=int, help="CTR_WORKERS; default: one for each CPU of the quota")
-    parser.add_argument("--print-curl", action="store_true", help="print a request that works, once ready")
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line's flags."""
+    parser = argparse.ArgumentParser(
+        "ctr-serve",
+        description="Serve a click-through-rate model over HTTP. All settings are CTR_* environment variables, listed "
+        "in docs/operations.md; the flags below override three of them.",
+    )
+    parser.add_argument("--bundle", type=Path, help="folder of the bundle to serve (CTR_BUNDLE)")
+    parser.add_argument("--store", type=Path, help="folder of a ctr-store; serves its current bundle (CTR_STORE)")
+    parser.add_argument("--workers", type=int, help="number of workers (CTR_WORKERS); default: the CPU quota")
+    parser.add_argument("--print-curl", action="store_true", help="print an example request when the server is ready")
     return parser.parse_args(argv)
 
 
-def _take_flags(arguments: argparse.Namespace) -> None:
-    """As variables, for the workers, too. One that names the model takes the place of either variable that does."""
+def export_flags(arguments: argparse.Namespace) -> None:
+    """Set the environment variables that the flags stand for, so that the workers inherit them.
+
+    `--bundle` and `--store` replace both CTR_BUNDLE and CTR_STORE.
+    """
     given = {name: str(value) for name in FLAGS if (value := getattr(arguments, name)) is not None}
     replaced = set(given) | ({"bundle", "store"} if {"bundle", "store"} & set(given) else set())
     for name in list(os.environ):
@@ -67,24 +79,26 @@ def _take_flags(arguments: argparse.Namespace) -> None:
     os.environ.update({f"CTR_{name.upper()}": value for name, value in given.items()})
 
 
-async def _supervise(settings: Settings, listeners: Sequence[socket.socket], metrics: Path, print_curl: bool) -> int:
-    # Now: prometheus_client looks at the variable when it is imported.
-    from service.processes.supervisor import Supervisor
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an IPv4 or IPv6 address.
 
-    workers = settings.workers or available_cpus()
-    return await Supervisor(settings, workers, listeners, metrics, print_curl).run()
-
-
-def _ports(settings: Settings) -> list[int]:
-    return [settings.port, *([] if settings.admin_port is None else [settings.admin_port])]
-
-
-def _listen(host: str, port: int) -> socket.socket:
+    Raises:
+        CannotListen: The address is in use, or is not one of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise CannotListen(f"cannot listen on {host}:{port} ({error.strerror}): set CTR_HOST or CTR_PORT") from error
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}. Set CTR_HOST or CTR_PORT.") from error
+
+
+async def supervise(settings: Settings, listeners: Sequence[socket.socket], metrics: Path, print_curl: bool) -> int:
+    """Run the supervisor, and return the exit code."""
+    # Imported here because prometheus_client reads the variable that shared_folder sets when it is imported.
+    from service.processes.supervisor import Supervisor
+
+    workers = settings.workers or available_cpus()
+    return await Supervisor(settings, workers, listeners, metrics, print_curl).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""/admin: for whoever runs the service. With a key of its own and, if CTR_ADMIN_PORT is set, on a port of its own."""
+"""/admin: what an operator may ask of a running server.
+
+It has its own key and, if CTR_ADMIN_PORT is set, its own port.
+"""
 
 from collections.abc import Awaitable, Callable
 
@@ -10,7 +13,7 @@ from starlette.responses import Response
 from service.api.auth import ApiKeys
 from service.api.body import JSON
 from service.app import add_error_handlers, add_probes
-from service.errors import Unauthorised
+from service.errors import Unauthorized
 
 
 class Reloaded(msgspec.Struct):
@@ -20,7 +23,7 @@ class Reloaded(msgspec.Struct):
 
 
 def admin_app(app: FastAPI) -> FastAPI:
-    """For a port of its own: the probes and metrics of `app`, whose state it shares."""
+    """Return the application of the admin port: the probes and metrics of `app`, whose state it shares."""
     admin = FastAPI(docs_url=None, openapi_url=None, redoc_url=None, redirect_slashes=False)
     admin.state = app.state
     add_error_handlers(admin)
@@ -34,13 +37,13 @@ def add_admin(app: FastAPI, keys: ApiKeys, reload_model: Callable[[], Awaitable[
     Args:
         app: The application to add the route to.
         keys: The admin key.
-        reload_model: Has all workers serve the current bundle, and returns its version. Raises Problem.
+        reload_model: Makes all workers serve the current bundle, and returns its version. Raises Problem.
     """
 
     async def reload(request: Request) -> Response:
-        """Return 200 once all workers serve the current bundle, 409 when it is refused and the old one is served."""
+        """Return 200 once all workers serve the current bundle, or 409 when it is refused and the old one stays."""
         if keys.name_of(request.headers) is None:
-            raise Unauthorised("Send the key of CTR_ADMIN_KEY_FILE: Authorization: Bearer KEY")
+            raise Unauthorized("Send the key in CTR_ADMIN_KEY_FILE, in the header Authorization: Bearer KEY.")
         return Response(msgspec.json.encode(Reloaded(await reload_model())), media_type=JSON)
 
     app.add_route("/admin/reload", reload, methods=["POST"])

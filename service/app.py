@@ -1,4 +1,4 @@
-"""The application: builds the parts in order, closes them in reverse, and routes to them."""
+"""The ASGI application: routes requests, and opens what serves them when it starts."""
 
 import asyncio
 import os
@@ -20,8 +20,8 @@ from service.api.openapi import openapi
 from service.api.problem_details import render_problem
 from service.api.schemas import SCORE_PATH, ModelField, ModelResponse
 from service.errors import NotReady, Problem
-from service.models.loaded import Shared, open_model
-from service.models.manager import Serving
+from service.models.loaded import SharedParts, open_model
+from service.models.manager import ModelManager
 from service.request_log.writer import RequestLog
 from service.scoring.admission import Admission
 from service.settings import Settings, read_settings
@@ -32,7 +32,7 @@ DISTRIBUTION = "stec-ctr"
 
 
 class Application(FastAPI):
-    """FastAPI, with a short way to POST /v1/score: middlewares and routes cost as much as scoring one candidate."""
+    """FastAPI with a direct path for POST /v1/score: middleware and routing cost as much as scoring a candidate."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == SCORE_PATH and scope["method"] == "POST":
@@ -42,132 +42,145 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
 
     async def score(self, request: Request) -> Response:
-        """The answer to a POST to /v1/score, whatever it is."""
+        """Return the response to a POST /v1/score, also when it fails."""
         request.scope["app"] = self
         try:
-            return await _score(request)
+            return await score(request)
         except Exception as error:
             return await render_problem(request, error)
 
 
 def create_app(settings: Settings | None = None) -> Application:
-    """`settings`: None reads them from the environment.
+    """Return the application. It opens the bundle and the engine when its lifespan starts.
+
+    Args:
+        settings: None reads them from the environment.
 
     Raises:
-        SettingsError: here and now; a bundle's and the engine's errors come when the lifespan starts.
+        SettingsError: A setting is invalid.
     """
-    known = settings or read_settings(os.environ)
+    settings = settings or read_settings(os.environ)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as parts:
-            await _build(app, known, parts)
+        async with AsyncExitStack() as stack:
+            await open_serving(app, settings, stack)
             yield
 
     app = Application(
         title=TITLE,
         version=version(DISTRIBUTION),
         lifespan=lifespan,
-        docs_url="/docs" if known.docs else None,
-        openapi_url="/openapi.json" if known.docs else None,
+        docs_url="/docs" if settings.docs else None,
+        openapi_url="/openapi.json" if settings.docs else None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.draining = False
-    app.state.metrics = metrics = Metrics()
-    app.state.scrape = metrics.text  # of this process; a supervisor has those of all
-    app.state.admission = Admission(known.max_in_flight, known.queue_target_ms / 1e3, known.max_buffered_bytes)
+    app.state.metrics = Metrics()
+    app.state.scrape = app.state.metrics.text  # this process's; a supervisor replaces it by that of all processes
+    app.state.admission = Admission(settings.max_in_flight, settings.queue_target_ms / 1e3, settings.max_buffered_bytes)
     add_error_handlers(app)
-    _route(app, known)
+    has_metrics = settings.admin_port is None
+    document = openapi(TITLE, app.version, has_metrics)
+    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI documents this way to replace it
+    # Starlette's routes rather than FastAPI's: the handlers read the raw body and parse it themselves.
+    app.add_route(SCORE_PATH, score, methods=["POST"])
+    app.add_route("/v1/explain", explain, methods=["POST"])
+    app.add_route("/v1/model", describe_model, methods=["GET"])
+    add_probes(app, has_metrics)
     return app
 
 
 def add_error_handlers(app: FastAPI) -> None:
+    """Render every exception as problem details."""
     for error in (Problem, HTTPException, Exception):
         app.add_exception_handler(error, render_problem)
 
 
-def drain(app: FastAPI) -> None:
-    """/readyz says 503 from now on. Whoever asks for scores all the same gets them, as long as the process lives."""
-    app.state.draining = True
+def add_probes(app: FastAPI, metrics: bool = True) -> None:
+    """Add /livez and /readyz and, with `metrics`, /metrics."""
+    app.add_route("/livez", livez, methods=["GET"])
+    app.add_route("/readyz", readyz, methods=["GET"])
+    if metrics:
+        app.add_route("/metrics", scrape, methods=["GET"])
 
 
-async def _build(app: FastAPI, settings: Settings, parts: AsyncExitStack) -> None:
+async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:
+    """Open everything that serves requests, in order, and leave it to `stack` to close it in reverse.
+
+    Raises:
+        SettingsError, BundleError, EngineMissing: The settings, the bundle or onnxruntime do not allow serving.
+    """
     assert settings.bundle is not None, "the supervisor chooses a store's bundle"
     keys = None if settings.api_keys_file is None else read_keys(settings.api_keys_file)
     log = None if settings.request_log is None else RequestLog(settings, app.state.metrics)
     if log is not None:
-        parts.push_async_callback(asyncio.to_thread, log.close)
-    shared = Shared(settings, app.state.metrics, app.state.admission, keys, log)
+        stack.push_async_callback(asyncio.to_thread, log.close)
+    shared = SharedParts(settings, app.state.metrics, app.state.admission, keys, log)
     model = await open_model(settings.bundle, shared)
-    app.state.serving = serving = Serving(model, shared)
-    parts.push_async_callback(serving.close)
-    serving.begin()
+    app.state.serving = serving = ModelManager(model, shared)
+    stack.push_async_callback(serving.close)
+    serving.start()
 
 
-def _route(app: FastAPI, settings: Settings) -> None:
-    metrics = settings.admin_port is None
-    document = openapi(TITLE, app.version, metrics)
-    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's own way to replace it
-    # Starlette's routes and not FastAPI's: nothing is between the raw body and the life of a request.
-    app.add_route(SCORE_PATH, _score, methods=["POST"])
-    app.add_route("/v1/explain", _explain, methods=["POST"])
-    app.add_route("/v1/model", _model, methods=["GET"])
-    add_probes(app, metrics)
+def drain(app: FastAPI) -> None:
+    """Answer /readyz with 503 from now on. Requests are still answered until the process ends."""
+    app.state.draining = True
 
 
-def add_probes(app: FastAPI, metrics: bool = True) -> None:
-    app.add_route("/livez", _livez, methods=["GET"])
-    app.add_route("/readyz", _readyz, methods=["GET"])
-    if metrics:
-        app.add_route("/metrics", _metrics, methods=["GET"])
-
-
-def _serving(request: Request) -> Serving:
-    serving: Serving = request.app.state.serving
+def serving_of(request: Request) -> ModelManager:
+    """Return what serves a request."""
+    serving: ModelManager = request.app.state.serving
     return serving
 
 
-async def _score(request: Request) -> Response:
-    with _serving(request).model.in_use() as model:
+async def score(request: Request) -> Response:
+    """Handle POST /v1/score."""
+    with serving_of(request).model.in_use() as model:
         return await model.scorer.score(request)
 
 
-async def _explain(request: Request) -> Response:
-    with _serving(request).model.in_use() as model:
+async def explain(request: Request) -> Response:
+    """Handle POST /v1/explain."""
+    with serving_of(request).model.in_use() as model:
         return await model.explainer.explain(request)
 
 
-async def _model(request: Request) -> Response:
-    model = _serving(request).model
+async def describe_model(request: Request) -> Response:
+    """Handle GET /v1/model."""
+    model = serving_of(request).model
     model.scorer.check_key(request)
     manifest = model.bundle.manifest
-    answer = ModelResponse(
+    response = ModelResponse(
         name=manifest.name,
         type=manifest.model,
         version=manifest.version,
         created=manifest.created,
         metrics=manifest.metrics,
-        fields=[ModelField(f.name, f.side, f.kind) for f in model.bundle.schema.fields],
+        fields=[ModelField(field.name, field.side, field.kind) for field in model.bundle.schema.fields],
         attention=manifest.attention,
         graph=model.engine.graph,
         device=model.engine.device,
         cascade=manifest.cascade,
     )
-    return Response(msgspec.json.encode(answer), media_type=JSON)
+    return Response(msgspec.json.encode(response), media_type=JSON)
 
 
-async def _livez(request: Request) -> Response:
+async def livez(request: Request) -> Response:
+    """Handle GET /livez."""
     return PlainTextResponse("alive\n")
 
 
-async def _readyz(request: Request) -> Response:
-    model = _serving(request).model
+async def readyz(request: Request) -> Response:
+    """Handle GET /readyz."""
+    model = serving_of(request).model
     model.readiness.check()
     if request.app.state.draining:
-        raise NotReady("draining: the server is about to end, ask another one")
+        raise NotReady("The server is draining and will end soon. Send requests to another one.")
     return PlainTextResponse(f"ready: {model.version}\n")
 
 
-async def _metrics(request: Request) -> Response:
+async def scrape(request: Request) -> Response:
+    """Handle GET /metrics."""
     return Response(await request.app.state.scrape(), media_type=CONTENT_TYPE_LATEST)

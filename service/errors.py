@@ -1,29 +1,37 @@
-"""The outcomes of a request other than an answer. service/api/problem_details.py renders them.
+"""Every outcome of a request except success. service/api/problem_details.py renders them as RFC 9457 problem details.
 
 * Problem
-  x NotJson 400          what came is no JSON
-  x BadRequest 422       JSON, but not a request that this model can score
-  x Unauthorised 401     an API key is asked for
-  x TooLarge 413
-  x WrongType 415
-  x Overloaded 429       try again after `Retry-After` seconds
-  x NotFound 404          the server has no such thing
-  x Refused 409           a new model that must not be served
-  x ClientGone 499       nobody is there to read the answer
-  x Failed 500           our fault; the request id is in the log
-  x NotReady 503         starting, draining, or a self-test that failed
-  x DeadlineExceeded 504
+  x NotJson           400  the body is not JSON
+  x Unauthorized      401  the server requires an API key, and the request has none of its keys
+  x NotFound          404  the server or its model does not have what was requested
+  x Refused           409  the new model cannot be served
+  x TooLarge          413  the body is too large
+  x WrongType         415  the body is not plain JSON
+  x BadRequest        422  the body is JSON, but not a request that this model can score
+  x Overloaded        429  the client may try again after `Retry-After` seconds
+  x ClientGone        499  the client disconnected before the response
+  x Failed            500  a bug or a defect of this server; the log has the request's id
+  x NotReady          503  starting, draining, or the self-test failed
+  x DeadlineExceeded  504  the request's deadline passed
 """
 
 from typing import ClassVar
 
 
 class Problem(Exception):
-    """`detail` says what to change; `path` is the JSON path in the request, where there is one."""
+    """An outcome other than success.
+
+    Attributes:
+        status: HTTP status.
+        outcome: Label of the metrics. With dashes for underscores, also the end of the problem's type URN.
+        title: Short description of the class of problems.
+        detail: What is wrong with this request, and what to change.
+        path: JSON path of the wrong value in the request, if there is one.
+    """
 
     status: ClassVar[int] = 500
     outcome: ClassVar[str] = "failed"
-    title: ClassVar[str] = "The server failed"
+    title: ClassVar[str] = "Internal server error"
 
     def __init__(self, detail: str, path: str | None = None) -> None:
         super().__init__(detail)
@@ -31,22 +39,23 @@ class Problem(Exception):
         self.path = path
 
     def headers(self) -> dict[str, str]:
+        """Return the headers of the response."""
         return {}
 
 
-class Unauthorised(Problem):
-    status, outcome, title = 401, "unauthorised", "This needs a key"
+class Unauthorized(Problem):
+    status, outcome, title = 401, "unauthorized", "An API key is required"
 
     def headers(self) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
 
 
 class NotFound(Problem):
-    status, outcome, title = 404, "not_found", "There is no such thing"
+    status, outcome, title = 404, "not_found", "Not found"
 
 
 class Refused(Problem):
-    status, outcome, title = 409, "refused", "The new model is refused"
+    status, outcome, title = 409, "refused", "The new model was refused"
 
 
 class NotJson(Problem):
@@ -54,7 +63,7 @@ class NotJson(Problem):
 
 
 class BadRequest(Problem):
-    status, outcome, title = 422, "bad_request", "The request cannot be scored"
+    status, outcome, title = 422, "bad_request", "The request is invalid"
 
 
 class TooLarge(Problem):
@@ -66,7 +75,10 @@ class WrongType(Problem):
 
 
 class Overloaded(Problem):
-    """More is waiting than may wait. 429 and not 503: a proxy takes a 503 for a sick server and removes it."""
+    """More requests than the server can answer in time.
+
+    429 rather than 503: a load balancer takes a server that answers 503 out of rotation.
+    """
 
     status, outcome, title = 429, "overloaded", "The server is overloaded"
     retry_after_s: ClassVar[int] = 1
@@ -76,11 +88,11 @@ class Overloaded(Problem):
 
 
 class ClientGone(Problem):
-    status, outcome, title = 499, "client_gone", "The client hung up"
+    status, outcome, title = 499, "client_gone", "The client disconnected"
 
 
 class Failed(Problem):
-    status, outcome, title = 500, "failed", "The server failed"
+    status, outcome, title = 500, "failed", "Internal server error"
 
 
 class NotReady(Problem):

@@ -1,64 +1,84 @@
-"""A small run made by the real pipeline: generated log, prepare, two epochs; and one that its first level decides."""
+"""Runs and bundles that tests share, made by the real pipeline, and the profiles of hypothesis."""
 
-import shutil
-from collections.abc import Callable
+import gc
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from export.bundle import export
 from model.data.prepare.prepare import prepare
+from model.data.prepare.prepared import read_prepared
 from model.data.synthetic import generate
-from model.data_config import Data
 from model.experiment_config import Experiment, Training
-from model.experiments.run_folder import DIGESTS, WEIGHTS
 from model.experiments.train import train
 from model.stec.stec import STECConfig
+from tests.support.runs import DATA, with_weights
+from tests.support.sharing import made_once, session_folder
 
-# A busy machine is no reason for a test to fail.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+# Without a deadline, for a busy machine is no reason to fail. `--hypothesis-profile full` replaces "default".
+settings.register_profile("default", deadline=None)
+settings.register_profile("full", deadline=None, max_examples=1000)
+settings.load_profile("default")
 
-DATA = Data(reader="generated", folder="generated", prepared="prepared", negative_rate=0.5)
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the modules without a test that measures time when only those are run: to import all takes longer."""
+    if config.option.markexpr.startswith("timing") and collection_path.name.startswith("test_"):
+        return "mark.timing" not in collection_path.read_text() or None
+    return None
 
 
-@pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pipeline")
-    assert generate.main(["--data", str(root), "--requests", "1500", "--seed", "3"]) == 0
-    prepare(root, DATA)
-    experiment = Experiment(
-        name="small",
-        data=DATA,
-        model=STECConfig(embedding=8, blocks=2, heads=2, ffn=16, embedding_std=0.1),
-        training=Training(epochs=2, batch_size=256, learning_rate=0.01),
-    )
-    train(experiment, root, root / "run")
-    return root / "run"
+def pytest_collection_finish() -> None:
+    # What is imported and collected by now lives as long as the process: the garbage collector may pass it over.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
-def first_level_run(run_folder: Path) -> Path:
-    """The other levels' weights in the head are a hundredth."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what all workers share."""
+    return session_folder(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def run_folder(shared_folder: Path) -> Path:
+    """A small run of STEC: a generated log, prepared, two epochs. Shared: do not change it."""
+
+    def make(root: Path) -> None:
+        assert generate.main(["--data", str(root), "--requests", "1500", "--seed", "3"]) == 0
+        prepare(root, DATA)
+        experiment = Experiment(
+            name="small",
+            data=DATA,
+            model=STECConfig(embedding=8, blocks=2, heads=2, ffn=16, embedding_std=0.1),
+            training=Training(epochs=2, batch_size=256, learning_rate=0.01),
+        )
+        train(experiment, root, root / "run")
+
+    return made_once(shared_folder / "pipeline", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(shared_folder: Path, run_folder: Path) -> Path:
+    """The small run's bundle, exported without its log. Shared: do not change it."""
+    return made_once(shared_folder / "bundle", lambda folder: export(run_folder, folder))
+
+
+@pytest.fixture(scope="session")
+def first_level_run(shared_folder: Path, run_folder: Path) -> Path:
+    """The small run with the other levels' weights in the head at a hundredth. Shared: do not change it."""
 
     def weaken(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         head = weights["head.0.weight"].clone()
         head[:, head.shape[1] // 3 :] *= 0.01
         return weights | {"head.0.weight": head}
 
-    return with_weights(run_folder, run_folder.parent / "first-level-run", weaken)
+    return made_once(shared_folder / "first-level-run", lambda folder: with_weights(run_folder, folder, weaken))
 
 
-def copy_to_change(run: Path, copy: Path) -> None:
-    """Without the digests that would tell."""
-    shutil.copytree(run, copy)
-    (copy / DIGESTS).unlink()
-
-
-def with_weights(run: Path, copy: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """A copy of a run with other weights."""
-    copy_to_change(run, copy)
-    save_file(change(load_file(run / WEIGHTS)), copy / WEIGHTS)
-    return copy
+@pytest.fixture(scope="session")
+def cascade_bundle(shared_folder: Path, run_folder: Path, first_level_run: Path) -> Path:
+    """The bundle of `first_level_run` with a cascade, calibrated on its log. Shared: do not change it."""
+    prepared = read_prepared(run_folder.parent / DATA.prepared)
+    return made_once(shared_folder / "cascade-bundle", lambda folder: export(first_level_run, folder, prepared))

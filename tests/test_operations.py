@@ -5,7 +5,7 @@ import re
 
 from service import errors
 from service.errors import Problem
-from service.processes import supervisor
+from service.processes import reload, supervisor
 from service.settings import Settings
 from service.telemetry import json_logging
 from service.telemetry.metrics import Metrics
@@ -34,7 +34,8 @@ def test_the_defaults_that_it_states_are_the_settings() -> None:
 
 def test_it_names_every_metric_and_no_other() -> None:
     names = {_exposed(family.name, family.type) for family in Metrics().registry.collect()}
-    of_supervisor = re.findall(r'(Counter|Gauge)\(\s*"(ctr_\w+)"', inspect.getsource(supervisor))
+    sources = inspect.getsource(supervisor) + inspect.getsource(reload)
+    of_supervisor = re.findall(r'(Counter|Gauge)\(\s*"(ctr_\w+)"', sources)
     names |= {_exposed(name, kind.lower()) for kind, name in of_supervisor}
     assert len(names) > 20
     section = PAGE.split("## Metrics")[1].split("\n## ")[0]

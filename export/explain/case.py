@@ -1,4 +1,4 @@
-"""The predictions that somebody asks about: the candidates of a request, or drawn ones."""
+"""The predictions to explain: the candidates of a request, or of golden requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,14 @@ ALL = "all"
 
 
 class Candidate(msgspec.Struct, frozen=True):
+    """A candidate of a request."""
+
     id: str | int
     features: dict[str, Any]
 
 
 class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/score or /v1/explain. What is only about the server's answering is read and not used."""
+    """The body of POST /v1/score or /v1/explain. The keys from timeout_ms on concern only the server."""
 
     context: dict[str, Any]
     candidates: Annotated[list[Candidate], Meta(min_length=1)]
@@ -38,55 +40,66 @@ class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Case:
-    """One candidate in its context: one prediction."""
+    """One prediction: a candidate in its context."""
 
     id: str | int
     context: Features
     features: Features
 
     def of(self, side: Side) -> Features:
+        """Return the features of one side."""
         return self.context if side == "context" else self.features
 
 
 def request_cases(path: Path, candidate: str = ALL) -> list[Case]:
-    """A request file's candidates of this id, or all of them.
+    """Return the candidates of a request file.
+
+    Args:
+        path: A file with the body of POST /v1/score.
+        candidate: The id of the candidate, or "all".
 
     Raises:
-        ValueError: for a file that is no request, with the JSON path, and for an id that no candidate has.
+        ValueError: If the file is not a request, or no candidate has this id.
     """
     try:
         body = msgspec.json.decode(path.read_bytes(), type=RequestBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        way_out = "write the body of POST /v1/score: {context, candidates: [{id, features}]}"
-        raise ValueError(f"{path}: {error}: {way_out}") from error
-    cases = [Case(one.id, body.context, one.features) for one in body.candidates]
+        expected = "Expected the body of POST /v1/score: {context, candidates: [{id, features}]}."
+        raise ValueError(f"{path}: {error}. {expected}") from error
+    cases = [Case(c.id, body.context, c.features) for c in body.candidates]
     chosen = [case for case in cases if candidate in (ALL, str(case.id))]
     if not chosen:
         ids = ", ".join(str(case.id) for case in cases[:20])
-        raise ValueError(f"{path}: no candidate has the id {candidate!r}: its first ones are {ids}; or name {ALL!r}")
+        raise ValueError(
+            f"{path}: no candidate has the id {candidate!r}. The first ids are {ids}. {ALL!r} selects all."
+        )
     return chosen
 
 
 def drawn_cases(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary], count: int) -> list[Case]:
-    """From the golden requests, which hold no row of a log: those with the fewest missing and unknown values, of each
-    one candidate. An id says the line of golden.jsonl.
+    """Return one candidate each of the golden requests with the fewest missing and unknown values.
+
+    Golden requests contain no row of a log. The id of a case has the line in golden.jsonl.
 
     Raises:
-        ValueError: for a count below 1 or above 300.
+        ValueError: If `count` is below 1 or above 300.
     """
     if not 1 <= count <= REQUESTS:
-        raise ValueError(f"--golden {count}: there are {REQUESTS} golden requests: ask for 1 to {REQUESTS}")
+        raise ValueError(
+            f"--golden {count}: there are {REQUESTS} golden requests. Choose a number from 1 to {REQUESTS}."
+        )
     golden = draw_golden(schema, vocabularies)
-    found: list[tuple[int, Case]] = []
-    for line, (one, read) in enumerate(zip(golden, golden_inputs(schema, vocabularies, golden), strict=True), 1):
-        lacking = _lacking(read.context_ids, read.context_values) + _lacking(read.candidate_ids, read.candidate_values)
-        best = int(lacking.argmin())
-        candidate = one.candidates[best]
-        found.append((int(lacking[best]), Case(f"golden-{line}-{candidate.id}", one.context, candidate.features)))
-    return [case for _, case in sorted(found, key=lambda pair: pair[0])[:count]]
+    cases: list[tuple[int, Case]] = []
+    for line, (request, read) in enumerate(zip(golden, golden_inputs(schema, vocabularies, golden), strict=True), 1):
+        absent = count_absent(read.context_ids, read.context_values)
+        absent = absent + count_absent(read.candidate_ids, read.candidate_values)
+        best = int(absent.argmin())
+        candidate = request.candidates[best]
+        cases.append((int(absent[best]), Case(f"golden-{line}-{candidate.id}", request.context, candidate.features)))
+    return [case for _, case in sorted(cases, key=lambda pair: pair[0])[:count]]
 
 
-def _lacking(ids: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.intp]:
-    """By row, how many ids are unknown or missing, and how many numbers missing: those are 0, the mean."""
-    lacking: NDArray[np.intp] = (ids <= MISSING).sum(1) + (values == 0).sum(1)
-    return lacking
+def count_absent(ids: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the number of unknown or missing ids and missing numbers of each row. A missing number is 0, the mean."""
+    absent: NDArray[np.intp] = (ids <= MISSING).sum(1) + (values == 0).sum(1)
+    return absent

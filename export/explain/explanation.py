@@ -1,6 +1,7 @@
-"""Why a candidate gets its probability, from a run (by torch) or from its bundle (by onnxruntime).
+"""Explaining a candidate's probability, from a run (with torch) or from its bundle (with onnxruntime).
 
-See export/graphs/explain.py for what is summed. Shape legend: F fields in serving order, L levels, B blocks, H heads.
+export/graphs/explain.py defines the contributions. Shape legend: F fields in serving order, L levels, B blocks, H
+heads.
 """
 
 import math
@@ -27,7 +28,7 @@ from export.graphs.share import ShareGraph
 from model.experiments.run_folder import METRICS, open_run
 from model.stec.stec import STEC
 
-LONGEST_VALUE = 28  # characters, in a table or beside a picture
+MAX_VALUE_LENGTH = 28  # characters, in a table or beside a picture
 
 Feed = Mapping[str, NDArray[np.generic]]
 Graph = Callable[[Feed], Sequence[NDArray[np.floating]]]
@@ -35,7 +36,13 @@ Graph = Callable[[Feed], Sequence[NDArray[np.floating]]]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two fields' contribution to the logit, both orders added; first == second is a field with itself."""
+    """The contribution of two fields to the logit, the sum of both orders.
+
+    Attributes:
+        first: The position of a field.
+        second: The position of the other field. It may be the same field.
+        by_level: The contribution at each level, (L).
+    """
 
     first: int
     second: int
@@ -43,15 +50,23 @@ class Pair:
 
     @property
     def contribution(self) -> float:
+        """The sum over the levels."""
         return float(self.by_level.sum())
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """logit = bias + contribution.sum(), and ctr is that logit's, calibrated.
+    """The explanation of one prediction: logit = bias + contribution.sum().
 
-    fields, values: names, and what the candidate has there, as the model reads it. contribution (L, F, F),
-    attention (B, H, F, F): row attends to column.
+    Attributes:
+        id: The candidate's id.
+        fields: The names of the fields.
+        values: The candidate's value of each field, as the model reads it.
+        ctr: The probability: the logit's, calibrated.
+        logit: The logit.
+        bias: The logit of the average training row, or with shares, with every field missing.
+        contribution: (L, F, F).
+        attention: (B, H, F, F); row attends to column.
     """
 
     id: str | int
@@ -65,32 +80,42 @@ class Explanation:
 
     @property
     def is_of_shares(self) -> bool:
-        """Each field's share of the logit, on the diagonal: see export/graphs/share.py."""
+        """Whether the contributions are the fields' shares, on the diagonal (see export/graphs/share.py)."""
         return len(self.attention) == 0
 
     def both_orders(self) -> NDArray[np.float64]:
-        """(L, F, F), symmetric: the contribution of two fields, whichever comes first."""
+        """Return the contribution of each pair as the sum of both orders, symmetric (L, F, F)."""
         both_LFF = self.contribution + self.contribution.transpose(0, 2, 1)
         return np.where(np.eye(len(self.fields), dtype=bool), self.contribution, both_LFF)
 
     def pairs(self) -> list[Pair]:
-        """All of them, the largest first; of equal ones, the earlier fields'. As POST /v1/explain has them. Of shares,
-        the fields' alone."""
+        """Return all pairs, or with shares all fields: the largest first, ties in the order of the fields.
+
+        This is the order of POST /v1/explain.
+        """
         ranked = zip(*ranked_pairs(self.contribution), strict=True)
         return [Pair(int(first), int(second), by_level_L) for (first, second), by_level_L in ranked]
 
     def names(self) -> list[str]:
-        """The fields', short enough to stand beside a picture."""
+        """Return the names of the fields, short enough for a picture."""
         return [readable(name) for name in self.fields]
 
     def labels(self) -> list[str]:
-        """Field = value, short enough to stand beside a picture."""
+        """Return "field = value" for each field, short enough for a picture."""
         return [f"{name} = {readable(value)}" for name, value in zip(self.names(), self.values, strict=True)]
 
 
 @dataclass(frozen=True)
 class Explainer:
-    """An opened run or bundle."""
+    """An opened run or bundle.
+
+    Attributes:
+        folder: The run or the bundle.
+        schema: Its schema.
+        vocabularies: By field.
+        calibration: From logits to probabilities.
+        graph: From the inputs of ExplainGraph to its outputs.
+    """
 
     folder: Path
     schema: FeatureSchema
@@ -99,11 +124,15 @@ class Explainer:
     graph: Graph
 
     def explain(self, case: Case) -> Explanation:
-        """Raises ValueError for a value that a field does not take, and where the model's answer is no number."""
+        """Explain a prediction.
+
+        Raises:
+            ValueError: If a field cannot have its value, or the model's output is not finite.
+        """
         read = self._encode(case)
         outputs = [output[0].astype(np.float64) for output in self.graph(join([read]))]
         if not all(np.isfinite(output).all() for output in outputs):
-            raise ValueError(f"{self.folder}: candidate {case.id!r} has an explanation that is not finite: train again")
+            raise ValueError(f"{self.folder}: the explanation of candidate {case.id!r} is not finite. Train again.")
         logit, contribution, attention, bias = outputs
         return Explanation(
             id=case.id,
@@ -120,7 +149,7 @@ class Explainer:
         )
 
     def ignored(self, case: Case) -> list[str]:
-        """The names that a request has and the model does not read, on that side."""
+        """Return the side and name of each feature of a request that is not a field of the model."""
         read = {(field.side, field.name) for field in self.schema.fields}
         sides: tuple[Side, Side] = ("context", "candidate")
         return [f"{side} {name}" for side in sides for name in case.of(side) if (side, name) not in read]
@@ -136,43 +165,46 @@ class Explainer:
             raise ValueError(f"candidate {case.id!r}: {side} {error.reason}, {value}") from error
 
     def _values(self, case: Case, side: Side, ids: NDArray[np.int64]) -> list[str]:
-        """One side's, in serving order."""
-        given = case.of(side)
-        tokens = [
-            _value_of(given.get(field.name), int(known_as))
-            for field, known_as in zip(self.schema.select("categorical", side), ids[0], strict=True)
-        ]
-        numbers = [
-            _number_of(number_reader(field)(given.get(field.name))) for field in self.schema.select("numeric", side)
-        ]
-        return [*tokens, *numbers]
+        """Return one side's values as text, in serving order."""
+        given, texts = case.of(side), list[str]()
+        for field, token_id in zip(self.schema.select("categorical", side), ids[0], strict=True):
+            text = token(given.get(field.name)) or ""
+            texts.append("(missing)" if token_id == MISSING else f"(unknown) {text}" if token_id == UNKNOWN else text)
+        for field in self.schema.select("numeric", side):
+            number = number_reader(field)(given.get(field.name))
+            texts.append("(missing)" if math.isnan(number) else f"{number:g}")
+        return texts
 
 
 def open_explainer(folder: Path) -> Explainer:
-    """Raises ValueError for what is neither run nor bundle, for a broken one, and for an MLP head, which has no
-    explanation."""
+    """Open a run or a bundle.
+
+    Raises:
+        ValueError: If the folder is neither or is broken, or its model has an MLP head, which has no explanation.
+    """
     if (folder / MANIFEST).is_file():
-        return _open_bundle(folder)
+        return open_bundle_explainer(folder)
     if (folder / METRICS).is_file():
-        return _open_run(folder)
+        return open_run_explainer(folder)
     raise ValueError(
-        f"{folder} is neither a bundle (it has no {MANIFEST}) nor a run (it has no {METRICS}): "
-        "make one with ctr-train EXPERIMENT.toml --out RUN and ctr-export RUN BUNDLE"
+        f"{folder} is neither a bundle (it has no {MANIFEST}) nor a run (it has no {METRICS}). "
+        "Make one with ctr-train EXPERIMENT.toml --out RUN and ctr-export RUN BUNDLE."
     )
 
 
 def readable(text: str) -> str:
-    """Of a client's text what a table and a picture can show, on one line."""
+    """Return a client's text as a table or a picture can show it: one line without control characters, shortened."""
     return shorten(
-        "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text), LONGEST_VALUE
+        "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text), MAX_VALUE_LENGTH
     )
 
 
-def _open_bundle(folder: Path) -> Explainer:
+def open_bundle_explainer(folder: Path) -> Explainer:
+    """Open a bundle, to be run with onnxruntime."""
     bundle = open_bundle(folder)
     if EXPLAIN not in bundle.manifest.files:
         raise ValueError(
-            f"{folder} has no {EXPLAIN}: the logit of a STEC with hidden layers in its head (mlp) is no sum"
+            f"{folder} has no {EXPLAIN}, because the logit of a STEC with hidden layers in its head (mlp) is not a sum"
         )
     session: Any = onnxruntime.InferenceSession(str(folder / EXPLAIN), providers=["CPUExecutionProvider"])
 
@@ -183,7 +215,8 @@ def _open_bundle(folder: Path) -> Explainer:
     return Explainer(folder, bundle.schema, bundle.vocabularies, bundle.manifest.calibration, run)
 
 
-def _open_run(folder: Path) -> Explainer:
+def open_run_explainer(folder: Path) -> Explainer:
+    """Open a run, to be run with torch."""
     model, experiment, schema, _ = open_run(folder)
     vocabularies = {f.name: open_vocabulary(folder / VOCABULARY, f.name) for f in schema.select("categorical")}
     graph = (ExplainGraph(model, schema) if isinstance(model, STEC) else ShareGraph(model, schema)).eval()
@@ -194,14 +227,3 @@ def _open_run(folder: Path) -> Explainer:
         return [output.numpy() for output in outputs]
 
     return Explainer(folder, schema, vocabularies, Calibration.of_log(experiment.data.negative_rate), run)
-
-
-def _value_of(value: Any, known_as: int) -> str:
-    if known_as == MISSING:
-        return "(missing)"
-    text = token(value) or ""
-    return f"(unknown) {text}" if known_as == UNKNOWN else text
-
-
-def _number_of(value: float) -> str:
-    return "(missing)" if math.isnan(value) else f"{value:g}"

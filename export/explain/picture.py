@@ -1,4 +1,4 @@
-"""An explanation as a picture: every head's attention, and what each pair of fields adds to the logit."""
+"""Explanations as a picture: the attention of every head, and what each pair of fields adds to the logit."""
 
 import math
 import warnings
@@ -13,67 +13,74 @@ from numpy.typing import NDArray
 from export.explain.explanation import Explanation, readable
 
 DPI = 150
-MOST_ROWS = 8  # explanations in one picture
-MOST_NUMBERED = 12  # fields, that the cells' numbers stay readable
+MAX_ROWS = 8  # explanations in one picture
+MAX_NUMBERED_FIELDS = 12  # with more fields, the numbers in the cells would not be readable
 SMALL, MEDIUM, LARGE = 6, 7, 11  # points
 
 
 def draw(explanations: Sequence[Explanation], path: Path) -> None:
-    """Writes a PNG with a row for each explanation: left its attention maps, right its pairs; or the fields' shares.
+    """Write a PNG with a row for each explanation: its attention maps and its pairs, or its fields' shares.
 
     Raises:
-        ValueError: for more explanations than eight.
+        ValueError: If there are more than eight explanations.
     """
-    if len(explanations) > MOST_ROWS:
+    if len(explanations) > MAX_ROWS:
         raise ValueError(
-            f"{path}: {len(explanations)} candidates, one picture shows {MOST_ROWS}: choose one with --candidate, "
-            "or name a folder (no .png) for a picture each"
+            f"{path}: {len(explanations)} candidates, but a picture shows at most {MAX_ROWS}. Choose one with "
+            "--candidate, or name a folder (without .png) for one picture each."
         )
-    attention, pairs, height = _inches(explanations[0])
+    attention, pairs, height = sizes_in(explanations[0])
     figure = Figure(figsize=(attention + pairs, height * len(explanations)), layout="constrained")
     rows = figure.subfigures(len(explanations), 1, squeeze=False)[:, 0]
     for row, explanation in zip(rows, explanations, strict=True):
-        row.suptitle(_title(explanation), fontsize=LARGE, parse_math=False)
+        row.suptitle(title(explanation), fontsize=LARGE, parse_math=False)
         if explanation.is_of_shares:
-            _draw_shares(row, explanation)
+            draw_shares(row, explanation)
             continue
         left, right = row.subfigures(1, 2, width_ratios=[attention, pairs])
-        _draw_attention(left, explanation)
-        _draw_pairs(right, explanation)
+        draw_attention(left, explanation)
+        draw_pairs(right, explanation)
     with warnings.catch_warnings():
-        # A value in a script that the font lacks shows as boxes; the table has it in full.
+        # A value in a script that the font does not have is drawn as boxes. The table shows it.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(path, dpi=DPI, format="png")
 
 
-def _inches(explanation: Explanation) -> tuple[float, float, float]:
-    """Widths of the attention maps and of the pairs, and the height of both: room for every field's name."""
+def sizes_in(explanation: Explanation) -> tuple[float, float, float]:
+    """Return, in inches, the widths of the attention maps and of the pairs, and their height.
+
+    There is room for the name of every field.
+    """
     fields = len(explanation.fields)
     if explanation.is_of_shares:
         return 2.0, 5.0, 1.0 + 0.25 * fields
-    rows, columns = _grid(explanation)
+    rows, columns = map_grid(explanation)
     pairs = max(4.0, 0.2 * fields)
     attention = max(2.0, 0.11 * fields, min(pairs / rows, 7.0 / columns))
     return columns * attention + 1.6, pairs + 3.0, max(rows * attention + 1.0, pairs + 1.0)
 
 
-def _grid(explanation: Explanation) -> tuple[int, int]:
-    """Rows and columns of attention maps: a block a row; one block's heads in a square."""
+def map_grid(explanation: Explanation) -> tuple[int, int]:
+    """Return the rows and columns of attention maps: one row per block, or a square for the heads of one block."""
     blocks, heads = explanation.attention.shape[:2]
     columns = heads if blocks > 1 else math.ceil(math.sqrt(heads))
     return math.ceil(blocks * heads / columns), columns
 
 
-def _title(explanation: Explanation) -> str:
+def title(explanation: Explanation) -> str:
+    """Return the title of an explanation."""
     pairs = float(explanation.contribution.sum())
     what = "fields" if explanation.is_of_shares else "pairs"
     summed = f"logit {explanation.logit:.3f} = bias {explanation.bias:.3f} + {what} {pairs:+.3f}"
     return f"{readable(str(explanation.id))}: click probability {explanation.ctr:.4f}   ({summed})"
 
 
-def _draw_attention(part: Any, explanation: Explanation) -> None:
-    """One scale for all heads, from 0 to at least twice what even attention gives: even attention looks even."""
-    rows, columns = _grid(explanation)
+def draw_attention(part: Any, explanation: Explanation) -> None:
+    """Draw the attention maps, all with the same color scale.
+
+    The scale goes up to at least twice the weight of uniform attention, so that uniform attention looks uniform.
+    """
+    rows, columns = map_grid(explanation)
     axes = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     blocks, heads, fields, _ = explanation.attention.shape
     darkest = max(explanation.attention.max(), 2 / fields)
@@ -93,8 +100,8 @@ def _draw_attention(part: Any, explanation: Explanation) -> None:
     bar.ax.tick_params(labelsize=SMALL)
 
 
-def _draw_pairs(part: Any, explanation: Explanation) -> None:
-    """Both orders of a pair added, below the diagonal. Red raises the probability, blue lowers it."""
+def draw_pairs(part: Any, explanation: Explanation) -> None:
+    """Draw the sum of both orders of each pair, below the diagonal. Red raises the probability, blue lowers it."""
     pairs_FF = explanation.both_orders().sum(0)
     limit = float(np.abs(pairs_FF).max()) or 1.0
     shown_FF = np.where(np.tri(len(pairs_FF), dtype=bool), pairs_FF, np.nan)
@@ -105,15 +112,15 @@ def _draw_pairs(part: Any, explanation: Explanation) -> None:
     axis.set_xticks(fields, explanation.names(), rotation=90, fontsize=MEDIUM)
     axis.set_yticks(fields, explanation.labels(), fontsize=MEDIUM, parse_math=False)
     axis.spines[["top", "right"]].set_visible(False)
-    if len(fields) <= MOST_NUMBERED:
-        _write_numbers(axis, shown_FF, limit)
+    if len(fields) <= MAX_NUMBERED_FIELDS:
+        write_numbers(axis, shown_FF, limit)
     bar = part.colorbar(image, ax=axis, shrink=0.6)
     bar.set_label("contribution: blue lowers, red raises", fontsize=MEDIUM)
     bar.ax.tick_params(labelsize=SMALL)
 
 
-def _draw_shares(part: Any, explanation: Explanation) -> None:
-    """A bar for each field, in serving order. Red raises the probability, blue lowers it."""
+def draw_shares(part: Any, explanation: Explanation) -> None:
+    """Draw a bar for each field, in serving order. Red raises the probability, blue lowers it."""
     share_F = np.diagonal(explanation.contribution[0])
     axis = part.subplots()
     axis.barh(range(len(share_F)), share_F, color=np.where(share_F > 0, "C3", "C0"))
@@ -123,8 +130,9 @@ def _draw_shares(part: Any, explanation: Explanation) -> None:
     axis.set_xlabel("the field's share of the logit", fontsize=MEDIUM)
 
 
-def _write_numbers(axis: Any, shown_FF: NDArray[np.float64], limit: float) -> None:
+def write_numbers(axis: Any, shown_FF: NDArray[np.float64], limit: float) -> None:
+    """Write the numbers into the cells, in white on dark colors."""
     for (row, column), value in np.ndenumerate(shown_FF):
         if not np.isnan(value):
-            colour = "white" if abs(value) > 0.6 * limit else "black"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=SMALL, color=colour)
+            color = "white" if abs(value) > 0.6 * limit else "black"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=SMALL, color=color)

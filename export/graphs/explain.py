@@ -1,11 +1,11 @@
-"""The graph that explains: with a linear head the logit is an exact sum over levels and pairs of fields.
+"""The graph that explains STEC: with a linear head, the logit is an exact sum over levels and pairs of fields.
 
     logit = bias + sum over l, i, j of contribution(l, i, j)
     contribution(l, i, j) = sum over c of a_c[i, j] * (left[i, c] * right[j, c] - mean_c[i, j])
 
-mean is the batch norm's running mean: a contribution is a departure from the average training row, and the bias is what
-that row gets. A level or a pair that the head does not see contributes 0. Level 0 is about two fields alone; from level
-1 on a position has mixed in others, through attention.
+mean is the batch norm's running mean. A contribution is the difference from the average training row, and the bias is
+the logit of that row. A level or a pair that the head does not see contributes 0. Level 0 depends only on the two
+fields; from level 1 on, attention has mixed in other fields.
 
 Shape legend: N candidates, F fields in serving order, L levels, B = L - 1 blocks, H heads, D width.
 """
@@ -24,9 +24,9 @@ from model.stec.stec import STEC, Block
 
 
 class ExplainGraph(nn.Module):
-    """Inputs as the serving graph's -> logit (N), contribution (N, L, F, F), attention (N, B, H, F, F), bias (N).
+    """Inputs as for the serving graph -> logit (N), contribution (N, L, F, F), attention (N, B, H, F, F), bias (N).
 
-    Only a linear head has contributions.
+    The model must have a linear head.
     """
 
     table: Tensor
@@ -76,6 +76,7 @@ class ExplainGraph(nn.Module):
         return contribution.sum((1, 2, 3)) + bias_N, contribution, torch.stack(attention, 1), bias_N
 
     def contribution(self, level: int, left_NFD: Tensor, right_NFD: Tensor) -> Tensor:
+        """Return a level's contributions, (N, F, F)."""
         a_FFD, mean_FFD = getattr(self, f"a_{level}"), getattr(self, f"mean_{level}")
         share: Tensor = ((interaction(left_NFD, right_NFD) - mean_FFD) * a_FFD).sum(3)
         return share

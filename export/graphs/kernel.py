@@ -1,4 +1,4 @@
-"""The serving graph as one node: kernel/'s operator, with the folded model as its constants."""
+"""The serving graph as a single node: the operator of kernel/, with the folded model as its constants."""
 
 import numpy as np
 import onnx
@@ -13,18 +13,21 @@ from export.graphs.serving import serving_order
 from kernel import DOMAIN, OPERATOR, VERSION
 from model.stec.stec import STEC
 
-OPSET, IR_VERSION = 17, 9  # what every onnxruntime of these years reads
+OPSET, IR_VERSION = 17, 9  # every supported onnxruntime reads these
 
 
 def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
-    """Inputs and output as ServingGraph's. Only a linear head folds, and not each option: see pack.py."""
+    """Return the graph, with the inputs and the output of ServingGraph.
+
+    The model must have a linear head and no option that the kernel cannot compute (see pack.py).
+    """
     weights = pack(model, serving_order(schema)).numpy()
     fields = {
         (kind, side): len(schema.select(kind, side))
         for side in ("context", "candidate")
         for kind in ("categorical", "numeric")
     }
-    constants = _constants(model, schema, list(fields.values())) | {"weights": weights}
+    constants = model_constants(model, schema, list(fields.values())) | {"weights": weights}
     shapes: dict[str, tuple[int, list[str | int]]] = {
         "context_ids": (TensorProto.INT64, ["requests", fields["categorical", "context"]]),
         "candidate_ids": (TensorProto.INT64, ["candidates", fields["categorical", "candidate"]]),
@@ -33,7 +36,7 @@ def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
     for side, rows in (("context", "requests"), ("candidate", "candidates")):
         if fields["numeric", side]:
             shapes[f"{side}_values"] = (TensorProto.FLOAT, [rows, fields["numeric", side]])
-        else:  # the operator has the input all the same
+        else:  # the operator always has the input
             constants[f"{side}_values"] = np.empty((0, 0), np.float32)
     order = ("sizes", "table", "offsets", "alpha", "weights", "context_ids", "candidate_ids", "request_index")
     graph = helper.make_graph(
@@ -47,7 +50,14 @@ def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
-def _constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> dict[str, NDArray[np.generic]]:
+def model_constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> dict[str, NDArray[np.generic]]:
+    """Return the constants of the operator except for the packed weights.
+
+    Args:
+        model: The model.
+        schema: Its schema.
+        fields: The numbers of fields, in the order of stec::Sizes.
+    """
     embedding, block = model.embedding, blocks_of(model)[0]
     categorical, numeric = schema.select("categorical"), schema.select("numeric")
     serving = schema.in_serving_order()

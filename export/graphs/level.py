@@ -1,15 +1,16 @@
-"""A level's share of the logit in serving, where its batch norm and the head are constants:
+"""A level's part of the logit in serving, where the batch norm and the head are constants:
 
     sum over c, i, j of left[i, c] * a_c[i, j] * right[j, c]
 
-with one constant F x F matrix a_c for each embedding dimension c; what else is constant goes into one bias. left and
-right are q and k, or what the model's option `interaction` makes them. A pair that the head does not see has a 0.
+There is one constant F x F matrix a_c for each embedding dimension c. All other constants are in one bias. left and
+right are q and k, or what the model's option `interaction` sets. a_c is 0 for a pair that the head does not see.
 
 Shape legend: R requests, N candidates, D width, U context fields, C candidate fields, F = U + C.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,15 @@ Factors = tuple[Tensor, Tensor]  # left, right
 
 @dataclass(frozen=True)
 class FoldedLevel:
-    """A level's constants in float64, its fields in serving order: a and the batch norm's mean (D, F, F), and what
-    its beta adds. The level's share of the logit is sum(a * (p - mean)) + beta, with p = left[i, c] * right[j, c]."""
+    """A level's constants in float64, with the fields in serving order.
+
+    The level's part of the logit is sum(a * (p - mean)) + beta, with p = left[i, c] * right[j, c].
+
+    Attributes:
+        a_DFF: The weights of the products.
+        mean_DFF: The batch norm's running mean.
+        beta: What the batch norm's shift adds.
+    """
 
     a_DFF: Tensor
     mean_DFF: Tensor
@@ -31,15 +39,17 @@ class FoldedLevel:
 
     @property
     def constant(self) -> float:
-        """What the level adds, whatever the row."""
+        """The part that does not depend on the row."""
         return self.beta - float((self.a_DFF * self.mean_DFF).sum())
 
 
 @torch.no_grad()
 def fold_levels(model: STEC, order: Sequence[int]) -> list[FoldedLevel]:
-    """Of a model in float64 with a linear head: all its levels, zeros for those that the head does not see.
+    """Return all levels of a model with a linear head, with zeros for those that the head does not see.
 
-    order: the model's position of each field in serving order.
+    Args:
+        model: The model, in float64.
+        order: The model's position of each field in serving order.
     """
     linear_head(model)
     levels = []
@@ -57,20 +67,29 @@ def fold_levels(model: STEC, order: Sequence[int]) -> list[FoldedLevel]:
 
 
 def first_in_head(model: STEC) -> int:
-    """The first level that the head sees."""
+    """Return the first level that the head sees."""
     return len(model.blocks) + 1 - len(model.norms)
 
 
+def has_linear_head(model: nn.Module) -> TypeGuard[STEC]:
+    """Return whether a model is a STEC whose head is one linear layer: only such a model folds."""
+    return isinstance(model, STEC) and len(model.head) == 1
+
+
 def linear_head(model: STEC) -> nn.Linear:
-    """Raises ValueError for an MLP head: no level of it folds."""
+    """Return the head's one layer.
+
+    Raises:
+        ValueError: If the head is an MLP; no level of it folds.
+    """
     linear = model.head[0]
-    if len(model.head) > 1 or not isinstance(linear, nn.Linear):
-        raise ValueError("the model's head is an MLP: only a linear head folds; train with mlp = []")
+    if not has_linear_head(model) or not isinstance(linear, nn.Linear):
+        raise ValueError("the model's head is an MLP; only a linear head folds. Train with mlp = [].")
     return linear
 
 
 class Level(nn.Module):
-    """Of rows that hold all fields. Shape: left, right (D, N, F) -> (N)."""
+    """A level of rows with all fields. Shape: left, right (D, N, F) -> (N)."""
 
     a_DFF: Tensor
 
@@ -83,9 +102,11 @@ class Level(nn.Module):
 
 
 class SharedLevel(nn.Module):
-    """The same where a context's factors do not depend on the candidate: what only they meet is computed once.
+    """A level whose context factors do not depend on the candidate.
 
-    A candidate's own fields meet each other, and the context's through two vectors of its request.
+    Pairs of context fields are computed once per request. For pairs with a candidate field, each request has two
+    vectors that are computed once.
+
     Shape: context (left, right) (D, R, U), candidate (left, right) (D, N, C), request_index (N) -> (N).
     """
 

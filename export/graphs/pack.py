@@ -1,14 +1,14 @@
-"""A trained STEC with a linear head -> the numbers that kernel/weights.h reads, in its order.
+"""Packing a trained STEC with a linear head into the numbers that kernel/weights.h reads, in its order.
 
-The kernel knows STEC as it is by default. Of its options it need not know those that are constants here: pairs and
+The kernel computes STEC with its default options. It need not know the options that are constants here: pairs and
 levels that the head does not see, the attention's scale, and a matrix that is the identity.
 
-What is constant in serving is folded, in float64, and rounded once:
+Everything that is constant in serving is folded in float64 and rounded once:
 
 - the batch norms and the head, as in export/graphs/level.py;
-- a layer norm's scale and shift into all that reads its output, its centring into all that writes its input,
-  so that what is left of it is a division by the root of the mean square;
-- the value's bias into the residual's: attention weights sum to 1.
+- a layer norm's scale and shift into the layers after it, and its centering into the layers before it, so that only a
+  division by the root mean square remains;
+- the bias of the values into that of the residual, because attention weights sum to 1.
 """
 
 import copy
@@ -22,8 +22,8 @@ from export.graphs.level import fold_levels, linear_head
 from model.stec.stec import STEC, Block
 
 
-def what_has_no_kernel(model: STEC) -> str | None:
-    """The option of a model with a linear head that the kernel cannot compute, as `key = value`."""
+def option_without_kernel(model: STEC) -> str | None:
+    """Return the option of a model with a linear head that the kernel cannot compute, as `key = value`, or None."""
     if not all(block.has_ffn for block in blocks_of(model)):
         return "ffn = 0"
     return None if all(block.bilinear is None for block in blocks_of(model)) else 'interaction = "separate"'
@@ -31,14 +31,18 @@ def what_has_no_kernel(model: STEC) -> str | None:
 
 @torch.no_grad()
 def pack(model: STEC, order: Sequence[int]) -> Tensor:
-    """All weights but the embeddings, float32 (P). order: the model's position of each field in serving order.
+    """Return all weights except the embeddings, float32 (P).
+
+    Args:
+        model: The model.
+        order: The model's position of each field in serving order.
 
     Raises:
-        ValueError: for what_has_no_kernel().
+        ValueError: If the model has an option that the kernel cannot compute.
     """
-    if option := what_has_no_kernel(model):
+    if option := option_without_kernel(model):
         raise ValueError(
-            f"the kernel cannot compute a model with {option}: serve it with the graph of standard operators"
+            f"the kernel cannot compute a model with {option}. Serve it with the graph of standard operators."
         )
     exact = copy.deepcopy(model).double()
     width = exact.embedding.table.embedding_dim
@@ -46,7 +50,7 @@ def pack(model: STEC, order: Sequence[int]) -> Tensor:
     levels = fold_levels(exact, order)
     parts: list[Tensor] = []
     for block, level in zip(blocks_of(exact), levels[:-1], strict=True):
-        parts += [*_block(block, scale, shift), level.a_DFF * block.score_divisor]
+        parts += [*pack_block(block, scale, shift), level.a_DFF * block.score_divisor]
         scale, shift = block.ffn_norm.weight, block.ffn_norm.bias
     both = torch.cat(matrices(exact.last))
     bias = linear_head(exact).bias + sum(level.constant for level in levels)
@@ -54,23 +58,23 @@ def pack(model: STEC, order: Sequence[int]) -> Tensor:
     return torch.cat([part.flatten() for part in parts]).float()
 
 
-def _block(block: Block, scale: Tensor, shift: Tensor) -> list[Tensor]:
-    """scale, shift: of the layer norm before, which the block reads without them."""
+def pack_block(block: Block, scale: Tensor, shift: Tensor) -> list[Tensor]:
+    """Return a block's weights, with the scale and shift of the layer norm before it."""
     width = len(scale)
-    centre = torch.eye(width, dtype=torch.float64) - 1 / width
+    center = torch.eye(width, dtype=torch.float64) - 1 / width
     first, second, inner, outer = block.attention_norm, block.ffn_norm, block.ffn[0], block.ffn[2]
     assert isinstance(inner, nn.Linear)
     assert isinstance(outer, nn.Linear)
     (query, key), value = matrices(block.project), block.value.weight
     query = query / block.score_divisor
-    residual_bias = centre @ (shift + block.out.weight @ (value @ shift))
+    residual_bias = center @ (shift + block.out.weight @ (value @ shift))
     return [
-        torch.cat([query * scale, key * scale, value * scale, centre * scale]).T,
+        torch.cat([query * scale, key * scale, value * scale, center * scale]).T,
         torch.cat([query @ shift, key @ shift, torch.zeros_like(shift), residual_bias]),
-        (centre @ block.out.weight).T,
+        (center @ block.out.weight).T,
         (inner.weight * first.weight).T,
         inner.weight @ first.bias + inner.bias,
-        torch.cat([centre @ outer.weight, centre * first.weight], 1).T,
-        centre @ (first.bias + outer.bias),
+        torch.cat([center @ outer.weight, center * first.weight], 1).T,
+        center @ (first.bias + outer.bias),
         torch.tensor([first.eps, second.eps], dtype=torch.float64),
     ]

@@ -1,6 +1,6 @@
-"""Any model -> a graph of standard operators, as it trains: nothing is folded.
+"""The graphs of any model with standard operators. Nothing is folded.
 
-Shape legend: R requests, N candidates of all requests, F fields. Inputs as export/graphs/serving.py's.
+Shape legend: R requests, N candidates of all requests, F fields. Inputs as in export/graphs/serving.py.
 """
 
 import copy
@@ -15,10 +15,7 @@ from model.stec.stec import STEC
 
 
 class BaselineGraph(nn.Module):
-    """A model of model/baselines/ as the service runs it: what it looks up of a context, once a request.
-
-    Shape: as ServingGraph.
-    """
+    """A model of model/baselines/ that looks up the context's embeddings once per request. Shape: as ServingGraph."""
 
     to_model_order: Tensor
 
@@ -52,7 +49,7 @@ class BaselineGraph(nn.Module):
         context_values: Tensor | None,
         candidate_values: Tensor | None,
     ) -> list[Tensor]:
-        """What predict() takes: of each table (N, F, its width), the fields in the model's order."""
+        """Return the arguments of predict(): (N, F, width of the table) for each table, fields in the model's order."""
         found = []
         for table, context, candidate in zip(self.tables, self.contexts, self.candidates, strict=True):
             context_RUD = context(table.weight, context_ids, context_values)
@@ -63,9 +60,9 @@ class BaselineGraph(nn.Module):
 
 
 class PlainGraph(nn.Module):
-    """The model as it trains, for each candidate anew: for an MLP head, and to measure and check the other graphs.
+    """The model as in training, computed completely for each candidate. Shape: as ServingGraph.
 
-    Shape: as ServingGraph.
+    It serves models with an MLP head, and is the reference for the other graphs.
     """
 
     def __init__(self, model: nn.Module, schema: FeatureSchema) -> None:
@@ -73,8 +70,8 @@ class PlainGraph(nn.Module):
         self.model = copy.deepcopy(model).requires_grad_(False)
         if isinstance(self.model, STEC):
             self.model.plain = True
-        self.categorical = _columns(schema, "categorical")
-        self.numeric = _columns(schema, "numeric")
+        self.categorical = serving_columns(schema, "categorical")
+        self.numeric = serving_columns(schema, "numeric")
 
     def forward(
         self,
@@ -93,7 +90,7 @@ class PlainGraph(nn.Module):
         return logit
 
 
-def _columns(schema: FeatureSchema, kind: Kind) -> list[int]:
-    """For each field of a kind in schema order, its column where context columns come before candidate columns."""
+def serving_columns(schema: FeatureSchema, kind: Kind) -> list[int]:
+    """Return, for each field of a kind in schema order, its column when context columns precede candidate columns."""
     serving = [*schema.select(kind, "context"), *schema.select(kind, "candidate")]
     return [serving.index(f) for f in schema.select(kind)]

@@ -1,6 +1,6 @@
-"""STEC with a linear head -> the serving graph of standard operators: it runs wherever onnxruntime does.
+"""The serving graph of STEC with a linear head. It uses standard operators, so it runs wherever onnxruntime does.
 
-Batch norm, head and levels are constants (export/graphs/level.py). With attention = "request" the context tower runs
+Batch norms, head and levels are constants (export/graphs/level.py). With attention = "request", the context tower runs
 once per request.
 
 Shape legend: R requests, N candidates of all requests, U context fields, C candidate fields, F = U + C, D width,
@@ -22,14 +22,16 @@ from model.stec.stec import STEC
 
 
 def serving_order(schema: FeatureSchema) -> list[int]:
-    """The model's position of each field in serving order. The model has all categorical fields first."""
+    """Return the model's position of each field in serving order. The model has all categorical fields first."""
     model = [*schema.select("categorical"), *schema.select("numeric")]
     return [model.index(f) for f in schema.in_serving_order()]
 
 
 class SideEmbedding(nn.Module):
-    """One side's fields. Shape: ids (rows, categorical), values (rows, numeric) or None where the side has no numeric
-    field -> (rows, F of the side, D)."""
+    """The embeddings of one side's fields.
+
+    Shape: ids (rows, categorical), values (rows, numeric) or None without numeric fields -> (rows, F of the side, D).
+    """
 
     offsets: Tensor
     alpha: Tensor
@@ -51,9 +53,15 @@ class SideEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class Rows:
-    """Fields behind each other: x (rows * fields, D), q, k, v (H, rows * fields, K).
+    """The fields of rows, one row after another.
 
-    bilinear: (D, D), of an interaction that is not q times k.
+    Attributes:
+        x: (rows * fields, D).
+        q: (H, rows * fields, K).
+        k: (H, rows * fields, K).
+        v: (H, rows * fields, K).
+        fields: The number of fields of a row.
+        bilinear: The matrix (D, D) of an interaction other than q times k, or None.
     """
 
     x: Tensor
@@ -64,24 +72,29 @@ class Rows:
     bilinear: Tensor | None
 
     def by_row(self, t_HRK: Tensor) -> Tensor:
-        """(H, rows * fields, K) -> (H, rows, fields, K)."""
+        """Reshape (H, rows * fields, K) to (H, rows, fields, K)."""
         by_row: Tensor = t_HRK.unflatten(1, (-1, self.fields))
         return by_row
 
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v, (H, rows, fields, K) each."""
+        return self.by_row(self.q), self.by_row(self.k), self.by_row(self.v)
+
     def factors(self) -> Factors:
-        """Left and right as a level takes them: (D, rows, fields)."""
+        """Return the left and right factors in the shape that a level takes: (D, rows, fields)."""
         if self.bilinear is not None:
-            return _by_dimension((self.x, self.x @ self.bilinear), self.fields)
+            return by_dimension((self.x, self.x @ self.bilinear), self.fields)
         q, k = (t.transpose(1, 2).unflatten(2, (-1, self.fields)).flatten(0, 1) for t in (self.q, self.k))
         return q, k
 
 
 class ServingGraph(nn.Module):
-    """A trained STEC as the service runs it: a request's context once, its candidates behind each other.
+    """A trained STEC for serving: the context of each request once, and the candidates of all requests.
 
-    forward's shapes: context_ids int64 (R, U), candidate_ids int64 (N, C), request_index int64 (N),
-    and context_values, candidate_values float32 where the schema has numeric fields -> logit (N).
-    Only a linear head folds.
+    The model must have a linear head.
+
+    Shape: context_ids int64 (R, U), candidate_ids int64 (N, C), request_index int64 (N), and context_values and
+    candidate_values float32 for sides with numeric fields -> logit (N).
     """
 
     table: Tensor
@@ -121,23 +134,31 @@ class ServingGraph(nn.Module):
         return torch.stack(answer(context_RD, candidate_RD, request_index)).sum(0) + self.bias
 
     def share_context(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
-        """attention = "request": no context row depends on a candidate."""
+        """Return each level's part of the logit with attention = "request": no context row depends on a candidate."""
         shares = []
         for number, block in enumerate(self._blocks()):
             context = self.project(number, context_RD, self.context.fields)
-            own = self.project(number, candidate_RD, self.candidate.fields)
+            candidate = self.project(number, candidate_RD, self.candidate.fields)
             if number >= self.first:
-                shares.append(self.levels[number - self.first](context.factors(), own.factors(), request_index))
-            context_RD = block.finish(context.x, block.attend(*(context.by_row(t) for t in _qkv(context))))
-            k, v = (_join(context, own, name, request_index) for name in ("k", "v"))
-            candidate_RD = block.finish(own.x, block.attend(own.by_row(own.q), k, v))
-        context_factors = _by_dimension(self.last(context_RD), self.context.fields)
-        own_factors = _by_dimension(self.last(candidate_RD), self.candidate.fields)
-        return [*shares, self.levels[-1](context_factors, own_factors, request_index)]
+                level = self.levels[number - self.first]
+                shares.append(level(context.factors(), candidate.factors(), request_index))
+            context_RD = block.finish(context.x, block.attend(*context.qkv()))
+            k, v = (
+                # The fields of each candidate's context before its own: (H, N, F, K).
+                torch.cat([context.by_row(shared).index_select(1, request_index), candidate.by_row(own)], 2)
+                for shared, own in ((context.k, candidate.k), (context.v, candidate.v))
+            )
+            candidate_RD = block.finish(candidate.x, block.attend(candidate.by_row(candidate.q), k, v))
+        context_factors = by_dimension(self.last(context_RD), self.context.fields)
+        candidate_factors = by_dimension(self.last(candidate_RD), self.candidate.fields)
+        return [*shares, self.levels[-1](context_factors, candidate_factors, request_index)]
 
     def share_nothing(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
-        """The paper's attention: after the first one every row depends on the candidate. What could be shared before
-        it is not: for these operators copying it to each candidate costs what computing it anew does."""
+        """Return each level's part of the logit with the paper's attention.
+
+        After the first attention, every row depends on the candidate. What could be shared before it is not shared:
+        with these operators, copying it to each candidate costs as much as computing it again.
+        """
         fields = self.context.fields + self.candidate.fields
         contexts = context_RD.unflatten(0, (-1, self.context.fields)).index_select(0, request_index)
         x_RD = torch.cat([contexts, candidate_RD.unflatten(0, (-1, self.candidate.fields))], 1).flatten(0, 1)
@@ -146,11 +167,11 @@ class ServingGraph(nn.Module):
             rows = self.project(number, x_RD, fields)
             if number >= self.first:
                 shares.append(self.levels[number - self.first](*rows.factors()))
-            x_RD = block.finish(rows.x, block.attend(*(rows.by_row(t) for t in _qkv(rows))))
-        return [*shares, self.levels[-1](*_by_dimension(self.last(x_RD), fields))]
+            x_RD = block.finish(rows.x, block.attend(*rows.qkv()))
+        return [*shares, self.levels[-1](*by_dimension(self.last(x_RD), fields))]
 
     def project(self, number: int, x_RD: Tensor, fields: int) -> Rows:
-        """What a block reads: the block before it left its last layer norm's scale and shift to be applied."""
+        """Return a block's inputs, with the scale and shift of the block before, which left them out, applied."""
         block = self._blocks()[number]
         x_RD = self._blocks()[number - 1].rescale(x_RD) if number else x_RD
         return Rows(x_RD, *block.project(x_RD), fields, block.bilinear if block.is_separate else None)
@@ -159,25 +180,16 @@ class ServingGraph(nn.Module):
         return list(self.blocks)  # type: ignore[arg-type]
 
 
-def _qkv(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    return rows.q, rows.k, rows.v
-
-
-def _join(context: Rows, own: Rows, name: str, request_index: Tensor) -> Tensor:
-    """The context's fields of each candidate's request before its own: (H, N, F, K)."""
-    contexts, candidates = context.by_row(getattr(context, name)), own.by_row(getattr(own, name))
-    return torch.cat([contexts.index_select(1, request_index), candidates], 2)
-
-
-def _by_dimension(factors_RD: Factors, fields: int) -> Factors:
+def by_dimension(factors_RD: Factors, fields: int) -> Factors:
+    """Reshape factors of shape (rows * fields, D) to (D, rows, fields)."""
     left, right = (t_RD.T.unflatten(1, (-1, fields)) for t_RD in factors_RD)
     return left, right
 
 
 class ScreenGraph(nn.Module):
-    """The first level alone, as if the others were at their average: what a cascade looks at first.
+    """The first level alone, with the others at their average: the first stage of a cascade. Shape: as ServingGraph.
 
-    Shape: as ServingGraph. Only of a head that sees the first level.
+    The model must have a linear head that sees the first level.
     """
 
     table: Tensor
@@ -205,12 +217,12 @@ class ScreenGraph(nn.Module):
         context_values: Tensor | None = None,
         candidate_values: Tensor | None = None,
     ) -> Tensor:
-        context = self._factors(self.context(self.table, context_ids, context_values))
-        candidate = self._factors(self.candidate(self.table, candidate_ids, candidate_values))
+        context = self.factors(self.context(self.table, context_ids, context_values))
+        candidate = self.factors(self.candidate(self.table, candidate_ids, candidate_values))
         logit: Tensor = self.level(context, candidate, request_index) + self.bias
         return logit
 
-    def _factors(self, x_BFD: Tensor) -> Factors:
-        """(D, B, F) each."""
+    def factors(self, x_BFD: Tensor) -> Factors:
+        """Return the left and right factors, (D, rows, fields) each."""
         x_DR, fields = x_BFD.flatten(0, 1).T, x_BFD.shape[1]
         return (self.left @ x_DR).unflatten(1, (-1, fields)), (self.right @ x_DR).unflatten(1, (-1, fields))

@@ -1,10 +1,10 @@
-"""The graph that explains a model whose logit is no sum over fields: what each field adds, averaged over orders.
+"""The graph that explains a model whose logit is not a sum over fields: what each field adds, averaged over orders.
 
-Begin with every field missing, and put the candidate's values in, one field after the other: what the logit gains with
-each is that field's share. It depends on the order, so it is averaged over ORDERS fixed ones, half of them the other
-half backwards: Shapley values (Shapley, 1953), sampled. Whatever the orders, the shares add up exactly:
+Start with every field missing and set the candidate's values one field after another. What the logit gains with a
+field is that field's share. It depends on the order, so it is averaged over ORDERS fixed orders, of which half are the
+reverse of the other half. These are sampled Shapley values (Shapley, 1953). For any orders, the shares add up exactly:
 
-    logit = bias + sum over i of share(i)        bias: the logit where every field is missing
+    logit = bias + sum over i of share(i)        bias: the logit with every field missing
 
 Shape legend: N candidates, F fields, K orders, T = F + 1 steps of an order, D a table's width.
 """
@@ -21,10 +21,10 @@ SEED = 1
 
 
 class ShareGraph(nn.Module):
-    """Inputs as the serving graph's -> logit (N), contribution (N, 1, F, F), attention (N, 0, 1, F, F), bias (N).
+    """Inputs as for the serving graph -> logit (N), contribution (N, 1, F, F), attention (N, 0, 1, F, F), bias (N).
 
-    As ExplainGraph's: one level, whose diagonal has the fields' shares, in serving order, and no attention.
-    Of a model of model/baselines/.
+    The outputs are those of ExplainGraph with one level, whose diagonal has the fields' shares in serving order, and
+    without attention. The model is one of model/baselines/.
     """
 
     is_in_KTF: Tensor
@@ -39,7 +39,7 @@ class ShareGraph(nn.Module):
         self.register_buffer("is_in_KTF", rank_KF[:, None, :] < torch.arange(fields + 1)[:, None])
         self.register_buffer("field_KFF", torch.eye(fields)[self.baseline.to_model_order][order_KF])
         for number, table in enumerate(self.baseline.model.embeddings):  # type: ignore[arg-type]
-            self.register_buffer(f"missing_{number}", nothing(table, schema))
+            self.register_buffer(f"missing_{number}", missing_vectors(table, schema))
 
     def forward(
         self,
@@ -50,15 +50,15 @@ class ShareGraph(nn.Module):
         candidate_values: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         found = self.baseline.look_up(context_ids, candidate_ids, request_index, context_values, candidate_values)
-        logit_NKT = self.logits_on_the_way(found)
+        logit_NKT = self.logits_by_step(found)
         gain_NKF = logit_NKT[:, :, 1:] - logit_NKT[:, :, :-1]
         share_NF = torch.einsum("nkt,ktf->nf", gain_NKF, self.field_KFF) / ORDERS
         contribution_NFF = share_NF[:, :, None] * torch.eye(share_NF.shape[1])
         attention = contribution_NFF[:, None, None][:, :0]
         return logit_NKT[:, 0, -1], contribution_NFF[:, None], attention, logit_NKT[:, 0, 0]
 
-    def logits_on_the_way(self, found: list[Tensor]) -> Tensor:
-        """Of every candidate after every step of every order: (N, K, T)."""
+    def logits_by_step(self, found: list[Tensor]) -> Tensor:
+        """Return the logit of every candidate after every step of every order: (N, K, T)."""
         rows = []
         for number, x_NFD in enumerate(found):
             missing_FD = getattr(self, f"missing_{number}")
@@ -70,14 +70,14 @@ class ShareGraph(nn.Module):
 
 
 def draw_orders(fields: int) -> Tensor:
-    """int64 (K, F): the same for every candidate and every time."""
+    """Return the orders, int64 (K, F). They are the same for every candidate and in every call."""
     generator = torch.Generator().manual_seed(SEED)
     half = torch.stack([torch.randperm(fields, generator=generator) for _ in range(ORDERS // 2)])
     return torch.cat([half, half.flip(1)])
 
 
-def nothing(table: nn.Module, schema: FeatureSchema) -> Tensor:
-    """What is looked up where every field is missing: (F, D); a missing number is 0 after normalising."""
+def missing_vectors(table: nn.Module, schema: FeatureSchema) -> Tensor:
+    """Return a table's vectors with every field missing, (F, D). A missing number is 0 after normalization."""
     ids = torch.full((1, len(schema.select("categorical"))), MISSING)
     found: Tensor = table(ids, torch.zeros(1, len(schema.select("numeric"))))[0].detach()
     return found

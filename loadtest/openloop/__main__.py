@@ -1,4 +1,4 @@
-"""Poisson arrivals at a given rate: python -m loadtest.openloop --rate 500 (see loadtest/openloop/load.py)."""
+"""Command line of the open loop: python -m loadtest.openloop --rate 500 (see loadtest/openloop/load.py)."""
 
 import argparse
 import sys
@@ -10,13 +10,13 @@ from loadtest.openloop import load as open_loop
 from loadtest.openloop.arrivals import CURVES
 from loadtest.openloop.bodies import prepare
 from loadtest.openloop.hostile import hostile_requests
-from loadtest.openloop.load import Load, Outcome, find_max, keeps, run, summary
-from loadtest.openloop.phases import scrape, split
+from loadtest.openloop.load import Load, Outcome, find_max, passes, run, summary
+from loadtest.openloop.phases import scrape, server_times
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 1 when an answer was wrong."""
-    options = _arguments(argv)
+    """Run the load and print its figures. The exit code is 1 when an answer was wrong."""
+    options = parse_arguments(argv)
     requests = prepare([open_bundle(options.bundle)], {options.candidates: 300}, options.timeout_ms)
     hostile = hostile_requests() if options.hostile else []
     metrics_url = options.metrics_url or f"{options.url.rstrip('/')}/metrics"
@@ -30,38 +30,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         before = scrape(metrics_url)
         outcome = run(load, requests, hostile)
-        by_the_server = split(before, scrape(metrics_url))
+        times = server_times(before, scrape(metrics_url))
         wrong += int(outcome.records["wrong"].sum())
-        rows = summary(outcome) + (by_the_server.rows() if by_the_server else [])
+        rows = summary(outcome) + (times.rows() if times else [])
         print("\n".join(f"{name:>28}  {figure}" for name, figure in rows), *outcome.examples, "", sep="\n")
         return outcome
 
     if options.find_max:
-        found = find_max(lambda rate: keeps(offer(rate), options.slo_p99_ms), options.rate)
-        print(f"p99 within {options.slo_p99_ms:g} ms up to {found:.0f} requests/s")
+        found = find_max(lambda rate: passes(offer(rate), options.slo_p99_ms), options.rate)
+        print(f"p99 is within {options.slo_p99_ms:g} ms up to {found:.0f} requests/s")
     else:
         offer(options.rate)
     return 1 if wrong else 0
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("loadtest.openloop", description=open_loop.__doc__)
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("loadtest.openloop", description=open_loop.__doc__, formatter_class=raw)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--metrics-url", help="for the server's own figures; default: /metrics of --url")
-    parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"), help="the bundle that the server has open")
-    parser.add_argument("--rate", type=float, default=500, help="requests/s; with --find-max the first")
-    parser.add_argument("--profile", choices=list(CURVES), default="steady", help="when requests come, at that mean")
-    parser.add_argument("--seconds", type=float, default=30, help="of one load")
-    parser.add_argument("--candidates", type=int, default=100)
-    parser.add_argument("--timeout-ms", type=int, default=50)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--connections", type=int, default=64, help="of each process, at most")
-    parser.add_argument("--check", type=float, default=0.05, help="share of the answers that is checked")
-    parser.add_argument("--hostile", type=float, default=0.0, help="share of requests that no honest client sends")
+    parser.add_argument("--metrics-url", help="where the server's own figures are read (default: --url with /metrics)")
+    parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"), help="the bundle that the server serves")
+    parser.add_argument("--rate", type=float, default=500, help="requests/s; with --find-max, the first rate")
+    parser.add_argument("--profile", choices=list(CURVES), default="steady", help="how the rate varies around its mean")
+    parser.add_argument("--seconds", type=float, default=30, help="length of one load")
+    parser.add_argument("--candidates", type=int, default=100, help="in every request")
+    parser.add_argument("--timeout-ms", type=int, default=50, help="deadline of every request")
+    parser.add_argument("--processes", type=int, default=1, help="generator processes")
+    parser.add_argument("--connections", type=int, default=64, help="highest number of connections of each process")
+    parser.add_argument("--check", type=float, default=0.05, help="share of the answers whose scores are checked")
+    parser.add_argument("--hostile", type=float, default=0.0, help="share of malformed and malicious requests")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cpus", type=int, nargs="*", default=[], help="for the generators; default: any")
-    parser.add_argument("--find-max", action="store_true", help="look for the highest rate that keeps --slo-p99-ms")
-    parser.add_argument("--slo-p99-ms", type=float, default=10)
+    parser.add_argument("--cpus", type=int, nargs="*", default=[], help="CPUs of the generators (default: any)")
+    parser.add_argument("--find-max", action="store_true", help="search the highest rate that passes --slo-p99-ms")
+    parser.add_argument("--slo-p99-ms", type=float, default=10, help="with --find-max: the highest p99 that passes")
     return parser.parse_args(argv)
 
 

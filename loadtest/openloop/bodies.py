@@ -1,7 +1,8 @@
-"""What a load test sends: requests drawn from a bundle, and the probabilities that are right for each.
+"""Requests that a load test sends, drawn from a bundle, with the expected probabilities of each.
 
-Half of the requests are a bundle's golden ones; the others draw each value from the vocabulary with probability
-~ 1 / id^1.1 (ids are ranks by frequency: a power law, as users and ads have).
+By default half of the requests are made of the bundle's golden requests. The others draw each value from the
+vocabulary with a probability proportional to 1 / id^1.1. Ids are ranks by frequency, so this is a power law, as users
+and ads have.
 """
 
 import math
@@ -13,17 +14,22 @@ import msgspec
 
 from contract.bundle import GOLDEN, Bundle
 from contract.encode import Encoder
-from contract.golden import GoldenCandidate, GoldenRequest, read_golden
+from contract.golden import read_golden
 from loadtest.openloop.message import Prepared, message
 from service.runtime.engine import Engine, open_engine
 
 SKEW = 1.1
-MOST_CANDIDATES = 200
+MAX_CANDIDATES = 200
 
 
 class Requests:
-    """Draws request bodies from a bundle. candidates: in each; None: 1 to 200, log-uniform. golden: their share, with
-    values that are missing or unknown."""
+    """Draws request bodies from a bundle.
+
+    Args:
+        candidates: In each request. None: 1 to MAX_CANDIDATES, log-uniform.
+        seed: Equal seeds give the same requests.
+        golden: Share of the requests made of golden ones, whose values are sometimes missing or unknown.
+    """
 
     def __init__(self, bundle: Bundle, candidates: int | None, seed: int, golden: float = 0.5) -> None:
         self._random = random.Random(seed)  # noqa: S311  # load, not secrets
@@ -41,17 +47,17 @@ class Requests:
             self._tokens[name] = ranked, cumulative
 
     def draw(self) -> dict[str, Any]:
-        count = self._candidates or int(math.exp(self._random.uniform(0, math.log(MOST_CANDIDATES + 1))))
+        """Return the body of a request, without a deadline."""
+        count = self._candidates or int(math.exp(self._random.uniform(0, math.log(MAX_CANDIDATES + 1))))
         if self._random.random() < self._golden_share:
-            return self._from_golden(self._random.choice(self._golden), count)
+            request = self._random.choice(self._golden)
+            chosen = self._random.choices(request.candidates, k=count)
+            return {"context": request.context, "candidates": [{"id": c.id, "features": c.features} for c in chosen]}
         candidates = [{"id": index, "features": self._features("candidate")} for index in range(count)]
         return {"context": self._features("context"), "candidates": candidates}
 
-    def _from_golden(self, request: GoldenRequest, count: int) -> dict[str, Any]:
-        chosen: list[GoldenCandidate] = self._random.choices(request.candidates, k=count)
-        return {"context": request.context, "candidates": [{"id": c.id, "features": c.features} for c in chosen]}
-
     def _features(self, side: str) -> dict[str, Any]:
+        """Draw a value for each field of a side, "context" or "candidate"."""
         features: dict[str, Any] = {}
         for field in self._fields:
             if field.side != side:
@@ -67,26 +73,33 @@ class Requests:
 def prepare(
     bundles: Sequence[Bundle], mix: Mapping[int, int], timeout_ms: int | None, seed: int = 1, golden: float = 0.5
 ) -> list[Prepared]:
-    """mix: number of candidates -> how many requests of that size. Drawn from the first bundle; expected: by each.
-    timeout_ms: None leaves it to the server."""
-    own = {} if timeout_ms is None else {"timeout_ms": timeout_ms}
+    """Draw requests from the first bundle and compute their probabilities by each bundle's model.
+
+    Args:
+        bundles: All versions that may answer.
+        mix: Number of requests for each number of candidates.
+        timeout_ms: Deadline in the requests. None: they have none, and the server's default applies.
+        seed: Equal seeds give the same requests.
+        golden: Share of the requests made of golden ones.
+    """
+    deadline = {} if timeout_ms is None else {"timeout_ms": timeout_ms}
     bodies = [
-        requests.draw() | own
+        requests.draw() | deadline
         for count, number in mix.items()
         for requests in [Requests(bundles[0], count, seed + count, golden)]
         for _ in range(number)
     ]
     engines = [(bundle, open_engine(bundle, threads=1)) for bundle in bundles]
-    return [_prepared(body, engines) for body in bodies]
+    prepared = []
+    for body in bodies:
+        ids = [candidate["id"] for candidate in body["candidates"]]
+        expected = {bundle.manifest.version: expected_ctr(body, bundle, engine) for bundle, engine in engines}
+        prepared.append(Prepared(message(msgspec.json.encode(body)), ids, expected))
+    return prepared
 
 
-def _prepared(body: dict[str, Any], engines: Sequence[tuple[Bundle, Engine]]) -> Prepared:
-    ids = [candidate["id"] for candidate in body["candidates"]]
-    expected = {bundle.manifest.version: _ctr(body, bundle, engine) for bundle, engine in engines}
-    return Prepared(message(msgspec.json.encode(body)), ids, expected)
-
-
-def _ctr(body: dict[str, Any], bundle: Bundle, engine: Engine) -> list[float]:
+def expected_ctr(body: dict[str, Any], bundle: Bundle, engine: Engine) -> list[float]:
+    """Return the probability of each candidate of a request, by the bundle's model."""
     encoder = Encoder(bundle.schema)
     tokens = encoder.tokens(body["context"], [candidate["features"] for candidate in body["candidates"]])
     ctr: list[float] = engine.run([encoder.ids(tokens, bundle.vocabularies)[0]])[0].tolist()

@@ -1,9 +1,13 @@
-"""Is an answer the right one? By the version that it says it is of."""
+"""Check a server's answer against the expected probabilities of the version that it names."""
+
+import urllib.request
 
 import msgspec
 
 from contract.golden import TOLERANCE, largest_difference
 from loadtest.openloop.message import Prepared
+
+REQUEST_TIMEOUT_S = 30.0
 
 
 class _Score(msgspec.Struct):
@@ -16,19 +20,44 @@ class _Answer(msgspec.Struct):
     scores: list[_Score]
 
 
+class _Scores(msgspec.Struct):
+    scores: list[_Score]
+
+
 _ANSWER = msgspec.json.Decoder(_Answer)
+_SCORES = msgspec.json.Decoder(_Scores)
 
 
 def what_is_wrong(request: Prepared, body: bytes) -> str | None:
-    """A sentence, or None."""
+    """Return what is wrong with the body of a 200, or None.
+
+    Args:
+        request: It knows the expected probabilities of each version that may be served.
+        body: The JSON of the answer.
+    """
     try:
         answer = _ANSWER.decode(body)
     except msgspec.DecodeError as error:
-        return f"a 200 that is no answer: {error}"
+        return f"the body of a 200 is not an answer with scores: {error}"
     expected = request.expected.get(answer.version)
     if expected is None:
-        return f"of version {answer.version}, which nobody activated"
+        return f"the answer is of version {answer.version}, which was not activated"
     if [score.id for score in answer.scores] != request.ids:
-        return "other ids, or in another order"
+        return "the answer has other ids than the request, or another order"
     difference = largest_difference(expected, [score.ctr for score in answer.scores])
-    return None if difference <= TOLERANCE else f"off by {difference:.3g} from what {answer.version} answers"
+    return None if difference <= TOLERANCE else f"probabilities of {answer.version} are off by {difference:.3g}"
+
+
+def fetch_scores(url: str, request: Prepared) -> list[float]:
+    """Send a request to a server and return the probabilities that it answers, in the request's order.
+
+    It works for servers other than this project's too, whose answers have no version.
+
+    Raises:
+        OSError: The server does not answer with 200.
+        msgspec.DecodeError: The answer has no scores.
+    """
+    headers = {"Content-Type": "application/json"}
+    post = urllib.request.Request(f"{url}/v1/score", request.body, headers)  # noqa: S310  # a server under test
+    with urllib.request.urlopen(post, timeout=REQUEST_TIMEOUT_S) as answer:  # noqa: S310
+        return [score.ctr for score in _SCORES.decode(answer.read()).scores]

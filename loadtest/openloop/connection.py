@@ -1,4 +1,4 @@
-"""A client's keep-alive connection: one request at a time, as little work for each as can be."""
+"""A client's keep-alive connection. It sends one request at a time and does as little work for each as possible."""
 
 import asyncio
 import time
@@ -7,24 +7,30 @@ from typing import Protocol, cast
 
 import httptools
 
-LOST = 0  # sent, and never answered
-REFUSED = -1  # no connection to be had
-HUNG = -2  # no whole answer within its own limit
-HUNG_UP = -3  # by the client, as it meant to
+# Statuses of requests without an HTTP status.
+LOST = 0  # sent, and the connection closed before the answer
+REFUSED = -1  # no connection could be opened
+HUNG = -2  # the answer was not complete in time
+HUNG_UP = -3  # the client closed the connection on purpose
 
 
 class Exchange(Protocol):
-    """A request on its way."""
+    """A request in flight."""
 
     message: bytes
     sent_s: float
 
     def end(self, status: int, body: bytes) -> None:
-        """status: HTTP's, or one of the above."""
+        """Take the result. status: the HTTP status, or one of the constants above."""
 
 
 class Connection(asyncio.Protocol):
-    """released(connection, usable): it has no request any more."""
+    """One connection.
+
+    Args:
+        released: Called when the connection has no request any more, with the connection and whether it can send
+            another one.
+    """
 
     def __init__(self, released: Callable[["Connection", bool], None]) -> None:
         self._released = released
@@ -40,7 +46,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(exchange.message)
 
     def give_up(self, status: int) -> None:
-        """Ends its request as `status` and the connection with it."""
+        """End the request in flight, if any, with this status, and close the connection."""
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.end(status, b"")
@@ -51,7 +57,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class does not inherit from it
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -67,7 +73,7 @@ class Connection(asyncio.Protocol):
         body, self._body = b"".join(self._body), []
         exchange, self.exchange = self.exchange, None
         usable = self._parser.should_keep_alive()
-        if exchange is None:  # an answer to nothing
+        if exchange is None:  # an answer that no request waits for
             self.close()
             return
         exchange.end(status, body)

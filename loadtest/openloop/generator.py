@@ -1,4 +1,4 @@
-"""One process of an open loop: sends at times drawn beforehand, whatever the server does.
+"""One process of an open loop. It sends at times that were drawn beforehand, whatever the server does.
 
 loadtest/openloop/load.py starts it with a folder that holds the plan. It prints "ready", reads the start time from
 stdin, and writes its records to that folder.
@@ -18,32 +18,44 @@ import msgspec
 import numpy as np
 import uvloop
 
-from loadtest.openloop.alarm import Alarm
 from loadtest.openloop.arrivals import Profile, arrival_times
 from loadtest.openloop.check import what_is_wrong
 from loadtest.openloop.connection import HUNG, HUNG_UP, LOST, REFUSED, Connection
 from loadtest.openloop.hostile import Hostile
 from loadtest.openloop.message import Prepared
 from loadtest.openloop.records import RECORD, Records
+from loadtest.openloop.timer import Timer
 
 PLAN, RECORDS, NOTES = "plan.json", "records.npy", "notes.json"
-SWEEP_S = 0.25
-OPENED_FIRST = 16  # connections, before the first request
+SWEEP_S = 0.25  # between two searches for requests that hang
+FIRST_CONNECTIONS = 16  # opened before the first request
 HANG_UP_S = 0.3
-WHOLE = b'"degraded":[]}'
-MOST_EXAMPLES = 5
+NOT_DEGRADED = b'"degraded":[]}'
+MAX_EXAMPLES = 5
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """rate: requests/s of this process; check, hostile: shares of the requests; cpus: those to run on, none: any.
-    patience_s: after the deadline; what is not whole by then hangs. shared_seed: equal in all processes of a load."""
+    """What a process sends.
+
+    Args:
+        rate: Requests/s of this process.
+        seconds: Length of the load.
+        timeout_ms: Deadline of each request.
+        grace_s: An answer that is not complete this long after its deadline counts as hung.
+        connections: Highest number of connections.
+        check: Share of the answers whose scores are checked.
+        hostile: Share of the requests that are hostile.
+        seed: Draws this process's requests and arrival times.
+        shared_seed: Draws what all processes of a load have in common.
+        cpus: CPUs to run on. Empty: any.
+    """
 
     host: str
     port: int
     rate: float
     seconds: float
     timeout_ms: int
-    patience_s: float
+    grace_s: float
     connections: int
     check: float
     hostile: float
@@ -56,15 +68,21 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Notes(msgspec.Struct, frozen=True):
-    """cpu_s: of this process while it sent. examples: of what was wrong. opened: connections."""
+    """What a process reports besides its records.
+
+    Args:
+        cpu_s: Its CPU seconds while it sent.
+        opened: Number of connections opened.
+        examples: What was wrong with the first wrong answers.
+    """
 
     cpu_s: float
     opened: int
     examples: list[str]
 
 
-class Sending:
-    """A request on its way, and its place in the records."""
+class InFlight:
+    """A request in flight, or one that waits for a connection."""
 
     __slots__ = ("_generator", "_index", "hostile", "intended_s", "message", "request", "sent_s")
 
@@ -80,11 +98,11 @@ class Sending:
         self.sent_s = 0.0
 
     def end(self, status: int, body: bytes) -> None:
-        self._generator.ended(self._index, self, status, body)
+        self._generator.record(self._index, self, status, body)
 
 
 class Generator:
-    """Lives in one event loop."""
+    """Sends the plan's requests and records what becomes of them. It belongs to one event loop."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -102,92 +120,83 @@ class Generator:
         self._free: deque[Connection] = deque()
         self._all: set[Connection] = set()
         self._connecting = 0
-        self._waiting: list[Sending] = []
+        self._waiting: list[InFlight] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
     async def run(self, start_s: float) -> None:
-        """Until every request has its end."""
+        """Send everything and return when every request was answered or given up.
+
+        Args:
+            start_s: On the clock of time.monotonic().
+        """
         self._start_s = start_s
-        await self._open_some()
-        self._alarm = Alarm(self._send_due)
+        # A client that has run for a while has open connections. One that is refused now can be opened later.
+        for _ in range(min(FIRST_CONNECTIONS, self._plan.connections)):
+            with suppress(OSError):
+                self._release(await self._connect(self._release), True)
+        timer = self._timer = Timer(self._send_due)
         if self._times:
-            self._alarm.set(start_s + self._times[0])
+            timer.set(start_s + self._times[0])
             while self._ended < len(self._times):
                 await asyncio.sleep(SWEEP_S)
-                self._sweep()
+                self._give_up_hung()
                 if self._failure is not None:
                     raise self._failure
-        self._alarm.close()
+        timer.close()
         for connection in list(self._all):
             connection.close()
 
-    async def _open_some(self) -> None:
-        """As a client that has been there for a while has them; those that are refused now may be had later."""
-        for _ in range(min(OPENED_FIRST, self._plan.connections)):
-            with suppress(OSError):
-                self._release(await self._connect(self._release), True)
-
-    def ended(self, index: int, sending: Sending, status: int, body: bytes) -> None:
-        request, hostile = sending.request, sending.hostile
-        checked = status == 200 and request is not None and self._checked[index]
-        problem = what_is_wrong(request, body) if checked and request is not None else None
-        if hostile is not None and status not in (HUNG_UP, LOST, REFUSED, HUNG, *hostile.statuses):
-            problem = f"{hostile.name}: answered with {status}, not {hostile.statuses}"
-        if problem is not None and len(self.examples) < MOST_EXAMPLES:
-            self.examples.append(problem)
-        degraded = status == 200 and request is not None and not body.endswith(WHOLE)
-        sent_s = sending.sent_s or time.monotonic()
-        self.records[index] = (
-            sending.intended_s,
-            sent_s,
-            time.monotonic(),
-            status,
-            self._plan.timeout_ms,
-            hostile is not None,
-            checked,
-            problem is not None,
-            degraded,
-        )
-        self._ended += 1
-
     def _send_due(self) -> None:
+        """Send every request whose time has come, and set the timer for the next one."""
         elapsed_s = time.monotonic() - self._start_s
         times = self._times
         while self._next < len(times) and times[self._next] <= elapsed_s:
             self._send(self._next)
             self._next += 1
         if self._next < len(times):
-            self._alarm.set(self._start_s + times[self._next])
+            self._timer.set(self._start_s + times[self._next])
 
     def _send(self, index: int) -> None:
+        """Send a request on a free connection, or let it wait for one."""
         intended_s, kind, plan = self._start_s + self._times[index], self._kinds[index], self._plan
         if self._hostile[index]:
-            bad = plan.hostile_requests[self._attacks[index]]
-            self._go(self._attack(Sending(self, index, intended_s, None, bad)))
+            hostile = plan.hostile_requests[self._attacks[index]]
+            self._create_task(self._attack(InFlight(self, index, intended_s, None, hostile)))
             return
-        sending = Sending(self, index, intended_s, plan.requests[kind], None)
+        request = InFlight(self, index, intended_s, plan.requests[kind], None)
         if self._free:
-            # The one that has been idle the longest: always the same few would be always the same worker's.
-            self._free.popleft().send(sending)
+            # The connection that has been idle the longest. Reusing the same few would always load the same worker.
+            self._free.popleft().send(request)
             return
-        self._waiting.append(sending)
-        if self._connecting < len(self._waiting) and len(self._all) + self._connecting < plan.connections:
-            self._connecting += 1
-            self._go(self._connect_one())
+        self._waiting.append(request)
+        if len(self._all) + self._connecting < plan.connections:
+            self._connect_for_waiting()
 
-    async def _connect_one(self) -> None:
-        try:
-            connection = await self._connect(self._release)
-        except OSError:
-            self._connecting -= 1
-            if self._waiting:
-                self._waiting.pop(0).end(REFUSED, b"")
-            return
-        self._connecting -= 1
-        self._release(connection, True)
+    def record(self, index: int, request: InFlight, status: int, body: bytes) -> None:
+        """Check the answer if the plan says so, and store the request's record."""
+        prepared, hostile = request.request, request.hostile
+        checked = status == 200 and prepared is not None and self._checked[index]
+        problem = what_is_wrong(prepared, body) if checked and prepared is not None else None
+        if hostile is not None and status not in (HUNG_UP, LOST, REFUSED, HUNG, *hostile.statuses):
+            problem = f"{hostile.name}: answered with {status}, expected one of {hostile.statuses}"
+        if problem is not None and len(self.examples) < MAX_EXAMPLES:
+            self.examples.append(problem)
+        self.records[index] = (
+            request.intended_s,
+            request.sent_s or time.monotonic(),
+            time.monotonic(),
+            status,
+            self._plan.timeout_ms,
+            hostile is not None,
+            checked,
+            problem is not None,
+            status == 200 and prepared is not None and not body.endswith(NOT_DEGRADED),
+        )
+        self._ended += 1
 
     async def _connect(self, released: Callable[[Connection, bool], None]) -> Connection:
+        """Open a connection. Raises OSError when it is refused."""
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: Connection(released), self._plan.host, self._plan.port)
         self.opened += 1
@@ -195,6 +204,7 @@ class Generator:
         return connection
 
     def _release(self, connection: Connection, usable: bool) -> None:
+        """Give a connection the next waiting request, or keep it for later. An unusable one is replaced if needed."""
         if not usable:
             self._all.discard(connection)
             if connection in self._free:
@@ -207,12 +217,23 @@ class Generator:
             self._free.append(connection)
 
     def _connect_for_waiting(self) -> None:
+        async def open_one() -> None:
+            try:
+                connection = await self._connect(self._release)
+            except OSError:
+                self._connecting -= 1
+                if self._waiting:
+                    self._waiting.pop(0).end(REFUSED, b"")
+                return
+            self._connecting -= 1
+            self._release(connection, True)
+
         if self._connecting < len(self._waiting):
             self._connecting += 1
-            self._go(self._connect_one())
+            self._create_task(open_one())
 
-    async def _attack(self, sending: Sending) -> None:
-        """On a connection of its own, which is no good afterwards."""
+    async def _attack(self, request: InFlight) -> None:
+        """Send a hostile request on its own connection, which cannot be used again."""
         done = asyncio.Event()
 
         def released(connection: Connection, usable: bool) -> None:
@@ -222,33 +243,36 @@ class Generator:
         try:
             connection = await self._connect(released)
         except OSError:
-            sending.end(REFUSED, b"")
+            request.end(REFUSED, b"")
             return
-        connection.send(sending)
-        if sending.hostile is not None and sending.hostile.hangs_up:
+        connection.send(request)
+        if request.hostile is not None and request.hostile.hangs_up:
             await asyncio.sleep(HANG_UP_S)
             connection.give_up(HUNG_UP)
         else:
             await done.wait()
         connection.close()
 
-    def _sweep(self) -> None:
-        limit_s = time.monotonic() - self._plan.timeout_ms / 1e3 - self._plan.patience_s
+    def _give_up_hung(self) -> None:
+        """End the requests whose deadline and grace period are over."""
+        limit_s = time.monotonic() - self._plan.timeout_ms / 1e3 - self._plan.grace_s
         for connection in list(self._all):
             if connection.exchange is not None and connection.exchange.sent_s < limit_s:
                 connection.give_up(HUNG)
         while self._waiting and self._waiting[0].intended_s < limit_s:
             self._waiting.pop(0).end(REFUSED, b"")
 
-    def _go(self, work: Coroutine[Any, Any, None]) -> None:
+    def _create_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run work in the background. `run` raises its exception."""
+
+        def done(task: "asyncio.Task[None]") -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                self._failure = task.exception() or self._failure
+
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            self._failure = task.exception() or self._failure
+        task.add_done_callback(done)
 
 
 def main(argv: Sequence[str]) -> int:

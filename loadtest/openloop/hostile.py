@@ -1,15 +1,22 @@
-"""Requests that no honest client sends, and what is right to answer each with."""
+"""Malformed and malicious requests, and the statuses that a server may answer each with."""
 
 import msgspec
 
 from loadtest.openloop.message import message
 
-OVERLOADED = 429  # right for all that ask for scores: it is said before anything is read
-DEEP = 100_000
+OVERLOADED = 429  # allowed for all requests for scores: admission control answers before the body is read
+NESTING = 100_000
 
 
 class Hostile(msgspec.Struct, frozen=True):
-    """statuses: those that are right. hangs_up: sends no more than this, waits a little and is gone."""
+    """A hostile request.
+
+    Args:
+        name: Shown in reports.
+        message: What is sent.
+        statuses: The HTTP statuses that are correct.
+        hangs_up: The client sends `message`, waits a moment, and closes the connection.
+    """
 
     name: str
     message: bytes
@@ -18,28 +25,32 @@ class Hostile(msgspec.Struct, frozen=True):
 
 
 def hostile_requests() -> list[Hostile]:
-    one = b'{"context":{},"candidates":[{"id":1,"features":{}}]}'
+    valid = b'{"context":{},"candidates":[{"id":1,"features":{}}]}'
+    length = f"Content-Length: {len(valid)}"
+    nested = b'{"context":{"user":' + b"[" * NESTING + b"]" * NESTING + b"}}"
     return [
         Hostile("bad JSON", message(b'{"context": {'), [400, OVERLOADED]),
-        Hostile("no UTF-8", message(b'{"context": {"user": "\xff"}}'), [400, OVERLOADED]),
+        Hostile("invalid UTF-8", message(b'{"context": {"user": "\xff"}}'), [400, OVERLOADED]),
         Hostile("NaN", message(b'{"context":{"hour":NaN},"candidates":[]}'), [400, OVERLOADED]),
-        Hostile("too deep", message(b'{"context":{"user":' + b"[" * DEEP + b"]" * DEEP + b"}}"), [422, OVERLOADED]),
-        Hostile("candidates that are none", message(b'{"context":{},"candidates":"all"}'), [422, OVERLOADED]),
+        Hostile("too deep", message(nested), [422, OVERLOADED]),
+        Hostile("candidates that are a string", message(b'{"context":{},"candidates":"all"}'), [422, OVERLOADED]),
         Hostile("no candidate", message(b'{"context":{},"candidates":[]}'), [422, OVERLOADED]),
-        Hostile("a huge body announced", _head("Content-Length: 10000000000") + b"{", [413, OVERLOADED]),
-        Hostile("text", message(one, content_type="text/plain"), [415, OVERLOADED]),
-        Hostile("a bad X-Timeout-Ms", _with_header("X-Timeout-Ms: soon", one), [422, OVERLOADED]),
-        Hostile("a header that is none", _head("no header"), [400]),
-        Hostile("an endless header", _head("X-Endless: " + "x" * 200_000), [431]),
-        Hostile("an unknown route", message(b"", path="/v2/nothing"), [404]),
-        Hostile("another method", message(b"", method="PUT"), [405, OVERLOADED]),
-        Hostile("half a request", _head(f"Content-Length: {len(one)}") + one[:10], [OVERLOADED], hangs_up=True),
+        Hostile("Content-Length of 10 GB", with_headers("Content-Length: 10000000000") + b"{", [413, OVERLOADED]),
+        Hostile("text/plain", message(valid, content_type="text/plain"), [415, OVERLOADED]),
+        Hostile(
+            "bad X-Timeout-Ms",
+            with_headers(length, "X-Timeout-Ms: soon") + valid,
+            [422, OVERLOADED],
+        ),
+        Hostile("header without a colon", with_headers("no header"), [400]),
+        Hostile("endless header", with_headers("X-Endless: " + "x" * 200_000), [431]),
+        Hostile("unknown route", message(b"", path="/v2/nothing"), [404]),
+        Hostile("wrong method", message(b"", method="PUT"), [405, OVERLOADED]),
+        Hostile("half a request", with_headers(length) + valid[:10], [OVERLOADED], hangs_up=True),
     ]
 
 
-def _head(header: str) -> bytes:
-    return f"POST /v1/score HTTP/1.1\r\nHost: ctr\r\nContent-Type: application/json\r\n{header}\r\n\r\n".encode()
-
-
-def _with_header(header: str, body: bytes) -> bytes:
-    return _head(f"Content-Length: {len(body)}\r\n{header}") + body
+def with_headers(*headers: str) -> bytes:
+    """Return the head of a POST to /v1/score with these headers."""
+    lines = ("POST /v1/score HTTP/1.1", "Host: ctr", "Content-Type: application/json", *headers, "", "")
+    return "\r\n".join(lines).encode()

@@ -1,10 +1,10 @@
-"""Poisson arrivals at a stated rate, whatever the server does: python -m loadtest.openloop --rate 500
+"""Open loop: requests arrive at a stated rate, whatever the server does: python -m loadtest.openloop --rate 500
 
---profile makes the rate steady, in bursts, or follow a day (loadtest/openloop/arrivals.py).
+--profile chooses a steady rate, bursts, or the course of a day (loadtest/openloop/arrivals.py).
 
-Latency counts from the time when a request was meant to be sent, so a stall counts for all that it delayed. How late
-the client itself was is reported beside it: a slow client cannot pass for a fast server, nor a fast one for a slow one.
-So is where the server says that it spent its time, if it is this project's: loadtest/openloop/phases.py.
+Latency counts from the time when a request was meant to be sent, so a stall counts for every request that it delays.
+How late the client itself sent is reported as well: a slow client cannot be mistaken for a slow server. If the server
+is this project's, so is the time that it spent in each phase (loadtest/openloop/phases.py).
 """
 
 import subprocess
@@ -27,17 +27,30 @@ from loadtest.openloop.hostile import Hostile
 from loadtest.openloop.message import Prepared
 from loadtest.openloop.records import Records, merge
 
-BEGIN_S = 0.1  # from the word to the first request
-END_S = 60.0  # for a generator to end by itself, after its load
-MOST_FAILED = 0.001  # of the requests, for find_max
+START_DELAY_S = 0.1  # from the start signal to the first request
+STOP_TIMEOUT_S = 60.0  # for a generator to end after its load
+MAX_FAILED = 0.001  # share of the requests, for find_max
 PRECISION = 0.03  # of the rate, where the bisection ends
 
 
 @dataclass(frozen=True)
 class Load:
-    """rate: requests/s of all processes together. check, hostile: shares of the requests. connections: of each process,
-    at most. cpus: those for the generators, none: any. patience_s: after the deadline; what is not whole then hangs.
-    profile: when the requests come; the bursts of all processes come together."""
+    """What the generators send.
+
+    Args:
+        url: The server.
+        rate: Requests/s of all processes together.
+        seconds: Length of the load.
+        timeout_ms: Deadline of each request.
+        processes: Generator processes.
+        connections: Highest number of connections of each process.
+        check: Share of the answers whose scores are checked.
+        hostile: Share of the requests that are hostile.
+        seed: Draws requests and arrival times.
+        cpus: CPUs that the generators are pinned to. Empty: any.
+        grace_s: An answer that is not complete this long after its deadline counts as hung.
+        profile: How the rate varies. The bursts of all processes coincide.
+    """
 
     url: str
     rate: float
@@ -49,13 +62,21 @@ class Load:
     hostile: float = 0.0
     seed: int = 1
     cpus: tuple[int, ...] = ()
-    patience_s: float = 5.0
+    grace_s: float = 5.0
     profile: Profile = "steady"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """begin_s: time.monotonic() of the load's start. client_cpu: CPU seconds of all generators per second of load."""
+    """The result of a load.
+
+    Args:
+        records: One for each request.
+        begin_s: Start of the load on the clock of time.monotonic().
+        client_cpu: CPU seconds of all generators per second of load.
+        opened: Number of connections opened.
+        examples: What was wrong with the first wrong answers.
+    """
 
     load: Load
     records: Records
@@ -66,7 +87,7 @@ class Outcome:
 
 
 class Running:
-    """A load that has begun. On leaving its context the generators end, wherever they are."""
+    """A load that has started. Its generators are killed when the context of `begin` exits."""
 
     def __init__(self, load: Load, processes: Sequence["subprocess.Popen[str]"], folder: Path) -> None:
         self.load = load
@@ -75,19 +96,23 @@ class Running:
         for process in processes:
             assert process.stdout is not None
             if process.stdout.readline().strip() != "ready":
-                raise RuntimeError(f"a generator ended at once, with {process.wait()}: its words are above")
-        self.begin_s = time.monotonic() + BEGIN_S
+                raise RuntimeError(f"a load generator ended with exit code {process.wait()}: its error is above")
+        self.begin_s = time.monotonic() + START_DELAY_S
         for process in processes:
             assert process.stdin is not None
             process.stdin.write(f"{self.begin_s!r}\n")
             process.stdin.flush()
 
     def wait(self) -> Outcome:
-        """Until every request has its end. Raises RuntimeError when a generator failed."""
+        """Wait until every request was answered or given up.
+
+        Raises:
+            RuntimeError: A generator failed.
+        """
         for process in self.processes:
-            process.communicate(timeout=self.load.seconds + END_S)
+            process.communicate(timeout=self.load.seconds + STOP_TIMEOUT_S)
             if process.returncode:
-                raise RuntimeError(f"a generator ended with {process.returncode}: its words are above")
+                raise RuntimeError(f"a load generator ended with exit code {process.returncode}: its error is above")
         parts = [self._folder / str(number) for number in range(len(self.processes))]
         records = merge([np.load(part / RECORDS, allow_pickle=False) for part in parts])
         notes = [msgspec.json.decode((part / NOTES).read_bytes(), type=Notes) for part in parts]
@@ -98,42 +123,47 @@ class Running:
 
 @contextmanager
 def begin(load: Load, requests: Sequence[Prepared], hostile: Sequence[Hostile] = ()) -> Iterator[Running]:
-    """Starts the generators; entered when all are about to send."""
+    """Start the generators. The context is entered when all of them are about to send.
+
+    Each has its own session: Ctrl-C in a terminal does not reach it, and leaving the context kills it.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openloop-")))
         processes = []
         for number in range(load.processes):
             part = folder / str(number)
             part.mkdir()
-            (part / PLAN).write_bytes(msgspec.json.encode(_plan(load, number, requests, hostile)))
+            (part / PLAN).write_bytes(msgspec.json.encode(plan_of(load, number, requests, hostile)))
             command = [sys.executable, "-m", "loadtest.openloop.generator", str(part)]
             pipe = subprocess.PIPE
-            process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))  # noqa: S603
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True)  # noqa: S603
+            stack.enter_context(process)
             stack.callback(process.kill)
             processes.append(process)
         yield Running(load, processes, folder)
 
 
 def run(load: Load, requests: Sequence[Prepared], hostile: Sequence[Hostile] = ()) -> Outcome:
-    """Raises RuntimeError when a generator failed."""
+    """Run a load to its end. Raises RuntimeError when a generator fails."""
     with begin(load, requests, hostile) as running:
         return running.wait()
 
 
-def _plan(load: Load, number: int, requests: Sequence[Prepared], hostile: Sequence[Hostile]) -> Plan:
-    split = urlsplit(load.url)
+def plan_of(load: Load, number: int, requests: Sequence[Prepared], hostile: Sequence[Hostile]) -> Plan:
+    """Return what one of the load's processes does. number: its place among them, from 0."""
+    address = urlsplit(load.url)
     return Plan(
-        host=split.hostname or "127.0.0.1",
-        port=split.port or 80,
+        host=address.hostname or "127.0.0.1",
+        port=address.port or 80,
         rate=load.rate / load.processes,
         seconds=load.seconds,
         timeout_ms=load.timeout_ms,
-        patience_s=load.patience_s,
+        grace_s=load.grace_s,
         connections=load.connections,
         check=load.check,
         hostile=load.hostile if hostile else 0.0,
         seed=load.seed * 1000 + number,
-        shared_seed=load.seed * 1000 + 999,  # and no process's own
+        shared_seed=load.seed * 1000 + 999,  # differs from every process's own seed
         cpus=list(load.cpus),
         requests=list(requests),
         hostile_requests=list(hostile),
@@ -142,7 +172,7 @@ def _plan(load: Load, number: int, requests: Sequence[Prepared], hostile: Sequen
 
 
 def summary(outcome: Outcome) -> list[tuple[str, str]]:
-    """Names and figures. Latencies are those of the 200s."""
+    """Return names and figures of a load. Latencies are those of the 200s."""
     scores = read.scores(outcome.records)
     two_hundred = read.answered(scores)
     known = {200, 429, 504, 0, -1, -2}
@@ -165,22 +195,26 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
     ]
 
 
-def keeps(outcome: Outcome, p99_ms: float) -> bool:
-    """Whether p99 from the intended time is within, and almost all requests were answered with scores."""
+def passes(outcome: Outcome, p99_ms: float) -> bool:
+    """Return whether p99 from the intended time is within `p99_ms` and almost all requests got scores."""
     scores = read.scores(outcome.records)
     two_hundred = read.answered(scores)
-    if not len(scores) or len(two_hundred) < (1 - MOST_FAILED) * len(scores):
+    if not len(scores) or len(two_hundred) < (1 - MAX_FAILED) * len(scores):
         return False
     return read.quantiles_ms(read.from_intended_ms(two_hundred), (99,))[0] <= p99_ms
 
 
-def find_max(offer: Callable[[float], bool], first: float) -> float:
-    """The highest rate at which `offer` is kept: doubled until it is not, then halved between. 0: not even at a
-    thousandth of the first."""
+def find_max(passes_at: Callable[[float], bool], first: float) -> float:
+    """Return the highest rate that passes: double the rate until it fails, then bisect.
+
+    Args:
+        passes_at: Whether a rate in requests/s passes.
+        first: The first rate. If not even a thousandth of it passes, the result is 0.
+    """
     low, high = 0.0, first
-    while offer(high):
+    while passes_at(high):
         low, high = high, high * 2
     while high - low > PRECISION * high and high > first / 1000:
         middle = (low + high) / 2
-        low, high = (middle, high) if offer(middle) else (low, middle)
+        low, high = (middle, high) if passes_at(middle) else (low, middle)
     return low

@@ -1,10 +1,16 @@
-"""A request as it goes over the wire."""
+"""A request as bytes of HTTP/1.1."""
 
 import msgspec
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """Ready to be sent, head and body. expected: by version, the ctr of each candidate in their order."""
+    """A request that is ready to be sent.
+
+    Args:
+        message: Head and body.
+        ids: Of its candidates, in order.
+        expected: For each version that may answer, the probability of each candidate.
+    """
 
     message: bytes
     ids: list[str | int]

@@ -1,25 +1,29 @@
-"""Where the server spent its time during a load, by itself: what /metrics says after it, less what it said before."""
+"""The time that the server spent in each phase during a load: /metrics after the load minus /metrics before it."""
 
 import math
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from typing import TypeVar
 
-from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.telemetry.metrics import OK, PHASES
 
 PHASE, REQUEST = "ctr_phase_seconds", "ctr_request_seconds"
-SCRAPE_S = 5.0
+SCRAPE_TIMEOUT_S = 5.0
 Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a server's whole life. by_bound: requests with scores that took no longer than so many seconds."""
+    """The server's histograms since it started.
+
+    Args:
+        phase_s, phase_count: Seconds in each phase, and requests that reached it.
+        by_bound: For each bucket's upper bound in seconds, the scored requests that took no longer.
+    """
 
     phase_s: dict[str, float] = field(default_factory=dict)
     phase_count: dict[str, float] = field(default_factory=dict)
@@ -27,9 +31,14 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Of one load. mean_ms: of each phase, over the requests that came so far. The quantiles are those of the requests
-    with scores, and right to the width of a bucket, a fifth; NaN where there were none."""
+class ServerTimes:
+    """The server's own figures of one load.
+
+    Args:
+        mean_ms: Mean of each phase, over the requests that reached it.
+        scored: Number of scored requests.
+        p50_ms, p99_ms: Of the scored requests, to within a bucket's width, about a fifth. NaN without requests.
+    """
 
     mean_ms: dict[str, float]
     scored: int
@@ -37,7 +46,7 @@ class Split:
     p99_ms: float
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and figures, as in the summary of a load."""
+        """Return names and figures, like the summary of a load."""
         phases = ", ".join(f"{name} {ms:.2f}" for name, ms in self.mean_ms.items())
         return [
             ("server: phases, mean ms", phases),
@@ -46,48 +55,62 @@ class Split:
 
 
 def scrape(metrics_url: str) -> Counts | None:
-    """None: there is nothing to be had, or it is another server's."""
+    """Return the server's counts, or None if it is another server or does not answer."""
     try:
-        with urllib.request.urlopen(metrics_url, timeout=SCRAPE_S) as answer:  # noqa: S310  # the operator's own
+        with urllib.request.urlopen(metrics_url, timeout=SCRAPE_TIMEOUT_S) as answer:  # noqa: S310  # the user's URL
             return counts(answer.read().decode())
     except (OSError, HTTPException, ValueError):
         return None
 
 
 def counts(text: str) -> Counts | None:
-    """Of a page in Prometheus's text format. None: without this server's metrics.
+    """Read a page in Prometheus's text format. Return None if this server's metrics are not in it.
 
     Raises:
-        ValueError: when it is no such page.
+        ValueError: It is not such a page.
     """
     found = Counts()
     for family in text_string_to_metric_families(text):
-        if family.name == PHASE:
-            found.phase_s.update(_by_label(family, f"{PHASE}_sum", "phase"))
-            found.phase_count.update(_by_label(family, f"{PHASE}_count", "phase"))
-        elif family.name == REQUEST:
-            by_bound = _by_label(family, f"{REQUEST}_bucket", "le", {"outcome": OK})
-            found.by_bound.update({float(bound): value for bound, value in by_bound})
+        for sample in family.samples:
+            labels = sample.labels
+            if sample.name == f"{PHASE}_sum":
+                found.phase_s[labels["phase"]] = sample.value
+            elif sample.name == f"{PHASE}_count":
+                found.phase_count[labels["phase"]] = sample.value
+            elif sample.name == f"{REQUEST}_bucket" and labels.get("outcome") == OK:
+                found.by_bound[float(labels["le"])] = sample.value
     return found if found.phase_count and found.by_bound else None
 
 
-def split(before: Counts | None, after: Counts | None) -> Split | None:
-    """None: without both, or when the server began to count again in between."""
+def server_times(before: Counts | None, after: Counts | None) -> ServerTimes | None:
+    """Return the times between two scrapes. None if one is missing, or if the server restarted in between."""
     if before is None or after is None:
         return None
-    phase_s, phase_count = _since(before.phase_s, after.phase_s), _since(before.phase_count, after.phase_count)
-    by_bound = _since(before.by_bound, after.by_bound)
+    phase_s = increase(before.phase_s, after.phase_s)
+    phase_count = increase(before.phase_count, after.phase_count)
+    by_bound = increase(before.by_bound, after.by_bound)
     if min(*phase_count.values(), *by_bound.values()) < 0:
         return None
     reached = [name for name in PHASES if phase_count.get(name)]
     mean_ms = {name: 1e3 * phase_s[name] / phase_count[name] for name in reached}
     p50_ms, p99_ms = (1e3 * quantile(by_bound, share) for share in (0.5, 0.99))
-    return Split(mean_ms, round(by_bound[math.inf]), p50_ms, p99_ms)
+    return ServerTimes(mean_ms, round(by_bound[math.inf]), p50_ms, p99_ms)
+
+
+def increase(before: Mapping[Key, float], after: Mapping[Key, float]) -> dict[Key, float]:
+    return {key: value - before.get(key, 0.0) for key, value in after.items()}
 
 
 def quantile(by_bound: Mapping[float, float], share: float) -> float:
-    """Of a histogram's cumulative counts, as if the values in a bucket were spread evenly. Above the highest bound that
-    is finite: that bound. NaN where there is nothing."""
+    """Return a quantile of a histogram, as if the values in a bucket were spread evenly.
+
+    Args:
+        by_bound: For each bucket's upper bound, the number of values up to it.
+        share: From 0 to 1.
+
+    Returns:
+        The quantile. The highest finite bound if it lies above that; NaN without values.
+    """
     bounds = sorted(by_bound)
     rank = share * by_bound[bounds[-1]]
     if not rank:
@@ -98,15 +121,3 @@ def quantile(by_bound: Mapping[float, float], share: float) -> float:
             return low if math.isinf(bound) else low + (bound - low) * (rank - below) / (by_bound[bound] - below)
         low, below = bound, by_bound[bound]
     return low
-
-
-def _by_label(
-    family: Metric, name: str, label: str, where: Mapping[str, str] | None = None
-) -> Iterator[tuple[str, float]]:
-    for sample in family.samples:
-        if sample.name == name and (where or {}).items() <= sample.labels.items():
-            yield sample.labels[label], sample.value
-
-
-def _since(before: Mapping[Key, float], after: Mapping[Key, float]) -> dict[Key, float]:
-    return {key: value - before.get(key, 0.0) for key, value in after.items()}

@@ -1,6 +1,6 @@
-"""What became of every request of a load, and the figures that are read off it.
+"""One record for each request of a load, and the figures computed from them.
 
-One record a request, and not one histogram a second: a phase of a run may be cut out afterwards, anywhere.
+Records are kept instead of histograms, so that any part of a run can be evaluated afterwards.
 """
 
 from collections import Counter
@@ -19,35 +19,36 @@ RECORD = np.dtype(
         ("intended_s", "f8"),  # time.monotonic()
         ("sent_s", "f8"),
         ("ended_s", "f8"),
-        ("status", "i2"),  # HTTP's, or one of loadtest/openloop/connection.py
+        ("status", "i2"),  # the HTTP status, or a constant of loadtest/openloop/connection.py
         ("timeout_ms", "u2"),
         ("hostile", "?"),
         ("checked", "?"),
-        ("wrong", "?"),  # scores that differ, or a hostile request's status that is none of the right ones
+        ("wrong", "?"),  # wrong scores, or a wrong status for a hostile request
         ("degraded", "?"),
     ]
 )
 Records = NDArray[np.void]
-LONGEST_US = 60_000_000
+MAX_US = 60_000_000
 
 
 def merge(parts: Sequence[Records]) -> Records:
-    """In the order in which they were meant to be sent."""
+    """Merge the records of several processes, ordered by intended time."""
     merged: Records = np.concatenate(parts) if parts else np.zeros(0, RECORD)
     return merged.take(np.argsort(merged["intended_s"], kind="stable"))
 
 
 def scores(records: Records) -> Records:
-    """Without the hostile ones."""
+    """Return the records of requests for scores, without the hostile ones."""
     return records.compress(~records["hostile"])
 
 
 def between(records: Records, begin_s: float, end_s: float) -> Records:
-    """Those that were meant to be sent then."""
+    """Return the records with an intended time in [begin_s, end_s)."""
     return records.compress((records["intended_s"] >= begin_s) & (records["intended_s"] < end_s))
 
 
 def answered(records: Records) -> Records:
+    """Return the records of requests that got a 200."""
     return records.compress(records["status"] == 200)
 
 
@@ -56,52 +57,59 @@ def count(records: Records, status: int) -> int:
 
 
 def unanswered(records: Records) -> int:
-    """Lost, refused or hung."""
+    """Count the requests that were lost, refused a connection, or hung."""
     return int(np.isin(records["status"], (LOST, REFUSED, HUNG)).sum())
 
 
 def not_answered(records: Records) -> Counter[int]:
-    """By status, those without scores."""
+    """Count the requests without a 200 by status."""
     return Counter(records["status"][records["status"] != 200].tolist())
 
 
 def described(statuses: Counter[int]) -> str:
-    """3 (429 x2, lost x1)"""
+    """Return a text such as "3 (429 x2, lost x1)"."""
     names = ", ".join(f"{NAMES.get(status, status)} x{count}" for status, count in statuses.most_common())
     return f"{statuses.total()} ({names})" if names else "0"
 
 
 def from_sent_ms(records: Records) -> NDArray[np.float64]:
+    """Return the latencies from the time when each request was sent."""
     return np.asarray((records["ended_s"] - records["sent_s"]) * 1e3)
 
 
 def from_intended_ms(records: Records) -> NDArray[np.float64]:
-    """What a user waits: a client that sends late, or a server that lets it wait, counts."""
+    """Return the latencies from the intended time: what a user waits, including the time until the client sent."""
     return np.asarray((records["ended_s"] - records["intended_s"]) * 1e3)
 
 
 def lateness_ms(records: Records) -> NDArray[np.float64]:
-    """How long after its time each request was sent. Large: the client was the slow one."""
+    """Return how late each request was sent. If this is large, the client was slow and not the server."""
     sent = records[records["status"] != REFUSED]
     return np.asarray((sent["sent_s"] - sent["intended_s"]) * 1e3)
 
 
 def in_time(records: Records, since_ms: NDArray[np.float64], spare_ms: float = 0.0) -> NDArray[np.bool_]:
-    """Which were answered, with scores or with a refusal, within their deadline and `spare_ms`."""
+    """Return which requests were answered, by any status, within their deadline.
+
+    Args:
+        since_ms: Latency of each request, from whichever time counts.
+        spare_ms: Added to the deadlines.
+    """
     return np.asarray((records["status"] > 0) & (since_ms <= records["timeout_ms"] + spare_ms))
 
 
 def good(records: Records) -> int:
-    """Scores within the deadline."""
+    """Count the 200s within their deadline."""
     return int(np.count_nonzero(in_time(records, from_sent_ms(records)) & (records["status"] == 200)))
 
 
 def quantiles_ms(values_ms: NDArray[np.float64], percents: Sequence[float]) -> list[float]:
-    """By an HDR histogram with three digits. NaN where there is nothing."""
+    """Return the values' quantiles to three significant digits. NaN without values."""
     if not len(values_ms):
         return [float("nan")] * len(percents)
-    histogram = HdrHistogram(1, LONGEST_US, 3)
-    us, counts = np.unique(np.clip(np.rint(values_ms * 1e3), 1, LONGEST_US).astype(np.int64), return_counts=True)
-    for value, times in zip(us.tolist(), counts.tolist(), strict=True):
+    histogram = HdrHistogram(1, MAX_US, 3)
+    whole_us = np.clip(np.rint(values_ms * 1e3), 1, MAX_US).astype(np.int64)
+    values_us, counts = np.unique(whole_us, return_counts=True)
+    for value, times in zip(values_us.tolist(), counts.tolist(), strict=True):
         histogram.record_value(value, times)
     return [histogram.get_value_at_percentile(percent) / 1e3 for percent in percents]

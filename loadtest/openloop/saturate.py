@@ -1,13 +1,13 @@
-"""As many requests as a server answers: each connection sends its next request when it has the last one's answer.
+"""Closed loop: each connection sends its next request as soon as its last one is answered.
 
-A closed loop, so it measures throughput and not latency. loadtest/openloop/load.py measures latency.
+It measures throughput, not latency: a slow server is sent less. loadtest/openloop/load.py measures latency.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -15,71 +15,110 @@ import uvloop
 
 from loadtest.openloop.connection import Connection
 
+MAX_PROBLEMS = 5
+Check = Callable[[int, bytes], str | None]
+"""From the index of a message and the body of its 200: what is wrong with the answer, or None."""
 
-@dataclass(frozen=True)
-class Answered:
-    """good: 200s within the time. other: answers that were none, and connections lost. late: what came after the time,
-    for it was on its way: its work was done, too."""
+
+@dataclass
+class Throughput:
+    """What a closed loop was answered.
+
+    Args:
+        seconds: The measured time.
+        good: 200s within that time.
+        late: 200s after it, to requests that were in flight when it ended. The server did their work too.
+        other: Other answers, and connections lost before the answer.
+        wrong: 200s that the check found wrong.
+        problems: What was wrong with the first of them.
+        latencies_ms: From sending each request to its answer, of the good ones.
+    """
 
     seconds: float
-    good: int
-    other: int
-    late: int
+    good: int = 0
+    late: int = 0
+    other: int = 0
+    wrong: int = 0
+    problems: list[str] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
 
     @property
     def per_s(self) -> float:
         return self.good / self.seconds
 
 
-class _Asking:
-    """One connection's requests, one after the other, until the time is up."""
+class ConnectionLoop:
+    """One connection, which sends one request after the other until `end_s`.
 
-    def __init__(self, messages: Iterator[bytes], end_s: float) -> None:
+    Args:
+        messages: Indexes and requests, without end.
+        end_s: On the clock of time.monotonic().
+        results: Counts of all connections.
+        check: Run on each 200.
+    """
+
+    def __init__(
+        self, messages: Iterator[tuple[int, bytes]], end_s: float, results: Throughput, check: Check | None
+    ) -> None:
         self._messages = messages
         self._end_s = end_s
+        self._results = results
+        self._check = check
+        self._index = 0
         self.message = b""
         self.sent_s = 0.0
-        self.good = self.other = self.late = 0
         self.done = asyncio.Event()
 
-    def begin(self, connection: Connection) -> None:
-        self.message = next(self._messages)
+    def send_next(self, connection: Connection) -> None:
+        self._index, self.message = next(self._messages)
         connection.send(self)
 
     def end(self, status: int, body: bytes) -> None:
-        if time.monotonic() >= self._end_s:
-            self.late += 1
-        elif status == 200:
-            self.good += 1
+        now_s, results = time.monotonic(), self._results
+        if status != 200:
+            results.other += 1
+        elif now_s >= self._end_s:
+            results.late += 1
         else:
-            self.other += 1
+            results.good += 1
+            results.latencies_ms.append((now_s - self.sent_s) * 1e3)
+        if status == 200 and self._check is not None and (problem := self._check(self._index, body)) is not None:
+            results.wrong += 1
+            if len(results.problems) < MAX_PROBLEMS:
+                results.problems.append(problem)
 
     def released(self, connection: Connection, usable: bool) -> None:
         if usable and time.monotonic() < self._end_s:
-            self.begin(connection)
+            self.send_next(connection)
         else:
             self.done.set()
             connection.close()
 
 
-def saturate(url: str, messages: Sequence[bytes], connections: int, seconds: float) -> Answered:
-    """Raises OSError when a connection is refused."""
+def saturate(
+    url: str, messages: Sequence[bytes], connections: int, seconds: float, check: Check | None = None
+) -> Throughput:
+    """Keep `connections` connections busy for `seconds`, each starting at another message.
+
+    Raises:
+        OSError: The server refused a connection.
+    """
+
+    async def run() -> Throughput:
+        address, loop = urlsplit(url), asyncio.get_running_loop()
+        results, end_s = Throughput(seconds), time.monotonic() + seconds
+        loops = []
+        numbered = list(enumerate(messages))
+        for first in range(connections):
+            endless = itertools.cycle([*numbered[first:], *numbered[:first]])
+            connection_loop = ConnectionLoop(endless, end_s, results, check)
+            factory = partial(Connection, connection_loop.released)
+            _, connection = await loop.create_connection(factory, address.hostname or "127.0.0.1", address.port or 80)
+            loops.append(connection_loop)
+            connection_loop.send_next(connection)
+        for connection_loop in loops:
+            await connection_loop.done.wait()
+        return results
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_saturate(url, messages, connections, seconds))
-
-
-async def _saturate(url: str, messages: Sequence[bytes], connections: int, seconds: float) -> Answered:
-    split, loop = urlsplit(url), asyncio.get_running_loop()
-    host, port = split.hostname or "127.0.0.1", split.port or 80
-    begin_s = time.monotonic()
-    all_asking = []
-    for number in range(connections):
-        own = itertools.cycle([*messages[number:], *messages[:number]])
-        asking = _Asking(own, begin_s + seconds)
-        _, connection = await loop.create_connection(partial(Connection, asking.released), host, port)
-        all_asking.append(asking)
-        asking.begin(connection)
-    for asking in all_asking:
-        await asking.done.wait()
-    good, other, late = (sum(getattr(one, name) for one in all_asking) for name in ("good", "other", "late"))
-    return Answered(seconds, good, other, late)
+        return runner.run(run())

@@ -1,10 +1,11 @@
-"""BentoML: worker processes, each with an ASGI application that checks types and hands scoring to a thread.
+"""BentoML: worker processes, each with an ASGI application that validates types and scores in a thread.
 
-Tuned for two cores: a worker for each, with four threads. The workers share the listening socket, unevenly, and one
-that has most of the connections needs threads to use both cores: 61 to 124 requests/s of 100 candidates in six runs,
-median 107; with one thread 48 to 129 in six, median 61. `async def` (74, 98) and no metrics (66, 81) brought less. No
-adaptive batching: it wants a list of requests in each request; and see mosec_server.py. Rates are of runs of some
-seconds on a machine that others used too: they choose, they do not compare.
+Tuned for two cores: one worker for each, with four threads. The workers share the listening socket unevenly, and one
+with most of the connections needs threads to use both cores. Requests/s of 100 candidates: 61 to 124 in six runs,
+median 107; with one thread 48 to 129 in six, median 61. `async def` (74 and 98) and disabled metrics (66 and 81) did
+not help. No adaptive batching: it expects a list of requests in each request, and mosec_server.py shows that batching
+does not help. The rates are from runs of some seconds on a shared machine: they justify these settings and do not
+compare servers.
 """
 
 import os

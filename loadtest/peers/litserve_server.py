@@ -1,9 +1,10 @@
-"""LitServe: uvicorn processes that speak HTTP, and worker processes that hold the model, with queues between them.
+"""LitServe: uvicorn processes for HTTP, and worker processes for the model, with queues between them.
 
-Tuned for two cores: a model's process for each, with one thread of onnxruntime, and as many processes for HTTP: in
-three pairs of runs, 99, 131, 131 requests/s of 100 candidates with two and 90, 109, 122 with one. Not `fast_queue`
-(ZeroMQ): of single candidates it answered now more and now fewer. No batching, see mosec_server.py. Rates are of runs
-of some seconds on a machine that others used too: they choose, they do not compare.
+Tuned for two cores: one model process for each, with one thread of onnxruntime, and as many processes for HTTP.
+Requests/s of 100 candidates in three pairs of runs: 99, 131 and 131 with two HTTP processes; 90, 109 and 122 with one.
+`fast_queue` (ZeroMQ) is off: it was sometimes faster and sometimes slower for single candidates. No batching: see
+mosec_server.py. The rates are from runs of some seconds on a shared machine: they justify these settings and do not
+compare servers.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""mosec: a front in Rust that speaks HTTP and queues, and worker processes in Python behind a Unix socket.
+"""mosec: a front end in Rust for HTTP and queues, and Python worker processes behind a Unix socket.
 
-Tuned for two cores: a worker process for each, with one thread of onnxruntime. No dynamic batching: a request of 100
-candidates costs 11.3 ms of processor alone, 11.2 in twos and 11.3 in fours, so that waiting for company only costs
-time. (Single candidates would gain in the graph.) JSON is the worker's default, in Python; the front's threads are its
-own.
+Tuned for two cores: one worker process for each, with one thread of onnxruntime. No dynamic batching: a request of 100
+candidates takes 11.3 ms of CPU alone, 11.2 in batches of two and 11.3 in batches of four, so waiting for a batch only
+adds latency. (Single candidates would gain in the graph.) JSON is parsed by the worker's default, in Python. The front
+end has its default number of threads.
 """
 
 import os

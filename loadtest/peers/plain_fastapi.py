@@ -1,11 +1,11 @@
-"""FastAPI, pydantic and onnxruntime under uvicorn: the server that a careful engineer writes in a day.
+"""FastAPI, pydantic and onnxruntime under uvicorn: a server that a careful engineer writes in a day.
 
-Tuned for two cores: a process for each with one thread of onnxruntime, uvloop and httptools; pydantic writes the answer
-(FastAPI's documentation has deprecated ORJSONResponse for it). `async def` although scoring blocks: 1,200 to 2,200
-requests/s of one candidate in four runs, 800 to 1,400 with `def` and its thread pool. At 100 candidates no difference
-was to be seen, except that `def` has the lower p99 with 8 connections (130 instead of 200 ms, twice): uvicorn's workers
-share the listening socket unevenly. Rates are of runs of some seconds on a machine that others used too: they choose,
-they do not compare.
+Tuned for two cores: one process for each with one thread of onnxruntime, uvloop and httptools. Pydantic serializes the
+answer; FastAPI's documentation has deprecated ORJSONResponse for that. `async def`, although scoring blocks, answers
+1,200 to 2,200 requests/s of one candidate in four runs; `def` with its thread pool answers 800 to 1,400. At 100
+candidates they do not differ, except that `def` has the lower p99 with 8 connections (130 instead of 200 ms, twice),
+because uvicorn's workers share the listening socket unevenly. The rates are from runs of some seconds on a shared
+machine: they justify these settings and do not compare servers.
 """
 
 import os

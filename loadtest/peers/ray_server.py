@@ -1,11 +1,12 @@
-"""Ray Serve: HAProxy in front, and replicas, which are actors in processes of their own.
+"""Ray Serve: HAProxy in front, and replicas, which are actors in their own processes.
 
-Tuned for two cores: a replica for each, with one thread of onnxruntime, and the high-throughput settings of its
-documentation, which peers.py gives it: HAProxy instead of the proxy in Python (640 to 1,100 requests/s of one candidate
-instead of 120 to 180; 95 to 124 instead of 43 to 83 of 100 candidates) and a replica's code in the loop that has
-received the request. 16 requests on their way to a replica: with 100 clients 150 and 73 requests/s, with 100 on their
-way 61. No batching, see mosec_server.py. Ray's own token authentication stays on: its internal ports are on all
-interfaces. Rates are of runs of some seconds on a machine that others used too: they choose, they do not compare.
+Tuned for two cores: one replica for each, with one thread of onnxruntime, and the high-throughput settings of its
+documentation, which servers.py passes. These are HAProxy instead of the proxy in Python (640 to 1,100 requests/s of one
+candidate instead of 120 to 180; 95 to 124 instead of 43 to 83 of 100 candidates), and running a replica's code in the
+loop that received the request. At most 16 requests are in flight to a replica: with 100 clients that gives 150 and 73
+requests/s, and 61 with 100 in flight. No batching: see mosec_server.py. Ray's own token authentication stays on,
+because its internal ports listen on all interfaces. The rates are from runs of some seconds on a shared machine: they
+justify these settings and do not compare servers.
 """
 
 import os

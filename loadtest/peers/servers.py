@@ -1,4 +1,4 @@
-"""The servers that ours is compared with: each in an environment of its own, all with the same model and threads."""
+"""Start the servers that ours is compared with. Each has its own environment; all have the same model and threads."""
 
 import os
 import signal
@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loadtest.servers import cpu_s_of, pss_mib
+from loadtest.servers import cpu_seconds, pss_mib
 
 HERE = Path(__file__).parent
-READY_S = 120.0
-END_S = 10.0
-MARK = "PEER_RUN"  # an environment variable that every process of one run inherits, and nobody else has
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 10.0
+MARK = "PEER_RUN"  # an environment variable that all processes of a run inherit, and no other process has
 ENGINE = ("onnxruntime==1.32.0", "numpy==2.4.6")
 BENTOML = {"BENTOML_DO_NOT_TRACK": "True"}
 RAY = {
@@ -30,13 +30,18 @@ FASTAPI = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", *ENGINE)
 
 
 class PeerFailed(RuntimeError):
-    """It could not be installed or did not answer. Its own words are in the log that the message names."""
+    """A server could not be installed, or did not answer. The message has its error, or the end of its log."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """name: in tables. command: what comes after the environment's bin folder. settings: the
-    environment variables with which its documentation tunes it, and PEER_GRAPH where that is not plain.onnx.
+    """A server that ours is compared with.
+
+    Args:
+        name: Shown in tables.
+        requirements: For pip, pinned.
+        command: A program in the environment's bin folder, and its arguments.
+        settings: Environment variables that its documentation recommends, and PEER_GRAPH if it is not plain.onnx.
     """
 
     name: str
@@ -46,7 +51,7 @@ class Peer:
 
     @property
     def environment(self) -> str:
-        """Its folder's name. Peers that are one file share it."""
+        """The name of its environment's folder. Servers of the same file share it."""
         return Path(self.command[-1]).stem
 
 
@@ -67,25 +72,25 @@ PEERS: dict[str, Peer] = {
 
 @dataclass(frozen=True)
 class Running:
-    """mark: what all of its processes have in their environment."""
+    """A running server. mark: the value of MARK in the environment of all its processes."""
 
     url: str
     mark: str
 
     def cpu_s(self) -> float:
-        """Of all its processes that live, since each started."""
-        return sum(cpu_s_of(pid) for pid in _marked(self.mark))
+        """Return the CPU seconds of all its live processes since each started."""
+        return sum(map(cpu_seconds, marked_processes(self.mark)))
 
     def memory_mib(self) -> float:
-        """Pages that several share count once."""
-        return sum(pss_mib(pid) for pid in _marked(self.mark))
+        """Return the memory of all its processes. Pages that several share count once."""
+        return sum(map(pss_mib, marked_processes(self.mark)))
 
 
 def ensure_venv(peer: Peer, root: Path) -> Path:
-    """root/<environment>/ with the peer's requirements: made when it is not there, or has others.
+    """Return root/<environment>, and install the server's requirements there first if they are not.
 
     Raises:
-        PeerFailed: when pip does.
+        PeerFailed: Installing failed.
     """
     folder = root / peer.environment
     stamp, wanted = folder / "requirements.txt", "\n".join(peer.requirements)
@@ -94,7 +99,7 @@ def ensure_venv(peer: Peer, root: Path) -> Path:
     install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *peer.requirements]
     for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
         if subprocess.run(command, check=False).returncode != 0:  # noqa: S603
-            raise PeerFailed(f"{peer.name}: {' '.join(command)} failed: its words are above")
+            raise PeerFailed(f"{peer.name}: {' '.join(command)} failed: its error is above")
     stamp.write_text(wanted)
     return folder
 
@@ -103,74 +108,77 @@ def ensure_venv(peer: Peer, root: Path) -> Path:
 def peer_serving(
     peer: Peer, venv: Path, folder: Path, port: int, workers: int, log: Path, body: bytes
 ) -> Iterator[Running]:
-    """Ready when entered: it has answered `body`, a score request. Nothing of it is left when this ends.
+    """Run a server, and end all of its processes on exit.
+
+    Args:
+        venv: Its environment.
+        folder: The model's files, as `write_plain` writes them.
+        log: Gets its output.
+        body: A request for scores. The context is entered when the server has answered it.
 
     Raises:
-        PeerFailed: when it ends, or has not answered within READY_S.
+        PeerFailed: It ended, or did not answer within START_TIMEOUT_S.
     """
-    settings = {"PEER_FOLDER": str(folder), "PEER_PORT": str(port), "PEER_WORKERS": str(workers)}
+    # Without our Python's variables, which would lead it to our libraries, and with one thread for each library.
+    settings = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    settings |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    settings |= {"PEER_FOLDER": str(folder), "PEER_PORT": str(port), "PEER_WORKERS": str(workers)}
     settings |= {**peer.settings, "PYTHONPATH": str(HERE), MARK: uuid.uuid4().hex}
     command = [str(venv / "bin" / peer.command[0]), *peer.command[1:]]
     with log.open("wb") as file:
         process = subprocess.Popen(  # noqa: S603
-            command, cwd=HERE, env=_clean() | settings, stdout=file, stderr=file, start_new_session=True
+            command, cwd=HERE, env=settings, stdout=file, stderr=file, start_new_session=True
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(process, f"{url}/v1/score", body, log)
+        wait_for_answer(process, f"{url}/v1/score", body, log)
         yield Running(url, settings[MARK])
     finally:
-        _end(process, settings[MARK])
+        end_all(process, settings[MARK])
 
 
-def _clean() -> dict[str, str]:
-    """Ours, without what would lead Python back into our own libraries, and with one thread for each library."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return ours | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+def wait_for_answer(process: "subprocess.Popen[bytes]", url: str, body: bytes, log: Path) -> None:
+    """Post `body` until the answer is 200.
 
-
-def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str, body: bytes, log: Path) -> None:
-    end_s = time.monotonic() + READY_S
-    while time.monotonic() < end_s and process.poll() is None:
-        if _answers(url, body):
-            return
-        time.sleep(0.1)
-    raise PeerFailed(f"no answer from {url} within {READY_S:g} s:\n{log.read_text(errors='replace')[-2000:]}")
-
-
-def _answers(url: str, body: bytes) -> bool:
+    Raises:
+        PeerFailed: The process ended, or there was no such answer within START_TIMEOUT_S.
+    """
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310  # our own server
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except OSError:  # nobody listens yet, or it answers that it is not ready
-        return False
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < end_s and process.poll() is None:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
+                if answer.status == 200:
+                    return
+        except OSError:  # nothing listens on the port yet, or the server answers that it is not ready
+            pass
+        time.sleep(0.1)
+    problem = f"no answer from {url} within {START_TIMEOUT_S:g} s"
+    raise PeerFailed(f"{problem}. The end of the log:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
-    """SIGTERM to the first process, which knows how to end its own; then SIGKILL to whatever is left."""
+def end_all(process: "subprocess.Popen[bytes]", mark: str) -> None:
+    """Send SIGTERM to the first process, which ends its own children, and then SIGKILL to what still runs."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(END_S)
+        process.wait(STOP_TIMEOUT_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    # Ray's processes are in groups of their own, and some start others while they are ended.
-    while left := _marked(mark):
+    # Ray's processes have their own groups, and some start others while they are being ended.
+    while left := marked_processes(mark):
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
-    process.wait(END_S)
+    process.wait(STOP_TIMEOUT_S)
 
 
-def _marked(mark: str) -> list[int]:
-    """The living processes that were started with this mark in their environment. Linux only."""
-    wanted = f"{MARK}={mark}".encode()
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and wanted in _environ(entry)]
-
-
-def _environ(entry: Path) -> list[bytes]:
-    try:
-        return (entry / "environ").read_bytes().split(b"\0")
-    except OSError:  # it has ended, or is another user's
-        return []
+def marked_processes(mark: str) -> list[int]:
+    """Return the pids of live processes that were started with this mark in their environment. Linux only."""
+    wanted, found = f"{MARK}={mark}".encode(), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended, or belongs to another user
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found

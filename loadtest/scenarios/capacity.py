@@ -1,4 +1,4 @@
-"""What a server can do: the most answers within their deadline, per second, over rising rates."""
+"""Find a server's capacity: the most answers per second within their deadline, over rising rates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,40 +8,54 @@ from loadtest.openloop import records as read
 from loadtest.openloop.load import Outcome
 
 STEP = 1.25
-AGAIN = 2  # times that the best step is taken once more
-MOST_WORSE = 2  # steps in a row that are no better than the best: one may be the machine's bad moment
+REPEATS = 2  # of the best rate
+MAX_WORSE = 2  # rates in a row that are no better than the best one; a single one may be noise of the machine
 
 
 @dataclass(frozen=True)
 class Step:
+    """One rate: requests/s offered, answers/s within their deadline, and CPU seconds of the client per second."""
+
     offered: float
     goodput: float
     client_cpu: float
 
 
 def goodput(outcome: Outcome) -> float:
-    """Scores within the deadline, per second, from the time when each was sent."""
+    """Return the 200s per second within the deadline, counted from the time when each request was sent."""
     return read.good(read.scores(outcome.records)) / outcome.load.seconds
 
 
-def capacity(offer: Callable[[float], Outcome], first: float) -> tuple[float, list[Step]]:
-    """The highest goodput that is had again, and the steps to it. `first`: a rate in requests/s that is surely kept."""
+def find_capacity(offer: Callable[[float], Outcome], first: float) -> tuple[float, list[Step]]:
+    """Raise the rate until the goodput falls.
+
+    Args:
+        offer: Runs a load at a rate in requests/s.
+        first: The first rate. The server must be able to answer it.
+
+    Returns:
+        The capacity in requests/s, and every rate that was tried. The best of many rates is partly luck, so the best
+        rate is repeated and the capacity is the median.
+
+    Raises:
+        RuntimeError: No request was answered within its deadline.
+    """
+
+    def step(rate: float) -> Step:
+        outcome = offer(rate)
+        offered = len(read.scores(outcome.records)) / outcome.load.seconds
+        return Step(offered, goodput(outcome), outcome.client_cpu)
+
     steps: list[Step] = []
     rate, best, best_rate, worse = first, 0.0, first, 0
-    while worse < MOST_WORSE:
-        steps.append(_step(offer(rate)))
+    while worse < MAX_WORSE:
+        steps.append(step(rate))
         if steps[-1].goodput > best:
             best, best_rate, worse = steps[-1].goodput, rate, 0
         else:
             worse += 1
         rate *= STEP
     if not best:
-        raise RuntimeError("the server answers nothing within the deadline: is it the right one?")
-    # The best of many is a lucky one: what it brings again is what the server can do.
-    again = [_step(offer(best_rate)) for _ in range(AGAIN)]
-    return median(step.goodput for step in (*again, steps[-MOST_WORSE - 1])), [*steps, *again]
-
-
-def _step(outcome: Outcome) -> Step:
-    offered = len(read.scores(outcome.records)) / outcome.load.seconds
-    return Step(offered, goodput(outcome), outcome.client_cpu)
+        raise RuntimeError("the server answers nothing within the deadline: check its URL and model")
+    repeated = [step(best_rate) for _ in range(REPEATS)]
+    return median(found.goodput for found in (*repeated, steps[-MAX_WORSE - 1])), [*steps, *repeated]

@@ -1,7 +1,7 @@
-"""How long does an answer take, at which rate and for how many candidates? python -m loadtest.scenarios.latency
+"""Latency by request rate and number of candidates: python -m loadtest.scenarios.latency
 
-Two workers, Redis and the generator on the same cores; 23 fields, the paper's attention. First the most that the server
-answers, in a closed loop; then an open loop at half of that for ten minutes, and the curves.
+Two workers, Redis and the generator share the same cores. The model has 23 fields and the paper's attention. First a
+closed loop finds the server's capacity. Then an open loop runs at half of it for ten minutes, and for the curves.
 """
 
 import argparse
@@ -22,34 +22,39 @@ from loadtest.openloop import records as read
 from loadtest.openloop.bodies import prepare
 from loadtest.openloop.load import Load, Outcome, run
 from loadtest.openloop.message import Prepared
-from loadtest.openloop.phases import Split, scrape, split
+from loadtest.openloop.phases import ServerTimes, scrape, server_times
 from loadtest.openloop.saturate import saturate
 from loadtest.reference_model import ensure_bundle
 from loadtest.report import Table
 from loadtest.servers import Server, redis_with, serving, stolen_s
-from loadtest.targets import RESULTS, Bar, report
+from loadtest.targets import RESULTS, Target, report
 from service.runtime.cpu_quota import available_cpus
 
 WORKERS = 2
-PROMISED = 100  # candidates
+TARGET_CANDIDATES = 100  # of the requests that the target is about
 LARGE = 500
 P99_MS = 10.0
-TIMEOUT_MS = 1000  # so that a slow answer is counted as one, and not as none
-CONNECTIONS = (2, 4, 8)  # of the closed loop: the best counts
-NOT_ANSWERED = 0.001  # of the requests, at half of the most: the latencies are those of the others
+TIMEOUT_MS = 1000  # long, so that slow answers are counted as slow and not as missing
+CONNECTIONS = (2, 4, 8)  # of the closed loop; the best one counts
+MAX_NOT_ANSWERED = 0.001  # of the requests at half of capacity: the latencies are those of the others
 SIZES = (1, 3, 10, 30, 100, 300, 1000)
-EVERY = sorted({*SIZES, PROMISED, LARGE})
+ALL_SIZES = sorted({*SIZES, TARGET_CANDIDATES, LARGE})
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Section 5 of the paper: 400 million impressions a day. The rest is what an ad server does with it.
+# Section 5 of the paper: 400 million impressions a day. The peak and the candidates are those of an ad server.
 IMPRESSIONS, PEAK, SCORED = 400e6, 3, 100
 DAY_S = 86_400
 TITLE = "Latency, from the intended time"
 
 
 @dataclass(frozen=True)
-class Most:
-    """What the server answers when it is never left alone. cpu_s: of all its processes, for an answer; refused: of the
-    requests, a share, whose cost is in that of the answers."""
+class Capacity:
+    """What the server answers in a closed loop.
+
+    Args:
+        per_s: Answered requests per second.
+        cpu_s: CPU of all of the server's processes per answer.
+        refused: Share of the requests that were refused. Their cost is part of `cpu_s`.
+    """
 
     per_s: float
     cpu_s: float
@@ -63,23 +68,27 @@ class Most:
 
 @dataclass(frozen=True)
 class Measured:
-    """share: of the most. cpu_s: of the server's processes, for a request; stolen: of the cores' time, by the machine's
-    host."""
+    """One open-loop load.
+
+    Args:
+        candidates: In each request.
+        share: Of the capacity.
+        times: The server's own figures.
+        cpu_s: CPU of the server's processes per request.
+        stolen: Share of the cores' time that the host withheld from this machine.
+    """
 
     candidates: int
     share: float
     outcome: Outcome
-    server: Split | None
+    times: ServerTimes | None
     cpu_s: float
     stolen: float
 
     def quantiles_ms(self) -> list[float]:
-        """p50, p90, p99, p99.9, from the time when each request was meant to be sent."""
-        return read.quantiles_ms(read.from_intended_ms(self._answered), (50, 90, 99, 99.9))
-
-    @property
-    def _answered(self) -> read.Records:
-        return read.answered(read.scores(self.outcome.records))
+        """Return p50, p90, p99 and p99.9 of the answers, from the intended time."""
+        answered = read.answered(read.scores(self.outcome.records))
+        return read.quantiles_ms(read.from_intended_ms(answered), (50, 90, 99, 99.9))
 
     def row(self) -> list[str]:
         scores = read.scores(self.outcome.records)
@@ -98,73 +107,83 @@ class Measured:
         ]
 
 
-HEADER = ("candidates", "of the most", "requests/s", "sent", "not answered", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms",
-          "client late p99", "CPU us a request", "server's share of the cores", "CPU stolen")  # fmt: skip
-MOST = ("candidates", "requests/s", "candidates/s", "CPU us a request", "CPU us a candidate", "refused")
+HEADER = ("candidates", "of capacity", "requests/s", "sent", "not answered", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms",
+          "client late p99", "CPU µs a request", "server's share of the cores", "CPU stolen")  # fmt: skip
+CAPACITY_HEADER = ("candidates", "requests/s", "candidates/s", "CPU µs a request", "CPU µs a candidate", "refused")
 
 
 class Bench:
-    """One running server, and requests of every size."""
+    """A running server, and requests of every size."""
 
     def __init__(self, server: Server, bundle: Bundle) -> None:
         self._server = server
-        self._requests: Mapping[int, list[Prepared]] = {n: prepare([bundle], {n: 200}, TIMEOUT_MS) for n in EVERY}
+        self._requests: Mapping[int, list[Prepared]] = {n: prepare([bundle], {n: 200}, TIMEOUT_MS) for n in ALL_SIZES}
 
-    def most(self, candidates: int, seconds: float, rounds: int) -> Most:
-        """Medians over rounds, of the best number of connections."""
+    def capacity(self, candidates: int, seconds: float, rounds: int) -> Capacity:
+        """Return medians over the rounds, with the number of connections that is best."""
         messages = [request.message for request in self._requests[candidates]]
         found = []
         for connections in CONNECTIONS:
             measured = []
             for _ in range(rounds):
                 before_s = self._server.cpu_s()
-                answered = saturate(self._server.url, messages, connections, seconds)
-                cpu_s = (self._server.cpu_s() - before_s) / max(1, answered.good)
-                measured.append((answered.per_s, cpu_s, answered.other / max(1, answered.good + answered.other)))
-            found.append(Most(*(statistics.median(column) for column in zip(*measured, strict=True))))
-        return max(found, key=lambda most: most.per_s)
+                answers = saturate(self._server.url, messages, connections, seconds)
+                cpu_s = (self._server.cpu_s() - before_s) / max(1, answers.good)
+                measured.append((answers.per_s, cpu_s, answers.other / max(1, answers.good + answers.other)))
+            found.append(Capacity(*(statistics.median(column) for column in zip(*measured, strict=True))))
+        return max(found, key=lambda capacity: capacity.per_s)
 
-    def offer(self, candidates: int, most: Most, share: float, seconds: float) -> Measured:
-        load = Load(self._server.url, share * most.per_s, seconds, TIMEOUT_MS, check=0.02)
+    def offer(self, candidates: int, capacity: Capacity, share: float, seconds: float) -> Measured:
+        """Run an open loop at a share of the capacity."""
+        load = Load(self._server.url, share * capacity.per_s, seconds, TIMEOUT_MS, check=0.02)
         before, cpu_s, host_s = scrape(f"{self._server.url}/metrics"), self._server.cpu_s(), stolen_s()
         outcome = run(load, self._requests[candidates])
         cpu_s = (self._server.cpu_s() - cpu_s) / max(1, len(outcome.records))
         stolen = (stolen_s() - host_s) / seconds / available_cpus()
-        return Measured(candidates, share, outcome, split(before, scrape(f"{self._server.url}/metrics")), cpu_s, stolen)
+        times = server_times(before, scrape(f"{self._server.url}/metrics"))
+        return Measured(candidates, share, outcome, times, cpu_s, stolen)
 
 
 @dataclass(frozen=True)
 class Results:
-    """again: the most, right after each long load: a machine that has become slower since shows there."""
+    """All measurements.
 
-    most: dict[int, Most]
+    Args:
+        capacities: By number of candidates.
+        long: The two long loads, at half of capacity.
+        again: Capacities right after each long load. They show whether the machine has become slower.
+        over_candidates, over_rate: The points of the two curves.
+    """
+
+    capacities: dict[int, Capacity]
     long: list[Measured]
-    again: dict[int, Most]
+    again: dict[int, Capacity]
     over_candidates: list[Measured]
     over_rate: list[Measured]
 
-    def every(self) -> list[Measured]:
+    def loads(self) -> list[Measured]:
         return [*self.long, *self.over_candidates, *self.over_rate]
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> Results:
-    def the_most(candidates: int) -> Most:
-        return bench.most(candidates, options.step_seconds / 5, options.rounds)
+    def capacity(candidates: int) -> Capacity:
+        return bench.capacity(candidates, options.step_seconds / 5, options.rounds)
 
-    most, long, again = {}, [], {}
-    for candidates in (PROMISED, LARGE):
-        most[candidates] = the_most(candidates)
-        long.append(bench.offer(candidates, most[candidates], 0.5, options.seconds))
-        again[candidates] = the_most(candidates)
-    most |= {n: the_most(n) for n in EVERY if n not in most}
-    over_candidates = [bench.offer(n, most[n], 0.5, options.step_seconds) for n in SIZES]
-    over_rate = [bench.offer(PROMISED, most[PROMISED], share, options.step_seconds) for share in SHARES]
-    return Results(most, long, again, over_candidates, over_rate)
+    capacities, long, again = {}, [], {}
+    for candidates in (TARGET_CANDIDATES, LARGE):
+        capacities[candidates] = capacity(candidates)
+        long.append(bench.offer(candidates, capacities[candidates], 0.5, options.seconds))
+        again[candidates] = capacity(candidates)
+    capacities |= {n: capacity(n) for n in ALL_SIZES if n not in capacities}
+    over_candidates = [bench.offer(n, capacities[n], 0.5, options.step_seconds) for n in SIZES]
+    target = capacities[TARGET_CANDIDATES]
+    over_rate = [bench.offer(TARGET_CANDIDATES, target, share, options.step_seconds) for share in SHARES]
+    return Results(capacities, long, again, over_candidates, over_rate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 1 when a bar is missed; the report is written all the same."""
-    options = _arguments(argv)
+    """Measure and write the report. The exit code is 1 when a target fails."""
+    options = parse_arguments(argv)
     path = options.bundle or ensure_bundle()
     bundle = open_bundle(path)
     with tempfile.TemporaryDirectory() as name, redis_with(Path(name), [bundle]) as redis:
@@ -172,83 +191,91 @@ def main(argv: Sequence[str] | None = None) -> int:
         with serving(Path(name), WORKERS, settings) as server:
             results = measure(Bench(server, bundle), options)
     command = " ".join(["python -m loadtest.scenarios.latency", *(argv if argv is not None else sys.argv[1:])])
-    _draw("latency-rate", results.over_rate, "rate")
-    _draw("latency-candidates", results.over_candidates, "candidates")
-    return report("latency", TITLE, _text(bundle, results), _bars(results), _tables(results), command)
+    draw("latency-rate", results.over_rate, "rate")
+    draw("latency-candidates", results.over_candidates, "candidates")
+    return report("latency", TITLE, describe(bundle, results), targets_of(results), tables_of(results), command)
 
 
-def _text(bundle: Bundle, results: Results) -> str:
+def describe(bundle: Bundle, results: Results) -> str:
+    """Return the report's paragraphs: what was run and how it was measured."""
     schema = bundle.schema
     sides = " and ".join(
-        f"{len([f for f in schema.fields if f.side == s])} {s} fields" for s in ("context", "candidate")
+        f"{len([field for field in schema.fields if field.side == side])} {side} fields"
+        for side in ("context", "candidate")
     )
     return (
         f"{bundle.manifest.name}: {sides}, {bundle.manifest.attention} attention. {WORKERS} workers, the vocabulary in "
-        f"Redis, one generator (Poisson arrivals); all of them on the same {available_cpus()} cores, none pinned. "
-        "Latency counts from the time when a request was meant to be sent, so the generator's own lateness, stated "
-        "beside it, is in it. "
-        "The same request takes more CPU on cores that are not busy all the time (compare with the closed loop's), "
-        "so half of the most is more than half of the cores. "
-        f"`most`: a closed loop of {', '.join(map(str, CONNECTIONS))} connections, the best one.\n\n"
-        f"{_cores(results.most[SCORED])}\n\n"
+        f"Redis, and one generator (Poisson arrivals) share the same {available_cpus()} cores; none is pinned. "
+        "Latency counts from the time when a request was meant to be sent, so it includes the generator's own "
+        "lateness, which is shown beside it. "
+        "A request takes more CPU on cores that are not always busy (compare with the closed loop), so half of "
+        "capacity is more than half of the cores. "
+        f"Capacity: a closed loop of {', '.join(map(str, CONNECTIONS))} connections, the best of them.\n\n"
+        f"{cores_needed(results.capacities[SCORED])}\n\n"
         "![p50 and p99 over the rate](latency-rate.svg) ![p50 and p99 over candidates](latency-candidates.svg)"
     )
 
 
-def _cores(most: Most) -> str:
-    """The paper's production on how many cores: one line of arithmetic, from what a request costs here."""
+def cores_needed(capacity: Capacity) -> str:
+    """Return how many cores the paper's production needs, calculated from the CPU time of a request here."""
     average = IMPRESSIONS / DAY_S
     peak = average * PEAK
-    busy = peak * most.cpu_s
+    busy = peak * capacity.cpu_s
     steps = (
         f"{IMPRESSIONS:,.0f} / {DAY_S:,} s = {average:,.0f}/s",
         f"x {PEAK} at the peak = {peak:,.0f} requests/s of {SCORED} candidates",
-        f"x {most.cpu_s * 1e3:.2f} ms of CPU each = {busy:.1f} cores busy",
+        f"x {capacity.cpu_s * 1e3:.2f} ms of CPU each = {busy:.1f} cores busy",
         f"at half load, as measured here, **{math.ceil(2 * busy)} cores**",
     )
     return f"The paper's production, 400 million impressions a day: {'; '.join(steps)}."
 
 
-def _bars(results: Results) -> list[Bar]:
-    promised = results.long[0]
-    p99 = promised.quantiles_ms()[2]
-    records = [read.scores(measured.outcome.records) for measured in results.every()]
-    wrong = sum(int(one["wrong"].sum()) for one in records)
-    checked = sum(int(one["checked"].sum()) for one in records)
-    scores = read.scores(promised.outcome.records)
+def targets_of(results: Results) -> list[Target]:
+    first = results.long[0]
+    p99 = first.quantiles_ms()[2]
+    loads = [read.scores(measured.outcome.records) for measured in results.loads()]
+    wrong = sum(int(records["wrong"].sum()) for records in loads)
+    checked = sum(int(records["checked"].sum()) for records in loads)
+    scores = read.scores(first.outcome.records)
     lost = 1 - len(read.answered(scores)) / len(scores)
-    name = f"p99 of {PROMISED} candidates at half of the most, {promised.outcome.load.rate:.0f}/s"
+    name = f"p99 of {TARGET_CANDIDATES} candidates at half of capacity, {first.outcome.load.rate:.0f}/s"
     return [
-        Bar(name, f"{p99:.1f} ms", f"< {P99_MS:g} ms", p99 < P99_MS),
-        Bar("not answered then", f"{lost:.3%} of {len(scores):,}", f"<= {NOT_ANSWERED:.1%}", lost <= NOT_ANSWERED),
-        Bar("wrong scores", f"{wrong} of {checked:,} answers checked", "0", wrong == 0 < checked),
+        Target(name, f"{p99:.1f} ms", f"< {P99_MS:g} ms", p99 < P99_MS),
+        Target(
+            "not answered in that load",
+            f"{lost:.3%} of {len(scores):,}",
+            f"<= {MAX_NOT_ANSWERED:.1%}",
+            lost <= MAX_NOT_ANSWERED,
+        ),
+        Target("wrong scores", f"{wrong} of {checked:,} answers checked", "0", wrong == 0 < checked),
     ]
 
 
-def _tables(results: Results) -> list[Table]:
+def tables_of(results: Results) -> list[Table]:
     minutes = results.long[0].outcome.load.seconds / 60
-    most = [results.most[candidates].row(candidates) for candidates in sorted(results.most)]
-    again = [most.row(candidates) for candidates, most in results.again.items()]
-    phases = [(str(m.candidates), *m.server.rows()[0][1:], m.server.rows()[1][1]) for m in results.long if m.server]
+    capacities = [results.capacities[candidates].row(candidates) for candidates in sorted(results.capacities)]
+    again = [capacity.row(candidates) for candidates, capacity in results.again.items()]
+    phases = [(str(m.candidates), *m.times.rows()[0][1:], m.times.rows()[1][1]) for m in results.long if m.times]
     return [
-        Table(f"{minutes:g} minutes at half of the most", HEADER, [m.row() for m in results.long]),
-        Table("The server's own figures of them", ("candidates", "phases, mean ms", "scored, ms"), phases),
-        Table("The most", MOST, most),
-        Table("The most, right after the long loads", MOST, again),
-        Table("Over candidates, at half of the most", HEADER, [m.row() for m in results.over_candidates]),
-        Table(f"Over the rate, {PROMISED} candidates", HEADER, [m.row() for m in results.over_rate]),
+        Table(f"{minutes:g} minutes at half of capacity", HEADER, [m.row() for m in results.long]),
+        Table("The server's own figures of these loads", ("candidates", "phases, mean ms", "scored, ms"), phases),
+        Table("Capacity", CAPACITY_HEADER, capacities),
+        Table("Capacity right after the long loads", CAPACITY_HEADER, again),
+        Table("By candidates, at half of capacity", HEADER, [m.row() for m in results.over_candidates]),
+        Table(f"By rate, {TARGET_CANDIDATES} candidates", HEADER, [m.row() for m in results.over_rate]),
     ]
 
 
-def _draw(name: str, measured: Sequence[Measured], over: Literal["rate", "candidates"]) -> None:
+def draw(name: str, measured: Sequence[Measured], over: Literal["rate", "candidates"]) -> None:
+    """Draw p50 and p99 over the rate or the candidates, as results/<name>.svg."""
     mpl.use("svg")
-    plt.rcParams["svg.hashsalt"] = name  # the same figures make the same file
+    plt.rcParams["svg.hashsalt"] = name  # equal figures give equal files
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     x = [m.outcome.load.rate if over == "rate" else m.candidates for m in measured]
-    for place, label in ((0, "p50"), (2, "p99")):
-        axes.plot(x, [m.quantiles_ms()[place] for m in measured], marker="o", label=label)
+    for index, label in ((0, "p50"), (2, "p99")):
+        axes.plot(x, [m.quantiles_ms()[index] for m in measured], marker="o", label=label)
     axes.axhline(P99_MS, color="grey", linestyle=":", label=f"{P99_MS:g} ms")
-    axes.set_xlabel(f"requests/s of {PROMISED} candidates" if over == "rate" else "candidates of a request")
+    axes.set_xlabel(f"requests/s of {TARGET_CANDIDATES} candidates" if over == "rate" else "candidates of a request")
     axes.set_ylabel("ms from the intended time")
     axes.set_yscale("log")
     if over == "candidates":
@@ -258,11 +285,12 @@ def _draw(name: str, measured: Sequence[Measured], over: Literal["rate", "candid
     plt.close(figure)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("loadtest.scenarios.latency", description=__doc__)
-    parser.add_argument("--bundle", type=Path, help="default: loadtest/reference_model.py's, made when it is not there")
-    parser.add_argument("--seconds", type=float, default=600, help="of each of the two long loads")
-    parser.add_argument("--step-seconds", type=float, default=15, help="of each point of the curves")
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("loadtest.scenarios.latency", description=__doc__, formatter_class=raw)
+    parser.add_argument("--bundle", type=Path, help="default: that of loadtest/reference_model.py, made if needed")
+    parser.add_argument("--seconds", type=float, default=600, help="length of each of the two long loads")
+    parser.add_argument("--step-seconds", type=float, default=15, help="length of each point of the curves")
     parser.add_argument("--rounds", type=int, default=3, help="of the closed loop")
     return parser.parse_args(argv)
 

@@ -1,6 +1,7 @@
-"""Does a server that is asked for too much still do what it can? python -m loadtest.scenarios.overload
+"""Goodput of a server that is sent more than it can answer: python -m loadtest.scenarios.overload
 
-One worker on one core, the generator on another. First its capacity, then one, two and three times of it, in turn.
+One worker runs on one core and the generator on another. First its capacity is found; then it is offered one, two and
+three times that rate, alternately.
 """
 
 import argparse
@@ -18,58 +19,58 @@ from loadtest.openloop.bodies import prepare
 from loadtest.openloop.load import Load, Outcome, run
 from loadtest.openloop.message import Prepared
 from loadtest.report import Table
-from loadtest.scenarios.capacity import Step, capacity, goodput
+from loadtest.scenarios.capacity import find_capacity, goodput
 from loadtest.servers import Server, serving
-from loadtest.targets import Bar, report
+from loadtest.targets import Target, report
 
 FACTORS = (1, 2, 3)
 GOODPUT = 0.9  # of the capacity, at the highest factor
-QUICK_MS = 20.0  # p99 of a refusal
+REFUSAL_MS = 20.0  # p99 of a refusal
 SERVER_CPU, CLIENT_CPU = 0, 1
 CONNECTIONS = 256
-TITLE = "A server that is asked for more than it can do"
+TITLE = "Overload"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 1 when a bar is missed; the report is written all the same."""
-    options = _arguments(argv)
+    """Measure and write the report. The exit code is 1 when a target fails."""
+    options = parse_arguments(argv)
     requests = prepare([open_bundle(options.bundle)], {options.candidates: 300}, options.timeout_ms)
     with tempfile.TemporaryDirectory() as folder:
         settings = {"CTR_BUNDLE": str(options.bundle), "CTR_TIMEOUT_MS": str(options.timeout_ms)}
         with serving(Path(folder), 1, settings, (SERVER_CPU,)) as server:
-            offer = partial(_offer, server, requests, options.timeout_ms)
-            offer(options.first_rate, options.step_seconds)  # warms both
-            most, steps = capacity(lambda rate: offer(rate, options.step_seconds), options.first_rate)
+            offer = partial(offer_rate, server, requests, options.timeout_ms)
+            offer(options.first_rate, options.step_seconds)  # warms up server and client
+            capacity, steps = find_capacity(lambda rate: offer(rate, options.step_seconds), options.first_rate)
             rounds: dict[int, list[Outcome]] = {factor: [] for factor in FACTORS}
             for _ in range(options.rounds):
                 for factor in FACTORS:
-                    rounds[factor].append(offer(factor * most, options.seconds))
+                    rounds[factor].append(offer(factor * capacity, options.seconds))
     command = " ".join(["python -m loadtest.scenarios.overload", *(argv if argv is not None else sys.argv[1:])])
-    return _report(most, steps, rounds, options, command)
+    capacity_rows = [(f"{step.offered:.0f}", f"{step.goodput:.0f}", f"{step.client_cpu:.0%}") for step in steps]
+    tables = [
+        Table("Answers", ANSWERS, [answers_row(factor, rounds[factor], capacity) for factor in FACTORS]),
+        Table("Refusals and the client", REFUSALS, [refusals_row(factor, rounds[factor]) for factor in FACTORS]),
+        Table("Capacity", ("offered/s", "goodput/s", "client CPU"), capacity_rows),
+    ]
+    targets = targets_of(capacity, rounds, options.timeout_ms)
+    return report("overload", TITLE, describe(capacity, options), targets, tables, command)
 
 
-def _offer(server: Server, requests: Sequence[Prepared], timeout_ms: int, rate: float, seconds: float) -> Outcome:
+def offer_rate(server: Server, requests: Sequence[Prepared], timeout_ms: int, rate: float, seconds: float) -> Outcome:
     load = Load(server.url, rate, seconds, timeout_ms, connections=CONNECTIONS, check=0.05, cpus=(CLIENT_CPU,))
     return run(load, requests)
 
 
-def _report(
-    most: float, steps: list[Step], rounds: dict[int, list[Outcome]], options: argparse.Namespace, command: str
-) -> int:
-    text = (
+def describe(capacity: float, options: argparse.Namespace) -> str:
+    """Return the report's paragraph: what was run and how it was measured."""
+    return (
         f"One worker on core {SERVER_CPU}, an open-loop generator (Poisson arrivals) on core {CLIENT_CPU}; "
-        f"{options.candidates} candidates, {options.timeout_ms} ms to answer. Goodput: answers with scores within the "
-        f"deadline, per second. Capacity, the best of rising rates, taken three times (median): {most:.0f}/s. "
-        f"Each load ran {options.rounds} times for {options.seconds:g} s, in turn. Latencies in ms; `sent` counts from "
-        "the time when a request was sent, `intended` from when it was meant to be, so that a late client counts, too."
+        f"{options.candidates} candidates, {options.timeout_ms} ms to answer. Goodput: 200s within the deadline per "
+        f"second. Capacity: the highest goodput over rising rates, median of three loads: {capacity:.0f}/s. "
+        f"Each load ran {options.rounds} times for {options.seconds:g} s, alternately. Latencies in ms: `sent` counts "
+        "from the time when a request was sent, `intended` from the time when it was meant to be, which includes the "
+        "client's lateness."
     )
-    capacity_rows = [(f"{s.offered:.0f}", f"{s.goodput:.0f}", f"{s.client_cpu:.0%}") for s in steps]
-    tables = [
-        Table("Answers", ANSWERS, [_answers_row(f, rounds[f], most) for f in FACTORS]),
-        Table("Refusals and the client", REFUSALS, [_refusals_row(f, rounds[f]) for f in FACTORS]),
-        Table("Capacity", ("offered/s", "goodput/s", "client CPU"), capacity_rows),
-    ]
-    return report("overload", TITLE, text, _bars(most, rounds, options.timeout_ms), tables, command)
 
 
 ANSWERS = (
@@ -79,19 +80,19 @@ ANSWERS = (
 REFUSALS = ("offered", "429", "p50 of a 429", "p99 of a 429", "504", "lost", "client late p99", "client CPU", "wrong")
 
 
-def _answers_row(factor: int, outcomes: Sequence[Outcome], most: float) -> list[str]:
-    scores, seconds = _scores(outcomes), sum(outcome.load.seconds for outcome in outcomes)
+def answers_row(factor: int, outcomes: Sequence[Outcome], capacity: float) -> list[str]:
+    scores, seconds = scores_of(outcomes), sum(outcome.load.seconds for outcome in outcomes)
     accepted = read.answered(scores)
     sent = read.quantiles_ms(read.from_sent_ms(accepted), (50, 99))
     intended = read.quantiles_ms(read.from_intended_ms(accepted), (50, 99))
-    rate = _goodput(outcomes)
+    rate = mean_goodput(outcomes)
     in_time = read.good(scores) / max(1, len(accepted))
-    figures = [f"{len(scores) / seconds:.0f}", f"{rate:.0f}", f"{rate / most:.0%}"]
+    figures = [f"{len(scores) / seconds:.0f}", f"{rate:.0f}", f"{rate / capacity:.0%}"]
     return [f"{factor}x", *figures, *(f"{ms:.1f}" for ms in (*sent, *intended)), f"{in_time:.2%}"]
 
 
-def _refusals_row(factor: int, outcomes: Sequence[Outcome]) -> list[str]:
-    scores = _scores(outcomes)
+def refusals_row(factor: int, outcomes: Sequence[Outcome]) -> list[str]:
+    scores = scores_of(outcomes)
     refused = scores.compress(scores["status"] == 429)
     quantiles = read.quantiles_ms(read.from_sent_ms(refused), (50, 99))
     late = read.quantiles_ms(read.lateness_ms(scores), (99,))[0]
@@ -108,37 +109,39 @@ def _refusals_row(factor: int, outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def _bars(most: float, rounds: dict[int, list[Outcome]], timeout_ms: int) -> list[Bar]:
-    highest = rounds[FACTORS[-1]]
-    scores = _scores(highest)
-    share = _goodput(highest) / most
+def targets_of(capacity: float, rounds: dict[int, list[Outcome]], timeout_ms: int) -> list[Target]:
+    highest, factor = rounds[FACTORS[-1]], FACTORS[-1]
+    scores = scores_of(highest)
+    share = mean_goodput(highest) / capacity
     p99 = read.quantiles_ms(read.from_sent_ms(read.answered(scores)), (99,))[0]
     refusal = read.quantiles_ms(read.from_sent_ms(scores.compress(scores["status"] == 429)), (99,))[0]
     wrong = sum(int(outcome.records["wrong"].sum()) for outcomes in rounds.values() for outcome in outcomes)
     return [
-        Bar(f"goodput at {FACTORS[-1]}x, of capacity", f"{share:.0%}", f">= {GOODPUT:.0%}", share >= GOODPUT),
-        Bar(f"p99 of what is accepted at {FACTORS[-1]}x", f"{p99:.1f} ms", f"<= {timeout_ms} ms", p99 <= timeout_ms),
-        Bar(f"p99 of a 429 at {FACTORS[-1]}x", f"{refusal:.1f} ms", f"<= {QUICK_MS:g} ms", refusal <= QUICK_MS),
-        Bar("wrong scores, of those checked", str(wrong), "0", wrong == 0),
+        Target(f"goodput at {factor}x, of capacity", f"{share:.0%}", f">= {GOODPUT:.0%}", share >= GOODPUT),
+        Target(f"p99 of the 200s at {factor}x", f"{p99:.1f} ms", f"<= {timeout_ms} ms", p99 <= timeout_ms),
+        Target(f"p99 of a 429 at {factor}x", f"{refusal:.1f} ms", f"<= {REFUSAL_MS:g} ms", refusal <= REFUSAL_MS),
+        Target("wrong scores, of those checked", str(wrong), "0", wrong == 0),
     ]
 
 
-def _goodput(outcomes: Sequence[Outcome]) -> float:
+def mean_goodput(outcomes: Sequence[Outcome]) -> float:
     return float(np.mean([goodput(outcome) for outcome in outcomes]))
 
 
-def _scores(outcomes: Sequence[Outcome]) -> read.Records:
+def scores_of(outcomes: Sequence[Outcome]) -> read.Records:
+    """Return the records of all loads, without hostile requests."""
     return read.scores(read.merge([outcome.records for outcome in outcomes]))
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("loadtest.scenarios.overload", description=__doc__)
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("loadtest.scenarios.overload", description=__doc__, formatter_class=raw)
     parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"))
-    parser.add_argument("--candidates", type=int, default=100)
-    parser.add_argument("--timeout-ms", type=int, default=50)
-    parser.add_argument("--first-rate", type=float, default=150, help="requests/s that are surely answered")
-    parser.add_argument("--step-seconds", type=float, default=8, help="of each rate on the way to the capacity")
-    parser.add_argument("--seconds", type=float, default=20, help="of each load")
+    parser.add_argument("--candidates", type=int, default=100, help="in every request")
+    parser.add_argument("--timeout-ms", type=int, default=50, help="deadline of every request")
+    parser.add_argument("--first-rate", type=float, default=150, help="requests/s that the server can surely answer")
+    parser.add_argument("--step-seconds", type=float, default=8, help="length of each rate while capacity is sought")
+    parser.add_argument("--seconds", type=float, default=20, help="length of each load")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args(argv)
 

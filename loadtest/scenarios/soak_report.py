@@ -1,4 +1,4 @@
-"""What a soak found: bars, phases, memory."""
+"""The report of a soak: targets, phases, memory."""
 
 import numpy as np
 
@@ -8,94 +8,102 @@ from loadtest.openloop.load import Outcome
 from loadtest.openloop.records import Records
 from loadtest.report import Table
 from loadtest.scenarios.timeline import History, Phase
-from loadtest.targets import Bar, report
+from loadtest.targets import Target, report
 
-SPARE_MS = 20.0  # after the deadline: for the way and for a client that shares the cores
-KILL_S = 0.1  # until all that a dead worker's connections say so
-GROWTH = 1.15  # of the workers' memory, from start to end
-TITLE = "A soak in which everything goes wrong"
+SPARE_MS = 20.0  # after the deadline, for the network and for a client that shares the cores
+KILL_S = 0.1  # from a worker's death until all of its connections are seen closed
+MAX_GROWTH = 1.15  # of the workers' memory, from start to end
+TITLE = "A soak with failures of every kind"
+PHASES = ("phase", "s", "sent", "200", "429", "504", "no answer", "late", "degraded", "p50", "p99")
 
 
 def write(workers: int, capacity: float, outcome: Outcome, history: History, exit_code: int, command: str) -> int:
-    """Writes loadtest/results/soak.md. The exit code: 1 when a bar is missed."""
+    """Write loadtest/results/soak.md and return the exit code: 1 when a target fails."""
     load, scores = outcome.load, read.scores(outcome.records)
     text = (
         f"{workers} workers, Redis and the open-loop generator on the same cores; {load.seconds / 60:g} minutes at "
         f"{load.rate:.0f} requests/s, {load.rate / capacity:.0%} of the capacity of {capacity:.0f}/s; 1, 10, 100 and "
         f"300 candidates, 97 on average; {load.timeout_ms} ms to answer; {load.hostile:.0%} of the requests are "
         "hostile. Every answer is checked against the probabilities of the version that it names. Redis was killed "
-        "and came back empty, was "
+        "and came back empty, Redis was "
         f"frozen, {len(history.reloads_s)} new models were loaded, and a worker was killed. Latencies in ms, of the "
-        "answers with scores, from the time when a request was meant to be sent. The client was late by "
-        "{:.2f}, {:.2f} and {:.2f} ms (p50, p99, most) and took {:.0%} of a core.".format(
+        "200s, from the intended time. The client was late by "
+        "{:.2f}, {:.2f} and {:.2f} ms (p50, p99, max) and took {:.0%} of a core.".format(
             *read.quantiles_ms(read.lateness_ms(scores), (50, 99, 100)), outcome.client_cpu
         )
     )
+    memory = [
+        (when, ", ".join(f"{mib:.0f}" for mib in each_mib), f"{sum(each_mib):.0f}")
+        for when, each_mib in history.memory_mib
+    ]
     tables = [
-        _totals(outcome.records),
-        Table("Phases", PHASES, [_phase_row(phase, scores) for phase in _joined(history.phases)]),
-        Table(
-            "Memory of the workers, MiB", ("", "each", "together"), [_memory_row(*one) for one in history.memory_mib]
-        ),
+        totals(outcome.records),
+        Table("Phases", PHASES, [phase_row(*phase, scores) for phase in joined(history.phases)]),
+        Table("Memory of the workers, MiB", ("", "each", "together"), memory),
     ]
     if outcome.examples:
-        tables.append(Table("What was wrong", ("the first of it",), [(example,) for example in outcome.examples]))
-    return report("soak", TITLE, text, _bars(outcome, history, exit_code), tables, command)
+        tables.append(Table("Wrong answers", ("the first ones",), [(example,) for example in outcome.examples]))
+    return report("soak", TITLE, text, targets_of(outcome, history, exit_code), tables, command)
 
 
-def _bars(outcome: Outcome, history: History, exit_code: int) -> list[Bar]:
-    load, scores = outcome.load, read.scores(outcome.records)
-    hostile = outcome.records.compress(outcome.records["hostile"])
-    of_worker = of_killed_worker(outcome.records, history.killed_s)
-    others = read.unanswered(outcome.records) - int(of_worker.sum())
-    in_hand = int(np.count_nonzero(_in_hand(outcome.records, history.killed_s)))
-    late = late_ones(scores, history.killed_s)
+def targets_of(outcome: Outcome, history: History, exit_code: int) -> list[Target]:
+    load, records, scores = outcome.load, outcome.records, read.scores(outcome.records)
+    hostile = records.compress(records["hostile"])
+    lost_with_worker = int(of_killed_worker(records, history.killed_s).sum())
+    others = read.unanswered(records) - lost_with_worker
+    in_flight = (records["sent_s"] <= history.killed_s) & (records["ended_s"] >= history.killed_s)
+    number = int(np.count_nonzero(in_flight))
+    note = "" if number else ": not tested, no request was in flight"
+    late = late_requests(scores, read.from_sent_ms(scores), history.killed_s)
+    late_from_intended = late_requests(scores, read.from_intended_ms(scores), history.killed_s)
     first, last = (sum(history.memory_mib[index][1]) for index in (0, -1))
     bad = int(hostile["wrong"].sum())
     wrong, checked = int(scores["wrong"].sum()), int(scores["checked"].sum())
-    stake = "" if in_hand else ": nothing was at stake"
-    lost = f"{int(of_worker.sum())}; both workers had {in_hand} in hand{stake}"
-    late_figure = f"{late} ({_late_from_intended(scores, history.killed_s)} from the intended time)"
     return [
-        Bar("wrong scores", f"{wrong} of {checked} checked", "0", wrong == 0),
-        Bar("without an answer, the killed worker's apart", str(others), "0", others == 0),
-        # A connection has one request at a time, which may be sent just before it is seen closed.
-        Bar(
+        Target("wrong scores", f"{wrong} of {checked} checked", "0", wrong == 0),
+        Target("without an answer, except those of the killed worker", str(others), "0", others == 0),
+        # A connection has one request at a time, and may send one just before it is seen closed.
+        Target(
             "lost with the killed worker",
-            lost,
+            f"{lost_with_worker}; both workers had {number} in flight{note}",
             f"its connections, of {load.connections}",
-            int(of_worker.sum()) <= load.connections,
+            lost_with_worker <= load.connections,
         ),
-        Bar(f"not answered within the deadline + {SPARE_MS:g} ms", late_figure, "0", late == 0),
-        Bar("hostile requests with a wrong status", f"{bad} of {len(hostile)}", "0", bad == 0),
-        Bar("memory, start to end", f"{first:.0f} to {last:.0f} MiB", f"<= {GROWTH}x", last <= GROWTH * first),
-        Bar("exit code at SIGTERM", str(exit_code), "0", exit_code == 0),
+        Target(
+            f"not answered within the deadline + {SPARE_MS:g} ms",
+            f"{late} ({late_from_intended} from the intended time)",
+            "0",
+            late == 0,
+        ),
+        Target("hostile requests with a wrong status", f"{bad} of {len(hostile)}", "0", bad == 0),
+        Target(
+            "memory, start to end", f"{first:.0f} to {last:.0f} MiB", f"<= {MAX_GROWTH}x", last <= MAX_GROWTH * first
+        ),
+        Target("exit code at SIGTERM", str(exit_code), "0", exit_code == 0),
     ]
 
 
 def of_killed_worker(records: Records, killed_s: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which were lost with it: on their way when it died, or sent before its connections were seen closed."""
+    """Return which requests were lost with the worker killed at `killed_s`.
+
+    They were in flight when it died, or sent before their connection was seen closed.
+    """
     soon_s = killed_s + KILL_S
     at_that_time = (records["sent_s"] <= soon_s) & (records["ended_s"] >= killed_s) & (records["ended_s"] <= soon_s)
     return np.asarray((records["status"] == LOST) & at_that_time)
 
 
-def late_ones(scores: Records, killed_s: float) -> int:
-    """Neither answered nor refused in time, counted from when they were sent; the killed worker's apart."""
-    late = ~read.in_time(scores, read.from_sent_ms(scores), SPARE_MS)
+def late_requests(scores: Records, latency_ms: np.ndarray[tuple[int], np.dtype[np.float64]], killed_s: float) -> int:
+    """Count the requests not answered within their deadline and SPARE_MS, except those of the killed worker.
+
+    Args:
+        latency_ms: From the time that counts, sent or intended.
+    """
+    late = ~read.in_time(scores, latency_ms, SPARE_MS)
     return int(np.count_nonzero(late & ~of_killed_worker(scores, killed_s)))
 
 
-def _late_from_intended(scores: Records, killed_s: float) -> int:
-    late = ~read.in_time(scores, read.from_intended_ms(scores), SPARE_MS)
-    return int(np.count_nonzero(late & ~of_killed_worker(scores, killed_s)))
-
-
-def _in_hand(records: Records, moment_s: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    return np.asarray((records["sent_s"] <= moment_s) & (records["ended_s"] >= moment_s))
-
-
-def _totals(records: Records) -> Table:
+def totals(records: Records) -> Table:
     scores = read.scores(records)
     counts = [len(scores), *(read.count(scores, status) for status in (200, 429, 504)), read.unanswered(scores)]
     known = np.isin(scores["status"], (200, 429, 504, *range(-3, 1)))
@@ -103,11 +111,7 @@ def _totals(records: Records) -> Table:
     return Table("Requests", ("sent", "200", "429", "504", "no answer", "other", "hostile"), [cells])
 
 
-PHASES = ("phase", "s", "sent", "200", "429", "504", "no answer", "late", "degraded", "p50", "p99")
-
-
-def _phase_row(phase: tuple[str, list[Phase]], scores: Records) -> list[str]:
-    name, parts = phase
+def phase_row(name: str, parts: list[Phase], scores: Records) -> list[str]:
     records = read.merge([read.between(scores, part.begin_s, part.end_s) for part in parts])
     accepted = read.answered(records)
     late = int(np.count_nonzero(~read.in_time(records, read.from_sent_ms(records), SPARE_MS)))
@@ -119,13 +123,9 @@ def _phase_row(phase: tuple[str, list[Phase]], scores: Records) -> list[str]:
     return [name, *cells, *(f"{ms:.1f}" for ms in quantiles)]
 
 
-def _joined(phases: list[Phase]) -> list[tuple[str, list[Phase]]]:
-    """The calm between reloads in one row; the first and the last calm in rows of their own."""
-    rows = [("calm, at first", [phases[0]])]
-    rows += [(phase.name, [phase]) for phase in phases if phase.name != "calm"]
-    between = [phase for phase in phases[1:-1] if phase.name == "calm"]
-    return [*rows, ("calm, in between", between), ("calm, at last", [phases[-1]])]
-
-
-def _memory_row(when: str, each_mib: list[float]) -> list[str]:
-    return [when, ", ".join(f"{mib:.0f}" for mib in each_mib), f"{sum(each_mib):.0f}"]
+def joined(phases: list[Phase]) -> list[tuple[str, list[Phase]]]:
+    """Return the table's rows: the first normal phase, each failure, and the other normal phases as two rows."""
+    rows = [("normal, first", [phases[0]])]
+    rows += [(phase.name, [phase]) for phase in phases if phase.name != "normal"]
+    between = [phase for phase in phases[1:-1] if phase.name == "normal"]
+    return [*rows, ("normal, in between", between), ("normal, last", [phases[-1]])]

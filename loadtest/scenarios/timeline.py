@@ -1,4 +1,4 @@
-"""What happens to a server during a soak, and when. Times are shares of the whole: a short one has all of it, too."""
+"""The failures during a soak, and when each happens. Times are shares of the whole, so a short soak has all of them."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from loadtest.scenarios.reload import timed_reload
 from loadtest.scenarios.versions import TwoVersions
 from loadtest.servers import RedisServer, Server
 
-FROZEN_S = 10.0
-AFTER_S = 10.0  # what comes this soon after a worker's end counts to it
+MAX_FROZEN_S = 10.0
+MAX_AFTER_S = 10.0  # requests this soon after a worker's death belong to that phase
 RELOADS = 5
 
 
 @dataclass(frozen=True)
 class Phase:
-    """From begin_s to end_s of time.monotonic()."""
+    """A part of the soak, from begin_s to end_s on the clock of time.monotonic()."""
 
     name: str
     begin_s: float
@@ -26,7 +26,14 @@ class Phase:
 
 @dataclass
 class History:
-    """What happened. memory_mib: of each worker, at a moment. killed_s: when the worker was."""
+    """What happened during a soak.
+
+    Args:
+        phases: Without gaps, in order.
+        memory_mib: Memory of each worker at named moments.
+        reloads_s: Seconds that each reload took.
+        killed_s: When the worker was killed, on the clock of time.monotonic().
+    """
 
     phases: list[Phase] = field(default_factory=list)
     memory_mib: list[tuple[str, list[float]]] = field(default_factory=list)
@@ -35,7 +42,12 @@ class History:
 
 
 class Timeline:
-    """Runs in the caller's thread, while generators send from processes of their own."""
+    """Causes the failures, in the caller's thread, while generators send from their own processes.
+
+    Args:
+        begin_s: Start of the load on the clock of time.monotonic().
+        length_s: Its length.
+    """
 
     def __init__(
         self, server: Server, redis: RedisServer, versions: TwoVersions, begin_s: float, length_s: float
@@ -45,62 +57,64 @@ class Timeline:
         self._versions = versions
         self._begin_s = begin_s
         self._length_s = length_s
-        self._calm_since_s = begin_s
+        self._normal_since_s = begin_s
         self.history = History()
 
     def run(self) -> History:
-        """Raises ServerFailed when a reload is refused, or Redis does not come back."""
-        self._until(0.03)
-        self._remember_memory("start")
-        for at, name, happening in self._happenings():
-            self._until(at)
-            start_s = time.monotonic()
-            self.history.phases.append(Phase("calm", self._calm_since_s, start_s))
-            happening()
-            self._calm_since_s = time.monotonic()
-            self.history.phases.append(Phase(name, start_s, self._calm_since_s))
-        self._until(0.97)
-        self._remember_memory("end")
-        self._until(1.0)
-        end_s = max(self._calm_since_s, self._begin_s + self._length_s)
-        self.history.phases.append(Phase("calm", self._calm_since_s, end_s))
-        return self.history
+        """Cause every failure at its time, and return at the end of the load.
 
-    def _happenings(self) -> list[tuple[float, str, Callable[[], None]]]:
-        """When at the earliest, as a share of the whole; its name; what."""
-        return [
+        Raises:
+            ServerFailed: A reload was refused, or Redis did not start again.
+        """
+        failures: list[tuple[float, str, Callable[[], None]]] = [
             (0.15, "Redis dead", self._kill_redis),
             (0.30, "Redis frozen", self._freeze_redis),
             *((0.40 + 0.06 * n, f"reload {n + 1}", self._reload) for n in range(RELOADS)),
-            (0.76, "worker killed", self._kill_a_worker),
+            (0.76, "worker killed", self._kill_worker),
         ]
+        self._wait_until(0.03)
+        self._record_memory("start")
+        for share, name, cause in failures:
+            self._wait_until(share)  # later if the failure before took longer
+            start_s = time.monotonic()
+            self.history.phases.append(Phase("normal", self._normal_since_s, start_s))
+            cause()
+            self._normal_since_s = time.monotonic()
+            self.history.phases.append(Phase(name, start_s, self._normal_since_s))
+        self._wait_until(0.97)
+        self._record_memory("end")
+        self._wait_until(1.0)
+        end_s = max(self._normal_since_s, self._begin_s + self._length_s)
+        self.history.phases.append(Phase("normal", self._normal_since_s, end_s))
+        return self.history
 
     def _kill_redis(self) -> None:
-        """It comes back a while later, empty, and is filled again."""
+        """Kill Redis, start it again later, empty, and publish the vocabularies."""
         self._redis.signal(signal.SIGKILL)
-        self._until(0.23)
+        self._wait_until(0.23)
         self._redis.start()
         self._redis.publish(self._versions.bundles)
 
     def _freeze_redis(self) -> None:
         self._redis.signal(signal.SIGSTOP)
         try:
-            time.sleep(min(FROZEN_S, 0.07 * self._length_s))
+            time.sleep(min(MAX_FROZEN_S, 0.07 * self._length_s))
         finally:
             self._redis.signal(signal.SIGCONT)
 
     def _reload(self) -> None:
         self.history.reloads_s.append(timed_reload(self._server, self._versions))
         if len(self.history.reloads_s) == RELOADS // 2:
-            self._remember_memory("middle")
+            self._record_memory("middle")
 
-    def _kill_a_worker(self) -> None:
+    def _kill_worker(self) -> None:
         self.history.killed_s = time.monotonic()
         os.kill(self._server.workers()[-1], signal.SIGKILL)
-        time.sleep(min(AFTER_S, 0.1 * self._length_s))
+        time.sleep(min(MAX_AFTER_S, 0.1 * self._length_s))
 
-    def _remember_memory(self, when: str) -> None:
+    def _record_memory(self, when: str) -> None:
         self.history.memory_mib.append((when, self._server.memory_mib()))
 
-    def _until(self, share: float) -> None:
+    def _wait_until(self, share: float) -> None:
+        """Sleep until this share of the load is over."""
         time.sleep(max(0.0, self._begin_s + share * self._length_s - time.monotonic()))

@@ -1,4 +1,4 @@
-"""Two versions of a model from one bundle, and a store of both: what a reload changes between."""
+"""Two versions of a model, made of one bundle, in a store. Reloads switch between them."""
 
 import shutil
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ import msgspec
 import numpy as np
 
 from contract.bundle import GOLDEN, Bundle, Calibration, open_bundle, write_manifest
-from contract.golden import GoldenRequest, read_golden, write_golden
+from contract.golden import read_golden, write_golden
 from service.models import store as stores
 
-SHIFT = 0.7  # of the logit: every probability is another one
+SHIFT = 0.7  # added to the logit: it changes every probability
 
 
 @dataclass(frozen=True)
 class TwoVersions:
-    """store: both are in it, `first` is current."""
+    """A store that holds both versions. At first, `first` is current."""
 
     store: Path
     first: Bundle
@@ -27,6 +27,7 @@ class TwoVersions:
         return [self.first, self.second]
 
     def other(self, version: str) -> str:
+        """Return the version that is not `version`."""
         return next(b.manifest.version for b in self.bundles if b.manifest.version != version)
 
     def activate(self, version: str) -> None:
@@ -34,20 +35,31 @@ class TwoVersions:
 
 
 def two_versions(bundle: Path, folder: Path) -> TwoVersions:
-    """In a folder that is there and has neither `store` nor `second`."""
+    """Make the second version and the store.
+
+    Args:
+        folder: An existing folder, which gets `store` and `second`.
+
+    Raises:
+        RuntimeError: The store refused a bundle.
+    """
     second = shifted(bundle, folder / "second")
     store = folder / "store"
     for arguments in (["add", str(store), str(second)], ["add", str(store), str(bundle), "--activate"]):
         if stores.main(arguments) != 0:
-            raise RuntimeError(f"ctr-store {' '.join(arguments)} failed: its words are above")
+            raise RuntimeError(f"ctr-store {' '.join(arguments)} failed: its error is above")
     return TwoVersions(store, open_bundle(bundle), open_bundle(second))
 
 
 def shifted(bundle: Path, folder: Path) -> Path:
-    """A copy whose every answer is another one: a calibration that adds SHIFT to the logit."""
+    """Copy a bundle, and add SHIFT to every logit by its calibration. Return the copy's folder."""
     shutil.copytree(bundle, folder)
     manifest = open_bundle(bundle).manifest
-    golden = [_shifted(one) for one in read_golden(bundle / GOLDEN)]
+    golden = []
+    for request in read_golden(bundle / GOLDEN):
+        ctr = np.asarray(request.ctr)
+        logit = np.log(ctr) - np.log1p(-ctr)
+        golden.append(msgspec.structs.replace(request, ctr=Calibration(shift=SHIFT).ctr(logit).tolist()))
     write_golden(golden, folder / GOLDEN)
     calibration = Calibration(manifest.calibration.scale, manifest.calibration.shift + SHIFT)
     name = f"{manifest.name}-shifted"
@@ -55,9 +67,3 @@ def shifted(bundle: Path, folder: Path) -> Path:
         folder, name, manifest.parameters, manifest.metrics, calibration, manifest.attention, manifest.cascade
     )
     return folder
-
-
-def _shifted(one: GoldenRequest) -> GoldenRequest:
-    ctr = np.asarray(one.ctr)
-    logit = np.log(ctr) - np.log1p(-ctr)
-    return msgspec.structs.replace(one, ctr=Calibration(shift=SHIFT).ctr(logit).tolist())

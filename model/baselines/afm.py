@@ -1,20 +1,26 @@
-"""AFM: a factorisation machine whose pairs are weighted by attention (Xiao et al., IJCAI 2017).
+"""AFM: a factorization machine whose pairs are weighted by attention (Xiao et al., IJCAI 2017).
 
     p_ij = e_i * e_j, i < j        a = softmax_ij(h . ReLU(W p_ij + b))        logit = b + sum_i w_i + p . sum a_ij p_ij
 
-NOTE[DIFF] The paper has dropout of the pairs p_ij; as in FuxiCTR it is of a and of the pooled vector here.
+NOTE[DIFF] In the paper, dropout applies to the pairs p_ij; here, as in FuxiCTR, to a and to the pooled vector.
 Shape legend: model/layers.py; P pairs.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.layers import EmbeddingConfig, Fields, embeddings, initialise, look_up, pairs
+from model.layers import EmbeddingConfig, Fields, embeddings, initialize, look_up, pairs
 from model.toml import Positive, Rate
 
 
 class AFMConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="afm"):
-    """attention: hidden units. attention_dropout, out_dropout: of the weights, and of the pooled pairs."""
+    """AFM's keys.
+
+    Attributes:
+        attention: The hidden units of the attention.
+        attention_dropout: The dropout of the weights a.
+        out_dropout: The dropout of the pooled pairs.
+    """
 
     attention: Positive = 128
     attention_dropout: Rate = 0.0
@@ -32,13 +38,13 @@ class AFM(nn.Module):
         self.attention = nn.Sequential(*score, nn.Softmax(1), nn.Dropout(config.attention_dropout))
         self.out = nn.Sequential(nn.Dropout(config.out_dropout), nn.Linear(width, 1, bias=False))
         self.bias = nn.Parameter(torch.zeros(1))
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         first_BPD, second_BPD = pairs(x_BFD)
         product_BPD = first_BPD * second_BPD
         pooled_BD = (self.attention(product_BPD) * product_BPD).sum(1)

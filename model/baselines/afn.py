@@ -1,22 +1,28 @@
-"""AFN+: cross features of learnt, real-valued orders beside an MLP (Cheng et al., AAAI 2020).
+"""AFN+: cross features of learned, real-valued orders, in parallel with an MLP (Cheng et al., AAAI 2020).
 
     z_k = exp(sum_i a_ki BN(ln max(|e_i|, 1e-5)))        logit = w . [MLP1(BN(z)); MLP2(e')] + b
 
-z_k is a product of powers of the fields. e' is from a second embedding table; both MLPs end in one number.
+z_k is a product of powers of the fields. e' comes from a second embedding table; both MLPs have one output.
 Shape legend: model/layers.py; K logarithmic neurons.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up, mlp
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, look_up, mlp
 from model.toml import Positive, Rate
 
-SMALLEST = 1e-5  # a logarithm needs more than 0
+MIN_ABSOLUTE = 1e-5  # the logarithm of 0 does not exist
 
 
 class AFNConfig(BaselineConfig, frozen=True, kw_only=True, tag="afn"):
-    """neurons: K. afn, afn_dropout: MLP1's hidden layers; mlp and what belongs to it: MLP2's."""
+    """AFN's keys. mlp, mlp_batch_norm and mlp_dropout are those of MLP2; mlp_batch_norm also applies to MLP1.
+
+    Attributes:
+        neurons: K.
+        afn: The units of MLP1's hidden layers.
+        afn_dropout: The dropout of MLP1's hidden layers.
+    """
 
     neurons: Positive = 1000
     afn: tuple[Positive, ...] = (400,)
@@ -34,21 +40,21 @@ class AFN(nn.Module):
         self.log_norm = nn.BatchNorm1d(fields.count)
         self.orders = nn.Linear(fields.count, config.neurons, bias=False)
         self.cross_norm = nn.BatchNorm1d(config.neurons)
-        if config.mlp_batch_norm:  # MLP1's first batch norm takes away what this shift adds
+        if config.mlp_batch_norm:  # MLP1's first batch norm would subtract this shift
             self.cross_norm.register_parameter("bias", None)
         self.cross_mlp = mlp(config.neurons * width, config.afn, config.afn_dropout, config.mlp_batch_norm)
         self.mlp = deep(fields.count * width, config)
         self.out = nn.Linear(2, 1)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, deep_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
-        logarithm_BFD = self.log_norm(x_BFD.abs().clamp_min(SMALLEST).log())
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        logarithm_BFD = self.log_norm(x_BFD.abs().clamp_min(MIN_ABSOLUTE).log())
         orders_BDK = self.orders(logarithm_BFD.transpose(1, 2)).exp()
-        # The batch norm sees rows of K: over (B, K, D) torch's gradient of it is most of a training step.
+        # The batch norm gets rows of K. Over (B, K, D), its gradient in torch takes most of a training step.
         cross_BDK = self.cross_norm(orders_BDK.flatten(0, 1)).view_as(orders_BDK)
         both_B2 = torch.cat([self.cross_mlp(cross_BDK.flatten(1)), self.mlp(deep_BFD.flatten(1))], 1)
         logit_B: Tensor = self.out(both_B2)[:, 0]

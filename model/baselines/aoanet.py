@@ -1,26 +1,31 @@
-"""AOANet: outer products with attention over the pairs, stacked, beside an MLP (Lang et al., KDD 2021).
+"""AOANet: stacked outer products with attention over the pairs, in parallel with an MLP (Lang et al., KDD 2021).
 
     S_o = sum_ij alpha_ij,o B^0_i (outer) B^l_j        B^{l+1}_o = (W_o * S_o) h_o        logit = w . [MLP(e); B^L] + b
 
-B^0 = e. Shape legend: model/layers.py; O subspaces, S rows of B^l: F of them at first, then O.
+B^0 = e. Shape legend: model/layers.py; O subspaces, S rows of B^l: F in B^0, then O.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, deep_width, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, deep, deep_width, embeddings, initialize, look_up
 from model.toml import Positive
 
 
 class AOANetConfig(BaselineConfig, frozen=True, kw_only=True, tag="aoanet"):
-    """interaction_layers: L. subspaces: O."""
+    """AOANet's keys.
+
+    Attributes:
+        interaction_layers: L.
+        subspaces: O.
+    """
 
     interaction_layers: Positive = 1
     subspaces: Positive = 2
 
 
 class OuterProducts(nn.Module):
-    """One layer: the attended sum of outer products, and what is read from it. (B, F, D), (B, S, D) -> (B, O, D)."""
+    """One layer: a weighted sum of outer products, and its projection. Shape: (B, F, D), (B, S, D) -> (B, O, D)."""
 
     def __init__(self, fields: int, rows: int, width: int, subspaces: int) -> None:
         super().__init__()
@@ -29,7 +34,7 @@ class OuterProducts(nn.Module):
         self.read = nn.Parameter(torch.ones(subspaces, width))
 
     def forward(self, first_BFD: Tensor, last_BSD: Tensor) -> Tensor:
-        # sum_ij alpha_ij B0_i,c Bl_j,d, by two products: the outer ones are never held.
+        # sum_ij alpha_ij B0_i,c Bl_j,d as two products, so that the outer products are never in memory.
         attended_BFOD = torch.einsum("bsd,fso->bfod", last_BSD, self.alpha)
         outer_BODD = torch.einsum("bfc,bfod->bocd", first_BFD, attended_BFOD)
         return torch.einsum("bocd,ocd,od->boc", outer_BODD, self.weight, self.read)
@@ -46,13 +51,13 @@ class AOANet(nn.Module):
         self.layers = nn.ModuleList(OuterProducts(fields.count, n, width, subspaces) for n in rows)
         self.mlp = deep(fields.count * width, config, output=None)
         self.out = nn.Linear(deep_width(fields.count * width, config) + subspaces * width, 1)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         rows_BSD = x_BFD
         for layer in self.layers:
             rows_BSD = layer(x_BFD, rows_BSD)

@@ -1,21 +1,31 @@
-"""AutoInt+: stacked self-attention over fields beside an MLP (Song et al., CIKM 2019).
+"""AutoInt+: stacked self-attention over fields, in parallel with an MLP (Song et al., CIKM 2019).
 
     X^{l+1} = ReLU(LN(MHA(X^l) + R X^l))        logit = w . X^L + b + MLP(e) (+ sum_i w_i)
 
-R is a matrix where the widths differ, and else the identity.
-NOTE[DIFF] The paper has a matrix R everywhere, no layer norm LN, and scores that nothing divides; as BARS has it here.
+R is a matrix if the widths differ, and otherwise the identity.
+NOTE[DIFF] In the paper, R is always a matrix, there is no layer norm LN, and the scores are not divided. This is BARS's
+form.
 Shape legend: model/layers.py; A attention width.
 """
 
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, SelfAttention, check_heads, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, SelfAttention, check_heads, deep, embeddings, initialize, look_up
 from model.toml import Positive, Rate
 
 
 class AutoIntConfig(BaselineConfig, frozen=True, kw_only=True, tag="autoint"):
-    """attention: A, of all heads. layers: L. layer_norm, scaled: whether they are there. wide: whether the weights w_i
-    are. dropout: of the attention's weights."""
+    """AutoInt's keys.
+
+    Attributes:
+        attention: A, of all heads together.
+        layers: L.
+        heads: The number of heads.
+        layer_norm: Whether there is LN.
+        scaled: Whether the scores are divided by the square root of a head's width.
+        wide: Whether there are the weights w_i.
+        dropout: The dropout of the attention weights.
+    """
 
     attention: Positive = 128
     layers: Positive = 5
@@ -55,12 +65,12 @@ class AutoInt(nn.Module):
         self.layers = nn.Sequential(*(Layer(inputs, config) for inputs in widths))
         self.out = nn.Linear(fields.count * out, 1)
         self.mlp = deep(fields.count * width, config)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor | None = None) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         logit_B: Tensor = (self.out(self.layers(x_BFD).flatten(1)) + self.mlp(x_BFD.flatten(1)))[:, 0]
         return logit_B if weight_BF1 is None else logit_B + weight_BF1.sum((1, 2))

@@ -1,4 +1,4 @@
-"""DCN: a cross network beside an MLP (Wang et al., ADKDD 2017).
+"""DCN: a cross network in parallel with an MLP (Wang et al., ADKDD 2017).
 
     c_0 = e        c_{l+1} = c_l + (w_l . c_l) c_0 + b_l        logit = w . [c_L; MLP(e)] + b
 
@@ -8,12 +8,16 @@ Shape legend: model/layers.py; E = F * D.
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, deep_width, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, deep, deep_width, embeddings, initialize, look_up
 from model.toml import Positive
 
 
 class DCNConfig(BaselineConfig, frozen=True, kw_only=True, tag="dcn"):
-    """cross_layers: L."""
+    """DCN's keys.
+
+    Attributes:
+        cross_layers: L.
+    """
 
     cross_layers: Positive = 3
 
@@ -29,13 +33,13 @@ class DCN(nn.Module):
         self.shifts = nn.ParameterList(torch.zeros(width) for _ in range(config.cross_layers))
         self.mlp = deep(width, config, output=None)
         self.out = nn.Linear(width + deep_width(width, config), 1)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         first_BE = x_BFD.flatten(1)
         crossed_BE = first_BE
         for cross, shift_E in zip(self.crosses, self.shifts, strict=True):

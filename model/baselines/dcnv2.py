@@ -1,4 +1,4 @@
-"""DCNv2: a cross network of full matrices beside an MLP (Wang et al., WWW 2021), the paper's "parallel" form.
+"""DCNv2: a cross network of full matrices in parallel with an MLP (Wang et al., WWW 2021), the "parallel" form.
 
     c_0 = e        c_{l+1} = c_l + c_0 * (W_l c_l + b_l)        logit = w . [c_L; MLP(e)] + b
 
@@ -8,12 +8,16 @@ Shape legend: model/layers.py; E = F * D.
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, deep_width, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, deep, deep_width, embeddings, initialize, look_up
 from model.toml import Positive
 
 
 class DCNv2Config(BaselineConfig, frozen=True, kw_only=True, tag="dcnv2"):
-    """cross_layers: L."""
+    """DCNv2's keys.
+
+    Attributes:
+        cross_layers: L.
+    """
 
     cross_layers: Positive = 4
 
@@ -28,13 +32,13 @@ class DCNv2(nn.Module):
         self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(config.cross_layers))
         self.mlp = deep(width, config, output=None)
         self.out = nn.Linear(width + deep_width(width, config), 1)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         first_BE = x_BFD.flatten(1)
         crossed_BE = first_BE
         for cross in self.crosses:

@@ -1,17 +1,17 @@
-"""DeepFM: a factorisation machine and an MLP on the same embeddings (Guo et al., IJCAI 2017).
+"""DeepFM: a factorization machine and an MLP on the same embeddings (Guo et al., IJCAI 2017).
 
     logit = sum_i w_i + sum_{i<j} <e_i, e_j> + MLP(e)
 
-The MLP's last bias is the only one. Shape legend: model/layers.py.
+The only bias is the MLP's last one. Shape legend: model/layers.py.
 """
 
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up, sum_of_pairs
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, look_up, sum_of_pairs
 
 
 class DeepFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="deepfm"):
-    """What is in BaselineConfig is all of it."""
+    """Only the keys of BaselineConfig."""
 
 
 class DeepFM(nn.Module):
@@ -21,12 +21,12 @@ class DeepFM(nn.Module):
         super().__init__()
         self.embeddings = embeddings(fields, config, [config.embedding, 1])
         self.mlp = deep(fields.count * config.embedding, config)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return sum_of_pairs(x_BFD).sum(1) + weight_BF1.sum((1, 2)) + deep_B

@@ -1,20 +1,25 @@
-"""DeepIM: all interactions up to an order, from sums of powers, beside an MLP (Yu et al., CIKM 2020).
+"""DeepIM: all interactions up to an order, from sums of powers, in parallel with an MLP (Yu et al., CIKM 2020).
 
     p_k = sum_i e_i^k        k I_k = sum_{m=1..k} (-1)^{m-1} I_{k-m} p_m, I_0 = 1        (Newton's identities)
     logit = w . [I_1; ...; I_K] + b + MLP(e)
 
-I_k is the sum of the products of all k different fields, element by element. Shape legend: model/layers.py.
+I_k is the sum of the element-wise products of all sets of k fields. Shape legend: model/layers.py.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, look_up
 from model.toml import Positive
 
 
 class DeepIMConfig(BaselineConfig, frozen=True, kw_only=True, tag="deepim"):
-    """order: K. interaction_batch_norm: of the I, before w."""
+    """DeepIM's keys.
+
+    Attributes:
+        order: K.
+        interaction_batch_norm: Whether there is a batch norm of the I before w.
+    """
 
     order: Positive = 3
     interaction_batch_norm: bool = False
@@ -31,20 +36,20 @@ class DeepIM(nn.Module):
         norm = [nn.BatchNorm1d(width)] if config.interaction_batch_norm else []
         self.out = nn.Sequential(*norm, nn.Linear(width, 1))
         self.mlp = deep(fields.count * config.embedding, config)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         logit_B: Tensor = self.out(torch.cat(interactions(x_BFD, self.order), 1))[:, 0]
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return logit_B + deep_B
 
 
 def interactions(x_BFD: Tensor, order: int) -> list[Tensor]:
-    """I_1 to I_order, (B, D) each."""
+    """Return I_1 to I_order, (B, D) each."""
     powers = [x_BFD.pow(k).sum(1) for k in range(1, order + 1)]
     found = [torch.ones_like(powers[0])]
     for k in range(1, order + 1):

@@ -1,12 +1,13 @@
-"""DESTINE: self-attention in two parts, of pairs and of single fields, beside an MLP (Xu et al., CIKM 2021).
+"""DESTINE: self-attention with a pairwise and a unary part, in parallel with an MLP (Xu et al., CIKM 2021).
 
     A_ij = softmax_j((q_i - mean q) . (k_j - mean k) / sqrt(d)) + softmax_j(u . x_j)
     X^{l+1} = A V + R X^l        logit = w . X^L + b + MLP(e) (+ sum_i w_i)
 
-NOTE[DIFF] The unary part reads the field itself, as BARS' parameter counts say it did; the paper's reads its key.
-NOTE[DIFF] The authors' code has a ReLU before w; FuxiCTR and BARS have none, between layers nor there.
-NOTE[DIFF] FuxiCTR's q, k and u have biases, which the means and the softmax take away again, and its v and R have one
-each, of which one suffices: a row of A adds up to 2 (but for what dropout takes while it trains).
+NOTE[DIFF] The unary part uses the field itself, as BARS's parameter counts imply; in the paper it uses the field's
+key.
+NOTE[DIFF] The authors' code has a ReLU before w. FuxiCTR and BARS have none there, and none between layers.
+NOTE[DIFF] FuxiCTR's q, k and u have biases, which the means and the softmax cancel. Its v and R have a bias each, of
+which one is enough: a row of A sums to 2 (except for dropout during training).
 Shape legend: model/layers.py; A attention width, H heads, K = A / H.
 """
 
@@ -14,13 +15,21 @@ import math
 
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, check_heads, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, check_heads, deep, embeddings, initialize, look_up
 from model.toml import Positive, Rate
 
 
 class DESTINEConfig(BaselineConfig, frozen=True, kw_only=True, tag="destine"):
-    """attention: A, of all heads. layers: L. scaled: by sqrt(d). wide: whether the weights w_i are there.
-    dropout: of the attention's weights."""
+    """DESTINE's keys.
+
+    Attributes:
+        attention: A, of all heads together.
+        layers: L.
+        heads: H.
+        scaled: Whether the scores are divided by sqrt(d).
+        wide: Whether there are the weights w_i.
+        dropout: The dropout of the attention weights.
+    """
 
     attention: Positive = 128
     layers: Positive = 4
@@ -47,7 +56,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (m(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for m in (self.query, self.key, self.value))
-        pair_BHFF = (_centred(q) @ _centred(k).transpose(2, 3) / self.divisor).softmax(3)
+        pair_BHFF = (center(q) @ center(k).transpose(2, 3) / self.divisor).softmax(3)
         unary_BH1F = self.unary(x).softmax(1).transpose(1, 2)[:, :, None, :]
         heads_BHFK = self.dropout(pair_BHFF + unary_BH1F) @ v
         out: Tensor = heads_BHFK.transpose(1, 2).flatten(2) + self.residual(x)
@@ -65,17 +74,17 @@ class DESTINE(nn.Module):
         self.layers = nn.Sequential(*(Layer(inputs, config) for inputs in widths))
         self.out = nn.Linear(fields.count * out, 1)
         self.mlp = deep(fields.count * width, config)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor | None = None) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         logit_B: Tensor = (self.out(self.layers(x_BFD).flatten(1)) + self.mlp(x_BFD.flatten(1)))[:, 0]
         return logit_B if weight_BF1 is None else logit_B + weight_BF1.sum((1, 2))
 
 
-def _centred(t_BHFK: Tensor) -> Tensor:
-    """Less its mean over the fields, which the paper calls whitening."""
+def center(t_BHFK: Tensor) -> Tensor:
+    """Subtract the mean over the fields, which the paper calls whitening."""
     return t_BHFK - t_BHFK.mean(2, keepdim=True)

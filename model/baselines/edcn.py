@@ -4,8 +4,9 @@
     cross = x + (w . x) x_0 + b        deep = ReLU(V y + c)        bridge = cross * deep
     logit = w . [cross; deep; bridge] + b, of the last layer
 
-The softmax is over fields: one gate for each field and stream. x_0: the first layer's x.
-NOTE[DIFF] Later versions of FuxiCTR lost the cross network's residual and the choice of no gates; BARS' had both.
+The softmax is over fields: one gate for each field and stream. x_0 is the first layer's x.
+NOTE[DIFF] Later versions of FuxiCTR have no residual in the cross network and no option without gates. BARS's version
+had both.
 Shape legend: model/layers.py; E = F * D.
 """
 
@@ -15,13 +16,19 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from model.layers import EmbeddingConfig, Fields, embeddings, initialise, look_up
+from model.layers import EmbeddingConfig, Fields, embeddings, initialize, look_up
 from model.toml import Positive, Rate
 
 
 class EDCNConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="edcn"):
-    """layers: of both networks; dropout: behind each deep one. regulation: whether there are gates; the batch norms
-    are there either way. temperature: tau."""
+    """EDCN's keys.
+
+    Attributes:
+        layers: The number of layers of both networks.
+        regulation: Whether there are gates. There are batch norms either way.
+        temperature: tau.
+        dropout: The dropout after each deep layer.
+    """
 
     layers: Positive = 3
     regulation: bool = True
@@ -61,13 +68,13 @@ class EDCN(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout)) for _ in layers
         )
         self.out = nn.Linear(3 * width, 1)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         bridge_BE, first_BE = x_BFD.flatten(1), None
         layers = zip(self.regulations, self.crosses, self.shifts, self.deeps, strict=True)
         for regulate, cross, shift_E, deep in layers:

@@ -1,10 +1,10 @@
-"""FiBiNET: bilinear interactions of the embeddings and of their re-weighted selves (Huang et al., RecSys 2019).
+"""FiBiNET: bilinear interactions of the embeddings and of re-weighted embeddings (Huang et al., RecSys 2019).
 
     v = e * A(mean_d e), A two layers without biases and with ReLU ("SENet")
     p_ij = (e_i W) * e_j        q_ij = (v_i W') * v_j, i < j        logit = sum_i w_i + MLP([p; q])
 
-W is one matrix for all pairs ("field_all"), or one for each of them ("field_interaction").
-NOTE[DIFF] BARS' version shared one W between p and q; the paper and later FuxiCTR have two.
+W is one matrix for all pairs ("field_all"), or one for each pair ("field_interaction").
+NOTE[DIFF] BARS's version had the same W in p and q; the paper and later versions of FuxiCTR have two.
 Shape legend: model/layers.py; P pairs.
 """
 
@@ -14,11 +14,16 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up, number_of_pairs, pairs
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, look_up, number_of_pairs, pairs
 
 
 class FiBiNETConfig(BaselineConfig, frozen=True, kw_only=True, tag="fibinet"):
-    """reduction: how many times fewer units than fields SENet's hidden layer has; less than 1 is more units."""
+    """FiBiNET's keys.
+
+    Attributes:
+        bilinear: How many matrices W there are.
+        reduction: The number of fields divided by the units of SENet's hidden layer.
+    """
 
     bilinear: Literal["field_all", "field_interaction"] = "field_all"
     reduction: Annotated[float, Meta(ge=0.001, le=1000)] = 2.0
@@ -37,7 +42,7 @@ class FiBiNET(nn.Module):
         self.senet = nn.Sequential(squeeze, nn.ReLU(), excite, nn.ReLU())
         self.bilinear = nn.ParameterList(torch.empty(matrices, width, width) for _ in range(2))
         self.mlp = deep(2 * count * width, config)
-        self.apply(initialise)
+        self.apply(initialize)
         for matrices_PDD in self.bilinear:
             for matrix_DD in matrices_PDD:
                 nn.init.xavier_normal_(matrix_DD)
@@ -46,15 +51,15 @@ class FiBiNET(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         reweighted_BFD = x_BFD * self.senet(x_BFD.mean(2))[:, :, None]
-        products = [_bilinear(x, w) for x, w in zip((x_BFD, reweighted_BFD), self.bilinear, strict=True)]
+        products = [bilinear_products(x, w) for x, w in zip((x_BFD, reweighted_BFD), self.bilinear, strict=True)]
         deep_B: Tensor = self.mlp(torch.cat(products, 1))[:, 0]
         return weight_BF1.sum((1, 2)) + deep_B
 
 
-def _bilinear(x_BFD: Tensor, matrices_PDD: Tensor) -> Tensor:
-    """(x_i W) * x_j of all pairs. Shape: (B, P * D)."""
+def bilinear_products(x_BFD: Tensor, matrices_PDD: Tensor) -> Tensor:
+    """Return (x_i W) * x_j of all pairs. Shape: (B, P * D)."""
     first_BPD, second_BPD = pairs(x_BFD)
     projected_PBD = first_BPD.transpose(0, 1) @ matrices_PDD
     return (projected_PBD.transpose(0, 1) * second_BPD).flatten(1)

@@ -1,26 +1,36 @@
-"""FinalMLP: two MLPs, each on its own selection of the embeddings, and a bilinear fusion (Mao et al., AAAI 2023).
+"""FinalMLP: two MLPs, each with its own feature selection, and a bilinear fusion (Mao et al., AAAI 2023).
 
     f_s = e * 2 sigmoid(gate_s(c_s)), s = 1, 2        o_s = MLP_s(f_s)
     logit = w_1 . o_1 + w_2 . o_2 + sum_h o_1h^T W_h o_2h + b
 
-c_s: the embeddings of some fields, from a second table; of none, gate_s is a learnt vector. o_h: a head's part.
-NOTE[DIFF] FuxiCTR has a table for each gate, of its fields alone; here one table of all fields serves both gates.
-NOTE[DIFF] Its gate of no fields is an MLP of a learnt vector. All of that starts at zero and stays there, but for the
-last layer's biases: those are the vector here.
-NOTE[DIFF] Its fusion has a bias for each w_s, of which one suffices.
+c_s are the embeddings of some fields, from a second table; without fields, gate_s is a learned vector. o_h is the part
+of a head.
+NOTE[DIFF] FuxiCTR has a table for each gate, with only its fields. Here both gates share one table with all fields.
+NOTE[DIFF] FuxiCTR's gate without fields is an MLP of a learned vector. All of it starts at zero and stays there,
+except the last layer's biases. These are the vector here.
+NOTE[DIFF] FuxiCTR's fusion has a bias for each w_s, of which one is enough.
 Shape legend: model/layers.py; H heads.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, embeddings, initialise, look_up, mlp
+from model.layers import BaselineConfig, Fields, embeddings, initialize, look_up, mlp
 from model.toml import Positive, Rate
 
 
 class FinalMLPConfig(BaselineConfig, frozen=True, kw_only=True, tag="finalmlp"):
-    """mlp, mlp2 and what belongs to them: the two streams' hidden layers. gate: the hidden layers of both gates;
-    context1, context2: the names of the fields that they look at. heads: of the fusion."""
+    """FinalMLP's keys. mlp, mlp_batch_norm and mlp_dropout are those of the first stream.
+
+    Attributes:
+        mlp2: The units of the second stream's hidden layers.
+        mlp2_batch_norm: Whether these layers have batch norms.
+        mlp2_dropout: Their dropout.
+        gate: The units of the hidden layers of both gates.
+        context1: The names of the fields that the first gate uses.
+        context2: The names of the fields that the second gate uses.
+        heads: H, of the fusion.
+    """
 
     mlp: tuple[Positive, ...] = (400,)
     mlp2: tuple[Positive, ...] = (400,)
@@ -38,19 +48,22 @@ class FinalMLPConfig(BaselineConfig, frozen=True, kw_only=True, tag="finalmlp"):
 
 
 class Gate(nn.Module):
-    """A stream's selection: a factor from 0 to 2 for each embedding dimension. Shape: (B, F, D) -> (B or 1, F * D).
+    """A stream's feature selection: a factor from 0 to 2 for each embedding dimension.
+
+    Shape: (B, F, D) -> (B or 1, F * D).
 
     Raises:
-        ValueError: for a name in `context` that no field has.
+        ValueError: If no field has a name in `context`.
     """
 
     columns: Tensor
 
     def __init__(self, fields: Fields, context: tuple[str, ...], config: FinalMLPConfig) -> None:
         super().__init__()
-        if strange := [name for name in context if name not in fields.names]:
+        if unknown := [name for name in context if name not in fields.names]:
             raise ValueError(
-                f"model.context1 and context2 have no field {strange[0]!r} to name: there are {', '.join(fields.names)}"
+                f"model.context1 or context2 names {unknown[0]!r}, which is not a field. Choose from "
+                f"{', '.join(fields.names)}."
             )
         width, out = config.embedding, fields.count * config.embedding
         columns = torch.tensor([list(fields.names).index(name) for name in context], dtype=torch.int64)
@@ -80,21 +93,21 @@ class FinalMLP(nn.Module):
         self.out = nn.Linear(first, 1)
         self.out2 = nn.Linear(second, 1, bias=False)
         self.fusion = nn.Parameter(torch.empty(config.heads, first // config.heads, second // config.heads))
-        self.apply(initialise)
-        nn.init.xavier_normal_(self.fusion.view(-1, 1))  # as FuxiCTR starts it: as one matrix of one column
+        self.apply(initialize)
+        nn.init.xavier_normal_(self.fusion.view(-1, 1))  # FuxiCTR initializes it as one matrix with one column
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, context_BFD: Tensor | None = None) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         gates = [gate(x_BFD if context_BFD is None else context_BFD) for gate in self.gates]
         first, second = (net(x_BFD.flatten(1) * g) for net, g in zip((self.mlp, self.mlp2), gates, strict=True))
         logit_B: Tensor = (self.out(first) + self.out2(second))[:, 0]
         return logit_B + self.fuse(first, second)
 
     def fuse(self, first: Tensor, second: Tensor) -> Tensor:
-        """The sum of the heads' bilinear products. Shape: (B, units), (B, units of the other) -> (B)."""
+        """Return the sum of the heads' bilinear products. Shape: (B, units of mlp), (B, units of mlp2) -> (B)."""
         heads = len(self.fusion)
         left_BHX, right_BHY = first.unflatten(1, (heads, -1)), second.unflatten(1, (heads, -1))
         projected_HBY = left_BHX.transpose(0, 1) @ self.fusion

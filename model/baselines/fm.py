@@ -1,4 +1,4 @@
-"""FM: the factorisation machine (Rendle, ICDM 2010), in its linear-time form.
+"""FM: the factorization machine (Rendle, ICDM 2010), in its linear-time form.
 
     logit = b + sum_i w_i + sum_{i<j} <e_i, e_j>
 
@@ -12,7 +12,7 @@ from model.layers import EmbeddingConfig, Fields, embeddings, look_up, sum_of_pa
 
 
 class FMConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="fm"):
-    """What is in EmbeddingConfig is all of it."""
+    """Only the keys of EmbeddingConfig."""
 
 
 class FM(nn.Module):
@@ -27,5 +27,5 @@ class FM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         return sum_of_pairs(x_BFD).sum(1) + weight_BF1.sum((1, 2)) + self.bias

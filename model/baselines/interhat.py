@@ -1,22 +1,31 @@
-"""InterHAt: a transformer layer, then attention that aggregates interactions of rising order (Li et al., WSDM 2020).
+"""InterHAt: a transformer layer, then attention over interactions of increasing order (Li et al., WSDM 2020).
 
     X_1 = LN(FFN(Y) + Y), Y = LN(ReLU(MHA(e)) + e)        u_p = Agg_p(X_p)        X_{p+1} = u_p * X_1 + X_p
     Agg(X) = sum_i softmax_i(h . ReLU(W x_i + b)) x_i        logit = MLP(Agg([u_1; ...; u_P]))
 
-NOTE[DIFF] FuxiCTR's later version splits heads without a transpose, which mixes rows' fields; not so here.
-NOTE[DIFF] FuxiCTR's dropout is behind the attention's output, too; here it is of the weights alone.
+NOTE[DIFF] Later versions of FuxiCTR split heads without a transpose, which mixes the fields of a row. This one does
+not.
+NOTE[DIFF] FuxiCTR also has dropout after the attention's output; here only the attention weights have it.
 Shape legend: model/layers.py; A attention width, H heads, P order.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, SelfAttention, check_heads, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, SelfAttention, check_heads, deep, embeddings, initialize, look_up
 from model.toml import Positive, Rate
 
 
 class InterHAtConfig(BaselineConfig, frozen=True, kw_only=True, tag="interhat"):
-    """attention: A. hidden: units of the FFN, and of every Agg. order: P. dropout: of the attention's weights."""
+    """InterHAt's keys.
+
+    Attributes:
+        attention: A.
+        heads: H.
+        hidden: The hidden units of the FFN and of every Agg.
+        order: P.
+        dropout: The dropout of the attention weights.
+    """
 
     attention: Positive = 64
     heads: Positive = 1
@@ -30,7 +39,7 @@ class InterHAtConfig(BaselineConfig, frozen=True, kw_only=True, tag="interhat"):
 
 
 class Aggregation(nn.Module):
-    """Agg. Shape: (B, rows, D) -> (B, D)."""
+    """Agg of the formula: rows weighted by attention and summed. Shape: (B, rows, D) -> (B, D)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -55,13 +64,13 @@ class InterHAt(nn.Module):
         self.orders = nn.ModuleList(Aggregation(width, hidden) for _ in range(config.order))
         self.aggregation = Aggregation(width, hidden)
         self.mlp = deep(width, config)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         y_BFD = self.attention_norm(self.attention_out(self.attention(x_BFD)).relu() + x_BFD)
         first_BFD = self.ffn_norm(self.ffn(y_BFD) + y_BFD)
         current_BFD, found = first_BFD, list[Tensor]()

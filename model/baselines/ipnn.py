@@ -1,19 +1,19 @@
-"""IPNN: inner products of fields as further inputs of an MLP (Qu et al., "Product-based Neural Networks", ICDM 2016).
+"""IPNN: inner products of fields as additional inputs of an MLP (Qu et al., Product-based Neural Networks, ICDM 2016).
 
     g_ij = <e_i, e_j>, i < j        logit = MLP([e; g])
 
-NOTE[DIFF] The paper factorises the product layer; FuxiCTR and BARS feed the products themselves.
+NOTE[DIFF] The paper factorizes the product layer; FuxiCTR and BARS use the products themselves.
 Shape legend: model/layers.py; P pairs.
 """
 
 import torch
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up, number_of_pairs, pairs
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, look_up, number_of_pairs, pairs
 
 
 class IPNNConfig(BaselineConfig, frozen=True, kw_only=True, tag="ipnn"):
-    """What is in BaselineConfig is all of it."""
+    """Only the keys of BaselineConfig."""
 
 
 class IPNN(nn.Module):
@@ -23,13 +23,13 @@ class IPNN(nn.Module):
         super().__init__()
         self.embeddings = embeddings(fields, config, [config.embedding])
         self.mlp = deep(fields.count * config.embedding + number_of_pairs(fields), config)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         first_BPD, second_BPD = pairs(x_BFD)
         product_BP = (first_BPD * second_BPD).sum(2)
         logit_B: Tensor = self.mlp(torch.cat([x_BFD.flatten(1), product_BP], 1))[:, 0]

@@ -1,4 +1,4 @@
-"""LR: logistic regression, a weight for each value (Richardson et al., "Predicting Clicks", WWW 2007).
+"""LR: logistic regression with a weight for each value (Richardson et al., Predicting Clicks, WWW 2007).
 
     logit = b + sum_i w_i
 
@@ -12,7 +12,7 @@ from model.layers import Fields, TableConfig, embeddings, look_up
 
 
 class LRConfig(TableConfig, frozen=True, kw_only=True, tag="lr"):
-    """What is in TableConfig is all of it."""
+    """Only the keys of TableConfig."""
 
 
 class LR(nn.Module):
@@ -27,5 +27,5 @@ class LR(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, weight_BF1: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         return weight_BF1.sum((1, 2)) + self.bias

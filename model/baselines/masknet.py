@@ -1,4 +1,4 @@
-"""MaskNet: layers whose input is masked by what an MLP says of the whole row (Wang et al., DLP-KDD 2021).
+"""MaskNet: layers whose input is multiplied by a mask from an MLP of the whole row (Wang et al., DLP-KDD 2021).
 
     block(h) = dropout(ReLU(LN(W (mask(e) * h))))        mask(e) = W2 ReLU(W1 e + b1) + b2
     parallel: logit = MLP([block_1(e); ...; block_K(e)])        serial: logit = w . block_K(...block_1(e)) + b
@@ -12,15 +12,21 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, look_up
 from model.toml import Positive
 
 
 class MaskNetConfig(BaselineConfig, frozen=True, kw_only=True, tag="masknet"):
-    """structure: "parallel", of `blocks` blocks of `block_width` units before the MLP; or "serial", whose blocks have
-    the widths that `mlp` lists: blocks, block_width and mlp_batch_norm say nothing there. reduction: how many times its
-    input the hidden layer of a mask has. embedding_norm: a layer norm of each field before the first block.
-    mlp_dropout: of the blocks, and of the MLP."""
+    """MaskNet's keys. mlp_dropout is that of the blocks and of the MLP.
+
+    Attributes:
+        structure: "parallel": `blocks` blocks of `block_width` units each, then the MLP. "serial": one block for each
+            width in `mlp`; then blocks, block_width and mlp_batch_norm have no effect.
+        blocks: K.
+        block_width: The units of a parallel block.
+        reduction: The hidden units of a mask divided by its block's inputs.
+        embedding_norm: Whether each field has a layer norm before the first block.
+    """
 
     structure: Literal["parallel", "serial"] = "parallel"
     blocks: Positive = 3
@@ -31,7 +37,7 @@ class MaskNetConfig(BaselineConfig, frozen=True, kw_only=True, tag="masknet"):
 
     def __post_init__(self) -> None:
         if self.structure == "serial" and not self.mlp:
-            raise ValueError('structure = "serial" takes its blocks\' widths from mlp: give it some')
+            raise ValueError('structure = "serial" takes the widths of its blocks from mlp, which is empty')
 
 
 class MaskBlock(nn.Module):
@@ -67,13 +73,13 @@ class MaskNet(nn.Module):
             sizes = list(zip([width, *config.mlp[:-1]], config.mlp, strict=True))
             self.out = nn.Sequential(nn.Linear(config.mlp[-1], 1))
         self.blocks = nn.ModuleList(MaskBlock(width, inputs, outputs, config) for inputs, outputs in sizes)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         x_BE = h = x_BFD.flatten(1)
         if len(self.norms):
             h = torch.cat([norm(x_BFD[:, i]) for i, norm in enumerate(self.norms)], 1)

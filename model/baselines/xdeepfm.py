@@ -1,10 +1,10 @@
-"""xDeepFM: a compressed interaction network beside an MLP (Lian et al., KDD 2018).
+"""xDeepFM: a compressed interaction network in parallel with an MLP (Lian et al., KDD 2018).
 
     X^k_h = sum_{i,j} W^{k,h}_ij (X^0_i * X^{k-1}_j) + b^k_h        CIN = w . [sum over D of X^k_h] + b
     logit = sum_i w_i + CIN + MLP(e)
 
-NOTE[DIFF] As BARS: no activation and no split between layers, and biases in them. FuxiCTR leaves those layers, which
-are convolutions there, at torch's start; here they start as every linear layer does.
+NOTE[DIFF] As in BARS, there is no activation and no split between layers, and the layers have biases. In FuxiCTR these
+layers are convolutions with torch's initial values; here they are initialized like every linear layer.
 Shape legend: model/layers.py; H feature maps of a layer.
 """
 
@@ -14,12 +14,16 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
-from model.layers import BaselineConfig, Fields, deep, embeddings, initialise, look_up
+from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, look_up
 from model.toml import Positive
 
 
 class XDeepFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="xdeepfm"):
-    """cin: feature maps of each layer of the compressed interaction network."""
+    """xDeepFM's keys.
+
+    Attributes:
+        cin: The number of feature maps of each layer of the compressed interaction network.
+    """
 
     cin: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (64,)
 
@@ -35,18 +39,18 @@ class XDeepFM(nn.Module):
         self.cin = nn.ModuleList(nn.Linear(fields.count * maps, new) for maps, new in sizes)
         self.cin_out = nn.Linear(sum(config.cin), 1)
         self.mlp = deep(fields.count * config.embedding, config)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Of what look_up() finds: all that depends on both sides of a request."""
+        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return weight_BF1.sum((1, 2)) + self.compressed_interaction(x_BFD) + deep_B
 
     def compressed_interaction(self, x_BFD: Tensor) -> Tensor:
-        """CIN. Shape: (B, F, D) -> (B)."""
+        """Return the CIN's part of the logit. Shape: (B, F, D) -> (B)."""
         pooled, maps_BHD = [], x_BFD
         for compress in self.cin:
             products_BDFH = x_BFD.transpose(1, 2)[:, :, :, None] * maps_BHD.transpose(1, 2)[:, :, None, :]

@@ -1,1 +1,1 @@
-"""Readers, the generated log, and prepare."""
+"""From a raw log to the arrays that training reads: readers, preparation, and a generated log."""

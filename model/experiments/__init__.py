@@ -1,0 +1,1 @@
+"""Running experiments: runs and their folders, seeds, sweeps, reports and comparisons."""

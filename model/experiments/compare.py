@@ -1,21 +1,12 @@
-"""ctr-compare: whether A is better than B, or only luckier; or every model of a data set beside STEC.
+"""Compare two experiments: Welch's t-test over their seeds, or a paired bootstrap over the test rows of two runs."""
 
-Two sets of seeds: Welch's t-test, the paper's unpaired one, on test AUC and logloss. Each of A and B is a report's
-.json, or with --runs a name or digest in that runs.jsonl. Two run folders: a paired bootstrap over the test rows.
---all FOLDER: a table and two pictures of the reports in the folder, experiments/frappe for example.
-"""
-
-import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.data_folder import add_data_argument
 from model.data.prepare.prepared import read_prepared
-from model.experiments.leaderboard import write_standings
 from model.experiments.run_folder import METRICS, check_log_of_run, open_run
 from model.experiments.significance import (
     RESAMPLES,
@@ -30,23 +21,49 @@ from model.experiments.trial import load_split
 from model.training.fit import predict
 
 
-def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
-    """Two trained models on the same test rows, by a paired bootstrap.
+def compare(a: str, b: str, runs: Path | None, data: Path) -> str:
+    """Return the comparison of A and B as lines of text.
+
+    Args:
+        a: A run folder, the path of a report's .json, or a name or digest in `runs`.
+        b: The same.
+        runs: A runs.jsonl.
+        data: The folder in which the experiments' paths begin.
 
     Raises:
-        ValueError: when a folder is no run, their test rows are not the same, or `data` was prepared anew since.
+        ValueError: If A or B cannot be read, or the two cannot be compared.
     """
-    (labels, ctr_a), (labels_b, ctr_b) = _predictions(a, data), _predictions(b, data)
+    folder_a, folder_b = Path(a), Path(b)
+    if (folder_a / METRICS).is_file() and (folder_b / METRICS).is_file():
+        method = f"paired bootstrap over the test rows, {RESAMPLES} resamples"
+        return text(method, compare_runs(folder_a, folder_b, data))
+    seeds_a, seeds_b = (read_seeds(name, runs) for name in (a, b))
+    sizes = f"{seeds_a.name} ({len(seeds_a.aucs)} seeds) and {seeds_b.name} ({len(seeds_b.aucs)} seeds)"
+    return text(f"{sizes}, Welch's t-test", compare_seeds(seeds_a, seeds_b))
+
+
+def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
+    """Return the differences between two trained models on the same test rows, by metric.
+
+    Args:
+        a: A run folder.
+        b: A run folder.
+        data: The folder in which the experiments' paths begin.
+
+    Raises:
+        ValueError: If a folder is not a run, the runs have different test rows, or the log was prepared again since.
+    """
+    (labels, ctr_a), (labels_b, ctr_b) = predict_test(a, data), predict_test(b, data)
     if not np.array_equal(labels, labels_b):
-        raise ValueError(f"{a} and {b} are of different test rows: a paired test needs the same")
-    losses_a, losses_b = _losses(labels, ctr_a), _losses(labels, ctr_b)
+        raise ValueError(f"{a} and {b} have different test rows; a paired test needs the same rows")
     return {
         "test AUC": Difference(*bootstrap_auc(labels, ctr_a, ctr_b)),
-        "test logloss": Difference(*bootstrap_mean(losses_a - losses_b)),
+        "test logloss": Difference(*bootstrap_mean(logloss_by_row(labels, ctr_a) - logloss_by_row(labels, ctr_b))),
     }
 
 
-def _predictions(run: Path, data: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def predict_test(run: Path, data: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return the test labels of a run's log, 0 or 1, and the model's probabilities, both (rows)."""
     model, experiment, _, _ = open_run(run)
     prepared = read_prepared(data / experiment.data.prepared)
     check_log_of_run(run, prepared)
@@ -54,47 +71,17 @@ def _predictions(run: Path, data: Path) -> tuple[NDArray[np.float32], NDArray[np
     return test.labels, predict(model, test)
 
 
-def _losses(labels: NDArray[np.float32], ctr: NDArray[np.float64]) -> NDArray[np.float64]:
+def logloss_by_row(labels: NDArray[np.float32], ctr: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each row's logloss (rows), with probabilities clipped as scikit-learn clips them."""
     smallest = np.finfo(np.float64).eps
     likelihood = np.where(labels > 0.5, ctr, 1 - ctr)
     losses: NDArray[np.float64] = -np.log(likelihood.clip(smallest))
     return losses
 
 
-def text(how: str, differences: Mapping[str, Difference]) -> str:
-    lines = [f"A - B, {how}:"]
+def text(method: str, differences: Mapping[str, Difference]) -> str:
+    """Return a headline and a line for each metric."""
+    lines = [f"A - B, {method}:"]
     for metric, d in differences.items():
         lines.append(f"{metric:13} {d.value:+.5f}  95% interval [{d.low:+.5f}, {d.high:+.5f}]  p: {p_text(d.p)}")
     return "\n".join(lines)
-
-
-def _compare(arguments: argparse.Namespace) -> str:
-    folder_a, folder_b = Path(arguments.a), Path(arguments.b)
-    if (folder_a / METRICS).is_file() and (folder_b / METRICS).is_file():
-        how = f"paired bootstrap over the test rows, {RESAMPLES} resamples"
-        return text(how, compare_runs(folder_a, folder_b, arguments.data))
-    a, b = (read_seeds(what, arguments.runs) for what in (arguments.a, arguments.b))
-    how = f"{a.name} ({len(a.aucs)} seeds) and {b.name} ({len(b.aucs)} seeds), Welch's t-test"
-    return text(how, compare_seeds(a, b))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="ctr-compare", description=__doc__)
-    parser.add_argument("a", nargs="?", help="a report's .json, a run folder, or a name in --runs")
-    parser.add_argument("b", nargs="?", help="the same")
-    parser.add_argument("--all", type=Path, metavar="FOLDER", help="a folder of reports: writes models.md there")
-    parser.add_argument("--runs", type=Path, help="the runs.jsonl in which A and B are names or digests")
-    add_data_argument(parser)
-    arguments = parser.parse_args()
-    if len([x for x in (arguments.a, arguments.b) if x]) != (0 if arguments.all else 2):
-        parser.error("give A and B, or --all FOLDER")
-    try:
-        print(f"report: {write_standings(arguments.all)}" if arguments.all else _compare(arguments))
-    except (OSError, ValueError) as error:
-        print(f"ctr-compare: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

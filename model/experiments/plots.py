@@ -1,4 +1,4 @@
-"""The pictures of runs and reports."""
+"""The pictures of runs, reports and leaderboards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ DPI = 120
 
 
 def draw_curves(histories: Sequence[Sequence[Epoch]], path: Path | BinaryIO) -> None:
-    """Loss, valid logloss and valid AUC over the epochs, a line for each run."""
+    """Draw train loss, valid logloss and valid AUC over the epochs, a line for each run."""
     mpl.use("agg")
     figure = Figure(figsize=(7, 4), layout="constrained")
     losses = figure.subplots()
@@ -35,7 +35,10 @@ def draw_curves(histories: Sequence[Sequence[Epoch]], path: Path | BinaryIO) -> 
 
 
 def draw_reliability(runs: Sequence[Sequence[Bin]], path: Path | BinaryIO) -> None:
-    """Click rate over mean prediction, a line for each run. A calibrated model's points lie on the diagonal."""
+    """Draw the click rate over the mean prediction of each bin, a line for each run.
+
+    The points of a calibrated model are on the diagonal.
+    """
     mpl.use("agg")
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
@@ -49,16 +52,24 @@ def draw_reliability(runs: Sequence[Sequence[Bin]], path: Path | BinaryIO) -> No
 
 
 def draw_auc_over_cost(points: Sequence[tuple[str, float, float]], cost: str, highlighted: str, path: BinaryIO) -> None:
-    """points: a model's name, its cost and AUC, numbered as they come. One without cost, as LR's FLOPs are 0, stands at
-    the left edge. The AUC's scale is a logit's: what is near 100% stands wider apart."""
+    """Draw the AUC of each model over its cost. The AUC's scale is a logit's, which spreads values close to 100%.
+
+    Args:
+        points: Name, cost and AUC of each model, in the order of the legend. A model without cost, such as LR with 0
+            FLOPs, is drawn at the left edge.
+        cost: The label of the cost.
+        highlighted: The name of the model in another color.
+        path: Where the PNG goes.
+    """
     mpl.use("agg")
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
-    least = min((x for _, x, _ in points if x > 0), default=1) / 3
+    left_edge = min((x for _, x, _ in points if x > 0), default=1) / 3
     for number, (name, x, auc) in enumerate(points, 1):
-        colour = "C3" if name == highlighted else "C0"
-        axes.plot(max(x, least), auc, "o", markersize=4, color=colour, label=f"{number}  {name}")
-        axes.annotate(str(number), (max(x, least), auc), (3, 3), textcoords="offset points", fontsize=7, color=colour)
+        color = "C3" if name == highlighted else "C0"
+        position = (max(x, left_edge), auc)
+        axes.plot(*position, "o", markersize=4, color=color, label=f"{number}  {name}")
+        axes.annotate(str(number), position, (3, 3), textcoords="offset points", fontsize=7, color=color)
     axes.set(xscale="log", yscale="logit", xlabel=f"{cost} (log scale)", ylabel="mean test AUC, % (logit scale)")
     axes.yaxis.set_major_locator(MaxNLocator(12))
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))

@@ -1,11 +1,11 @@
-"""The run folder: what training leaves, whole, for the exporter and the report.
+"""The run folder that training writes, and that the exporter and the report read.
 
-experiment.json  every setting, spelt out           weights.safetensors  the best epoch's
+experiment.json  every setting, written out         weights.safetensors  the best epoch's
 schema.json, vocabulary/   what the ids mean        metrics.json         history, valid, test
-versions.json    python, libraries, machine         data.json            which rows it learnt from
-curve.png        the learning curve             digests.json         sha256 of those that a model is opened from
+versions.json    python, libraries, machine         data.json            which rows it was trained on
+curve.png        the learning curve                 digests.json         sha256 of the files that open_run() reads
 
-Files of a run that was made before a number was measured lack it: None, or an empty list.
+In a run that is older than a metric, the metric is None or an empty list.
 """
 
 import hashlib
@@ -47,17 +47,33 @@ LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "msgspec")
 
 
 class DataFacts(msgspec.Struct, frozen=True):
-    """rows: of each split. fingerprint: sha256 over the prepared files."""
+    """Which data a run was trained on.
+
+    Attributes:
+        rows: The number of rows of each split.
+        fingerprint: A sha256 over the prepared files.
+    """
 
     rows: dict[str, int]
     fingerprint: str
 
 
 class RunMetrics(msgspec.Struct, frozen=True):
-    """What a run measured. valid, test and reliability (of test) are those of the best epoch.
+    """What a run measured. valid, test and reliability are those of the best epoch.
 
-    seconds, rows_per_s: training without evaluation; wall_s: with it. flops: of one row (model/training/flops.py).
-    truth: for a generated log.
+    Attributes:
+        seed: The seed.
+        parameters: The number of the model's parameters.
+        best_epoch: The epoch whose weights were kept.
+        seconds: Training time, without the evaluations.
+        valid: The metrics on valid.
+        test: The metrics on test.
+        history: All epochs.
+        flops: FLOPs of one row (see model/training/flops.py).
+        rows_per_s: Training rows per second, without the evaluations.
+        reliability: Predictions and click rates on test.
+        truth: The comparison with the true probabilities of a generated log.
+        wall_s: Training time with the evaluations.
     """
 
     seed: int
@@ -83,18 +99,18 @@ def save_run(
     metrics: RunMetrics,
     data: DataFacts | None = None,
 ) -> None:
-    """Makes `out` a run folder, whole or not at all, in the place of an older run.
+    """Write a run folder, complete or not at all. An older run is replaced.
 
     Raises:
-        OSError: naming the folder, when it cannot be written, as on a full disk.
+        OSError: If it cannot be written, for example on a full disk.
     """
     try:
         with new_folder(out, METRICS) as folder:
             write_run(folder, experiment, model, schema, vocabulary, metrics)
             if data is not None:
-                (folder / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(data)) + b"\n")
+                write_json(folder / DATA, data)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"{out}: the run could not be written, and nothing of it is left ({error})") from error
+        raise OSError(f"{out}: the run could not be written, and the partial output was removed ({error})") from error
 
 
 def write_run(
@@ -105,28 +121,35 @@ def write_run(
     vocabulary: Path,
     metrics: RunMetrics,
 ) -> None:
-    """Fills an empty folder."""
-    (folder / EXPERIMENT).write_bytes(msgspec.json.format(msgspec.json.encode(experiment)) + b"\n")
+    """Write the files of a run to an empty folder."""
+    write_json(folder / EXPERIMENT, experiment)
     save_file(model.state_dict(), folder / WEIGHTS)
     write_schema(schema, folder / SCHEMA)
     shutil.copytree(vocabulary, folder / VOCABULARY)
-    (folder / METRICS).write_bytes(msgspec.json.format(msgspec.json.encode(metrics)) + b"\n")
-    (folder / VERSIONS).write_bytes(msgspec.json.format(msgspec.json.encode(versions(model))) + b"\n")
-    (folder / DIGESTS).write_bytes(msgspec.json.format(msgspec.json.encode(_digests(folder))) + b"\n")
+    write_json(folder / METRICS, metrics)
+    write_json(folder / VERSIONS, versions(model))
+    write_json(folder / DIGESTS, file_digests(folder))
     draw_curves([metrics.history], folder / "curve.png")
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(content)) + b"\n")
+
+
 def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMetrics]:
-    """The trained model in evaluation mode, and what it was trained from.
+    """Return the trained model in evaluation mode, its experiment, its schema and its metrics.
 
     Raises:
-        ValueError: when the folder is no run, or its files do not belong together.
+        ValueError: If the folder is not a run, or was changed since training.
     """
     if not (folder / METRICS).is_file():
-        raise ValueError(f"{folder} is no run (it has no {METRICS}): make one with ctr-train EXPERIMENT.toml --out RUN")
+        raise ValueError(
+            f"{folder} is not a run (it has no {METRICS}). Make one with ctr-train EXPERIMENT.toml --out RUN."
+        )
     try:
-        _check_digests(folder)
-        experiment = _experiment_of(folder)
+        check_digests(folder)
+        experiment = read_run_experiment(folder)
         metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=RunMetrics)
         schema = read_schema(folder / SCHEMA)
         sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]
@@ -135,60 +158,72 @@ def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMet
         if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
             raise ValueError(f"{WEIGHTS} has weights that are not finite")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split("\n\t")[:2])  # torch goes on with every parameter's name
-        raise ValueError(f"{folder}: its files do not belong together ({reason}): train again") from error
+        reason = " ".join(str(error).split("\n\t")[:2])  # torch continues with the name of every parameter
+        raise ValueError(f"{folder}: its files do not belong together ({reason}). Train again.") from error
     return model.eval(), experiment, schema, metrics
 
 
 def check_log_of_run(run: Path, prepared: Prepared) -> None:
-    """Raises ValueError when the log's ids do not mean what they meant when the run was trained."""
-    schema = read_schema(run / SCHEMA)
-    experiment = _experiment_of(run)
-    same = prepared.schema == schema and prepared.facts.data == experiment.data
-    if not same or _contents(prepared.vocabulary) != _contents(run / VOCABULARY):
-        raise ValueError(f"{prepared.folder} is not the log that {run} was trained on: prepare and train again")
+    """Check that a log's ids have the meaning that they had when the run was trained.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    same = prepared.schema == read_schema(run / SCHEMA) and prepared.facts.data == read_run_experiment(run).data
+    vocabularies = [
+        {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()}
+        for folder in (prepared.vocabulary, run / VOCABULARY)
+    ]
+    if not same or vocabularies[0] != vocabularies[1]:
+        raise ValueError(f"{prepared.folder} is not the log that {run} was trained on. Prepare and train again.")
 
 
-def _experiment_of(run: Path) -> Experiment:
+def read_run_experiment(run: Path) -> Experiment:
+    """Return the experiment of a run."""
     return to_experiment(msgspec.json.decode((run / EXPERIMENT).read_bytes(), type=dict[str, Any]))
 
 
-def _digests(run: Path) -> dict[str, str]:
+def file_digests(run: Path) -> dict[str, str]:
+    """Return the sha256 of each file that open_run() reads."""
     files = [run / name for name in (EXPERIMENT, WEIGHTS, SCHEMA, METRICS)] + sorted((run / VOCABULARY).iterdir())
     return {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _check_digests(run: Path) -> None:
-    """Raises ValueError when a file was changed since the run was written; older runs have no digests."""
+def check_digests(run: Path) -> None:
+    """Check that no file was changed since the run was written. Runs of older versions have no digests.
+
+    Raises:
+        ValueError: If a file was changed.
+    """
     if not (run / DIGESTS).is_file():
         return
-    expected, found = msgspec.json.decode((run / DIGESTS).read_bytes(), type=dict[str, str]), _digests(run)
+    expected, found = msgspec.json.decode((run / DIGESTS).read_bytes(), type=dict[str, str]), file_digests(run)
     if changed := sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)):
         raise ValueError(f"{changed[0]} is not what training wrote")
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()}
-
-
 def data_of(folder: Path) -> DataFacts | None:
-    """None for a run that was made before it was written down. Raises ValueError, naming the file, when broken."""
+    """Return which data a run was trained on, or None for a run that is older than this file.
+
+    Raises:
+        ValueError: If the file is broken.
+    """
     if not (path := folder / DATA).is_file():
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=DataFacts)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path}: {error}: train again") from error
+        raise ValueError(f"{path}: {error}. Train again.") from error
 
 
 def versions(model: nn.Module) -> dict[str, str | int]:
-    """What a number depends on besides the code. A GPU is told when the model is there."""
+    """Return what a number depends on besides the code: versions and hardware. "gpu" only if the model is on one."""
     device = device_of(model)
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
-        "kernel": "yes" if device.type == "cpu" and fused.is_there() else "no",
+        "kernel": "yes" if device.type == "cpu" and fused.is_available() else "no",
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": os.cpu_count() or 0,

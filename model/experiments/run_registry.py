@@ -1,4 +1,4 @@
-"""The finished runs of a folder of experiments: lines of results/runs.jsonl, appended whole, never trained twice."""
+"""The finished runs of a folder of experiments: lines of results/runs.jsonl, which are not trained again."""
 
 import fcntl
 import hashlib
@@ -11,16 +11,25 @@ from typing import Any
 
 import msgspec
 
-from model.experiment_config import Experiment, with_type
+from model.experiment_config import Experiment, with_model_type
 from model.experiments.run_folder import DataFacts, RunMetrics
 
-RESULTS = "results"  # the folder beside the experiments' TOML files: finished runs, reports and pictures
+RESULTS = "results"  # the folder beside the experiments' TOML files with finished runs, reports and pictures
 RUNS = "runs.jsonl"
 Key = tuple[Experiment, int, str]  # settings, seed, fingerprint of the data
 
 
 class FinishedRun(msgspec.Struct, frozen=True):
-    """digest: of the settings without name and seed. finished: UTC, ISO 8601."""
+    """One line of runs.jsonl.
+
+    Attributes:
+        digest: The digest of the settings without name and seed.
+        experiment: All settings.
+        data: What the run was trained on.
+        metrics: What it measured.
+        versions: The versions of Python and the libraries, and the machine.
+        finished: UTC, ISO 8601.
+    """
 
     digest: str
     experiment: Experiment
@@ -31,17 +40,22 @@ class FinishedRun(msgspec.Struct, frozen=True):
 
 
 def settings(experiment: Experiment) -> Experiment:
-    """What two runs must share for their mean to be one: all but the name and the seed."""
+    """Return the experiment without name and seed: what two runs must share for their mean to make sense."""
     training = msgspec.structs.replace(experiment.training, seed=0)
     return msgspec.structs.replace(experiment, name="", training=training)
 
 
 def digest(experiment: Experiment) -> str:
+    """Return 16 hexadecimal digits that identify the settings."""
     return hashlib.sha256(msgspec.json.encode(settings(experiment))).hexdigest()[:16]
 
 
 def key(experiment: Experiment, fingerprint: str) -> Key:
-    """Settings, not their digest: a key that is new since a run has its default there."""
+    """Return what identifies a run: its settings, its seed and its data.
+
+    The settings are compared, not their digest: a key of [model] or [training] that is newer than a run has its default
+    in the run's settings, but is not part of the run's digest.
+    """
     return settings(experiment), experiment.training.seed, fingerprint
 
 
@@ -54,7 +68,7 @@ def run_list(toml: Path) -> "RunList":
     """Return the list of finished runs that the experiments in this TOML file's folder share.
 
     Raises:
-        ValueError: When only the place that versions before 0.8 used has a list; its runs would be trained again.
+        ValueError: If there is only a list where versions before 0.8 kept it. Its runs would be trained again.
     """
     path, old = results_folder(toml) / RUNS, toml.parent / RUNS
     if old.exists() and not path.exists():
@@ -63,37 +77,43 @@ def run_list(toml: Path) -> "RunList":
 
 
 class RunList:
-    """A runs.jsonl. Several processes may append to it at once."""
+    """A runs.jsonl. Several processes may append to it at the same time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[FinishedRun]:
-        """A last line without an end is left out: its writer was killed, or is still writing.
+        """Return all runs.
+
+        A last line without a line end is left out: its writer was killed or is still writing.
 
         Raises:
-            ValueError: for a line that is no run, with its number.
+            ValueError: If a line is not a run. The message has its number.
         """
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         return [self._decode(line, n) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
 
     def index(self) -> dict[Key, FinishedRun]:
-        """The runs by what they are of; of several of one key, as a merge may leave them, the first."""
+        """Return the runs by key. If a key occurs more than once, as after a merge, the first run counts."""
         runs: dict[Key, FinishedRun] = {}
         for run in self.read():
             runs.setdefault(key(run.experiment, run.data.fingerprint), run)
         return runs
 
     def find(self, experiment: Experiment, fingerprint: str) -> FinishedRun | None:
-        """The run with these settings, this seed and these data."""
+        """Return the run with these settings, this seed and these data, if there is one."""
         return self.index().get(key(experiment, fingerprint))
 
     def append(self, run: FinishedRun) -> None:
-        """One write of the whole line, on disk when this returns. What a killed writer left half is cut off."""
+        """Write a run as one whole line, which is on disk when this returns. A partial last line is removed first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            end = self._cut_torn_line(file.fileno())
+            content = self.path.read_bytes()
+            end = content.rfind(b"\n") + 1
+            if end < len(content):
+                print(f"{self.path}: the last line was incomplete and was removed", file=sys.stderr)
+                os.ftruncate(file.fileno(), end)
             line = msgspec.json.encode(run) + b"\n"
             try:
                 if os.write(file.fileno(), line) < len(line):
@@ -103,27 +123,21 @@ class RunList:
                 os.ftruncate(file.fileno(), end)
                 raise
 
-    def _cut_torn_line(self, file: int) -> int:
-        """Returns where the next line begins."""
-        whole = self.path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        if end < len(whole):
-            print(f"{self.path}: its last line was half written and is cut off", file=sys.stderr)
-            os.ftruncate(file, end)
-        return end
-
     def _decode(self, line: bytes, number: int) -> FinishedRun:
         try:
             document = msgspec.json.decode(line, type=dict[str, Any])
-            document["experiment"] = with_type(document["experiment"])
+            document["experiment"] = with_model_type(document["experiment"])
             return msgspec.convert(document, FinishedRun)
         except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path}, line {number}: {error}: mend the line, or remove it") from error
+            raise ValueError(f"{self.path}:{number}: {error}. Fix or remove the line.") from error
 
 
 @contextmanager
 def claim(path: Path) -> Iterator[bool]:
-    """Yields whether the run is ours: a lock that ends with the process, however it ends. Removed afterwards."""
+    """Try to claim a run for this process, and yield whether it succeeded.
+
+    The claim is a file lock, which ends with the process, however that ends. The file is removed afterwards.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         try:
@@ -131,13 +145,13 @@ def claim(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        # Its owner may have removed it between our opening and our locking: then it keeps nobody out.
+        # The previous owner may have removed the file after we opened it. A lock on a removed file excludes nobody.
         try:
-            ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            claimed = os.path.samestat(os.fstat(file.fileno()), path.stat())
         except FileNotFoundError:
-            ours = False
+            claimed = False
         try:
-            yield ours
+            yield claimed
         finally:
-            if ours:
+            if claimed:
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Runs what runs.jsonl does not have yet, together with whoever else does."""
+"""Training the runs that runs.jsonl does not have yet, together with other processes that do the same."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,85 +14,101 @@ from model.experiments.run_folder import save_run, versions
 from model.experiments.run_registry import FinishedRun, RunList, claim, digest, key
 from model.experiments.trial import OpenedLog, checkpoint_of, run_trial, unfinished
 from model.training.device import CPU
-from model.training.progress import Watch
+from model.training.progress import TrainingProgress
 
-LOOK_AGAIN_S = 2.0  # whether the runs that another process has claimed are done, or given up
+POLL_INTERVAL_S = 2.0  # between looks at the runs that other processes are training
 
 
 @dataclass(frozen=True)
-class Place:
-    """root: --data. keep: the folder for run folders seed-1, seed-2, ...; None keeps no weights."""
+class RunContext:
+    """What the runs of an experiment or a sweep share.
+
+    Attributes:
+        log: The prepared log.
+        runs: The list of finished runs.
+        root: The folder in which the experiments' paths begin (--data).
+        out: The folder for run folders seed-1, seed-2, ...; None keeps no weights.
+        device: Where to train.
+    """
 
     log: OpenedLog
     runs: RunList
     root: Path
-    keep: Path | None = None
+    out: Path | None = None
     device: torch.device = CPU
 
     def missing(self, experiments: Sequence[Experiment]) -> list[Experiment]:
-        """Those that the list has no run of."""
+        """Return the experiments without a finished run."""
         runs = self.runs.index()
         return [e for e in experiments if key(e, self.log.facts.fingerprint) not in runs]
 
-    def kept(self, seed: int) -> Path | None:
-        """A run's folder."""
-        return None if self.keep is None else self.keep / f"seed-{seed}"
+    def run_folder(self, seed: int) -> Path | None:
+        """Return the run folder of a seed, or None if no weights are kept."""
+        return None if self.out is None else self.out / f"seed-{seed}"
 
 
 def with_seed(experiment: Experiment, seed: int) -> Experiment:
+    """Return the experiment with another seed."""
     training = msgspec.structs.replace(experiment.training, seed=seed)
     return msgspec.structs.replace(experiment, training=training)
 
 
 def run_missing(
     experiments: Sequence[Experiment],
-    place: Place,
-    watch: Callable[[Experiment, int], Watch],
+    context: RunContext,
+    make_progress: Callable[[Experiment, int], TrainingProgress],
     on_finished: Callable[[FinishedRun], None] = lambda run: None,
     on_failed: Callable[[Experiment, Exception], None] | None = None,
 ) -> list[FinishedRun]:
-    """The run of each experiment, in their order: those of the list, and those made now and appended to it.
+    """Train and record the runs that the list does not have, and return the run of each experiment in their order.
 
-    A run that another process is at is left to it; should that process die, it is taken over from its
-    last finished epoch. on_finished is called for the runs made here.
-    on_failed: is told of a run that raises, which is then left out; without it, the error is the caller's.
+    A run that another process is training is left to it. If that process dies, the run is continued here after its last
+    finished epoch.
+
+    Args:
+        experiments: One for each run.
+        context: The log, the list and the device.
+        make_progress: Makes the progress display of a run, from the experiment and the number of training rows.
+        on_finished: Called for each run that was trained here.
+        on_failed: Called for a run that raises an error. The run is then left out. Without it, the error is raised.
     """
     failed: list[Experiment] = []
-    while missing := [e for e in place.missing(experiments) if e not in failed]:
-        made = 0
+    while missing := [e for e in context.missing(experiments) if e not in failed]:
+        finished = 0
         for experiment in missing:
             try:
-                made += _run_if_free(experiment, place, watch, on_finished)
-            except (ValueError, RuntimeError, MemoryError) as error:  # torch's want of memory is a RuntimeError
+                finished += run_unless_claimed(experiment, context, make_progress, on_finished)
+            except (ValueError, RuntimeError, MemoryError) as error:  # torch raises RuntimeError when out of memory
                 if on_failed is None:
                     raise
                 failed.append(experiment)
                 on_failed(experiment, error)
-        if not made:
-            time.sleep(LOOK_AGAIN_S)
-    runs = place.runs.index()
-    found = (runs.get(key(e, place.log.facts.fingerprint)) for e in experiments)
+        if not finished:
+            time.sleep(POLL_INTERVAL_S)
+    runs = context.runs.index()
+    found = (runs.get(key(e, context.log.facts.fingerprint)) for e in experiments)
     return [run for run in found if run is not None]
 
 
-def _run_if_free(
+def run_unless_claimed(
     experiment: Experiment,
-    place: Place,
-    watch: Callable[[Experiment, int], Watch],
+    context: RunContext,
+    make_progress: Callable[[Experiment, int], TrainingProgress],
     on_finished: Callable[[FinishedRun], None],
 ) -> bool:
-    log = place.log
-    with claim(unfinished(experiment, place.root).with_suffix(".lock")) as ours:
-        if not ours or place.runs.find(experiment, log.facts.fingerprint) is not None:
+    """Train and record one run unless another process is training it or has finished it, and return whether it did."""
+    log = context.log
+    with claim(unfinished(experiment, context.root).with_suffix(".lock")) as claimed:
+        if not claimed or context.runs.find(experiment, log.facts.fingerprint) is not None:
             return False
-        checkpoint = checkpoint_of(experiment, log.facts, place.root)
-        watching = watch(experiment, len(log.splits["train"]))
-        model, metrics = run_trial(experiment, log, checkpoint, watching, place.device)
-        if (out := place.kept(metrics.seed)) is not None:
+        checkpoint = checkpoint_of(experiment, log.facts, context.root)
+        progress = make_progress(experiment, len(log.splits["train"]))
+        model, metrics = run_trial(experiment, log, checkpoint, progress, context.device)
+        if (out := context.run_folder(metrics.seed)) is not None:
             save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, log.facts)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         run = FinishedRun(digest(experiment), experiment, log.facts, metrics, versions(model), finished)
-        place.runs.append(run)
+        context.runs.append(run)
         checkpoint.remove()
     on_finished(run)
     return True

@@ -1,10 +1,10 @@
-"""Whether A is better than B or only luckier: Welch's t-test over seeds, or a paired bootstrap over test rows.
+"""Whether A is better than B: Welch's t-test over seeds, or a paired bootstrap over test rows.
 
-Welch's unpaired t-test is the paper's. In the paired bootstrap both models see the same resample, so what they share
-cancels. It draws RESAMPLES seeded resamples of all rows with replacement, and leaves out resamples of one class only,
-which have no AUC. An Outcome is the difference on the rows themselves, the 2.5th and 97.5th percentile of the
-resamples' differences, and the two-sided p: twice the share of resamples on the rarer side of zero, at least
-2 / (resamples + 1).
+Welch's unpaired t-test is the one that the paper uses. In the paired bootstrap, both models see the same resample, so
+that what they have in common cancels out. It draws RESAMPLES seeded resamples of all rows with replacement and leaves
+out those with only one class, which have no AUC. An Outcome is the difference on the rows themselves, the 2.5th and
+97.5th percentile of the resamples' differences, and the two-sided p: twice the share of resamples on the rarer side of
+zero, at least 2 / (resamples + 1).
 """
 
 import statistics
@@ -20,7 +20,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
-from model.experiments.run_registry import FinishedRun, RunList
+from model.experiments.run_registry import RunList
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -32,7 +32,14 @@ Floats = NDArray[Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """A minus B: of the means, its 95% confidence interval, and the p of no difference, two-sided."""
+    """A minus B.
+
+    Attributes:
+        value: The difference of the means.
+        low: The lower end of the 95% confidence interval.
+        high: Its upper end.
+        p: The two-sided p-value of no difference.
+    """
 
     value: float
     low: float
@@ -41,7 +48,7 @@ class Difference:
 
 
 class LogKeys(msgspec.Struct, frozen=True):
-    """The keys of [data] that decide which rows test has."""
+    """The keys of [data] that determine which rows test has."""
 
     reader: str
     folder: str
@@ -54,9 +61,14 @@ class LogKeys(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Seeds:
-    """What each of an experiment's seeds measured on test.
+    """The test metrics of an experiment's seeds.
 
-    log, fingerprint: which data, for only one log's numbers compare; older reports have no fingerprint.
+    Attributes:
+        name: The experiment's name.
+        log: Which log, because only numbers of one log can be compared.
+        fingerprint: Which prepared data; None in older reports.
+        aucs: The test AUC of each seed.
+        loglosses: The test logloss of each seed.
     """
 
     name: str
@@ -66,29 +78,35 @@ class Seeds:
     loglosses: list[float]
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """On test."""
+class ReportedMetrics(msgspec.Struct, frozen=True):
+    """The test metrics of a run in a report."""
 
     auc: Annotated[float, Meta(gt=0, le=1)]
     logloss: Annotated[float, Meta(ge=0)]
 
 
 class ReportedRun(msgspec.Struct, frozen=True):
+    """A run in a report."""
+
     seed: int
-    test: Measured
+    test: ReportedMetrics
 
 
 class ReportedExperiment(msgspec.Struct, frozen=True):
+    """The experiment of a report."""
+
     name: str
     data: LogKeys
 
 
 class ReportedData(msgspec.Struct, frozen=True):
+    """The data of a report."""
+
     fingerprint: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What is read of a NAME.json, which ctr-train --seeds writes. data, flops: None in an older one."""
+    """The parts of a report's JSON that comparisons need. data and flops are None in older reports."""
 
     experiment: ReportedExperiment
     runs: Annotated[list[ReportedRun], Meta(min_length=1)]
@@ -98,11 +116,11 @@ class Report(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if len({run.seed for run in self.runs}) < len(self.runs):
-            raise ValueError("it has a seed twice")
+            raise ValueError("a seed occurs twice")
 
     @property
     def seeds(self) -> Seeds:
-        """For a comparison."""
+        """The test metrics of all seeds."""
         tests = [run.test for run in self.runs]
         fingerprint = self.data.fingerprint if self.data else None
         aucs, losses = [t.auc for t in tests], [t.logloss for t in tests]
@@ -110,98 +128,112 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Unpaired, of unequal variances (scipy.stats.ttest_ind).
+    """Return the result of Welch's t-test: unpaired, with unequal variances (scipy.stats.ttest_ind).
 
     Raises:
-        ValueError: for fewer than two values on a side, or when no value differs from its side's others.
+        ValueError: If a side has fewer than two values, or all values of each side are equal.
     """
     if min(len(a), len(b)) < 2:
-        raise ValueError(f"{len(a)} and {len(b)} seeds: Welch's test needs two or more on each side")
+        raise ValueError(f"{len(a)} and {len(b)} seeds: Welch's t-test needs at least two on each side")
     if len(set(a)) == len(set(b)) == 1:
-        raise ValueError("the seeds of each side have one value: there is no spread to compare the difference with")
+        raise ValueError("all seeds of each side have the same value, so there is no variance for a test")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread: precise enough, by the other's
+        # scipy warns if one side has no variance; the other side's is enough.
+        warnings.simplefilter("ignore", RuntimeWarning)
         result = stats.ttest_ind(a, b, equal_var=False)
     interval = result.confidence_interval(CONFIDENCE)
     return Difference(float(np.mean(a) - np.mean(b)), float(interval.low), float(interval.high), float(result.pvalue))
 
 
-def read_seeds(what: str, runs: Path | None) -> Seeds:
-    """A report's seeds, or those in `runs` of the settings and data that a name or digest there stands for.
+def read_seeds(name: str, runs: Path | None) -> Seeds:
+    """Return the seeds of a report, or of the runs with a name or digest in a runs.jsonl.
+
+    Args:
+        name: The path of a report's .json, or a name or the start of a digest in `runs`.
+        runs: A runs.jsonl.
 
     Raises:
-        ValueError: when `what` is neither, or stands for several settings or data.
+        ValueError: If there is no such report or run, or the runs have different settings or data.
     """
-    if Path(what).suffix == ".json":
-        return read_report(Path(what)).seeds
+    if Path(name).suffix == ".json":
+        return read_report(Path(name)).seeds
     if runs is None:
         raise ValueError(
-            f"{what}: no report (.json), and two run folders or none; for a name or digest, add --runs RUNS.jsonl"
+            f"{name} is not a report (.json). To compare run folders, give two of them. For a name or digest, add "
+            "--runs RUNS.jsonl."
         )
-    every = RunList(runs).index()
-    meant = {(kind, data) for (kind, _, data), r in every.items() if _is_called(r, what)}
-    if not meant:
-        raise ValueError(f"{runs} has no run with the name or digest {what!r}")
-    if len(meant) > 1:
-        raise ValueError(f"{what!r} stands for different settings or data in {runs}: give a digest, or split the file")
-    found = [r for (kind, _, data), r in every.items() if (kind, data) in meant]
-    tests = [r.metrics.test for r in found]
+    index = RunList(runs).index()
+    matches = {
+        (settings, data)
+        for (settings, _, data), run in index.items()
+        if run.experiment.name == name or run.digest.startswith(name)
+    }
+    if not matches:
+        raise ValueError(f"{runs} has no run with the name or digest {name!r}")
+    if len(matches) > 1:
+        raise ValueError(f"{name!r} has different settings or data in {runs}. Use a digest, or split the file.")
+    found = [run for (settings, _, data), run in index.items() if (settings, data) in matches]
+    tests = [run.metrics.test for run in found]
     log = msgspec.convert(msgspec.to_builtins(found[0].experiment.data), LogKeys)
-    return Seeds(what, log, found[0].data.fingerprint, [t.auc for t in tests], [t.logloss for t in tests])
-
-
-def _is_called(run: FinishedRun, what: str) -> bool:
-    return run.experiment.name == what or run.digest.startswith(what)
+    return Seeds(name, log, found[0].data.fingerprint, [t.auc for t in tests], [t.logloss for t in tests])
 
 
 def read_report(path: Path) -> Report:
-    """Raises ValueError, with the file's name, for one that is not there or is no report."""
+    """Return a report's JSON.
+
+    Raises:
+        ValueError: If the file is missing or is not a report.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such report") from error
+        raise ValueError(f"{path}: no such report") from error
     except (OSError, msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no report of ctr-train --seeds ({error})") from error
+        raise ValueError(f"{path} is not a report of ctr-train --seeds ({error})") from error
 
 
 def compare_seeds(a: Seeds, b: Seeds) -> dict[str, Difference]:
-    """By metric. Raises ValueError as check_same_log() does, and as welch() does."""
+    """Return the differences by metric. Raises ValueError as check_same_log() and welch() do."""
     check_same_log(a, b)
     return {"test AUC": welch(a.aucs, b.aucs), "test logloss": welch(a.loglosses, b.loglosses)}
 
 
 def check_same_log(a: Seeds, b: Seeds) -> None:
-    """Raises ValueError when the two are of different logs, or of one that was prepared differently."""
+    """Check that two experiments were trained on the same data.
+
+    Raises:
+        ValueError: If they have different logs, or logs that were prepared differently.
+    """
     if a.log != b.log:
-        raise ValueError(f"{a.name} is of the log {a.log} and {b.name} of {b.log}: their numbers do not compare")
+        raise ValueError(f"{a.name} has the log {a.log}, and {b.name} {b.log}; their numbers cannot be compared")
     if a.fingerprint and b.fingerprint and a.fingerprint != b.fingerprint:
-        raise ValueError(f"{a.name} and {b.name} are of differently prepared data: their numbers do not compare")
+        raise ValueError(f"{a.name} and {b.name} have differently prepared data; their numbers cannot be compared")
 
 
 def p_text(p: float) -> str:
-    """Four digits; none of them means nothing."""
+    """Return a p-value with four digits."""
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:
-    """The deviation is the sample's; one value has none."""
+    """Return "mean ± standard deviation" of a sample; only the value if there is one."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def bootstrap_auc(labels: Floats, ctr_a: Floats, ctr_b: Floats, resamples: int = RESAMPLES) -> Outcome:
-    """Of AUC(a) - AUC(b). All arrays are (rows)."""
+    """Return the outcome for AUC(a) - AUC(b). All arrays are (rows)."""
     auc_a, auc_b = WeightedAuc(labels, ctr_a), WeightedAuc(labels, ctr_b)
-    return _bootstrap(lambda counts: auc_a(counts) - auc_b(counts), len(labels), resamples)
+    return bootstrap(lambda counts: auc_a(counts) - auc_b(counts), len(labels), resamples)
 
 
 def bootstrap_mean(values: Floats, resamples: int = RESAMPLES) -> Outcome:
-    """Of the mean over rows of a paired difference."""
-    return _bootstrap(lambda counts: float(counts @ values / len(values)), len(values), resamples)
+    """Return the outcome for the mean of a paired difference, (rows)."""
+    return bootstrap(lambda counts: float(counts @ values / len(values)), len(values), resamples)
 
 
 class WeightedAuc:
-    """AUC with a count for each row, exact with ties, in linear time once the predictions are sorted."""
+    """The AUC of rows with counts. It is exact with ties, and takes linear time once the predictions are sorted."""
 
     def __init__(self, labels: Floats, ctr: Floats) -> None:
         self._clicks = labels > 0.5
@@ -219,7 +251,14 @@ class WeightedAuc:
         return np.bincount(self._group, weights=counts, minlength=self._groups)
 
 
-def _bootstrap(difference: Callable[[NDArray[np.int64]], float], rows: int, resamples: int) -> Outcome:
+def bootstrap(difference: Callable[[NDArray[np.int64]], float], rows: int, resamples: int) -> Outcome:
+    """Return the outcome for any difference.
+
+    Args:
+        difference: The difference for rows with counts (rows): how often a resample has each row.
+        rows: The number of rows.
+        resamples: How many to draw.
+    """
     random = np.random.default_rng(SEED)
     drawn = np.array(
         [difference(np.bincount(random.integers(rows, size=rows), minlength=rows)) for _ in range(resamples)]

@@ -1,12 +1,6 @@
-"""ctr-sweep: a base experiment, or several, at many points, the best chosen on valid alone.
+"""Running a sweep: training one or several base experiments at many points, and ranking the points on valid."""
 
-Finished runs are lines of results/runs.jsonl beside the base experiments: a second call trains only what is missing,
-and several processes share the work. Writes results/NAME.md beside NAME.toml.
-"""
-
-import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,25 +14,23 @@ from rich.live import Live
 from rich.table import Table
 
 from model.atomic_folder import write_whole
-from model.data.data_folder import add_data_argument
 from model.experiment_config import Experiment
-from model.experiments.report import merged
+from model.experiments.report import merge_versions
 from model.experiments.run_registry import FinishedRun, key, results_folder, run_list
-from model.experiments.seeds import Place, run_missing, with_seed
+from model.experiments.seeds import RunContext, run_missing, with_seed
 from model.experiments.significance import mean_and_std
 from model.experiments.sweep_config import Base, Point, read_sweep
-from model.experiments.trial import OpenedLog, open_log
-from model.training.device import CPU, add_device_argument, keep_freed_memory
+from model.experiments.trial import open_log
+from model.training.device import CPU
 from model.training.early_stopping import Epoch
 
-INTERRUPTED = 130  # as a shell tells it
-WIDE = 200  # columns of text, into a file
+TEXT_WIDTH = 200  # columns of the table if the output is not a terminal
 COLUMNS = ("point", "seeds", "valid AUC", "valid logloss", "test AUC", "test logloss", "parameters", "FLOPs", "s")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A point and the runs that it has so far, of `seeds`."""
+class PointRuns:
+    """A point of a sweep with the runs that are finished, of `seeds` in all."""
 
     point: Point
     runs: list[FinishedRun]
@@ -46,15 +38,16 @@ class Measured:
 
     @property
     def complete(self) -> bool:
+        """Whether all seeds are finished."""
         return len(self.runs) == self.seeds
 
     def score(self, monitor: str) -> float:
-        """On valid, the higher the better. Of a point with runs."""
+        """Return the mean of the monitored metric on valid, with a sign that makes higher better."""
         valid = [r.metrics.valid for r in self.runs]
         return statistics.mean(v.auc if monitor == "auc" else -v.logloss for v in valid)
 
-    def figures(self) -> list[str]:
-        """The cells behind the point's."""
+    def cells(self) -> list[str]:
+        """Return the cells of the point's row, without the point."""
         if not self.runs:
             return ["0", *[""] * (len(COLUMNS) - 2)]
         metrics = [r.metrics for r in self.runs]
@@ -71,11 +64,14 @@ class Measured:
 
 
 class SweepTable:
-    """All points, filled as their runs end, in this process or another. Into a file, a plain line a run."""
+    """A table of all points that fills as runs finish, in this process or another.
 
-    def __init__(self, title: str, points: Sequence[Point], seeds: int, place: Place) -> None:
-        self._title, self._points, self._seeds, self._place = title, points, seeds, place
-        self._now = ""
+    If the output is not a terminal, a plain line for each run, and the table at the end.
+    """
+
+    def __init__(self, title: str, points: Sequence[Point], seeds: int, context: RunContext) -> None:
+        self._title, self._points, self._seeds, self._context = title, points, seeds, context
+        self._caption = ""
         self.failures: dict[str, str] = {}
         self._live = Live(self._table(), console=Console(), refresh_per_second=4)
 
@@ -89,146 +85,132 @@ class SweepTable:
     ) -> None:
         self._live.stop()
         if not self._live.console.is_terminal:
-            Console(width=WIDE).print(self._table())
+            Console(width=TEXT_WIDTH).print(self._table())
 
-    def measured(self) -> list[Measured]:
-        runs, data = self._place.runs.index(), self._place.log.facts.fingerprint
+    def points(self) -> list[PointRuns]:
+        """Return the points with the runs that are finished now."""
+        runs, data = self._context.runs.index(), self._context.log.facts.fingerprint
         seeds = range(1, self._seeds + 1)
         return [
-            Measured(p, [runs[k] for n in seeds if (k := key(with_seed(p.experiment, n), data)) in runs], self._seeds)
+            PointRuns(p, [runs[k] for n in seeds if (k := key(with_seed(p.experiment, n), data)) in runs], self._seeds)
             for p in self._points
         ]
 
-    def show(self, now: str) -> None:
-        self._now = now
+    def update(self, caption: str) -> None:
+        """Draw the table again, with a caption about the current run."""
+        self._caption = caption
         if self._live.console.is_terminal:
             self._live.update(self._table())
 
-    def line(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
+        """Print a line if the output is not a terminal."""
         if not self._live.console.is_terminal:
             print(text, flush=True)
 
     def _table(self) -> Table:
-        table = Table(title=self._title, caption=self._now)
+        table = Table(title=self._title, caption=self._caption)
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "point" else "right")
-        for measured in self.measured():
-            table.add_row(measured.point.experiment.name, *measured.figures())
+        for point in self.points():
+            table.add_row(point.point.experiment.name, *point.cells())
         return table
 
 
-class PointWatch:
-    """One run, as the sweep's table shows it."""
+class PointProgress:
+    """The progress of one run, in the caption of the sweep's table."""
 
     def __init__(self, table: SweepTable, experiment: Experiment) -> None:
-        self._table, self._what = table, f"{experiment.name}, seed {experiment.training.seed}"
+        self._table, self._run = table, run_name(experiment)
 
     def __enter__(self) -> Self:
-        self._table.show(f"now {self._what}")
+        self._table.update(f"training {self._run}")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._table.show("")
+        self._table.update("")
 
     def on_epoch(self, epoch: Epoch) -> None:
-        self._table.show(f"now {self._what}: epoch {epoch.epoch}, valid AUC {epoch.valid.auc:.5f}")
+        """Show the epoch."""
+        self._table.update(f"training {self._run}: epoch {epoch.epoch}, valid AUC {epoch.valid.auc:.5f}")
 
     def on_rows(self, rows: int) -> None:
-        pass
+        """Show nothing: a sweep has no bar for the rows."""
 
 
-def sweep(path: Path, data: Path, device: torch.device = CPU) -> list[list[Measured]]:
-    """Makes the runs that are missing and writes the page. Returns each base's points, the best on valid first.
+def sweep(path: Path, data: Path, device: torch.device = CPU) -> list[list[PointRuns]]:
+    """Train the missing runs of a sweep and write its page.
 
-    A point whose training fails, by a learning rate that is too high or for want of memory, is told and not ranked.
+    A point whose training fails, because the learning rate is too high or memory is too small, is reported but not
+    ranked.
+
+    Args:
+        path: The sweep's TOML file.
+        data: The folder in which the experiments' paths begin.
+        device: Where to train.
+
+    Returns:
+        For each base its points, the best on valid first.
     """
-    plan, bases = read_sweep(path)
+    config, bases = read_sweep(path)
     points = [point for base in bases for point in base.points]
-    log: OpenedLog = open_log(bases[0].experiment.data, data)
-    place = Place(log, run_list(path.parent / bases[0].toml), data, device=device)
-    table = SweepTable(path.stem, points, plan.seeds, place)
+    log = open_log(bases[0].experiment.data, data)
+    context = RunContext(log, run_list(path.parent / bases[0].toml), data, device=device)
+    table = SweepTable(path.stem, points, config.seeds, context)
 
     def on_finished(run: FinishedRun) -> None:
-        valid = run.metrics.valid
-        seed = f"{run.experiment.name}, seed {run.metrics.seed}"
-        table.line(f"{seed}: valid AUC {valid.auc:.5f}, valid logloss {valid.logloss:.5f}")
-        table.show("")
+        valid, name = run.metrics.valid, run_name(run.experiment)
+        table.print_line(f"{name}: valid AUC {valid.auc:.5f}, valid logloss {valid.logloss:.5f}")
+        table.update("")
 
     def on_failed(experiment: Experiment, error: Exception) -> None:
-        table.failures[f"{experiment.name}, seed {experiment.training.seed}"] = str(error)
-        table.line(f"{experiment.name}, seed {experiment.training.seed}: {error}")
+        table.failures[run_name(experiment)] = str(error)
+        table.print_line(f"{run_name(experiment)}: {error}")
 
-    wanted = [with_seed(p.experiment, seed) for p in points for seed in range(1, plan.seeds + 1)]
+    experiments = [with_seed(p.experiment, seed) for p in points for seed in range(1, config.seeds + 1)]
     with table:
-        run_missing(wanted, place, lambda experiment, rows: PointWatch(table, experiment), on_finished, on_failed)
-    found = iter(table.measured())
+        run_missing(experiments, context, lambda e, rows: PointProgress(table, e), on_finished, on_failed)
+    found = iter(table.points())
     ranked = [rank([*islice(found, len(base.points))], base.experiment.training.monitor) for base in bases]
-    write_whole(results_folder(path) / f"{path.stem}.md", markdown(path.stem, bases, ranked, table.failures).encode())
+    results = results_folder(path)
+    results.mkdir(parents=True, exist_ok=True)  # If every run failed, no run has made it.
+    write_whole(results / f"{path.stem}.md", markdown(path.stem, bases, ranked, table.failures).encode())
     return ranked
 
 
-def rank(points: Sequence[Measured], monitor: str) -> list[Measured]:
-    """The best on valid first; those that lack a run come last, for fewer seeds may only be luckier ones."""
-    complete = sorted((m for m in points if m.complete), key=lambda m: m.score(monitor), reverse=True)
-    return [*complete, *(m for m in points if not m.complete)]
+def run_name(experiment: Experiment) -> str:
+    """Return the name of a run."""
+    return f"{experiment.name}, seed {experiment.training.seed}"
 
 
-def markdown(title: str, bases: Sequence[Base], ranked: Sequence[Sequence[Measured]], failures: dict[str, str]) -> str:
+def rank(points: Sequence[PointRuns], monitor: str) -> list[PointRuns]:
+    """Return the points, the best on valid first and incomplete ones last: with fewer seeds, they may only be lucky."""
+    complete = sorted((p for p in points if p.complete), key=lambda p: p.score(monitor), reverse=True)
+    return [*complete, *(p for p in points if not p.complete)]
+
+
+def markdown(title: str, bases: Sequence[Base], ranked: Sequence[Sequence[PointRuns]], failures: dict[str, str]) -> str:
+    """Return the sweep's page, with a section for each base."""
     lines = [f"# {title}", ""]
     for base, points in zip(bases, ranked, strict=True):
         lines += [f"## {base.experiment.name}", ""] if len(bases) > 1 else []
-        lines += [*_section(base, points), ""]
+        lines += [*section(base, points), ""]
     lines += [f"- {name} failed: {error}" for name, error in failures.items()]
-    versions = [run.versions for points in ranked for measured in points for run in measured.runs]
+    versions = [run.versions for points in ranked for point in points for run in point.runs]
     if versions:
-        lines += ["- Versions: " + ", ".join(f"{name} {v}" for name, v in merged(versions).items()) + "."]
+        lines += ["- Versions: " + ", ".join(f"{name} {v}" for name, v in merge_versions(versions).items()) + "."]
     return "\n".join([*lines, ""])
 
 
-def _section(base: Base, ranked: Sequence[Measured]) -> list[str]:
-    """What was tried around one base, and its table."""
+def section(base: Base, ranked: Sequence[PointRuns]) -> list[str]:
+    """Return the points around one base: which one was chosen, and a table."""
     monitor = "AUC" if base.experiment.training.monitor == "auc" else "logloss"
-    tried = f"{len(ranked)} points around {base.experiment.name} (`{base.toml}`), {ranked[0].seeds} seed(s) each."
+    summary = f"{len(ranked)} points around {base.experiment.name} (`{base.toml}`), {ranked[0].seeds} seed(s) each."
     if ranked[0].complete:
-        told = f"Chosen by valid {monitor} alone: **{ranked[0].point.label}**; the test columns had no say."
+        choice = f"Chosen by valid {monitor} alone, without looking at test: **{ranked[0].point.label}**."
     else:
-        told = "No point has all its runs: none is chosen."
+        choice = "No point has all its runs, so none is chosen."
     head = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
-    rows = ("| " + " | ".join([measured.point.label, *measured.figures()]) + " |" for measured in ranked)
-    return [f"{tried} {told}", "", *head, *rows]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="ctr-sweep", description=__doc__)
-    parser.add_argument("sweep", type=Path, help="a sweep's TOML file: base, seeds, [grid], [[point]]")
-    add_data_argument(parser)
-    add_device_argument(parser)
-    arguments = parser.parse_args()
-    keep_freed_memory()
-    try:
-        ranked = sweep(arguments.sweep, arguments.data, arguments.device)
-    except (OSError, ValueError) as error:
-        print(f"ctr-sweep: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ctr-sweep: interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
-        return INTERRUPTED
-    print(f"report: {results_folder(arguments.sweep) / arguments.sweep.stem}.md")
-    return max(_tell_choice(points) for points in ranked)
-
-
-def _tell_choice(ranked: Sequence[Measured]) -> int:
-    """Of one base; the exit code."""
-    name = ranked[0].point.experiment.name
-    if ranked[0].complete:
-        print(f"best on valid: {name}")
-        return 0
-    base = name.removesuffix(f": {ranked[0].point.label}")
-    print(f"ctr-sweep: {base}: no point has all its runs, and none is chosen: see the report", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    rows = ("| " + " | ".join([point.point.label, *point.cells()]) + " |" for point in ranked)
+    return [f"{summary} {choice}", "", *head, *rows]

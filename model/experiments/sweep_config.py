@@ -1,14 +1,15 @@
-"""A sweep's TOML file: a base experiment, and the points at which it differs from it.
+"""A sweep's TOML file: base experiments, and the points at which to change them.
 
-    base = "stec.toml"              # beside the sweep's file; or several of one log, each with all points
-    seeds = 1                       # runs a point
-    [grid]                          # every combination of these
+    base = "stec.toml"              # beside the sweep's file; or a list of experiments on one log
+    seeds = 1                       # runs per point
+    [grid]                          # every combination of these values is a point
     embedding = [16, 32]
     embedding_l2 = [0.05, 0.1]
-    [[point]]                       # and each of these, by itself
+    [[point]]                       # and so is each of these
     mlp = [400]
 
-A key is any of the experiment's [model] and [training], but `seed`. A point without keys is the base itself.
+A key is any key of the experiment's [model] and [training] except `seed`, or `ablation`. A point without keys is the
+base itself.
 """
 
 import itertools
@@ -19,7 +20,8 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from model.experiment_config import Experiment, Training, one_log, read_experiment
+from model.data_config import first_duplicate
+from model.experiment_config import Experiment, Training, common_data, read_experiment
 from model.stec.ablations import ablation
 from model.toml import Positive, read_toml
 
@@ -28,6 +30,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The keys of the file."""
+
     base: str | Annotated[list[str], msgspec.Meta(min_length=1)]
     seeds: Positive = 1
     grid: dict[str, list[Any]] = {}
@@ -35,12 +39,18 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def bases(self) -> list[str]:
+        """The files of the base experiments."""
         return [self.base] if isinstance(self.base, str) else self.base
 
 
 @dataclass(frozen=True)
 class Point:
-    """label: what it changes, in words; its experiment's name ends with it."""
+    """A changed experiment, whose name ends with the label.
+
+    Attributes:
+        label: The changes, for example "embedding 32, embedding_l2 0.1".
+        experiment: The experiment.
+    """
 
     label: str
     experiment: Experiment
@@ -48,7 +58,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Base:
-    """An experiment, of the file `toml`, and the points around it."""
+    """An experiment in the file `toml`, and its points."""
 
     toml: str
     experiment: Experiment
@@ -56,76 +66,70 @@ class Base:
 
 
 def read_sweep(path: Path) -> tuple[Sweep, list[Base]]:
-    """The sweep, and its bases with their points.
+    """Return a sweep, and its bases with their points.
 
-    Two points of other words may come to the same settings; they then share their runs.
+    Points with different labels may have the same settings; they then share their runs.
 
     Raises:
-        ValueError: naming the file and the key, for one that is unknown or whose value is out of range, the point
-            that is there twice in the same words, or bases that are not two experiments of one log.
+        ValueError: If a key is unknown or a value is out of range, a label occurs twice, or the bases are not different
+            experiments of one folder and one log. The message names the file and the key.
     """
     sweep = read_toml(path, partial(msgspec.convert, type=Sweep), "sweep")
     experiments = {toml: read_experiment(path.parent / toml) for toml in sweep.bases}
-    changes = [*_combinations(sweep.grid), *sweep.point]
+    combinations = itertools.product(*sweep.grid.values()) if sweep.grid else ()
+    changes = [*(dict(zip(sweep.grid, values, strict=True)) for values in combinations), *sweep.point]
     if not changes:
         raise ValueError(f"{path}: a sweep needs a [grid] or a [[point]]")
-    labels = [_label(change) for change in changes]
-    if twice := {label for label in labels if labels.count(label) > 1}:
-        raise ValueError(f"{path}: {min(twice)}: this point is there twice")
-    _check_bases(path, sweep.bases, list(experiments.values()))
-    return sweep, [Base(toml, base, _points(path, toml, base, changes)) for toml, base in experiments.items()]
+    if (label := first_duplicate([label_of(change) for change in changes])) is not None:
+        raise ValueError(f"{path}: the point {label} occurs twice")
+    check_bases(path, sweep.bases, list(experiments.values()))
+    bases = []
+    for toml, base in experiments.items():
+        try:
+            bases.append(Base(toml, base, [Point(label_of(c), apply_change(base, c)) for c in changes]))
+        except ValueError as error:
+            raise ValueError(f"{path}: around {toml}: {error}") from error
+    return sweep, bases
 
 
-def _check_bases(path: Path, tomls: list[str], bases: list[Experiment]) -> None:
-    names = [base.name for base in bases]
-    if len({*names}) < len(tomls):
-        raise ValueError(f"{path}: base names one experiment twice, or two of one name: {', '.join(tomls)}")
+def check_bases(path: Path, tomls: list[str], bases: list[Experiment]) -> None:
+    """Check that the bases can share one runs.jsonl and one page."""
+    if len({base.name for base in bases}) < len(tomls):
+        raise ValueError(f"{path}: base names an experiment twice, or two with the same name: {', '.join(tomls)}")
     if len({(path.parent / toml).parent for toml in tomls}) > 1:
-        raise ValueError(f"{path}: base names files of several folders, each with its own runs.jsonl: take one's")
+        raise ValueError(f"{path}: base names files of several folders, each with its own runs.jsonl. Use one folder.")
     try:
-        one_log(bases)
+        common_data(bases)
     except ValueError as error:
         raise ValueError(f"{path}: base: {error}") from error
 
 
-def _points(path: Path, toml: str, base: Experiment, changes: list[dict[str, Any]]) -> list[Point]:
-    try:
-        return [Point(_label(change), _changed(base, change)) for change in changes]
-    except ValueError as error:
-        raise ValueError(f"{path}: around {toml}: {error}") from error
-
-
-def _combinations(grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    if not grid:
-        return []
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-
-
-def _label(change: dict[str, Any]) -> str:
+def label_of(change: dict[str, Any]) -> str:
+    """Return the label of a point."""
     return ", ".join(f"{key} {value}" for key, value in change.items()) or "base"
 
 
-def _changed(base: Experiment, change: dict[str, Any]) -> Experiment:
-    """The ablation comes first: a point may change what it left."""
+def apply_change(base: Experiment, change: dict[str, Any]) -> Experiment:
+    """Return the experiment at a point. The ablation is applied first, so that other keys may change its result."""
     model = base.model
     if ABLATION in change:
         model = ablation(change[ABLATION], model)
-    keys = {key: value for key, value in change.items() if key != ABLATION}
-    for key in keys:
+    values = {key: value for key, value in change.items() if key != ABLATION}
+    for key in values:
         if key == "seed" or key not in {*model.__struct_fields__, *Training.__struct_fields__}:
-            raise ValueError(f"{key!r} is no key of [model] or [training] that a sweep can change")
+            raise ValueError(f"{key!r} is not a key of [model] or [training] that a sweep can change")
     try:
         return Experiment(
-            name=f"{base.name}: {_label(change)}",
+            name=f"{base.name}: {label_of(change)}",
             data=base.data,
-            model=_with(model, keys),
-            training=_with(base.training, keys),
+            model=with_values(model, values),
+            training=with_values(base.training, values),
         )
     except (msgspec.ValidationError, ValueError) as error:
-        raise ValueError(f"{_label(change)}: {error}") from error
+        raise ValueError(f"{label_of(change)}: {error}") from error
 
 
-def _with(section: T, keys: dict[str, Any]) -> T:
-    """The section with those of the keys that are its own, checked as a TOML file's are."""
-    own = {key: value for key, value in keys.items() if key in section.__struct_fields__}
-    return msgspec.convert(msgspec.to_builtins(section) | own, type(section))
+def with_values(section: T, values: dict[str, Any]) -> T:
+    """Return a section with those of the values that are its keys, checked like a TOML file."""
+    changed = {key: value for key, value in values.items() if key in section.__struct_fields__}
+    return msgspec.convert(msgspec.to_builtins(section) | changed, type(section))

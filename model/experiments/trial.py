@@ -1,4 +1,4 @@
-"""One run: an experiment and an opened log in, a trained model and what it measured out."""
+"""One run: training an experiment on an opened log and measuring the result."""
 
 import hashlib
 import sys
@@ -25,16 +25,16 @@ from model.training.exact_statistics import measure_batch_norms
 from model.training.fit import fit, predict
 from model.training.flops import count_flops
 from model.training.metrics import evaluate, reliability
-from model.training.progress import Watch
+from model.training.progress import TrainingProgress
 from model.training.true_ctr import compare_with_truth
 from model.zoo import build
 
-UNFINISHED = "unfinished"  # below --data: the checkpoints and claims of the runs that are going on
+UNFINISHED = "unfinished"  # the folder below --data with the checkpoints and locks of unfinished runs
 
 
 @dataclass(frozen=True)
 class OpenedLog:
-    """A prepared log, ready to train on, once for any number of runs."""
+    """A prepared log that is ready to train on, opened once for any number of runs."""
 
     prepared: Prepared
     splits: dict[str, Split]
@@ -42,34 +42,47 @@ class OpenedLog:
 
 
 def open_log(data: Data, root: Path) -> OpenedLog:
-    """Raises ValueError when the log is not prepared, or by another [data] section, or a split has one class only."""
+    """Open the prepared log of a [data] section.
+
+    Args:
+        data: The section.
+        root: The folder in which its paths begin.
+
+    Raises:
+        ValueError: If the log is not prepared, or with another [data] section, or a split cannot be used.
+    """
     prepared = read_prepared(root / data.prepared)
     if prepared.facts.data != data:
-        raise ValueError(f"{prepared.folder} was prepared with another [data] section: run ctr-prepare again")
+        raise ValueError(f"{prepared.folder} was prepared with another [data] section. Run ctr-prepare again.")
     splits = {name: load_split(prepared, name) for name in SPLITS}
     rows = {name: len(split) for name, split in splits.items()}
     return OpenedLog(prepared, splits, DataFacts(rows, fingerprint(prepared.folder)))
 
 
 def load_split(prepared: Prepared, name: str) -> Split:
-    """train, valid or test as the loop takes it; ids and values stay on disk.
+    """Return train, valid or test. Its ids and values stay on disk.
 
     Raises:
-        ValueError: when it has no rows, only clicks, or none: it could not be judged after hours of training.
+        ValueError: If the split is empty or damaged, or has only clicks or none. It could not be evaluated, which would
+            otherwise show only after hours of training.
     """
     split = Split(*prepared.split(name))
+    where = f"{prepared.folder}: {name}"
     if len(split) == 0:
-        raise ValueError(f"{prepared.folder}: {name} has no rows: give it some, and run ctr-prepare again")
+        raise ValueError(f"{where} has no rows. Add some and run ctr-prepare again.")
     sizes, (low, high) = prepared.vocabulary_sizes, (split.ids.min(0), split.ids.max(0))
     if (low < 0).any() or (high >= np.array(sizes)).any() or not np.isin(split.labels, (0, 1)).all():
-        raise ValueError(f"{prepared.folder}: {name} has ids or labels out of range: run ctr-prepare again")
+        raise ValueError(f"{where} has ids or labels out of range. Run ctr-prepare again.")
     if split.labels.min() == split.labels.max():
-        raise ValueError(f"{prepared.folder}: {name} has only clicks, or none: AUC needs both")
+        raise ValueError(f"{where} has only clicks or no clicks; AUC needs both")
     return split
 
 
 def fingerprint(prepared: Path) -> str:
-    """sha256 over the names and bytes of all that the model learns from; not over where the log lay."""
+    """Return a sha256 over the names and contents of all files that the model learns from.
+
+    The facts about the log are left out, because they include the paths of the raw log.
+    """
     files = sorted(p for p in prepared.rglob("*") if p.is_file() and p.name != LOG)
     total = hashlib.sha256()
     for path in files:
@@ -79,51 +92,58 @@ def fingerprint(prepared: Path) -> str:
 
 
 def checkpoint_of(experiment: Experiment, facts: DataFacts, root: Path) -> Checkpoint:
-    """Where a run is kept while it trains."""
+    """Return the checkpoint of a run, which need not exist yet."""
     path = unfinished(experiment, root).with_suffix(".safetensors")
     return Checkpoint(path, f"{digest(experiment)} seed {experiment.training.seed} data {facts.fingerprint}")
 
 
 def unfinished(experiment: Experiment, root: Path) -> Path:
-    """The name of the run's files below --data, without an ending."""
+    """Return the path of an unfinished run's files below --data, without a suffix."""
     return root / UNFINISHED / f"{digest(experiment)}-{experiment.training.seed}"
 
 
 def run_trial(
-    experiment: Experiment, log: OpenedLog, checkpoint: Checkpoint, watch: Watch, device: torch.device = CPU
+    experiment: Experiment,
+    log: OpenedLog,
+    checkpoint: Checkpoint,
+    progress: TrainingProgress,
+    device: torch.device = CPU,
 ) -> tuple[nn.Module, RunMetrics]:
-    """Trains one seed, going on from the checkpoint if there is one; the model, on the device, has the best epoch's
-    weights."""
+    """Train one seed, continuing from the checkpoint if there is one, and measure it.
+
+    Returns:
+        The model, on the device, with the weights of the best epoch, and the run's metrics.
+    """
     train, valid, test = (log.splits[name] for name in SPLITS)
     torch.manual_seed(experiment.training.seed)
     fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
     model = build(fields, experiment.model).to(device)
     if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
         print(note, file=sys.stderr)
-    with watch:
+    with progress:
         tables = embedding_parameters(model)
-        history = fit(model, tables, train, valid, experiment.training, watch.on_epoch, watch.on_rows, checkpoint)
+        history = fit(model, tables, train, valid, experiment.training, progress.on_epoch, progress.on_rows, checkpoint)
     best = max((e for e in history if e.improved), key=lambda e: e.epoch)
     start, on_valid = time.perf_counter(), best.valid
     if experiment.training.exact_statistics:
         measure_batch_norms(model, train, experiment.training)
         on_valid = evaluate(valid.labels, predict(model, valid))
     ctr = predict(model, test)
-    afterwards_s = time.perf_counter() - start
-    seconds = sum(len(train) / e.rows_per_s for e in history)
+    after_training_s = time.perf_counter() - start
+    training_s = sum(len(train) / e.rows_per_s for e in history)
     two_rows = test.part(0, 2)
     truth = compare_with_truth(model, log.prepared, test) if experiment.data.reader == "generated" else None
     return model, RunMetrics(
         seed=experiment.training.seed,
         parameters=sum(p.numel() for p in model.parameters()),
         best_epoch=best.epoch,
-        seconds=seconds,
+        seconds=training_s,
         valid=on_valid,
         test=evaluate(test.labels, ctr),
         history=history,
         flops=count_flops(model, two_rows.ids.long().to(device), two_rows.values.to(device)),
-        rows_per_s=len(train) * len(history) / seconds,
+        rows_per_s=len(train) * len(history) / training_s,
         reliability=reliability(test.labels, ctr),
         truth=truth,
-        wall_s=sum(e.wall_s or 0.0 for e in history) + afterwards_s,
+        wall_s=sum(e.wall_s or 0.0 for e in history) + after_training_s,
     )

@@ -1,0 +1,1 @@
+"""STEC, the paper's model."""

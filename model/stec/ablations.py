@@ -1,6 +1,6 @@
-"""The variants of the paper's Table 6, each a changed configuration of STEC.
+"""The variants of the paper's Table 6: changed configurations of STEC.
 
-One needs no code of its own: an experiment's TOML may name the same keys in its [model] section.
+A variant has no code of its own. An experiment can set the same keys in its [model] section.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import msgspec
 from model.stec.stec import STECConfig
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    # Explicit: an attention in parallel with a bilinear layer, which share nothing.
+    # Explicit: an attention in parallel with a bilinear layer; they share nothing.
     "STEC_BL": {"interaction": "separate"},
     # The same without the FFN, "to make the overall structure resemble the AutoInt model".
     "STEC_NF": {"interaction": "separate", "ffn": 0},
@@ -30,14 +30,14 @@ def ablation(name: str, model: msgspec.Struct) -> STECConfig:
             and concatenated levels.
     """
     if name not in ABLATIONS:
-        raise ValueError(f"{name!r} is no ablation: choose one of {', '.join(ABLATIONS)}")
+        raise ValueError(f"{name!r} is not an ablation. Choose one of {', '.join(ABLATIONS)}.")
     if not isinstance(model, STECConfig):
-        raise ValueError(f"{name} is a change of STEC, not of {type(model).__name__.removesuffix('Config')}")
+        raise ValueError(f"{name} is a variant of STEC, not of {type(model).__name__.removesuffix('Config')}")
     for key, value, is_stec in (
         ("interaction", model.interaction, model.interaction != "separate"),
         ("ffn", model.ffn, model.ffn > 0),
         ("fusion", model.fusion, model.fusion == "concat"),
     ):
         if not is_stec:
-            raise ValueError(f"{name} is a change of STEC, and a model with {key} = {value!r} is none: remove {key}")
+            raise ValueError(f"{name} is a variant of STEC, but {key} = {value!r} is not STEC. Remove {key}.")
     return msgspec.structs.replace(model, **ABLATIONS[name])

@@ -1,4 +1,4 @@
-"""STEC's attention and interaction: the one is the other, pooled (section 3.3).
+"""STEC's attention and its interaction. The attention scores are the pooled interaction (section 3.3).
 
 Shape legend: B rows, F fields, D embedding width, H heads, K = D / H.
 """
@@ -14,23 +14,27 @@ from model.stec import fused
 
 
 def interaction(left_BFD: Tensor, right_BFD: Tensor) -> Tensor:
-    """Every field's left times every field's right, before any pooling (Eq. 7-9). Shape: (B, F, F, D).
+    """Return every field's left factor times every field's right factor, before any pooling (Eq. 7-9).
 
-    Splitting into heads and concatenating them again changes no element of it.
+    Splitting into heads and concatenating them again does not change an element. Shape: (B, F, F, D).
     """
     return left_BFD[:, :, None, :] * right_BFD[:, None, :, :]
 
 
 def pairs_in_head(pairs: str, fields: int) -> Tensor | None:
-    """Where in a flattened F x F the pairs lie that the head sees, int64 (P); None: everywhere.
+    """Return the positions, in a flattened F x F, of the pairs that the head sees, int64 (P); None for all.
+
+    Args:
+        pairs: The model's option.
+        fields: F.
 
     Raises:
-        ValueError: when there is none.
+        ValueError: If there is no such pair.
     """
     if pairs == "full":
         return None
     if pairs == "upper" and fields < 2:
-        raise ValueError('pairs = "upper" of one field are none: set pairs = "full", or give the model more fields')
+        raise ValueError('pairs = "upper" needs two fields. Set pairs = "full", or give the model more fields.')
     row, column = torch.triu_indices(fields, fields, offset=1 if pairs == "upper" else 0)
     position_P: Tensor = row * fields + column
     return position_P
@@ -39,9 +43,15 @@ def pairs_in_head(pairs: str, fields: int) -> Tensor | None:
 def attend_to_interactions(
     q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None = None
 ) -> Tensor:
-    """Eq. 5 and 6 as Figure 2 draws them: pool the interaction within each head, softmax, weigh v.
+    """Return the attention of Eq. 5 and 6 as in Figure 2: pool the interaction within each head, softmax, weigh v.
 
-    allowed_FF: true where a field (row) may attend to another (column); None is everywhere.
+    Args:
+        q_BFD: Queries.
+        k_BFD: Keys.
+        v_BFD: Values.
+        heads: H.
+        divisor: What the scores are divided by.
+        allowed_FF: True where a field (row) may attend to another (column); None for everywhere.
     """
     rows, fields, width = q_BFD.shape
     v_BFHK = v_BFD.view(rows, fields, heads, -1)
@@ -52,7 +62,7 @@ def attend_to_interactions(
 def attention_weights(
     q_BFD: Tensor, k_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None = None
 ) -> Tensor:
-    """Eq. 5: how much each field attends to each other. Shape: (B, F, F, H), summing to 1 over the second F."""
+    """Return how much each field attends to each other (Eq. 5). Shape: (B, F, F, H), summing to 1 over the second F."""
     rows, fields, _ = q_BFD.shape
     p_BFFHK = interaction(q_BFD, k_BFD).view(rows, fields, fields, heads, -1)
     score_BFFH = p_BFFHK.sum(-1) / divisor
@@ -64,7 +74,7 @@ def attention_weights(
 def attend_fused(
     q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None = None
 ) -> Tensor:
-    """The same attention without the interaction in memory."""
+    """Return the same as attend_to_interactions() without the interaction in memory."""
     if fused.can_train(q_BFD, k_BFD, v_BFD):
         return fused.attend(q_BFD, k_BFD, v_BFD, heads, divisor, allowed_FF)
     rows, fields, width = q_BFD.shape
@@ -73,10 +83,10 @@ def attend_fused(
     return heads_BHFK.transpose(1, 2).reshape(rows, fields, width)
 
 
-def who_attends(is_context: Sequence[bool]) -> Tensor:
-    """What attention = "request" allows: a context field attends to context fields, a candidate's to all.
+def request_mask(is_context: Sequence[bool]) -> Tensor:
+    """Return what attention = "request" allows: a context field attends to context fields, a candidate field to all.
 
-    NOTE[DIFF] The paper lets every field attend to every field. Shape: F -> bool (F, F), row attends to column.
+    NOTE[DIFF] In the paper, every field attends to every field. Shape: F -> bool (F, F), row attends to column.
     """
     context_F = torch.tensor(is_context)
     return ~context_F[:, None] | context_F

@@ -1,15 +1,15 @@
-"""Batch norm and a linear layer over an interaction, without the interaction.
+"""Batch norm and a linear layer over an interaction, computed without the interaction.
 
-The plain form normalises p[b, i, j, c] = left[b, i, c] * right[b, j, c] over the batch and multiplies by
-weights: B * F * F * D numbers a level, and as many again for the gradient. But the logit is linear in
-p, and the mean and the second moment of p over the batch are matrix products, so with
+The plain form normalizes p[b, i, j, c] = left[b, i, c] * right[b, j, c] over the batch and multiplies it by weights.
+That takes B * F * F * D numbers for each level, and as many for the gradient. But the logit is linear in p, and the
+mean and the second moment of p over the batch are matrix products. With
 
     mean_c = L_c' R_c / B                 second_c = (L_c * L_c)' (R_c * R_c) / B
     a_c    = w_c * gamma_c / sqrt(second_c - mean_c^2 + eps)
 
 the level's logit is rowsum((L_c a_c) * R_c) - sum(a_c * mean_c) + sum(w_c * beta_c), summed over c.
-Mean and variance are functions of left and right: autograd gives the batch norm's full gradient.
-A pair that the head does not see has a weight of 0 here: a product with zeros costs less than a gather.
+Mean and variance are functions of left and right, so autograd gives the full gradient of the batch norm. A pair that
+the head does not see has the weight 0 here: a product with zeros costs less than a gather.
 
 Shape legend as in model/stec/stec.py; L_c and R_c are (B, F), one matrix for each of the D dimensions; P pairs.
 """
@@ -23,37 +23,45 @@ from model.stec import fused
 def level_logit(
     left_BFD: Tensor, right_BFD: Tensor, norm: nn.BatchNorm1d, weight: Tensor, pairs_P: Tensor | None = None
 ) -> Tensor:
-    """BatchNorm1d over the flattened interaction times `weight`, summed.
+    """Return a level's part of the logit: the normalized, flattened interaction times `weight`, summed. Shape: (B).
 
-    Shape: left, right (B, F, D); norm over P * D channels; weight (P * D); pairs int64 (P), positions in a flattened
-    F x F, None for all -> (B). In training it updates the norm's running statistics as the norm itself would.
+    In training it updates the norm's running statistics as the norm itself would.
+
+    Args:
+        left_BFD: The left factors.
+        right_BFD: The right factors.
+        norm: The batch norm, over P * D channels.
+        weight: (P * D).
+        pairs_P: The positions of the pairs in a flattened F x F, int64; None for all.
 
     Raises:
-        ValueError: in training, for a batch of one row: it has no variance.
+        ValueError: In training, if the batch has one row and so no variance.
     """
     rows, fields, _ = left_BFD.shape
     if norm.training and rows < 2:
-        raise ValueError("batch normalisation needs at least two rows: drop a last batch of one")
+        raise ValueError("batch normalization needs at least two rows; leave out a last batch of one")
     is_fused = fused.can_train(left_BFD, right_BFD)
-    if not is_fused:  # One copy here: on strided input every one of the D matrix products would make its own.
+    if not is_fused:  # One copy here. With strided input, each of the D matrix products would make its own copy.
         left_BFD, right_BFD = (t.permute(2, 0, 1).contiguous().permute(1, 2, 0) for t in (left_BFD, right_BFD))
     if norm.training:
         mean_DFF, variance_DFF = (fused.batch_moments if is_fused else batch_moments)(left_BFD, right_BFD)
-        _update_running(norm, mean_DFF, variance_DFF * (rows / (rows - 1)), pairs_P)
+        update_running(norm, mean_DFF, variance_DFF * (rows / (rows - 1)), pairs_P)
     else:
-        mean_DFF, variance_DFF = _running(norm, fields, pairs_P)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean_DFF, variance_DFF = (by_dimension(t, fields, pairs_P) for t in (norm.running_mean, norm.running_var))
     gamma_DFF, weight_DFF = (by_dimension(t, fields, pairs_P) for t in (norm.weight, weight))
-    # In the moments' precision: the gradients of a and of the constant nearly cancel in that of gamma.
+    # In the precision of the moments, because the gradients of a and of the constant nearly cancel in that of gamma.
     a_DFF = weight_DFF * gamma_DFF * (variance_DFF + norm.eps).rsqrt()
     constant = (weight * norm.bias).sum() - (a_DFF * mean_DFF).sum()
     return (fused.weighted_sum if is_fused else weighted_sum)(left_BFD, right_BFD, a_DFF) + constant.to(weight.dtype)
 
 
 def batch_moments(left_BFD: Tensor, right_BFD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over the batch of left_i * right_j, float64 (D, F, F)."""
+    """Return the mean and the biased variance of left_i * right_j over the batch, float64 (D, F, F)."""
     rows = len(left_BFD)
-    # float64, also under autocast: for a field that is nearly constant, float32 loses everything in
-    # the subtraction, and the logit is off by tenths.
+    # float64, also under autocast: for a nearly constant field, float32 loses all digits in the subtraction, and the
+    # logit is wrong by tenths.
     with torch.autocast(left_BFD.device.type, enabled=False):
         left_DFB, right_DBF = left_BFD.double().permute(2, 1, 0), right_BFD.double().permute(2, 0, 1)
         mean_DFF = left_DFB @ right_DBF / rows
@@ -62,36 +70,34 @@ def batch_moments(left_BFD: Tensor, right_BFD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted_sum(left_BFD: Tensor, right_BFD: Tensor, a_DFF: Tensor) -> Tensor:
-    """The sum of left_i * a_ij * right_j over i, j and D. Shape: (B)."""
+    """Return the sum of left_i * a_ij * right_j over i, j and D. Shape: (B)."""
     left_DBF, right_DBF = left_BFD.permute(2, 0, 1), right_BFD.permute(2, 0, 1)
     return ((left_DBF @ a_DFF.to(left_BFD.dtype).contiguous()) * right_DBF).sum((0, 2))
 
 
 def by_dimension(channels: Tensor, fields: int, pairs_P: Tensor | None = None) -> Tensor:
-    """Channels in the plain form's order, pair * D + c, as one F x F matrix a dimension: (D, F, F), 0 for no pair."""
+    """Return channels as an F x F matrix per dimension, (D, F, F), with 0 for a pair that the head does not see.
+
+    The plain form orders channels by pair * D + c.
+    """
     if pairs_P is not None:
         channels_PD = channels.view(len(pairs_P), -1)
         channels = channels_PD.new_zeros(fields**2, channels_PD.shape[1]).index_copy(0, pairs_P, channels_PD)
     return channels.view(fields, fields, -1).permute(2, 0, 1)
 
 
-def _by_channel(t_DFF: Tensor, pairs_P: Tensor | None) -> Tensor:
-    """The way back: (D, F, F) -> (P * D)."""
+def by_channel(t_DFF: Tensor, pairs_P: Tensor | None) -> Tensor:
+    """Return the inverse of by_dimension(): (D, F, F) -> (P * D)."""
     pairs_PD = t_DFF.permute(1, 2, 0).flatten(0, 1)
     return (pairs_PD if pairs_P is None else pairs_PD[pairs_P]).flatten()
 
 
 @torch.no_grad()
-def _update_running(norm: nn.BatchNorm1d, mean_DFF: Tensor, unbiased_DFF: Tensor, pairs_P: Tensor | None) -> None:
+def update_running(norm: nn.BatchNorm1d, mean_DFF: Tensor, unbiased_DFF: Tensor, pairs_P: Tensor | None) -> None:
+    """Update a batch norm's running mean and (unbiased) variance as nn.BatchNorm1d does."""
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     assert norm.momentum is not None
     norm.num_batches_tracked += 1
     for running, new_DFF in ((norm.running_mean, mean_DFF), (norm.running_var, unbiased_DFF)):
-        running.lerp_(_by_channel(new_DFF, pairs_P).to(running.dtype), norm.momentum)
-
-
-def _running(norm: nn.BatchNorm1d, fields: int, pairs_P: Tensor | None) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return by_dimension(norm.running_mean, fields, pairs_P), by_dimension(norm.running_var, fields, pairs_P)
+        running.lerp_(by_channel(new_DFF, pairs_P).to(running.dtype), norm.momentum)

@@ -1,11 +1,12 @@
 """STEC: See-Through Transformer-based Encoder for CTR prediction (arXiv 2308.15033v2), in the paper's order.
 
-An attention score is the sum of q * k over a head's width. Before that sum, the same product is a
-bilinear interaction of two fields: STEC reads every block's interactions directly, at no extra cost.
+An attention score is the sum of q * k over a head's width. Before that sum, the same product is a bilinear interaction
+of two fields. STEC uses the interactions of every block directly, at no extra cost.
 
 Shape legend: B rows, F fields, D embedding width, H heads, K = D / H, N blocks, P pairs of fields.
-A level is one interaction, (B, F, F, D): N of the blocks and one standalone, N + 1 in all. Each is the product of a
-left and a right factor, (B, F, D) both: q and k, unless the experiment says otherwise (docs/decisions/0008).
+A level is one interaction, (B, F, F, D): one of each of the N blocks and a standalone one, N + 1 in all. Each is the
+product of a left and a right factor, (B, F, D) both: q and k, unless the experiment sets another interaction
+(docs/decisions/0008).
 """
 
 import math
@@ -18,26 +19,35 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from contract.schema import Attention, FeatureSchema
-from model.layers import FeatureEmbedding, Fields, check_heads, fields_of, initialise, mlp
-from model.stec.attention import attend_fused, attend_to_interactions, interaction, pairs_in_head, who_attends
+from model.layers import FeatureEmbedding, Fields, check_heads, fields_of, initialize, mlp
+from model.stec.attention import attend_fused, attend_to_interactions, interaction, pairs_in_head, request_mask
 from model.stec.factorized import level_logit
 from model.toml import Positive, Rate
 
 
 class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="stec"):
-    """STEC's size, and how it reads the paper where the paper leaves it open: docs/decisions/0008-model-options.md.
+    """STEC's size and its options, with the choices that the paper leaves open (docs/decisions/0008-model-options.md).
 
-    ffn: its hidden units; 0 leaves out the sub-layer and its norm. dropout: the encoder's.
-    mlp: the head's hidden layers; none is one linear layer, the form that trains and serves fast. mlp_batch_norm,
-    mlp_dropout: of the hidden layers.
-    attention: whom a context field attends to: all fields ("full", the paper's), or context fields only ("request"),
-    which lets the server compute the whole context once per request. Candidate fields attend to all either way.
-    pairs: the pairs of fields that the head sees: all ordered ones, i < j ("upper"), or i <= j ("upper_diag").
-    scale: a score is the interaction's sum over a head's width K, divided by sqrt(K) or by K ("mean").
-    interaction: of fields i and j: q_i * k_j ("qk"); x_i * W x_j ("xwx"), W one matrix a head; or the same from a layer
-    of its own beside an attention that has its own q and k ("separate").
-    fusion: the head sees all levels behind each other ("concat"), their sum ("add"), or one level ("last").
-    last: which one: the standalone layer's, or the last block's ("block").
+    Attributes:
+        embedding: D.
+        blocks: N.
+        heads: H.
+        ffn: The hidden units of the FFN; 0 leaves out the FFN and its norm.
+        mlp: The head's hidden layers. Without any, the head is one linear layer, which trains and serves fast.
+        mlp_batch_norm: Whether the hidden layers have batch norms.
+        mlp_dropout: The dropout of the hidden layers.
+        attention: What a context field attends to: all fields ("full", the paper's), or only context fields
+            ("request"), so that the server computes the whole context once per request. Candidate fields always attend
+            to all fields.
+        pairs: The pairs of fields that the head sees: all ordered ones ("full"), i < j ("upper"), or i <= j
+            ("upper_diag").
+        scale: A score is the interaction's sum over a head's width K, divided by sqrt(K) ("sqrt") or by K ("mean").
+        interaction: The interaction of fields i and j: q_i * k_j ("qk"); x_i * W x_j ("xwx"), where W is one matrix
+            per head; or x_i * W x_j of a layer beside an attention with its own q and k ("separate").
+        fusion: The head sees all levels concatenated ("concat"), their sum ("add"), or one level ("last").
+        last: Which level "last" means: the standalone one ("layer") or the last block's ("block").
+        dropout: The encoder's dropout.
+        embedding_std: The standard deviation of the initial embeddings.
     """
 
     embedding: Positive = 16
@@ -64,22 +74,22 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def _check_head(self) -> None:
         for key, value, unset in (("mlp_batch_norm", "true", False), ("mlp_dropout", self.mlp_dropout, 0.0)):
             if getattr(self, key) != unset and not self.mlp:
-                raise ValueError(f"{key} = {value} is of hidden layers: give some in mlp, or remove {key}")
+                raise ValueError(f"{key} = {value} needs hidden layers. Set mlp or remove {key}.")
 
     def _check_last(self) -> None:
         if self.last == "block" and self.fusion != "last":
-            raise ValueError(f'last = "block" says nothing with fusion = "{self.fusion}": set fusion = "last"')
+            raise ValueError(f'last = "block" has no effect with fusion = "{self.fusion}". Set fusion = "last".')
         if self.last == "block" and self.blocks == 1:
-            raise ValueError('last = "block" with blocks = 1 leaves no attention: set blocks = 2, or last = "layer"')
+            raise ValueError('last = "block" with blocks = 1 leaves no attention. Set blocks = 2 or last = "layer".')
         if self.interaction == "separate" and self.fusion == "last" and self.last == "layer":
             raise ValueError(
-                'interaction = "separate" with fusion = "last" and last = "layer" leaves no block an interaction: '
-                'it is interaction = "qk", or set last = "block"'
+                'interaction = "separate" with fusion = "last" and last = "layer" uses no interaction of a block. Set '
+                'interaction = "qk", which is the same model, or last = "block".'
             )
 
 
 class Projections(nn.Module):
-    """q and k of one level (Eq. 4). The paper's projections have no bias."""
+    """q and k of one level (Eq. 4). As in the paper, the projections have no bias."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -91,7 +101,7 @@ class Projections(nn.Module):
 
 
 class Bilinear(nn.Module):
-    """x and W x, with one W a head: Eq. 7 "reduced to a single learnable parameter". weight: (H, K out, K in)."""
+    """x and W x, with one W per head: Eq. 7 "reduced to a single learnable parameter". weight: (H, K out, K in)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -103,12 +113,12 @@ class Bilinear(nn.Module):
 
 
 def factors(size: STECConfig, kind: str) -> Projections | Bilinear:
-    """What makes the two factors of an interaction of that kind, "qk" or "xwx"."""
+    """Return the module that computes the two factors of an interaction of this kind, "qk" or "xwx"."""
     return Projections(size.embedding) if kind == "qk" else Bilinear(size.embedding, size.heads)
 
 
 class Block(nn.Module):
-    """One encoder layer with post-norm (Fig. 1) that also hands out its interaction's factors.
+    """One encoder layer with post-norm (Fig. 1) that also returns the factors of its interaction.
 
     Shape: (B, F, D) -> (B, F, D), left (B, F, D), right (B, F, D).
     """
@@ -126,10 +136,10 @@ class Block(nn.Module):
         if self.has_ffn:
             self.ffn = nn.Sequential(nn.Linear(width, size.ffn), nn.ReLU(), nn.Linear(size.ffn, width))
             self.ffn_norm = nn.LayerNorm(width)
-        # A block whose interaction nobody reads has none of its own: it would never be trained.
+        # A separate interaction that the head does not see would never be trained, so it is left out.
         is_separate = size.interaction == "separate" and size.fusion != "last"
         self.bilinear = Bilinear(width, size.heads) if is_separate else None
-        # NOTE[DIFF] The paper has no dropout in the encoder; 0, the default, is the paper's.
+        # NOTE[DIFF] The paper has no dropout in the encoder, which is the default, 0.
         self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, x_BFD: Tensor, plain: bool, allowed_FF: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,18 +154,21 @@ class Block(nn.Module):
 
     @property
     def output_norm(self) -> nn.LayerNorm:
-        """The last thing that a row goes through."""
+        """The norm of the block's output."""
         return self.ffn_norm if self.has_ffn else self.attention_norm
 
 
 class STEC(nn.Module):
-    """Ids and values -> logits.
+    """The model: ids and values -> logits.
 
-    plain: compute the interactions as the paper writes them. The other form, the default, gives the
-    same logits, gradients and running statistics from the same state dict without ever holding a
-    (B, F, F, D) tensor; it exists for the linear head only, so an MLP head is always plain.
-    Only attention = "request" asks for the fields' is_context.
-    With last = "block" the last block is its interaction alone: nothing reads the rest of it.
+    With last = "block", the last block is only its interaction, because nothing uses the rest of it.
+
+    Args:
+        fields: The model's fields. Only attention = "request" needs their is_context.
+        size: The options.
+        plain: Whether to compute the interactions as the paper writes them. The other form, the default, gives the same
+            logits, gradients and running statistics from the same state dict, without a (B, F, F, D) tensor in memory.
+            It exists only for the linear head, so a model with an MLP head is always plain.
     """
 
     allowed_FF: Tensor | None
@@ -167,7 +180,7 @@ class STEC(nn.Module):
         self.fusion = size.fusion
         self.fields = fields.count
         assert size.attention == "full" or len(fields.is_context) == self.fields
-        allowed_FF = who_attends(fields.is_context) if size.attention == "request" else None
+        allowed_FF = request_mask(fields.is_context) if size.attention == "request" else None
         self.register_buffer("allowed_FF", allowed_FF, persistent=False)
         self.register_buffer("pairs_P", pairs_in_head(size.pairs, self.fields), persistent=False)
         pairs = self.fields**2 if self.pairs_P is None else len(self.pairs_P)
@@ -179,15 +192,18 @@ class STEC(nn.Module):
         self.norms = nn.ModuleList(level_norm(pairs * size.embedding, size) for _ in range(levels_in_head))
         width = (len(self.norms) if size.fusion == "concat" else 1) * pairs * size.embedding
         self.head = mlp(width, size.mlp, size.mlp_dropout, size.mlp_batch_norm)
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
-        """Shape: ids int64 (B, categorical), values (B, numeric) -> logits (B). Eq. 12 is their BCE."""
+        """Return the logits, whose binary cross-entropy is Eq. 12.
+
+        Shape: ids int64 (B, categorical), values (B, numeric) -> (B).
+        """
         levels = self.levels(self.embedding(ids, values))[-len(self.norms) :]
-        return self.predict_plain(levels) if self.plain else self.predict_factorised(levels)
+        return self.predict_plain(levels) if self.plain else self.predict_factorized(levels)
 
     def levels(self, x_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The factors of every level: the blocks', then the standalone interaction's on the encoder's output."""
+        """Return the factors of every level: the blocks', then those of the standalone interaction on the output."""
         levels = []
         for block in self.blocks:
             x_BFD, left_BFD, right_BFD = block(x_BFD, self.plain, self.allowed_FF)
@@ -195,19 +211,19 @@ class STEC(nn.Module):
         return [*levels, self.last(x_BFD)]
 
     def predict_plain(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Normalise each level over the batch, concatenate (Eq. 11) or add, predict."""
-        normalised = [norm(self.in_head(*level)) for norm, level in zip(self.norms, levels, strict=True)]
-        fused = torch.stack(normalised).sum(0) if self.fusion == "add" else torch.cat(normalised, 1)
+        """Return the logits from normalizing each level over the batch and concatenating (Eq. 11) or adding them."""
+        normalized = [norm(self.in_head(*level)) for norm, level in zip(self.norms, levels, strict=True)]
+        fused = torch.stack(normalized).sum(0) if self.fusion == "add" else torch.cat(normalized, 1)
         logit_B: Tensor = self.head(fused)[:, 0]
         return logit_B
 
     def in_head(self, left_BFD: Tensor, right_BFD: Tensor) -> Tensor:
-        """A level's interaction as its norm takes it. Shape: (B, P * D)."""
+        """Return a level's interaction in the shape that its norm takes: (B, P * D)."""
         pairs_BPD = interaction(left_BFD, right_BFD).flatten(1, 2)
         return (pairs_BPD if self.pairs_P is None else pairs_BPD.index_select(1, self.pairs_P)).flatten(1)
 
-    def predict_factorised(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """The same with the linear head's weights pulled into the product: see model/stec/factorized.py."""
+    def predict_factorized(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return the same logits with the linear head's weights inside the product (see model/stec/factorized.py)."""
         logits = [
             level_logit(left, right, norm, weight, self.pairs_P)
             for (left, right), (norm, weight) in zip(levels, self.norms_and_weights(), strict=True)
@@ -216,39 +232,39 @@ class STEC(nn.Module):
         return torch.stack(logits).sum(0) + linear.bias
 
     def norms_and_weights(self) -> list[tuple[nn.BatchNorm1d, Tensor]]:
-        """Of each level that the head sees, with a linear head: its norm and its weights (P * D)."""
+        """Return the norm and the linear head's weights (P * D) of each level that the head sees."""
         weight: Tensor = self.head[0].weight[0]  # type: ignore[index]
         weights = [weight] * len(self.norms) if self.fusion == "add" else weight.chunk(len(self.norms))
         return list(zip(self.norms, weights, strict=True))  # type: ignore[arg-type]
 
 
 def stec_for(schema: FeatureSchema, sizes: Sequence[int], size: STECConfig) -> STEC:
-    """A new model of a schema's fields."""
+    """Return a new model for a schema, whose categorical fields have vocabularies of these sizes."""
     return STEC(fields_of(schema, sizes), size)
 
 
 def cost_note(size: STECConfig, fields: int) -> str | None:
-    """What an MLP head costs, in a sentence for whoever starts a training; None for the linear head."""
+    """Return a message about the cost of an MLP head, for the start of training; None for the linear head."""
     if not size.mlp:
         return None
     floats = fields**2 * size.embedding
     return (
-        f"mlp = {list(size.mlp)} trains in the plain form: of each row and level it holds {fields} x {fields} x "
-        f"{size.embedding} = {floats:,} numbers and their gradients, and its export has no kernel, no "
-        "explanation and no cascade; mlp = [] has all that, and trains several times as fast"
+        f"mlp = {list(size.mlp)} trains in the plain form, with {fields} x {fields} x {size.embedding} = {floats:,} "
+        "numbers and their gradients in memory for each row and level. Its export has no kernel, no explanation and no "
+        "cascade. mlp = [] has all of these and trains several times faster."
     )
 
 
 def score_divisor(size: STECConfig) -> float:
-    """What the interaction's sum over a head's width is divided by: Eq. 6's, or that of Figure 2a's AvgPool."""
+    """Return the divisor of the interaction's sum over a head's width: that of Eq. 6, or of Figure 2a's AvgPool."""
     per_head = size.embedding // size.heads
     return per_head if size.scale == "mean" else math.sqrt(per_head)
 
 
 def last_kind(size: STECConfig) -> str:
-    """Of the interaction behind the encoder: the standalone one, or with last = "block" the last block's.
+    """Return the kind of the interaction after the encoder: the standalone one's, or the last block's (last = "block").
 
-    NOTE[DIFF] The paper does not say what the standalone one is beside explicit interactions: as STEC's own.
+    NOTE[DIFF] The paper does not say which kind the standalone one is with explicit interactions; here it is "qk".
     """
     if size.last == "block":
         return "qk" if size.interaction == "qk" else "xwx"
@@ -256,14 +272,15 @@ def last_kind(size: STECConfig) -> str:
 
 
 def level_norm(channels: int, size: STECConfig) -> nn.BatchNorm1d:
+    """Return the batch norm of a level."""
     norm = nn.BatchNorm1d(channels)
-    if size.mlp_batch_norm:  # the next batch norm takes away what its shift adds: it would never be trained
+    if size.mlp_batch_norm:  # the next batch norm would subtract this shift, so it would never be trained
         norm.register_parameter("bias", None)
     return norm
 
 
-def _initialise(module: nn.Module) -> None:
-    initialise(module)
+def _initialize(module: nn.Module) -> None:
+    initialize(module)
     if isinstance(module, Bilinear):
         for head_KK in module.weight.unbind(0):
             nn.init.xavier_normal_(head_KK)

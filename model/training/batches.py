@@ -1,4 +1,4 @@
-"""The rows that training and evaluation read: from memory, or from disk block by block."""
+"""The rows that training and evaluation read, from memory or block by block from disk."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from torch import Tensor
 from contract.vocabulary import MISSING, UNKNOWN
 from model.experiment_config import Training
 
-BLOCK_ROWS = 4_194_304  # held in memory at once: 0.7 GB for 39 fields
-RUN_ROWS = 8_192  # contiguous on disk; a block mixes 512 of them
+BLOCK_ROWS = 4_194_304  # in memory at a time: 0.7 GB with 39 fields
+RUN_ROWS = 8_192  # contiguous on disk; a block mixes 512 runs
 
 
 @dataclass(frozen=True)
 class Split:
-    """ids integer (rows, categorical), values float32 (rows, numeric), labels float32 (rows).
+    """A split as arrays: ids integer (rows, categorical), values float32 (rows, numeric), labels float32 (rows).
 
-    ids and values may be memory-mapped: they are only read in parts.
+    ids and values may be memory-mapped. They are only read in parts.
     """
 
     ids: NDArray[Any]
@@ -31,13 +31,13 @@ class Split:
         return len(self.labels)
 
     def part(self, start: int, stop: int) -> "Rows":
-        """A copy: torch wants memory that it may write to."""
+        """Return a copy of some rows as tensors, because torch needs memory that it may write to."""
         return Rows(*(torch.from_numpy(np.array(a[start:stop])) for a in (self.ids, self.values, self.labels)))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A split's rows in memory, as tensors."""
+    """Rows of a split in memory, as tensors."""
 
     ids: Tensor
     values: Tensor
@@ -51,6 +51,7 @@ class Rows:
 
 
 def join(parts: list[Rows]) -> Rows:
+    """Return rows one after the other, without a copy if there is one part."""
     if len(parts) == 1:
         return parts[0]
     return Rows(
@@ -59,23 +60,23 @@ def join(parts: list[Rows]) -> Rows:
 
 
 class Batches:
-    """The training rows, shuffled anew for each epoch, with a share of the tokens hidden.
+    """The training rows, shuffled again for each epoch, with a share of the tokens hidden (see hide_tokens()).
 
-    A split of at most block_rows rows is held in memory and shuffled as a whole. A larger one is read from disk: its
-    runs of run_rows contiguous rows come in random order, as many as fill a block are mixed in memory, and the
-    block is shuffled. Every row comes once an epoch; only a last batch of one row is left out, for
-    batch normalisation needs two.
+    A split of at most block_rows rows is held in memory and shuffled as a whole. A larger split is read from disk in
+    runs of run_rows contiguous rows, in random order. As many runs as fill a block are held in memory, and the block is
+    shuffled. An epoch has every row once, except that a last batch of one row is left out: batch normalization needs
+    two.
     """
 
     def __init__(self, train: Split, recipe: Training, block_rows: int = BLOCK_ROWS, run_rows: int = RUN_ROWS) -> None:
         self._train, self._recipe = train, recipe
         self._block_rows, self._run_rows = block_rows, run_rows
         self._whole = train.part(0, len(train)) if len(train) <= block_rows else None
-        self._never_missing = _never_missing(train, block_rows)
+        self._never_missing = never_missing(train, block_rows)
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """ids int64, values and labels of a batch."""
+        """Yield ids int64 (B, categorical), values (B, numeric) and labels (B) of each batch."""
         size = self._recipe.batch_size
         pending: list[Rows] = []
         for block in self._blocks():
@@ -103,18 +104,24 @@ class Batches:
         return ids, rows.values, rows.labels
 
 
-def _never_missing(train: Split, block_rows: int) -> Tensor:
-    """Shape: bool (categorical)."""
+def never_missing(train: Split, block_rows: int) -> Tensor:
+    """Return which fields are never missing in train, bool (categorical). The ids are read block by block."""
     blocks = (train.ids[start : start + block_rows] for start in range(0, len(train), block_rows))
     return torch.from_numpy(np.logical_and.reduce([(block != MISSING).all(0) for block in blocks]))
 
 
 def hide_tokens(ids: Tensor, rate: float, never_missing: Tensor, generator: torch.Generator) -> Tensor:
-    """Makes a share of the known tokens unknown, so that a new ad's id 0 means something in serving.
+    """Return ids of which a share is replaced by the unknown id, so that the model learns what to do with a new ad.
 
-    In a field that the log never lacks, another such share becomes missing: a request may lack it, and an
-    id that no training row had would be noise, which the batch norm of a nearly constant field multiplies.
-    Shape: ids (B, categorical), never_missing bool (categorical).
+    In a field that is never missing in train, the same share is replaced by the missing id. The field may be
+    missing in a request, and an id without training rows would be noise, which the batch norm of a nearly constant
+    field amplifies.
+
+    Args:
+        ids: int64 (B, categorical).
+        rate: The share.
+        never_missing: bool (categorical).
+        generator: Draws the tokens to replace.
     """
     if rate == 0:
         return ids

@@ -1,6 +1,5 @@
-"""The processor that a model trains on, and its memory for training."""
+"""The device that a model trains on, and its memory."""
 
-import argparse
 import ctypes
 import platform
 import re
@@ -10,45 +9,47 @@ import torch
 from torch import nn
 
 CPUINFO = Path("/proc/cpuinfo")
-MMAP_MAX, TRIM_THRESHOLD = -4, -1  # mallopt's names for them
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # parameters of mallopt
 NEVER = 2**31 - 1
 CPU = torch.device("cpu")
-DEVICE_HELP = """where to train: cpu, as without it, or cuda, or cuda:1. A GPU draws other random numbers and adds in
-another order each time: the same seed gives another run there, as another seed would"""
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", type=find_device, default=CPU, help=DEVICE_HELP)
 
 
 def find_device(name: str) -> torch.device:
-    """Raises ArgumentTypeError, which argparse tells, for what is no device of this machine."""
+    """Return the device of this name: cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: If the name is another one, or this machine has no such GPU.
+    """
     if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", name):
-        raise argparse.ArgumentTypeError(f"{name} is neither cpu nor cuda, or cuda:1")
-    device, found = torch.device(name), torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= found:
-        way_out = "install a torch that is built for CUDA, or leave it out for the CPU"
-        raise argparse.ArgumentTypeError(f"{name} is not there: torch {torch.__version__} sees {found} GPUs; {way_out}")
+        raise ValueError(f"{name} is not a device. Use cpu, cuda or cuda:N.")
+    device, gpus = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(
+            f"{name} is not available: torch {torch.__version__} sees {gpus} GPUs. Install a torch that is built for "
+            "CUDA, or leave out --device to train on the CPU."
+        )
     return device
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters."""
     return next(model.parameters()).device
 
 
 def cpu_name() -> str:
-    """As the processor calls itself, where the system tells."""
+    """Return the processor's name, as far as the system knows it."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or "unknown CPU"
 
 
 def keep_freed_memory() -> None:
-    """Lets malloc keep what tensors give back, instead of taking fresh pages for every step (docs/decisions/0009).
+    """Make malloc keep the memory that tensors free, so that no step waits for new pages (docs/decisions/0009).
 
-    For this process, from now on; nothing where the C library has no mallopt.
+    This changes the whole process. It does nothing where the C library has no mallopt.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(MMAP_MAX, 0)  # a threshold does not do: glibc's largest is 32 MB, less than a wide layer's rows
-        libc.mallopt(TRIM_THRESHOLD, NEVER)
+        # A high mmap threshold is not enough: glibc's maximum is 32 MB, less than a wide layer's activations.
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, NEVER)

@@ -1,4 +1,4 @@
-"""When training has stopped getting better."""
+"""Early stopping: keeping the best epoch, and noticing when training no longer improves."""
 
 import copy
 from dataclasses import dataclass
@@ -9,12 +9,22 @@ from torch import Tensor, nn
 from model.experiment_config import Training
 from model.training.metrics import Metrics
 
-SMALLEST_GAIN = 1e-6  # of the monitored metric, to count as an improvement
+MIN_IMPROVEMENT = 1e-6  # of the monitored metric
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """loss: mean training BCE without the L2. rows_per_s: of training alone. wall_s: evaluation included."""
+    """What an epoch measured.
+
+    Attributes:
+        epoch: Its number, from 1.
+        loss: The mean training loss (binary cross-entropy) without the L2 penalties.
+        valid: The metrics on valid.
+        learning_rate: The rate that the epoch was trained with.
+        rows_per_s: Training rows per second, without the evaluation.
+        improved: Whether it was the best epoch so far.
+        wall_s: Seconds, with the evaluation.
+    """
 
     epoch: int
     loss: float
@@ -25,10 +35,10 @@ class Epoch:
     wall_s: float | None = None
 
 
-class Plateau:
-    """Keeps the best epoch's weights, and counts the epochs in a row that were no better.
+class EarlyStopping:
+    """Keeps the best epoch's weights and counts the epochs in a row that did not improve.
 
-    Training goes on from the current weights, not from the best ones: so did the paper's code base.
+    Training continues from the current weights, not from the best ones, as in the code base of the paper.
     """
 
     def __init__(self, recipe: Training) -> None:
@@ -37,13 +47,14 @@ class Plateau:
         self.best: dict[str, Tensor] = {}
 
     @property
-    def over(self) -> bool:
+    def should_stop(self) -> bool:
+        """Whether `patience` epochs in a row did not improve."""
         return self.failures >= self._patience
 
-    def judge(self, metrics: Metrics, model: nn.Module) -> bool:
-        """Whether the epoch was better than the best before it."""
+    def update(self, metrics: Metrics, model: nn.Module) -> bool:
+        """Take note of an epoch and return whether it improved. If it did, copy the model's weights."""
         score = metrics.auc if self._monitor == "auc" else -metrics.logloss
-        if score <= self.score + SMALLEST_GAIN:
+        if score <= self.score + MIN_IMPROVEMENT:
             self.failures += 1
             return False
         self.score, self.failures = score, 0

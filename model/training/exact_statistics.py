@@ -1,7 +1,7 @@
-"""Batch norms whose statistics are those of all of train.
+"""Batch norms with the statistics of all of train.
 
-While a model trains, a batch norm keeps a moving average over its last ten batches or so. What it says at the last of
-them is noise, and the whole model's mean prediction moves with it, by percents from one epoch to the next.
+While a model trains, a batch norm keeps a moving average over roughly its last ten batches. Its value after the last
+batch is noisy, and the mean prediction of the whole model moves with it, by percents from one epoch to the next.
 """
 
 import torch
@@ -14,10 +14,10 @@ from model.training.device import device_of
 
 @torch.no_grad()
 def measure_batch_norms(model: nn.Module, train: Split, recipe: Training) -> None:
-    """Gives every batch norm the mean, over an epoch's batches, of their means and variances under the present weights.
+    """Set every batch norm's statistics to the mean of the batches' means and variances over an epoch.
 
-    As "precise BN" in Wu and Johnson, Rethinking "Batch" in BatchNorm (2021), section 3. Tokens are hidden as in
-    training, and nothing is dropped out. The model is left in evaluation mode.
+    This is "precise BN" in Wu and Johnson, Rethinking "Batch" in BatchNorm (2021), section 3. The weights do not
+    change. Tokens are hidden as in training, and there is no dropout. The model is left in evaluation mode.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     if not norms:
@@ -29,7 +29,7 @@ def measure_batch_norms(model: nn.Module, train: Split, recipe: Training) -> Non
         norm.train()
     for number, (ids, values, _) in enumerate(Batches(train, recipe).epoch(), 1):
         for norm in norms:
-            norm.momentum = 1 / number  # a mean over all batches so far
+            norm.momentum = 1 / number  # the mean over all batches so far
         model(ids.to(device), values.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -1,4 +1,4 @@
-"""The training loop (section 4.1.5): a model in, its best weights out."""
+"""The training loop (section 4.1.5)."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from model.experiment_config import Training
 from model.training.batches import Batches, Split
 from model.training.checkpoint import Checkpoint, State
 from model.training.device import device_of
-from model.training.early_stopping import Epoch, Plateau
+from model.training.early_stopping import EarlyStopping, Epoch
 from model.training.metrics import evaluate
 
 LEARNING_RATE_FACTOR = 0.1
-SMALLEST_LEARNING_RATE = 1e-6
+MIN_LEARNING_RATE = 1e-6
 EVALUATION_ROWS = 16_384
-DIVERGED = "lower training.learning_rate or model.embedding_std"
+DIVERGED = "Training diverged. Lower training.learning_rate or model.embedding_std."
 
 
 def fit(
@@ -33,54 +33,60 @@ def fit(
     on_rows: Callable[[int], None] = lambda rows: None,
     checkpoint: Checkpoint | None = None,
 ) -> list[Epoch]:
-    """Trains in place, where the model is, and leaves the weights of the best epoch in it, not the last.
+    """Train a model in place on its device, leave the weights of the best epoch in it, and return all epochs.
 
-    tables: the embeddings, on which embedding_l2 falls; net_l2 falls on the rest. on_epoch is
-    called after each epoch, on_rows after each step with its number of rows.
-    checkpoint: where each finished epoch is kept, and where a killed run goes on, on a CPU with
-    the very weights that it would have had; on_epoch is then called for the epochs before, too.
+    Args:
+        model: ids int64 (B, categorical), values (B, numeric) -> logits (B).
+        tables: The embeddings, which embedding_l2 penalizes. net_l2 penalizes all other parameters.
+        train: The training rows.
+        valid: The rows that choose the best epoch.
+        recipe: The [training] section.
+        on_epoch: Called after each epoch, also for the epochs that a checkpoint restored.
+        on_rows: Called after each step with its number of rows.
+        checkpoint: Where each finished epoch is saved, and from where a killed run continues. On a CPU the run then
+            ends with the weights that it would have had.
 
     Raises:
-        ValueError: for fewer than two training rows, and when the loss or a prediction is no finite number.
+        ValueError: If there are fewer than two training rows, or the loss or a prediction is not finite.
     """
     if len(train) < 2:
-        raise ValueError(f"{len(train)} training rows: batch normalisation needs two")
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+        raise ValueError(f"train has {len(train)} rows; batch normalization needs at least two")
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     batches = Batches(train, recipe)
-    plateau = Plateau(recipe)
-    state = State(model, optimiser, batches.generator, plateau)
+    early_stopping = EarlyStopping(recipe)
+    state = State(model, optimizer, batches.generator, early_stopping)
     history = checkpoint.restore(state) if checkpoint else []
     for epoch in history:
         on_epoch(epoch)
-    while len(history) < recipe.epochs and not plateau.over:
+    while len(history) < recipe.epochs and not early_stopping.should_stop:
         start = time.perf_counter()
-        loss = _train_epoch(model, tables, batches, recipe, optimiser, on_rows)
+        loss = train_epoch(model, tables, batches, recipe, optimizer, on_rows)
         training_s = time.perf_counter() - start
-        epoch = _judge(len(history) + 1, loss, len(train) / training_s, state, valid)
+        epoch = evaluate_epoch(len(history) + 1, loss, len(train) / training_s, state, valid)
         history.append(replace(epoch, wall_s=time.perf_counter() - start))
         if checkpoint:
             checkpoint.save(state, history)
         on_epoch(history[-1])
-    model.load_state_dict(plateau.best)
+    model.load_state_dict(early_stopping.best)
     return history
 
 
-def _judge(number: int, loss: float, rows_per_s: float, state: State, valid: Split) -> Epoch:
-    """Evaluates an epoch, keeps its weights when they are the best, and lowers the learning rate when not."""
+def evaluate_epoch(number: int, loss: float, rows_per_s: float, state: State, valid: Split) -> Epoch:
+    """Evaluate the model on valid; keep its weights if they are the best, otherwise lower the learning rate."""
     ctr = predict(state.model, valid)
     if not np.isfinite(ctr).all():
-        raise ValueError(f"after epoch {number} not every prediction is a number: {DIVERGED}")
+        raise ValueError(f"after epoch {number}, some predictions are not finite. {DIVERGED}")
     metrics = evaluate(valid.labels, ctr)
-    improved = state.plateau.judge(metrics, state.model)
-    group = state.optimiser.param_groups[0]
+    improved = state.early_stopping.update(metrics, state.model)
+    group = state.optimizer.param_groups[0]
     epoch = Epoch(number, loss, metrics, group["lr"], rows_per_s, improved)
     if not improved:
-        group["lr"] = max(group["lr"] * LEARNING_RATE_FACTOR, SMALLEST_LEARNING_RATE)
+        group["lr"] = max(group["lr"] * LEARNING_RATE_FACTOR, MIN_LEARNING_RATE)
     return epoch
 
 
 def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
-    """Click probabilities (rows), in evaluation mode. The split is read in parts."""
+    """Return click probabilities (rows), with the model in evaluation mode. The split is read in parts."""
     model.eval()
     device, logits = device_of(model), []
     with torch.inference_mode():
@@ -90,24 +96,30 @@ def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
     return torch.cat(logits).double().sigmoid().cpu().numpy()
 
 
-def _train_epoch(
+def train_epoch(
     model: nn.Module,
     tables: Sequence[nn.Parameter],
     batches: Batches,
     recipe: Training,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     on_rows: Callable[[int], None],
 ) -> float:
+    """Train on every batch once and return the mean loss over the rows.
+
+    Raises:
+        ValueError: If the loss is not finite.
+    """
     model.train()
     device, seen = device_of(model), 0
-    total = torch.zeros((), dtype=torch.float64, device=device)  # read once: the next batch is made while a GPU works
+    # The sum stays on the device until the end: reading it in every step would make the CPU wait for the GPU.
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches.epoch():
         ids, values, labels = (tensor.to(device) for tensor in batch)
-        loss = train_step(model, tables, (ids, values, labels), recipe, optimiser)
+        loss = train_step(model, tables, (ids, values, labels), recipe, optimizer)
         total, seen = total + loss.double() * len(labels), seen + len(labels)
         on_rows(len(labels))
     if not total.isfinite():
-        raise ValueError(f"the training loss is {total.item()}: {DIVERGED}")
+        raise ValueError(f"the training loss is {total.item()}. {DIVERGED}")
     return total.item() / seen
 
 
@@ -116,22 +128,25 @@ def train_step(
     tables: Sequence[nn.Parameter],
     batch: tuple[Tensor, Tensor, Tensor],
     recipe: Training,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
 ) -> Tensor:
-    """One step on ids, values and labels; the loss of Eq. 12, a scalar without the penalties."""
+    """Take one step on ids, values and labels, and return the loss of Eq. 12, a scalar without the penalties."""
     ids, values, labels = batch
     in_tables = {id(p) for p in tables}
     rest = [p for p in model.parameters() if id(p) not in in_tables]
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss = functional.binary_cross_entropy_with_logits(model(ids, values), labels)
     (loss + l2_penalty(tables, recipe.embedding_l2) + l2_penalty(rest, recipe.net_l2)).backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    optimiser.step()
+    optimizer.step()
     return loss.detach()
 
 
 def l2_penalty(parameters: Sequence[nn.Parameter], l2: float) -> Tensor | float:
-    """(l2 / 2) |P|^2 over whole tables in every step: lazy or decoupled decay trains another model."""
+    """Return (l2 / 2) |P|^2.
+
+    It covers whole tables in every step, not only the rows of the batch. Lazy or decoupled decay trains another model.
+    """
     if l2 == 0:
         return 0.0
     return 0.5 * l2 * torch.stack([p.square().sum() for p in parameters]).sum()

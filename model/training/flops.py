@@ -1,14 +1,14 @@
 """Floating-point operations of one row's prediction, as the paper counts them (section 4.3, Fig. 3).
 
-One multiply-add is one FLOP. Counted are linear layers and matrix products; element-wise products,
-pooling, softmax, embeddings and norms are free. This is fvcore's convention, and it gives the paper's 41k
-for AFM. For STEC of F fields, width D, FFN width M and N blocks with a linear head it comes to
+One multiply-add is one FLOP. Linear layers and matrix products count; element-wise products, pooling, softmax,
+embeddings and norms do not. This is fvcore's convention, and it gives the paper's 41k for AFM. For STEC with F fields,
+width D, FFN width M, N blocks and a linear head the result is
 
     N (4 F D^2  +  F^2 D  +  2 F D M)  +  2 F D^2  +  (N + 1) F^2 D
        q k v out   weights v  FFN        last q, k   head
 
-The attention's scores are the pooled Hadamard product of q and k (Fig. 2a), hence free; F is 2 or more, for
-the counter sees no product in a sum over one field.
+The attention's scores are the pooled Hadamard product of q and k (Fig. 2a), so they do not count. F must be 2 or more:
+the counter does not see a product in a sum over one field.
 """
 
 import torch
@@ -18,9 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_flops(model: nn.Module, ids: Tensor, values: Tensor) -> int:
-    """Per row, of the model's plain form where it has two. Shape: ids int64 (B, categorical), values (B, numeric).
+    """Return the FLOPs of one row, for the model's plain form if it has two forms.
 
-    Leaves the model in the mode and form in which it was.
+    The model is left in its mode and form.
+
+    Args:
+        model: The model.
+        ids: int64 (B, categorical).
+        values: (B, numeric).
     """
     was_training, was_plain = model.training, getattr(model, "plain", None)
     model.eval()
@@ -35,4 +40,4 @@ def count_flops(model: nn.Module, ids: Tensor, values: Tensor) -> int:
         if was_plain is not None:
             model.plain = was_plain
     total: int = counter.get_total_flops()
-    return total // (2 * len(ids))  # the counter has two for a multiply-add
+    return total // (2 * len(ids))  # the counter counts two for a multiply-add

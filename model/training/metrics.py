@@ -1,4 +1,4 @@
-"""What a prediction is judged by: its order (AUC), its probabilities (logloss), and their calibration."""
+"""The metrics of predictions: their order (AUC), their probabilities (logloss), and their calibration."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,16 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss, roc_auc_score
 
-BINS = 15  # as Guo et al., On Calibration of Modern Neural Networks, ICML 2017
+BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """auc: 0 to 1. logloss: natural logarithm, mean over rows.
+    """The metrics of a split.
 
-    calibration_error: the expected calibration error, 0 to 1: mean over rows of |predicted - observed| of the
-    row's bin. predicted_over_observed: mean prediction / click rate, 1 where calibrated. Both are None in
-    runs that were measured before there were any.
+    Attributes:
+        auc: 0 to 1.
+        logloss: Mean over the rows, natural logarithm.
+        calibration_error: The expected calibration error, 0 to 1: the mean over the rows of |predicted - observed| of
+            the row's bin. None in runs that are older than this metric.
+        predicted_over_observed: Mean prediction / click rate; 1 if calibrated. None in runs that are older.
     """
 
     auc: float
@@ -27,7 +30,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows of like predictions: their number, their mean prediction and their click rate."""
+    """Rows with similar predictions: their number, mean prediction and click rate."""
 
     rows: int
     predicted: float
@@ -35,9 +38,17 @@ class Bin:
 
 
 def evaluate(labels: NDArray[np.floating], ctr: NDArray[np.floating]) -> Metrics:
-    """Labels 0 or 1 and probabilities, both (rows). Raises ValueError when only one class is there."""
+    """Return the metrics of a split.
+
+    Args:
+        labels: 0 or 1, (rows).
+        ctr: Probabilities, (rows).
+
+    Raises:
+        ValueError: If the labels are all equal.
+    """
     if labels.min() == labels.max():
-        raise ValueError("AUC needs clicks and non-clicks: this split has only one of them")
+        raise ValueError("AUC needs clicks and non-clicks; this split has only one of them")
     labels64, ctr64 = labels.astype(np.float64), ctr.astype(np.float64)
     return Metrics(
         auc=float(roc_auc_score(labels, ctr64)),
@@ -48,15 +59,16 @@ def evaluate(labels: NDArray[np.floating], ctr: NDArray[np.floating]) -> Metrics
 
 
 def expected_calibration_error(bins: list[Bin]) -> float:
+    """Return the mean over the rows of |predicted - observed| of the row's bin."""
     rows = sum(b.rows for b in bins)
     return sum(b.rows * abs(b.predicted - b.observed) for b in bins) / rows
 
 
 def reliability(labels: NDArray[np.floating], ctr: NDArray[Any]) -> list[Bin]:
-    """The rows in up to BINS bins of equal mass, the lowest predictions first. Equal predictions share a bin.
+    """Return up to BINS bins of equal mass, the lowest predictions first. Equal predictions share a bin.
 
-    Equal mass (Nixon et al., Measuring Calibration in Deep Learning, 2019), not equal width: click
-    probabilities crowd near zero, and most bins of equal width would be empty.
+    The bins have equal mass (Nixon et al., Measuring Calibration in Deep Learning, 2019), not equal width: most click
+    probabilities are close to zero, so most bins of equal width would be empty.
     """
     edges = np.unique(np.quantile(ctr, np.linspace(0, 1, BINS + 1)[1:-1]))
     bins = np.searchsorted(edges, ctr, side="left")

@@ -1,4 +1,4 @@
-"""What ctr-train shows while a model trains."""
+"""The progress that ctr-train shows while a model trains."""
 
 from types import TracebackType
 from typing import Protocol, Self
@@ -12,8 +12,8 @@ from model.experiment_config import Experiment
 from model.training.early_stopping import Epoch
 
 
-class Watch(Protocol):
-    """Entered when a run begins, left when it ends."""
+class TrainingProgress(Protocol):
+    """Shows the progress of one run. It is entered when the run starts and left when it ends."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -23,10 +23,19 @@ class Watch(Protocol):
     def on_rows(self, rows: int) -> None: ...
 
 
-class LiveTable:
-    """One line an epoch, and a bar for the rows of the current one. Into a file, a plain line an epoch."""
+class EpochTable:
+    """A table with a line for each epoch, and a bar for the rows of the current one.
+
+    If the output is not a terminal, a plain line for each epoch.
+    """
 
     def __init__(self, experiment: Experiment, rows: int) -> None:
+        """Make the table.
+
+        Args:
+            experiment: What is trained.
+            rows: The number of training rows.
+        """
         self._table = Table(title=f"{experiment.name}, seed {experiment.training.seed}")
         for column in ("epoch", "loss", "valid AUC", "valid logloss", "lr", "rows/s"):
             self._table.add_column(column, justify="right")
@@ -37,7 +46,7 @@ class LiveTable:
         self._live = Live(Group(self._table, self._bar), console=Console(), refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        if self._live.console.is_terminal:  # elsewhere it would draw an empty bar, once
+        if self._live.console.is_terminal:  # otherwise rich would print one empty bar
             self._live.start()
         return self
 
@@ -47,9 +56,11 @@ class LiveTable:
         self._live.stop()
 
     def on_rows(self, rows: int) -> None:
+        """Advance the bar."""
         self._bar.advance(self._task, rows)
 
     def on_epoch(self, epoch: Epoch) -> None:
+        """Add a line, and start the bar again. A star marks the best epoch so far."""
         cells = (
             f"{epoch.loss:.5f}",
             f"{epoch.valid.auc:.5f}",

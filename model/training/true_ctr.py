@@ -1,4 +1,4 @@
-"""Predictions beside the probabilities that the clicks were drawn from: only a generated log has them."""
+"""Comparing predictions with the true click probabilities, which only a generated log has."""
 
 from dataclasses import dataclass
 
@@ -16,8 +16,14 @@ TENTHS = 10
 
 @dataclass(frozen=True)
 class TrueComparison:
-    """overall, unseen, tenths: mean predicted / mean true, 1 where calibrated. unseen: the rows whose ad
-    train never had; tenths: by prediction, the lowest first.
+    """Predictions compared with the true probabilities. Ratios are mean predicted / mean true, 1 if calibrated.
+
+    Attributes:
+        auc: The AUC of the predictions.
+        true_auc: The AUC of the true probabilities.
+        overall: The ratio over all rows.
+        unseen: The ratio over the rows with an ad that train does not have.
+        tenths: The ratio of each tenth of the rows, by prediction, the lowest first.
     """
 
     auc: float
@@ -28,7 +34,11 @@ class TrueComparison:
 
 
 def compare_with_truth(model: nn.Module, prepared: Prepared, test: Split) -> TrueComparison:
-    """On the test split. Raises ValueError when the log has no true probabilities or no field `ad`."""
+    """Compare the model's predictions on test with the true probabilities.
+
+    Raises:
+        ValueError: If the log has no true probabilities or no field `ad`.
+    """
     true = np.array(prepared.column("test", TRUE_CTR))
     ctr = predict(model, test)
     column = [f.name for f in prepared.schema.select("categorical")].index("ad")

@@ -1,11 +1,14 @@
-"""API keys, from a file: who may ask. Lines of `name key`; the name is what metrics and the log say."""
+"""API keys, read from a file.
+
+Each line of the file is `name key`. Metrics and logs show the name, never the key.
+"""
 
 import hashlib
 import hmac
 import logging
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,88 +19,98 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 KEY = re.compile(r"[!-~]{16,512}")
 ADMIN = "admin"
-LARGEST_BYTES = 1024 * 1024
+MAX_FILE_BYTES = 1024 * 1024
 
 
 class KeysError(SettingsError):
-    """A file of keys that cannot be used. Names the file and the line, never a key."""
+    """A file of keys cannot be used. The message names the file and the line, but never a key."""
 
 
 @dataclass(frozen=True)
 class ApiKeys:
-    """Digests and not keys: of equal length, so that comparing them takes always the same time."""
+    """API keys by name. Holds digests instead of keys: as all have one length, comparing them takes constant time."""
 
     names: tuple[str, ...]
     _digests: tuple[bytes, ...] = field(repr=False)
 
     def name_of(self, headers: Mapping[str, str]) -> str | None:
-        """Whose key the headers have: `Authorization: Bearer KEY`, or `X-Api-Key: KEY`. None: nobody's."""
-        given = hashlib.sha256(_given(headers).encode("utf-8", "surrogateescape")).digest()
+        """Return the name of the key in `Authorization: Bearer KEY` or `X-Api-Key: KEY`, or None if it is not valid."""
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = None
-        # All of them, and to the end: how long it takes must not say which one was nearly right.
-        for name, digest in zip(self.names, self._digests, strict=True):
-            if hmac.compare_digest(given, digest):
+        # Always compare all of them, so that the time it takes does not tell which key was found.
+        for name, known in zip(self.names, self._digests, strict=True):
+            if hmac.compare_digest(digest, known):
                 found = name
         return found
 
 
 def read_keys(path: Path) -> ApiKeys:
-    """Raises KeysError for what is no line of `name key`, a name or a key that is there twice, and no key at all."""
+    """Read a file with a line `name key` for each client. Blank lines and lines that start with # are ignored.
+
+    Raises:
+        KeysError: The file cannot be read, a line is invalid, a name or key appears twice, or there is no key.
+    """
     names: list[str] = []
     keys: list[str] = []
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         name, _, key = line.partition(" ")
+        key = key.strip()
         if not NAME.fullmatch(name):
             raise KeysError(
-                f"{path}, line {number}: begin with a name of letters, digits, `_`, `.` or `-`, then the key"
+                f"{path}:{number}: the name is not 1 to 64 letters, digits, '_', '.' or '-'. Write a line `name key`."
             )
-        _check_key(path, number, key.strip())
-        if name in names or key.strip() in keys:
-            raise KeysError(f"{path}, line {number}: this name or this key is there already: remove one")
+        check_key(path, number, key)
+        if name in names or key in keys:
+            raise KeysError(f"{path}:{number}: this name or this key is already in the file. Remove one of the lines.")
         names.append(name)
-        keys.append(key.strip())
-    return _keys(path, names, keys)
+        keys.append(key)
+    return hashed(path, names, keys)
 
 
 def read_admin_key(path: Path) -> ApiKeys:
-    """From a file with a key and nothing else. Raises KeysError."""
-    lines = _lines(path)
+    """Read a file that holds one key and no name.
+
+    Raises:
+        KeysError: The file cannot be read, its key is invalid, or it does not hold exactly one key.
+    """
+    lines = read_lines(path)
     for number, line in lines:
-        _check_key(path, number, line)
+        check_key(path, number, line)
     if len(lines) > 1:
-        raise KeysError(f"{path}: has {len(lines)} lines: put one key there")
-    return _keys(path, [ADMIN] * len(lines), [line for _, line in lines])
+        raise KeysError(f"{path}: {len(lines)} lines hold keys. Keep one.")
+    return hashed(path, [ADMIN] * len(lines), [line for _, line in lines])
 
 
-def _keys(path: Path, names: list[str], keys: list[str]) -> ApiKeys:
+def hashed(path: Path, names: Sequence[str], keys: Sequence[str]) -> ApiKeys:
+    """Return the keys of a file, of which there must be one at least."""
     if not keys:
-        raise KeysError(f"{path}: has no key: put one there, or do not set the file")
+        raise KeysError(f"{path}: the file holds no key. Add one, or unset the setting.")
     return ApiKeys(tuple(names), tuple(hashlib.sha256(key.encode()).digest() for key in keys))
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """With their numbers, without blank ones and comments."""
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a file with their numbers, without blank lines and comments. Raises KeysError."""
     try:
         if path.stat().st_mode & stat.S_IROTH:
-            log.warning("%s can be read by everybody: chmod 600", path)
+            log.warning("%s is readable by every user: run chmod 600 on it", path)
         with path.open("rb") as file:
-            raw = file.read(LARGEST_BYTES + 1)
-        if len(raw) > LARGEST_BYTES:
-            raise KeysError(f"{path}: has more than {LARGEST_BYTES} bytes: remove the keys that nobody needs")
+            raw = file.read(MAX_FILE_BYTES + 1)
+        if len(raw) > MAX_FILE_BYTES:
+            raise KeysError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes. Remove keys that are not used.")
         text = raw.decode()
     except OSError as error:
-        raise KeysError(f"{path}: {error.strerror}: the keys cannot be read") from error
+        raise KeysError(
+            f"{path}: the keys cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from error
     except UnicodeDecodeError as error:
-        raise KeysError(f"{path}: is no text: write lines of `name key`") from error
+        raise KeysError(f"{path}: the file is not UTF-8 text. Write lines of `name key`.") from error
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]
 
 
-def _check_key(path: Path, number: int, key: str) -> None:
+def check_key(path: Path, number: int, key: str) -> None:
+    """Raise KeysError unless the key on this line of the file is valid."""
     if not KEY.fullmatch(key):
-        raise KeysError(f"{path}, line {number}: a key has 16 to 512 printable ASCII characters and no blank")
-
-
-def _given(headers: Mapping[str, str]) -> str:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        raise KeysError(f"{path}:{number}: the key is not 16 to 512 printable ASCII characters without a space.")

@@ -1,4 +1,4 @@
-"""What comes in of a request, before anybody reads it: its type, its body, when it was there, until when it waits."""
+"""Read a request before it is decoded: its content type, its body, when it arrived, and its deadline."""
 
 import asyncio
 import time
@@ -10,59 +10,84 @@ from service.errors import BadRequest, DeadlineExceeded, TooLarge, WrongType
 from service.settings import MAX_TIMEOUT_MS
 
 JSON = "application/json"
+MAX_QUOTED_CHARS = 100  # of a client's header, in a message
 
 
-def check_type(request: Request) -> None:
-    """Raises WrongType for anything but plain JSON."""
-    given = request.headers.get("content-type", "")
-    if given.partition(";")[0].strip().lower() != JSON:
-        raise WrongType(f"The content type is {given[:100]!r}: send 'Content-Type: {JSON}'")
+def check_content_type(request: Request) -> None:
+    """Raise WrongType unless the body is JSON without compression."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != JSON:
+        raise WrongType(f"Content-Type is {content_type[:MAX_QUOTED_CHARS]!r}. Send Content-Type: {JSON}.")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise WrongType(f"The content encoding is {encoding[:100]!r}: send the body as it is, without Content-Encoding")
+        raise WrongType(
+            f"Content-Encoding is {encoding[:MAX_QUOTED_CHARS]!r}. Send an uncompressed body without this header."
+        )
 
 
-async def read_body(request: Request, limit: int, longest_s: float, hold: Callable[[int], None]) -> bytes:
-    """Never holds more than the limit and one chunk in memory. hold: is told of each chunk's bytes.
+async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Callable[[int], None]) -> bytes:
+    """Return the body. Never holds more than `max_bytes` and one chunk in memory.
+
+    Args:
+        request: A request whose body has not been read.
+        max_bytes: The largest body.
+        timeout_s: How long the body may take to arrive.
+        hold: Called with the size of each chunk, and may raise.
 
     Raises:
-        TooLarge: above the limit. DeadlineExceeded: when it comes too slowly.
+        TooLarge: The body has more than `max_bytes`.
+        DeadlineExceeded: The body did not arrive in time.
     """
-    too_large = TooLarge(f"This server reads at most {limit} bytes: split the request, or raise CTR_MAX_BODY_BYTES")
+    too_large = TooLarge(
+        f"The body exceeds this server's limit of {max_bytes} bytes. Split the request, or raise CTR_MAX_BODY_BYTES."
+    )
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced[:20]) > limit:
+    if announced.isdigit() and int(announced[:20]) > max_bytes:
         raise too_large
     chunks: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(longest_s):
+        async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > limit:
+                if size > max_bytes:
                     raise too_large
                 hold(len(chunk))
                 chunks.append(chunk)
     except TimeoutError:
-        raise DeadlineExceeded(f"The body did not arrive within {longest_s:g} s: send it faster") from None
+        raise DeadlineExceeded(
+            f"The body did not arrive within {timeout_s:g} s. Send it faster, or raise CTR_BODY_TIMEOUT_MS."
+        ) from None
     return b"".join(chunks)
 
 
 def arrival_s(request: Request) -> float:
-    """When the request's head was there, on time.perf_counter's clock."""
-    known: float = getattr(request.state, "arrived_s", None) or time.perf_counter()
-    return known
+    """Return when the request's head arrived, on time.perf_counter's clock."""
+    arrived_s: float = getattr(request.state, "arrived_s", None) or time.perf_counter()
+    return arrived_s
 
 
-def deadline(request: Request, arrived_s: float, asked_ms: int | None, otherwise_ms: int) -> float:
-    """Until when to answer, on the same clock: by the body (asked_ms), else by the header. Raises BadRequest."""
-    return arrived_s + (asked_ms or _timeout_ms(request, otherwise_ms)) / 1e3
+def deadline(request: Request, arrived_s: float, timeout_ms: int | None, default_ms: int) -> float:
+    """Return the time until which the client waits, on time.perf_counter's clock.
 
+    Args:
+        request: A request that may have the header X-Timeout-Ms.
+        arrived_s: When the request arrived.
+        timeout_ms: The timeout in the body, which overrides the header.
+        default_ms: The timeout of a request that has neither.
 
-def _timeout_ms(request: Request, otherwise: int) -> int:
-    given = request.headers.get("x-timeout-ms")
-    if given is None:
-        return otherwise
-    given = given.strip()
-    if not (given.isascii() and given.isdigit() and len(given) < 8 and 1 <= int(given) <= MAX_TIMEOUT_MS):
-        raise BadRequest(f"header X-Timeout-Ms: send whole milliseconds from 1 to {MAX_TIMEOUT_MS}")
-    return int(given)
+    Raises:
+        BadRequest: The header is not a valid timeout, and the body has none.
+    """
+    if timeout_ms is None:
+        timeout_ms = default_ms
+        if (header := request.headers.get("x-timeout-ms")) is not None:
+            digits = header.strip()
+            # The length first: int() refuses thousands of digits.
+            valid = digits.isascii() and digits.isdigit() and len(digits) < 8 and 1 <= int(digits) <= MAX_TIMEOUT_MS
+            if not valid:
+                raise BadRequest(
+                    f"Header X-Timeout-Ms: expected a whole number of milliseconds from 1 to {MAX_TIMEOUT_MS}."
+                )
+            timeout_ms = int(digits)
+    return arrived_s + timeout_ms / 1e3

@@ -1,4 +1,4 @@
-"""An example request for a bundle, such as every server that serves it accepts: a strict one, too."""
+"""Build an example request for a bundle. Every server of the bundle accepts it, even with CTR_STRICT."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,68 +9,79 @@ from contract.bundle import Bundle
 from contract.golden import GoldenRequest
 from contract.schema import Field, Side
 from contract.tokens import number_in_bucket, tokenizer
-from contract.vocabulary import UNKNOWN
+from contract.vocabulary import UNKNOWN, Vocabulary
 
-CANDIDATES = 3
-TIMEOUT_MS = 1000  # a person waits, not an auction
+MAX_CANDIDATES = 3
+TIMEOUT_MS = 1000  # a person waits for the response, and not an auction
 
 
 def example_request(bundle: Bundle, golden: Sequence[GoldenRequest], max_candidates: int) -> dict[str, Any]:
-    """A golden request's first candidates; what is missing or unknown there is taken from other golden requests."""
-    most = min(CANDIDATES, max_candidates)
-    example = _Example(bundle, golden)
-    one = max(golden, key=lambda request: (len(request.candidates[:most]), example.known_values(request, most)))
+    """Return the request that has most known values, with known values in place of the others.
+
+    Args:
+        bundle: The bundle whose fields and vocabularies the request must fit.
+        golden: Requests to choose from and to take values from.
+        max_candidates: How many candidates the server accepts. The example has at most three.
+    """
+    count = min(MAX_CANDIDATES, max_candidates)
+    values = KnownValues(bundle, golden)
+    best = max(golden, key=lambda request: (len(request.candidates[:count]), values.count(request, count)))
     return {
-        "context": example.filled("context", one.context, 0),
+        "context": values.fill("context", best.context, 0),
         "candidates": [
-            {"id": candidate.id, "features": example.filled("candidate", candidate.features, number)}
-            for number, candidate in enumerate(one.candidates[:most])
+            {"id": candidate.id, "features": values.fill("candidate", candidate.features, number)}
+            for number, candidate in enumerate(best.candidates[:count])
         ],
         "timeout_ms": TIMEOUT_MS,
     }
 
 
-class _Example:
+class KnownValues:
+    """Values of each field that are neither missing nor unknown to the bundle."""
+
     def __init__(self, bundle: Bundle, golden: Sequence[GoldenRequest]) -> None:
-        self._bundle = bundle
+        self._vocabularies = bundle.vocabularies
+        fields = bundle.schema.fields
+        self._fields = {side: [field for field in fields if field.side == side] for side in ("context", "candidate")}
         rows: dict[Side, list[Mapping[str, Any]]] = {
-            "context": [one.context for one in golden],
-            "candidate": [candidate.features for one in golden for candidate in one.candidates],
+            "context": [request.context for request in golden],
+            "candidate": [candidate.features for request in golden for candidate in request.candidates],
         }
-        self._substitutes = {
-            field.name: [row[field.name] for row in rows[field.side] if self._is_known(field, row.get(field.name))]
-            or [self._made_up(field)]
-            for field in bundle.schema.fields
+        self._known = {
+            field.name: [row[field.name] for row in rows[field.side] if self.is_known(field, row.get(field.name))]
+            or [placeholder(field, bundle.vocabularies.get(field.name))]
+            for field in fields
         }
 
-    def filled(self, side: Side, features: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """The side's fields, each with a known value; `number` tells apart what has to be filled in."""
-        return {field.name: self._value(field, features, number) for field in self._fields(side)}
-
-    def known_values(self, request: GoldenRequest, candidates: int) -> int:
-        rows: list[tuple[Side, Mapping[str, Any]]] = [("context", request.context)]
-        rows += [("candidate", candidate.features) for candidate in request.candidates[:candidates]]
-        return sum(self._is_known(f, features.get(f.name)) for side, features in rows for f in self._fields(side))
-
-    def _fields(self, side: Side) -> list[Field]:
-        return [field for field in self._bundle.schema.fields if field.side == side]
-
-    def _value(self, field: Field, features: Mapping[str, Any], number: int) -> Any:
-        value = features.get(field.name)
-        substitutes = self._substitutes[field.name]
-        return value if self._is_known(field, value) else substitutes[number % len(substitutes)]
-
-    def _is_known(self, field: Field, value: Any) -> bool:
+    def is_known(self, field: Field, value: Any) -> bool:
+        """Return whether the value is neither missing nor unknown."""
         if field.kind == "numeric":
             return value is not None
-        known, vocabulary = tokenizer(field)(value), self._bundle.vocabularies.get(field.name)
-        # A vocabulary that Redis alone has is not asked for an example.
-        return known is not None and (vocabulary is None or vocabulary(known) != UNKNOWN)
+        token, vocabulary = tokenizer(field)(value), self._vocabularies.get(field.name)
+        # A bundle whose vocabulary is only in Redis has none to ask.
+        return token is not None and (vocabulary is None or vocabulary(token) != UNKNOWN)
 
-    def _made_up(self, field: Field) -> Any:
-        if field.kind == "numeric":
-            return field.mean
-        vocabulary = self._bundle.vocabularies.get(field.name)
-        if field.transform is not UNSET:
-            return 1.0 if vocabulary is None else next((number_in_bucket(t) for t, _ in vocabulary.items()), 1.0)
-        return "unknown" if vocabulary is None else next((known for known, _ in vocabulary.items()), "unknown")
+    def count(self, request: GoldenRequest, candidates: int) -> int:
+        """Return how many values of the context and the first candidates are known."""
+        rows: list[tuple[Side, Mapping[str, Any]]] = [("context", request.context)]
+        rows += [("candidate", candidate.features) for candidate in request.candidates[:candidates]]
+        return sum(
+            self.is_known(field, features.get(field.name)) for side, features in rows for field in self._fields[side]
+        )
+
+    def fill(self, side: Side, features: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Return the side's fields, each with a known value. `number` selects among the values to fill in."""
+        filled = {}
+        for field in self._fields[side]:
+            value, known = features.get(field.name), self._known[field.name]
+            filled[field.name] = value if self.is_known(field, value) else known[number % len(known)]
+        return filled
+
+
+def placeholder(field: Field, vocabulary: Vocabulary | None) -> Any:
+    """Return a value of a field that no golden request has a known value of."""
+    if field.kind == "numeric":
+        return field.mean
+    if field.transform is not UNSET:
+        return 1.0 if vocabulary is None else next((number_in_bucket(token) for token, _ in vocabulary.items()), 1.0)
+    return "unknown" if vocabulary is None else next((token for token, _ in vocabulary.items()), "unknown")

@@ -1,34 +1,33 @@
-"""The OpenAPI document, made from the very types that the service decodes and encodes with."""
+"""The OpenAPI document, generated from the types that the service decodes and encodes with."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import msgspec
 
-from contract.pairs import MOST_CANDIDATES
+from contract.pairs import MAX_CANDIDATES
 from service.api.problem_details import ProblemDetails
 from service.api.schemas import ExplainRequest, ExplainResponse, ModelResponse, ScoreRequest, ScoreResponse
 from service.settings import MAX_TIMEOUT_MS
 
-REFUSALS = {
-    400: "the body is no JSON, or what came is not HTTP/1.1",
-    401: "this server asks for an API key, and none of its keys was given",
-    408: "the head did not arrive in time",
-    413: "the body is too large",
-    415: "the content type is not application/json, or the body is compressed",
-    422: "the request cannot be scored; says where and why",
-    429: "overloaded: try again after Retry-After seconds",
-    431: "the head is too large",
-    500: "the server failed; the request_id is in its log",
-    503: "not ready",
-    504: "the deadline has passed",
+PROBLEMS = {
+    400: "The body is not JSON, or the request is not HTTP/1.1.",
+    401: "The server requires an API key, and the request has none of its keys.",
+    408: "The request's head did not arrive in time.",
+    413: "The body is too large.",
+    415: "The content type is not application/json, or the body is compressed.",
+    422: "The request is invalid. The details say where, and what to send.",
+    429: "The server is overloaded. Try again after Retry-After seconds.",
+    431: "The request's head is too large.",
+    500: "The server failed. Its log has the request_id.",
+    503: "The server is not ready.",
+    504: "The deadline has passed.",
 }
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
 }
-# Or none of them: not every server has keys.
+# The empty one: a server without a file of keys requires none.
 KEYED: dict[str, Any] = {"security": [{}, {"bearer": []}, {"header": []}]}
 TIMEOUT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS}
 HEADERS: list[dict[str, Any]] = [
@@ -36,9 +35,9 @@ HEADERS: list[dict[str, Any]] = [
         "name": "X-Request-Id",
         "in": "header",
         "schema": {"type": "string", "maxLength": 128},
-        "description": "echoed; made up when it is missing",
+        "description": "Returned in the response. Generated when it is missing.",
     },
-    {"name": "X-Timeout-Ms", "in": "header", "schema": TIMEOUT, "description": "timeout_ms in the body wins"},
+    {"name": "X-Timeout-Ms", "in": "header", "schema": TIMEOUT, "description": "The body's timeout_ms overrides it."},
 ]
 REQUEST_EXAMPLE = {
     "context": {"user": "u1", "weekday": "sunday"},
@@ -58,72 +57,83 @@ RESPONSE_EXAMPLE = {
 
 
 def openapi(title: str, version: str, metrics: bool = True) -> dict[str, Any]:
-    """metrics: whether /metrics is on this port."""
+    """Return the OpenAPI document.
+
+    Args:
+        title: Of the application.
+        version: Of the application.
+        metrics: Whether this port serves /metrics.
+    """
     types = (ScoreRequest, ScoreResponse, ModelResponse, ProblemDetails, ExplainRequest, ExplainResponse)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    request, response, model, problem, explain, explanation = references
-    refused = partial(_refusals, problem)
+    score_request, score_response, model, problem, explain_request, explain_response = references
+    explain_example = {name: value for name, value in REQUEST_EXAMPLE.items() if name != "timeout_ms"} | {"pairs": 5}
+    paths = {
+        "/v1/score": {
+            "post": {
+                "summary": "Return the click probability of each candidate",
+                **KEYED,
+                "parameters": HEADERS,
+                "requestBody": {"required": True, "content": json_content(score_request, REQUEST_EXAMPLE)},
+                "responses": {
+                    "200": {
+                        "description": "The scores, in the order of the candidates.",
+                        "content": json_content(score_response, RESPONSE_EXAMPLE),
+                    },
+                    **problems(problem),
+                },
+            }
+        },
+        "/v1/explain": {
+            "post": {
+                "summary": f"Return how pairs of fields make up the probability of up to {MAX_CANDIDATES} candidates",
+                **KEYED,
+                "parameters": HEADERS,
+                "requestBody": {"required": True, "content": json_content(explain_request, explain_example)},
+                "responses": {
+                    "200": {
+                        "description": "The explanations, in the order of the candidates.",
+                        "content": json_content(explain_response),
+                    },
+                    **problems(problem, {404: "The model cannot be explained.", **PROBLEMS}),
+                },
+            }
+        },
+        "/v1/model": {
+            "get": {
+                "summary": "Return the version, metrics and fields of the model",
+                **KEYED,
+                "responses": {
+                    "200": {"description": "The model.", "content": json_content(model)},
+                    **problems(problem, {401: PROBLEMS[401]}),
+                },
+            }
+        },
+        "/livez": probe("Return 200 while the process is alive"),
+        "/readyz": probe("Return 200 once the model has passed its self-test", problems(problem, {503: PROBLEMS[503]})),
+    }
+    if metrics:
+        paths["/metrics"] = probe("Return metrics in Prometheus's text format", problems(problem, {503: PROBLEMS[503]}))
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
-        "paths": {
-            "/v1/score": {"post": _score(request, response, problem)},
-            "/v1/explain": {"post": _explain(explain, explanation, problem)},
-            "/v1/model": {"get": _get("The model: version, metrics, fields", _json(model), refused(401)) | KEYED},
-            "/livez": {"get": _get("200 while the process lives", _text())},
-            "/readyz": {"get": _get("200 once the golden requests came out right", _text(), refused(503))},
-            **({"/metrics": {"get": _get("Prometheus's text format", _text(), refused(503))}} if metrics else {}),
-        },
+        "paths": paths,
         "components": {"schemas": components, "securitySchemes": SECURITY_SCHEMES},
     }
 
 
-def _score(request: dict[str, Any], response: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "summary": "The click probability of each candidate",
-        **KEYED,
-        "parameters": HEADERS,
-        "requestBody": {"required": True, "content": _json(request, REQUEST_EXAMPLE)},
-        "responses": {
-            "200": {"description": "in the order of the candidates", "content": _json(response, RESPONSE_EXAMPLE)},
-            **_refusals(problem),
-        },
-    }
+def problems(schema: Mapping[str, Any], descriptions: Mapping[int, str] = PROBLEMS) -> dict[str, Any]:
+    """Return a response for each status, with problem details."""
+    content = {"application/problem+json": {"schema": schema}}
+    return {str(status): {"description": text, "content": content} for status, text in descriptions.items()}
 
 
-def _explain(request: dict[str, Any], response: dict[str, Any], problem: dict[str, Any]) -> dict[str, Any]:
-    example = {name: value for name, value in REQUEST_EXAMPLE.items() if name != "timeout_ms"} | {"pairs": 5}
-    return {
-        "summary": f"Which pairs of fields make a candidate's probability; of {MOST_CANDIDATES} candidates at most",
-        **KEYED,
-        "parameters": HEADERS,
-        "requestBody": {"required": True, "content": _json(request, example)},
-        "responses": {
-            "200": {"description": "the largest contributions first", "content": _json(response)},
-            "404": {"description": "this model has no explanation", "content": _problem(problem)},
-            **_refusals(problem),
-        },
-    }
+def probe(summary: str, failures: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the path of a GET that answers with text."""
+    ok = {"description": "OK.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {"get": {"summary": summary, "responses": {"200": ok, **(failures or {})}}}
 
 
-def _refusals(problem: dict[str, Any], *statuses: int) -> dict[str, Any]:
-    """All of them, where none is named."""
-    return {
-        str(status): {"description": REFUSALS[status], "content": _problem(problem)} for status in statuses or REFUSALS
-    }
-
-
-def _problem(problem: dict[str, Any]) -> dict[str, Any]:
-    return {"application/problem+json": {"schema": problem}}
-
-
-def _get(summary: str, content: dict[str, Any], refusals: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": {"description": "OK", "content": content}, **(refusals or {})}}
-
-
-def _json(schema: dict[str, Any], example: dict[str, Any] | None = None) -> dict[str, Any]:
+def json_content(schema: Mapping[str, Any], example: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the content of a JSON body."""
     return {"application/json": {"schema": schema, **({"example": example} if example else {})}}
-
-
-def _text() -> dict[str, Any]:
-    return {"text/plain": {"schema": {"type": "string"}}}

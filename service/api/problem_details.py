@@ -1,9 +1,9 @@
-"""Problem details (RFC 9457): turn what a request raised into a response, and log what is the server's fault."""
+"""Problem details (RFC 9457): turn exceptions into responses, and log the failures of the server."""
 
 import asyncio
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from secrets import token_hex
@@ -19,10 +19,12 @@ from service.telemetry.json_logging import FIELDS, fields, frames
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")  # printable ASCII without the space: safe in a header and in a log
+MAX_QUOTED_CHARS = 100  # of a path or a method, in a message
+INTERNAL_ERROR = "The server failed to process this request. Its log has the details under this request_id."
 
 
 class ProblemDetails(msgspec.Struct, omit_defaults=True):
-    """RFC 9457."""
+    """Why a request was not answered (RFC 9457). Clients should rely on `type` and `status`: the texts may change."""
 
     type: str
     title: str
@@ -33,7 +35,7 @@ class ProblemDetails(msgspec.Struct, omit_defaults=True):
 
 
 def request_id(request: Request) -> str:
-    """The client's X-Request-Id when it is sane, else a new one; the same for the whole life of a request."""
+    """Return the id of a request: its X-Request-Id if that is valid, else a new one. The same at every call."""
     known: str | None = getattr(request.state, "request_id", None)
     if known is None:
         known = request_id_for(request.headers.get("x-request-id", ""))
@@ -42,72 +44,78 @@ def request_id(request: Request) -> str:
 
 
 def request_id_for(given: str) -> str:
-    """What the client gave when it is sane, else a new one."""
+    """Return the client's id if it is valid, else a new one."""
     return given if REQUEST_ID.fullmatch(given) else token_hex(16)
+
+
+def problem_type(problem: Problem) -> str:
+    """Return the type URN of a problem."""
+    return f"urn:problem-type:ctr:{problem.outcome.replace('_', '-')}"
 
 
 @contextmanager
 def only_problems(request: Request, log_values: bool) -> Iterator[None]:
-    """Whatever a block raises comes out as a Problem; what is our own fault is in the log.
+    """Convert every exception to a Problem. Those that are the server's fault are logged.
 
-    log_values: with the exception's message and the request's body, where feature values may be.
+    Args:
+        request: The request that is processed.
+        log_values: Whether the log may have the exception's message and the request's body, which hold feature values.
     """
     try:
         yield
     except (Problem, asyncio.CancelledError):
         raise
     except ClientDisconnect:
-        raise ClientGone("The client hung up") from None
+        raise ClientGone("The client disconnected.") from None
     except Exception as error:
-        _log_failure(request, error, log_values)
-        raise Failed("The server failed; its log has this request_id") from error
+        log_failure(request, error, log_values)
+        raise Failed(INTERNAL_ERROR) from error
 
 
-def _log_failure(request: Request, error: Exception, log_values: bool) -> None:
+def log_failure(request: Request, error: Exception, log_values: bool) -> None:
+    """Log that processing a request failed: the exception's type and frames or, with `log_values`, all of it."""
     known_as = request_id(request)
-    said = fields(request_id=known_as, path=request.url.path, error=type(error).__name__)
+    extra = fields(request_id=known_as, path=request.url.path, error=type(error).__name__)
     if log_values:
-        said[FIELDS]["body"] = getattr(request.state, "body", b"").decode(errors="replace")
-        log.error("request %s failed", known_as, exc_info=error, extra=said)
+        extra[FIELDS]["body"] = getattr(request.state, "body", b"").decode(errors="replace")
+        log.error("request %s failed", known_as, exc_info=error, extra=extra)
     else:
-        said[FIELDS]["frames"] = frames(error)
-        log.error("request %s failed", known_as, extra=said)
-
-
-def kind_of(problem: Problem) -> str:
-    return f"urn:problem-type:ctr:{problem.outcome.replace('_', '-')}"
+        extra[FIELDS]["frames"] = frames(error)
+        log.error("request %s failed", known_as, extra=extra)
 
 
 async def render_problem(request: Request, error: Exception) -> Response:
-    """The one handler: every `Problem`, Starlette's own 404 and 405, and whatever nobody foresaw."""
+    """Return the response to a request that raised: a Problem, Starlette's HTTPException, or anything unforeseen."""
     if isinstance(error, Problem):
-        return _response(request, kind_of(error), error.title, error.status, error.detail, error.path, error.headers())
+        details = ProblemDetails(
+            problem_type(error), error.title, error.status, error.detail, request_id(request), error.path
+        )
+        return problem_response(details, error.headers())
     if isinstance(error, HTTPException):
-        return _standard(request, error.status_code, error.detail, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        return problem_response(http_error_details(request, error.status_code, error.detail, headers), headers)
     log.error("request %s failed", request_id(request), exc_info=error)
-    return _standard(request, 500, "The server failed; its log has this request_id", {})
+    return problem_response(http_error_details(request, 500, INTERNAL_ERROR, {}), {})
 
 
-def _standard(request: Request, status: int, detail: str, headers: dict[str, str]) -> Response:
-    title = HTTPStatus(status).phrase
+def http_error_details(request: Request, status: int, detail: str, headers: Mapping[str, str]) -> ProblemDetails:
+    """Return the details of an HTTP error that has no Problem, such as Starlette's own 404 and 405."""
+    path = request.url.path[:MAX_QUOTED_CHARS]
     if status == HTTPStatus.NOT_FOUND:
         docs = request.app.docs_url
-        hint = f": {docs} lists what there is" if docs else ""
-        detail = f"There is nothing at {request.url.path[:100]}{hint}"
+        hint = f" See {docs} for all paths." if docs else ""
+        detail = f"{path} does not exist.{hint}"
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = (
-            f"{request.url.path} takes no {request.method[:100]}, it takes {headers.get('Allow', 'another method')}"
-        )
-    return _response(request, "about:blank", title, status, detail, None, headers)
+        method, allowed = request.method[:MAX_QUOTED_CHARS], headers.get("Allow", "another method")
+        detail = f"{path} does not accept {method}. Use {allowed}."
+    return ProblemDetails("about:blank", HTTPStatus(status).phrase, status, detail, request_id(request))
 
 
-def _response(
-    request: Request, kind: str, title: str, status: int, detail: str, path: str | None, headers: dict[str, str]
-) -> Response:
-    details = ProblemDetails(kind, title, status, detail, request_id(request), path)
+def problem_response(details: ProblemDetails, headers: Mapping[str, str]) -> Response:
+    """Return the details as a response."""
     return Response(
         msgspec.json.encode(details),
-        status,
+        details.status,
         {**headers, "x-request-id": details.request_id},
         media_type="application/problem+json",
     )

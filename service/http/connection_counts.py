@@ -1,7 +1,8 @@
-"""How many connections each worker has, in memory that all share: whoever has more leaves new ones to the others.
+"""The number of open connections of each worker, in memory that all workers share.
 
-The system wakes the workers that wait for a connection always in the same order. Without this, clients that connect one
-after the other are all one worker's, for as long as they stay, and the other cores do nothing.
+The kernel wakes the processes that wait on a listening socket in the same order every time. Clients that connect one
+after another would all reach the same worker, and the other cores would stay idle for as long as those connections
+live. A worker that has more connections than another one therefore yields new connections to it.
 """
 
 import mmap
@@ -9,47 +10,55 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILE = "connections"
-WORD = 8
-ABSENT = -1
+COUNT_BYTES = 8
+UNUSED = -1
 
 
-class Board:
-    """A word for each worker, in a file. Each worker writes its own, and the supervisor those of workers that died."""
+class ConnectionCounts:
+    """A memory-mapped file with one signed 64-bit count per worker slot.
 
-    def __init__(self, folder: Path, places: int | None = None) -> None:
-        """places: makes the file anew, with so many; None: another process has."""
+    Each worker writes the count of its own slot. The supervisor clears the slot of a worker that died.
+    """
+
+    def __init__(self, folder: Path, slots: int | None = None) -> None:
+        """Map the file.
+
+        Args:
+            folder: The folder that all processes of the server share.
+            slots: Create the file with this many unused slots. None opens the file that another process created.
+        """
         path = folder / FILE
-        if places is not None:
-            path.write_bytes(ABSENT.to_bytes(WORD, "little", signed=True) * places)
+        if slots is not None:
+            path.write_bytes(UNUSED.to_bytes(COUNT_BYTES, "little", signed=True) * slots)
         with path.open("r+b") as file:
-            self._words = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+            self._counts = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
 
-    def put(self, place: int, connections: int) -> None:
-        self._words[place] = connections
+    def set(self, slot: int, connections: int) -> None:
+        self._counts[slot] = connections
 
-    def leave(self, place: int) -> None:
-        self._words[place] = ABSENT
+    def clear(self, slot: int) -> None:
+        self._counts[slot] = UNUSED
 
-    def fewest_of_others(self, place: int) -> int | None:
-        """None: there is no other worker."""
-        others = [one for at, one in enumerate(self._words) if at != place and one != ABSENT]
+    def min_of_others(self, slot: int) -> int | None:
+        """Return the lowest count of the other workers, or None if there is no other worker."""
+        others = [count for other, count in enumerate(self._counts) if other != slot and count != UNUSED]
         return min(others, default=None)
 
 
 @dataclass(frozen=True)
-class Place:
-    """One worker's."""
+class WorkerSlot:
+    """One worker's slot in ConnectionCounts."""
 
-    board: Board
-    number: int
+    counts: ConnectionCounts
+    index: int
 
-    def put(self, connections: int) -> None:
-        self.board.put(self.number, connections)
+    def set(self, connections: int) -> None:
+        self.counts.set(self.index, connections)
 
-    def leave(self) -> None:
-        self.board.leave(self.number)
+    def clear(self) -> None:
+        self.counts.clear(self.index)
 
-    def has_more(self, connections: int) -> bool:
-        """Than another worker."""
-        fewest = self.board.fewest_of_others(self.number)
+    def exceeds_another(self, connections: int) -> bool:
+        """Return whether this many connections are more than another worker has."""
+        fewest = self.counts.min_of_others(self.index)
         return fewest is not None and connections > fewest

@@ -1,60 +1,74 @@
-"""A request's head: its limits, and itself without the wish for another protocol."""
+"""Limits for a request's head (URL and headers), and the head without the headers that ask for another protocol."""
 
 from collections.abc import Sequence
 
-LONGEST_HEAD_BYTES = 64 * 1024
-MOST_HEADERS = 200
-TOO_LARGE = (
-    f"This server reads at most {MOST_HEADERS} headers and {LONGEST_HEAD_BYTES} bytes of them with the URL: send fewer"
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 200
+HEAD_TOO_LARGE = (
+    f"The URL and headers exceed {MAX_HEAD_BYTES:,} bytes, or there are more than {MAX_HEADERS} headers. Send fewer."
 )
-HOP_BY_HOP = (b"upgrade", b"http2-settings")
+UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
 class HeadTooLarge(Exception):
-    pass
+    """The head exceeds MAX_HEAD_BYTES or MAX_HEADERS."""
 
 
-class Head:
-    """Counts the bytes of a head, and of the trailers behind a body, complete or not.
+class HeadSize:
+    """The size of a head, and of the trailers after a chunked body, while they arrive.
 
-    The parser joins the pieces of a header without end again and again, and says nothing meanwhile.
+    httptools calls back only when a URL or header is complete. Until then it concatenates the pieces on each read,
+    so bytes that have not caused a callback are counted as well.
+
+    Attributes:
+        in_headers: True until the head is complete. Header callbacks after that are trailers.
     """
 
     def __init__(self) -> None:
-        self.is_open = False  # what comes are headers, and no trailers
-        self._bytes = 0  # of the URL and the headers that are complete
-        self._silent_bytes = 0  # since the parser last said anything
+        self.in_headers = False
+        self._parsed_bytes = 0
+        self._pending_bytes = 0
 
     @property
     def has_begun(self) -> bool:
-        return self._bytes + self._silent_bytes > 0
+        return self._parsed_bytes + self._pending_bytes > 0
 
     @property
-    def is_endless(self) -> bool:
-        return self._silent_bytes > LONGEST_HEAD_BYTES
+    def has_endless_line(self) -> bool:
+        """Whether the parser has read more than MAX_HEAD_BYTES without completing anything."""
+        return self._pending_bytes > MAX_HEAD_BYTES
 
     def begin(self) -> None:
-        self.is_open = True
-        self._bytes = self._silent_bytes = 0
+        """Start counting a new head."""
+        self.in_headers = True
+        self._parsed_bytes = self._pending_bytes = 0
 
-    def feed(self, size: int) -> None:
-        """These bytes go to the parser."""
-        self._silent_bytes += size
+    def add_fed(self, size: int) -> None:
+        """Count bytes that are about to be given to the parser."""
+        self._pending_bytes += size
 
-    def hear(self) -> None:
-        """The parser says something."""
-        self._silent_bytes = 0
+    def mark_progress(self) -> None:
+        """Record that the parser completed something."""
+        self._pending_bytes = 0
 
-    def count(self, size: int, headers: int = 0) -> None:
-        """A URL or a header of that size, behind so many headers. Raises HeadTooLarge."""
-        self.hear()
-        self._bytes += size
-        if self._bytes > LONGEST_HEAD_BYTES or headers >= MOST_HEADERS:
+    def add_parsed(self, size: int, headers: int = 0) -> None:
+        """Count a complete URL or header.
+
+        Args:
+            size: Its bytes.
+            headers: The number of headers before it.
+
+        Raises:
+            HeadTooLarge: The head exceeds a limit.
+        """
+        self.mark_progress()
+        self._parsed_bytes += size
+        if self._parsed_bytes > MAX_HEAD_BYTES or headers >= MAX_HEADERS:
             raise HeadTooLarge
 
 
-def without_upgrade(method: bytes, url: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The whole head."""
+def head_without_upgrade(method: bytes, url: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Return the head as bytes, without UPGRADE_HEADERS."""
     lines = [b"%b %b HTTP/%b\r\n" % (method, url, version.encode())]
-    lines += [b"%b: %b\r\n" % header for header in headers if header[0] not in HOP_BY_HOP]
+    lines += [b"%b: %b\r\n" % header for header in headers if header[0] not in UPGRADE_HEADERS]
     return b"".join([*lines, b"\r\n"])

@@ -1,7 +1,8 @@
-"""Accepts connections on a socket that several workers share.
+"""Accept connections on a socket that all workers share.
 
-One connection at a time: whoever takes all that wait would have them all to itself for as long as they live. And who
-has more connections than another worker steps aside for a moment.
+A worker accepts one connection each time the socket becomes readable. If it took all that wait, it would keep them
+for as long as they live. A worker that has more connections than another one yields: it leaves a new connection to the
+others for a moment.
 """
 
 import asyncio
@@ -10,124 +11,138 @@ import logging
 import socket
 from collections.abc import Callable, Sized
 
-from service.http.connection_counts import Place
+from service.http.connection_counts import WorkerSlot
 
 log = logging.getLogger(__name__)
 
-STEP_ASIDE_S = 0.005  # longer than another one takes to come to it
-MOST_IN_VAIN = 50  # a quarter of a second: less is a busy moment of the other one
-ALONE_S = 0.1  # without stepping aside, after nobody came so often
-PAUSE_S = 0.1  # of accepting, while there is no place or no file descriptor
-NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+YIELD_S = 0.005  # Longer than an idle worker takes to accept.
+MAX_UNUSED_YIELDS = 50  # A quarter of a second. Workers that accept nothing for so long are not just busy.
+NO_YIELD_S = 0.1  # How long a worker stops yielding after MAX_UNUSED_YIELDS.
+PAUSE_S = 0.1  # How long accepting pauses at the connection limit or without resources.
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Listener:
-    """Has the two methods of asyncio's Server that Uvicorn calls. connections: those that are open. place: where the
-    other workers can see how many that are; None: there are no others.
-    """
+    """Accepts connections. Has the two methods of asyncio's Server that uvicorn calls: close and wait_closed."""
 
     def __init__(
         self,
         listening: socket.socket,
         protocol: Callable[[], asyncio.Protocol],
         connections: Sized,
-        most: int,
-        place: Place | None = None,
+        max_connections: int,
+        slot: WorkerSlot | None = None,
     ) -> None:
+        """Start accepting connections in the running event loop.
+
+        Args:
+            listening: The shared socket.
+            protocol: Makes the protocol of a new connection.
+            connections: The connections that are open.
+            max_connections: Above this, new connections wait in the socket's queue.
+            slot: Where the other workers read how many connections this worker has. None: never yield.
+        """
         self._socket = listening
         self._protocol = protocol
         self._connections = connections
-        self._most = most
-        self._place = place
-        self._alone_until_s = 0.0
-        self._in_vain = 0  # times in a row that it stepped aside and nobody came
+        self._max_connections = max_connections
+        self._slot = slot
+        self._no_yield_until_s = 0.0
+        self._unused_yields = 0  # Consecutive yields after which the connection was still waiting.
         self._loop = asyncio.get_running_loop()
-        self._starting: set[asyncio.Task[object]] = set()
+        self._connecting: set[asyncio.Task[object]] = set()
         self._pause: asyncio.TimerHandle | None = None
         listening.setblocking(False)
-        self.tell()
-        self._listen()
+        self.publish_count()
+        self._loop.add_reader(self._socket, self.accept_or_yield)
 
     def close(self) -> None:
-        """Takes those that wait, and no more."""
-        if self._place is not None:
-            self._place.leave()
-            self._place = None
+        """Accept the connections that are waiting, then stop."""
+        if self._slot is not None:
+            self._slot.clear()
+            self._slot = None
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._socket)
-        while self._accept():
+        while self.accept_or_yield():
             pass
+        # accept_or_yield may have paused, which schedules a new reader.
         self._loop.remove_reader(self._socket)
         if self._pause is not None:
             self._pause.cancel()
         self._socket.close()
 
     async def wait_closed(self) -> None:
-        if self._starting:
-            await asyncio.wait(self._starting)
+        """Wait until every accepted connection has its protocol."""
+        if self._connecting:
+            await asyncio.wait(self._connecting)
 
-    def tell(self) -> None:
-        """The other workers, how many connections there are."""
-        if self._place is not None:
-            self._place.put(self._number)
+    def publish_count(self) -> None:
+        """Write this worker's number of connections to its slot."""
+        if self._slot is not None:
+            self._slot.set(self.count())
 
-    @property
-    def _number(self) -> int:
-        return len(self._connections) + len(self._starting)
+    def count(self) -> int:
+        """Return the number of connections, including those that are being set up."""
+        return len(self._connections) + len(self._connecting)
 
-    def _listen(self) -> None:
-        self._loop.add_reader(self._socket, self._accept)
-
-    def _accept(self) -> bool:
-        """Whether there was one."""
-        if self._number >= self._most:
-            self._pause_for(PAUSE_S)
+    def accept_or_yield(self) -> bool:
+        """Accept a connection, unless this worker is full or yields. Return whether a connection was accepted."""
+        count = self.count()
+        if count >= self._max_connections:
+            self.pause(PAUSE_S)
             return False
-        if self._place is not None and self._loop.time() >= self._alone_until_s and self._place.has_more(self._number):
-            self._pause_for(STEP_ASIDE_S, then=self._take_what_is_left)
+        if self._slot is not None and self._loop.time() >= self._no_yield_until_s and self._slot.exceeds_another(count):
+            self.pause(YIELD_S, then=self.accept_after_yield)
             return False
-        return self._take()
+        return self.accept()
 
-    def _take_what_is_left(self) -> None:
-        """Nobody wanted it: the others have no time just now, or stand still."""
-        self._in_vain = self._in_vain + 1 if self._take() else 0
-        if self._in_vain >= MOST_IN_VAIN:
-            self._in_vain = 0
-            self._alone_until_s = self._loop.time() + ALONE_S
+    def accept_after_yield(self) -> None:
+        """Accept the connection if no other worker did: the others are busy or stopped."""
+        self._unused_yields = self._unused_yields + 1 if self.accept() else 0
+        if self._unused_yields >= MAX_UNUSED_YIELDS:
+            self._unused_yields = 0
+            self._no_yield_until_s = self._loop.time() + NO_YIELD_S
 
-    def _take(self) -> bool:
+    def accept(self) -> bool:
+        """Accept one connection and set up its protocol. Return whether a connection was waiting."""
         try:
             connection, _ = self._socket.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another worker has it, or it is gone
-            return False
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False  # Another worker accepted it, or the client closed it.
         except OSError as error:
-            if error.errno not in NO_MORE:
+            if error.errno not in OUT_OF_RESOURCES:
                 raise
-            log.warning("cannot accept connections: %s", error.strerror)
-            self._pause_for(PAUSE_S)
+            log.warning("Cannot accept connections for %g s: %s", PAUSE_S, error.strerror)
+            self.pause(PAUSE_S)
             return False
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task: asyncio.Task[object] = self._loop.create_task(self._start(connection))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
-        self.tell()
+        task: asyncio.Task[object] = self._loop.create_task(self.connect(connection))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        self.publish_count()
         return True
 
-    async def _start(self, connection: socket.socket) -> None:
+    async def connect(self, connection: socket.socket) -> None:
+        """Set up the protocol of an accepted connection."""
         try:
             await self._loop.connect_accepted_socket(self._protocol, connection)
-        except OSError:  # the client has gone already
+        except OSError:  # The client has closed the connection.
             connection.close()
 
-    def _pause_for(self, seconds: float, then: Callable[[], object] | None = None) -> None:
-        """Those that wait do so in the socket's queue, or another worker takes them."""
+    def pause(self, seconds: float, then: Callable[[], object] | None = None) -> None:
+        """Stop accepting for a while. New connections wait in the socket's queue, or another worker accepts them.
 
-        def go_on() -> None:
-            self._listen()
+        Args:
+            seconds: How long to pause.
+            then: Called when accepting resumes.
+        """
+
+        def resume() -> None:
+            self._loop.add_reader(self._socket, self.accept_or_yield)
             if then is not None:
                 then()
 
         self._loop.remove_reader(self._socket)
-        self._pause = self._loop.call_later(seconds, go_on)
+        self._pause = self._loop.call_later(seconds, resume)

@@ -1,13 +1,17 @@
-"""HTTP on a connection, where Uvicorn's own is too trusting or too brief.
+"""HTTP/1.1 on one connection: uvicorn's httptools protocol, with admission control and limits.
 
-* A request for scores that has no room is answered 429 before anything of it is decoded: what a server cannot do must
-  cost it next to nothing.
-* A client that begins a request and does not go on, or takes no answer, loses its connection.
-* A head (or a trailer) has a limit: httptools joins the pieces of one endless header again and again.
-* A request for scores is answered without the steps of ASGI, which check and copy what is known to be right.
-* `Upgrade:` is not there for us: Java's client asks for h2c by default, and its body would be lost.
-* What is no HTTP is answered as a problem, like everything else and in its turn, and says nothing in the log.
-* A client that closes its side of the connection is taken to have gone, as Uvicorn and most servers do.
+What differs from uvicorn:
+
+* A request for scores that exceeds the limit of requests in flight gets a 429 before any of its body is decoded.
+  Refusing a request must cost next to nothing.
+* A client that starts a request and stalls, or does not read its responses, loses its connection.
+* Heads and trailers have a size limit. httptools concatenates the pieces of an endless header on every read.
+* A request for scores skips ASGI messages, which check and copy what is known to be correct.
+* `Upgrade:` is ignored. Java's HTTP client asks for h2c by default, and uvicorn would lose the body of its request.
+* Invalid HTTP gets a problem document, after the responses of the requests before it, and is not logged.
+* A client that closes its side of the connection is considered gone, as in uvicorn and most servers.
+
+Uvicorn must call `_start_asgi_task` for each request: see service/http/uvicorn_support.py.
 """
 
 import time
@@ -23,25 +27,30 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api.problem_details import ProblemDetails, request_id_for
 from service.api.schemas import SCORE_PATH
-from service.http.early_responses import overloaded, problem
-from service.http.header_limits import TOO_LARGE, Head, HeadTooLarge, without_upgrade
+from service.http.early_responses import overloaded_response, problem_response
+from service.http.header_limits import HEAD_TOO_LARGE, HeadSize, HeadTooLarge, head_without_upgrade
 from service.settings import Settings
 
-MOST_UNREAD_BYTES = 256 * 1024  # of refusals, on one connection
-LINGER_S = 1.0  # for a client to read why, while it still sends
+MAX_UNREAD_BYTES = 256 * 1024  # Unread 429 responses on one connection.
+LINGER_S = 1.0  # How long a connection stays open after an error, so that a client that still sends can read it.
+MAX_PIPELINED = 64  # Requests on one connection that wait for the responses before theirs.
 
-NO_HTTP = "What came is not HTTP/1.1: send a request such as /docs shows"
-MOST_AHEAD = 64  # requests of one connection that wait for the answers before theirs
-TOO_MANY_AHEAD = f"More than {MOST_AHEAD} requests wait on this connection for their turn: read the answers first"
-NO_TUNNEL = "This server is no proxy, and takes no CONNECT"
-TOO_SLOW = "The request's head did not arrive in time: send it at once"
+INVALID_HTTP = "This is not a valid HTTP/1.1 request. See /docs for an example."
+TOO_MANY_PIPELINED = f"More than {MAX_PIPELINED} requests are pipelined on this connection. Read the responses first."
+NO_CONNECT = "This server is not a proxy and does not support CONNECT."
+HEAD_TIMEOUT = "The request line and headers did not arrive in time. Send them without a pause."
 
 Score = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a client may take, in seconds."""
+    """Timeouts for a client, in seconds.
+
+    Attributes:
+        head_s: For a request's head to arrive, and for a client to read a response.
+        idle_s: For the next request on a connection.
+    """
 
     head_s: float
     idle_s: float
@@ -51,13 +60,21 @@ class Limits:
         return cls(settings.head_timeout_ms / 1e3, settings.keep_alive_ms / 1e3)
 
 
-class _TooManyAhead(Exception):
-    pass
+class TooManyPipelined(Exception):
+    """More than MAX_PIPELINED requests wait on this connection."""
 
 
 class Protocol(HttpToolsProtocol):
-    """An endless header is noticed at most one read (256 KiB) after its limit. parts: see service/app.py. score: what
-    answers a POST to SCORE_PATH; None: the application, as everything else."""
+    """One connection. A head that is too large is noticed at most one read (256 KiB) after its limit.
+
+    Args:
+        limits: The client's timeouts.
+        parts: The application's state, see service/app.py.
+        score: Answers POST requests to SCORE_PATH. None: the application does.
+
+    Attributes:
+        close_after_response: Whether the next response is the last one on this connection.
+    """
 
     def __init__(
         self,
@@ -71,158 +88,165 @@ class Protocol(HttpToolsProtocol):
         self._limits = limits
         self._parts = parts
         self._score = score
-        self.is_last = False  # the next answer is the last one on this connection
-        self._refused = False  # what still comes is not read
-        self._refusal = b""  # that waits for the answers before it
-        self._answering: RequestResponseCycle | None = None  # the one whose turn it is, or was
-        self._ends = False  # its last answer has been given
-        self._head = Head()
-        self._upgrades = False
-        self._unread: RequestResponseCycle | None = None  # is being scored, or will be when its body is there
-        self._unsent = 0  # bytes of answers, when it was last looked
-        self._in_hand: set[RequestResponseCycle] = set()
-        self._in_message = True  # a new connection has to say something
-        self._since_s = self.loop.time()  # waiting for the client
+        self.close_after_response = False
+        self._ignores_input = False
+        self._error_response = b""  # Ends the connection once the requests before it are answered.
+        self._current: RequestResponseCycle | None = None  # The request being answered, or answered last.
+        self._last_response_sent = False
+        self._head = HeadSize()
+        self._is_upgrade = False
+        self._awaiting_body: RequestResponseCycle | None = None  # An admitted request whose body is incomplete.
+        self._unsent_bytes = 0  # Of responses, at the last check.
+        self._in_flight: set[RequestResponseCycle] = set()
+        self._in_message = True  # A new connection has to send a request.
+        self._waiting_since_s = self.loop.time()  # When the server started to wait for the client.
 
-    def sweep(self, now: float) -> None:
-        """Ends the connection of a client that does not go on."""
+    def check_timeouts(self, now: float) -> None:
+        """Close the connection if the client has exceeded a timeout."""
         if not self.transport.is_closing():
-            unsent = self.transport.get_write_buffer_size()
-            if unsent < self._unsent:
-                self._since_s = now  # it reads, if slowly
-            self._unsent = unsent
-        waited_s = now - self._since_s
-        if self._unsent:
+            unsent_bytes = self.transport.get_write_buffer_size()
+            if unsent_bytes < self._unsent_bytes:
+                self._waiting_since_s = now  # The client reads, even if slowly.
+            self._unsent_bytes = unsent_bytes
+        waited_s = now - self._waiting_since_s
+        if self._unsent_bytes:
             if waited_s > self._limits.head_s:
-                self.transport.abort()  # takes no answer
+                self.transport.abort()  # The client does not read its responses.
         elif self.cycle is not None and not self.cycle.response_complete:
-            self._since_s = now  # the server's turn
+            self._waiting_since_s = now  # The client waits for the server.
         elif self._in_message and waited_s > self._limits.head_s:
-            if self.cycle is None and not self._refused and self._head.has_begun:
-                self._refuse(HTTPStatus.REQUEST_TIMEOUT, TOO_SLOW)
+            if self.cycle is None and not self._ignores_input and self._head.has_begun:
+                self.refuse_connection(HTTPStatus.REQUEST_TIMEOUT, HEAD_TIMEOUT)
             else:
                 self.transport.close()
         elif waited_s > self._limits.idle_s:
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._ignores_input:
             return
         self._unset_keepalive_if_required()
         while data:
-            data = self._read(data)
+            data = self.parse(data)
 
-    def _read(self, data: bytes) -> bytes:
-        """What has to be read yet: all from the head of a request that asked for an upgrade."""
-        self._head.feed(len(data))
+    def parse(self, data: bytes) -> bytes:
+        """Parse bytes from the client. Return what to parse next: a request that asks for an upgrade, without it."""
+        self._head.add_fed(len(data))
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _TooManyAhead):
-                self._refuse(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY_AHEAD)
+            if isinstance(error.__context__, TooManyPipelined):
+                self.refuse_connection(HTTPStatus.TOO_MANY_REQUESTS, TOO_MANY_PIPELINED)
             elif isinstance(error.__context__, HeadTooLarge):
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
+                self.refuse_connection(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, HEAD_TOO_LARGE)
             else:
-                self._refuse(HTTPStatus.BAD_REQUEST, NO_HTTP)
+                self.refuse_connection(HTTPStatus.BAD_REQUEST, INVALID_HTTP)
             return b""
         else:
-            if self._head.is_endless:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, TOO_LARGE)
+            if self._head.has_endless_line:
+                self.refuse_connection(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, HEAD_TOO_LARGE)
             return b""
-        return self._without_upgrade(rest)
+        return self.restart_without_upgrade(rest)
 
     def on_message_begin(self) -> None:
         self._head.begin()
-        self._upgrades = False
+        self._is_upgrade = False
         self._in_message = True
-        self._since_s = self.loop.time()
+        self._waiting_since_s = self.loop.time()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._head.count(len(url))
+        self._head.add_parsed(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of trailers, too, which are counted and say nothing (RFC 9110, 6.5.1)."""
-        self._head.count(len(name) + len(value), len(self.headers))
-        if self._head.is_open:
+        """Add a header. Trailers count towards the limits and are otherwise ignored (RFC 9110, section 6.5.1)."""
+        self._head.add_parsed(len(name) + len(value), len(self.headers))
+        if self._head.in_headers:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._head.is_open = False
-        self._upgrades = self.parser.should_upgrade()
-        if len(self.pipeline) >= MOST_AHEAD:
-            raise _TooManyAhead
-        if not self._upgrades:
+        self._head.in_headers = False
+        self._is_upgrade = self.parser.should_upgrade()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise TooManyPipelined
+        if not self._is_upgrade:
             self.scope["state"]["arrived_s"] = time.perf_counter() - self._parts.admission.lag_s
             super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
-        self._head.hear()
+        self._head.mark_progress()
 
     def on_body(self, body: bytes) -> None:
-        self._head.hear()
+        self._head.mark_progress()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        # With an upgrade the parser takes the body for another protocol's.
-        self._in_message = self._upgrades
-        if not self._upgrades:
+        # After a head with an upgrade, the parser leaves the body to the other protocol: the request is not complete.
+        self._in_message = self._is_upgrade
+        if not self._is_upgrade:
             super().on_message_complete()
             if self.cycle is not None:
-                self._is_read(self.cycle)
+                self.count_if_admitted(self.cycle)
 
-    def leave(self, now: float, patience_s: float) -> None:
-        """Closes it when it is idle, and has been for so long that its client hardly sends just now."""
+    def finish(self, now: float, min_idle_s: float) -> None:
+        """Close the connection if it is idle, otherwise after its current response.
+
+        Args:
+            now: The event loop's time.
+            min_idle_s: Only close a connection that has been idle for longer: its client is unlikely to be sending.
+        """
         if self.cycle is None or self.cycle.response_complete:
-            if now - self._since_s > patience_s:
+            if now - self._waiting_since_s > min_idle_s:
                 self.transport.close()
         else:
             self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
-        self._since_s = self.loop.time()
+        self._waiting_since_s = self.loop.time()
         super().on_response_complete()
-        self._say_refusal()
+        self.send_error_if_due()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        if self._ends:
+        """Answer a request whose head is complete and whose turn it is. Called by uvicorn."""
+        if self._last_response_sent:
             return
-        self._answering = cycle
-        if self.is_last or self._parts.draining:
+        self._current = cycle
+        if self.close_after_response or self._parts.draining:
             cycle.keep_alive = False
         if cycle.scope["path"] != SCORE_PATH or cycle.scope["method"] != "POST":
-            _end_if_body_is_awaited(cycle)
+            disable_keep_alive_if_body_is_uncertain(cycle)
             super()._start_asgi_task(cycle, app)
         elif self._parts.admission.has_room():
-            answering = cycle.run_asgi(app) if self._score is None else self._answer(cycle, self._score)
+            answering = cycle.run_asgi(app) if self._score is None else self.answer(cycle, self._score)
             task = self.loop.create_task(answering)
-            task.add_done_callback(lambda done: self._ended(done, cycle))
+            task.add_done_callback(lambda done: self.on_task_done(done, cycle))
             self.tasks.add(task)
-            self._unread = cycle
+            self._awaiting_body = cycle
             if not cycle.more_body:
-                self._is_read(cycle)
+                self.count_if_admitted(cycle)
         else:
-            self._refuse_one(cycle)
+            self.refuse_request(cycle)
 
-    async def _answer(self, cycle: RequestResponseCycle, score: Score) -> None:
-        """What Uvicorn's cycle and Starlette's response do, for one whole response at once."""
+    async def answer(self, cycle: RequestResponseCycle, score: Score) -> None:
+        """Score a request and write the response in one piece, in place of uvicorn's cycle and Starlette's response."""
         try:
             request = Request(cycle.scope, cycle.receive)  # type: ignore[arg-type]  # Uvicorn's types, and Starlette's
             response = await score(request)
             if self.flow.write_paused and not cycle.disconnected:
                 await self.flow.drain()
             if not cycle.disconnected and not self.transport.is_closing():
-                self._write(cycle, response)
+                self.write_response(cycle, response)
         finally:
             if not cycle.response_complete and not cycle.disconnected:
                 self.transport.close()
 
-    def _write(self, cycle: RequestResponseCycle, response: Response) -> None:
-        self._leave(cycle)  # now: its client may send the next one before this task has ended
-        _end_if_body_is_awaited(cycle)
+    def write_response(self, cycle: RequestResponseCycle, response: Response) -> None:
+        # Not when the task ends: by then the client may have sent its next request, which needs the room.
+        self.release(cycle)
+        disable_keep_alive_if_body_is_uncertain(cycle)
         headers = [*self.server_state.default_headers, *response.raw_headers]
         if not cycle.keep_alive:
             headers.append((b"connection", b"close"))
@@ -231,95 +255,120 @@ class Protocol(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
-            self._close(at_once=not cycle.more_body)
+            self.close_connection(at_once=not cycle.more_body)
         self.on_response_complete()
 
-    def _close(self, at_once: bool) -> None:
-        """Not at once: what is closed before all was read is reset, and the answer lost with it."""
-        self._ends = True
+    def close_connection(self, at_once: bool) -> None:
+        """Close the connection after its last response.
+
+        Args:
+            at_once: Otherwise after LINGER_S, because closing a socket with unread input resets the connection and
+                discards the response.
+        """
+        self._last_response_sent = True
         if at_once:
             self.transport.close()
         else:
-            self._refused = True
+            self._ignores_input = True
             self.flow.resume_reading()
             self.loop.call_later(LINGER_S, self.transport.close)
 
-    def _is_read(self, cycle: RequestResponseCycle) -> None:
-        """From now on it is in hand. A client that sends no body must not keep others out."""
-        if cycle is self._unread:
-            self._unread = None
-            self._in_hand.add(cycle)
+    def count_if_admitted(self, cycle: RequestResponseCycle) -> None:
+        """Count an admitted request as in flight, now that its body is complete.
+
+        It does not count earlier: a client that sends a head and no body must not take another request's place.
+        """
+        if cycle is self._awaiting_body:
+            self._awaiting_body = None
+            self._in_flight.add(cycle)
             self._parts.admission.enter()
 
-    def _ended(self, task: Any, cycle: RequestResponseCycle) -> None:
+    def on_task_done(self, task: Any, cycle: RequestResponseCycle) -> None:
         self.tasks.discard(task)
-        if cycle is self._unread:
-            self._unread = None
-        self._leave(cycle)
+        if cycle is self._awaiting_body:
+            self._awaiting_body = None
+        self.release(cycle)
 
-    def _leave(self, cycle: RequestResponseCycle) -> None:
-        if cycle in self._in_hand:
-            self._in_hand.discard(cycle)
+    def release(self, cycle: RequestResponseCycle) -> None:
+        """Stop counting a request as in flight."""
+        if cycle in self._in_flight:
+            self._in_flight.discard(cycle)
             self._parts.admission.leave()
 
-    def _refuse_one(self, cycle: RequestResponseCycle) -> None:
-        """429 for this request; the connection goes on."""
-        self._parts.metrics.refused_at_once()
-        if self.transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
-            self.transport.abort()  # asks and asks, and takes no answer
+    def refuse_request(self, cycle: RequestResponseCycle) -> None:
+        """Answer this request with a 429. The connection stays open for the next one."""
+        self._parts.metrics.count_early_rejection()
+        if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self.transport.abort()  # The client keeps sending requests and reads no response.
             return
-        _end_if_body_is_awaited(cycle)
-        self.transport.write(overloaded(cycle, self.server_state.default_headers))
+        disable_keep_alive_if_body_is_uncertain(cycle)
+        self.transport.write(overloaded_response(cycle, self.server_state.default_headers))
         cycle.response_started = cycle.response_complete = True
         if not cycle.keep_alive:
-            self._close(at_once=False)
+            self.close_connection(at_once=False)
         self.on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._refused = True
-        if self._answering is not None and not self._answering.response_complete:
-            self._withdraw(self._answering)  # Uvicorn tells the newest one only
+        self._ignores_input = True
+        # Uvicorn notifies only the newest request of the connection, which need not be the one being answered.
+        if self._current is not None and not self._current.response_complete:
+            self.disconnect(self._current)
         super().connection_lost(exc)
 
-    def _without_upgrade(self, rest: bytes) -> bytes:
-        """The head for a fresh parser, without what asked for the upgrade, and the rest."""
+    def restart_without_upgrade(self, rest: bytes) -> bytes:
+        """Replace the parser, which has stopped at an upgrade.
+
+        Args:
+            rest: The bytes after the head.
+
+        Returns:
+            The bytes to parse: the head without its upgrade headers, and the rest.
+        """
         method, version = self.parser.get_method(), self.parser.get_http_version()
         if method == b"CONNECT":
-            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, NO_TUNNEL)
+            self.refuse_connection(HTTPStatus.METHOD_NOT_ALLOWED, NO_CONNECT)
             return b""
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as Uvicorn does
-        return without_upgrade(method, self.url, version, self.headers) + rest
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn does.
+        return head_without_upgrade(method, self.url, version, self.headers) + rest
 
-    def _refuse(self, status: HTTPStatus, detail: str) -> None:
-        """Answers for the connection, after the requests that have come whole, and closes it."""
-        self._refused = True
+    def refuse_connection(self, status: HTTPStatus, detail: str) -> None:
+        """Ignore further input, answer the requests that are complete, then send an error and close."""
+        self._ignores_input = True
         details = ProblemDetails("about:blank", status.phrase, status, detail, request_id_for(""))
-        self._refusal = problem(details, self.server_state.default_headers, [(b"connection", b"close")])
+        self._error_response = problem_response(details, self.server_state.default_headers, [(b"connection", b"close")])
         cycle = self.cycle
-        if cycle is not None and cycle.more_body and not cycle.response_complete:  # its body will never be whole
+        if cycle is not None and cycle.more_body and not cycle.response_complete:  # Its body will never be complete.
             if self.pipeline and self.pipeline[0][0] is cycle:
                 self.pipeline.popleft()
-            self._withdraw(cycle)
-        self._say_refusal()
+            self.disconnect(cycle)
+        self.send_error_if_due()
 
-    def _withdraw(self, cycle: RequestResponseCycle) -> None:
-        """Nobody waits for it."""
+    def disconnect(self, cycle: RequestResponseCycle) -> None:
+        """Tell the application that nobody waits for this response."""
         cycle.disconnected = True
         cycle.message_event.set()
 
-    def _say_refusal(self) -> None:
-        """When no answer is owed any more, and none has said that it is the last."""
-        now = self._answering
-        if not self._refusal or (now is not None and not now.response_complete and not now.disconnected):
+    def send_error_if_due(self) -> None:
+        """Send the error of refuse_connection, once the requests before it are answered and none closed the connection.
+
+        Does nothing if there is no error to send.
+        """
+        current = self._current
+        if not self._error_response or (
+            current is not None and not current.response_complete and not current.disconnected
+        ):
             return
-        if not self._ends and not self.transport.is_closing():
-            self.transport.write(self._refusal)
-            self._close(at_once=False)
-        self._refusal = b""
+        if not self._last_response_sent and not self.transport.is_closing():
+            self.transport.write(self._error_response)
+            self.close_connection(at_once=False)
+        self._error_response = b""
 
 
-def _end_if_body_is_awaited(cycle: RequestResponseCycle) -> None:
-    """With `Expect: 100-continue` it may come or not, and what follows could be either."""
+def disable_keep_alive_if_body_is_uncertain(cycle: RequestResponseCycle) -> None:
+    """Close the connection after this response if the client waits for `100 Continue`.
+
+    The client may or may not send its body after the response, so the next bytes could be a body or a request.
+    """
     if cycle.waiting_for_100_continue:
         cycle.keep_alive = False

@@ -1,4 +1,4 @@
-"""A bundle that is being served: everything that is of one version, opened together and closed together."""
+"""A model that is being served: everything that belongs to one bundle, opened and closed together."""
 
 import asyncio
 import logging
@@ -14,31 +14,37 @@ from contract.golden import TOLERANCE, GoldenRequest, largest_difference, read_g
 from service.api.auth import ApiKeys
 from service.request_log.writer import RequestLog
 from service.runtime.cpu_quota import available_cpus
-from service.runtime.engine import Engine, explained_difference, nothing, open_engine
+from service.runtime.engine import Engine, empty_request, explained_difference, open_engine
 from service.scoring.admission import Admission
 from service.scoring.batching import Batcher
 from service.scoring.explain import Explainer
+from service.scoring.readiness import Readiness
 from service.scoring.run_cost import RunCost, measure
-from service.scoring.score import Readiness, Scorer
+from service.scoring.score import Scorer
 from service.settings import Settings, SettingsError
 from service.telemetry.metrics import Metrics
 from service.vocabulary.cache import TokenCache
 from service.vocabulary.redis_client import check_redis_url, connect
-from service.vocabulary.tiered import MAX_ROUND_TRIPS, SOCKET_TIMEOUT_S, WITHOUT_VOCABULARY, Tiers
+from service.vocabulary.tiered import MAX_ROUND_TRIPS, SOCKET_TIMEOUT_S, WITHOUT_VOCABULARY, TieredVocabulary
 
 log = logging.getLogger(__name__)
 
-TURN_S = 0.05
-GOLDEN_S = 2.0  # to find the ids of a golden request
-AGAIN_S = 1.0
-RECENT = 64  # requests, for a new model to be warm with
-NO_VOCABULARY = "Redis does not answer with this bundle's vocabulary, which is nowhere else: run ctr-publish"
-LONGEST_USE_S = 30.0  # a body may take ten seconds and an answer ten more
+POLL_S = 0.05
+GOLDEN_LOOKUP_S = 2.0  # for the vocabulary lookup of one golden request
+RETRY_S = 1.0
+RECENT_REQUESTS = 64  # kept to warm up the next model
+MAX_USE_S = 30.0  # A request's body may take ten seconds to arrive, and its answer another ten.
+NO_VOCABULARY = "Redis does not have this bundle's vocabulary, and the bundle does not contain it: run ctr-publish"
 
 
 @dataclass
 class Model:
-    """What scores and explains, for one bundle. golden: none where it need not be tested."""
+    """The parts that score and explain with one bundle.
+
+    Attributes:
+        golden: The golden requests of the self-test. Empty if another process has already verified the bundle.
+        readiness: Whether the self-test has passed, and if not, why.
+    """
 
     bundle: Bundle
     engine: Engine
@@ -54,82 +60,108 @@ class Model:
 
     @contextmanager
     def in_use(self) -> Iterator["Model"]:
-        """While a request has this model, it is not closed."""
+        """Keep the model open during the block."""
         self._users += 1
         try:
             yield self
         finally:
             self._users -= 1
 
-    async def test(self) -> None:
-        """Ready only when this machine gives the exporter's answers."""
+    async def self_test(self) -> None:
+        """Mark the model ready if this machine gives the exporter's answers to the golden requests."""
         try:
-            inputs = await self._golden_inputs()
-            difference = await asyncio.to_thread(self._difference, inputs)
-        except Exception as error:  # whatever it is, it means: not ready, and say why
+            inputs = await self.encode_golden()
+            difference = await asyncio.to_thread(self.golden_difference, inputs)
+        except Exception as error:  # Whatever the error is, the model is not ready, and /readyz reports it.
             log.exception("the self-test failed")
-            self.readiness.settle(f"the self-test failed ({type(error).__name__}, see the log): export the run again")
+            self.readiness.set_result(
+                f"the self-test failed ({type(error).__name__}, see the log): export the run again"
+            )
             return
         if not difference <= TOLERANCE:
             problem = (
-                f"the golden requests came out {difference:.3g} off, more than {TOLERANCE:g}: export the run again"
+                f"answers to the golden requests differ from the exporter's by {difference:.3g}, "
+                f"more than {TOLERANCE:g}: export the run again"
             )
             log.error("not ready: %s", problem)
-            self.readiness.settle(problem)
+            self.readiness.set_result(problem)
             return
-        self.readiness.settle(None)
+        self.readiness.set_result(None)
         log.info(
             "ready: %s %s, %s on %s", self.bundle.manifest.name, self.version, self.engine.graph, self.engine.device
         )
 
-    async def _golden_inputs(self) -> list[ModelInput]:
-        """With the ids that a request would get. Waits for a vocabulary that nothing but Redis has."""
+    async def encode_golden(self) -> list[ModelInput]:
+        """Return the golden requests, encoded with the ids that a client's request would get.
+
+        If only Redis has the vocabulary, this waits until it is published.
+        """
         encoder, inputs = Encoder(self.bundle.schema), []
-        for one in self.golden:
-            tokens = encoder.tokens(one.context, [candidate.features for candidate in one.candidates])
+        for golden in self.golden:
+            tokens = encoder.tokens(golden.context, [candidate.features for candidate in golden.candidates])
             wanted = encoder.wanted(tokens)
-            while WITHOUT_VOCABULARY in (found := await self.scorer.vocabulary.find(wanted, GOLDEN_S)).degraded:
+            while True:
+                found = await self.scorer.vocabulary.find(wanted, GOLDEN_LOOKUP_S)
+                if WITHOUT_VOCABULARY not in found.degraded:
+                    break
                 self.readiness.problem = NO_VOCABULARY
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_S)
             inputs.append(encoder.ids(tokens, found.lookup)[0])
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # Encoding hundreds of requests in one go would block the event loop.
         return inputs
 
-    def _difference(self, inputs: list[ModelInput]) -> float:
-        answers = (self.engine.run([one])[0].tolist() for one in inputs)
-        difference = max(largest_difference(one.ctr, ctr) for one, ctr in zip(self.golden, answers, strict=True))
+    def golden_difference(self, inputs: list[ModelInput]) -> float:
+        """Return the largest difference from the exporter's answers, in scores and in one explanation.
+
+        Args:
+            inputs: The golden requests, encoded.
+        """
+        answers = (self.engine.run([model_input])[0].tolist() for model_input in inputs)
+        difference = max(largest_difference(golden.ctr, ctr) for golden, ctr in zip(self.golden, answers, strict=True))
         if self.engine.explains:
             difference = max(difference, explained_difference(self.engine, inputs[0], self.golden[0].ctr))
         return difference
 
     async def close(self) -> None:
-        """When nobody uses it any more."""
-        for _ in range(round(LONGEST_USE_S / TURN_S)):
+        """Close the model once no request uses it any more."""
+        for _ in range(round(MAX_USE_S / POLL_S)):
             if not self._users:
                 break
-            await asyncio.sleep(TURN_S)
+            await asyncio.sleep(POLL_S)
         await self.scorer.batcher.close()
         await self.scorer.vocabulary.close()
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What lives longer than a model: as long as the process."""
+class SharedParts:
+    """What outlives a model: the parts that all models of a process share.
+
+    Attributes:
+        keys: The clients' API keys. None if no key is required.
+        log: The request log. None if it is off.
+        recent: Bodies of recent requests, with which a new model is warmed up.
+    """
 
     settings: Settings
     metrics: Metrics
     admission: Admission
     keys: ApiKeys | None
     log: RequestLog | None
-    recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=RECENT))
+    recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=RECENT_REQUESTS))
 
 
-async def open_model(folder: Path, shared: Shared, verified: bool = False) -> Model:
-    """Opens all of it off the event loop. verified: another process has just checked the files' digests.
+async def open_model(folder: Path, shared: SharedParts, verified: bool = False) -> Model:
+    """Open a bundle and everything that serves it. Slow work runs outside of the event loop.
+
+    Args:
+        folder: The bundle's folder.
+        shared: The parts that outlive the model.
+        verified: Another process has just verified the files' digests and the golden requests.
 
     Raises:
-        BundleError, EngineMissing: as open_bundle() and open_engine().
-        SettingsError: for a CTR_REDIS_URL that is no URL of a Redis.
+        BundleError: See `open_bundle` and `open_engine`.
+        EngineMissing: See `open_engine`.
+        SettingsError: CTR_REDIS_URL is not a valid Redis URL.
     """
     settings, metrics = shared.settings, shared.metrics
     bundle = await asyncio.to_thread(
@@ -137,9 +169,15 @@ async def open_model(folder: Path, shared: Shared, verified: bool = False) -> Mo
     )
     if shared.log is not None:
         shared.log.check(bundle.schema)
-    # Hundreds of requests, read in one go: requests would wait for it, and another process has answered them.
-    golden = [] if verified and bundle.vocabularies else _golden(bundle)
-    engine, cost = await asyncio.to_thread(_engine, bundle, settings)
+    golden: list[GoldenRequest] = []
+    # Parsing hundreds of golden requests in one go would delay client requests, so it is skipped if another process has
+    # already checked the answers. Without a vocabulary in the bundle, the other process could not check them.
+    if not (verified and bundle.vocabularies):
+        try:
+            golden = read_golden(bundle.folder / GOLDEN)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"bundle {bundle.folder}: {error}") from error
+    engine, cost = await asyncio.to_thread(open_and_measure, bundle, settings)
     batcher = Batcher(
         engine.run,
         metrics,
@@ -147,7 +185,7 @@ async def open_model(folder: Path, shared: Shared, verified: bool = False) -> Mo
         max_rows=settings.max_rows,
         max_queued_rows=settings.max_queued_rows,
         cost=cost,
-        # Runs of several slots are meant to be at the same time, and a GPU's while the CPU does something else.
+        # Runs in several slots must overlap, and so must a GPU's run with the work of the CPU. Both need threads.
         inline_s=settings.inline_ms / 1e3 if engine.device == "cpu" and settings.slots == 1 else 0.0,
     )
     readiness = Readiness()
@@ -155,7 +193,7 @@ async def open_model(folder: Path, shared: Shared, verified: bool = False) -> Mo
         settings=settings,
         readiness=readiness,
         encoder=Encoder(bundle.schema, settings.strict, settings.max_token_chars, settings.max_fields),
-        vocabulary=_tiers(bundle, settings, metrics),
+        vocabulary=open_tiered_vocabulary(bundle, settings, metrics),
         batcher=batcher,
         metrics=metrics,
         manifest=bundle.manifest,
@@ -167,32 +205,27 @@ async def open_model(folder: Path, shared: Shared, verified: bool = False) -> Mo
     return Model(bundle, engine, scorer, Explainer(scorer, engine, bundle.schema), golden, readiness)
 
 
-def _engine(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCost]:
-    threads = min(settings.threads, available_cpus())  # more would only wait for each other
+def open_and_measure(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCost]:
+    """Open the bundle's engine and measure how long it runs."""
+    threads = min(settings.threads, available_cpus())  # More threads than CPUs would only wait for each other.
     engine = open_engine(bundle, threads, settings.device, settings.device_strict, settings.max_rows)
     try:
-        return engine, measure(engine.run, nothing(bundle), settings.max_rows)
-    except Exception:  # the self-test will say that it cannot be served
+        return engine, measure(engine.run, empty_request(bundle), settings.max_rows)
+    except Exception:  # The self-test will fail as well, and report that the model cannot be served.
         log.exception("the model cannot run")
         return engine, RunCost()
 
 
-def _golden(bundle: Bundle) -> list[GoldenRequest]:
-    try:
-        return read_golden(bundle.folder / GOLDEN)
-    except (OSError, ValueError) as error:
-        raise BundleError(f"bundle {bundle.folder}: {error}") from error
-
-
-def _tiers(bundle: Bundle, settings: Settings, metrics: Metrics) -> Tiers:
+def open_tiered_vocabulary(bundle: Bundle, settings: Settings, metrics: Metrics) -> TieredVocabulary:
+    """Return the vocabulary that the settings ask for. Raises SettingsError for an invalid Redis URL."""
     fields = [field.name for field in bundle.schema.select("categorical")]
     cache = TokenCache(fields, settings.cache_tokens, settings.cache_bytes, settings.cache_unknown_s)
     if settings.redis_url is None:
-        return Tiers(bundle, cache, metrics)
+        return TieredVocabulary(bundle, cache, metrics)
     url = settings.redis_url.get_secret_value()
     try:
         check_redis_url(url)
     except ValueError as error:
         raise SettingsError(f"CTR_REDIS_URL: {error}") from None
     client = connect(url, SOCKET_TIMEOUT_S, MAX_ROUND_TRIPS)
-    return Tiers(bundle, cache, metrics, client, settings.redis_timeout_ms / 1e3)
+    return TieredVocabulary(bundle, cache, metrics, client, settings.redis_timeout_ms / 1e3)

@@ -1,4 +1,4 @@
-"""Which model answers, and how another one takes its place without anybody noticing."""
+"""Serve one model at a time, and replace it without interrupting requests."""
 
 import asyncio
 import gc
@@ -9,92 +9,99 @@ from pathlib import Path
 
 from contract.bundle import BundleError
 from service.errors import Problem
-from service.models.loaded import Model, Shared, open_model
-from service.runtime.engine import nothing
+from service.models.loaded import Model, SharedParts, open_model
+from service.runtime.engine import empty_request
 from service.runtime.onnx_session import EngineMissing
 from service.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
-VOCABULARY_S = 60.0
-PACE_S = 0.005  # between requests that warm a new model: those that somebody waits for go first
+VOCABULARY_TIMEOUT_S = 60.0
+WARM_UP_PAUSE_S = 0.005  # between two warm-up requests, so that clients' requests go first
 
 
-class Serving:
-    """`model` is the one that answers now. Lives in one event loop."""
+class ModelManager:
+    """Holds the model that answers requests now, and loads new ones. Use it from one event loop only.
 
-    def __init__(self, model: Model, shared: Shared) -> None:
+    Attributes:
+        model: The model that answers requests now.
+    """
+
+    def __init__(self, model: Model, shared: SharedParts) -> None:
         self.model = model
         self._shared = shared
         self._tasks: set[asyncio.Task[None]] = set()
         self._loading = asyncio.Lock()
         self._testing: asyncio.Task[None] | None = None
 
-    def begin(self) -> None:
-        """Tests the first model; /readyz says when that is done."""
-        self._serves(self.model)
-        self._testing = self._start(self._test())
+    def start(self) -> None:
+        """Start the self-test of the first model. /readyz reports its result."""
+        self._shared.metrics.set_model(self.model.bundle.manifest.name, self.model.version)
+        self._testing = self._create_task(self._test_first_model())
 
     async def load(self, folder: Path) -> str | None:
-        """Serves that bundle, which another process has verified. Answers why not, where the old one has to go on."""
+        """Replace the model by that of a bundle which another process has verified.
+
+        Returns:
+            None if the new model is being served. Otherwise why it is not; the old model stays in use.
+        """
         async with self._loading:
-            old = self.model
+            old, metrics = self.model, self._shared.metrics
             try:
                 new = await open_model(folder, self._shared, verified=True)
             except (BundleError, EngineMissing, SettingsError) as error:
                 return str(error)
-            problem = await self._is_not_ready(new)
+            problem = await self.make_ready(new)
             if problem is not None:
                 await new.close()
                 return problem
             self.model = new
-            self._serves(new)
+            metrics.set_model(new.bundle.manifest.name, new.version)
             if old.version != new.version:
-                self._shared.metrics.serves(old.bundle.manifest.name, old.version, 0)
-            self._start(old.close())
-            log.info("serves %s %s now, before %s", new.bundle.manifest.name, new.version, old.version)
+                metrics.set_model(old.bundle.manifest.name, old.version, is_served=False)
+            self._create_task(old.close())
+            log.info("now serving %s %s instead of %s", new.bundle.manifest.name, new.version, old.version)
             return None
 
-    async def _is_not_ready(self, new: Model) -> str | None:
-        """Another process has seen the model answer as it should. Here it must run, and find its vocabulary."""
+    async def make_ready(self, new: Model) -> str | None:
+        """Warm up a new model and mark it ready. Return why it cannot be served, or None.
+
+        Another process has already checked the model's answers. Here it must run and find its vocabulary.
+        """
         try:
-            await asyncio.to_thread(new.engine.run, [nothing(new.bundle)])
-            await self._warm(new)
-        except Exception as error:  # no memory, on a GPU above all
+            await asyncio.to_thread(new.engine.run, [empty_request(new.bundle)])
+            # Recent requests warm it up, so that the first requests after the replacement are not slow.
+            for body in list(new.scorer.recent):
+                with suppress(Problem):  # The new model may have other fields than the old one.
+                    await new.scorer.warm_up(body)
+                await asyncio.sleep(WARM_UP_PAUSE_S)
+        except Exception as error:  # For example, a GPU that is out of memory.
             log.exception("the new model cannot run")
             return f"it cannot run in this process: {type(error).__name__}"
         if self._shared.settings.vocabulary == "bundle":
-            new.readiness.settle(None)
+            new.readiness.set_result(None)
             return None
         with suppress(TimeoutError):
-            await asyncio.wait_for(new.test(), VOCABULARY_S)
+            await asyncio.wait_for(new.self_test(), VOCABULARY_TIMEOUT_S)
         return new.readiness.problem
 
     async def close(self) -> None:
+        """Wait for background work, then close the model."""
         if self._testing is not None:
-            self._testing.cancel()  # it may wait for a vocabulary that nobody will publish
+            self._testing.cancel()  # The self-test may be waiting for a vocabulary that is never published.
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.model.close()
 
-    async def _test(self) -> None:
-        await self.model.test()
-        # The collector stops all threads: spare it what lives as long as the process.
+    async def _test_first_model(self) -> None:
+        await self.model.self_test()
+        # Garbage collection stops all threads. Freezing keeps it from traversing objects that live as long as the
+        # process.
         gc.collect()
         gc.freeze()
 
-    async def _warm(self, new: Model) -> None:
-        """With requests that the old one has answered: the first one after the change must not pay for it."""
-        for body in list(new.scorer.recent):
-            with suppress(Problem):  # the new model may read other fields
-                await new.scorer.rehearse(body)
-            await asyncio.sleep(PACE_S)
-
-    def _serves(self, model: Model) -> None:
-        manifest = model.bundle.manifest
-        self._shared.metrics.serves(manifest.name, manifest.version)
-
-    def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+    def _create_task(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        # The event loop keeps only weak references to tasks.
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

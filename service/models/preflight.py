@@ -1,4 +1,4 @@
-"""Whether a new bundle may be served: found by a process of its own, so that nobody waits for it."""
+"""Check a new bundle in a separate process, so that requests are not delayed."""
 
 import asyncio
 import os
@@ -11,43 +11,44 @@ import msgspec
 
 from contract.bundle import MANIFEST
 
-LONGEST_S = 600.0
+MAX_CHECK_S = 600.0
 NICENESS = 19
 
 
 async def check(folder: Path, vocabulary: str) -> str | None:
-    """What is wrong with a bundle: its digests, its graphs, its golden requests. None: nothing is.
+    """Run ctr-verify on a bundle. Return what is wrong with its files, graphs or golden requests, or None.
 
-    vocabulary: "redis" where the bundle may lack it, and then its golden requests are not asked here.
+    Args:
+        folder: The bundle's folder.
+        vocabulary: "redis" if the bundle may have no vocabulary. Its golden requests cannot be checked here then.
     """
     command = [sys.executable, "-m", "service.models.verify", str(folder)]
     command += ["--without-vocabulary"] if vocabulary == "redis" else []
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-    _be_patient(process.pid)
+    with suppress(OSError):  # The process has already ended, or a sandbox forbids the change.
+        # The check gets only the CPU time that the workers leave.
+        os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
+        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
     try:
-        _, errors = await asyncio.wait_for(process.communicate(), LONGEST_S)
+        _, errors = await asyncio.wait_for(process.communicate(), MAX_CHECK_S)
     except TimeoutError:
-        return f"the check of {folder.name} took longer than {LONGEST_S:g} s"
+        return f"the check of {folder.name} took longer than {MAX_CHECK_S:g} s"
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode == 0:
         return None
     lines = errors.decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("ctr-verify: ") if lines else f"the check ended with {process.returncode}"
+    return lines[-1].removeprefix("ctr-verify: ") if lines else f"the check exited with {process.returncode}"
 
 
 def version_of(folder: Path) -> str:
-    """As its manifest says; empty where there is none. It is verified before it is served."""
+    """Return the version in a bundle's manifest, or an empty string if it cannot be read.
+
+    The manifest is not verified here. A bundle is verified before it is served.
+    """
     try:
         return str(msgspec.json.decode((folder / MANIFEST).read_bytes(), type=dict[str, Any]).get("version", ""))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return ""
-
-
-def _be_patient(pid: int) -> None:
-    """It takes what the workers leave of the CPUs."""
-    with suppress(OSError):  # it has ended, or a sandbox does not allow it
-        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))

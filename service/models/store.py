@@ -1,7 +1,9 @@
-"""ctr-store: versions of bundles side by side, and which one is current. A server started with --store follows it.
+"""ctr-store: keep versions of bundles side by side, and choose which one is served.
+
+A server that is started with --store follows the current version.
 
 STORE/versions/<version>/   a bundle
-STORE/current               which one is served, and which ones were before
+STORE/current               the current version, and the previously current ones
 """
 
 import argparse
@@ -23,27 +25,51 @@ VERSIONS = "versions"
 CURRENT = "current"
 LOCK = "lock"
 UNFINISHED = ".unfinished-"
-MOST_PREVIOUS = 100
+MAX_PREVIOUS = 100
 VERSION = re.compile(r"[0-9a-f]{64}")
-SHORTEST_PREFIX = 6
+MIN_PREFIX_CHARS = 6
+COMMANDS = {
+    "add": "verify a bundle and copy it into the store",
+    "list": "list the versions, and show which one is current",
+    "activate": "make a version current; a server that follows the store loads it",
+    "remove": "delete a version that is not current",
+    "rollback": "make the previously current version current again",
+}
 
 
 class StoreError(ValueError):
-    """A store that cannot be used so. One sentence, with the way out."""
+    """The store does not allow the operation. The message says how to fix it."""
 
 
 class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """previous: the newest first."""
+    """The content of STORE/current.
+
+    Attributes:
+        version: The current version.
+        previous: The previously current versions, newest first.
+    """
 
     version: str
     previous: list[str] = []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0: done. 2: not, and a sentence says why."""
-    arguments = _parser().parse_args(argv)
+    """Return 0 on success, or 2 after an error message."""
+    parser = argparse.ArgumentParser(
+        "ctr-store", description="Keep versions of bundles, and choose which one is served."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.add_argument("store", type=Path, help="the store's folder")
+        if name == "add":
+            command.add_argument("bundle", type=Path, help="the bundle's folder")
+            command.add_argument("--activate", action="store_true", help="also make the version current")
+        if name in ("activate", "remove"):
+            command.add_argument("version", help="the version, or its first characters")
+    arguments = parser.parse_args(argv)
     try:
-        arguments.run(arguments)
+        run(arguments)
     except (StoreError, BundleError) as error:
         print(f"ctr-store: {error}", file=sys.stderr)
         return 2
@@ -53,23 +79,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run(arguments: argparse.Namespace) -> None:
+    """Run one command and print its result."""
+    store: Path = arguments.store
+    match arguments.command:
+        case "add":
+            manifest, is_new = add(store, arguments.bundle)
+            print(f"{'added' if is_new else 'already there:'} {manifest.name} {manifest.version}")
+            if arguments.activate:
+                print(f"current: {activate(store, manifest.version)}")
+        case "list":
+            print_versions(store)
+        case "activate":
+            print(f"current: {activate(store, arguments.version)}")
+        case "remove":
+            print(f"removed: {remove(store, arguments.version)}")
+        case "rollback":
+            print(f"current: {rollback(store)}")
+
+
+def print_versions(store: Path) -> None:
+    """Print a line for each version: when it was exported, its name, and whether it is or was current."""
+    check_is_store(store)
+    pointer = readable_pointer(store)
+    for version in stored_versions(store):
+        try:
+            manifest = open_bundle(store / VERSIONS / version, verify=False).manifest
+            text = f"{manifest.created}  {manifest.name}"
+        except BundleError as error:
+            text = f"damaged: {error}"
+        if pointer is not None and version == pointer.version:
+            text += "  current"
+        elif pointer is not None and version in pointer.previous:
+            text += f"  previous {1 + pointer.previous.index(version)}"
+        print(f"{version}  {text}")
+    read_pointer(store)  # Raises if the pointer is damaged, after all versions that can be activated were printed.
+
+
 def current_bundle(store: Path) -> Path:
-    """The folder of the current version.
+    """Return the folder of the current version.
 
     Raises:
-        StoreError: when there is no store, no pointer, or nothing where it points to.
+        StoreError: The store, its pointer, or the version that the pointer names does not exist.
     """
     pointer = read_pointer(store)
     if pointer is None:
         raise StoreError(f"{store} has no current version: ctr-store add {store} BUNDLE --activate")
     folder = store / VERSIONS / pointer.version
     if not folder.is_dir() or folder.is_symlink():
-        raise StoreError(f"{store}: the current version {pointer.version} is not there: activate another one")
+        raise StoreError(f"{store}: the current version {pointer.version} is missing: activate another version")
     return folder
 
 
 def read_pointer(store: Path) -> Pointer | None:
-    """None where no version was ever activated. Raises StoreError when it is garbled."""
+    """Return the store's pointer, or None if no version was ever activated.
+
+    Raises:
+        StoreError: The pointer cannot be read, or it names something other than versions.
+    """
     path = store / CURRENT
     try:
         pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
@@ -77,64 +144,159 @@ def read_pointer(store: Path) -> Pointer | None:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read ({error}): activate a version again") from error
-    # A version is a name and no path: a pointer never leaves the store.
+    # A version is a name and not a path, so a pointer never leads out of the store.
     for version in (pointer.version, *pointer.previous):
         if not VERSION.fullmatch(version):
-            raise StoreError(f"{path} names {version[:100]!r}, which is no version: activate one again")
+            raise StoreError(f"{path} names {version[:100]!r}, which is not a version: activate a version again")
     return pointer
 
 
+def readable_pointer(store: Path) -> Pointer | None:
+    """Return the store's pointer, or None if it is missing or damaged. Activating a version repairs it."""
+    try:
+        return read_pointer(store)
+    except StoreError:
+        return None
+
+
+def write_pointer(store: Path, pointer: Pointer) -> None:
+    """Replace the store's pointer atomically."""
+    with temporary_folder(store) as folder:
+        path = folder / CURRENT
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(pointer)) + b"\n")
+        path.chmod(0o644)
+        sync_to_disk(folder)
+        path.rename(store / CURRENT)
+
+
 def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
-    """Verifies a bundle, copies it, and verifies the copy. False: it is there already, whole.
+    """Verify a bundle, copy it into the store, and verify the copy.
+
+    Returns:
+        The bundle's manifest, and whether the version is new. If the store has the version and it is intact, nothing is
+        copied. If it is damaged, it is replaced.
 
     Raises:
-        StoreError: when it cannot be copied, or changes meanwhile.
-        BundleError: when it is none.
+        StoreError: The bundle cannot be copied, or it changed during the copy.
+        BundleError: The bundle is not valid.
     """
     manifest = open_bundle(bundle).manifest
     (store / VERSIONS).mkdir(parents=True, exist_ok=True)
-    with _locked(store):
+    with locked(store):
         target = store / VERSIONS / manifest.version
-        if _is_whole(target):
+        if is_intact(target):
             return manifest, False
-        with _aside(store) as aside:
-            copy = aside / manifest.version
-            _copy(bundle, copy)
+        with temporary_folder(store) as folder:
+            copy = folder / manifest.version
+            try:
+                shutil.copytree(bundle, copy)
+            except shutil.Error as error:
+                _, _, reason = error.args[0][0]
+                raise StoreError(f"{bundle} cannot be copied into the store: {reason}") from error
+            copy.chmod(0o755)  # The server may run as another user.
             if open_bundle(copy).manifest.version != manifest.version:
-                raise StoreError(f"{bundle} was changed while it was copied: add it again")
-            _sync(copy)
+                raise StoreError(f"{bundle} changed while it was copied: add it again")
+            sync_to_disk(copy)  # Before the rename: once a version has its name, it counts as complete.
             if os.path.lexists(target):
-                target.rename(aside / "broken")
+                target.rename(folder / "damaged")
             copy.rename(target)
         return manifest, True
 
 
-def _copy(bundle: Path, folder: Path) -> None:
+def activate(store: Path, version: str) -> str:
+    """Make a version current. Return the whole version.
+
+    Args:
+        store: The store's folder.
+        version: The version, or at least its first MIN_PREFIX_CHARS characters.
+
+    Raises:
+        StoreError: There is no such store, or not exactly one version has this prefix.
+    """
+    with locked(store):
+        whole = find_version(store, version)
+        pointer = readable_pointer(store)
+        if pointer is None or pointer.version != whole:
+            previous = [] if pointer is None else [pointer.version, *pointer.previous]
+            write_pointer(store, Pointer(whole, previous[:MAX_PREVIOUS]))
+        return whole
+
+
+def remove(store: Path, version: str) -> str:
+    """Delete a version from the store. Return the whole version.
+
+    Args:
+        store: The store's folder.
+        version: The version, or at least its first MIN_PREFIX_CHARS characters.
+
+    Raises:
+        StoreError: The version is current, there is no such store, or not exactly one version has this prefix.
+    """
+    with locked(store):
+        whole = find_version(store, version)
+        pointer = readable_pointer(store)
+        if pointer is not None and pointer.version == whole:
+            raise StoreError(f"{whole} is current: activate another version first, or ctr-store rollback {store}")
+        with temporary_folder(store) as folder:
+            (store / VERSIONS / whole).rename(folder / whole)
+        return whole
+
+
+def rollback(store: Path) -> str:
+    """Make the previously current version current again. Return it.
+
+    Versions that were removed are skipped. A second rollback goes back one version further.
+
+    Raises:
+        StoreError: There is no such store, or no previous version is left.
+    """
+    with locked(store):
+        pointer = read_pointer(store)
+        previous = [] if pointer is None else pointer.previous
+        stored = stored_versions(store)
+        index = next((index for index, version in enumerate(previous) if version in stored), None)
+        if index is None:
+            raise StoreError(f"{store} has no previous version to go back to: ctr-store list {store}")
+        write_pointer(store, Pointer(previous[index], previous[index + 1 :]))
+        return previous[index]
+
+
+def find_version(store: Path, prefix: str) -> str:
+    """Return the one version that starts with a prefix. Raises StoreError if there is not exactly one."""
+    if len(prefix) < MIN_PREFIX_CHARS:
+        raise StoreError(f"{prefix!r} is too short for a version: give at least {MIN_PREFIX_CHARS} characters")
+    found = [version for version in stored_versions(store) if version.startswith(prefix)]
+    if len(found) != 1:
+        count = f"{len(found)} versions start" if found else "no version starts"
+        raise StoreError(f"in {store}, {count} with {prefix[:100]!r}: ctr-store list {store}")
+    return found[0]
+
+
+def stored_versions(store: Path) -> list[str]:
+    """Return the versions in the store, sorted. A symbolic link is not a version: see `current_bundle`."""
+    folder = store / VERSIONS
+    paths = folder.iterdir() if folder.is_dir() else ()
+    names = [path.name for path in paths if path.is_dir() and not path.is_symlink()]
+    return sorted(name for name in names if VERSION.fullmatch(name))
+
+
+def is_intact(folder: Path) -> bool:
+    """Return whether a folder of the store holds the version that it is named after, unchanged."""
     try:
-        shutil.copytree(bundle, folder)
-    except shutil.Error as error:
-        _, _, reason = error.args[0][0]
-        raise StoreError(f"{bundle} cannot be copied into the store: {reason}") from error
-    # Whoever serves it may be another user than the one who adds it.
-    folder.chmod(0o755)
-
-
-@contextmanager
-def _aside(store: Path) -> Iterator[Path]:
-    """A folder in the store for what has no name yet, or none any more."""
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=store) as folder:
-        yield Path(folder)
-
-
-def _is_whole(version: Path) -> bool:
-    try:
-        return not version.is_symlink() and open_bundle(version).manifest.version == version.name
+        return not folder.is_symlink() and open_bundle(folder).manifest.version == folder.name
     except BundleError:
         return False
 
 
-def _sync(folder: Path) -> None:
-    """Onto the disk, before it gets the name under which nobody looks into it any more."""
+@contextmanager
+def temporary_folder(store: Path) -> Iterator[Path]:
+    """Create a folder in the store for files that are not complete yet, or that are about to be deleted."""
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=store) as folder:
+        yield Path(folder)
+
+
+def sync_to_disk(folder: Path) -> None:
+    """Flush a folder and everything in it to disk."""
     for path in (*folder.rglob("*"), folder):
         file = os.open(path, os.O_RDONLY)
         try:
@@ -143,84 +305,10 @@ def _sync(folder: Path) -> None:
             os.close(file)
 
 
-def remove(store: Path, version: str) -> str:
-    """Takes a version out of the store; a prefix of it is enough. The whole version.
-
-    Raises:
-        StoreError: for the current one, and as activate().
-    """
-    with _locked(store):
-        whole = _find(store, version)
-        pointer = _pointer_or_none(store)
-        if pointer is not None and pointer.version == whole:
-            raise StoreError(f"{whole} is current: activate another version first, or ctr-store rollback {store}")
-        with _aside(store) as aside:
-            (store / VERSIONS / whole).rename(aside / whole)
-        return whole
-
-
-def activate(store: Path, version: str) -> str:
-    """Makes a version current; a prefix of it is enough. The whole version."""
-    with _locked(store):
-        whole = _find(store, version)
-        pointer = _pointer_or_none(store)
-        if pointer is None or pointer.version != whole:
-            previous = [] if pointer is None else [pointer.version, *pointer.previous]
-            _write(store, Pointer(whole, previous[:MOST_PREVIOUS]))
-        return whole
-
-
-def rollback(store: Path) -> str:
-    """Makes the newest previous version current that is still there; once more: the one before."""
-    with _locked(store):
-        pointer = read_pointer(store)
-        previous = [] if pointer is None else pointer.previous
-        there = _versions(store)
-        left = next((index for index, version in enumerate(previous) if version in there), None)
-        if left is None:
-            raise StoreError(f"{store} has no previous version to go back to: ctr-store list {store}")
-        _write(store, Pointer(previous[left], previous[left + 1 :]))
-        return previous[left]
-
-
-def _find(store: Path, prefix: str) -> str:
-    found = [version for version in _versions(store) if version.startswith(prefix)]
-    if len(prefix) < SHORTEST_PREFIX:
-        raise StoreError(f"{prefix!r} is too short for a version: give {SHORTEST_PREFIX} characters or more")
-    if len(found) != 1:
-        what = f"{len(found)} versions begin" if found else "no version begins"
-        raise StoreError(f"in {store} {what} with {prefix[:100]!r}: ctr-store list {store}")
-    return found[0]
-
-
-def _versions(store: Path) -> list[str]:
-    folder = store / VERSIONS
-    paths = folder.iterdir() if folder.is_dir() else ()
-    names = [path.name for path in paths if path.is_dir() and not path.is_symlink()]  # as current_bundle()
-    return sorted(name for name in names if VERSION.fullmatch(name))
-
-
-def _pointer_or_none(store: Path) -> Pointer | None:
-    """To activate a version is the way out of a garbled pointer."""
-    try:
-        return read_pointer(store)
-    except StoreError:
-        return None
-
-
-def _write(store: Path, pointer: Pointer) -> None:
-    with _aside(store) as aside:
-        path = aside / CURRENT
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(pointer)) + b"\n")
-        path.chmod(0o644)
-        _sync(aside)
-        path.rename(store / CURRENT)
-
-
 @contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """One ctr-store at a time. What a killed one left goes first. Raises StoreError when there is no store."""
-    _check_is_store(store)
+def locked(store: Path) -> Iterator[None]:
+    """Hold the store's lock, and delete what a killed ctr-store left. Raises StoreError if there is no store."""
+    check_is_store(store)
     with (store / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for unfinished in store.glob(f"{UNFINISHED}*"):
@@ -231,68 +319,10 @@ def _locked(store: Path) -> Iterator[None]:
         yield
 
 
-def _check_is_store(store: Path) -> None:
+def check_is_store(store: Path) -> None:
+    """Raise StoreError if there is no store in this folder."""
     if not (store / VERSIONS).is_dir():
-        raise StoreError(f"there is no store at {store}: ctr-store add {store} BUNDLE")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("ctr-store", description="Versions of bundles, and which one is served.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, text in (
-        ("add", _add, "verify a bundle and copy it into the store"),
-        ("list", _list, "the versions, and which one is current"),
-        ("activate", _activate, "make a version current: a server that follows the store loads it"),
-        ("remove", _remove, "delete a version that is not current"),
-        ("rollback", _rollback, "make the version current that was before"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("store", type=Path)
-        command.set_defaults(run=run)
-        if name == "add":
-            command.add_argument("bundle", type=Path)
-            command.add_argument("--activate", action="store_true", help="and make it current")
-        if name in ("activate", "remove"):
-            command.add_argument("version", help="all of it, or how it begins")
-    return parser
-
-
-def _add(arguments: argparse.Namespace) -> None:
-    manifest, is_new = add(arguments.store, arguments.bundle)
-    print(f"{'added' if is_new else 'already there:'} {manifest.name} {manifest.version}")
-    if arguments.activate:
-        print(f"current: {activate(arguments.store, manifest.version)}")
-
-
-def _list(arguments: argparse.Namespace) -> None:
-    _check_is_store(arguments.store)
-    pointer = _pointer_or_none(arguments.store)
-    for version in _versions(arguments.store):
-        try:
-            manifest = open_bundle(arguments.store / VERSIONS / version, verify=False).manifest
-            what = f"{manifest.created}  {manifest.name}"
-        except BundleError as error:
-            what = f"damaged: {error}"
-        print(f"{version}  {what}{_role(version, pointer)}")
-    read_pointer(arguments.store)  # says what is wrong with it, when all that one can activate has been shown
-
-
-def _role(version: str, pointer: Pointer | None) -> str:
-    if pointer is None or version not in (pointer.version, *pointer.previous):
-        return ""
-    return "  current" if version == pointer.version else f"  previous {1 + pointer.previous.index(version)}"
-
-
-def _activate(arguments: argparse.Namespace) -> None:
-    print(f"current: {activate(arguments.store, arguments.version)}")
-
-
-def _remove(arguments: argparse.Namespace) -> None:
-    print(f"removed: {remove(arguments.store, arguments.version)}")
-
-
-def _rollback(arguments: argparse.Namespace) -> None:
-    print(f"current: {rollback(arguments.store)}")
+        raise StoreError(f"{store} is not a store: create one with ctr-store add {store} BUNDLE")
 
 
 if __name__ == "__main__":

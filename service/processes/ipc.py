@@ -1,4 +1,4 @@
-"""What the supervisor and a worker say to each other, over a pair of sockets: a line of JSON a message."""
+"""Messages between the supervisor and a worker: one line of JSON each, over a pair of connected sockets."""
 
 import asyncio
 import itertools
@@ -10,120 +10,141 @@ import msgspec
 
 log = logging.getLogger(__name__)
 
-LONGEST_LINE = 64 * 1024 * 1024  # of /metrics, above all
+MAX_LINE_BYTES = 64 * 1024 * 1024  # The metrics of all workers are the longest message.
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
-    """To a worker: open this bundle, which has been checked, and serve it."""
+    """Tell a worker to open a bundle, which has been checked, and to serve it."""
 
     folder: str
 
 
 class Drain(msgspec.Struct, tag=True, frozen=True):
-    """To a worker: not ready any more; finish what is in hand and end."""
+    """Tell a worker to report that it is not ready, finish the requests in flight, and exit."""
 
 
-class Spread(msgspec.Struct, tag=True, frozen=True):
-    """To a worker: another one has joined, there are so many now. Give it its share of the connections."""
+class Rebalance(msgspec.Struct, tag=True, frozen=True):
+    """Tell a worker that another one has joined, so that it gives up that worker's share of its connections."""
 
-    workers: int
+    workers: int  # Including the new one.
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """To the supervisor: it accepts requests. problem: why /readyz says 503 all the same."""
+    """Tell the supervisor that a worker accepts requests."""
 
     version: str
-    problem: str | None
+    problem: str | None  # Why /readyz returns 503 although the worker accepts requests.
 
 
 class Reload(msgspec.Struct, tag=True, frozen=True):
-    """To the supervisor: have all workers serve what is current."""
+    """Ask the supervisor to load the current bundle in all workers."""
 
 
 class Scrape(msgspec.Struct, tag=True, frozen=True):
-    """To the supervisor: the metrics of all workers."""
+    """Ask the supervisor for the metrics of all workers."""
 
 
-class Done(msgspec.Struct, tag=True, frozen=True):
-    """The answer to Load, Reload and Scrape: text (a version, or metrics), or why not."""
+class Reply(msgspec.Struct, tag=True, frozen=True):
+    """The reply to Load, Reload and Scrape.
+
+    Attributes:
+        text: A version (Load, Reload) or the metrics (Scrape).
+        problem: Why the request failed, or None.
+    """
 
     text: str = ""
     problem: str | None = None
 
 
-Message = Load | Drain | Spread | Ready | Reload | Scrape | Done
+Message = Load | Drain | Rebalance | Ready | Reload | Scrape | Reply
 
 
 class _Line(msgspec.Struct):
-    """number: of the question; an answer has that of its question, negated."""
+    """A message with its number. A reply has the negative number of its request."""
 
     number: int
     message: Message
 
 
-class Gone(ConnectionError):
-    """The other process does not answer any more."""
+class PeerClosed(ConnectionError):
+    """The other process has exited, or did not reply in time."""
 
 
 class Channel:
-    """Questions and answers in both directions. Lives in one event loop."""
+    """Sends messages and requests in both directions. Lives in one event loop.
 
-    def __init__(self, answer: Callable[[Message], Awaitable[Done | None]]) -> None:
-        self._answer = answer
+    Args:
+        handle: Handles a message from the other process. Returns the reply, or None if the message needs none.
+    """
+
+    def __init__(self, handle: Callable[[Message], Awaitable[Reply | None]]) -> None:
+        self._handle = handle
         self._numbers = itertools.count(1)
-        self._open: dict[int, asyncio.Future[Done]] = {}
+        self._pending: dict[int, asyncio.Future[Reply]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer: asyncio.StreamWriter | None = None
 
     async def run(self, end: socket.socket) -> None:
-        """Until the other end is closed."""
-        reader, self._writer = await asyncio.open_connection(sock=end, limit=LONGEST_LINE)
+        """Handle messages until the other end of the socket is closed."""
+        reader, self._writer = await asyncio.open_connection(sock=end, limit=MAX_LINE_BYTES)
         try:
             while line := await reader.readline():
-                self._take(msgspec.json.decode(line, type=_Line))
-        except (OSError, ValueError, msgspec.DecodeError):  # half a line, or a line without end
-            pass
+                self.dispatch(msgspec.json.decode(line, type=_Line))
+        except (OSError, ValueError, msgspec.DecodeError):
+            pass  # The peer exited in the middle of a line, or the line is too long.
         finally:
             self._writer.close()
-            for waiting in self._open.values():
-                if not waiting.done():
-                    waiting.set_exception(Gone("the other process has ended"))
+            for future in self._pending.values():
+                if not future.done():
+                    future.set_exception(PeerClosed("the other process has exited"))
 
-    def tell(self, message: Message) -> None:
-        self._send(_Line(next(self._numbers), message))
+    def send(self, message: Message) -> None:
+        """Send a message that needs no reply.
 
-    async def ask(self, message: Message, timeout_s: float) -> Done:
-        """Raises Gone when the other end is closed, or says nothing in time."""
+        Raises:
+            PeerClosed: The other end is closed.
+        """
+        self._write(_Line(next(self._numbers), message))
+
+    async def request(self, message: Message, timeout_s: float) -> Reply:
+        """Send a message and return its reply.
+
+        Raises:
+            PeerClosed: The other end is closed, or does not reply in time.
+        """
         number = next(self._numbers)
-        self._open[number] = answer = asyncio.get_running_loop().create_future()
+        self._pending[number] = future = asyncio.get_running_loop().create_future()
         try:
-            self._send(_Line(number, message))
-            return await asyncio.wait_for(answer, timeout_s)
+            self._write(_Line(number, message))
+            return await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
-            raise Gone(f"no answer within {timeout_s:g} s") from None
+            raise PeerClosed(f"no reply within {timeout_s:g} s") from None
         finally:
-            del self._open[number]
+            del self._pending[number]
 
-    def _take(self, line: _Line) -> None:
+    def dispatch(self, line: _Line) -> None:
+        """Complete the request that a line replies to, or start to handle its message."""
         if line.number < 0:
-            waiting = self._open.get(-line.number)
-            if waiting is not None and not waiting.done() and isinstance(line.message, Done):
-                waiting.set_result(line.message)
+            future = self._pending.get(-line.number)
+            if future is not None and not future.done() and isinstance(line.message, Reply):
+                future.set_result(line.message)
             return
-        task = asyncio.ensure_future(self._reply(line))
+        task = asyncio.ensure_future(self.respond(line))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _reply(self, line: _Line) -> None:
+    async def respond(self, line: _Line) -> None:
+        """Handle a message and send its reply, if it has one."""
         try:
-            answer = await self._answer(line.message)
-        except Exception as error:  # whoever asked must not wait for ever
-            log.exception("a message of the other process could not be answered")
-            answer = Done(problem=f"{type(error).__name__}, see the log")
-        if answer is not None:
-            self._send(_Line(-line.number, answer))
+            reply = await self._handle(line.message)
+        except Exception as error:
+            # Without a reply, the other process would wait until its timeout.
+            log.exception("Cannot handle a %s message", type(line.message).__name__)
+            reply = Reply(problem=f"{type(error).__name__}, see the log")
+        if reply is not None:
+            self._write(_Line(-line.number, reply))
 
-    def _send(self, line: _Line) -> None:
+    def _write(self, line: _Line) -> None:
         if self._writer is None or self._writer.is_closing():
-            raise Gone("the other process has ended")
+            raise PeerClosed("the other process has exited")
         self._writer.write(msgspec.json.encode(line) + b"\n")

@@ -1,4 +1,4 @@
-"""Uvicorn's server, as a worker runs it: on shared sockets, with limits for clients, and with notice before its end."""
+"""Uvicorn's server as a worker runs it: on shared sockets, with timeouts for clients and a notice before it stops."""
 
 import asyncio
 import logging
@@ -15,40 +15,54 @@ from fastapi import FastAPI
 from uvicorn.server import HANDLED_SIGNALS
 
 from service.app import Application, drain
-from service.http.connection_counts import Place
+from service.http.connection_counts import WorkerSlot
 from service.http.listener import Listener
 from service.http.protocol import Limits, Protocol
+from service.http.uvicorn_support import check_uvicorn
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-SWEEP_S = 0.25
-BEAT_S = 0.01
-TIMERS_S = 0.001  # which is how exact the event loop's timers are
-PATIENCE_S = 1.0
-TURN_S = 0.02
+CHECK_S = 0.25  # Between two checks of the clients' timeouts.
+LAG_INTERVAL_S = 0.01
+TIMER_RESOLUTION_S = 0.001  # Of the event loop.
+MIN_IDLE_S = 1.0  # Connections that were used more recently are not closed before one more response.
+POLL_S = 0.02
 
 
 @dataclass(frozen=True)
-class Door:
-    """A listening socket, and the application behind it."""
+class BoundApp:
+    """An application and the socket that it listens on."""
 
     listening: socket.socket
     app: FastAPI
 
 
 class Server(uvicorn.Server):
-    """Takes signals from the start on, and says that it drains before it does."""
+    """Handles signals from the start, and reports that it drains before it stops.
 
-    def __init__(self, app: Application, settings: Settings, place: Place | None = None) -> None:
-        super().__init__(_config(app, settings))
+    Args:
+        app: The scoring application.
+        settings: The server's settings.
+        slot: Where the other workers read this worker's number of connections. None: there are no others.
+
+    Raises:
+        UnsupportedUvicorn: The installed uvicorn would bypass admission control.
+    """
+
+    def __init__(self, app: Application, settings: Settings, slot: WorkerSlot | None = None) -> None:
+        check_uvicorn()
+        super().__init__(uvicorn_config(app, settings))
         self._app = app
         self._settings = settings
-        self._place = place
-        self._doors: list[Door] = []
+        self._slot = slot
+        self._bound_apps: list[BoundApp] = []
 
-    def take_signals(self) -> None:
-        # Uvicorn raises the signal once more when it is done; the parts still have to be closed then.
+    def handle_signals(self) -> None:
+        """Let SIGTERM and SIGINT stop the server, for the rest of the process's life.
+
+        Uvicorn raises the signal again when it has stopped. The process must survive that to close the model.
+        """
         for number in HANDLED_SIGNALS:
             signal.signal(number, self.handle_exit)
 
@@ -56,47 +70,53 @@ class Server(uvicorn.Server):
         drain(self._app)
         super().handle_exit(sig, frame)
 
-    def end(self) -> None:
-        """As a signal does."""
+    def stop(self) -> None:
+        """Stop like a signal does."""
         drain(self._app)
         self.should_exit = True
 
-    def spread(self, workers: int) -> None:
-        """Has as many connections end after their next answer as another of so many workers should have.
+    def rebalance(self, workers: int) -> None:
+        """Close this worker's share of the connections, after their next response.
 
-        Their clients connect again, and whoever has less to do takes them.
+        Their clients connect again, and the worker with the fewest connections accepts them.
+
+        Args:
+            workers: The number of workers, including the one that has joined.
         """
-        connections = [one for one in self.server_state.connections if isinstance(one, Protocol)]
+        connections = [connection for connection in self.server_state.connections if isinstance(connection, Protocol)]
         for connection in connections[: len(connections) // workers]:
-            connection.is_last = True
+            connection.close_after_response = True
 
-    async def serve_on(self, doors: list[Door]) -> None:
-        self._doors = doors
-        watching = [asyncio.create_task(self._sweep()), asyncio.create_task(self._feel_the_lag())]
+    async def serve_on(self, bound_apps: list[BoundApp]) -> None:
+        """Serve until the server is stopped."""
+        self._bound_apps = bound_apps
+        background = [asyncio.create_task(self.check_connections()), asyncio.create_task(self.measure_lag())]
         try:
-            await self.serve(sockets=[door.listening for door in doors])
+            await self.serve(sockets=[bound.listening for bound in bound_apps])
         finally:
-            for task in watching:
+            for task in background:
                 task.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         limits = Limits.of(self._settings)
         connections = self.server_state.connections
         self.servers = []
-        for door in self._doors:
-            config = self.config if door.app is self._app else _config(door.app, self._settings)
+        for bound in self._bound_apps:
+            config = self.config if bound.app is self._app else uvicorn_config(bound.app, self._settings)
             if not config.loaded:
                 config.load()
-            score = self._app.score if door.app is self._app else None
+            score = self._app.score if bound.app is self._app else None
             make = partial(Protocol, config, self.server_state, {}, limits=limits, parts=self._app.state, score=score)
-            most, place = self._settings.max_connections, None if score is None else self._place
-            self.servers.append(Listener(door.listening, make, connections, most, place))  # type: ignore[arg-type]
+            slot = None if score is None else self._slot
+            listener = Listener(bound.listening, make, connections, self._settings.max_connections, slot)
+            self.servers.append(listener)  # type: ignore[arg-type]
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """For a notice all goes on, and answers say `Connection: close`; then the port is closed and the rest finished.
+        """Serve for the notice period, close the sockets, then finish the requests in flight.
 
-        A connection that is used gets a last answer; only one that has been idle for a while is closed.
+        Responses in the notice period say `Connection: close`. After it, a connection in use gets one more response,
+        and a connection that has been idle for a while is closed.
         """
         await asyncio.sleep(self._settings.drain_notice_ms / 1e3)
         for server in self.servers:
@@ -104,47 +124,48 @@ class Server(uvicorn.Server):
             await server.wait_closed()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_ms / 1e3):
-                await self._connections_end()
+                while self.server_state.connections:
+                    now = asyncio.get_running_loop().time()
+                    for connection in list(self.server_state.connections):
+                        assert isinstance(connection, Protocol)
+                        connection.finish(now, MIN_IDLE_S)
+                    await asyncio.sleep(POLL_S)
         for task in list(self.server_state.tasks):
-            log.warning("a request was not finished within CTR_DRAIN_MS, and is cut off")
+            log.warning("A request was canceled: it did not finish within CTR_DRAIN_MS")
             task.cancel()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
-    async def _connections_end(self) -> None:
-        while self.server_state.connections:
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                assert isinstance(connection, Protocol)
-                connection.leave(now, PATIENCE_S)
-            await asyncio.sleep(TURN_S)
+    async def measure_lag(self) -> None:
+        """Keep `admission.lag_s` up to date: how long the event loop's last iteration delayed its timers.
 
-    async def _feel_the_lag(self) -> None:
-        """What is read after a turn of the event loop that took long may have come at its beginning."""
+        A request that is read after a long iteration may have arrived when that iteration began.
+        """
         admission = self._app.state.admission
         while True:
-            due_s = time.perf_counter() + BEAT_S
-            await asyncio.sleep(BEAT_S)
-            admission.lag_s = max(0.0, time.perf_counter() - due_s - TIMERS_S)
+            due_s = time.perf_counter() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
+            admission.lag_s = max(0.0, time.perf_counter() - due_s - TIMER_RESOLUTION_S)
 
-    async def _sweep(self) -> None:
-        """Closes the connections of clients that keep them and say nothing."""
+    async def check_connections(self) -> None:
+        """Apply the clients' timeouts, and update this worker's connection count and gauges."""
         metrics, admission = self._app.state.metrics, self._app.state.admission
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(CHECK_S)
             now = asyncio.get_running_loop().time()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Protocol):
-                    connection.sweep(now)
+                    connection.check_timeouts(now)
             for listener in self.servers:
                 assert isinstance(listener, Listener)
-                listener.tell()
-            metrics.in_flight.set(admission.in_hand)
+                listener.publish_count()
+            metrics.in_flight.set(admission.in_flight)
             metrics.limit.set(admission.limit)
             metrics.connections.set(len(self.server_state.connections))
 
 
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """Return uvicorn's configuration for an application."""
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -153,8 +174,8 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # nobody here asks for the client's address
+        proxy_headers=False,  # The service does not use the client's address.
         server_header=False,
-        timeout_keep_alive=settings.keep_alive_ms / 1e3,  # type: ignore[arg-type]  # any number of seconds
+        timeout_keep_alive=settings.keep_alive_ms / 1e3,  # type: ignore[arg-type]  # Fractions of a second work.
         timeout_graceful_shutdown=settings.drain_ms / 1e3,  # type: ignore[arg-type]
     )

@@ -1,7 +1,7 @@
-"""Starts the workers, replaces those that die, has them serve new models, and ends them.
+"""The main process of ctr-serve: starts the workers, replaces those that die, and stops them.
 
-All share one listening socket, so connections that nobody has taken yet outlive any worker. This process takes none: it
-verifies new bundles, merges metrics, and watches.
+All workers share the listening sockets, so a connection that no worker has accepted yet survives the death of any
+worker. The supervisor accepts none. It also merges the workers' metrics, and has them load new bundles (reload.py).
 """
 
 import asyncio
@@ -11,46 +11,40 @@ import socket
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from service.http.connection_counts import Board
-from service.models.preflight import check, version_of
-from service.models.store import CURRENT, StoreError, current_bundle
-from service.processes.ipc import Channel, Done, Drain, Gone, Load, Message, Ready, Reload, Scrape, Spread
-from service.processes.spawn import TESTED, spawn
+from service.http.connection_counts import ConnectionCounts
+from service.processes.ipc import Channel, Drain, Message, PeerClosed, Ready, Rebalance, Reload, Reply, Scrape
+from service.processes.reload import Reloader
+from service.processes.worker_process import WAIT_FOR_TEST, WorkerProcess, spawn
 from service.settings import Settings
-from service.telemetry.multiprocess import forget_latencies, forget_process, text_of_all
+from service.telemetry.multiprocess import forget_latencies, forget_process, merge_metrics
 
 log = logging.getLogger(__name__)
 
-WATCH_S = 0.5
-LOAD_S = 120.0
-KILL_S = 5.0  # after a worker's own time is over
-SHORTEST_LIFE_S = 10.0  # a worker that dies younger is started again later and later
-LONGEST_PAUSE_S = 10.0
-KEEP_LATENCIES_S = 60.0
-CANNOT_START = 2  # as an exit code
-
-
-@dataclass(eq=False)
-class Worker:
-    """folder: of the bundle that it was told to serve; version: that it says it serves; place: on the board."""
-
-    process: asyncio.subprocess.Process
-    channel: Channel
-    started_s: float
-    folder: Path
-    place: int
-    version: str = ""
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
+KILL_S = 5.0  # How long after CTR_DRAIN_MS a worker that is still running is killed.
+MIN_LIFETIME_S = 10.0  # A worker that dies younger is replaced after a pause, which is longer the younger it died.
+MAX_PAUSE_S = 10.0
+KEEP_LATENCIES_S = 60.0  # The latency quantiles cover the last minute, including dead workers.
+CANNOT_START = 2  # Exit code.
 
 
 class Supervisor:
-    """Lives in one event loop. metrics: the folder that this process and its workers share."""
+    """Runs the workers of one server. Lives in one event loop.
+
+    Args:
+        settings: The server's settings.
+        workers: How many workers to run.
+        listeners: The socket for requests, and the one for /admin if there is one.
+        metrics: The folder that this process and its workers share.
+        print_curl: Print an example request once the server is ready.
+
+    Raises:
+        StoreError: The store has no current bundle.
+    """
 
     def __init__(
         self,
@@ -61,273 +55,180 @@ class Supervisor:
         print_curl: bool,
     ) -> None:
         self._settings = settings
-        self._number = workers
+        self._worker_count = workers
         self._listeners = listeners
         self._metrics = metrics
         self._print_curl = print_curl
-        self._seen = None if settings.store is None else _stamp(settings.store)
-        self._folder = self._current()
-        self._workers: set[Worker] = set()
-        self._board = Board(metrics, places=workers)
-        self._places = set(range(workers))  # that are free
+        self._workers: set[WorkerProcess] = set()
+        self._counts = ConnectionCounts(metrics, slots=workers)
+        self._free_slots = set(range(workers))
         self._tasks: set[asyncio.Task[object]] = set()
-        self._reloading = asyncio.Lock()
-        self._next_reload: asyncio.Task[Done] | None = None
-        self._ending = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._exit_code = 0
         self._has_served = False
         registry = CollectorRegistry()
-        self._reloads = Counter("ctr_reloads", "New models, by outcome", ["outcome"], registry=registry)
-        self._deaths = Counter("ctr_worker_deaths", "Workers that died unasked", registry=registry)
-        self._alive = Gauge("ctr_workers", "Workers", registry=registry, multiprocess_mode="livesum")
-        for outcome in ("loaded", "unchanged", "refused"):
-            self._reloads.labels(outcome)
+        self._reloader = Reloader(settings, self._workers, registry)
+        self._deaths = Counter("ctr_worker_deaths", "Workers that exited unexpectedly", registry=registry)
+        self._alive = Gauge("ctr_workers", "Running workers", registry=registry, multiprocess_mode="livesum")
 
     async def run(self) -> int:
-        """Until a signal, or until the first worker cannot start. The exit code."""
+        """Serve until a signal arrives or the first worker fails to start. Return the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._ending.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._go(self.reload()))
-        self._go(self._start_all())
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self.run_in_background(self._reloader.reload()))
+        self.run_in_background(self.start_all())
         if self._settings.store is not None:
-            self._go(self._watch(self._settings.store))
-        await self._ending.wait()
-        await self._end_all()
+            self.run_in_background(self._reloader.watch_pointer(self._settings.store))
+        await self._stopping.wait()
+        await self.stop_all()
         return self._exit_code
 
-    async def reload(self) -> Done:
-        """Has all workers serve what is current now; one bundle at a time.
+    def fail(self, exit_code: int) -> None:
+        """Make `run` stop the workers and return this exit code."""
+        self._exit_code = exit_code
+        self._stopping.set()
 
-        Whoever asks while one is being loaded waits for the next one together with all others who do.
+    def run_in_background(self, work: Coroutine[Any, Any, object]) -> None:
+        """Start a task. The server stops if the task fails."""
+
+        def finish(task: "asyncio.Task[object]") -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("Stopping because the supervisor failed", exc_info=error)
+                self.fail(1)
+
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(finish)
+
+    async def start_all(self) -> None:
+        """Start the first worker, and the others once it is ready.
+
+        What prevents the first worker from starting would prevent the others, and should be reported once.
         """
-        if self._next_reload is None:
-            self._next_reload = asyncio.create_task(self._reload_in_turn())
-        return await asyncio.shield(self._next_reload)
-
-    async def _reload_in_turn(self) -> Done:
-        async with self._reloading:
-            self._next_reload = None
-            try:
-                outcome, done = await self._reload()
-            except OSError as error:  # no memory or no file descriptor for the check, say
-                outcome, done = "refused", Done(problem=f"it cannot be checked: {error.strerror}")
-            self._reloads.labels(outcome).inc()
-            if done.problem:
-                log.error("the new model is refused, the old one goes on: %s", done.problem)
-            return done
-
-    async def _reload(self) -> tuple[str, Done]:
         try:
-            folder = self._current()
-        except StoreError as error:
-            return "refused", Done(problem=self._without_path(str(error)))
-        version = version_of(folder)
-        if version and self._workers and all(worker.version == version for worker in self._workers):
-            log.info("a new model was asked for, and %s is served already", version)  # by the pointer and by somebody
-            return "unchanged", Done(version)
-        if (problem := await check(folder, self._settings.vocabulary)) is not None:
-            return "refused", Done(problem=self._without_path(problem, folder))
-        old, self._folder = self._folder, folder
-        for worker in list(self._workers):
-            if (problem := await self._load(worker, folder)) is not None:
-                await self._go_back(old)
-                return "refused", Done(problem=self._without_path(problem, folder))
-        return "loaded", Done(version)
-
-    async def _go_back(self, old: Path) -> None:
-        self._folder = old
-        for worker in list(self._workers):
-            if worker.folder != old and await self._load(worker, old) is not None:
-                worker.process.kill()  # the one in its place serves the old one
-
-    async def _load(self, worker: Worker, folder: Path) -> str | None:
-        """Why it does not serve that now. One that does not answer is replaced, by one that does."""
-        try:
-            done = await worker.channel.ask(Load(str(folder)), LOAD_S)
-        except Gone:
-            with suppress(ProcessLookupError):
-                worker.process.kill()
-            return None
-        if done.problem is None:
-            worker.folder, worker.version = folder, done.text
-        return done.problem
-
-    def _current(self) -> Path:
-        """Raises StoreError."""
-        store, bundle = self._settings.store, self._settings.bundle
-        if store is not None:
-            return current_bundle(store)
-        assert bundle is not None
-        return bundle
-
-    async def _watch(self, store: Path) -> None:
-        """A changed pointer is a wish for another model."""
-        while True:
-            await asyncio.sleep(WATCH_S)
-            now = _stamp(store)
-            if now != self._seen:
-                self._seen = now
-                await self.reload()
-
-    async def _start_all(self) -> None:
-        """The first alone: what keeps it from starting would keep the others, and is said once."""
-        try:
-            worker = await self._start("--print-curl") if self._print_curl else await self._start()
+            worker = await self.start(*(["--print-curl"] if self._print_curl else []))
         except OSError as error:
-            log.error("no worker can be started (%s), and all ends", error.strerror)  # a sentence
-            self._exit_code = CANNOT_START
-            self._ending.set()
+            log.error("Cannot start a worker: %s. Stopping.", error.strerror)
+            self.fail(CANNOT_START)
             return
         if worker is None:
             return
         await worker.ready.wait()
-        for _ in range(self._number - 1):
-            await self._start_in_time(TESTED)
+        for _ in range(self._worker_count - 1):
+            await self.start_with_retries(WAIT_FOR_TEST)
 
-    async def _start(self, *options: str) -> Worker | None:
-        """None when all is about to end."""
-        if self._ending.is_set():
-            return None
-        place, folder = self._places.pop(), self._folder
-        try:
-            process, control = await spawn(self._listeners, folder, place, options)
-        except OSError:
-            self._places.add(place)
-            raise
-        worker = Worker(
-            process, Channel(lambda message: self._answer(worker, message)), time.monotonic(), folder, place
-        )
-        self._workers.add(worker)
-        self._alive.set(len(self._workers))
-        self._go(worker.channel.run(control))
-        self._go(self._look_after(worker))
-        self._go(self._catch_up(worker))
-        return worker
-
-    async def _catch_up(self, worker: Worker) -> None:
-        """With what happened while it was started: a new model, or the end."""
-        if self._ending.is_set():
-            worker.process.kill()  # it has nothing in hand yet
-            return
-        async with self._reloading:
-            if worker.folder != self._folder and await self._load(worker, self._folder) is not None:
-                worker.process.kill()
-
-    async def _look_after(self, worker: Worker) -> None:
-        code = await worker.process.wait()
-        self._workers.discard(worker)
-        self._board.leave(worker.place)
-        self._places.add(worker.place)
-        self._alive.set(len(self._workers))
-        pid = worker.process.pid
-        self._forget(pid)
-        if self._ending.is_set():
-            return
-        if not self._has_served and not self._workers:
-            if code < 0:  # else it has said why
-                log.error("the first worker died (%s) before it served, and all ends: is there memory?", _cause(code))
-            self._exit_code = code if code > 0 else 1
-            self._ending.set()
-            return
-        self._deaths.inc()
-        lived_s = time.monotonic() - worker.started_s
-        pause_s = 0.0 if lived_s > SHORTEST_LIFE_S else min(LONGEST_PAUSE_S, 10 / max(1.0, lived_s) ** 2)
-        log.error("worker %d died (%s) and is replaced in %.1f s", pid, _cause(code), pause_s)
-        await asyncio.sleep(pause_s)
-        await self._replace()
-
-    async def _replace(self) -> None:
-        # One that takes connections only when it is ready leaves them to the others, or lets them wait for a moment; a
-        # vocabulary that Redis has lost may take longer, and then somebody has to say why nothing is scored.
-        alone = not any(worker.ready.is_set() for worker in self._workers)
-        options = [] if alone and self._settings.vocabulary == "redis" else [TESTED]
-        await self._start_in_time(*options)
-
-    async def _start_in_time(self, *options: str) -> None:
-        """Tries until it can be started."""
+    async def start_with_retries(self, *options: str) -> None:
+        """Start a worker. If the system cannot start a process, try again until it can."""
         while True:
             try:
-                await self._start(*options)
+                await self.start(*options)
                 return
             except OSError as error:
-                log.error("a worker cannot be started, the next try is in %g s: %s", LONGEST_PAUSE_S, error.strerror)
-                await asyncio.sleep(LONGEST_PAUSE_S)
+                log.error("Cannot start a worker: %s. Trying again in %g s.", error.strerror, MAX_PAUSE_S)
+                await asyncio.sleep(MAX_PAUSE_S)
 
-    def _forget(self, pid: int) -> None:
+    async def start(self, *options: str) -> WorkerProcess | None:
+        """Start a worker with the current bundle, and monitor it.
+
+        Args:
+            options: Further command-line options of the worker.
+
+        Returns:
+            The worker, or None if the server is stopping.
+
+        Raises:
+            OSError: The process cannot be started.
+        """
+        if self._stopping.is_set():
+            return None
+        slot, folder = self._free_slots.pop(), self._reloader.folder
+        try:
+            process, control = await spawn(self._listeners, folder, slot, options)
+        except OSError:
+            self._free_slots.add(slot)
+            raise
+        channel = Channel(lambda message: self.handle(message, worker))
+        worker = WorkerProcess(process, channel, time.monotonic(), folder, slot)
+        if self._stopping.is_set():
+            worker.kill()  # The server began to stop during the start. This worker has no request in flight.
+        self._workers.add(worker)
+        self._alive.set(len(self._workers))
+        self.run_in_background(channel.run(control))
+        self.run_in_background(self.monitor(worker))
+        self.run_in_background(self._reloader.catch_up(worker))
+        return worker
+
+    async def handle(self, message: Message, worker: WorkerProcess) -> Reply | None:
+        """Handle a message from a worker."""
+        match message:
+            case Ready():
+                worker.version = message.version
+                worker.ready.set()
+                self._has_served = True
+                # Connections live long. Without this the new worker would have no work until clients reconnect.
+                for other in self._workers - {worker}:
+                    if other.ready.is_set():
+                        with suppress(PeerClosed):
+                            other.channel.send(Rebalance(len(self._workers)))
+            case Reload():
+                return await self._reloader.reload()
+            case Scrape():
+                return Reply(merge_metrics(self._metrics).decode())
+        return None
+
+    async def monitor(self, worker: WorkerProcess) -> None:
+        """Wait until a worker exits, then replace it. If no worker has ever been ready, stop the server instead."""
+        code = await worker.process.wait()
+        pid = worker.process.pid
+        self._workers.discard(worker)
+        self._counts.clear(worker.slot)
+        self._free_slots.add(worker.slot)
+        self._alive.set(len(self._workers))
+        self.retire_metrics(pid)
+        if self._stopping.is_set():
+            return
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if not self._has_served and not self._workers:
+            if code < 0:  # A worker that was not killed has printed the reason.
+                log.error("The first worker was killed (%s) before it was ready. Is there enough memory?", cause)
+            self.fail(code if code > 0 else 1)
+            return
+        self._deaths.inc()
+        lifetime_s = time.monotonic() - worker.started_s
+        pause_s = 0.0 if lifetime_s > MIN_LIFETIME_S else min(MAX_PAUSE_S, 10 / max(1.0, lifetime_s) ** 2)
+        log.error("Worker %d died (%s). A new one starts in %.1f s.", pid, cause, pause_s)
+        await asyncio.sleep(pause_s)
+        # Until its self-test has passed, a new worker leaves connections to the others. If there are none, connections
+        # wait for a moment. But if Redis has lost the vocabulary the test can take long, and a worker that accepts
+        # connections meanwhile can at least say why nothing is scored.
+        none_ready = not any(other.ready.is_set() for other in self._workers)
+        await self.start_with_retries(*([] if none_ready and self._settings.vocabulary == "redis" else [WAIT_FOR_TEST]))
+
+    def retire_metrics(self, pid: int) -> None:
+        """Drop the gauges of a process that has exited, and keep its counts."""
         try:
             forget_process(self._metrics, pid)
-        except (OSError, ValueError, RuntimeError):  # a file of metrics that was being written when its process died
-            log.exception("the metrics of a process that has ended are lost")
+        except (OSError, ValueError, RuntimeError):  # The process died while it wrote a file.
+            log.exception("The metrics of process %d are lost", pid)
         asyncio.get_running_loop().call_later(KEEP_LATENCIES_S, forget_latencies, self._metrics, pid)
 
-    async def _answer(self, worker: Worker, message: Message) -> Done | None:
-        if isinstance(message, Ready):
-            worker.version = message.version
-            worker.ready.set()
-            self._has_served = True
-            self._spread(worker)
-        if isinstance(message, Reload):
-            return await self.reload()
-        if isinstance(message, Scrape):
-            return Done(text_of_all(self._metrics).decode())
-        return None
-
-    def _without_path(self, problem: str, *folders: Path) -> str:
-        """It may go to a client, who need not know where things lie."""
-        for path in (*folders, self._settings.store):
-            if path is not None:
-                problem = problem.replace(str(path.resolve()), path.name).replace(str(path), path.name)
-        return problem
-
-    def _spread(self, joined: Worker) -> None:
-        """Connections live long: without this the others would keep all of them, and with them all the work."""
-        for worker in self._workers - {joined}:
-            if worker.ready.is_set():
-                with suppress(Gone):
-                    worker.channel.tell(Spread(len(self._workers)))
-
-    async def _end_all(self) -> None:
-        """Each finishes what it has in hand, within its own time."""
+    async def stop_all(self) -> None:
+        """Let every worker finish its requests in flight, and kill those that take too long."""
         for worker in self._workers:
-            with suppress(Gone):
-                worker.channel.tell(Drain())
+            with suppress(PeerClosed):
+                worker.channel.send(Drain())
             with suppress(ProcessLookupError):
                 worker.process.send_signal(signal.SIGTERM)
-        notice_s, drain_s = self._settings.drain_notice_ms / 1e3, self._settings.drain_ms / 1e3
-        ends = {asyncio.ensure_future(worker.process.wait()) for worker in self._workers}
-        if ends:
-            await asyncio.wait(ends, timeout=notice_s)
+        exits = {asyncio.ensure_future(worker.process.wait()) for worker in self._workers}
+        if exits:
+            await asyncio.wait(exits, timeout=self._settings.drain_notice_ms / 1e3)
         for listener in self._listeners:
-            listener.close()  # the last one who has it closes the port
-        if ends:
-            await asyncio.wait(ends, timeout=drain_s + KILL_S)
+            listener.close()  # The port closes when the last worker has closed it as well.
+        if exits:
+            await asyncio.wait(exits, timeout=self._settings.drain_ms / 1e3 + KILL_S)
         for worker in list(self._workers):
-            with suppress(ProcessLookupError):
-                worker.process.kill()
+            worker.kill()
         for task in self._tasks:
             task.cancel()
-
-    def _go(self, work: Coroutine[Any, Any, object]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: "asyncio.Task[object]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("the supervisor failed, and ends", exc_info=error)
-            self._exit_code = 1
-            self._ending.set()
-
-
-def _stamp(store: Path) -> tuple[int, int] | None:
-    try:
-        stat = (store / CURRENT).stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns
-
-
-def _cause(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -1,4 +1,4 @@
-"""One worker: a process that serves a model on sockets that it was given by service/processes/supervisor.py."""
+"""A worker process: serves a model on sockets that it inherits from service/processes/supervisor.py."""
 
 import argparse
 import asyncio
@@ -21,150 +21,185 @@ from service.api.auth import read_admin_key
 from service.api.example import example_request
 from service.app import Application, create_app
 from service.errors import NotReady, Refused
-from service.http.connection_counts import Board, Place
-from service.models.manager import Serving
-from service.processes.ipc import Channel, Done, Drain, Gone, Load, Message, Ready, Reload, Scrape, Spread
-from service.processes.server import Door, Server
+from service.http.connection_counts import ConnectionCounts, WorkerSlot
+from service.http.uvicorn_support import UnsupportedUvicorn
+from service.models.manager import ModelManager
+from service.processes.ipc import Channel, Drain, Load, Message, PeerClosed, Ready, Rebalance, Reload, Reply, Scrape
+from service.processes.server import BoundApp, Server
 from service.runtime.onnx_session import EngineMissing
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
 from service.telemetry.metrics_folder import metrics_folder
 
-SCRAPE_S = 10.0
-RELOAD_S = 600.0  # to check a large bundle, and to load it in every worker in turn
-TURN_S = 0.01
+SCRAPE_TIMEOUT_S = 10.0
+RELOAD_TIMEOUT_S = 600.0  # To check a large bundle, and to load it in one worker after another.
+POLL_S = 0.01
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 when told to end, 2 when it cannot start: then one sentence says why."""
-    parser = argparse.ArgumentParser("worker")
-    parser.add_argument("--listener", type=int, required=True, help="file descriptor")
-    parser.add_argument("--admin-listener", type=int, help="file descriptor")
-    parser.add_argument("--control", type=int, required=True, help="file descriptor")
-    parser.add_argument("--place", type=int, required=True, help="on the board")
-    parser.add_argument("--tested", action="store_true", help="take connections only when ready: others take them")
-    parser.add_argument("--print-curl", action="store_true")
+    """Run a worker until it is told to stop.
+
+    Returns:
+        The exit code: 0 after a stop, 2 if the worker cannot start. Then it prints why, in one line.
+    """
+    parser = argparse.ArgumentParser("worker", description="Started by ctr-serve. Not meant to be run by hand.")
+    parser.add_argument("--listener", type=int, required=True, help="file descriptor of the socket for requests")
+    parser.add_argument("--admin-listener", type=int, help="file descriptor of the socket for /admin")
+    parser.add_argument("--control", type=int, required=True, help="file descriptor of the socket to the supervisor")
+    parser.add_argument("--slot", type=int, required=True, help="index of this worker's connection count")
+    parser.add_argument("--tested", action="store_true", help="accept no connection before the self-test has passed")
+    parser.add_argument("--print-curl", action="store_true", help="print an example request when ready")
     arguments = parser.parse_args(argv)
     json_logging.set_up()
+    folder = metrics_folder()
+    assert folder is not None, "the supervisor creates the metrics folder"
     try:
         settings = read_settings(os.environ)
         app = create_app(settings)
-        server = Server(app, settings, _place(arguments.place))
-        server.take_signals()
-        uvloop.run(_Worker(app, server, settings).run(arguments))
-    except (SettingsError, BundleError, EngineMissing) as error:
+        server = Server(app, settings, WorkerSlot(ConnectionCounts(folder), arguments.slot))
+        server.handle_signals()
+        uvloop.run(Worker(app, server, settings).run(arguments))
+    except (SettingsError, BundleError, EngineMissing, UnsupportedUvicorn) as error:
         print(f"ctr-serve: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _place(number: int) -> Place:
-    folder = metrics_folder()
-    assert folder is not None, "the supervisor has made one"
-    return Place(Board(folder), number)
+class Worker:
+    """Connects the application, the server and the supervisor."""
 
-
-class _Worker:
     def __init__(self, app: Application, server: Server, settings: Settings) -> None:
         self._app = app
         self._server = server
         self._settings = settings
-        self._channel = Channel(self._answer)
+        self._channel = Channel(self.handle)
         self._opened = asyncio.Event()
 
     async def run(self, arguments: argparse.Namespace) -> None:
+        """Open the model and serve it until the server is stopped.
+
+        Raises:
+            BundleError: The bundle cannot be opened, or fails the self-test that `--tested` waits for.
+        """
         listening = socket.socket(fileno=arguments.listener)
-        doors = [Door(listening, self._app), *self._admin(arguments.admin_listener)]
-        self._app.state.scrape = self._scrape
+        bound_apps = [BoundApp(listening, self._app), *self.bind_admin(arguments.admin_listener)]
+        self._app.state.scrape = self.scrape
         async with AsyncExitStack() as stack:
-            hearing = asyncio.create_task(self._hear(socket.socket(fileno=arguments.control)))
-            stack.callback(hearing.cancel)
-            # Not Uvicorn's lifespan: it prints a traceback where we have a sentence.
+            following = asyncio.create_task(self.follow_supervisor(socket.socket(fileno=arguments.control)))
+            stack.callback(following.cancel)
+            # Uvicorn's lifespan would print a traceback where main prints one line.
             await stack.enter_async_context(self._app.router.lifespan_context(self._app))
             self._opened.set()
-            if self._server.should_exit:  # a signal came during the start
+            if self._server.should_exit:  # Stopped during the start.
                 return
-            if arguments.tested and not await self._passes_the_test():
+            if arguments.tested and not await self.passes_self_test():
                 return
-            announcing = asyncio.create_task(self._announce(listening, arguments.print_curl))
+            announcing = asyncio.create_task(self.announce(listening, arguments.print_curl))
             stack.callback(announcing.cancel)
-            await self._server.serve_on(doors)
+            await self._server.serve_on(bound_apps)
 
-    async def _passes_the_test(self) -> bool:
-        """False: it was told to end meanwhile. Raises BundleError when it does not pass."""
+    def bind_admin(self, descriptor: int | None) -> list[BoundApp]:
+        """Add the admin routes, if there is a key for them.
+
+        Returns:
+            The admin application, if it has a socket. Without one, the routes are part of the scoring application.
+        """
+        app = self._app if descriptor is None else admin_app(self._app)
+        if self._settings.admin_key_file is not None:
+            add_admin(app, read_admin_key(self._settings.admin_key_file), self.reload)
+        return [] if descriptor is None else [BoundApp(socket.socket(fileno=descriptor), app)]
+
+    async def follow_supervisor(self, control: socket.socket) -> None:
+        """Handle the supervisor's messages. Stop when it exits: nothing else would stop this process."""
+        try:
+            await self._channel.run(control)
+        finally:
+            self._server.stop()
+
+    async def handle(self, message: Message) -> Reply | None:
+        """Handle a message from the supervisor."""
+        match message:
+            case Load():
+                await self._opened.wait()
+                problem = await self._serving.load(Path(message.folder))
+                return Reply(self._serving.model.version, problem)
+            case Drain():
+                self._server.stop()
+            case Rebalance():
+                self._server.rebalance(message.workers)
+        return None
+
+    async def passes_self_test(self) -> bool:
+        """Wait for the end of the self-test. Return False if the server was stopped meanwhile.
+
+        Raises:
+            BundleError: The self-test failed.
+        """
         readiness = self._serving.model.readiness
         while not readiness.tested.is_set():
             if self._server.should_exit:
                 return False
-            await asyncio.sleep(TURN_S)
+            await asyncio.sleep(POLL_S)
         if readiness.problem is not None:
             raise BundleError(readiness.problem)
         return True
 
-    def _admin(self, descriptor: int | None) -> list[Door]:
-        """The admin routes, on a door of their own if there is one."""
-        app = self._app if descriptor is None else admin_app(self._app)
-        if self._settings.admin_key_file is not None:
-            add_admin(app, read_admin_key(self._settings.admin_key_file), self._reload)
-        return [] if descriptor is None else [Door(socket.socket(fileno=descriptor), app)]
-
-    async def _hear(self, control: socket.socket) -> None:
-        try:
-            await self._channel.run(control)
-        finally:
-            self._server.end()  # without a supervisor nobody would end this process
-
-    async def _answer(self, message: Message) -> Done | None:
-        if isinstance(message, Load):
-            await self._opened.wait()
-            problem = await self._serving.load(Path(message.folder))
-            return Done(self._serving.model.version, problem)
-        if isinstance(message, Drain):
-            self._server.end()
-        if isinstance(message, Spread):
-            self._server.spread(message.workers)
-        return None
-
-    async def _announce(self, listening: socket.socket, print_curl: bool) -> None:
-        """Says that it serves: to the supervisor, and to whoever wants an example."""
+    async def announce(self, listening: socket.socket, print_curl: bool) -> None:
+        """Tell the supervisor when this worker accepts requests, and print an example request if asked to."""
         await self._serving.model.readiness.tested.wait()
         while not self._server.started:
-            await asyncio.sleep(TURN_S)
+            await asyncio.sleep(POLL_S)
         model = self._serving.model
-        self._channel.tell(Ready(model.version, model.readiness.problem))
+        self._channel.send(Ready(model.version, model.readiness.problem))
         if print_curl and model.readiness.problem is None:
             host, port = listening.getsockname()[:2]
             request = example_request(model.bundle, model.golden, self._settings.max_candidates)
-            with contextlib.suppress(BrokenPipeError):  # a reader that left must not end the service
+            with contextlib.suppress(BrokenPipeError):  # The service goes on without a reader of its output.
                 print(curl(host, port, request), flush=True)
 
-    async def _ask_supervisor(self, message: Message, timeout_s: float) -> Done:
+    async def reload(self) -> str:
+        """Have all workers serve the current bundle, and return its version.
+
+        Raises:
+            Refused: The bundle cannot be served. The workers go on with the previous one.
+            NotReady: The supervisor did not reply.
+        """
+        reply = await self._ask_supervisor(Reload(), RELOAD_TIMEOUT_S)
+        if reply.problem is not None:
+            raise Refused(f"The previous model stays in service: {reply.problem}")
+        return reply.text
+
+    async def scrape(self) -> bytes:
+        """Return the metrics of all workers in Prometheus's text format.
+
+        Raises:
+            NotReady: The supervisor did not reply, or cannot merge the metrics.
+        """
+        reply = await self._ask_supervisor(Scrape(), SCRAPE_TIMEOUT_S)
+        if reply.problem is not None:
+            raise NotReady(f"The metrics cannot be merged: {reply.problem}. See the supervisor's log.")
+        return reply.text.encode()
+
+    async def _ask_supervisor(self, message: Message, timeout_s: float) -> Reply:
         try:
-            return await self._channel.ask(message, timeout_s)
-        except Gone as error:
-            raise NotReady(f"The supervisor did not answer ({error}): see its log") from error
-
-    async def _reload(self) -> str:
-        """Have all workers serve the current bundle, and return its version."""
-        done = await self._ask_supervisor(Reload(), RELOAD_S)
-        if done.problem is not None:
-            raise Refused(f"{done.problem}; the model that was served before goes on")
-        return done.text
-
-    async def _scrape(self) -> bytes:
-        done = await self._ask_supervisor(Scrape(), SCRAPE_S)
-        if done.problem is not None:
-            raise NotReady(f"The metrics cannot be merged ({done.problem}): see the supervisor's log")
-        return done.text.encode()
+            return await self._channel.request(message, timeout_s)
+        except PeerClosed as error:
+            raise NotReady(f"The supervisor did not reply: {error}. See its log.") from error
 
     @property
-    def _serving(self) -> Serving:
-        serving: Serving = self._app.state.serving
+    def _serving(self) -> ModelManager:
+        serving: ModelManager = self._app.state.serving
         return serving
 
 
 def curl(host: str, port: int, request: dict[str, Any]) -> str:
-    """A shell command that sends the request."""
+    """Return a shell command that sends a request to a server on this machine.
+
+    Args:
+        host: The address that the server listens on.
+        port: Its port.
+        request: The body.
+    """
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     authority = f"[{reachable}]" if ":" in reachable else reachable
     url = f"http://{authority}:{port}/v1/score"

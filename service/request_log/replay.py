@@ -1,9 +1,8 @@
-"""ctr-verify --log: what another bundle would have answered to the requests of a log."""
+"""Compare the answers in a request log with those of a bundle: `ctr-verify BUNDLE --log`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from contract.bundle import Bundle
 from contract.encode import Encoder
 from contract.golden import TOLERANCE
 from contract.reader import BadFeature
-from service.request_log.segments import SEGMENT_S, unfinished_files
+from service.request_log.segments import MAX_SEGMENT_S, unfinished_files
 from service.request_log.writer import Line, read_lines
 from service.runtime.engine import Engine
 from service.vocabulary.tiered import WITHOUT_VOCABULARY
@@ -23,113 +22,133 @@ class NothingToReplay(ValueError):
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """Of the lines that one version answered. before, after: the ctr of each candidate scored both times; whole:
-    whether it was scored with its vocabulary.
+class Comparison:
+    """The requests that one version answered, answered again by a bundle. Shapes: N candidates scored both times.
 
-    other_best: requests whose best candidate is another one now. refused: lines that this bundle cannot read.
-    hashed: fields whose values the log does not have; they count as unknown now, so the model is not all that differs.
+    Attributes:
+        version: The version that answered the requests.
+        requests: How many requests it answered.
+        not_compared: How many of them have no candidate that was scored both times.
+        other_best: How many of them have another best candidate now.
+        hashed: Fields whose values the log does not have. The bundle scores them as unknown, so that not all
+            differences are due to the model.
+        before: The ctr in the log (N).
+        after: The ctr from the bundle (N).
+        with_vocabulary: Whether the logged ctr was computed with the model's vocabulary (N).
     """
 
     version: str
     requests: int
-    refused: int
+    not_compared: int
     other_best: int
     hashed: tuple[str, ...]
     before: NDArray[np.float64]
     after: NDArray[np.float64]
-    whole: NDArray[np.bool_]
+    with_vocabulary: NDArray[np.bool_]
 
     @property
     def difference(self) -> NDArray[np.float64]:
         return np.abs(self.after - self.before)
 
     def is_unexplained(self, bundle: Bundle) -> bool:
-        """The same version and the same values, and yet another answer."""
+        """Return whether the same version gives other answers for the same values."""
         same = self.version == bundle.manifest.version and not self.hashed
-        return same and bool((self.difference[self.whole] > TOLERANCE).any())
+        return same and bool((self.difference[self.with_vocabulary] > TOLERANCE).any())
 
 
-def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[Replayed], int]:
-    """A version a row, in the log's order; and how many lines could not be read.
+def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[Comparison], int]:
+    """Answer the requests of a log again.
+
+    Args:
+        paths: Files, and folders of files.
+        bundle: The bundle to answer with.
+        engine: The bundle's engine.
+
+    Returns:
+        A comparison for each version that answered, in the order of the log, and how many lines could not be read.
 
     Raises:
-        NothingToReplay: when there is no line at all.
+        NothingToReplay: No line could be read.
     """
-    lines, garbled = read_lines(paths)
+    lines, unreadable = read_lines(paths)
     if not lines:
-        names = ", ".join(map(str, paths))
-        written = sum(len(unfinished_files(path)) for path in paths)
-        later = f"; files that are written yet: {written}; wait {SEGMENT_S:g} s, or end the server" if written else ""
-        raise NothingToReplay(f"{names}: no line of a request log there ({garbled} that are none){later}")
+        unfinished = sum(len(unfinished_files(path)) for path in paths)
+        reason = f"{', '.join(map(str, paths))}: no line of a request log (lines that could not be read: {unreadable})."
+        if unfinished:
+            reason += f" Files still being written: {unfinished}. Wait {MAX_SEGMENT_S:g} s, or stop the server."
+        raise NothingToReplay(reason)
     versions = dict.fromkeys(line.version for line in lines)
     encoder = Encoder(bundle.schema)
-    return [_replay([one for one in lines if one.version == v], encoder, bundle, engine) for v in versions], garbled
+    return [
+        compare([line for line in lines if line.version == version], encoder, bundle, engine) for version in versions
+    ], unreadable
 
 
-def _replay(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Engine) -> Replayed:
-    before, after, whole = [], [], []
-    refused = other_best = 0
+def compare(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Engine) -> Comparison:
+    """Answer the requests of one version again, and compare the answers."""
+    before, after, with_vocabulary = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, bool)]
+    not_compared = other_best = 0
     for line in lines:
-        now = _answer(line, encoder, bundle, engine)
+        now = score_line(line, encoder, bundle, engine)
         then = np.array([np.nan if ctr is None else ctr for ctr in line.ctr])
-        both = np.zeros(0, bool) if now is None or len(now) != len(then) else np.isfinite(now) & np.isfinite(then)
-        if now is None or not both.any():
-            refused += 1
+        both = np.isfinite(now) & np.isfinite(then) if len(now) == len(then) else np.zeros(0, bool)
+        if not both.any():
+            not_compared += 1
             continue
         other_best += int(np.argmax(now[both]) != np.argmax(then[both]))
         before.append(then[both])
         after.append(now[both])
-        whole.append(np.full(both.sum(), WITHOUT_VOCABULARY not in line.degraded))
-    hashed = tuple(dict.fromkeys(name for line in lines for name in line.hashed))
-    empty = [np.zeros(0)]
-    return Replayed(
-        lines[0].version,
-        len(lines),
-        refused,
-        other_best,
-        hashed,
-        np.concatenate(before or empty),
-        np.concatenate(after or empty),
-        np.concatenate(whole or [np.zeros(0, bool)]),
+        with_vocabulary.append(np.full(both.sum(), WITHOUT_VOCABULARY not in line.degraded))
+    return Comparison(
+        version=lines[0].version,
+        requests=len(lines),
+        not_compared=not_compared,
+        other_best=other_best,
+        hashed=tuple(dict.fromkeys(name for line in lines for name in line.hashed)),
+        before=np.concatenate(before),
+        after=np.concatenate(after),
+        with_vocabulary=np.concatenate(with_vocabulary),
     )
 
 
-def _answer(line: Line, encoder: Encoder, bundle: Bundle, engine: Engine) -> NDArray[np.float64] | None:
-    """The ctr of each candidate, NaN for one that cannot be read; None where the context cannot."""
-    # A hash is an unknown token, and no number at all: where one is wanted, it is missing.
-    of_numbers = {field.name for field in bundle.schema.fields if field.kind == "numeric" or field.transform}
-    lost = of_numbers.intersection(line.hashed)
-    rows = [{name: value for name, value in row.items() if name not in lost} for row in _rows(line)]
-    try:
-        tokens = encoder.tokens(rows[0], rows[1:], skip_bad=True)
-    except BadFeature:
-        return None
+def score_line(line: Line, encoder: Encoder, bundle: Bundle, engine: Engine) -> NDArray[np.float64]:
+    """Return the ctr of each candidate; NaN for one that cannot be read, and for all when the context cannot be."""
+    # The hash of a category is an unknown token. The hash of a number is not a number, so the field counts as missing.
+    numbers = {field.name for field in bundle.schema.fields if field.kind == "numeric" or field.transform}
+    lost = numbers.intersection(line.hashed)
+    rows = [line.context, *(candidate.features for candidate in line.candidates)]
+    context, *candidates = ({name: value for name, value in row.items() if name not in lost} for row in rows)
     ctr = np.full(len(line.candidates), np.nan)
+    try:
+        tokens = encoder.tokens(context, candidates, skip_bad=True)
+    except BadFeature:
+        return ctr
     if tokens.rows:
         ctr[tokens.rows] = engine.run([encoder.ids(tokens, bundle.vocabularies)[0]])[0]
     return ctr
 
 
-def _rows(line: Line) -> list[dict[str, Any]]:
-    return [line.context, *(one.features for one in line.candidates)]
-
-
-def report(one: Replayed) -> list[str]:
-    """For a person."""
-    lines = [f"answered by {one.version}: {one.requests} requests, {len(one.before)} candidates compared"]
-    if one.refused:
-        lines.append(f"  not compared, for this bundle cannot read or they were not scored: {one.refused} requests")
-    if one.hashed:
+def report(comparison: Comparison) -> list[str]:
+    """Return lines that describe a comparison."""
+    lines = [
+        f"answered by {comparison.version}: {comparison.requests} requests, "
+        f"{len(comparison.before)} candidates compared"
+    ]
+    if comparison.not_compared:
         lines.append(
-            f"  hashed in the log, so unknown now: {', '.join(one.hashed)}. The differences are not the model's alone"
+            f"  not compared: {comparison.not_compared} requests that were not scored, or do not fit this bundle"
         )
-    if len(one.before):
-        p50, p99 = np.quantile(one.difference, (0.5, 0.99))
+    if comparison.hashed:
+        lines.append(
+            f"  hashed in the log, so unknown now: {', '.join(comparison.hashed)}. "
+            "Not all differences are due to the model."
+        )
+    if len(comparison.before):
+        difference = comparison.difference
+        p50, p99 = np.quantile(difference, (0.5, 0.99))
         lines += [
-            f"  difference: largest {one.difference.max():.3g}, mean {one.difference.mean():.3g}, "
-            f"p50 {p50:.3g}, p99 {p99:.3g}",
-            f"  mean ctr: {one.before.mean():.6f} then, {one.after.mean():.6f} now",
-            f"  another best candidate: {one.other_best} requests",
+            f"  difference: largest {difference.max():.3g}, mean {difference.mean():.3g}, p50 {p50:.3g}, p99 {p99:.3g}",
+            f"  mean ctr: {comparison.before.mean():.6f} in the log, {comparison.after.mean():.6f} now",
+            f"  different best candidate: {comparison.other_best} requests",
         ]
     return lines

@@ -1,6 +1,7 @@
-"""Files of lines in one folder: each appears whole, and the oldest go when there are too many bytes of them.
+"""Write lines to a folder, as files of limited size and age. The oldest files are removed when the folder is full.
 
-Several processes may write there; a file belongs to the one that has it locked.
+A file is being written while it is named `.ndjson.part`, and complete when it is named `.ndjson`. Several processes may
+write to one folder: each locks the file that it writes.
 """
 
 import fcntl
@@ -13,16 +14,25 @@ from pathlib import Path
 
 from service.settings import SettingsError
 
-SEGMENT_BYTES = 64 * 1024 * 1024
-SEGMENT_S = 300.0
-PART, WHOLE = ".ndjson.part", ".ndjson"
+MAX_SEGMENT_BYTES = 64 * 1024 * 1024
+MAX_SEGMENT_S = 300.0
+UNFINISHED, FINISHED = ".ndjson.part", ".ndjson"
 
 
 class Segments:
-    """One writer's. Its methods raise OSError, and can be called again."""
+    """The files of one writer. Every method may raise OSError, and can be called again after that."""
 
     def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float]) -> None:
-        """Raises SettingsError when the folder cannot be used."""
+        """Create the folder, and finish the files that dead processes left there.
+
+        Args:
+            folder: Where the files go.
+            max_bytes: The size of all files in it. An open file may come on top.
+            clock: Returns seconds since the epoch.
+
+        Raises:
+            SettingsError: The folder cannot be written.
+        """
         self._folder = folder
         self._max_bytes = max_bytes
         self._clock = clock
@@ -31,93 +41,100 @@ class Segments:
         self._size = 0
         self._opened_s = 0.0
         try:
-            self._make_folder()
+            prepare_folder(folder)
         except OSError as error:
-            raise SettingsError(f"CTR_REQUEST_LOG: {folder} cannot be written ({error.strerror})") from error
+            raise SettingsError(
+                f"CTR_REQUEST_LOG: {folder} cannot be written ({error.strerror}). Set it to a folder that can."
+            ) from error
 
     def write(self, line: bytes) -> None:
-        """All of it, or nothing and an OSError: what a full disk cut off would spoil the next line."""
-        if self._file is not None and self._is_elsewhere(self._file):
+        """Append a line. When the disk is full, nothing of it is kept: half a line would spoil the next one."""
+        if self._file is not None and not is_at(self._path, self._file):
             self.close()
         if self._file is None:
             self._open()
         assert self._file is not None
         try:
-            _write_all(self._file, line)
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError:
             self._file.truncate(self._size)
             self._file.seek(self._size)
             raise
         self._size += len(line)
-        if self._size >= min(SEGMENT_BYTES, self._max_bytes // 4):
+        if self._size >= min(MAX_SEGMENT_BYTES, self._max_bytes // 4):
             self.close()
         else:
-            self.turn_if_old()
+            self.close_if_old()
 
-    def turn_if_old(self) -> None:
-        if self._file is not None and self._clock() - self._opened_s >= SEGMENT_S:
+    def close_if_old(self) -> None:
+        """Finish the current file if it has been open for long, even when nothing is written."""
+        if self._file is not None and self._clock() - self._opened_s >= MAX_SEGMENT_S:
             self.close()
 
     def close(self) -> None:
+        """Finish the current file, and remove the oldest ones if the folder is full."""
         if self._file is None:
             return
         file, self._file = self._file, None
-        is_elsewhere = self._is_elsewhere(file)
+        was_moved = not is_at(self._path, file)
         try:
             os.fsync(file.fileno())
         finally:
             file.close()
-        if not is_elsewhere:
-            self._path.rename(self._path.with_name(self._path.name.removesuffix(PART) + WHOLE))
-        _make_room(self._folder, self._max_bytes)
-
-    def _is_elsewhere(self, file: FileIO) -> bool:
-        """Somebody removed it, or moved its folder: its name is not this class's to change any more."""
-        try:
-            return not os.path.samestat(self._path.stat(), os.fstat(file.fileno()))
-        except OSError:
-            return True
-
-    def _make_folder(self) -> None:
-        """Somebody may have removed it. What a dead process or a full disk kept from its name gets it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _recover(self._folder)
+        if not was_moved:
+            finish(self._path)
+        remove_oldest(self._folder, self._max_bytes)
 
     def _open(self) -> None:
-        self._make_folder()
+        prepare_folder(self._folder)  # it may have been removed
         self._opened_s = self._clock()
         moment = datetime.fromtimestamp(self._opened_s, UTC).strftime("%Y%m%dT%H%M%S.%f")
-        self._path = self._folder / f"requests-{moment}-{os.getpid()}{PART}"
-        aside = self._path.with_suffix(".new")
-        self._file = aside.open("xb", buffering=0)
+        self._path = self._folder / f"requests-{moment}-{os.getpid()}{UNFINISHED}"
+        unnamed = self._path.with_suffix(".new")
+        self._file = unnamed.open("xb", buffering=0)
         os.fchmod(self._file.fileno(), 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # as long as it is written, and before it has its name: see _recover
-        aside.rename(self._path)
+        # Locked before it has the name that prepare_folder() looks for, and for as long as it is written.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        unnamed.rename(self._path)
         self._size = 0
 
 
-def _write_all(file: FileIO, line: bytes) -> None:
-    left = memoryview(line)
-    while left:
-        left = left[file.write(left) :]
+def is_at(path: Path, file: FileIO) -> bool:
+    """Return whether an open file is still at its path: it may have been removed, or its folder moved away."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
-def _recover(folder: Path) -> None:
-    """What a process left that died: without the line that it was about to write. Whoever lives has it locked."""
-    for path in folder.glob(f"requests-*{PART}"):
-        with suppress(BlockingIOError, FileNotFoundError), path.open("r+b") as file:  # another one may be quicker
+def finish(path: Path) -> None:
+    """Rename a file to show that it is complete."""
+    path.rename(path.with_name(path.name.removesuffix(UNFINISHED) + FINISHED))
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the folder, and finish the files in it that no process writes, without a last line that was cut off.
+
+    Processes that died left such files, or a full disk kept them from being renamed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"requests-*{UNFINISHED}"):
+        # A living process has its file locked. Another process may finish the same file first.
+        with suppress(BlockingIOError, FileNotFoundError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(file.read().rfind(b"\n") + 1)
-            path.rename(path.with_name(path.name.removesuffix(PART) + WHOLE))
+            finish(path)
 
 
-def _make_room(folder: Path, max_bytes: int) -> None:
-    """The oldest whole files go, whichever process wrote them; their names begin with their time."""
+def remove_oldest(folder: Path, max_bytes: int) -> None:
+    """Remove the oldest complete files, of any process, until all files together have at most `max_bytes`."""
     sizes: dict[Path, int] = {}
     for path in folder.glob("requests-*"):
-        with suppress(FileNotFoundError):  # another process makes room as well
+        with suppress(FileNotFoundError):  # another process may be removing files too
             sizes[path] = path.stat().st_size
-    for oldest in sorted(path for path in sizes if path.name.endswith(WHOLE)):
+    for oldest in sorted(path for path in sizes if path.name.endswith(FINISHED)):  # names begin with the time
         if sum(sizes.values()) <= max_bytes:
             return
         oldest.unlink(missing_ok=True)
@@ -125,10 +142,10 @@ def _make_room(folder: Path, max_bytes: int) -> None:
 
 
 def unfinished_files(folder: Path) -> list[Path]:
-    """That a process writes, or left when it died."""
-    return sorted(folder.glob(f"*{PART}"))
+    """Return the files that a process is writing, or left when it died."""
+    return sorted(folder.glob(f"*{UNFINISHED}"))
 
 
-def whole_files(folder: Path) -> list[Path]:
-    """The oldest first."""
-    return sorted(folder.glob(f"*{WHOLE}"))
+def finished_files(folder: Path) -> list[Path]:
+    """Return the complete files, the oldest first."""
+    return sorted(folder.glob(f"*{FINISHED}"))

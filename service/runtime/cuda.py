@@ -1,7 +1,7 @@
-"""Runs the serving graph on a GPU: in a few shapes only, and with its arrays bound.
+"""Run the serving graph on a GPU, with few distinct shapes and with bound arrays.
 
-A GPU's libraries plan anew for every shape they have not seen; padded to the next power of two there are few. What is
-bound is copied once each way, and not looked up by name again in every run.
+The GPU libraries plan anew for every shape that they have not seen. Padding to the next power of two keeps the number
+of shapes small. Bound arrays are copied once in each direction and are not looked up by name in every run.
 """
 
 from typing import Any
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from contract.bundle import OUTPUT
 from service.runtime.onnx_session import Feed
 
-LEAST_ROWS = 16
+MIN_ROWS = 16
 
 
 class BucketRunner:
-    """A session that sees row counts of powers of two only. It may be called from several threads."""
+    """Run an onnxruntime session with numbers of rows that are powers of two. Calls from several threads are safe."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
 
     def __call__(self, feed: Feed) -> NDArray[np.float32]:
-        """The logits (N) of the serving graph's inputs."""
+        """Return the logits of the serving graph. Shape: (N) for N candidates."""
         binding = self._session.io_binding()
         for name, array in pad(feed).items():
             binding.bind_cpu_input(name, array)
@@ -32,8 +32,13 @@ class BucketRunner:
         return logit[: len(feed["request_index"])]
 
     def warm_up(self, feed: Feed, max_rows: int) -> None:
-        """Runs every shape once that a batch of up to max_rows candidates can be padded to. feed: one candidate's."""
-        candidates = LEAST_ROWS
+        """Run once with each shape to which a batch of up to `max_rows` candidates can be padded.
+
+        Args:
+            feed: The inputs of one request with one candidate.
+            max_rows: Maximum number of candidates in a batch.
+        """
+        candidates = MIN_ROWS
         while candidates < 2 * max_rows:
             requests = 1
             while requests <= candidates:
@@ -44,9 +49,11 @@ class BucketRunner:
 
 
 def pad(feed: Feed) -> dict[str, NDArray[np.generic]]:
-    """Requests and candidates up to the next power of two. What is added belongs to the first request, and its ids
-    are 0: known to every model."""
-    requests, candidates = bucket(len(feed["context_ids"]), 1), bucket(len(feed["request_index"]), LEAST_ROWS)
+    """Pad the requests and the candidates to the next power of two.
+
+    The added candidates belong to the first request, and their ids are 0, which every model accepts.
+    """
+    requests, candidates = bucket(len(feed["context_ids"]), 1), bucket(len(feed["request_index"]), MIN_ROWS)
     padded = {}
     for name, array in feed.items():
         rows = requests if name.startswith("context") else candidates
@@ -54,6 +61,6 @@ def pad(feed: Feed) -> dict[str, NDArray[np.generic]]:
     return padded
 
 
-def bucket(rows: int, least: int) -> int:
-    """The smallest power of two that is at least as large as both."""
-    return 1 << (max(rows, least, 1) - 1).bit_length()
+def bucket(rows: int, minimum: int) -> int:
+    """Return the smallest power of two that is at least `rows` and at least `minimum`."""
+    return 1 << (max(rows, minimum, 1) - 1).bit_length()

@@ -1,6 +1,6 @@
-"""The bundle's graphs as the service uses them: requests in, probabilities out.
+"""Run the graphs of a bundle: requests in, probabilities out.
 
-R requests in a batch, N candidates of all of them behind each other.
+Legend: R requests in a batch, N candidates of all requests, concatenated.
 """
 
 import logging
@@ -15,9 +15,17 @@ from contract.bundle import EXPLAIN, EXPLANATION, OUTPUT, SCREEN, Bundle, Calibr
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import GoldenRequest, golden_input, largest_difference
 from contract.vocabulary import UNKNOWN
-from service.runtime.cascade import Screened, only, survivors_of
+from service.runtime.cascade import Screened, select_rows, surviving_rows
 from service.runtime.cuda import BucketRunner
-from service.runtime.onnx_session import FREE_IT, Device, EngineMissing, Feed, Opened, open_graph, open_serving
+from service.runtime.onnx_session import (
+    FIX_GPU,
+    Device,
+    EngineMissing,
+    Feed,
+    OpenedGraph,
+    open_graph,
+    open_serving_graph,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +34,16 @@ Infer = Callable[[Feed], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Explained:
-    """Of N candidates, with L levels and B = L - 1 blocks: see export/graphs/explain.py. logit, bias (N),
-    contribution (N, L, F, F), attention (N, B, H, F, F)."""
+    """The explanation of N candidates. See export/graphs/explain.py.
+
+    Legend: L levels, B = L - 1 blocks, F fields, H heads.
+
+    Attributes:
+        logit: Shape (N).
+        contribution: Of each pair of fields on each level. Shape (N, L, F, F).
+        attention: Shape (N, B, H, F, F).
+        bias: Shape (N).
+    """
 
     logit: NDArray[np.float64]
     contribution: NDArray[np.float64]
@@ -36,7 +52,13 @@ class Explained:
 
 
 class Engine:
-    """`run` and `explain` may be called from several threads at once. graph, device: what `run` runs, and on what."""
+    """The opened graphs of one bundle. `run` and `explain` may be called from several threads at once.
+
+    Attributes:
+        graph: Name of the graph's file that `run` uses.
+        device: The device that `run` uses.
+        calibration: Turns logits into probabilities.
+    """
 
     def __init__(
         self,
@@ -55,31 +77,42 @@ class Engine:
         self._explain = explain
 
     def run(self, batch: Sequence[ModelInput]) -> list[NDArray[np.float64]]:
-        """The ctr of each request's candidates; NaN for those that a Screened request's first level rules out.
+        """Return the ctr of each request's candidates. It is NaN for a candidate that a cascade rules out.
 
         Raises:
-            FloatingPointError: when the model answers with something that is no number.
+            FloatingPointError: A logit is not finite.
         """
-        kept = [survivors_of(one, self._screen) if isinstance(one, Screened) else None for one in batch]
-        inputs = [one if rows is None else only(one, rows) for one, rows in zip(batch, kept, strict=True)]
+        survivors = [
+            surviving_rows(request, self._screen) if isinstance(request, Screened) else None for request in batch
+        ]
+        inputs = [
+            request if rows is None else select_rows(request, rows)
+            for request, rows in zip(batch, survivors, strict=True)
+        ]
         logit = self._infer(join(inputs))
         if not np.isfinite(logit).all():
             raise FloatingPointError("the model's logit is not finite")
-        if len(batch) == 1 and kept[0] is None:  # nearly all of them
+        if len(batch) == 1 and survivors[0] is None:  # A shortcut for almost all batches.
             return [self.calibration.ctr(logit)]
-        sizes = [len(one.candidate_ids) for one in inputs]
+        sizes = [len(request.candidate_ids) for request in inputs]
         answers = np.split(self.calibration.ctr(logit), np.cumsum(sizes[:-1]))
-        return [ctr if rows is None else _spread(ctr, rows) for ctr, rows in zip(answers, kept, strict=True)]
+        for index, rows in enumerate(survivors):
+            if rows is not None:
+                ctr = np.full(len(rows), np.nan)
+                ctr[rows] = answers[index]
+                answers[index] = ctr
+        return answers
 
     @property
     def explains(self) -> bool:
+        """Whether the bundle has an explanation graph."""
         return self._explain is not None
 
     def explain(self, request: ModelInput) -> Explained:
-        """Of each candidate of one request. Only where `explains`.
+        """Explain each candidate of one request. Call this only if `explains` is True.
 
         Raises:
-            FloatingPointError: when the model answers with something that is no number.
+            FloatingPointError: A number in the explanation is not finite.
         """
         assert self._explain is not None
         outputs = self._explain.run(EXPLANATION, join([request]))
@@ -88,34 +121,32 @@ class Engine:
         return Explained(*(output.astype(np.float64) for output in outputs))
 
 
-def _spread(ctr: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-    whole = np.full(len(rows), np.nan)
-    whole[rows] = ctr
-    return whole
-
-
 def open_engine(
     bundle: Bundle, threads: int, device: Device = "cpu", strict: bool = False, max_rows: int = 1
 ) -> Engine:
     """Open all graphs of a bundle.
 
-    threads, device, strict: see service/runtime/onnx_session.py. max_rows: the largest number of candidates in a run,
-    which a GPU warms up with.
+    Args:
+        bundle: The bundle.
+        threads: See `open_serving_graph`.
+        device: See `open_serving_graph`.
+        strict: See `open_serving_graph`.
+        max_rows: Maximum number of candidates in one run. A GPU is warmed up for up to so many.
 
     Raises:
-        EngineMissing: when onnxruntime is not installed, or cannot use CUDA although it must.
-        BundleError: when a graph is no graph, or does not fit the schema.
+        EngineMissing: onnxruntime is not installed, or `strict` is set and CUDA cannot be used.
+        BundleError: A file is not a valid graph, or it does not fit the schema.
     """
-    opened = open_serving(bundle, threads, device, strict)
+    opened = open_serving_graph(bundle, threads, device, strict)
     infer: Infer | None = None
     if opened.device == "cuda":
         try:
-            infer = _on_cuda(opened, bundle, max_rows)
+            infer = warmed_up_runner(opened, bundle, max_rows)
         except EngineMissing as error:
             if strict:
                 raise
-            log.warning("%s; going on with the CPU", error)
-            opened = open_serving(bundle, threads)
+            log.warning("%s; using the CPU instead", error)
+            opened = open_serving_graph(bundle, threads)
     files = bundle.manifest.files
     screen = open_graph(bundle, SCREEN) if SCREEN in files else None
     explain = open_graph(bundle, EXPLAIN, outputs=EXPLANATION) if EXPLAIN in files else None
@@ -123,35 +154,45 @@ def open_engine(
     return Engine(infer, bundle.manifest.calibration, opened.graph, opened.device, screen, explain)
 
 
-def _on_cuda(opened: Opened, bundle: Bundle, max_rows: int) -> Infer:
+def warmed_up_runner(opened: OpenedGraph, bundle: Bundle, max_rows: int) -> BucketRunner:
+    """Return a runner for a graph on a GPU after a run of each shape. Raises EngineMissing if a run fails."""
     runner = BucketRunner(opened.session)
     try:
-        runner.warm_up(join([nothing(bundle)]), max_rows)
-    except Exception as error:  # onnxruntime's own classes: no memory, above all
-        raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot run the model ({error}): {FREE_IT}") from error
+        runner.warm_up(join([empty_request(bundle)]), max_rows)
+    except Exception as error:  # onnxruntime's own classes, mostly for lack of GPU memory.
+        raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot run the model ({error}): {FIX_GPU}") from error
     return runner
 
 
-def nothing(bundle: Bundle) -> ModelInput:
-    """A request of one candidate, all missing."""
+def empty_request(bundle: Bundle) -> ModelInput:
+    """Return a request with one candidate in which every value is missing."""
     encoder = Encoder(bundle.schema)
-    nowhere = dict.fromkeys((field.name for field in bundle.schema.fields), lambda token: UNKNOWN)
-    return encoder.ids(encoder.tokens({}, [{}]), nowhere)[0]
+    lookup = dict.fromkeys((field.name for field in bundle.schema.fields), lambda token: UNKNOWN)
+    return encoder.ids(encoder.tokens({}, [{}]), lookup)[0]
 
 
 def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], list[float]]:
-    """What answers a golden request on this machine: the service's encoder, the bundle's vocabulary, this engine."""
+    """Return a function that scores a golden request on this machine.
+
+    It uses the service's encoder, the bundle's vocabulary, and this engine.
+    """
     encoder = Encoder(bundle.schema)
 
-    def answer(one: GoldenRequest) -> list[float]:
-        ctr: list[float] = engine.run([golden_input(encoder, one, bundle.vocabularies)])[0].tolist()
+    def answer(golden: GoldenRequest) -> list[float]:
+        ctr: list[float] = engine.run([golden_input(encoder, golden, bundle.vocabularies)])[0].tolist()
         return ctr
 
     return answer
 
 
-def explained_difference(engine: Engine, one: ModelInput, ctr: Sequence[float]) -> float:
-    """The largest difference between what the explanation says and the exporter's answers, for one golden request."""
-    explained = engine.explain(one)
+def explained_difference(engine: Engine, request: ModelInput, ctr: Sequence[float]) -> float:
+    """Return the largest difference between the ctr that an explanation adds up to and the exporter's ctr.
+
+    Args:
+        engine: An engine that explains.
+        request: A golden request, encoded.
+        ctr: The exporter's answers to it.
+    """
+    explained = engine.explain(request)
     summed = explained.contribution.sum((1, 2, 3)) + explained.bias
     return largest_difference(ctr, engine.calibration.ctr(summed).tolist())

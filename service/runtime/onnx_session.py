@@ -1,4 +1,4 @@
-"""Opens a bundle's graphs in onnxruntime, and refuses those that do not fit its schema."""
+"""Open a bundle's graphs in onnxruntime, and reject graphs that do not fit the bundle's schema."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,73 +16,124 @@ from contract.schema import FeatureSchema
 log = logging.getLogger(__name__)
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-NO_TF32 = {"use_tf32": "0"}  # onnxruntime rounds a GPU's products to ten bits unless told: not what was exported
-AGAIN = "export the run again"
-FREE_IT = "free its memory or mend its driver, or set CTR_DEVICE=cpu"
+# By default onnxruntime multiplies with TF32 on a GPU, whose 10-bit mantissa does not give the exporter's answers.
+NO_TF32 = {"use_tf32": "0"}
+EXPORT_AGAIN = "export the run again"
+FIX_GPU = "free GPU memory or fix the driver, or set CTR_DEVICE=cpu"
 
 Device = Literal["cpu", "cuda"]
 Feed = Mapping[str, NDArray[np.generic]]
 
 
 class EngineMissing(RuntimeError):
-    """onnxruntime is not installed, or cannot use what it is told to. The message says the way out."""
+    """onnxruntime is not installed, or cannot use the requested device. The message says how to fix it."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A session, and what runs it: the file's name and the device."""
+class OpenedGraph:
+    """An onnxruntime session, the name of its graph's file, and the device that it runs on."""
 
     session: Any
     graph: str
     device: Device
 
 
-def open_serving(bundle: Bundle, threads: int, device: Device = "cpu", strict: bool = False) -> Opened:
-    """The graph that scores: MODEL on a GPU; on the CPU KERNEL where it can be, MODEL elsewhere.
+def open_serving_graph(bundle: Bundle, threads: int, device: Device = "cpu", strict: bool = False) -> OpenedGraph:
+    """Open the graph that scores requests.
 
-    threads: of the CPU in one run of MODEL; KERNEL takes one. Without CUDA a device of "cuda" falls back to the CPU.
+    On a GPU this is MODEL. On the CPU it is KERNEL if the bundle has one and this machine can run it, else MODEL.
+
+    Args:
+        bundle: The bundle.
+        threads: CPU threads for one run of MODEL. KERNEL uses one thread.
+        device: "cuda" falls back to the CPU if CUDA cannot be used.
+        strict: Raise EngineMissing instead of falling back to the CPU.
 
     Raises:
-        EngineMissing: when onnxruntime is not installed, or CUDA cannot be used and `strict` says that it must.
-        BundleError: when the graph is no graph, or does not fit the schema.
+        EngineMissing: onnxruntime is not installed, or `strict` is set and CUDA cannot be used.
+        BundleError: The file is not a valid graph, or it does not fit the schema.
     """
-    onnxruntime = _onnxruntime()
     if device == "cuda":
         try:
-            return _on_cuda(onnxruntime, bundle, threads)
+            return open_on_cuda(bundle, threads)
         except EngineMissing as error:
             if strict:
                 raise
-            log.warning("%s; going on with the CPU", error)
-    options = _options(onnxruntime, threads)
+            log.warning("%s; using the CPU instead", error)
+    options = session_options(threads)
     if KERNEL in bundle.manifest.files:
         try:
             kernel.register(options)
-            return Opened(open_graph(bundle, KERNEL, options), KERNEL, "cpu")
+            return OpenedGraph(open_graph(bundle, KERNEL, options), KERNEL, "cpu")
         except kernel.NoKernel as error:
-            log.warning("%s; going on with onnxruntime's own operators, which are slower", error)
-    elif EXPLAIN in bundle.manifest.files and bundle.manifest.model == STEC:  # it has a linear head
-        log.warning("the bundle has no %s, it was exported without a kernel: export the run again where it is", KERNEL)
-    return Opened(open_graph(bundle, MODEL, _options(onnxruntime, threads)), MODEL, "cpu")
+            log.warning("%s; using onnxruntime's own operators instead, which are slower", error)
+    elif EXPLAIN in bundle.manifest.files and bundle.manifest.model == STEC:
+        # The kernel supports a STEC with a linear head, and only such a model has EXPLAIN.
+        log.warning(
+            "the bundle has no %s because it was exported without the kernel; to serve it faster, build the kernel "
+            "with `make kernel` and export the run again",
+            KERNEL,
+        )
+    return OpenedGraph(open_graph(bundle, MODEL, session_options(threads)), MODEL, "cpu")
+
+
+def open_on_cuda(bundle: Bundle, threads: int) -> OpenedGraph:
+    """Open MODEL on the GPU. Raises EngineMissing if the GPU cannot be used."""
+    onnxruntime = import_onnxruntime()
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # Loads CUDA and cuDNN from their own wheels, if these are installed.
+    check_cuda(onnxruntime.get_available_providers())
+    try:
+        session = open_graph(bundle, MODEL, session_options(threads), provider=CUDA)
+    except BundleError as error:
+        open_graph(bundle, MODEL)  # Raises if the graph itself is at fault, and not the GPU.
+        raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot be used ({error}): {FIX_GPU}") from error
+    # If a driver or a library is missing, onnxruntime silently uses the CPU.
+    check_cuda(session.get_providers())
+    return OpenedGraph(session, MODEL, "cuda")
+
+
+def check_cuda(providers: Sequence[str]) -> None:
+    """Raise EngineMissing if CUDA is not among onnxruntime's execution providers."""
+    if CUDA not in providers:
+        raise EngineMissing(
+            f"CTR_DEVICE=cuda, but onnxruntime has only {', '.join(providers)}: install the extra '.[cuda]', a GPU and "
+            "its driver, or set CTR_DEVICE=cpu"
+        )
 
 
 def open_graph(
     bundle: Bundle, name: str, options: Any = None, outputs: Sequence[str] = (OUTPUT,), provider: str = CPU
 ) -> Any:
-    """One of the bundle's graphs; raises as open_serving()."""
-    onnxruntime = _onnxruntime()
+    """Open one of the bundle's graphs as an onnxruntime session.
+
+    Args:
+        bundle: The bundle.
+        name: The graph's file in the bundle.
+        options: onnxruntime.SessionOptions. None means `session_options(threads=1)`.
+        outputs: The outputs that the graph must have.
+        provider: CPU or CUDA.
+
+    Raises:
+        EngineMissing: onnxruntime is not installed.
+        BundleError: The file is not a valid graph, or it does not fit the schema.
+    """
+    onnxruntime = import_onnxruntime()
     path = bundle.folder / name
     providers = [CPU] if provider == CPU else [(provider, NO_TF32), CPU]
-    options = options or _options(onnxruntime, threads=1)
+    options = options or session_options(threads=1)
     try:
         session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
-    except Exception as error:  # onnxruntime raises its own classes and bare RuntimeErrors
-        raise BundleError(f"{path}: onnxruntime cannot open it ({_first_line(error)}): {AGAIN}") from error
-    _check_graph(session, bundle.schema, path, outputs)
+    except Exception as error:  # onnxruntime raises its own classes and bare RuntimeErrors.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BundleError(f"{path}: onnxruntime cannot open it ({reason}): {EXPORT_AGAIN}") from error
+    check_graph(session, bundle.schema, path, outputs)
     return session
 
 
-def _onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """Import onnxruntime. Raises EngineMissing if it is not installed."""
+    # Not imported at the top, because CPU and GPU wheels are optional extras and take long to import.
     try:
         import onnxruntime
     except ImportError as error:
@@ -92,71 +143,54 @@ def _onnxruntime() -> Any:
     return onnxruntime
 
 
-def _on_cuda(onnxruntime: Any, bundle: Bundle, threads: int) -> Opened:
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # CUDA and cuDNN from their own wheels, if they are there
-    _check_cuda(onnxruntime.get_available_providers())
-    try:
-        session = open_graph(bundle, MODEL, _options(onnxruntime, threads), provider=CUDA)
-    except BundleError as error:
-        open_graph(bundle, MODEL)  # what is wrong with the graph itself is no fault of the GPU's
-        raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot be used ({error}): {FREE_IT}") from error
-    _check_cuda(session.get_providers())  # it goes on with the CPU where a driver or a library is missing
-    return Opened(session, MODEL, "cuda")
-
-
-def _check_cuda(found: Sequence[str]) -> None:
-    if CUDA not in found:
-        raise EngineMissing(
-            f"CTR_DEVICE=cuda, but onnxruntime has only {', '.join(found)}: install the extra '.[cuda]' and what it "
-            "needs (a GPU and its driver), or set CTR_DEVICE=cpu"
-        )
-
-
-def _options(onnxruntime: Any, threads: int) -> Any:
+def session_options(threads: int) -> Any:
+    """Return the onnxruntime.SessionOptions of the service, with so many threads for one run."""
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    # onnxruntime would size its pools to the host, not to the container.
+    # By default onnxruntime sizes its thread pools to the host and ignores the container's CPU quota.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that spin between runs take the core from the event loop.
+    # Threads that spin between runs would take the CPU from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what it says on standard error it raises as well, and there each line is JSON
+    # Errors are raised as well. On standard error, where each line is JSON, they would only break the log's format.
+    options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return options
 
 
-def _check_graph(session: Any, schema: FeatureSchema, path: Path, outputs: Sequence[str]) -> None:
-    expected = _expected_inputs(schema)
-    found = {i.name: (i.type, i.shape) for i in session.get_inputs()}
-    if found.keys() != expected.keys():
-        raise BundleError(f"{path}: its inputs are {sorted(found)}, the schema needs {sorted(expected)}: {AGAIN}")
-    for name, (kind, width) in expected.items():
-        found_kind, shape = found[name]
-        if found_kind != kind or not _fits(shape, width):
-            needs = f"{kind}{['.'] if width is None else ['.', width]}"
-            raise BundleError(f"{path}: input {name} is {found_kind}{shape}, the schema needs {needs}: {AGAIN}")
-    for output in outputs:
-        if output not in {o.name for o in session.get_outputs()}:
-            raise BundleError(f"{path}: has no output {output!r}: {AGAIN}")
-
-
-def _fits(shape: Sequence[int | str | None], width: int | None) -> bool:
-    """Whether a graph's input takes any number of rows, of this width. A name or None is any size."""
-    rows_are_free = len(shape) > 0 and not isinstance(shape[0], int)
-    if width is None:
-        return rows_are_free and len(shape) == 1
-    return rows_are_free and len(shape) == 2 and (shape[1] == width or not isinstance(shape[1], int))
-
-
-def _expected_inputs(schema: FeatureSchema) -> dict[str, tuple[str, int | None]]:
-    """Name -> (type, width); a width of None is a vector."""
+def check_graph(session: Any, schema: FeatureSchema, path: Path, outputs: Sequence[str]) -> None:
+    """Raise BundleError if a graph's inputs do not fit the schema, or if an output is missing."""
+    # Name -> (type, width). A width of None is a vector.
     expected: dict[str, tuple[str, int | None]] = {"request_index": ("tensor(int64)", None)}
     for side in ("context", "candidate"):
         expected[f"{side}_ids"] = ("tensor(int64)", len(schema.select("categorical", side)))
         if values := len(schema.select("numeric", side)):
             expected[f"{side}_values"] = ("tensor(float)", values)
-    return expected
+    found = {graph_input.name: (graph_input.type, graph_input.shape) for graph_input in session.get_inputs()}
+    if found.keys() != expected.keys():
+        raise BundleError(
+            f"{path}: its inputs are {sorted(found)}, but the schema needs {sorted(expected)}: {EXPORT_AGAIN}"
+        )
+    for name, (kind, width) in expected.items():
+        found_kind, shape = found[name]
+        if found_kind != kind or not accepts_rows(shape, width):
+            needs = f"{kind}{['.'] if width is None else ['.', width]}"
+            raise BundleError(
+                f"{path}: input {name} is {found_kind}{shape}, but the schema needs {needs}: {EXPORT_AGAIN}"
+            )
+    names = {graph_output.name for graph_output in session.get_outputs()}
+    for output in outputs:
+        if output not in names:
+            raise BundleError(f"{path}: output {output!r} is missing: {EXPORT_AGAIN}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def accepts_rows(shape: Sequence[int | str | None], width: int | None) -> bool:
+    """Return whether an input with this shape accepts any number of rows of this width.
+
+    A dimension that is a name or None may have any size. A width of None is a vector.
+    """
+    if not shape or isinstance(shape[0], int):
+        return False
+    if width is None:
+        return len(shape) == 1
+    return len(shape) == 2 and (shape[1] == width or not isinstance(shape[1], int))

@@ -1,7 +1,7 @@
-"""How many requests may be in hand at once. The limit adapts to how long requests wait.
+"""Limit how many requests may be in flight at once, by how long requests wait.
 
-A standing queue makes every answer late and no more of them: where even the luckiest request of a window had to wait
-longer than the target, fewer are let in. Where one did not have to, and the limit kept others out, more are.
+A standing queue delays every response and does not increase their number. When even the fastest request of a time
+window waited longer than the target, the limit falls. When it did not, and the limit kept requests out, it rises.
 """
 
 import math
@@ -11,82 +11,100 @@ from contextlib import contextmanager
 
 from service.errors import Overloaded
 
-WINDOW_S = 0.2  # at least
-WINDOW_ANSWERS = 10  # at least: a hiccup under two requests is no queue
-FEWEST = 4  # in hand: enough to keep the model busy while the next are read
-STRONGEST_CUT = 0.7  # of the limit, in one window
+MIN_WINDOW_S = 0.2
+MIN_WINDOW_REQUESTS = 10  # a pause of the process that hits one or two requests is not a queue
+MIN_LIMIT = 4  # keeps the model busy while the next requests are read
+MIN_CUT = 0.7  # the limit falls to this share of itself at most, in one window
 
 
 class Admission:
-    """Counts requests in hand, and the bytes of their bodies. Lives in one event loop."""
+    """Counts the requests in flight, and the bytes of their bodies. Lives in one event loop.
+
+    Attributes:
+        in_flight: Requests in flight.
+        limit: How many may be in flight now.
+        lag_s: How late the event loop is: how long requests that it reads now may have been waiting to be read.
+    """
 
     def __init__(
-        self, most: int, target_s: float, most_bytes: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        max_in_flight: int,
+        target_s: float,
+        max_buffered_bytes: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.in_hand = 0
-        self.lag_s = 0.0  # how long what is read just now may have waited to be
-        self.limit = float(most)
-        self._most = most
+        """Start with the limit at `max_in_flight`, which it never exceeds.
+
+        Args:
+            max_in_flight: The largest limit.
+            target_s: How long the fastest request of a window may wait.
+            max_buffered_bytes: Bytes that all bodies may hold together.
+            clock: Returns seconds.
+        """
+        self.in_flight = 0
+        self.lag_s = 0.0
+        self.limit = float(max_in_flight)
+        self._max_in_flight = max_in_flight
         self._target_s = target_s
-        self._most_bytes = most_bytes
-        self._bytes = 0
+        self._max_buffered_bytes = max_buffered_bytes
+        self._buffered_bytes = 0
         self._clock = clock
         self._shortest_s = math.inf
-        self._begin_window(clock())
+        self._start_window(clock())
 
     def has_room(self) -> bool:
-        if self.in_hand < self.limit:
+        """Return whether another request may come in."""
+        if self.in_flight < self.limit:
             return True
         self._was_full = True
         return False
 
     def enter(self) -> None:
-        self.in_hand += 1
+        self.in_flight += 1
 
     def leave(self) -> None:
-        self.in_hand -= 1
+        self.in_flight -= 1
 
-    def waited(self, seconds: float) -> None:
-        """What a request that was answered has spent waiting for others."""
-        self._answers += 1
+    def record_wait(self, seconds: float) -> None:
+        """Record how long a request waited for others. At the end of a window, adapt the limit."""
+        self._requests += 1
         self._shortest_s = min(self._shortest_s, seconds)
         now = self._clock()
-        if now >= self._window_ends_s and self._answers >= WINDOW_ANSWERS:
-            self._adapt(self._shortest_s)
-            self._begin_window(now)
+        if now < self._window_end_s or self._requests < MIN_WINDOW_REQUESTS:
+            return
+        if self._shortest_s > self._target_s:
+            cut = max(MIN_CUT, self._target_s / self._shortest_s)
+            self.limit = max(MIN_LIMIT, min(self.limit, self.in_flight + 1) * cut)
+        elif self._was_full:
+            self.limit = min(self._max_in_flight, self.limit * 1.05 + 1)
+        elif self.limit < self._max_in_flight:
+            self.limit = min(self._max_in_flight, self.limit + 1)
+        self._start_window(now)
 
-    def _begin_window(self, now: float) -> None:
-        self._window_ends_s = now + WINDOW_S
-        self._answers = 0
+    def _start_window(self, now: float) -> None:
+        self._window_end_s = now + MIN_WINDOW_S
+        self._requests = 0
         self._shortest_s = math.inf
         self._was_full = False
 
-    def _adapt(self, shortest_s: float) -> None:
-        if shortest_s > self._target_s:
-            cut = max(STRONGEST_CUT, self._target_s / shortest_s)
-            self.limit = max(FEWEST, min(self.limit, self.in_hand + 1) * cut)
-        elif self._was_full:
-            self.limit = min(self._most, self.limit * 1.05 + 1)
-        elif self.limit < self._most:
-            self.limit = min(self._most, self.limit + 1)
-
     @contextmanager
     def buffer(self) -> Iterator[Callable[[int], None]]:
-        """Counts a body's bytes while it is held.
+        """Count the bytes of one body, until the context ends.
 
-        Raises:
-            Overloaded: when all bodies together would take more than they may.
+        Yields:
+            A function that counts so many more bytes. It raises Overloaded when all bodies together would hold too
+            many.
         """
         held = 0
 
         def hold(size: int) -> None:
             nonlocal held
-            if self._bytes + size > self._most_bytes:
-                raise Overloaded("The bodies of other requests fill the memory for them: try again later")
-            self._bytes += size
+            if self._buffered_bytes + size > self._max_buffered_bytes:
+                raise Overloaded("The bodies of other requests fill this server's buffer. Try again later.")
+            self._buffered_bytes += size
             held += size
 
         try:
             yield hold
         finally:
-            self._bytes -= held
+            self._buffered_bytes -= held

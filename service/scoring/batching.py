@@ -1,4 +1,4 @@
-"""Runs the model on the rows of several requests at once, but only while it is busy anyway."""
+"""Run the model on the candidates of several requests at once, but only while it is busy anyway."""
 
 import asyncio
 import time
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,20 @@ from service.telemetry.metrics import Metrics
 
 Ctr = NDArray[np.float64]
 Run = Callable[[Sequence[ModelInput]], list[Ctr]]
+TimedRun = tuple[list[Ctr], float]  # with its duration in seconds
+
+SHUTTING_DOWN = "The server is shutting down. Send the request to another one."
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The ctr of a request's candidates, how long the model ran for them, and how long they waited for it."""
+    """The scores of a request.
+
+    Attributes:
+        ctr: Probability of each candidate; NaN for one that a cascade ruled out.
+        queue_s: How long the candidates waited for the model.
+        run_s: How long the model ran for them.
+    """
 
     ctr: Ctr
     queue_s: float
@@ -29,35 +39,45 @@ class Answer:
 
 
 @dataclass(eq=False)
-class Waiting:
-    """A request whose rows are queued or running. `deadline_s` is on time.perf_counter's clock."""
+class PendingRequest:
+    """A request whose rows are queued or running. Times are on time.perf_counter's clock."""
 
     deadline_s: float
     future: "asyncio.Future[Answer]"
     submitted_s: float
-    parts: list["_Part"] = field(default_factory=list)
+    chunks: list["Chunk"] = field(default_factory=list)
     run_s: float = 0.0
+
+    def fail(self, error: BaseException) -> None:
+        """Give the caller an error, unless it has an answer or has given up."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def answer_if_complete(self) -> None:
+        """Give the caller its answer once all chunks have been scored."""
+        scored = [chunk.ctr for chunk in self.chunks if chunk.ctr is not None]
+        if self.future.done() or len(scored) < len(self.chunks):
+            return
+        ctr = scored[0] if len(scored) == 1 else np.concatenate(scored)
+        waited_s = time.perf_counter() - self.submitted_s - self.run_s
+        self.future.set_result(Answer(ctr, max(0.0, waited_s), self.run_s))
 
 
 @dataclass(eq=False)
-class _Part:
+class Chunk:
     """At most `max_rows` of a request's rows."""
 
-    request: Waiting
+    request: PendingRequest
     input: ModelInput
     rows: int
     queued: bool = True
     ctr: Ctr | None = None
 
 
-_Ran = tuple[list[Ctr], float]  # and the seconds that it took
-
-
 class Batcher:
-    """Counts rows of candidates, not requests. Lives in one event loop; the model runs in `slots` threads.
+    """Queues requests and runs the model on batches of rows, a row being a candidate.
 
-    inline_s: a run that is expected to take less runs in the event loop itself. To hand it to a thread and back costs
-    as much as a short run, and while the model has the worker's only core nobody else would get on.
+    Lives in one event loop. The model runs in `slots` threads.
     """
 
     def __init__(
@@ -71,6 +91,19 @@ class Batcher:
         cost: RunCost | None = None,
         inline_s: float = 0.0,
     ) -> None:
+        """Start with an empty queue.
+
+        Args:
+            run: The model: requests in, the ctr of each one's candidates out.
+            metrics: Counts runs and queued rows.
+            slots: How many runs there may be at the same time.
+            max_rows: How many rows a run may have.
+            max_queued_rows: How many rows may wait.
+            cost: How long runs take.
+            inline_s: A run that is expected to take less runs in the event loop. Passing it to a thread and back
+                costs as much as a short run, and while the model has the worker's only core, nothing else would
+                progress anyway.
+        """
         self._run = run
         self._metrics = metrics
         self._max_rows = max_rows
@@ -78,143 +111,149 @@ class Batcher:
         self._slots = self._free = slots
         self._inline_s = inline_s
         self._cost = cost or RunCost()
-        self._busy_until_s: dict[asyncio.Future[_Ran], float] = {}  # as expected, of what runs
+        self._busy_until_s: dict[asyncio.Future[TimedRun], float] = {}  # when each run is expected to end
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="model")
-        self._queue: deque[_Part] = deque()
+        self._queue: deque[Chunk] = deque()
         self._queued_rows = 0
         self._closed = False
 
     def submit(self, request: ModelInput, deadline_s: float) -> "asyncio.Future[Answer]":
-        """Runs at once when a slot is free. Cancel the future to drop the rows that do not run yet.
+        """Queue a request, or run it at once when a slot is free.
 
-        The future's exceptions: DeadlineExceeded, NotReady (closed meanwhile), or what the model raised.
+        Cancel the returned future to drop the rows that are not running yet.
+
+        Args:
+            request: The candidates of one request.
+            deadline_s: Until when the caller waits, on time.perf_counter's clock.
+
+        Returns:
+            The future answer. Its exception is DeadlineExceeded, NotReady (closed meanwhile), or what the model
+            raised.
 
         Raises:
-            Overloaded: when the queue is full, or too long for this deadline.
-            NotReady: after `close`.
+            Overloaded: The queue is full, or too long for this deadline.
+            NotReady: The batcher is closed.
         """
         if self._closed:
-            raise NotReady("The server is shutting down: ask another one")
+            raise NotReady(SHUTTING_DOWN)
         rows = len(request.candidate_ids)
-        self.check_room(rows, deadline_s - time.perf_counter())
+        self.check_capacity(rows, deadline_s - time.perf_counter())
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self._free and rows <= self._max_rows and self._cost.seconds(rows) < self._inline_s:
-            self._run_here(request, rows, future)
+            self._metrics.batch_rows.observe(rows)
+            try:
+                (ctr,), run_s = timed(self._run, [request])
+            except Exception as error:
+                future.set_exception(error)
+                return future
+            self._cost.record(count_scored(ctr), run_s)
+            future.set_result(Answer(ctr, 0.0, run_s))
             return future
-        waiting = Waiting(deadline_s, future, time.perf_counter())
-        waiting.parts = [_Part(waiting, chunk, len(chunk.candidate_ids)) for chunk in _split(request, self._max_rows)]
-        self._queue.extend(waiting.parts)
-        self._count_queued(rows)
-        future.add_done_callback(lambda _: self._drop(waiting))
-        self._fill()
+        pending = PendingRequest(deadline_s, future, time.perf_counter())
+        pending.chunks = [Chunk(pending, part, len(part.candidate_ids)) for part in split(request, self._max_rows)]
+        self._queue.extend(pending.chunks)
+        self._add_queued_rows(rows)
+        future.add_done_callback(lambda _: self._drop(pending))
+        self._start_runs()
         return future
 
-    def _run_here(self, request: ModelInput, rows: int, future: "asyncio.Future[Answer]") -> None:
-        self._metrics.batch_rows.observe(rows)
-        try:
-            (ctr,), run_s = _timed(self._run, [request])
-        except Exception as error:
-            future.set_exception(error)
-            return
-        self._cost.ran(_scored(ctr), run_s)
-        future.set_result(Answer(ctr, 0.0, run_s))
-
-    def check_room(self, rows: int, left_s: float) -> None:
-        """Raises Overloaded when so many rows have no place, or would not be scored in the time that is left."""
-        if self._free:  # nobody is before it; and a cost that was measured too high is only corrected by runs
+    def check_capacity(self, rows: int, left_s: float) -> None:
+        """Raise Overloaded when the queue has no room for so many rows, or they could not be scored in `left_s`."""
+        # With a free slot nothing is ahead of them. And were they refused because an estimate is too high, no run
+        # would ever correct it.
+        if self._free:
             return
         if self._queued_rows + rows > self._max_queued_rows:
-            raise Overloaded(f"{self._queued_rows} candidates are waiting already: try again later, or send fewer")
-        takes_s = self._wait_s() + self._cost.seconds(rows)
-        if takes_s > left_s:
-            raise Overloaded(f"An answer would take about {takes_s * 1e3:.0f} ms: try again later, or allow more time")
+            raise Overloaded(f"{self._queued_rows} candidates are queued. Try again later, or send fewer candidates.")
+        expected_s = self.expected_wait_s() + self._cost.seconds(rows)
+        if expected_s > left_s:
+            raise Overloaded(
+                f"Scoring would take about {expected_s * 1e3:.0f} ms, which exceeds the deadline. "
+                "Try again later, or allow more time."
+            )
 
-    def _wait_s(self) -> float:
-        """Until all that runs or waits now is done, as far as the cost of runs is known."""
+    def expected_wait_s(self) -> float:
+        """Return how long it will take until all that is running or queued now is done."""
         now = time.perf_counter()
         running_s = sum(max(0.0, until_s - now) for until_s in self._busy_until_s.values())
-        whole, rest = divmod(self._queued_rows, self._max_rows)
-        waiting_s = whole * self._cost.seconds(self._max_rows) + (self._cost.seconds(rest) if rest else 0.0)
-        return (running_s + waiting_s) / self._slots
+        full_runs, rest = divmod(self._queued_rows, self._max_rows)
+        queued_s = full_runs * self._cost.seconds(self._max_rows) + (self._cost.seconds(rest) if rest else 0.0)
+        return (running_s + queued_s) / self._slots
 
     async def close(self) -> None:
-        """Waits for what runs, and fails the rest with NotReady."""
+        """Wait for what is running, and fail what is queued with NotReady."""
         self._closed = True
-        for part in self._queue:
-            _fail(part.request, NotReady("The server is shutting down: ask another one"))
+        for chunk in self._queue:
+            chunk.request.fail(NotReady(SHUTTING_DOWN))
         if self._busy_until_s:
             await asyncio.wait(self._busy_until_s.keys())
-        # One turn of the loop, in which the waiting callers get their answers.
+        # One iteration of the event loop, in which the callers receive their answers.
         await asyncio.sleep(0)
         self._threads.shutdown()
 
-    def _fill(self) -> None:
-        while self._free and (batch := self._take()):
+    def _start_runs(self) -> None:
+        """Start a run in each free slot, for as long as rows are queued."""
+        while self._free and (batch := self._next_batch()):
             self._free -= 1
-            self._start(batch)
+            rows = sum(chunk.rows for chunk in batch)
+            self._metrics.batch_rows.observe(rows)
+            inputs = [chunk.input for chunk in batch]
+            running = asyncio.get_running_loop().run_in_executor(self._threads, timed, self._run, inputs)
+            self._busy_until_s[running] = time.perf_counter() + self._cost.seconds(rows)
+            running.add_done_callback(partial(self._finish, batch))
 
-    def _take(self) -> list[_Part]:
-        """The oldest parts that somebody still waits for, up to max_rows."""
-        batch: list[_Part] = []
+    def _next_batch(self) -> list[Chunk]:
+        """Take the oldest chunks that a caller still waits for from the queue, up to `max_rows` rows."""
+        batch: list[Chunk] = []
         rows, now = 0, time.perf_counter()
         while self._queue:
-            part = self._queue[0]
-            if part.queued and rows + part.rows > self._max_rows:
+            chunk = self._queue[0]
+            if chunk.queued and rows + chunk.rows > self._max_rows:
                 break
             self._queue.popleft()
-            if part.queued and self._is_wanted(part, now):
-                batch.append(part)
-                rows += part.rows
+            if not chunk.queued:  # dropped
+                continue
+            chunk.queued = False
+            self._add_queued_rows(-chunk.rows)
+            if chunk.request.deadline_s <= now:
+                chunk.request.fail(DeadlineExceeded("The deadline passed before the model was free. Allow more time."))
+            # The future of a client that disconnected is cancelled: its rows are not scored.
+            if not chunk.request.future.done():
+                batch.append(chunk)
+                rows += chunk.rows
         return batch
 
-    def _is_wanted(self, part: _Part, now: float) -> bool:
-        self._unqueue(part)
-        if part.request.deadline_s <= now:
-            _fail(part.request, DeadlineExceeded("The time ran out before the model was free: allow more of it"))
-        # A client that hung up has cancelled its future: do not score its rows.
-        return not part.request.future.done()
-
-    def _start(self, batch: list[_Part]) -> None:
-        rows = sum(part.rows for part in batch)
-        self._metrics.batch_rows.observe(rows)
-        loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._threads, _timed, self._run, [part.input for part in batch])
-        self._busy_until_s[running] = time.perf_counter() + self._cost.seconds(rows)
-        running.add_done_callback(lambda done: self._finish(batch, done))
-
-    def _finish(self, batch: list[_Part], done: "asyncio.Future[_Ran]") -> None:
-        del self._busy_until_s[done]
+    def _finish(self, batch: list[Chunk], running: "asyncio.Future[TimedRun]") -> None:
+        del self._busy_until_s[running]
         self._free += 1
-        self._fill()  # first of all, so that the model does not wait for the answers
-        error = done.exception()
+        self._start_runs()  # before anything else, so that the model does not wait for the answers
+        error = running.exception()
         if error is not None:
-            for part in batch:
-                _fail(part.request, error)
+            for chunk in batch:
+                chunk.request.fail(error)
             return
-        answers, run_s = done.result()
-        self._cost.ran(sum(map(_scored, answers)), run_s)
-        for part, ctr in zip(batch, answers, strict=True):
-            part.ctr = ctr
-            part.request.run_s += run_s
-            _answer_when_complete(part.request)
+        answers, run_s = running.result()
+        self._cost.record(sum(map(count_scored, answers)), run_s)
+        for chunk, ctr in zip(batch, answers, strict=True):
+            chunk.ctr = ctr
+            chunk.request.run_s += run_s
+            chunk.request.answer_if_complete()
 
-    def _drop(self, request: Waiting) -> None:
-        """Frees the places of a request that is over: a queue full of dead rows would refuse live ones."""
-        for part in request.parts:
-            if part.queued:
-                self._unqueue(part)
-        request.parts.clear()  # no cycle of parts and request for the garbage collector
+    def _drop(self, request: PendingRequest) -> None:
+        """Free the queue of a request that is over. Otherwise abandoned rows would fill it and live ones be refused."""
+        for chunk in request.chunks:
+            if chunk.queued:
+                chunk.queued = False
+                self._add_queued_rows(-chunk.rows)
+        request.chunks.clear()  # or chunks and request would be a cycle for the garbage collector
 
-    def _unqueue(self, part: _Part) -> None:
-        part.queued = False
-        self._count_queued(-part.rows)
-
-    def _count_queued(self, rows: int) -> None:
+    def _add_queued_rows(self, rows: int) -> None:
         self._queued_rows += rows
         self._metrics.queued_rows.set(self._queued_rows)
 
 
-def _split(request: ModelInput, max_rows: int) -> list[ModelInput]:
+def split(request: ModelInput, max_rows: int) -> list[ModelInput]:
+    """Return the request in parts of at most `max_rows` candidates."""
     rows = len(request.candidate_ids)
     if rows <= max_rows:
         return [request]
@@ -225,27 +264,13 @@ def _split(request: ModelInput, max_rows: int) -> list[ModelInput]:
     ]
 
 
-def _scored(ctr: Ctr) -> int:
-    """The rows that the whole model saw: a cascade's others cost next to nothing, and a full request has none."""
+def count_scored(ctr: Ctr) -> int:
+    """Return how many rows the whole model scored. Those that a cascade ruled out are NaN, and cost next to nothing."""
     return int(np.count_nonzero(~np.isnan(ctr)))
 
 
-def _fail(request: Waiting, error: BaseException) -> None:
-    if not request.future.done():
-        request.future.set_exception(error)
-
-
-def _answer_when_complete(request: Waiting) -> None:
-    done = [part.ctr for part in request.parts if part.ctr is not None]
-    if request.future.done() or len(done) < len(request.parts):
-        return
-    ctr = done[0] if len(done) == 1 else np.concatenate(done)
-    waited_s = time.perf_counter() - request.submitted_s - request.run_s
-    request.future.set_result(Answer(ctr, max(0.0, waited_s), request.run_s))
-
-
-def _timed(run: Run, batch: Sequence[ModelInput]) -> _Ran:
-    """Timed where the model runs: the event loop may hear of the end much later."""
+def timed(run: Run, batch: Sequence[ModelInput]) -> TimedRun:
+    """Run the model and measure how long it takes, in its own thread: the event loop may notice the end much later."""
     start_s = time.perf_counter()
     ctr = run(batch)
     return ctr, time.perf_counter() - start_s

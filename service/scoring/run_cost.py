@@ -1,4 +1,4 @@
-"""What a run of the model costs: measured before the first request, and corrected by every run."""
+"""How long a run of the model takes: measured before the first request, then corrected by every run."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 from contract.encode import ModelInput
 
 REPEATS = 5
-FORGET = 0.1  # of what is known of the drift, by a run: one slow run must not refuse what could be served
+DRIFT_WEIGHT = 0.1  # of the newest run. Small: after one slow run the server must not refuse what it can serve
 
 
 class RunCost:
-    """Seconds of a run: (fixed + rows * per_row) * drift."""
+    """Estimates the duration of a run as (fixed + rows * per_row) * drift."""
 
     def __init__(self, fixed_s: float = 0.0, per_row_s: float = 0.0) -> None:
         self._fixed_s = fixed_s
@@ -21,32 +21,35 @@ class RunCost:
         self._drift = 1.0
 
     def seconds(self, rows: int) -> float:
+        """Return how long a run of so many candidates is expected to take."""
         return (self._fixed_s + rows * self._per_row_s) * self._drift
 
-    def ran(self, rows: int, seconds: float) -> None:
+    def record(self, rows: int, seconds: float) -> None:
+        """Correct the estimate by a run that took so long."""
         expected_s = self._fixed_s + rows * self._per_row_s
         if expected_s > 0:
-            self._drift += FORGET * (seconds / expected_s - self._drift)
-        else:  # nothing was measured: this run is the measure
+            self._drift += DRIFT_WEIGHT * (seconds / expected_s - self._drift)
+        else:  # Nothing was measured, so this run is the measurement.
             self._per_row_s = seconds / rows
 
 
-def measure(run: Callable[[Sequence[ModelInput]], object], one: ModelInput, max_rows: int) -> RunCost:
-    """Times runs of one row and of `max_rows`, which also has the model allocate what it will need. one: of one row."""
-    many = replace(
-        one,
-        candidate_ids=np.repeat(one.candidate_ids, max_rows, axis=0),
-        candidate_values=np.repeat(one.candidate_values, max_rows, axis=0),
+def measure(run: Callable[[Sequence[ModelInput]], object], one_row: ModelInput, max_rows: int) -> RunCost:
+    """Time runs of one row and of `max_rows`. The larger one also makes the model allocate all the memory it needs."""
+    many_rows = replace(
+        one_row,
+        candidate_ids=np.repeat(one_row.candidate_ids, max_rows, axis=0),
+        candidate_values=np.repeat(one_row.candidate_values, max_rows, axis=0),
     )
-    least_s, most_s = (_fastest_s(lambda batch=batch: run(batch)) for batch in ([one], [many]))  # type: ignore[misc]
-    per_row_s = max(0.0, most_s - least_s) / max(1, max_rows - 1)
-    return RunCost(max(0.0, least_s - per_row_s), per_row_s)
+    shortest_s, longest_s = fastest_s(run, one_row), fastest_s(run, many_rows)
+    per_row_s = max(0.0, longest_s - shortest_s) / max(1, max_rows - 1)
+    return RunCost(max(0.0, shortest_s - per_row_s), per_row_s)
 
 
-def _fastest_s(run: Callable[[], object]) -> float:
+def fastest_s(run: Callable[[Sequence[ModelInput]], object], model_input: ModelInput) -> float:
+    """Return the duration of the fastest of several runs."""
     times = []
     for _ in range(REPEATS):
         start_s = time.perf_counter()
-        run()
+        run([model_input])
         times.append(time.perf_counter() - start_s)
     return min(times)

@@ -1,7 +1,7 @@
-"""The log: one JSON object a line, on standard error.
+"""The log: one JSON object per line, on standard error.
 
-What a request said is not in it. An exception that a request caused is there with its type and its frames; its message,
-which may quote a value, and the request's body only with CTR_LOG_VALUES.
+The log contains no feature values. An exception that a request caused is logged with its type and stack frames, but
+without its message, which may quote a value. CTR_LOG_VALUES adds the message and the request's body.
 """
 
 import logging
@@ -12,40 +12,48 @@ from typing import Any, TextIO
 
 import msgspec
 
-LONGEST = 8 * 1024  # characters of one member
-FIELDS = "fields"  # of a record: what `extra=fields(...)` gave
+MAX_CHARS = 8 * 1024  # of one member
+FIELDS = "fields"  # The attribute of a log record that holds what `extra=fields(...)` added.
 
 
 def set_up(stream: TextIO | None = None) -> None:
-    """The root logger's, once for a process; Uvicorn's as well."""
+    """Configure the root logger, and with it Uvicorn's loggers. Call this once per process.
+
+    Args:
+        stream: Where to write. None means standard error.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """For `extra`: members of the line beside the usual ones, such as request_id."""
+    """Return an `extra` argument for a log call that adds members to the line, such as request_id."""
     return {FIELDS: values}
 
 
 class JsonLines(logging.Formatter):
-    """Members: time, level, logger, message; those of `fields()`; and `exception`."""
+    """Format a record as a JSON object: time, level, logger, message, the members of `fields()`, and exception."""
 
     def format(self, record: logging.LogRecord) -> str:
+        try:
+            message = record.getMessage()
+        except Exception:  # The arguments do not match the format string. The line must not be lost for that.
+            message = str(record.msg)
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _message(record),
+            "message": truncate(message),
         }
-        line |= {name: _short(value) for name, value in getattr(record, FIELDS, {}).items()}
+        line |= {name: truncate(value) for name, value in getattr(record, FIELDS, {}).items()}
         if record.exc_info:
-            line["exception"] = _short("".join(traceback.format_exception(*record.exc_info)))
+            line["exception"] = truncate("".join(traceback.format_exception(*record.exc_info)))
         return msgspec.json.encode(line, enc_hook=repr).decode()
 
 
 def frames(error: BaseException) -> str:
-    """An exception and what caused it, without their messages."""
+    """Return the types and stack frames of an exception and its causes, without their messages."""
     parts: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(parts) < 10:
@@ -54,17 +62,10 @@ def frames(error: BaseException) -> str:
     return "\ncaused by\n".join(parts)
 
 
-def _message(record: logging.LogRecord) -> str:
-    try:
-        text = record.getMessage()
-    except Exception:  # wrong arguments for its format: a slip there must not lose the line
-        text = str(record.msg)
-    return str(_short(text))
-
-
-def _short(value: Any) -> Any:
+def truncate(value: Any) -> Any:
+    """Return a string cut to MAX_CHARS and encodable as UTF-8. Return any other value as it is."""
     if not isinstance(value, str):
         return value
-    # A lone surrogate cannot be written.
+    # A lone surrogate cannot be encoded as UTF-8.
     text = value.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}... ({len(text)} characters)"

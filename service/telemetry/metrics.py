@@ -1,4 +1,7 @@
-"""What /metrics says. A phase, a request and its outcome are each counted in one place."""
+"""The Prometheus metrics of a worker.
+
+Phases, requests and outcomes are each counted in one place: the context managers of this module.
+"""
 
 import asyncio
 import time
@@ -12,14 +15,14 @@ from prometheus_client.registry import Collector
 
 from contract.schema import Side
 from service.errors import DeadlineExceeded, Overloaded, Problem
-from service.telemetry.metrics_folder import own_file
-from service.telemetry.rolling_latency import SUFFIX, LastMinute
+from service.telemetry.metrics_folder import process_file
+from service.telemetry.rolling_latency import SUFFIX, RollingLatency
 
 TIERS = ("cache", "redis", "bundle", "nowhere")
-WORK = ("parse", "encode", "run", "answer")  # and not waiting for others
+WORK = ("parse", "encode", "run", "answer")  # the phases in which the server works on the request itself
 PHASES = ("admit", "parse", "encode", "queue", "run", "answer")
 
-# Each bound is less than 20% above the one before: from 0.2 ms to 1 s.
+# From 0.2 ms to 1 s. Each bound is less than 20% above the previous one.
 BUCKETS_S = (*(0.0002 * 1.19**step for step in range(49)), 1.0)
 BUCKETS_ROWS = tuple(float(2**power) for power in range(13))
 
@@ -27,7 +30,7 @@ OK = "ok"
 
 
 class Timing:
-    """The phases of one request, in seconds, in the order in which they happened."""
+    """The phases of one request and their durations, in the order in which they happened."""
 
     def __init__(self, histograms: Mapping[str, Histogram], arrived_s: float) -> None:
         self._histograms = histograms
@@ -38,21 +41,22 @@ class Timing:
 
     @property
     def before_s(self) -> float:
-        """How long it waited for the event loop, before anything was done for it."""
+        """Seconds from the request's arrival to the start of its processing: the wait for the event loop."""
         return max(0.0, self._begun_s - self._arrived_s)
 
     def has_read(self) -> None:
-        """From now on the server is all that the request waits for."""
+        """Record that the body has been read. From now on the request waits only for the server."""
         self.read_s = time.perf_counter()
 
     def waited_s(self) -> float:
-        """How long a request that has been read waited for its turns, which is all that was no work for itself."""
+        """Return how long a request whose body has been read waited: its time on the server minus its own work."""
         assert self.read_s is not None
         work_s = sum(seconds for name, seconds in self._seconds.items() if name in WORK)
         return self._begun_s - self._arrived_s + time.perf_counter() - self.read_s - work_s
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Add the duration of the block to a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -60,110 +64,121 @@ class Timing:
             self.record(name, time.perf_counter() - start)
 
     def record(self, name: str, seconds: float) -> None:
+        """Add seconds to a phase."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def header(self) -> str:
-        """The value of Server-Timing, in milliseconds."""
+        """Return the value of the Server-Timing header, in milliseconds."""
         return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in self._seconds.items())
 
     def observe(self) -> None:
+        """Add the phases to the phase histogram."""
         for name, seconds in self._seconds.items():
             self._histograms[name].observe(seconds)
 
 
 class Metrics:
-    """The metrics of one app, in a registry of its own; over reloads the same."""
+    """The metrics of one application, in their own registry. They outlive reloads of the model."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = registry = CollectorRegistry()
-        self.last_minute = LastMinute(own_file(SUFFIX), clock)
-        registry.register(self.last_minute)
-        phases = Histogram("ctr_phase_seconds", "Phases", ["phase"], buckets=BUCKETS_S, registry=registry)
+
+        def summed_gauge(name: str, text: str) -> Gauge:
+            """A gauge whose value is the sum over all running processes."""
+            return Gauge(name, text, registry=registry, multiprocess_mode="livesum")
+
+        self.rolling_latency = RollingLatency(process_file(SUFFIX), clock)
+        registry.register(self.rolling_latency)
+        phases = Histogram(
+            "ctr_phase_seconds", "Duration of each phase of a request", ["phase"], buckets=BUCKETS_S, registry=registry
+        )
         self._phases = {name: phases.labels(name) for name in PHASES}
         self._requests = Histogram(
-            "ctr_request_seconds", "Requests by outcome", ["outcome"], buckets=BUCKETS_S, registry=registry
+            "ctr_request_seconds", "Request duration by outcome", ["outcome"], buckets=BUCKETS_S, registry=registry
         )
         self._requests.labels(OK)
+        self._rejected = self._requests.labels(Overloaded.outcome)
         self._by_key = PrometheusCounter(
             "ctr_requests_by_key", "Requests by the name of their API key", ["key", "outcome"], registry=registry
         )
-        self.logged = PrometheusCounter("ctr_request_log_lines", "Lines of the request log", registry=registry)
+        self.logged = PrometheusCounter("ctr_request_log_lines", "Lines written to the request log", registry=registry)
         self.not_logged = PrometheusCounter(
-            "ctr_request_log_dropped", "Lines that the request log lost", ["reason"], registry=registry
+            "ctr_request_log_dropped", "Lines lost before they reached the request log", ["reason"], registry=registry
         )
-        self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored in full", registry=registry)
-        self.batch_rows = Histogram("ctr_batch_rows", "Rows of one run", buckets=BUCKETS_ROWS, registry=registry)
-        self.queued_rows = self._sum("ctr_queued_rows", "Rows that wait for a slot")
-        self.in_flight = self._sum("ctr_in_flight_requests", "Requests in hand")
-        self.connections = self._sum("ctr_connections", "Open connections")
-        self.limit = self._sum("ctr_in_flight_limit", "Requests that may be in hand, as the queueing allows")
-        self.degraded = PrometheusCounter("ctr_degraded", "Degraded answers", ["reason"], registry=registry)
-        self._count_the_input(registry)
-        self._count_the_vocabulary(registry)
+        self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored by the whole model", registry=registry)
+        self.batch_rows = Histogram(
+            "ctr_batch_rows", "Candidates in one run of the model", buckets=BUCKETS_ROWS, registry=registry
+        )
+        self.queued_rows = summed_gauge("ctr_queued_rows", "Candidates waiting for a run of the model")
+        self.in_flight = summed_gauge("ctr_in_flight_requests", "Requests in flight")
+        self.connections = summed_gauge("ctr_connections", "Open client connections")
+        self.limit = summed_gauge("ctr_in_flight_limit", "Maximum number of requests in flight, adapted to queueing")
+        self.degraded = PrometheusCounter(
+            "ctr_degraded", "Degraded responses by the dependency that was unavailable", ["reason"], registry=registry
+        )
+        self._tokens = PrometheusCounter(
+            "ctr_tokens",
+            "Missing values, unknown tokens and out-of-range numbers in requests",
+            ["field", "kind"],
+            registry=registry,
+        )
+        self._ignored = PrometheusCounter(
+            "ctr_ignored_names", "Fields in requests that are not in the model's schema", ["side"], registry=registry
+        )
+        lookups = PrometheusCounter(
+            "ctr_vocabulary_tokens", "Token lookups by the tier that answered", ["tier"], registry=registry
+        )
+        self._by_tier = {tier: lookups.labels(tier) for tier in TIERS}
+        self._cache_tokens = summed_gauge("ctr_vocabulary_cache_tokens", "Tokens in the vocabulary caches")
+        self._cache_bytes = summed_gauge("ctr_vocabulary_cache_bytes", "Estimated size of the vocabulary caches")
+        self.redis_up = Gauge(
+            "ctr_redis_up",
+            "1 if all workers use Redis, 0 if a worker has stopped calling it for now",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.redis_up.set(1)
+        self.redis_round_trip = Histogram(
+            "ctr_redis_round_trip_seconds", "Duration of Redis round trips", buckets=BUCKETS_S, registry=registry
+        )
         self._explanations = PrometheusCounter(
             "ctr_explanations", "Explanations by outcome", ["outcome"], registry=registry
         )
         self._model = Gauge(
             "ctr_model_info",
-            "1: a model that answers",
+            "1 for a model version that is being served, 0 for one that was",
             ["model", "version"],
             registry=registry,
             multiprocess_mode="livemax",
         )
-        self._refused = self._requests.labels(Overloaded.outcome)
 
-    def _count_the_input(self, registry: CollectorRegistry) -> None:
-        self._tokens = PrometheusCounter(
-            "ctr_tokens", "Values that said nothing to the model", ["field", "kind"], registry=registry
-        )
-        self._ignored = PrometheusCounter(
-            "ctr_ignored_names", "Names that the schema does not know", ["side"], registry=registry
-        )
+    def set_model(self, model: str, version: str, is_served: bool = True) -> None:
+        """Record whether a model version is being served."""
+        self._model.labels(model, version).set(int(is_served))
 
-    def _count_the_vocabulary(self, registry: CollectorRegistry) -> None:
-        self._lookups = PrometheusCounter(
-            "ctr_vocabulary_tokens", "Tokens by what knew their ids", ["tier"], registry=registry
-        )
-        self._by_tier = {tier: self._lookups.labels(tier) for tier in TIERS}
-        self._cache_tokens = self._sum("ctr_vocabulary_cache_tokens", "Tokens in the caches")
-        self._cache_bytes = self._sum("ctr_vocabulary_cache_bytes", "About as many bytes as the caches take")
-        self.redis_up = Gauge(
-            "ctr_redis_up",
-            "0: a worker leaves Redis alone for now",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self.redis_round_trip = Histogram(
-            "ctr_redis_round_trip_seconds", "Round trips to Redis", buckets=BUCKETS_S, registry=registry
-        )
-        self.redis_up.set(1)
-
-    def serves(self, model: str, version: str, value: int = 1) -> None:
-        """value: 0 when it does not any more."""
-        self._model.labels(model, version).set(value)
-
-    def refused_at_once(self) -> None:
-        """A request that was answered 429 before anything else was done."""
-        self._refused.observe(0.0)
-
-    def _sum(self, name: str, text: str) -> Gauge:
-        """A gauge that adds up over the processes that live."""
-        return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
+    def count_early_rejection(self) -> None:
+        """Count a request that was rejected with 429 before any work was done for it."""
+        self._rejected.observe(0.0)
 
     async def text(self) -> bytes:
-        """Prometheus's text format, a family at a time: requests in between do not wait for all of it."""
+        """Return all metrics in Prometheus's text format.
+
+        Formats one metric family at a time, so that requests are handled in between.
+        """
         parts = []
         for family in self.registry.collect():
-            parts.append(generate_latest(_One(family)))
+            parts.append(generate_latest(SingleFamily(family)))
             await asyncio.sleep(0)
         return b"".join(parts)
 
     @contextmanager
     def request(self, arrived_s: float | None = None, key: Callable[[], str] | None = None) -> Iterator[Timing]:
-        """Counts one request: its duration under its outcome, its phases, and its part in the last minute.
+        """Count one request: its outcome, its duration, its phases, and its share of the rolling latency.
 
-        arrived_s: when it was there, on time.perf_counter's clock; None: now. key: says at the end whose API key it
-        had, "" for nobody's; None where no keys are asked for.
+        Args:
+            arrived_s: When the request arrived, on the clock of time.perf_counter. None means now.
+            key: Called at the end, returns the name of the request's API key, or "" if it had none. None if the server
+                requires no API key.
         """
         start_s = time.perf_counter() if arrived_s is None else arrived_s
         timing = Timing(self._phases, start_s)
@@ -174,30 +189,35 @@ class Metrics:
             if key is not None:
                 self._by_key.labels(key(), outcome).inc()
             timing.observe()
-            # What is refused at once would flatter the quantiles.
+            # Requests that are rejected at once would make the quantiles look better than the latency of scoring.
             if outcome in (OK, DeadlineExceeded.outcome):
-                self.last_minute.record(seconds)
+                self.rolling_latency.record(seconds)
 
-        with _outcome(count):
+        with count_outcome(count):
             yield timing
 
     @contextmanager
     def explanation(self) -> Iterator[None]:
-        """Counts one explanation under its outcome; its latency is none of the scoring's."""
-        with _outcome(lambda outcome: self._explanations.labels(outcome).inc()):
+        """Count one explanation by its outcome. Its latency is not part of the request latency."""
+        with count_outcome(lambda outcome: self._explanations.labels(outcome).inc()):
             yield
 
     def count_lookups(self, tiers: Counter[str], cache_tokens: int, cache_bytes: int) -> None:
-        """Count a request's tokens by the tier that knew them, and record the size of the token cache."""
+        """Count a request's tokens by the tier that answered, and record the size of the token cache."""
         for tier, count in tiers.items():
             if count:
                 self._by_tier[tier].inc(count)
-        if len(tiers) > 1:  # something was new
+        if len(tiers) > 1:  # The cache can only have changed if another tier answered as well.
             self._cache_tokens.set(cache_tokens)
             self._cache_bytes.set(cache_bytes)
 
     def count_tokens(self, kinds: Mapping[str, Counter[str]], ignored: Counter[Side]) -> None:
-        """kinds: "missing", "unknown" or "outside" -> field -> count."""
+        """Count a request's values that carry no information for the model.
+
+        Args:
+            kinds: Kind ("missing", "unknown" or "outside") -> field -> number of values.
+            ignored: Side -> number of fields that are not in the schema.
+        """
         for kind, counts in kinds.items():
             for field, count in counts.items():
                 self._tokens.labels(field, kind).inc(count)
@@ -207,8 +227,8 @@ class Metrics:
 
 
 @contextmanager
-def _outcome(count: Callable[[str], None]) -> Iterator[None]:
-    """Calls `count` once, with what became of the block."""
+def count_outcome(count: Callable[[str], None]) -> Iterator[None]:
+    """Call `count` once with the outcome of the block."""
     outcome = "failed"
     try:
         yield
@@ -223,7 +243,9 @@ def _outcome(count: Callable[[str], None]) -> Iterator[None]:
         count(outcome)
 
 
-class _One(Collector):
+class SingleFamily(Collector):
+    """A collector of one metric family, so that it can be formatted on its own."""
+
     def __init__(self, family: Metric) -> None:
         self._family = family
 

@@ -1,4 +1,4 @@
-"""Metrics of several processes: each keeps its own in files, by prometheus_client's multiprocess mode."""
+"""Merge the metrics of all workers. Each worker keeps its own in files, in prometheus_client's multiprocess mode."""
 
 from pathlib import Path
 
@@ -6,36 +6,41 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from service.telemetry.rolling_latency import SUFFIX, LastMinuteOfAll
+from service.telemetry.rolling_latency import SUFFIX, MergedRollingLatency
 
 SUMMED = ("counter", "histogram")
-ENDED = "ended"  # in place of a pid: the sums over all processes that have ended
+ENDED = "ended"  # Replaces the pid in the names of the files that hold the sums over all ended processes.
 
 
-def text_of_all(folder: Path) -> bytes:
-    """Prometheus's text format, over all processes."""
+def merge_metrics(folder: Path) -> bytes:
+    """Return the metrics of all processes in Prometheus's text format."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(folder))
-    registry.register(LastMinuteOfAll(folder))
+    registry.register(MergedRollingLatency(folder))
     return generate_latest(registry)
 
 
 def forget_process(folder: Path, pid: int) -> None:
-    """Of a process that has ended: its gauges go, its counts stay. One file for all such, or the folder would grow."""
+    """Remove an ended process's gauges, and keep its counts.
+
+    The counts of all ended processes are added up in one file per kind. Otherwise the folder would grow with every
+    process that ends.
+    """
     mark_process_dead(pid, str(folder))
     for kind in SUMMED:
         own, ended = folder / f"{kind}_{pid}.db", folder / f"{kind}_{ENDED}.db"
         if own.exists():
-            _add(own, ended)
+            add_counts(own, ended)
             own.unlink()
 
 
 def forget_latencies(folder: Path, pid: int) -> None:
-    """A minute after a process has ended."""
+    """Remove an ended process's latencies. Call this a minute after its end, when they no longer count."""
     (folder / f"latency_{pid}{SUFFIX}").unlink(missing_ok=True)
 
 
-def _add(own: Path, ended: Path) -> None:
+def add_counts(own: Path, ended: Path) -> None:
+    """Add the counts of a process's file to the file of the ended processes."""
     files = [str(path) for path in (ended, own) if path.exists()]
     sums = MmapedDict(str(ended))
     try:

@@ -1,6 +1,7 @@
-"""Quantiles of the latency over the last minute, to 0.1%: for whoever reads /metrics without a Prometheus.
+"""Latency quantiles over the last minute, accurate to 0.1%, for reading /metrics without a Prometheus server.
 
-Each process counts in slices of ten seconds, in memory that may be a file: then another process merges those of all.
+Each process counts latencies in slices of ten seconds. The counts may lie in a memory-mapped file, so that another
+process can merge the files of all processes.
 """
 
 import ctypes
@@ -17,52 +18,62 @@ from prometheus_client.registry import Collector
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 SLICE_S = 10
-SLICES = 6  # of SLICE_S seconds: a minute
-LONGEST_US = 60_000_000
+SLICES = 6  # of SLICE_S seconds: one minute
+MAX_US = 60_000_000
 SIGNIFICANT_FIGURES = 3
 SUFFIX = ".hdr"
-WORD = 8  # bytes of a count
+COUNT_BYTES = 8
 
 Clock = Callable[[], float]
 
-
-def _histogram() -> HdrHistogram:
-    return HdrHistogram(1, LONGEST_US, SIGNIFICANT_FIGURES)
-
-
-_LAYOUT = _histogram()
-_COUNTS = _LAYOUT.counts_len
-_ROW = 1 + _COUNTS  # the slice's number, and its counts
-_BYTES = SLICES * _ROW * WORD
+LAYOUT = HdrHistogram(1, MAX_US, SIGNIFICANT_FIGURES)
+ROW = 1 + LAYOUT.counts_len  # the slice's number, then its counts
+TABLE_BYTES = SLICES * ROW * COUNT_BYTES
 
 
-class LastMinute(Collector):
-    """One process's slices, and what they say. path: of the file to keep them in."""
+class RollingLatency(Collector):
+    """The latencies of one process over the last minute.
+
+    Args:
+        path: File to keep the counts in. None keeps them in this process's memory.
+        clock: Monotonic time in seconds. It must be the same for all processes whose files are merged.
+    """
 
     def __init__(self, path: Path | None = None, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        memory = bytearray(_BYTES) if path is None else _mapped(path)
-        self._table = np.frombuffer(memory, np.int64).reshape(SLICES, _ROW)
-        self._histograms = [_on(memory, (row * _ROW + 1) * WORD) for row in range(SLICES)]
+        memory: bytearray | mmap.mmap = bytearray(TABLE_BYTES)
+        if path is not None:
+            with path.open("w+b") as file:
+                file.truncate(TABLE_BYTES)
+                memory = mmap.mmap(file.fileno(), TABLE_BYTES)
+        self._table = np.frombuffer(memory, np.int64).reshape(SLICES, ROW)
+        self._histograms = []
+        for row in range(SLICES):
+            histogram = HdrHistogram(1, MAX_US, SIGNIFICANT_FIGURES)
+            # The histogram counts directly in the table.
+            offset = (row * ROW + 1) * COUNT_BYTES
+            histogram.counts = (ctypes.c_int64 * LAYOUT.counts_len).from_buffer(memory, offset)
+            self._histograms.append(histogram)
 
     def record(self, seconds: float) -> None:
+        """Count one latency. Values are clipped to the range from 1 µs to 60 s."""
         number = int(self._clock() // SLICE_S)
         row = number % SLICES
         if self._table[row, 0] != number:
             self._table[row] = 0
             self._table[row, 0] = number
-        self._histograms[row].record_value(min(LONGEST_US, max(1, round(seconds * 1e6))))
+        self._histograms[row].record_value(min(MAX_US, max(1, round(seconds * 1e6))))
 
     def quantiles_s(self) -> dict[float, float]:
-        """Empty when nothing was recorded in the last minute."""
-        return _quantiles_s([self._table], self._clock())
+        """Return quantile -> seconds. Empty if no latency was recorded in the last minute."""
+        return merged_quantiles_s([self._table], self._clock())
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        yield _family(self.quantiles_s())
+        yield latency_family(self.quantiles_s())
 
 
-class LastMinuteOfAll(Collector):
-    """The same over all processes that keep their slices in a folder."""
+class MergedRollingLatency(Collector):
+    """The latencies over the last minute of all processes that keep their counts in one folder."""
 
     def __init__(self, folder: Path, clock: Clock = time.monotonic) -> None:
         self._folder = folder
@@ -70,39 +81,35 @@ class LastMinuteOfAll(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         tables = [np.fromfile(path, np.int64) for path in self._folder.glob(f"*{SUFFIX}")]
-        whole = [table.reshape(SLICES, _ROW) for table in tables if table.nbytes == _BYTES]
-        yield _family(_quantiles_s(whole, self._clock()))
+        complete = [table.reshape(SLICES, ROW) for table in tables if table.nbytes == TABLE_BYTES]
+        yield latency_family(merged_quantiles_s(complete, self._clock()))
 
 
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("w+b") as file:
-        file.truncate(_BYTES)
-        return mmap.mmap(file.fileno(), _BYTES)
+def merged_quantiles_s(tables: list[NDArray[np.int64]], now_s: float) -> dict[float, float]:
+    """Return quantile -> seconds over the last minute of all tables. Empty if they hold no recent latency.
 
-
-def _on(memory: bytearray | mmap.mmap, offset: int) -> HdrHistogram:
-    """A histogram that counts in that memory."""
-    histogram = _histogram()
-    histogram.counts = (ctypes.c_int64 * _COUNTS).from_buffer(memory, offset)
-    return histogram
-
-
-def _quantiles_s(tables: list[NDArray[np.int64]], now_s: float) -> dict[float, float]:
-    # Over the counts as arrays: HdrHistogram itself walks them in Python, and every request would wait for that.
+    Args:
+        tables: int64 [SLICES, ROW], one table per process.
+        now_s: The current time on the clock of the tables.
+    """
+    # NumPy sums the counts. HdrHistogram would iterate over them in Python, and every request would wait for that.
     oldest = int(now_s // SLICE_S) - SLICES + 1
     rows = [row[1:] for table in tables for row in table if row[0] >= oldest]
-    up_to = np.sum(rows, axis=0).cumsum() if rows else np.zeros(1, np.int64)
-    if not up_to[-1]:
+    cumulative = np.sum(rows, axis=0).cumsum() if rows else np.zeros(1, np.int64)
+    if not cumulative[-1]:
         return {}
-    ranks = [max(1, round(quantile * int(up_to[-1]))) for quantile in QUANTILES]
-    indices = np.searchsorted(up_to, ranks).tolist()
-    values_us = (_LAYOUT.get_highest_equivalent_value(_LAYOUT.get_value_from_index(index)) for index in indices)
+    ranks = [max(1, round(quantile * int(cumulative[-1]))) for quantile in QUANTILES]
+    indices = np.searchsorted(cumulative, ranks).tolist()
+    values_us = (LAYOUT.get_highest_equivalent_value(LAYOUT.get_value_from_index(index)) for index in indices)
     return {quantile: value_us / 1e6 for quantile, value_us in zip(QUANTILES, values_us, strict=True)}
 
 
-def _family(quantiles_s: dict[float, float]) -> GaugeMetricFamily:
+def latency_family(quantiles_s: dict[float, float]) -> GaugeMetricFamily:
+    """Return the metric family of the quantiles."""
     family = GaugeMetricFamily(
-        "ctr_request_latency_seconds", "Of the last minute's scored and expired requests", labels=["quantile"]
+        "ctr_request_latency_seconds",
+        "Latency over the last minute of requests that were scored or missed their deadline",
+        labels=["quantile"],
     )
     for quantile, seconds in quantiles_s.items():
         family.add_metric([str(quantile)], seconds)

@@ -1,7 +1,8 @@
-"""Token -> id in memory, of one process: the tokens that requests have asked for lately.
+"""An in-process cache of token ids.
 
-Two generations: when the young one is full it becomes the old one, and the old one is forgotten; a token that is asked
-for again moves from the old one to the young. So what is used stays, and finding it costs a look into one dictionary.
+The cache has two generations, young and old. When the young generation is full, it becomes the old one and the previous
+old one is dropped. A token that is requested again moves from the old generation to the young one. Tokens in use
+therefore stay, and most lookups read a single dictionary.
 """
 
 import time
@@ -9,16 +10,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from contract.vocabulary import UNKNOWN
 
-ENTRY_BYTES = 112  # of a dictionary's slot, with room to grow, of the id, and of a string without its characters
-UNKNOWN_SHARE = 0.1  # of the cache: a flood of tokens that nobody knows must not push out the known ones
+# Bytes of an entry without its characters: the dictionary slot with its spare capacity, the id, and the string header.
+ENTRY_BYTES = 112
+# Share of the cache for unknown tokens, so that a flood of unknown tokens cannot evict known ones.
+UNKNOWN_SHARE = 0.1
 
-Ids = dict[str, dict[str, int]]  # by field
+Ids = dict[str, dict[str, int]]  # field -> token -> id
 
 
 class TokenCache:
-    """Bounded in tokens and in bytes, over all fields together. Lives in one event loop.
+    """A cache of token ids, bounded in tokens and in bytes over all fields. Use it from one event loop only.
 
-    unknown_s: how long a token is remembered as unknown, at most.
+    Args:
+        fields: Names of the categorical fields.
+        max_tokens: Maximum number of tokens.
+        max_bytes: Maximum size in bytes, estimated.
+        unknown_s: How long, at most, a token is remembered as unknown. 0 never remembers an unknown token.
+        clock: Monotonic time in seconds.
     """
 
     def __init__(
@@ -30,30 +38,33 @@ class TokenCache:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         names = tuple(fields)
-        self._known = _Generations(names, max_tokens * (1 - UNKNOWN_SHARE), max_bytes * (1 - UNKNOWN_SHARE))
-        self._unknown = _Generations(names, max_tokens * UNKNOWN_SHARE, max_bytes * UNKNOWN_SHARE)
+        self._known = Generations(names, max_tokens * (1 - UNKNOWN_SHARE), max_bytes * (1 - UNKNOWN_SHARE))
+        self._unknown = Generations(names, max_tokens * UNKNOWN_SHARE, max_bytes * UNKNOWN_SHARE)
         self._unknown_s = unknown_s
         self._clock = clock
-        self._turn_s = clock()
+        self._rotated_s = clock()
 
     @property
     def tokens(self) -> int:
+        """Number of cached tokens."""
         return self._known.tokens + self._unknown.tokens
 
     @property
     def bytes(self) -> int:
-        """About; half as much again, at most, or a third less."""
+        """Estimated size in bytes. The actual size is between two thirds and one and a half times this."""
         return self._known.bytes + self._unknown.bytes
 
     @property
     def known(self) -> Mapping[str, Mapping[str, int]]:
-        """By field the ids of known tokens that were asked for lately: not all that are here, but the quickest to find.
-        Good until the next put()."""
+        """Ids of recently requested known tokens, by field.
+
+        This is the young generation only, so some cached tokens are not in it. It is valid until the next `put`.
+        """
         return self._known.young
 
     def split(self, wanted: Mapping[str, Sequence[str]]) -> tuple[Ids, dict[str, list[str]]]:
-        """The ids that are here, and by field the tokens that are not."""
-        self._age()
+        """Return the cached ids, and the tokens that are not cached, both by field."""
+        self._expire_unknown()
         ids: Ids = {}
         misses: dict[str, list[str]] = {}
         for field, tokens in wanted.items():
@@ -63,7 +74,7 @@ class TokenCache:
             for token in tokens:
                 known = young.get(token)
                 if known is None:
-                    known = self._elsewhere(field, token)
+                    known = self._find_outside_young(field, token)
                 if known is None:
                     missing.append(token)
                 else:
@@ -74,33 +85,35 @@ class TokenCache:
         return ids, misses
 
     def put(self, field: str, ids: Mapping[str, int]) -> None:
+        """Add the ids of a field's tokens. `UNKNOWN` is an id like any other."""
         for token, known in ids.items():
             if known != UNKNOWN:
                 self._known.put(field, token, known)
             elif self._unknown_s:
                 self._unknown.put(field, token, UNKNOWN)
 
-    def _elsewhere(self, field: str, token: str) -> int | None:
-        known = self._known.again(field, token)
+    def _find_outside_young(self, field: str, token: str) -> int | None:
+        known = self._known.promote(field, token)
         return self._unknown.young[field].get(token, self._unknown.old[field].get(token)) if known is None else known
 
-    def _age(self) -> None:
-        """A generation of unknown ones takes new tokens for half of unknown_s, and is kept for another half."""
+    def _expire_unknown(self) -> None:
+        # A generation of unknown tokens accepts new tokens for half of `unknown_s` and is kept for another half.
         if not self._unknown_s:
             return
         half_s = self._unknown_s / 2
-        over = int((self._clock() - self._turn_s) // half_s)
-        self._turn_s += over * half_s
-        for _ in range(min(over, 2)):  # after two halves nothing is young enough
-            self._unknown.turn()
+        over = int((self._clock() - self._rotated_s) // half_s)
+        self._rotated_s += over * half_s
+        for _ in range(min(over, 2)):  # two rotations already empty both generations
+            self._unknown.rotate()
 
 
-class _Generations:
+class Generations:
+    """The young and the old generation of a cache, each with half of the capacity."""
+
     def __init__(self, fields: tuple[str, ...], max_tokens: float, max_bytes: float) -> None:
         self._fields = fields
-        # Half of it: there are two of them.
-        self._most_tokens = int(max_tokens / 2)
-        self._most_bytes = int(max_bytes / 2)
+        self._max_tokens = int(max_tokens / 2)
+        self._max_bytes = int(max_bytes / 2)
         self.young: Ids = {field: {} for field in fields}
         self.old: Ids = {field: {} for field in fields}
         self._tokens = self._bytes = self._old_tokens = self._old_bytes = 0
@@ -113,31 +126,35 @@ class _Generations:
     def bytes(self) -> int:
         return self._bytes + self._old_bytes
 
-    def again(self, field: str, token: str) -> int | None:
-        """Moves it from the old ones to the young."""
+    def promote(self, field: str, token: str) -> int | None:
+        """Move a token from the old generation to the young one. Return its id, or None if it is not in the old one."""
         known = self.old[field].pop(token, None)
         if known is not None:
             self._old_tokens -= 1
-            self._old_bytes -= _bytes(token)
+            self._old_bytes -= entry_bytes(token)
             self.put(field, token, known)
         return known
 
     def put(self, field: str, token: str, known: int) -> None:
-        size = _bytes(token)
-        if size > self._most_bytes or not self._most_tokens or token in self.young[field]:
+        """Add a token to the young generation. A token that is larger than a whole generation is not cached."""
+        size = entry_bytes(token)
+        if size > self._max_bytes or not self._max_tokens or token in self.young[field]:
             return
-        if self._tokens >= self._most_tokens or self._bytes + size > self._most_bytes:
-            self.turn()
+        if self._tokens >= self._max_tokens or self._bytes + size > self._max_bytes:
+            self.rotate()
         self.young[field][token] = known
         self._tokens += 1
         self._bytes += size
 
-    def turn(self) -> None:
+    def rotate(self) -> None:
+        """Make the young generation the old one, and drop the previous old one."""
         self.old, self.young = self.young, {field: {} for field in self._fields}
         self._old_tokens, self._old_bytes = self._tokens, self._bytes
         self._tokens = self._bytes = 0
 
 
-def _bytes(token: str) -> int:
-    # Not sys.getsizeof: that grows when somebody asks for the string's UTF-8, and what is added is taken off again.
+def entry_bytes(token: str) -> int:
+    """Return the estimated size of a cached token in bytes."""
+    # Not sys.getsizeof: its result grows once the string's UTF-8 form is cached, so the amount subtracted at eviction
+    # would differ from the amount that was added.
     return ENTRY_BYTES + (len(token) if token.isascii() else len(token.encode("utf-8", "surrogatepass")))

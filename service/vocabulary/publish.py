@@ -1,59 +1,67 @@
-"""ctr-publish: a bundle's vocabulary into Redis. Run again, it does no harm."""
+"""ctr-publish: write a bundle's vocabulary to Redis. Publishing the same bundle again is safe."""
 
 import argparse
 import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import redis
-from redis.exceptions import RedisClusterException
 
 from contract.bundle import Bundle, BundleError, open_bundle
-from contract.vocabulary import Vocabulary
-from service.vocabulary.redis_client import check_redis_url, connect_and_wait
 from service.vocabulary.tiered import hash_key, ready_for, ready_key
 
 VERSIONS = "ctr:versions"
-CHUNK = 1000  # tokens in one HSET, keys in one UNLINK
+CHUNK = 1000  # tokens per HSET, keys per UNLINK
 TIMEOUT_S = 10.0
 
 
 class PublishError(RuntimeError):
-    """What Redis holds is not what was written."""
+    """Redis does not hold what was written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0: published. 2: not, and a sentence says why."""
-    parser = argparse.ArgumentParser("ctr-publish", description="Publishes a bundle's vocabulary to Redis.")
-    parser.add_argument("bundle", type=Path)
+    """Return 0 if the vocabulary was published, or 2 after an error message."""
+    parser = argparse.ArgumentParser("ctr-publish", description="Publish a bundle's vocabulary to Redis.")
+    parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--redis-url", default=os.environ.get("CTR_REDIS_URL"), help="default: CTR_REDIS_URL")
-    parser.add_argument("--keep", type=_at_least_one, metavar="N", help="drop all but the newest N versions")
+    parser.add_argument(
+        "--keep", type=version_count, metavar="N", help="then delete all but the newest N versions from Redis"
+    )
     arguments = parser.parse_args(argv)
     if not arguments.redis_url:
-        parser.error("which Redis? Give --redis-url or set CTR_REDIS_URL")
+        parser.error("no Redis URL: pass --redis-url or set CTR_REDIS_URL")
+
+    # redis-py takes 0.1 s to import, and --help does not need it.
+    import redis
+    from redis.exceptions import RedisClusterException
+
+    from service.vocabulary.redis_client import check_redis_url, connect_blocking
+
     try:
         check_redis_url(arguments.redis_url)
         bundle = open_bundle(arguments.bundle)
-        with closing(connect_and_wait(arguments.redis_url, TIMEOUT_S)) as client:
+        with closing(connect_blocking(arguments.redis_url, TIMEOUT_S)) as client:
             counts = publish(client, bundle)
             dropped = drop_older(client, bundle.manifest.version, arguments.keep) if arguments.keep else []
     except (BundleError, PublishError, ValueError) as error:
         print(f"ctr-publish: {error}", file=sys.stderr)
         return 2
     except redis.OutOfMemoryError:
-        full = "Redis is full: raise its maxmemory, or drop older versions with --keep"
-        print(f"ctr-publish: {full}. The version is not in use", file=sys.stderr)
+        print(
+            "ctr-publish: Redis is full, so this version is not in use. "
+            "Raise its maxmemory, or delete older versions with --keep",
+            file=sys.stderr,
+        )
         return 2
     except (redis.RedisError, RedisClusterException) as error:
-        # Not the URL: it may hold a password.
+        # The URL is not printed, because it may contain a password.
         print(
-            f"ctr-publish: Redis cannot be used: {str(error).rstrip('.')}. Is it running, and is the URL right?",
+            f"ctr-publish: Redis failed: {str(error).rstrip('.')}. Check that it is running and that the URL is right",
             file=sys.stderr,
         )
         return 2
@@ -65,62 +73,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def publish(client: Any, bundle: Bundle) -> dict[str, int]:
-    """Tokens written by field. `ready` comes last: nobody uses a version that is published in part.
-
-    Raises:
-        PublishError: when the counts do not agree afterwards; then there is no `ready`.
-    """
-    version, ready = bundle.manifest.version, ready_for(bundle)
-    keys = {field: hash_key(version, field) for field in bundle.vocabularies}
-    client.zadd(VERSIONS, {version: time.time()})
-    if not _is_whole(client, version, ready_for(bundle).counts):
-        client.delete(ready_key(version))
-        client.unlink(*keys.values())
-    for field, vocabulary in bundle.vocabularies.items():
-        for chunk in _chunks(vocabulary):
-            client.hset(keys[field], mapping=chunk)
-    found = _counts(client, version, ready.counts)
-    if found != ready.counts:
-        client.delete(ready_key(version))
-        raise PublishError(f"Redis holds {found} tokens, the bundle {ready.counts}: is another one writing? Run again")
-    client.set(ready_key(version), msgspec.json.encode(ready))
-    return ready.counts
-
-
-def drop_older(client: Any, version: str, keep: int) -> list[str]:
-    """Drops all versions but the newest `keep`; `version`, just published, is always one of those that stay."""
-    members: list[Any] = client.zrevrange(VERSIONS, 0, -1)
-    newest_first = [member.decode() for member in members]
-    older = [one for one in newest_first if one != version][keep - 1 :]
-    for one in older:
-        client.delete(ready_key(one))  # first: a server must not use what is about to go
-        keys = client.scan_iter(match=f"ctr:{{{one}}}:*", count=CHUNK)
-        while chunk := list(itertools.islice(keys, CHUNK)):
-            client.unlink(*chunk)
-        client.zrem(VERSIONS, one)
-    return older
-
-
-def _is_whole(client: Any, version: str, counts: dict[str, int]) -> bool:
-    return bool(client.exists(ready_key(version))) and _counts(client, version, counts) == counts
-
-
-def _counts(client: Any, version: str, fields: dict[str, int]) -> dict[str, int]:
-    return {field: client.hlen(hash_key(version, field)) for field in fields}
-
-
-def _chunks(vocabulary: Vocabulary) -> Iterator[dict[Any, Any]]:
-    items = vocabulary.items()
-    while chunk := dict(itertools.islice(items, CHUNK)):
-        yield chunk
-
-
-def _at_least_one(text: str) -> int:
+def version_count(text: str) -> int:
+    """Parse the value of --keep."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("keep at least 1: the version that is being published")
     return number
+
+
+def publish(client: Any, bundle: Bundle) -> dict[str, int]:
+    """Write a bundle's vocabulary to Redis. Return the number of tokens of each field.
+
+    The ready key is written last, so no server uses a version that is only partly published.
+
+    Raises:
+        PublishError: Redis holds a different number of tokens afterwards. The ready key is not written.
+    """
+    version, ready = bundle.manifest.version, ready_for(bundle)
+    keys = {field: hash_key(version, field) for field in bundle.vocabularies}
+    client.zadd(VERSIONS, {version: time.time()})
+    if not is_published(client, version, ready.counts):
+        client.delete(ready_key(version))
+        client.unlink(*keys.values())
+    for field, vocabulary in bundle.vocabularies.items():
+        items = vocabulary.items()
+        while chunk := dict(itertools.islice(items, CHUNK)):
+            client.hset(keys[field], mapping=chunk)
+    found = count_tokens(client, version, ready.counts)
+    if found != ready.counts:
+        client.delete(ready_key(version))
+        raise PublishError(
+            f"Redis holds {found} tokens and the bundle {ready.counts}. "
+            "Make sure that no other ctr-publish is running, then publish again"
+        )
+    client.set(ready_key(version), msgspec.json.encode(ready))
+    return ready.counts
+
+
+def is_published(client: Any, version: str, counts: dict[str, int]) -> bool:
+    """Return whether Redis has a version's ready key and the expected number of tokens of each field."""
+    return bool(client.exists(ready_key(version))) and count_tokens(client, version, counts) == counts
+
+
+def count_tokens(client: Any, version: str, fields: dict[str, int]) -> dict[str, int]:
+    """Return the number of tokens in Redis of each of these fields."""
+    return {field: client.hlen(hash_key(version, field)) for field in fields}
+
+
+def drop_older(client: Any, version: str, keep: int) -> list[str]:
+    """Delete all but the newest `keep` versions. Return the deleted ones.
+
+    Args:
+        client: A synchronous redis-py client.
+        version: The version that was just published. It is always kept.
+        keep: Number of versions to keep, at least 1.
+    """
+    members: list[Any] = client.zrevrange(VERSIONS, 0, -1)
+    newest_first = [member.decode() for member in members]
+    older = [member for member in newest_first if member != version][keep - 1 :]
+    for dropped in older:
+        client.delete(ready_key(dropped))  # First, so that no server uses a version that is being deleted.
+        keys = client.scan_iter(match=f"ctr:{{{dropped}}}:*", count=CHUNK)
+        while chunk := list(itertools.islice(keys, CHUNK)):
+            client.unlink(*chunk)
+        client.zrem(VERSIONS, dropped)
+    return older
 
 
 if __name__ == "__main__":

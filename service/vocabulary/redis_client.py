@@ -1,10 +1,10 @@
-"""A Redis by its URL: one server, one behind Sentinels, or a Cluster; with or without TLS.
+"""Redis clients from a URL: a single server, a primary behind Sentinels, or a Cluster, each with or without TLS.
 
     redis://[user:password@]host:port/db            rediss://... with TLS, unix:///path
     redis+sentinel://[user:password@]host:port[,host:port...]/service/db
     redis+cluster://[user:password@]host:port[,host:port...]       rediss+sentinel, rediss+cluster
 
-What follows a `?` are redis-py's own options, such as ssl_ca_certs.
+The query string holds redis-py's own options, for example `?ssl_ca_certs=/path`.
 """
 
 from collections.abc import Mapping
@@ -31,40 +31,55 @@ SENTINEL_PORT, PORT = 26379, 6379
 
 @dataclass(frozen=True)
 class Address:
-    """What a redis+... URL says. service: the name that Sentinels know a primary by. options: redis-py's."""
+    """A parsed redis+sentinel or redis+cluster URL.
 
+    Attributes:
+        kind: SENTINEL or CLUSTER.
+        hosts: (host, port) of each Sentinel or node.
+        service: The name under which the Sentinels know the primary. Empty for a Cluster.
+        options: redis-py's keyword arguments.
+    """
+
+    kind: str
     hosts: list[tuple[str, int]]
     service: str
     options: Mapping[str, Any]
 
+    def sentinel_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options for connections to the Sentinels: these have no databases, and usually no password."""
+        tls = {name: value for name, value in self.options.items() if name.startswith("ssl")}
+        return {**options, **tls}
 
-def connect(url: str, timeout_s: float, most_connections: int) -> Any:
-    """An asynchronous client, which connects on first use. No retries: whoever waits has milliseconds.
+
+def connect(url: str, timeout_s: float, max_connections: int) -> Any:
+    """Return an asyncio client that connects on first use.
+
+    The client does not retry: a request has only milliseconds to wait.
 
     Raises:
-        ValueError: for a URL that is none. The message does not repeat it.
+        ValueError: The URL is invalid. The message does not repeat the URL.
     """
-    kind = _kind(url)
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
         "retry": AsyncRetry(NoBackoff(), 0),
         "protocol": 2,
     }
-    if kind is None:
-        return AsyncRedis.from_pool(ConnectionPool.from_url(url, max_connections=most_connections, **options))
-    address = _address(url, kind)
-    if kind == CLUSTER:
-        # One retry, after a quarter of a second: nobody waits for it, but it is when the Cluster's slots are read anew.
-        options |= {"retry": AsyncRetry(NoBackoff(), 1), "max_connections": most_connections, **address.options}
+    address = parse_address(url)
+    if address is None:
+        return AsyncRedis.from_pool(ConnectionPool.from_url(url, max_connections=max_connections, **options))
+    if address.kind == CLUSTER:
+        # A Cluster client refreshes its slot map only before a retry, so it gets one. redis-py waits a quarter of a
+        # second before that, but no request waits for it.
+        options |= {"retry": AsyncRetry(NoBackoff(), 1), "max_connections": max_connections, **address.options}
         return AsyncCluster(startup_nodes=[AsyncClusterNode(*host) for host in address.hosts], **options)
-    sentinels = AsyncSentinel(address.hosts, sentinel_kwargs=_for_sentinels(address, options))
-    options |= {"max_connections": most_connections, **address.options}
-    return sentinels.master_for(address.service, _BehindSentinels, **options)
+    sentinels = AsyncSentinel(address.hosts, sentinel_kwargs=address.sentinel_options(options))
+    options |= {"max_connections": max_connections, **address.options}
+    return sentinels.master_for(address.service, SentinelManagedRedis, **options)
 
 
-class _BehindSentinels(AsyncRedis):
-    """Closes its connections to the Sentinels, too."""
+class SentinelManagedRedis(AsyncRedis):
+    """A client that also closes its connections to the Sentinels."""
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         await super().aclose(close_connection_pool)
@@ -72,93 +87,83 @@ class _BehindSentinels(AsyncRedis):
         await pool.sentinel_manager.aclose()
 
 
-def connect_and_wait(url: str, timeout_s: float) -> Any:
-    """A synchronous client, with redis-py's own retries: for whoever has time."""
-    kind = _kind(url)
+def connect_blocking(url: str, timeout_s: float) -> Any:
+    """Return a synchronous client with redis-py's own retries, for commands that have time to wait."""
     options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2}
-    if kind is None:
+    address = parse_address(url)
+    if address is None:
         return redis.Redis.from_url(url, **options)
-    address = _address(url, kind)
-    if kind == CLUSTER:
+    if address.kind == CLUSTER:
         return RedisCluster(
             startup_nodes=[ClusterNode(*host) for host in address.hosts], **{**options, **address.options}
         )
     options["retry"] = Retry(NoBackoff(), 3)
-    sentinels = Sentinel(address.hosts, sentinel_kwargs=_for_sentinels(address, options))
+    sentinels = Sentinel(address.hosts, sentinel_kwargs=address.sentinel_options(options))
     return sentinels.master_for(address.service, **{**options, **address.options})
 
 
-def _for_sentinels(address: Address, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Sentinels have no databases, and as a rule no password of the server's."""
-    tls = {name: value for name, value in address.options.items() if name.startswith("ssl")}
-    return {**options, **tls}
+def parse_address(url: str) -> Address | None:
+    """Parse a redis+sentinel or redis+cluster URL. Return None for the URL of a single server, which redis-py parses.
 
-
-def _kind(url: str) -> str | None:
-    scheme = urlsplit(url).scheme
-    return scheme.partition("+")[2] or None
-
-
-def _address(url: str, kind: str) -> Address:
+    Raises:
+        ValueError: The URL is invalid.
+    """
     split = urlsplit(url)
-    base = split.scheme.partition("+")[0]
+    base, _, kind = split.scheme.partition("+")
+    if not kind:
+        return None
     if base not in ("redis", "rediss") or kind not in (SENTINEL, CLUSTER):
-        raise ValueError("no scheme of a Redis")
+        raise ValueError("unknown scheme")
     credentials, _, hosts = split.netloc.rpartition("@")
-    # redis-py reads its own options from the query, with their types.
+    # redis-py parses its own options from the query string and converts their types.
     options = dict(parse_url(f"{base}://{credentials}{'@' if credentials else ''}host:1?{split.query}"))
     tls = options.pop("connection_class", None) is not None
     for name in ("host", "port"):
         options.pop(name, None)
-    default_port = SENTINEL_PORT if kind == SENTINEL else PORT
     service, _, db = split.path.strip("/").partition("/")
     if (kind == SENTINEL) != bool(service):
-        raise ValueError("a Sentinel's service is missing, or a Cluster has one")
+        raise ValueError("a Sentinel URL needs a service name, and a Cluster URL must not have one")
     if db:
         if not (db.isascii() and db.isdecimal()):
-            raise ValueError("the database is no number")
+            raise ValueError("the database must be a number")
         options["db"] = int(db)
     if tls:
         options["ssl"] = True
-    return Address([_host(host, default_port) for host in hosts.split(",")], unquote(service), options)
-
-
-def _host(text: str, default_port: int) -> tuple[str, int]:
-    split = urlsplit(f"//{text}")
-    if not split.hostname:
-        raise ValueError("a host is missing")
-    return split.hostname, split.port or default_port
+    addresses = []
+    for host in hosts.split(","):
+        parsed = urlsplit(f"//{host}")
+        if not parsed.hostname:
+            raise ValueError("a host is missing")
+        addresses.append((parsed.hostname, parsed.port or (SENTINEL_PORT if kind == SENTINEL else PORT)))
+    return Address(kind, addresses, unquote(service), options)
 
 
 def check_redis_url(url: str) -> None:
     """Check a Redis URL without connecting.
 
     Raises:
-        ValueError: For a URL that redis-py cannot use. The message does not repeat the URL: it may hold a password.
+        ValueError: redis-py cannot use the URL. The message does not repeat the URL, which may contain a password.
     """
     try:
-        # Makes the client with all its options, and does not connect.
-        client = connect(url, timeout_s=1.0, most_connections=1)
-        right = _has_a_number_for_db(url) and not _decodes(client)
+        split = urlsplit(url)
+        db = split.path.strip("/")
+        # redis-py silently uses database 0 if the path is not a number.
+        is_valid = split.scheme == "unix" or "+" in split.scheme or not db or (db.isascii() and db.isdecimal())
+        # Connecting creates the client with all of its options, but opens no connection yet.
+        is_valid = is_valid and not decodes_responses(connect(url, timeout_s=1.0, max_connections=1))
     except Exception:  # redis-py: ValueError, TypeError for an unknown option, RedisError, AttributeError
-        right = False
-    if not right:
+        is_valid = False
+    if not is_valid:
         raise ValueError(
-            "is no URL of a Redis: set it to redis://[user:password@]host:port/db (or rediss://, unix://, "
-            "redis+sentinel://host:port,host:port/service/db, redis+cluster://host:port), with the password "
-            "percent-encoded, a number for db, and no option that redis-py does not know"
+            "not a valid Redis URL: use redis://[user:password@]host:port/db (or rediss://, unix://, "
+            "redis+sentinel://host:port,host:port/service/db, redis+cluster://host:port). Percent-encode the password, "
+            "give the database as a number, and use only options that redis-py knows"
         )
 
 
-def _decodes(client: Any) -> bool:
+def decodes_responses(client: Any) -> bool:
+    """Return whether a client decodes replies to strings. The service needs bytes."""
     if isinstance(client, AsyncCluster):
         return bool(client.get_encoder().decode_responses)
     pool = client.connection_pool
     return bool(pool.connection_class(**pool.connection_kwargs).encoder.decode_responses)
-
-
-def _has_a_number_for_db(url: str) -> bool:
-    """Redis-py silently takes 0 for a path that is none."""
-    split = urlsplit(url)
-    db = split.path.strip("/")
-    return split.scheme == "unix" or "+" in split.scheme or not db or (db.isascii() and db.isdecimal())

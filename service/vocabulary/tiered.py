@@ -1,7 +1,8 @@
-"""Token -> id: from this process's cache, else from Redis where there is one, else from the bundle.
+"""Look up token ids in three tiers: this process's cache, then Redis if it is configured, then the bundle.
 
-Redis holds one hash a field, `ctr:{<version>}:v:<field>`, and `ctr:{<version>}:ready`, written last. Whatever Redis
-does, an answer comes in time and is right; it says when it had to do without Redis.
+Redis holds one hash per field, `ctr:{<version>}:v:<field>`, and the key `ctr:{<version>}:ready`, which is written last.
+However Redis fails, a lookup returns in time, and with the right ids if the bundle has a vocabulary. The result reports
+that Redis was missing.
 """
 
 import asyncio
@@ -19,39 +20,45 @@ from contract.bundle import VOCABULARY, Bundle, Manifest
 from contract.reader import Known, Lookup
 from contract.vocabulary import FIRST, UNKNOWN
 from service.telemetry.metrics import Metrics
-from service.vocabulary.breaker import Breaker
+from service.vocabulary.breaker import CircuitBreaker
 from service.vocabulary.cache import Ids, TokenCache
 
 log = logging.getLogger(__name__)
 
-SOCKET_TIMEOUT_S = 1.0  # how long an abandoned round trip may hold its connection; no request waits for that
-TURNS = 4  # of the event loop, from a readable socket to a finished task
-MAX_ROUND_TRIPS = 64  # at the same time; each holds a connection until Redis answers or its socket times out
+SOCKET_TIMEOUT_S = 1.0  # how long an abandoned round trip may hold its connection; no request waits that long
+LOOP_ITERATIONS = 4  # of the event loop, from a readable socket to a finished task
+MAX_ROUND_TRIPS = 64  # concurrently; each holds a connection until Redis replies or its socket times out
 WITHOUT_REDIS, WITHOUT_VOCABULARY = "redis", "vocabulary"
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """What `ctr:{<version>}:ready` says: tokens per field, and the digest over the vocabulary's files."""
+    """The value of `ctr:{<version>}:ready`: tokens per field, and the digest of the vocabulary's files."""
 
     counts: dict[str, int]
     vocabulary: str
 
 
 class Unusable(Exception):
-    """Redis answered, but not with this bundle's vocabulary."""
+    """Redis replied, but does not hold this bundle's vocabulary."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """degraded: what the ids had to be found without. "redis": they are right all the same, the bundle has them too;
-    "vocabulary": tokens that nobody could be asked for count as unknown."""
+    """The result of a lookup.
+
+    Attributes:
+        lookup: Field name -> function from a token to its id.
+        degraded: The tiers that were unavailable. "redis": the ids are right, because they came from the bundle.
+            "vocabulary": no tier could answer for some tokens, and these count as unknown.
+    """
 
     lookup: Lookup
     degraded: tuple[str, ...] = ()
 
 
 def hash_key(version: str, field: str) -> str:
-    """The braces keep a version in one slot of a Redis Cluster."""
+    """Return the key of a field's hash."""
+    # The braces keep all keys of a version in one slot of a Redis Cluster.
     return f"ctr:{{{version}}}:v:{field}"
 
 
@@ -60,17 +67,28 @@ def ready_key(version: str) -> str:
 
 
 def ready_for(bundle: Bundle) -> Ready:
+    """Return the value of the ready key once all of the bundle's vocabulary is in Redis."""
     counts = {field: len(v) - FIRST for field, v in bundle.vocabularies.items()}
     return Ready(counts, vocabulary_digest(bundle.manifest))
 
 
 def vocabulary_digest(manifest: Manifest) -> str:
+    """Return a SHA-256 digest of the names and digests of the vocabulary's files."""
     files = sorted((path, digest) for path, digest in manifest.files.items() if path.startswith(f"{VOCABULARY}/"))
     return hashlib.sha256(msgspec.json.encode(files)).hexdigest()
 
 
-class Tiers:
-    """The ids of one bundle's tokens, which may leave its vocabulary to Redis alone. redis: an asynchronous client."""
+class TieredVocabulary:
+    """The vocabulary of one bundle, looked up in the cache, in Redis, and in the bundle.
+
+    Args:
+        bundle: May have no vocabulary of its own. Only Redis knows the ids then.
+        cache: Ids that need no lookup.
+        metrics: Counts lookups by tier.
+        redis: An asynchronous redis-py client, or None for no Redis.
+        timeout_s: How long a request waits for Redis, and when a round trip counts as failed.
+        clock: Monotonic time in seconds, for the circuit breaker.
+    """
 
     def __init__(
         self,
@@ -89,49 +107,54 @@ class Tiers:
         self._version = bundle.manifest.version
         self._digest = vocabulary_digest(bundle.manifest)
         self._expected = ready_for(bundle) if bundle.vocabularies else None
-        self._breaker = Breaker(clock)
-        self._fetching: dict[tuple[str, str], asyncio.Task[_Reply]] = {}
-        self._trips: set[asyncio.Task[_Reply]] = set()
-        self._unjudged: set[asyncio.Task[_Reply]] = set()  # the breaker has not heard of them
-        self._judging: set[asyncio.Task[None]] = set()
+        self._breaker = CircuitBreaker(clock)
+        self._fetching: dict[tuple[str, str], asyncio.Task[Ids]] = {}  # (field, token) -> its round trip
+        self._round_trips: set[asyncio.Task[Ids]] = set()
+        self._pending: set[asyncio.Task[Ids]] = set()  # round trips whose result has not been reported to the breaker
+        self._timeouts: set[asyncio.Task[None]] = set()
 
     @property
     def known(self) -> Known:
-        """What need not be asked for."""
+        """Ids that need no lookup, by field and token."""
         return self._cache.known
 
     async def find(self, wanted: Mapping[str, Sequence[str]], budget_s: float, known: int = 0) -> Found:
-        """The ids of a request's distinct tokens, by field. Never fails.
+        """Return the ids of a request's distinct tokens, fetching cache misses from Redis in one round trip.
 
-        known: how many more the caller took from `known`.
+        Never raises. If Redis is slow or down, the bundle's vocabulary answers and `degraded` reports it.
 
-        Waits for Redis at most half of `budget_s`, or Redis's own timeout: an answer needs time for the model, too.
+        Args:
+            wanted: Distinct tokens by field name.
+            budget_s: Time left until the request's deadline. At most half of it is spent on Redis, because the model
+                needs the rest. Redis's own timeout applies as well.
+            known: Number of ids that the caller already took from the `known` property, for the metrics.
         """
         ids, misses = self._cache.split(wanted)
         tiers = Counter(cache=known + sum(map(len, ids.values())))
         degraded: tuple[str, ...] = ()
         if misses:
             if self._redis is not None:
-                await self._from_redis(misses, ids, min(budget_s / 2, self._timeout_s), tiers)
-                misses = _without(misses, ids)
-            degraded = self._from_bundle(misses, ids, tiers)
+                await self._find_in_redis(misses, ids, min(budget_s / 2, self._timeout_s), tiers)
+                misses = group_by_field(pair for pair in pairs_of(misses) if pair[1] not in ids[pair[0]])
+            degraded = self._find_in_bundle(misses, ids, tiers)
         self._metrics.count_lookups(tiers, self._cache.tokens, self._cache.bytes)
         return Found({field: known.__getitem__ for field, known in ids.items()}, degraded)
 
     async def close(self) -> None:
-        for tasks in (self._trips, self._judging):
+        """Wait for all round trips, then close the client."""
+        for tasks in (self._round_trips, self._timeouts):
             if tasks:
                 await asyncio.wait(tasks)
         if self._redis is not None:
             await self._redis.aclose()
 
-    def _from_bundle(self, misses: Mapping[str, list[str]], ids: Ids, tiers: Counter[str]) -> tuple[str, ...]:
+    def _find_in_bundle(self, misses: Mapping[str, list[str]], ids: Ids, tiers: Counter[str]) -> tuple[str, ...]:
         for field, tokens in misses.items():
             if self._bundle:
                 found = {token: self._bundle[field](token) for token in tokens}
                 self._cache.put(field, found)
                 tiers["bundle"] += len(found)
-            else:  # not kept: Redis may know them
+            else:  # Not cached, because Redis may know these tokens.
                 found = dict.fromkeys(tokens, UNKNOWN)
                 tiers["nowhere"] += len(found)
             ids[field].update(found)
@@ -139,70 +162,73 @@ class Tiers:
             return ()
         return (WITHOUT_REDIS,) if self._bundle else (WITHOUT_VOCABULARY,)
 
-    async def _from_redis(self, misses: Mapping[str, list[str]], ids: Ids, wait_s: float, tiers: Counter[str]) -> None:
-        """Adds what Redis says in time. What another request has asked for already is not asked for again."""
+    async def _find_in_redis(
+        self, misses: Mapping[str, list[str]], ids: Ids, wait_s: float, tiers: Counter[str]
+    ) -> None:
+        """Add the ids that Redis returns in time. Tokens that another request is fetching are not sent again."""
         if wait_s <= 0:
             return
-        # While the breaker is open, nobody waits for what a silent Redis still owes.
+        # While the breaker is open, no request waits for the overdue replies of an unresponsive Redis.
         fetching = self._fetching if self._breaker.is_closed else {}
-        trips = {fetching[pair] for pair in _pairs(misses) if pair in fetching}
-        new = _grouped(pair for pair in _pairs(misses) if pair not in fetching)
-        if new and len(self._trips) < MAX_ROUND_TRIPS and self._breaker.allows():
-            trips.add(self._set_out(new))
+        trips = {fetching[pair] for pair in pairs_of(misses) if pair in fetching}
+        new = group_by_field(pair for pair in pairs_of(misses) if pair not in fetching)
+        if new and len(self._round_trips) < MAX_ROUND_TRIPS and self._breaker.allows():
+            trips.add(self._start_fetch(new))
         if not trips:
             return
-        await _wait(trips, wait_s)
+        await wait_for_round_trips(trips, wait_s)
         for trip in trips:
             if trip.done() and not trip.cancelled() and trip.exception() is None:
-                for field, tokens in misses.items():  # who joined a round trip may want less than it fetches
+                for field, tokens in misses.items():  # A shared round trip may fetch more than this request wants.
                     found = trip.result().get(field, {})
                     mine = {token: found[token] for token in tokens if token in found}
                     ids[field].update(mine)
                     tiers["redis"] += len(mine)
 
-    def _set_out(self, wanted: dict[str, list[str]]) -> "asyncio.Task[_Reply]":
-        trip = asyncio.create_task(self._round_trip(wanted))
+    def _start_fetch(self, wanted: dict[str, list[str]]) -> "asyncio.Task[Ids]":
+        trip = asyncio.create_task(self._fetch(wanted))
         start_s = time.perf_counter()
-        self._trips.add(trip)
-        self._unjudged.add(trip)
-        self._fetching.update(dict.fromkeys(_pairs(wanted), trip))
-        # Before anybody who waits for it goes on: the next request must know what became of it.
-        trip.add_done_callback(lambda _: self._ended(trip, wanted, time.perf_counter() - start_s))
-        waiting = asyncio.create_task(self._be_patient(trip))
-        self._judging.add(waiting)
-        waiting.add_done_callback(self._judging.discard)
+        self._round_trips.add(trip)
+        self._pending.add(trip)
+        self._fetching.update(dict.fromkeys(pairs_of(wanted), trip))
+        # This callback is added first, so it runs before any waiting request continues. The next request must already
+        # see the result of this round trip.
+        trip.add_done_callback(lambda _: self._on_fetched(trip, wanted, time.perf_counter() - start_s))
+        timeout = asyncio.create_task(self._wait_with_timeout(trip))
+        self._timeouts.add(timeout)
+        timeout.add_done_callback(self._timeouts.discard)
         return trip
 
-    async def _be_patient(self, trip: "asyncio.Task[_Reply]") -> None:
-        """A round trip that outlasts Redis's own timeout has failed, whatever becomes of it."""
-        await _wait({trip}, self._timeout_s)
-        if trip in self._unjudged:
-            self._unjudged.discard(trip)
-            self._failed("it did not answer in time")
+    async def _wait_with_timeout(self, trip: "asyncio.Task[Ids]") -> None:
+        """Report a round trip to the breaker as failed if it outlasts Redis's timeout, even if it succeeds later."""
+        await wait_for_round_trips({trip}, self._timeout_s)
+        if trip in self._pending:
+            self._pending.discard(trip)
+            self._record_failure("it did not reply in time")
 
-    def _ended(self, trip: "asyncio.Task[_Reply]", wanted: Mapping[str, list[str]], seconds: float) -> None:
-        self._trips.discard(trip)
-        for pair in _pairs(wanted):
+    def _on_fetched(self, trip: "asyncio.Task[Ids]", wanted: Mapping[str, list[str]], seconds: float) -> None:
+        self._round_trips.discard(trip)
+        for pair in pairs_of(wanted):
             if self._fetching.get(pair) is trip:
                 del self._fetching[pair]
         self._metrics.redis_round_trip.observe(seconds)
         error = None if trip.cancelled() else trip.exception()
-        if trip not in self._unjudged:
+        if trip not in self._pending:
             return
-        self._unjudged.discard(trip)
+        self._pending.discard(trip)
         if error is not None:
             unusable = isinstance(error, Unusable)
-            self._failed(str(error) if unusable else type(error).__name__, for_good=unusable)
-        elif self._breaker.succeeded():
+            self._record_failure(str(error) if unusable else type(error).__name__, permanent=unusable)
+        elif self._breaker.record_success():
             self._metrics.redis_up.set(1)
-            log.info("redis answers again")
+            log.info("redis is used again")
 
-    def _failed(self, reason: str, for_good: bool = False) -> None:
-        if self._breaker.failed(for_good):
+    def _record_failure(self, reason: str, permanent: bool = False) -> None:
+        if self._breaker.record_failure(permanent):
             self._metrics.redis_up.set(0)
             log.warning("redis is not used for now: %s", reason)
 
-    async def _round_trip(self, wanted: Mapping[str, list[str]]) -> "_Reply":
+    async def _fetch(self, wanted: Mapping[str, list[str]]) -> Ids:
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.get(ready_key(self._version))
         for field, tokens in wanted.items():
@@ -213,7 +239,7 @@ class Tiers:
         found = {}
         for (field, tokens), values, length in zip(wanted.items(), replies[::2], replies[1::2], strict=True):
             count = ready.counts.get(field, 0)
-            found[field] = self._checked(field, tokens, values, count + FIRST, is_whole=length == count)
+            found[field] = self._check_ids(field, tokens, values, count + FIRST, is_complete=length == count)
             self._cache.put(field, found[field])
         return found
 
@@ -223,56 +249,58 @@ class Tiers:
         try:
             ready = msgspec.json.decode(raw, type=Ready)
         except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
-            raise Unusable(f"{ready_key(self._version)} is garbled: run ctr-publish") from error
+            raise Unusable(f"{ready_key(self._version)} cannot be decoded: run ctr-publish") from error
         if ready.vocabulary != self._digest or self._expected not in (None, ready):
-            raise Unusable(f"{ready_key(self._version)} is of another vocabulary: run ctr-publish")
+            raise Unusable(f"{ready_key(self._version)} belongs to another vocabulary: run ctr-publish")
         return ready
 
-    def _checked(self, field: str, tokens: list[str], values: list[Any], size: int, is_whole: bool) -> dict[str, int]:
-        """The ids that can be right. Nothing is right as well, for a token that the bundle does not know either; or,
-        where there is no bundle to ask, while Redis has lost no token of the field."""
+    def _check_ids(
+        self, field: str, tokens: list[str], values: list[Any], size: int, is_complete: bool
+    ) -> dict[str, int]:
+        """Return the ids that can be trusted.
+
+        A token that is missing from Redis is unknown if the bundle does not know it either. Without a vocabulary in the
+        bundle, it is unknown only if Redis still has all of the field's tokens.
+        """
         ids: dict[str, int] = {}
         for token, value in zip(tokens, values, strict=True):
-            known = _integer(value, size)
+            known = parse_id(value, size)
             if known is not None:
                 ids[token] = known
-            elif value is None and (self._bundle[field](token) == UNKNOWN if self._bundle else is_whole):
+            elif value is None and (self._bundle[field](token) == UNKNOWN if self._bundle else is_complete):
                 ids[token] = UNKNOWN
         return ids
 
 
-_Reply = Ids
-
-
-async def _wait(trips: "set[asyncio.Task[_Reply]]", wait_s: float) -> None:
-    # wait() leaves the tasks alone when the time is up or the caller is cancelled. A command cancelled in
-    # flight would leave its reply on the pooled connection for the next request to read.
-    await asyncio.wait(trips, timeout=wait_s)
-    # When it was this loop that was late, the reply lies there already: a few turns to read it.
-    for _ in range(TURNS):
+async def wait_for_round_trips(trips: "set[asyncio.Task[Ids]]", timeout_s: float) -> None:
+    """Wait until all round trips are done or the time is up. Never cancels a round trip."""
+    # asyncio.wait() leaves the tasks alone when the time is up or the caller is cancelled. A command that is cancelled
+    # in flight would leave its reply on the pooled connection, where the next request would read it.
+    await asyncio.wait(trips, timeout=timeout_s)
+    # If this event loop was the one that was late, the reply has already arrived. A few iterations read it.
+    for _ in range(LOOP_ITERATIONS):
         if all(trip.done() for trip in trips):
             break
         await asyncio.sleep(0)
 
 
-def _pairs(wanted: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+def pairs_of(wanted: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Return the (field, token) pairs."""
     return [(field, token) for field, tokens in wanted.items() for token in tokens]
 
 
-def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def group_by_field(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the tokens by field: the inverse of `pairs_of`."""
     grouped: dict[str, list[str]] = {}
     for field, token in pairs:
         grouped.setdefault(field, []).append(token)
     return grouped
 
 
-def _without(misses: Mapping[str, list[str]], ids: Ids) -> dict[str, list[str]]:
-    return _grouped((field, token) for field, token in _pairs(misses) if token not in ids[field])
-
-
-def _integer(value: Any, size: int) -> int | None:
+def parse_id(value: Any, size: int) -> int | None:
+    """Return a token's id from a Redis reply, or None if it is not an id below `size`."""
     if not isinstance(value, bytes) or not value.isdigit() or len(value) > 10:
         return None
     number = int(value)
-    # Neither "unknown" nor "missing" is ever published for a token.
+    # The ids for "unknown" and "missing" are never published for a token.
     return number if FIRST <= number < size else None

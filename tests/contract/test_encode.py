@@ -1,4 +1,4 @@
-"""Encode: a request's values -> the model's input, and where it says what is wrong."""
+"""Encoding: a request becomes the model's input, and an invalid value is reported with its JSON path."""
 
 import math
 from typing import Any
@@ -28,7 +28,7 @@ LOOKUP = {
 CONTEXT = {"user": "u2", "hour": 7}
 
 
-def test_ids_come_in_schema_order_and_numbers_normalised() -> None:
+def test_ids_are_in_schema_order_and_numbers_are_normalized() -> None:
     encoder = Encoder(SCHEMA)
     tokens = encoder.tokens({"hour": 8.0, "user": " u1 "}, [{"ad": 4082, "bid": 3}, {"bid": 1.5, "ad": "ad-1"}])
     model_input, unknown = encoder.ids(tokens, LOOKUP)
@@ -40,7 +40,7 @@ def test_ids_come_in_schema_order_and_numbers_normalised() -> None:
     assert not unknown
 
 
-def test_what_is_absent_or_null_or_blank_is_missing_and_counted() -> None:
+def test_absent_null_and_blank_values_are_missing_and_counted() -> None:
     encoder = Encoder(SCHEMA)
     tokens = encoder.tokens({"user": None}, [{"ad": ""}, {"ad": "ad-1", "bid": None}, {"bid": 2}])
     model_input, _ = encoder.ids(tokens, LOOKUP)
@@ -50,14 +50,14 @@ def test_what_is_absent_or_null_or_blank_is_missing_and_counted() -> None:
     assert model_input.candidate_values.tolist() == [[0.0], [0.0], [0.0]]
 
 
-def test_numbers_outside_of_trains_range_are_counted_by_field() -> None:
+def test_numbers_outside_of_the_training_range_are_counted_by_field() -> None:
     bid = Field("bid", "candidate", "numeric", mean=2.0, std=0.5, seen=(1.0, 4.0))
     encoder = Encoder(FeatureSchema((Field("user", "context"), Field("ad", "candidate"), bid)))
     assert encoder.tokens({}, [{"bid": 4}, {"bid": 4_000_000}, {"bid": -1}, {}]).outside == {"bid": 2}
     assert Encoder(SCHEMA).tokens({}, [{"bid": 4_000_000}]).outside == {}
 
 
-def test_an_unknown_token_is_id_zero_and_counted() -> None:
+def test_unknown_token_has_id_zero_and_is_counted() -> None:
     encoder = Encoder(SCHEMA)
     model_input, unknown = encoder.ids(encoder.tokens({"user": "u9", "hour": 7}, [{"ad": "x"}, {"ad": "y"}]), LOOKUP)
     assert model_input.context_ids.tolist() == [[0, 2]]
@@ -65,7 +65,7 @@ def test_an_unknown_token_is_id_zero_and_counted() -> None:
     assert unknown == {"user": 1, "ad": 2}
 
 
-def test_a_name_that_the_schema_does_not_know_is_ignored_and_counted_by_side() -> None:
+def test_name_that_is_not_in_the_schema_is_ignored_and_counted_by_side() -> None:
     tokens = Encoder(SCHEMA).tokens(CONTEXT | {"ad": 1, "moon": "full"}, [{"ad": 1, "x": 1}, {"y": [1]}])
     assert tokens.ignored == {"context": 2, "candidate": 2}
 
@@ -77,15 +77,15 @@ def test_a_name_that_the_schema_does_not_know_is_ignored_and_counted_by_side() -
             {"user": ["u1"]},
             [],
             "$.context.user",
-            "field 'user' takes a string, a number, a boolean or null, got a list",
+            "field 'user' must be a string, a number, a boolean or null, got a list",
         ),
-        ({"hour": math.nan}, [], "$.context.hour", "field 'hour' takes a finite number, got nan"),
-        ({}, [{}, {"bid": "1"}], "$.candidates[1].features.bid", "field 'bid' takes a number or null, got a string"),
+        ({"hour": math.nan}, [], "$.context.hour", "field 'hour' must be a finite number, got nan"),
+        ({}, [{}, {"bid": "1"}], "$.candidates[1].features.bid", "field 'bid' must be a number or null, got a string"),
         ({}, [{}, {}, {"bid": True}], "$.candidates[2].features.bid", "got a boolean"),
         ({}, [{"ad": {"id": 1}}], "$.candidates[0].features.ad", "got an object"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_path(
+def test_invalid_value_is_refused_with_its_path(
     context: dict[str, Any], candidates: list[dict[str, Any]], path: str, reason: str
 ) -> None:
     with pytest.raises(BadFeature) as refused:
@@ -95,7 +95,7 @@ def test_a_bad_value_is_refused_with_its_path(
     assert str(refused.value) == f"{path}: {refused.value.reason}"
 
 
-def test_a_bad_candidate_can_be_skipped_and_says_why() -> None:
+def test_invalid_candidate_can_be_skipped_with_a_reason() -> None:
     candidates: list[dict[str, Any]] = [
         {"ad": 4082, "bid": 2},
         {"ad": [1]},
@@ -111,12 +111,28 @@ def test_a_bad_candidate_can_be_skipped_and_says_why() -> None:
     assert tokens.candidate_values.tolist() == [[0.0], [2.0]]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_candidates_that_are_known_to_be_bad_are_left_out_and_keep_their_errors(strict: bool) -> None:
+    candidates: list[dict[str, Any]] = [{}, {"ad": "ad-1", "bid": 3}, {"ad": [1], "bid": 2}, {"ad": [1], "bid": 2}]
+    known = {0: BadFeature("$.candidates[0].features", "not JSON"), 3: BadFeature("$.candidates[3].features.ad", "")}
+    tokens = Encoder(SCHEMA, strict).tokens(CONTEXT, candidates, skip_bad=True, errors=known)
+    assert tokens.rows == [1]
+    assert tokens.candidate_values.tolist() == [[2.0]]
+    assert {row: error.path for row, error in tokens.errors.items()} == {
+        0: "$.candidates[0].features",
+        2: "$.candidates[2].features.ad",
+        3: "$.candidates[3].features.ad",
+    }
+    assert tokens.ignored.total() == 0
+    assert list(known) == [0, 3]
+
+
 def test_a_bad_context_is_never_skipped() -> None:
     with pytest.raises(BadFeature, match=r"\$\.context\.user"):
         Encoder(SCHEMA).tokens({"user": {}}, [{"ad": 1}], skip_bad=True)
 
 
-def test_a_request_with_no_candidate_left_has_empty_arrays() -> None:
+def test_request_without_a_valid_candidate_has_empty_arrays() -> None:
     encoder = Encoder(SCHEMA)
     tokens = encoder.tokens(CONTEXT, [{"ad": [1]}], skip_bad=True)
     model_input, _ = encoder.ids(tokens, LOOKUP)
@@ -125,15 +141,15 @@ def test_a_request_with_no_candidate_left_has_empty_arrays() -> None:
     assert encoder.wanted(tokens) == {"user": ["u2"], "hour": ["7"]}
 
 
-def test_a_remote_lookup_is_asked_for_each_distinct_token_once() -> None:
+def test_each_distinct_token_is_looked_up_once() -> None:
     encoder = Encoder(SCHEMA)
     tokens = encoder.tokens({"user": "u1"}, [{"ad": 1}, {"ad": 2}, {"ad": 1.0}, {"ad": None}])
     assert encoder.wanted(tokens) == {"user": ["u1"], "hour": [], "ad": ["1", "2"]}
 
 
-def test_a_strict_encoder_refuses_unknown_names() -> None:
+def test_strict_encoder_refuses_unknown_names() -> None:
     with pytest.raises(
-        BadFeature, match=r"\$\.context\.moon: unknown context field 'moon': the model reads hour, user"
+        BadFeature, match=r"\$\.context\.moon: unknown context field 'moon': expected one of hour, user"
     ):
         Encoder(SCHEMA, strict=True).tokens(CONTEXT | {"moon": 1}, [])
 
@@ -141,7 +157,7 @@ def test_a_strict_encoder_refuses_unknown_names() -> None:
 @pytest.mark.parametrize(
     ("candidate", "name"), [({"bid": 1}, "ad"), ({"ad": 1}, "bid"), ({"ad": None, "bid": 1}, "ad")]
 )
-def test_a_strict_encoder_refuses_missing_values(candidate: dict[str, Any], name: str) -> None:
+def test_strict_encoder_refuses_missing_values(candidate: dict[str, Any], name: str) -> None:
     with pytest.raises(BadFeature, match=rf"\$\.candidates\[0\]\.features\.{name}: field '{name}' is missing"):
         Encoder(SCHEMA, strict=True).tokens(CONTEXT, [candidate])
 
@@ -149,7 +165,7 @@ def test_a_strict_encoder_refuses_missing_values(candidate: dict[str, Any], name
 KNOWN = {"user": {"u1": 2}, "hour": {"8": 5}, "ad": {"4082": 2, "ad-1": 3}}
 
 
-def test_tokens_whose_ids_are_at_hand_get_the_same_ids_without_a_lookup() -> None:
+def test_known_tokens_get_the_same_ids_without_a_lookup() -> None:
     encoder = Encoder(SCHEMA)
     context: dict[str, Any] = {"user": "u1", "hour": "8"}
     candidates: list[dict[str, Any]] = [{"ad": "ad-1", "bid": 1}, {"ad": "4082", "bid": None}]
@@ -167,7 +183,7 @@ def test_tokens_whose_ids_are_at_hand_get_the_same_ids_without_a_lookup() -> Non
 
 
 @pytest.mark.parametrize("value", [None, " u1 ", 1, True, "u9", "", "x"])
-def test_a_value_that_is_not_at_hand_is_looked_up_as_ever(value: object) -> None:
+def test_value_without_a_known_id_is_looked_up(value: object) -> None:
     encoder = Encoder(SCHEMA)
     known = {"ad": {"ad-1": 3, "1": 4, "true": 5, "u1": 6}}
     (plain,) = encoder.tokens({}, [{"ad": "ad-1"}, {"ad": value}]).candidates
@@ -177,7 +193,7 @@ def test_a_value_that_is_not_at_hand_is_looked_up_as_ever(value: object) -> None
     assert quick.tokens == plain.tokens[1:]
 
 
-def test_a_list_where_all_else_is_at_hand_is_refused_with_its_path() -> None:
+def test_list_among_known_tokens_is_refused_with_its_path() -> None:
     with pytest.raises(BadFeature, match=r"\$\.candidates\[1\]\.features\.ad"):
         Encoder(SCHEMA).tokens(CONTEXT, [{"ad": "ad-1"}, {"ad": ["ad-1"]}], known=KNOWN)
 
@@ -188,12 +204,12 @@ def test_a_list_where_all_else_is_at_hand_is_refused_with_its_path() -> None:
     ),
     st.dictionaries(st.sampled_from(["user", "hour"]), st.sampled_from(["u1", "8", 8, None, "new"])),
 )
-def test_what_is_at_hand_changes_no_id_and_no_count(candidates: list[dict[str, Any]], context: dict[str, Any]) -> None:
+def test_known_ids_change_no_id_and_no_count(candidates: list[dict[str, Any]], context: dict[str, Any]) -> None:
     encoder = Encoder(SCHEMA)
     lookup = {name: lambda token, ids=ids: ids.get(token, 0) for name, ids in KNOWN.items()}
-    for one in candidates:
-        if isinstance(one.get("bid"), str):
-            del one["bid"]
+    for candidate in candidates:
+        if isinstance(candidate.get("bid"), str):
+            del candidate["bid"]
     plain, quick = (encoder.tokens(context, candidates, known=known) for known in ({}, KNOWN))
     (slow_input, slow_unknown), (input_, unknown) = encoder.ids(plain, lookup), encoder.ids(quick, lookup)
     assert slow_input.candidate_ids.tolist() == input_.candidate_ids.tolist()

@@ -1,4 +1,4 @@
-"""Golden requests: read strictly, compared without being fooled."""
+"""Golden requests: strict reading, and a comparison that catches NaN and missing answers."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from contract.golden import GoldenCandidate, GoldenRequest, largest_difference, read_golden, write_golden
 
 
-def test_golden_requests_survive_the_disk(tmp_path: Path) -> None:
+def test_golden_requests_are_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
     candidates = [GoldenCandidate("ad-1", {"item": 4082, "cost": None}), GoldenCandidate("ad-2", {"item": "x"})]
     golden = [GoldenRequest({"user": "u1", "new": True}, candidates, [0.25, 0.5])]
     write_golden(golden, tmp_path / "golden.jsonl")
@@ -18,32 +18,32 @@ def test_golden_requests_survive_the_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no request"),
+        ("", "has no requests"),
         ("{", "golden.jsonl"),
         ('{"context": {}, "candidates": []}\n', "ctr"),
-        ('{"context": {}, "candidates": [], "ctr": [0.5]}\n', "line 1: 0 candidates, 1 ctr"),
-        ('{"context": {}, "candidates": [], "ctr": []}\n', "line 1: 0 candidates, 0 ctr.*one or more"),
+        ('{"context": {}, "candidates": [], "ctr": [0.5]}\n', ":1: 0 candidates, 1 ctr"),
+        ('{"context": {}, "candidates": [], "ctr": []}\n', ":1: 0 candidates, 0 ctr.*at least one"),
         ('{"context": {"a": ' + "[" * 100_000, "golden.jsonl.*export the run again"),
     ],
 )
-def test_a_file_without_golden_requests_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "golden.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_golden(tmp_path / "golden.jsonl")
 
 
-def test_the_largest_difference_counts() -> None:
+def test_largest_difference_is_returned() -> None:
     assert largest_difference([0.1, 0.5, 0.9], [0.1, 0.25, 0.8]) == 0.25
     assert largest_difference([], []) == 0.0
 
 
 @pytest.mark.parametrize("answered", [[], [0.5], [0.5, 0.5, 0.5]])
-def test_another_number_of_answers_is_infinitely_far(answered: list[float]) -> None:
+def test_difference_is_infinite_if_the_number_of_answers_differs(answered: list[float]) -> None:
     assert largest_difference([0.5, 0.5], answered) == math.inf
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_an_answer_that_is_no_number_is_infinitely_far(place: int) -> None:
+def test_difference_is_infinite_if_an_answer_is_nan(place: int) -> None:
     answered = [0.5, 0.5, 0.5]
     answered[place] = math.nan
     assert largest_difference([0.5, 0.5, 0.5], answered) == math.inf

@@ -1,4 +1,4 @@
-"""Schema: the fields, their order, and one fingerprint for what reads the same input."""
+"""Schema: the fields, their order, and equal fingerprints for equal inputs."""
 
 import hashlib
 from pathlib import Path
@@ -12,17 +12,17 @@ BID = Field("bid", "candidate", "numeric", mean=2.5, std=0.5)
 
 
 @pytest.mark.parametrize("name", ["user", "C1", "_x", "site.id", "os-version", "7days", "a" * 64])
-def test_a_plain_name_is_taken(name: str) -> None:
+def test_plain_name_is_accepted(name: str) -> None:
     assert Field(name, "context").name == name
 
 
 @pytest.mark.parametrize("name", ["", "..", ".x", "-x", "a/b", "a b", "a\\b", "ü", "a{b}", "a:b", "a\n", "a" * 65])
-def test_a_name_that_could_leave_its_folder_or_break_a_key_is_refused(name: str) -> None:
+def test_name_that_could_leave_its_folder_or_break_a_key_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="field name"):
         Field(name, "context")
 
 
-def test_a_name_that_appears_twice_is_refused_on_any_side() -> None:
+def test_duplicate_name_is_refused_on_any_side() -> None:
     with pytest.raises(ValueError, match="field 'twice' appears twice"):
         FeatureSchema((Field("twice", "context"), Field("twice", "candidate")))
 
@@ -35,7 +35,7 @@ def test_each_side_needs_a_categorical_field() -> None:
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 0.0), (0.0, -1.0), (float("nan"), 1.0), (0.0, float("inf"))])
-def test_a_field_that_cannot_be_normalised_is_refused(mean: float, std: float) -> None:
+def test_field_that_cannot_be_normalized_is_refused(mean: float, std: float) -> None:
     with pytest.raises(ValueError, match="field 'bid': mean"):
         Field("bid", "candidate", "numeric", mean=mean, std=std)
 
@@ -48,7 +48,7 @@ def test_fields_are_selected_in_schema_order() -> None:
     assert schema.select("numeric", "context") == ()
 
 
-def test_the_fingerprint_changes_with_anything_that_changes_the_input() -> None:
+def test_fingerprint_changes_with_anything_that_changes_the_input() -> None:
     schemas = [
         FeatureSchema((USER, AD, BID)),
         FeatureSchema((AD, USER, BID)),
@@ -61,7 +61,7 @@ def test_the_fingerprint_changes_with_anything_that_changes_the_input() -> None:
     assert len({schema.fingerprint() for schema in schemas}) == len(schemas)
 
 
-def test_a_schema_survives_the_disk(tmp_path: Path) -> None:
+def test_schema_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
     schema = FeatureSchema((USER, AD, BID))
     write_schema(schema, tmp_path / "schema.json")
     assert read_schema(tmp_path / "schema.json") == schema
@@ -81,13 +81,13 @@ def test_a_schema_survives_the_disk(tmp_path: Path) -> None:
         '{"fields": [{"name": "x", "side": "context", "color": "red"}]}',
     ],
 )
-def test_a_file_that_is_no_schema_is_named(tmp_path: Path, text: str) -> None:
+def test_file_that_is_not_a_schema_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "schema.json").write_text(text)
     with pytest.raises(ValueError, match=r"schema\.json"):
         read_schema(tmp_path / "schema.json")
 
 
-def test_a_field_without_transform_and_missing_values_has_the_json_it_always_had() -> None:
+def test_field_without_optional_attributes_keeps_its_original_json() -> None:
     expected = (
         '{"fields":[{"name":"user","side":"context","kind":"categorical","mean":0.0,"std":1.0},'
         '{"name":"ad","side":"candidate","kind":"categorical","mean":0.0,"std":1.0}]}'
@@ -98,6 +98,6 @@ def test_a_field_without_transform_and_missing_values_has_the_json_it_always_had
     assert FeatureSchema((USER, Field("ad", "candidate", transform="log_square"))).fingerprint() != fingerprint
 
 
-def test_a_transform_makes_a_category() -> None:
-    with pytest.raises(ValueError, match="field 'bid': transform makes a category"):
+def test_transform_of_a_numeric_field_is_refused() -> None:
+    with pytest.raises(ValueError, match="field 'bid': transform turns numbers into categories"):
         Field("bid", "candidate", "numeric", transform="log_square")

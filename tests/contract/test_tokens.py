@@ -1,4 +1,4 @@
-"""Tokens: one canonical string for a value, wherever it comes from."""
+"""Tokens: one canonical string for a value, in training and in serving."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contract.schema import Field
 from contract.tokens import (
-    LARGEST_NORMALISED,
+    MAX_NORMALIZED,
     Numbers,
     log_square,
     number,
@@ -21,18 +21,18 @@ from contract.tokens import (
 
 
 @given(st.text())
-def test_a_string_is_itself_without_the_space_around_it(value: str) -> None:
+def test_string_is_stripped(value: str) -> None:
     assert token(value) == (value.strip() or None)
     assert token(f" {value}\t\n") == token(value)
 
 
 @given(st.integers(-(2**53), 2**53))
-def test_a_whole_number_has_one_token_however_it_is_written(value: int) -> None:
+def test_integer_and_equal_float_have_the_same_token(value: int) -> None:
     assert token(value) == token(float(value)) == str(value)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_float_keeps_every_digit(value: float) -> None:
+def test_float_keeps_every_digit(value: float) -> None:
     text = token(value)
     assert text is not None
     assert float(text) == value
@@ -43,25 +43,25 @@ def test_negative_zero_is_zero() -> None:
 
 
 @pytest.mark.parametrize("value", ["68928e17", "03349703", "1.0", "1e5", "nan", "inf", "true", "0x1f"])
-def test_a_string_that_looks_like_a_number_survives(value: str) -> None:
+def test_string_that_looks_like_a_number_is_unchanged(value: str) -> None:
     assert token(value) == value
 
 
-def test_booleans_are_words() -> None:
+def test_booleans_become_strings() -> None:
     assert (token(True), token(False)) == ("true", "false")
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", "\t\n"])
-def test_null_and_blank_text_are_missing(value: str | None) -> None:
+def test_null_and_blank_strings_are_missing(value: str | None) -> None:
     assert token(value) is None
 
 
-def test_a_huge_integer_keeps_every_digit() -> None:
+def test_huge_integer_keeps_every_digit() -> None:
     assert token(2**200 + 1) == str(2**200 + 1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_nan_and_infinities_are_refused_with_a_way_out(value: float) -> None:
+def test_nan_and_infinities_are_refused_with_a_fix(value: float) -> None:
     with pytest.raises(ValueError, match="send null for a missing value"):
         token(value)
     with pytest.raises(ValueError, match="send null for a missing value"):
@@ -69,73 +69,73 @@ def test_nan_and_infinities_are_refused_with_a_way_out(value: float) -> None:
 
 
 @pytest.mark.parametrize(("value", "kind"), [({}, "an object"), ([1], "a list"), ((1,), "a list"), (b"x", "a bytes")])
-def test_what_is_no_plain_value_is_refused_by_its_kind(value: object, kind: str) -> None:
+def test_value_of_another_type_is_refused_by_name(value: object, kind: str) -> None:
     with pytest.raises(ValueError, match=f"got {kind}"):
         token(value)
-    with pytest.raises(ValueError, match=f"takes a number or null, got {kind}"):
+    with pytest.raises(ValueError, match=f"must be a number or null, got {kind}"):
         number(value)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**60), 2**60))
-def test_a_number_is_its_float(value: float) -> None:
+def test_number_becomes_a_float(value: float) -> None:
     assert number(value) == float(value)
 
 
-def test_a_missing_number_is_nan() -> None:
+def test_missing_number_is_nan() -> None:
     assert math.isnan(number(None))
 
 
 @pytest.mark.parametrize(("value", "message"), [(True, "a boolean"), ("5", "a string"), (10**400, "finite number")])
-def test_what_is_no_number_is_refused(value: object, message: str) -> None:
+def test_value_that_is_not_a_number_is_refused(value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         number(value)
 
 
-def test_numbers_are_normalised_column_by_column() -> None:
+def test_numbers_are_normalized_by_column() -> None:
     fields = [Field("a", "context", "numeric", 3.0, 2.0), Field("b", "context", "numeric", 20.0, 5.0)]
-    scaled = Numbers(fields).normalise(np.array([[1.0, 10.0], [math.nan, 30.0]]))
+    scaled = Numbers(fields).normalize(np.array([[1.0, 10.0], [math.nan, 30.0]]))
     assert scaled.dtype == np.float32
     assert scaled.tolist() == [[-1.0, -2.0], [0.0, 2.0]]
 
 
-def test_an_outlier_is_cut_off_before_it_overflows_the_model() -> None:
-    scaled = Numbers([Field("a", "context", "numeric")]).normalise(np.array([[1e300], [-1e300]]))
-    assert scaled.tolist() == [[LARGEST_NORMALISED], [-LARGEST_NORMALISED]]
+def test_outlier_is_clipped() -> None:
+    scaled = Numbers([Field("a", "context", "numeric")]).normalize(np.array([[1e300], [-1e300]]))
+    assert scaled.tolist() == [[MAX_NORMALIZED], [-MAX_NORMALIZED]]
 
 
-def test_a_number_beyond_those_of_train_is_taken_for_the_nearest_of_them() -> None:
+def test_number_outside_of_the_training_range_is_clipped_to_it() -> None:
     bids = Numbers([Field("bid", "candidate", "numeric", mean=2.0, std=0.5, seen=(1.0, 4.0))])
     values = np.array([[1.0], [4.0], [0.999], [1.2e6], [math.nan]])
     assert bids.outside(values)[:, 0].tolist() == [False, False, True, True, False]
-    assert bids.normalise(values)[:, 0].tolist() == [-2.0, 4.0, -2.0, 4.0, 0.0]
+    assert bids.normalize(values)[:, 0].tolist() == [-2.0, 4.0, -2.0, 4.0, 0.0]
 
 
-def test_no_numeric_field_makes_no_column() -> None:
-    assert Numbers([]).normalise(np.empty((3, 0))).shape == (3, 0)
+def test_no_numeric_fields_give_no_columns() -> None:
+    assert Numbers([]).normalize(np.empty((3, 0))).shape == (3, 0)
 
 
 @pytest.mark.parametrize(
     ("value", "bucket"),
     [(0, "SP0"), (-3, "SP-3"), (1.9, "SP1"), (2, "SP2"), (2.5, "0"), (3, "1"), (100, "21"), (None, None)],
 )
-def test_a_count_falls_into_the_bucket_of_its_squared_logarithm(value: float | None, bucket: str | None) -> None:
+def test_number_falls_into_the_bucket_of_its_squared_logarithm(value: float | None, bucket: str | None) -> None:
     assert log_square(value) == bucket
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_bucket_names_a_number_that_falls_into_it(value: float) -> None:
+def test_number_in_bucket_falls_into_the_bucket(value: float) -> None:
     bucket = log_square(value)
     assert bucket is not None
     assert log_square(number_in_bucket(bucket)) == bucket
 
 
 @pytest.mark.parametrize("value", ["3", True, [], float("nan")])
-def test_a_bucket_takes_numbers_only(value: object) -> None:
-    with pytest.raises(ValueError, match="takes a"):
+def test_bucket_accepts_only_numbers(value: object) -> None:
+    with pytest.raises(ValueError, match="must be a"):
         log_square(value)
 
 
-def test_a_field_says_which_values_mean_that_there_is_none() -> None:
+def test_field_defines_its_missing_values() -> None:
     read = tokenizer(Field("pos", "context", missing=("-1", "n/a")))
     assert [read(value) for value in (-1, -1.0, "-1", " n/a ", None, 1)] == [None, None, None, None, None, "1"]
     bucket = tokenizer(Field("count", "context", missing=("-1",), transform="log_square"))

@@ -1,4 +1,4 @@
-"""Vocabulary: token -> id, the same after a way through the disk."""
+"""Vocabulary: a token has the same id after writing and reading."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, Vocabulary, build_vocabulary, open_vocabulary
+from tests.support.examples import examples
 
 tokens = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), unique=True, max_size=30
@@ -19,16 +20,18 @@ def through_disk(folder: Path, vocabulary: Vocabulary, name: str = "ad") -> Voca
     return open_vocabulary(folder, name)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(ranked=tokens)
-def test_a_token_keeps_its_rank_through_the_disk(tmp_path_factory: pytest.TempPathFactory, ranked: list[str]) -> None:
+def test_token_has_the_id_of_its_rank_after_writing_and_reading(
+    tmp_path_factory: pytest.TempPathFactory, ranked: list[str]
+) -> None:
     opened = through_disk(tmp_path_factory.mktemp("v"), build_vocabulary(ranked))
     assert [opened(t) for t in ranked] == list(range(FIRST, FIRST + len(ranked)))
     assert sorted(opened.items(), key=lambda item: item[1]) == [(t, i + FIRST) for i, t in enumerate(ranked)]
     assert len(opened) == len(ranked) + 2
 
 
-def test_a_vocabulary_without_tokens_has_unknown_and_missing(tmp_path: Path) -> None:
+def test_empty_vocabulary_has_unknown_and_missing(tmp_path: Path) -> None:
     opened = through_disk(tmp_path, build_vocabulary([]))
     assert (UNKNOWN, MISSING) == (0, 1)
     assert len(opened) == 2
@@ -36,43 +39,43 @@ def test_a_vocabulary_without_tokens_has_unknown_and_missing(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("token", ["", "ab", "abcd", "ABC", " abc"])
-def test_a_token_is_known_whole_or_not_at_all(token: str) -> None:
+def test_prefix_or_extension_of_a_token_is_unknown(token: str) -> None:
     assert build_vocabulary(["abc"])(token) == UNKNOWN
 
 
-def test_a_lone_surrogate_is_unknown() -> None:
+def test_lone_surrogate_is_unknown() -> None:
     assert build_vocabulary(["a"])("\ud800") == UNKNOWN
 
 
-def test_a_token_that_appears_twice_is_refused() -> None:
+def test_duplicate_token_is_refused() -> None:
     with pytest.raises(ValueError, match="1 tokens appear twice"):
         build_vocabulary(["a", "b", "a"])
 
 
 @pytest.mark.parametrize("gone", ["ad.marisa", "ad.ids.npy"])
-def test_a_missing_file_names_the_field(tmp_path: Path, gone: str) -> None:
+def test_missing_file_is_reported_with_the_field(tmp_path: Path, gone: str) -> None:
     through_disk(tmp_path, build_vocabulary(["a"]))
     (tmp_path / gone).unlink()
     with pytest.raises(ValueError, match="vocabulary of field 'ad'"):
         open_vocabulary(tmp_path, "ad")
 
 
-def test_files_of_two_vocabularies_do_not_open_together(tmp_path: Path) -> None:
+def test_files_of_different_vocabularies_are_refused(tmp_path: Path) -> None:
     through_disk(tmp_path, build_vocabulary(["a", "b"]))
     np.save(tmp_path / "ad.ids.npy", np.array([2], np.int32))
-    with pytest.raises(ValueError, match=r"'ad': 2 tokens but ids int32\[1\]"):
+    with pytest.raises(ValueError, match=r"'ad': 2 tokens, but ids int32\[1\]"):
         open_vocabulary(tmp_path, "ad")
 
 
 @pytest.mark.parametrize("ids", [[1, 2], [2, 4], [-1, 3]])
-def test_an_id_that_no_row_of_the_table_has_is_refused(tmp_path: Path, ids: list[int]) -> None:
+def test_id_outside_of_the_embedding_table_is_refused(tmp_path: Path, ids: list[int]) -> None:
     through_disk(tmp_path, build_vocabulary(["a", "b"]))
     np.save(tmp_path / "ad.ids.npy", np.array(ids, np.int32))
-    with pytest.raises(ValueError, match=r"'ad': ids from .* they must be 2 to 3: write it again"):
+    with pytest.raises(ValueError, match=r"'ad': ids from .* but they must be 2 to 3: create it again"):
         open_vocabulary(tmp_path, "ad")
 
 
-def test_a_file_that_is_no_trie_names_the_field(tmp_path: Path) -> None:
+def test_file_that_is_not_a_trie_is_reported_with_the_field(tmp_path: Path) -> None:
     through_disk(tmp_path, build_vocabulary(["a"]))
     (tmp_path / "ad.marisa").write_bytes(b"not a trie")
     with pytest.raises(ValueError, match="vocabulary of field 'ad'"):
@@ -86,10 +89,10 @@ def test_ids_are_never_unpickled(tmp_path: Path) -> None:
         open_vocabulary(tmp_path, "ad")
 
 
-def test_a_token_with_a_nul_character_is_unknown() -> None:
+def test_token_with_a_nul_character_is_unknown() -> None:
     assert build_vocabulary(["a"])("a\0b") == UNKNOWN
 
 
-def test_a_token_with_a_nul_character_is_refused_when_building() -> None:
+def test_token_with_a_nul_character_cannot_be_added() -> None:
     with pytest.raises(ValueError, match="NUL"):
         build_vocabulary(["a\0b"])

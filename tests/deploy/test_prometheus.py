@@ -22,9 +22,8 @@ from service import errors
 from service.errors import Problem
 from service.telemetry.metrics import Metrics
 from service.vocabulary.tiered import WITHOUT_REDIS, WITHOUT_VOCABULARY
-from tests.service.conftest import a_free_port
 from tests.support.paths import DEMO, ROOT
-from tests.support.processes import eventually, without_settings
+from tests.support.processes import a_free_port, eventually, without_settings
 
 PROMETHEUS, GRAFANA, KUBERNETES = (ROOT / "deploy" / name for name in ("prometheus", "grafana", "k8s"))
 PAGE = (ROOT / "docs" / "operations.md").read_text()
@@ -61,7 +60,7 @@ def all_that_an_app_can_count() -> str:
     with metrics.explanation():
         kinds = {kind: Counter(user=1) for kind in ("missing", "unknown", "outside")}
         metrics.count_tokens(kinds, Counter({"context": 1, "candidate": 1}))
-    metrics.serves("stec", "1")
+    metrics.set_model("stec", "1")
     for reason in (WITHOUT_REDIS, WITHOUT_VOCABULARY):
         metrics.degraded.labels(reason).inc()
     for reason in ("queue", "write"):
@@ -172,7 +171,7 @@ def test_every_query_is_balanced() -> None:
 
 
 def test_an_outcome_is_either_a_failure_of_the_server_or_none_of_the_objective(series: Series) -> None:
-    of_the_client = {"bad_request", "too_large", "wrong_type", "unauthorised", "client_gone", "not_found", "refused"}
+    of_the_client = {"bad_request", "too_large", "wrong_type", "unauthorized", "client_gone", "not_found", "refused"}
     counted = set(re.findall(r"\w+", RECORDED["ctr:requests:error_ratio_5m"].split("=~")[2].split('"')[1]))
     assert series["ctr_request_seconds_count"]["outcome"] == counted | of_the_client
 

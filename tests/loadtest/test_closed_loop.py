@@ -1,4 +1,4 @@
-"""A closed loop's latencies, and what is said of its promises."""
+"""Latencies of a closed loop: quantiles, merging across processes, and the check against an SLO."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_quantiles_are_finer_than_a_millisecond() -> None:
     assert lines[1].startswith("candidates-10: answered 100 requests")
 
 
-def test_tags_come_by_size() -> None:
+def test_tags_are_sorted_by_number_of_candidates() -> None:
     found = Latencies()
     for tag in ("candidates-100", "candidates-2", "candidates-10"):
         found.record(tag, 1)
@@ -32,31 +32,35 @@ def test_tags_come_by_size() -> None:
     ]
 
 
-def test_of_no_answers_there_are_no_quantiles() -> None:
+def test_without_answers_the_line_has_no_quantiles() -> None:
     assert Latencies().lines() == ["all: answered 0 requests"]
 
 
-def test_a_promise_that_is_kept_is_not_mentioned() -> None:
-    assert latencies([1.0] * 100, failed=1).missed(Slo(p99_ms=1.01, failures=0.01)) == []
-    assert latencies([]).missed(Slo()) == []
+def test_an_slo_that_passes_has_no_violations() -> None:
+    assert latencies([1.0] * 100, failed=1).violations(Slo(p99_ms=1.01, failures=0.01)) == []
+    assert latencies([]).violations(Slo()) == []
 
 
-def test_a_missed_promise_is_missed_by_so_much() -> None:
-    p99, failures = latencies([1.5] * 90, failed=10).missed(Slo(p99_ms=1, failures=0.04))
-    assert p99 == "SLO missed: p99 was 1.50 ms, 0.50 ms above the 1 ms promised"
-    assert failures == ("SLO missed: 10 of 100 requests failed, 10.000%: 6.000% of all above the 4.000% promised")
+def test_a_violation_states_by_how_much_the_target_is_exceeded() -> None:
+    p99, failures = latencies([1.5] * 90, failed=10).violations(Slo(p99_ms=1, failures=0.04))
+    assert p99 == "SLO failed: p99 is 1.50 ms, 0.50 ms above the target of 1 ms"
+    assert failures == (
+        "SLO failed: 10 of 100 requests failed (10.000%), 6.000% of all requests above the target of 4.000%"
+    )
 
 
 @pytest.mark.parametrize("slo", [Slo(p99_ms=1000), Slo(failures=1.0), Slo(0.0, 0.0)])
-def test_without_requests_every_promise_is_missed(slo: Slo) -> None:
-    assert latencies([]).missed(slo) == ["SLO missed: there were no requests at all"]
+def test_without_requests_every_slo_fails(slo: Slo) -> None:
+    assert latencies([]).violations(slo) == ["SLO failed: no request was sent"]
 
 
-def test_where_all_fail_there_is_no_p99_to_keep() -> None:
-    assert latencies([], failed=3).missed(Slo(p99_ms=1000)) == ["SLO missed: there is no p99, as all 3 requests failed"]
+def test_the_p99_target_fails_when_all_requests_failed() -> None:
+    assert latencies([], failed=3).violations(Slo(p99_ms=1000)) == [
+        "SLO failed: there is no p99, because all 3 requests failed"
+    ]
 
 
-def test_what_one_process_takes_another_adds() -> None:
+def test_latencies_taken_from_one_process_are_added_in_another() -> None:
     first, second = latencies([1.0] * 10, failed=2), latencies([3.0] * 30, failed=1)
     taken = first.take()
     assert first.answered == first.failed == 0

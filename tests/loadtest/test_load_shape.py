@@ -1,4 +1,4 @@
-"""A shape's users over time."""
+"""The number of users of a load shape over time."""
 
 import math
 
@@ -26,11 +26,11 @@ SHAPE = Shape(users=100, spike_users=300, ramp_s=10, steady_s=20, spike_s=5, dow
         (1000, None),
     ],
 )
-def test_users_rise_stay_spike_and_leave(since_s: float, users: int | None) -> None:
+def test_users_ramp_up_stay_spike_and_ramp_down(since_s: float, users: int | None) -> None:
     assert SHAPE.users_at(since_s) == users
 
 
-def test_a_part_of_no_time_is_left_out() -> None:
+def test_a_part_of_zero_seconds_is_left_out() -> None:
     spike = Shape(10, 20, ramp_s=0, steady_s=0, spike_s=5, down_s=0)
     assert [spike.users_at(since_s) for since_s in (0, 4.9, 5)] == [20, 20, None]
 
@@ -39,6 +39,6 @@ def test_a_part_of_no_time_is_left_out() -> None:
     ("field", "value"),
     [("users", 0), ("spike_users", -1), ("ramp_s", -1.0), ("steady_s", math.nan), ("down_s", math.inf)],
 )
-def test_a_shape_that_cannot_be_is_refused_by_name(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{field}: {value}"):
+def test_an_invalid_shape_is_an_error_that_names_the_field(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {value}"):
         Shape(**{"users": 1, "spike_users": 1, field: value})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The log that the measured model is trained on: every field of its experiment, and the same for the same seed."""
+"""The generated log of the reference model: its fields, its distribution, and its seed."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_log(tmp_path_factory.mktemp("data"), ROWS)
 
 
-def test_it_has_the_fields_of_its_experiment_and_clicks(log: Path) -> None:
+def test_the_log_has_the_fields_of_its_experiment_and_clicks(log: Path) -> None:
     data = read_experiment(EXPERIMENT).data
     assert (len(data.context), len(data.candidate)) == (18, 5)
     for split, rows in ROWS.items():
@@ -26,7 +26,7 @@ def test_it_has_the_fields_of_its_experiment_and_clicks(log: Path) -> None:
         assert 0.02 < frame[data.label].cast(pl.Float64).mean() < 0.5  # type: ignore[operator]
 
 
-def test_its_values_are_strings_some_of_them_frequent_and_most_of_them_rare(log: Path) -> None:
+def test_tokens_are_strings_of_which_few_are_frequent_and_most_are_rare(log: Path) -> None:
     users = pl.read_parquet(log / "train.parquet")["user"]
     assert users.dtype == pl.String
     assert users.value_counts()["count"].max() > 20  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Starting, being ready, and the bundles that must not be served."""
+"""Starting, readiness, and bundles that must not be served."""
 
 import asyncio
 import json
@@ -12,11 +12,11 @@ from contract.bundle import BundleError, open_bundle
 from contract.golden import TOLERANCE
 from service.app import create_app
 from service.settings import Settings, SettingsError
-from tests.service.conftest import StartApp, a_request, app_of, client_of
+from tests.support.app import StartApp, a_request, app_of, client_of
 from tests.support.small_bundle import write_small_bundle
 
 
-async def test_a_ready_server_says_its_version(start: StartApp, bundle: Path) -> None:
+async def test_a_ready_server_reports_its_version(start: StartApp, bundle: Path) -> None:
     served = open_bundle(bundle).manifest.version
     async with start() as client:
         assert (await client.get("/livez")).status_code == 200
@@ -30,28 +30,30 @@ async def test_a_ready_server_says_its_version(start: StartApp, bundle: Path) ->
         assert f'ctr_model_info{{model="small",version="{served}"}} 1.0' in (await client.get("/metrics")).text
 
 
-async def test_before_the_self_test_is_over_nothing_is_scored(bundle: Path) -> None:
+async def test_nothing_is_scored_before_the_self_test_is_over(bundle: Path) -> None:
     app = create_app(Settings(bundle=bundle))
     async with app.router.lifespan_context(app), client_of(app) as client:
-        # The self-test runs in a thread; the loop has not seen its end yet.
+        # The self-test runs in a thread, and the event loop has not seen its end.
         assert (await client.get("/livez")).status_code == 200
         ready, score = await asyncio.gather(client.get("/readyz"), client.post("/v1/score", json=a_request()))
     assert {ready.status_code, score.status_code} <= {200, 503}
 
 
-async def test_a_model_that_answers_otherwise_than_it_was_exported_is_never_ready(
+async def test_a_model_that_does_not_reproduce_its_golden_requests_is_never_ready(
     start: StartApp, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with start(bundle=write_small_bundle(tmp_path / "wrong", golden_shift=100 * TOLERANCE)) as client:
         for answer in (await client.get("/readyz"), await client.post("/v1/score", json=a_request())):
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
-            assert "golden requests came out" in answer.json()["detail"]
+            assert "golden requests differ" in answer.json()["detail"]
         assert (await client.get("/livez")).status_code == 200
     assert [record.levelname for record in caplog.records if "golden requests" in record.message] == ["ERROR"]
 
 
-async def test_a_strict_server_passes_its_self_test_though_golden_requests_miss_values(start: StartApp) -> None:
+async def test_a_strict_server_passes_its_self_test_although_golden_requests_have_missing_values(
+    start: StartApp,
+) -> None:
     async with start(strict=True) as client:
         assert (await client.get("/readyz")).status_code == 200
 
@@ -75,24 +77,26 @@ async def test_the_same_app_may_be_started_again(start: StartApp, bundle: Path) 
             assert (await client.post("/v1/score", json=a_request())).status_code == 200
 
 
-async def test_the_document_has_the_distributions_version(start: StartApp) -> None:
+async def test_the_openapi_document_has_the_version_of_the_distribution(start: StartApp) -> None:
     async with start() as client:
         assert (await client.get("/openapi.json")).json()["info"]["version"] == version("stec-ctr")
 
 
 @pytest.mark.parametrize("admin_port", [None, 1])
-async def test_the_document_has_what_is_on_this_port(start: StartApp, admin_port: int | None) -> None:
+async def test_the_openapi_document_lists_metrics_only_on_the_port_that_has_it(
+    start: StartApp, admin_port: int | None
+) -> None:
     async with start(admin_port=admin_port) as client:
         paths = (await client.get("/openapi.json")).json()["paths"]
         assert ("/metrics" in paths) == ((await client.get("/metrics")).status_code == 200) == (admin_port is None)
 
 
-async def test_a_slash_too_many_is_a_404_and_no_redirect(start: StartApp) -> None:
+async def test_a_trailing_slash_is_a_404_and_not_a_redirect(start: StartApp) -> None:
     async with start() as client:
         assert (await client.post("/v1/score/", json=a_request())).status_code == 404
 
 
-async def test_the_parts_are_closed_when_the_app_ends(start: StartApp) -> None:
+async def test_the_batcher_is_closed_when_the_app_ends(start: StartApp) -> None:
     async with start() as client:
         scorer = app_of(client).state.serving.model.scorer
     assert scorer.batcher._closed
@@ -105,43 +109,43 @@ def change_a_byte(folder: Path) -> None:
     path.write_bytes(raw)
 
 
-def of_another_format(folder: Path) -> None:
+def set_another_format(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
 
 
-def with_a_link(folder: Path) -> None:
+def replace_by_a_link(folder: Path) -> None:
     (folder / "model.onnx").rename(folder.parent / "elsewhere.onnx")
     (folder / "model.onnx").symlink_to(folder.parent / "elsewhere.onnx")
 
 
-def with_an_unlisted_file(folder: Path) -> None:
+def add_an_unlisted_file(folder: Path) -> None:
     (folder / "notes.txt").write_text("hello")
 
 
-def without_golden(folder: Path) -> None:
+def remove_golden(folder: Path) -> None:
     (folder / "golden.jsonl").unlink()
 
 
-def another_manifest(folder: Path) -> None:
+def change_the_manifest(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"scale": 1.0', '"scale": 2.0'))
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (change_a_byte, "model.onnx was changed after the export: copy or export the bundle again"),
-        (of_another_format, "format version 9, this server reads 2: export the run again"),
-        (with_a_link, "model.onnx is a link: put the file itself there"),
-        (with_an_unlisted_file, "notes.txt is not in manifest.json: remove it"),
-        (without_golden, "golden.jsonl is missing: copy or export"),
-        (another_manifest, "was changed after the export"),
+        (set_another_format, "format version 9, this server reads 2: export the run again"),
+        (replace_by_a_link, "model.onnx is a link: put the file itself there"),
+        (add_an_unlisted_file, "notes.txt is not in manifest.json: remove it"),
+        (remove_golden, "golden.jsonl is missing: copy or export"),
+        (change_the_manifest, "was changed after the export"),
     ],
 )
-async def test_a_damaged_bundle_is_not_served(own_bundle: Path, damage: Callable[[Path], None], words: str) -> None:
+async def test_a_damaged_bundle_is_not_served(own_bundle: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(own_bundle)
     app = create_app(Settings(bundle=own_bundle))
-    with pytest.raises(BundleError, match=words):
+    with pytest.raises(BundleError, match=message):
         async with app.router.lifespan_context(app):
             pass

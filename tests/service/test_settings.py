@@ -12,7 +12,7 @@ def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
     return read_settings(os.environ)
 
 
-def test_defaults_are_those_of_the_documentation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read(monkeypatch)
     assert settings.bundle == Path("somewhere")
     assert (settings.host, settings.port, settings.timeout_ms, settings.max_candidates) == ("127.0.0.1", 8000, 50, 1000)
@@ -20,8 +20,8 @@ def test_defaults_are_those_of_the_documentation(monkeypatch: pytest.MonkeyPatch
     assert not settings.strict
 
 
-def test_a_missing_bundle_is_a_sentence() -> None:
-    with pytest.raises(SettingsError, match="CTR_BUNDLE is not set: set it to a bundle's folder"):
+def test_a_missing_bundle_is_an_error_that_says_how_to_set_one() -> None:
+    with pytest.raises(SettingsError, match=r"CTR_BUNDLE is not set\. Set it to the folder of a bundle"):
         read_settings({})
 
 
@@ -29,14 +29,14 @@ def test_a_missing_bundle_is_a_sentence() -> None:
     ("name", "nearest"),
     [("CTR_MAX_CANDIDATE", "CTR_MAX_CANDIDATES"), ("CTR_REDIS", "CTR_REDIS_URL"), ("ctr_trict", "CTR_STRICT")],
 )
-def test_a_misspelt_variable_is_named_with_its_nearest(
+def test_the_error_for_a_misspelled_variable_suggests_the_nearest_name(
     monkeypatch: pytest.MonkeyPatch, name: str, nearest: str
 ) -> None:
-    with pytest.raises(SettingsError, match=f"{name} is no setting.*did you mean {nearest}[?]"):
+    with pytest.raises(SettingsError, match=f"{name} is not a setting.*Did you mean {nearest}[?]"):
         read(monkeypatch, **{name: "1"})
 
 
-def test_the_training_sides_variable_is_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_of_the_training_commands_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     read(monkeypatch, CTR_DATA="data")
 
 
@@ -59,7 +59,7 @@ def test_the_training_sides_variable_is_let_pass(monkeypatch: pytest.MonkeyPatch
         ("CTR_MAX_BUFFERED_BYTES", "1024"),
     ],
 )
-def test_a_value_out_of_bounds_is_a_sentence_that_names_the_variable(
+def test_the_error_for_an_invalid_value_is_one_line_that_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     with pytest.raises(SettingsError, match=name) as refused:
@@ -68,23 +68,23 @@ def test_a_value_out_of_bounds_is_a_sentence_that_names_the_variable(
     assert "secret" not in str(refused.value)
 
 
-def test_the_password_is_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_representation_of_settings_shows_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read(monkeypatch, CTR_REDIS_URL="redis://:a-secret-word@host")
     assert "secret-word" not in f"{settings!r} {settings} {settings.model_dump_json()}"
 
 
-def test_names_and_values_come_from_the_same_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_only_from_the_given_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CTR_BUNDLE", "of the process")
     monkeypatch.setenv("CTR_PORT", "1")
     settings = read_settings({"CTR_BUNDLE": "given", "ctr_timeout_ms": "70"})
     assert (settings.bundle, settings.port, settings.timeout_ms) == (Path("given"), 8000, 70)
 
 
-def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(monkeypatch, CTR_REDIS_URL="").redis_url is None
 
 
-def test_settings_are_frozen_and_take_no_other_names() -> None:
+def test_settings_are_frozen_and_have_no_other_names() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings(bundle=Path("x")).port = 1
     with pytest.raises(ValueError, match="Extra"):

@@ -1,19 +1,110 @@
-"""A running ctr-serve as its operator sees it: processes, counts, a store of models."""
+"""`ctr-serve` as its operator sees it: its processes, counts and models, requests to it and raw connections."""
 
+import json
 import os
 import re
+import shlex
 import shutil
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from contract.bundle import GOLDEN, Calibration, write_manifest
 from contract.golden import read_golden, write_golden
+from tests.support.app import a_request
+from tests.support.paths import ROOT
 from tests.support.small_bundle import SHIFT, write_small_bundle
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0  # the machine may be busy
+BODY = json.dumps(a_request(timeout_ms=5000)).encode()
+HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
+SERVICE = ("-m", "service")
+# The check of a new bundle takes what others leave of the CPUs, which is nothing while tests run beside it.
+KEEPS_PRIORITY = (
+    "-c",
+    "import os, runpy\n"
+    "os.setpriority = os.sched_setscheduler = lambda *arguments: None\n"
+    "runpy.run_module('service', run_name='__main__')",
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[str]
+    curl: list[str]
+
+    @property
+    def url(self) -> str:
+        return next(word for word in self.curl if word.startswith("http://")).removesuffix("/v1/score")
+
+
+def start(program: Sequence[str] = SERVICE, /, **settings: str) -> subprocess.Popen[str]:
+    """Start ctr-serve.
+
+    Args:
+        program: `SERVICE`, or `KEEPS_PRIORITY` to load other bundles on a busy machine.
+        settings: CTR_ variables. Those of the environment are left out.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
+    environment |= {"CTR_PORT": "0", **settings}
+    command = [sys.executable, *program, "--print-curl"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@contextmanager
+def serving(bundle: Path | str, program: Sequence[str] = SERVICE, /, **settings: str) -> Iterator[Server]:
+    """From the printed curl line on, the server is ready. program, settings: see `start`."""
+    with start(program, CTR_BUNDLE=str(bundle), **settings) as process:
+        assert process.stdout is not None
+        try:
+            yield Server(process, shlex.split(process.stdout.readline()))
+        finally:
+            process.kill()
+
+
+def score(server: Server) -> None:
+    """On a connection of its own."""
+    answer = httpx.post(f"{server.url}/v1/score", json=a_request(), timeout=30)
+    assert answer.status_code == 200, answer.text
+
+
+def served_by(server: Server, requests: int) -> int:
+    """How many workers have answered so many more requests, by the CPU time that they spent."""
+    before = {pid: cpu_ticks(pid) for pid in children(server.process.pid)}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: score(server), range(requests)))
+    return sum(cpu_ticks(pid) > ticks for pid, ticks in before.items())
+
+
+def cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@contextmanager
+def connected(server: Server) -> Iterator[socket.socket]:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        yield connection
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    with closing(HTTPResponse(connection)) as response:
+        response.begin()
+        return response.status, json.loads(response.read())
 
 
 def children(pid: int) -> list[int]:
@@ -75,3 +166,15 @@ def sockets(pid: int) -> int:
 
 def without_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
+
+
+def private_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def a_free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port

@@ -1,8 +1,8 @@
-"""FuxiCTR's feature_map.json and feature_vocab.json -> our vocabularies, tokens in the order of FuxiCTR's ids.
+"""Vocabularies from FuxiCTR's feature_map.json and feature_vocab.json, with tokens in the order of FuxiCTR's ids.
 
-FuxiCTR 2 has __PAD__ at 0, tokens from 1 on and __OOV__ last; FuxiCTR 1 has __OOV__ at 0 and tokens from 1 on. Either
-way the embedding of its id n is that of our id n + 1, and __OOV__'s that of our id 0. (Where `remap: false` left gaps
-between its ids, only the order is the same.)
+FuxiCTR 2 has __PAD__ at 0, tokens from 1 and __OOV__ last. FuxiCTR 1 has __OOV__ at 0 and tokens from 1. With both, the
+embedding of FuxiCTR's id n is that of our id n + 1, and that of __OOV__ is that of our id 0. (Where `remap: false` left
+gaps between FuxiCTR's ids, only the order is the same.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,56 +17,88 @@ from model.atomic_folder import new_folder
 from model.data.fuxictr.config import Feature
 
 PADDING, UNKNOWN = "__PAD__", "__OOV__"
-SOURCE = "source.json"  # what a folder of vocabularies was made of
-WITHOUT = "leave out --feature-vocab, and ctr-prepare counts the tokens of the log"
+SOURCE = "source.json"  # says what a folder of vocabularies was made from
+COUNT_INSTEAD = "Leave out --feature-vocab; ctr-prepare then counts the tokens of the log."
 
 
 def read_vocabularies(path: Path, features: Sequence[Feature]) -> dict[str, Vocabulary]:
-    """One for each categorical feature.
+    """Return the vocabulary of each categorical feature in a feature_vocab.json.
 
     Raises:
-        ValueError: naming file, feature and token, for ids that are neither version's, or a token that does not fit.
+        ValueError: If the ids are those of neither version, or a token is invalid. The message names file and feature.
     """
-    tables = _decode(path, dict[str, dict[str, int]])
+    tables = decode_json(path, dict[str, dict[str, int]])
     vocabularies = {}
     for feature in features:
         if feature.field.kind == "categorical":
             where = f"{path}: feature {feature.field.name!r}"
             if feature.field.name not in tables:
-                raise ValueError(f"{where}: is not there: give the file of the same data set, or {WITHOUT}")
+                raise ValueError(f"{where}: is missing. Use the file of the same data set. {COUNT_INSTEAD}")
             if feature.transform:
-                raise ValueError(f"{where}: {feature.transform} makes other tokens than FuxiCTR: {WITHOUT}")
-            vocabularies[feature.field.name] = _vocabulary(where, feature, tables[feature.field.name])
+                raise ValueError(f"{where}: {feature.transform} makes other tokens than FuxiCTR does. {COUNT_INSTEAD}")
+            vocabularies[feature.field.name] = convert_table(where, feature, tables[feature.field.name])
     return vocabularies
 
 
 def check_feature_map(path: Path, features: Sequence[Feature], vocab: Path | None) -> None:
-    """Raises ValueError, naming the file, unless it has the same features in the same order, of the same types, and the
-    vocabulary's sizes."""
-    specs = _map_features(path)
+    """Check that a feature_map.json has the configuration's features, and the sizes of the vocabularies.
+
+    Args:
+        path: The feature_map.json.
+        features: The features of the configuration.
+        vocab: The feature_vocab.json, or None.
+
+    Raises:
+        ValueError: If a name, the order, a type or a size differs.
+    """
+    specs = read_feature_map(path)
     names, expected = [name for name, _ in specs], [feature.field.name for feature in features]
     if names != expected:
         raise ValueError(
-            f"{path}: has the features {names}, the configuration {expected}: they belong to two data sets"
+            f"{path}: has the features {names}, and the configuration has {expected}. Use files of the same data set."
         )
-    tables = {} if vocab is None else _decode(vocab, dict[str, dict[str, int]])
+    tables = {} if vocab is None else decode_json(vocab, dict[str, dict[str, int]])
     for feature, (name, spec) in zip(features, specs, strict=True):
         if spec.get("type") != feature.field.kind:
             raise ValueError(
-                f"{path}: feature {name!r} is {spec.get('type')!r}, the configuration says {feature.field.kind!r}"
+                f"{path}: feature {name!r} is {spec.get('type')!r}, but {feature.field.kind!r} in the configuration"
             )
         size = max(tables[name].values(), default=-1) + 1 if name in tables else None
         if size is not None and spec.get("vocab_size") != size:
             raise ValueError(
-                f"{path}: feature {name!r} has vocab_size {spec.get('vocab_size')}, {vocab} has {size} ids"
+                f"{path}: feature {name!r} has vocab_size {spec.get('vocab_size')}, but {vocab} has {size} ids"
             )
 
 
+def read_feature_map(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the name and the keys of each feature in a feature_map.json.
+
+    FuxiCTR 2 writes a list of mappings with one entry each, FuxiCTR 1 one mapping.
+    """
+    features = decode_json(path, dict[str, Any]).get("features")
+    mappings = features if isinstance(features, list) else [features]
+    specs = [
+        (name, spec)
+        for mapping in mappings
+        if isinstance(mapping, dict)
+        for name, spec in mapping.items()
+        if isinstance(spec, dict)
+    ]
+    if not specs:
+        raise ValueError(f"{path}: has no features, so it is not FuxiCTR's feature_map.json")
+    return [(name, spec) for name, spec in specs if spec.get("type") != "meta"]
+
+
 def write_vocabularies(target: Path, vocabularies: Mapping[str, Vocabulary], source: str) -> None:
-    """<field>.marisa and <field>.ids.npy, whole or not at all.
+    """Write <field>.marisa and <field>.ids.npy of each vocabulary, complete or not at all.
+
+    Args:
+        target: The folder to write.
+        vocabularies: By field.
+        source: The name of the file from which they were made.
 
     Raises:
-        ValueError: when `target` is a folder of another kind.
+        ValueError: If `target` is a folder of another kind.
     """
     with new_folder(target, marker=SOURCE) as folder:
         for name, vocabulary in vocabularies.items():
@@ -75,52 +107,47 @@ def write_vocabularies(target: Path, vocabularies: Mapping[str, Vocabulary], sou
         (folder / SOURCE).write_bytes(msgspec.json.encode({"source": source, "sizes": sizes}) + b"\n")
 
 
-def _vocabulary(where: str, feature: Feature, ids: dict[str, int]) -> Vocabulary:
-    _check_ids(where, ids)
-    ranked = sorted((one for one in ids.items() if one[0] not in (PADDING, UNKNOWN)), key=lambda one: one[1])
-    tokens = [_token(where, feature, key) for key, _ in ranked]
+def convert_table(where: str, feature: Feature, ids: dict[str, int]) -> Vocabulary:
+    """Return a feature's vocabulary, from FuxiCTR's id of each of its tokens."""
+    check_ids(where, ids)
+    keys = sorted((key for key in ids if key not in (PADDING, UNKNOWN)), key=lambda key: ids[key])
+    tokens = [convert_token(where, feature, key) for key in keys]
     try:
-        return build_vocabulary(one for one in tokens if one is not None and one not in feature.missing)
+        return build_vocabulary(token for token in tokens if token is not None and token not in feature.missing)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _check_ids(where: str, ids: dict[str, int]) -> None:
+def check_ids(where: str, ids: dict[str, int]) -> None:
+    """Check that ids are numbered as in FuxiCTR 1 or 2."""
     tokens = [number for key, number in ids.items() if key not in (PADDING, UNKNOWN)]
     if len(set(tokens)) < len(tokens):
-        raise ValueError(f"{where}: two tokens have one id: {WITHOUT}")
-    first = ids.get(PADDING, 0) == 0 and ids.get(UNKNOWN) == 0
-    second = ids.get(PADDING) == 0 and ids.get(UNKNOWN, -1) == max(ids.values(), default=0) > 0
-    if not (first or second) or any(number < 1 for number in tokens) or (second and ids[UNKNOWN] in tokens):
+        raise ValueError(f"{where}: two tokens have the same id. {COUNT_INSTEAD}")
+    is_version_1 = ids.get(PADDING, 0) == 0 and ids.get(UNKNOWN) == 0
+    is_version_2 = ids.get(PADDING) == 0 and ids.get(UNKNOWN, -1) == max(ids.values(), default=0) > 0
+    has_bad_token = any(number < 1 for number in tokens) or (is_version_2 and ids[UNKNOWN] in tokens)
+    if not (is_version_1 or is_version_2) or has_bad_token:
         ends = f"{PADDING} {ids.get(PADDING)}, {UNKNOWN} {ids.get(UNKNOWN)}, tokens from {min(tokens, default=None)}"
-        raise ValueError(f"{where}: {ends}: ids are numbered as in neither FuxiCTR 1 nor 2: {WITHOUT}")
+        raise ValueError(f"{where}: {ends}: these are the ids of neither FuxiCTR 1 nor 2. {COUNT_INSTEAD}")
 
 
-def _token(where: str, feature: Feature, key: str) -> str | None:
-    """FuxiCTR reads a column of dtype float as numbers, and writes "123.0" for 123; a client sends 123."""
+def convert_token(where: str, feature: Feature, key: str) -> str | None:
+    """Return the token of a FuxiCTR key.
+
+    FuxiCTR reads a column of dtype float as numbers and writes "123.0" for 123; a client sends 123.
+    """
     if feature.dtype != "float":
         return token(key)
     try:
         return token(float(key))
     except ValueError as error:
         raise ValueError(
-            f"{where}: token {key!r} is no finite number, but its dtype is float: write dtype: str"
+            f"{where}: token {key!r} is not a finite number, but the dtype is float. Write dtype: str."
         ) from error
 
 
-def _map_features(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """FuxiCTR 2 writes a list of one-entry mappings, FuxiCTR 1 one mapping."""
-    features = _decode(path, dict[str, Any]).get("features")
-    pairs = [list(one.items()) for one in features if isinstance(one, dict)] if isinstance(features, list) else []
-    if isinstance(features, dict):
-        pairs = [list(features.items())]
-    specs = [(name, spec) for some in pairs for name, spec in some if isinstance(spec, dict)]
-    if not specs:
-        raise ValueError(f"{path}: has no features: it is not FuxiCTR's feature_map.json")
-    return [(name, spec) for name, spec in specs if spec.get("type") != "meta"]
-
-
-def _decode(path: Path, kind: type[Any]) -> Any:
+def decode_json(path: Path, kind: type[Any]) -> Any:
+    """Return the content of a JSON file of this type."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:

@@ -1,4 +1,8 @@
-"""One column of a batch of rows -> text to count, numbers or labels; what cannot be read is refused with its line."""
+"""Converting one column of a batch of rows to text, numbers or labels, and rejecting the values that cannot be read."""
+
+import json
+import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -8,12 +12,15 @@ from numpy.typing import NDArray
 from contract.schema import Field
 from contract.tokens import absent_numbers, token
 
-NOT_A_LABEL = "a label is 0 or 1"
-NO_NUMBER = "it takes a number, or nothing where it is missing"
-
 
 class BadValueError(ValueError):
-    """row: of the batch; None when the whole column is at fault."""
+    """A value, or a whole column, that cannot be read.
+
+    Attributes:
+        column: The column's name.
+        reason: What the column holds and how to fix it: 'holds "x"; expected a number. ...'.
+        row: The position of the value in the batch; None if the whole column is wrong.
+    """
 
     def __init__(self, column: str, reason: str, row: int | None = None) -> None:
         super().__init__(reason)
@@ -23,97 +30,130 @@ class BadValueError(ValueError):
 
 
 def text_column(column: pl.Series) -> pl.Series:
-    """Strings, with the token that its value has; null is missing.
+    """Return a column as strings, each with the token of its value; null is missing.
 
     Raises:
-        BadValueError: for NaN, an infinity, and a type that no field takes.
+        BadValueError: For NaN, an infinity, or a type that no field can have.
     """
-    kind = column.dtype
-    if kind == pl.String:
+    dtype = column.dtype
+    if dtype == pl.String:
         return column
-    if kind.is_float():
-        return _float_tokens(column)
-    if kind.is_integer() or kind in (pl.Boolean, pl.Categorical, pl.Enum, pl.Null):
+    if dtype.is_float():
+        reject_first(column, ~column.is_finite().fill_null(True), "expected a finite number")
+        # The contract's rule needs Python, so it runs for each distinct value only.
+        distinct = column.drop_nulls().unique()
+        # The shortest decimal that identifies a float32: 0.1 as a client writes it, not 0.10000000149011612.
+        values = distinct.cast(pl.String).cast(pl.Float64) if dtype == pl.Float32 else distinct
+        tokens = pl.Series([token(value) for value in values.to_list()], dtype=pl.String)
+        return column.replace_strict(distinct, tokens, default=None, return_dtype=pl.String)
+    if dtype.is_integer() or dtype in (pl.Boolean, pl.Categorical, pl.Enum, pl.Null):
         return column.cast(pl.String)
-    if column.null_count() == len(column):  # then a parquet file may give it any type
+    if column.null_count() == len(column):  # a parquet file may give a column of nulls any type
         return pl.Series(column.name, [None] * len(column), dtype=pl.String)
-    raise BadValueError(column.name, f"holds {kind}: write strings, numbers, booleans or null")
+    raise BadValueError(column.name, f"has the type {dtype}; expected strings, numbers, booleans or nulls")
 
 
 def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
-    """Numbers float64 [rows]; NaN is missing.
+    """Return a column as numbers, float64 (rows); NaN is missing.
 
     Raises:
-        BadValueError: for text that is no number, NaN, an infinity, and a type that is none.
+        BadValueError: For text that is not a number, NaN, an infinity, or a type that is not numeric.
     """
     if column.dtype == pl.String:
-        numbers = numbers_in(column, field)
+        numbers = parse_numbers(column, field)
     elif column.dtype.is_numeric():
         numbers = column.cast(pl.Float64)
-        _refuse_first(column.name, ~numbers.is_finite().fill_null(True), NO_NUMBER)
+        reject_first(column, ~numbers.is_finite().fill_null(True), "expected a finite number")
     elif column.null_count() == len(column):
         numbers = pl.Series([None] * len(column), dtype=pl.Float64)
     else:
-        raise BadValueError(column.name, f"holds {column.dtype}: a numeric field takes numbers, null for missing")
-    found = numbers.fill_null(np.nan).to_numpy()
+        raise BadValueError(column.name, f"has the type {column.dtype}; expected numbers, or nulls for missing values")
+    values = numbers.fill_null(np.nan).to_numpy()
     if absent := absent_numbers(field):
-        found = np.where(np.isin(found, list(absent)), np.nan, found)
-    return found
+        values = np.where(np.isin(values, list(absent)), np.nan, values)
+    return values
 
 
-def numbers_in(text: pl.Series, field: Field) -> pl.Series:
-    """Float64; null where there is nothing, or a word that means missing. Numbers that mean it stay.
+def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
+    """Return text as float64. Empty values and the field's words for a missing value become null.
+
+    Numbers that mean a missing value are kept.
 
     Raises:
-        BadValueError: for text that is no number, NaN and an infinity.
+        BadValueError: For text that is not a number, NaN, or an infinity.
     """
     numbers = text.cast(pl.Float64, strict=False)
     if numbers.null_count() == text.null_count() and numbers.is_finite().all():
-        return numbers  # nothing to strip
+        return numbers  # there is nothing to strip
     bare = text.str.strip_chars()
     absent = bare.is_in(["", *(word.strip() for word in field.missing or ())])
     numbers = bare.cast(pl.Float64, strict=False)
-    _refuse_first(text.name, text.is_not_null() & ~absent & ~numbers.is_finite().fill_null(False), NO_NUMBER)
+    reject_first(text, text.is_not_null() & ~absent & ~numbers.is_finite().fill_null(False), "expected a number")
     return numbers.set(absent, None)
 
 
 def label_column(column: pl.Series) -> NDArray[np.uint8]:
-    """0 or 1, uint8 [rows].
+    """Return a column as labels, uint8 (rows).
 
     Raises:
-        BadValueError: for any other label.
+        BadValueError: For anything but 0 and 1.
     """
-    numbers = column.str.strip_chars() if column.dtype == pl.String else column
-    if not (numbers.dtype.is_numeric() or numbers.dtype in (pl.String, pl.Boolean, pl.Null)):
-        raise BadValueError(column.name, f"holds {column.dtype}: {NOT_A_LABEL}")
-    numbers = numbers.cast(pl.Float64, strict=False)
-    _refuse_first(column.name, ~((numbers == 0) | (numbers == 1)).fill_null(False), NOT_A_LABEL)
+    values = column.str.strip_chars() if column.dtype == pl.String else column
+    if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Boolean, pl.Null)):
+        raise BadValueError(column.name, f"has the type {column.dtype}; expected 0 or 1")
+    numbers = values.cast(pl.Float64, strict=False)
+    bad = ~((numbers == 0) | (numbers == 1)).fill_null(False)
+    if bad.any():
+        row = bad.arg_max()
+        assert row is not None
+        raise BadValueError(column.name, f"{holds(column[row])}; expected 0 or 1", row)
     return numbers.cast(pl.UInt8).to_numpy()
 
 
-def measured(field: Field, numbers: NDArray[np.float64]) -> Field:
-    """A numeric field with what its column in train says of it. Without a number mean and std stay 0 and 1, and a
-    column of one number has a std of 1."""
+def measure(field: Field, numbers: NDArray[np.float64]) -> Field:
+    """Return a numeric field with the mean, standard deviation and range of its column in train.
+
+    Without any number, mean and std stay 0 and 1. A column of one distinct number has a std of 1.
+
+    Args:
+        field: The field.
+        numbers: Its column, (rows); NaN is missing.
+    """
     present = numbers[~np.isnan(numbers)]
     if not len(present):
         return field
-    with np.errstate(over="ignore", invalid="ignore"):  # the schema refuses what overflows, by the field's name
+    with np.errstate(over="ignore", invalid="ignore"):  # the schema rejects an overflow and names the field
         mean, std = float(present.mean()), float(present.std()) or 1.0
     return msgspec.structs.replace(field, mean=mean, std=std, seen=(float(present.min()), float(present.max())))
 
 
-def _float_tokens(column: pl.Series) -> pl.Series:
-    """By the contract's rule, which needs Python; so distinct values only."""
-    bad = ~column.is_finite().fill_null(True)
-    _refuse_first(column.name, bad, "is NaN or infinite: write null for missing")
-    distinct = column.drop_nulls().unique()
-    # The shortest decimal that names a float32: 0.1 as a client writes it, not 0.10000000149011612.
-    values = distinct.cast(pl.String).cast(pl.Float64) if column.dtype == pl.Float32 else distinct
-    tokens = pl.Series([token(value) for value in values.to_list()], dtype=pl.String)
-    return column.replace_strict(distinct, tokens, default=None, return_dtype=pl.String)
+def reject_first(column: pl.Series, bad: pl.Series, expected: str) -> None:
+    """Raise BadValueError for the first bad value of a column.
+
+    Args:
+        column: The values as they are in the log.
+        bad: True where a value cannot be read.
+        expected: What the column should hold.
+    """
+    if not bad.any():
+        return
+    row = bad.arg_max()
+    assert row is not None
+    value = column[row]
+    if isinstance(value, str):
+        fix = f"Add {shown(value)} to missing = [...] or fix the file."
+    else:
+        fix = "Write null for a missing value."
+    raise BadValueError(column.name, f"{holds(value)}; {expected}. {fix}", row)
 
 
-def _refuse_first(name: str, bad: pl.Series, reason: str) -> None:
-    if bad.any():
-        row = bad.arg_max()
-        raise BadValueError(name, reason, row)
+def holds(value: Any) -> str:
+    """Return the first words of a reason."""
+    return "is empty" if value is None else f"holds {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it: text in double quotes, with its control characters escaped."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)

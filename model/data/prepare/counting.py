@@ -1,4 +1,4 @@
-"""The distinct values of one column over all batches, and the ids that they get in the end."""
+"""Numbering the distinct values of a column, and the ids that they get in the end."""
 
 import sys
 
@@ -10,50 +10,56 @@ from numpy.typing import NDArray
 from contract.schema import Field
 from contract.tokens import tokenizer
 from contract.vocabulary import FIRST, MISSING, NUL, UNKNOWN, Vocabulary, build_vocabulary
-from model.data.prepare.columns import BadValueError, numbers_in
+from model.data.prepare.columns import BadValueError, holds, parse_numbers
 
-# What str.strip() takes away.
+# The characters that str.strip() removes.
 SPACES = "".join(filter(str.isspace, map(chr, range(sys.maxunicode + 1))))
 
 
-class Values:
-    """Numbers the distinct values of a column as they come; a value is hashed once, whatever happens later."""
+class DistinctValues:
+    """The distinct values of a column, numbered in the order in which they come.
+
+    Each value of the log is hashed once. What follows works on the codes.
+    """
 
     def __init__(self) -> None:
         self._categories = pl.Categories.random("ctr-prepare", pl.UInt32)
-        # polars forgets the values when no column has them any more.
-        self._keep = pl.Series(dtype=pl.Categorical(self._categories))
+        # polars forgets the values when no column uses them any more.
+        self._reference = pl.Series(dtype=pl.Categorical(self._categories))
 
     def codes(self, text: pl.Series) -> NDArray[np.int32]:
-        """int32 [rows]: 0 is null, and code c the value distinct()[c - 1]."""
+        """Return a code for each row, int32 (rows): 0 for null, and c for the value distinct()[c - 1]."""
         codes = text.cast(pl.Categorical(self._categories)).to_physical()
         return (codes.cast(pl.Int32) + 1).fill_null(0).to_numpy()
 
     def distinct(self) -> pl.Series:
+        """Return the values in the order of their codes."""
         return self._categories.to_series()
 
 
-class UnreadableError(ValueError):
-    """A distinct value of a column that cannot be a token."""
-
-    def __init__(self, value: str, reason: str) -> None:
-        super().__init__(reason)
-        self.value = value
-        self.reason = reason
-
-
-def number_tokens(
+def count_tokens(
     distinct: pl.Series, rows: NDArray[np.int64], field: Field, min_count: int
 ) -> tuple[Vocabulary, NDArray[np.int32]]:
-    """The vocabulary, and the id of each code (see Values), int32 [1 + distinct values].
+    """Return a field's vocabulary, and the id of each code, int32 (1 + distinct values).
 
-    The vocabulary has the tokens seen at least `min_count` times, the most frequent first, ties in the order of the
-    tokens. rows: of train, for each code.
+    The vocabulary has the tokens with at least `min_count` rows: the most frequent first, ties in the tokens' order.
+
+    Args:
+        distinct: The values (see DistinctValues).
+        rows: How many rows of train have each code.
+        field: The field.
+        min_count: The fewest rows that a token needs.
 
     Raises:
-        UnreadableError: for a value with a NUL character, or that is no number where one is wanted.
+        BadValueError: For a value that cannot be a token. Its row is a position in `distinct`.
     """
-    tokens, codes = _numbered(_tokens(distinct, field), distinct)
+    tokens = tokenize(distinct, field)
+    if tokens is distinct:
+        codes = np.arange(1, 1 + len(distinct), dtype=np.int32)
+    else:  # two values may be one token: "x" and " x "
+        values = DistinctValues()
+        codes = values.codes(tokens)
+        tokens = values.distinct()
     counts = np.bincount(codes, rows[1:], len(tokens) + 1).astype(np.int64)
     kept = np.flatnonzero(counts[1:] >= min_count) + 1
     ranked = pl.DataFrame({"code": kept, "token": tokens.gather(kept - 1), "rows": counts[kept]})
@@ -64,41 +70,25 @@ def number_tokens(
     return build_vocabulary(ranked["token"].to_list()), np.append(np.int32(MISSING), ids[codes])
 
 
-def ids_in(vocabulary: Vocabulary, distinct: pl.Series, field: Field) -> NDArray[np.int32]:
-    """The id of each code in a vocabulary that is given, as number_tokens() for one that is counted."""
-    tokens = _tokens(distinct, field).to_list()
-    return np.array([MISSING, *(MISSING if one is None else vocabulary(one) for one in tokens)], np.int32)
+def look_up_tokens(vocabulary: Vocabulary, distinct: pl.Series, field: Field) -> NDArray[np.int32]:
+    """Return the id of each code in a given vocabulary, int32 (1 + distinct values). Raises as count_tokens()."""
+    tokens = tokenize(distinct, field).to_list()
+    return np.array([MISSING, *(MISSING if token is None else vocabulary(token) for token in tokens)], np.int32)
 
 
-def _tokens(distinct: pl.Series, field: Field) -> pl.Series:
-    nul = distinct.filter(distinct.str.contains(NUL, literal=True))
-    if len(nul):
-        raise UnreadableError(nul[0], "no vocabulary keeps a NUL character, remove it")
+def tokenize(distinct: pl.Series, field: Field) -> pl.Series:
+    """Return the token of each distinct value; null is missing. Raises as count_tokens()."""
+    if (nul := distinct.str.contains(NUL, literal=True)).any():
+        row = nul.arg_max()
+        assert row is not None
+        reason = f"{holds(distinct[row])}; a token cannot contain NUL (U+0000). Remove the character."
+        raise BadValueError(distinct.name, reason, row)
     read = tokenizer(field)
     if field.transform is not UNSET:
-        return pl.Series([read(value) for value in _numbers(distinct, field)], dtype=pl.String)
-    # Python reads only what is no token as it stands: millions of hashed ids are.
+        numbers: list[float | None] = parse_numbers(distinct, field).to_list()
+        return pl.Series([read(number) for number in numbers], dtype=pl.String)
+    # Most values are their own token, for example millions of hashed ids. Only the others go through Python.
     bare = distinct.str.strip_chars(SPACES)
-    strange = distinct.filter((bare != distinct) | bare.is_in(["", *(field.missing or ())]))
-    tokens = pl.Series([read(value) for value in strange.to_list()], dtype=pl.String)
-    return distinct.replace(strange, tokens) if len(strange) else distinct
-
-
-def _numbered(tokens: pl.Series, distinct: pl.Series) -> tuple[pl.Series, NDArray[np.int32]]:
-    """Distinct tokens, and the code of each value's token among them, as Values has it."""
-    if tokens is distinct:
-        return distinct, np.arange(1, 1 + len(distinct), dtype=np.int32)
-    values = Values()  # two values may be one token: "x" and " x "
-    codes = values.codes(tokens)
-    return values.distinct(), codes
-
-
-def _numbers(distinct: pl.Series, field: Field) -> list[float | None]:
-    """Of text; None for what is missing."""
-    try:
-        numbers: list[float | None] = numbers_in(distinct, field).to_list()
-    except BadValueError as error:
-        if error.row is None:
-            raise
-        raise UnreadableError(distinct[error.row], error.reason) from error
-    return numbers
+    others = distinct.filter((bare != distinct) | bare.is_in(["", *(field.missing or ())]))
+    tokens = pl.Series([read(value) for value in others.to_list()], dtype=pl.String)
+    return distinct.replace(others, tokens) if len(others) else distinct

@@ -1,38 +1,28 @@
-"""ctr-prepare: a raw log -> schema, vocabulary and columns, as training reads them."""
+"""Preparing a log: from a reader's frames to the schema, vocabularies and arrays that training reads."""
 
-import argparse
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgspec
 import numpy as np
 import polars as pl
-from msgspec import UNSET
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, Field, write_schema
-from contract.tokens import Numbers
-from contract.vocabulary import FIRST, MISSING, UNKNOWN, Vocabulary, open_vocabulary
+from contract.vocabulary import Vocabulary, open_vocabulary
 from model.atomic_folder import check_replaceable, new_folder
-from model.data.data_folder import add_data_argument
-from model.data.prepare.columns import measured
-from model.data.prepare.counting import UnreadableError, Values, ids_in, number_tokens
+from model.data.prepare.columns import BadValueError, measure
+from model.data.prepare.counting import DistinctValues, count_tokens, look_up_tokens
 from model.data.prepare.prepared import LOG, LogFacts, Prepared, SplitFacts, read_prepared
-from model.data.prepare.reading import column_file, find_line, read_split
-from model.data.prepare.writing import GrowingArray, chunks
+from model.data.prepare.reading import column_file, find_value, read_split
+from model.data.prepare.summary import useless_fields
+from model.data.prepare.writing import read_chunks, write_ids, write_values
 from model.data.readers import avazu, criteo, frappe, generated, movielens, table
 from model.data.readers.log import Log
-from model.data_config import Data, read_data
-
-CHUNK = 16_000  # rows: a block of 26 columns stays in a processor's cache
+from model.data_config import Data
 
 READERS: dict[str, Callable[[Path, Data], Log]] = {
     "avazu": avazu.read,
@@ -48,233 +38,131 @@ READERS: dict[str, Callable[[Path, Data], Log]] = {
     "table": table.read,
 }
 
-MOSTLY = 0.8  # a log split by time may lack most of its last day's ads, hardly all
-CAPTION = "missing: in train; unknown: in test, not in the vocabulary\n"
-
 
 def prepare(root: Path, data: Data) -> Prepared:
-    """Reads the log at root/<data.folder> and writes root/<data.prepared>, whole or not at all.
+    """Read the log in root/<data.folder> and write root/<data.prepared>, complete or not at all.
+
+    Args:
+        root: The folder in which an experiment's paths begin.
+        data: The experiment's [data] section.
 
     Raises:
-        ValueError: naming file, split, field or value, for a log that cannot be read.
+        ValueError: If the log cannot be read. The message names the file and, where there is one, line and column.
     """
-    target, given = root / data.prepared, root / data.vocabulary if data.vocabulary else None
+    target, vocabulary = root / data.prepared, root / data.vocabulary if data.vocabulary else None
     check_replaceable(target, SCHEMA)  # before the long part
-    if given and not given.is_dir():
-        raise ValueError(f"{given}: there is no such folder: vocabulary = {data.vocabulary!r} names it below --data")
+    if vocabulary and not vocabulary.is_dir():
+        raise ValueError(f'{vocabulary}: no such folder. vocabulary = "{data.vocabulary}" names it relative to --data.')
     log = READERS[data.reader](root / data.folder, data)
-    write_prepared(target, log, data, given)
+    write_prepared(target, log, data, vocabulary)
     return read_prepared(target)
 
 
-def write_prepared(target: Path, log: Log, data: Data, given: Path | None = None) -> None:
-    """given: a folder of vocabularies to use; without it they are counted."""
+def write_prepared(target: Path, log: Log, data: Data, vocabulary: Path | None = None) -> None:
+    """Write a prepared log, complete or not at all.
+
+    Args:
+        target: The folder to write.
+        log: The log.
+        data: The [data] section that the log was read with.
+        vocabulary: A folder of vocabularies to use. Without it, tokens are counted.
+
+    Raises:
+        ValueError: If the log cannot be read or the folder cannot be written.
+    """
     try:
         with new_folder(target, marker=SCHEMA) as folder, TemporaryDirectory(dir=folder) as scratch:
-            _write(folder, Path(scratch), log, data, given)
-    except (OSError, RuntimeError) as error:  # marisa raises the second when it cannot write
+            fill_folder(folder, Path(scratch), log, data, vocabulary)
+    except (OSError, RuntimeError) as error:  # marisa raises RuntimeError when it cannot write
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"{target}: cannot be written: {reason}: nothing is left of it, make room and repeat"
-        ) from error
+        raise ValueError(f"{target}: cannot be written: {reason}. The partial output was removed.") from error
 
 
-def _write(folder: Path, scratch: Path, log: Log, data: Data, given: Path | None) -> None:
+def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path | None) -> None:
+    """Write all files of a prepared log.
+
+    Args:
+        folder: The prepared log.
+        scratch: A folder for temporary files, removed afterwards.
+        log: The log.
+        data: The [data] section.
+        given: A folder of vocabularies to use, or None.
+    """
     categorical = [field for field in log.fields if field.kind == "categorical"]
-    values = {field.name: Values() for field in categorical}
+    values = {field.name: DistinctValues() for field in categorical}
     (folder / VOCABULARY).mkdir()
 
-    def number(field: Field) -> NDArray[np.int32]:
-        vocabulary, ids = _number(field, values.pop(field.name), log, data, scratch, given)
+    def number_values(field: Field) -> NDArray[np.int32]:
+        """Write a field's vocabulary and return the id of each code."""
+        # pop() frees the field's distinct values as soon as they are numbered.
+        vocabulary, ids = make_vocabulary(field, values.pop(field.name), log, data, scratch, given)
         vocabulary.save(folder / VOCABULARY, field.name)
         return ids
+
+    def measured(field: Field) -> Field:
+        if field.kind == "categorical":
+            return field
+        return measure(field, np.load(column_file(scratch, "train", field.name)))
 
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         for split in log.splits:
             read_split(log, split, values, scratch, pool)
-        ids = dict(zip((field.name for field in categorical), pool.map(number, categorical), strict=True))
-        schema = FeatureSchema(tuple(pool.map(_measure, log.fields, repeat(scratch))))
+        ids = dict(zip((field.name for field in categorical), pool.map(number_values, categorical), strict=True))
+        schema = FeatureSchema(tuple(pool.map(measured, log.fields)))
         write_schema(schema, folder / SCHEMA)
         missing: dict[str, dict[str, float]] = {}
         splits: dict[str, SplitFacts] = {}
         for split in log.splits:
-            jobs = [
-                pool.submit(_write_ids, folder, scratch, split, schema, ids),
-                pool.submit(_write_values, folder, scratch, split, schema),
-            ]
-            missing[split] = jobs[0].result() | jobs[1].result()
-            splits[split] = _write_labels(folder, scratch, split)
-    for name, column in _extra(log):
-        np.save(folder / f"test.{name}.npy", column)
+            splits[split], missing[split] = write_split(folder, scratch, split, schema, ids, pool)
+    if log.extra:
+        extra = log.splits["test"].select(log.extra).collect(engine="streaming")
+        for name in log.extra:
+            np.save(folder / f"test.{name}.npy", extra[name].to_numpy())
     facts = LogFacts(data, {field.name: missing["train"][field.name] for field in log.fields}, splits)
     (folder / LOG).write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
-    if data.reader == "table" and (useless := useless_fields(read_prepared(folder))):
-        raise ValueError(f"{log.paths['train']}: {useless[0]}")
+    # A published log may have such a field on some day or in a sample. In your own log it is a mistake.
+    if data.reader == "table" and (messages := useless_fields(read_prepared(folder))):
+        raise ValueError(f"{log.paths['train']}: {messages[0]}")
 
 
-def _number(
-    field: Field, values: Values, log: Log, data: Data, scratch: Path, given: Path | None
+def make_vocabulary(
+    field: Field, values: DistinctValues, log: Log, data: Data, scratch: Path, given: Path | None
 ) -> tuple[Vocabulary, NDArray[np.int32]]:
-    """The vocabulary, and the id of each code."""
+    """Return a field's vocabulary, counted in train or given, and the id of each code.
+
+    Raises:
+        ValueError: If a value cannot be a token. The message names the file, line and column.
+    """
     distinct = values.distinct()
     rows = np.zeros(len(distinct) + 1, np.int64)
-    for codes in chunks(column_file(scratch, "train", field.name), CHUNK):
+    for codes in read_chunks(column_file(scratch, "train", field.name)):
         rows += np.bincount(codes, minlength=len(rows))
     try:
         if given:
             vocabulary = open_vocabulary(given, field.name)
-            return vocabulary, ids_in(vocabulary, distinct, field)
-        return number_tokens(distinct, rows, field, data.min_count_of(field.name))
-    except UnreadableError as error:
-        place = find_line(log, field.name, error.value)
-        raise ValueError(f"{place}: column {field.name!r} holds {error.value!r}: {error.reason}") from error
+            return vocabulary, look_up_tokens(vocabulary, distinct, field)
+        return count_tokens(distinct, rows, field, data.min_count_of(field.name))
+    except BadValueError as error:
+        where = str(log.paths["train"]) if error.row is None else find_value(log, field.name, distinct[error.row])
+        raise ValueError(f'{where}: column "{field.name}" {error.reason}') from error
 
 
-def _write_labels(folder: Path, scratch: Path, split: str) -> SplitFacts:
+def write_split(
+    folder: Path, scratch: Path, split: str, schema: FeatureSchema, ids: Mapping[str, NDArray[np.int32]], pool: Executor
+) -> tuple[SplitFacts, dict[str, float]]:
+    """Write a split's ids, values and labels.
+
+    Returns:
+        The number of rows and the click rate, and the share of missing values by field.
+    """
     path = folder / f"{split}.labels.npy"
     (scratch / path.name).rename(path)
     labels = np.load(path)
-    return SplitFacts(len(labels), float(labels.mean()))
-
-
-def _measure(field: Field, scratch: Path) -> Field:
-    if field.kind == "categorical":
-        return field
-    return measured(field, np.load(column_file(scratch, "train", field.name)))
-
-
-def _write_ids(
-    folder: Path, scratch: Path, split: str, schema: FeatureSchema, ids: Mapping[str, NDArray[np.int32]]
-) -> dict[str, float]:
-    """<split>.ids.npy, int32 [rows, categorical fields]. Returns the share of missing values by field."""
-    names = [field.name for field in schema.select("categorical")]
-    missing = np.zeros(len(names))
-    with GrowingArray(folder / f"{split}.ids.npy", np.int32, len(names)) as array:
-        for codes in zip(*(chunks(column_file(scratch, split, name), CHUNK) for name in names), strict=True):
-            columns = [ids[name][column] for name, column in zip(names, codes, strict=True)]
-            missing += [np.count_nonzero(column == MISSING) for column in columns]
-            array.append(np.stack(columns, axis=1))
-    return dict(zip(names, (missing / array.rows).tolist(), strict=True))
-
-
-def _write_values(folder: Path, scratch: Path, split: str, schema: FeatureSchema) -> dict[str, float]:
-    """<split>.values.npy, float32 [rows, numeric fields]. Returns the share of missing values by field."""
-    fields = schema.select("numeric")
-    scale = Numbers(fields)
-    missing = np.zeros(len(fields))
-    with GrowingArray(folder / f"{split}.values.npy", np.float32, len(fields)) as array:
-        if not fields:
-            array.append(np.empty((_rows(scratch, split, schema), 0)))
-        for columns in zip(*(chunks(column_file(scratch, split, f.name), CHUNK) for f in fields), strict=True):
-            numbers = np.stack(columns, axis=1)
-            missing += np.isnan(numbers).sum(0)
-            array.append(scale.normalise(numbers))
-    return dict(zip([field.name for field in fields], (missing / array.rows).tolist(), strict=True))
-
-
-def _rows(scratch: Path, split: str, schema: FeatureSchema) -> int:
-    return len(np.load(column_file(scratch, split, schema.select("categorical")[0].name), mmap_mode="r"))
-
-
-def _extra(log: Log) -> Iterator[tuple[str, NDArray[Any]]]:
-    if log.extra:
-        frame = log.splits["test"].select(log.extra).collect(engine="streaming")
-        yield from ((name, frame[name].to_numpy()) for name in log.extra)
-
-
-def summary(prepared: Prepared) -> Table:
-    """One line a field, for the reader's eye: a column that is all unknown or all missing shows here."""
-    rows = ", ".join(
-        f"{name} {f.rows:,} rows with {f.click_rate:.2%} clicks" for name, f in prepared.facts.splits.items()
+    categorical, numeric = ([f.name for f in schema.select(kind)] for kind in ("categorical", "numeric"))
+    files = {name: column_file(scratch, split, name) for name in (*categorical, *numeric)}
+    codes, numbers = {name: files[name] for name in categorical}, [files[name] for name in numeric]
+    missing_ids = pool.submit(write_ids, folder / f"{split}.ids.npy", codes, ids)
+    missing_values = pool.submit(
+        write_values, folder / f"{split}.values.npy", numbers, schema.select("numeric"), len(labels)
     )
-    lines = Table("field", "side", "kind", "values", "missing", "unknown", caption=CAPTION + rows)
-    unknown = dict(zip(_names(prepared), _unknown(prepared), strict=True))
-    sizes = dict(zip(_names(prepared), prepared.vocabulary_sizes, strict=True))
-    for field in prepared.schema.fields:
-        missing = f"{prepared.facts.missing[field.name]:.1%}"
-        if field.kind == "categorical":
-            values, strange = f"{sizes[field.name] - FIRST:,} tokens", f"{unknown[field.name]:.2%}"
-        else:
-            values, strange = f"{field.mean:.4g} ± {field.std:.4g}", ""
-        lines.add_row(field.name, field.side, field.kind, values, missing, strange)
-    return lines
-
-
-def useless_fields(prepared: Prepared) -> list[str]:
-    """What is wrong with each field that tells a model nothing. An own log has to leave it out; of a published one, a
-    day or a sample may be like that."""
-    said = []
-    ids = prepared.split("train")[0]
-    for column, (name, size) in enumerate(zip(_names(prepared), prepared.vocabulary_sizes, strict=True)):
-        missing = prepared.facts.missing[name]
-        if size == FIRST:
-            why = (
-                "it is missing in every row of train" if missing == 1 else "no value is there min_count times in train"
-            )
-            said.append(f"column {name!r} has no token: {why}: lower min_count, or remove the field")
-        elif size == FIRST + 1 and not missing and not (ids[:, column] == UNKNOWN).any():
-            ((token, _),) = open_vocabulary(prepared.vocabulary, name).items()
-            said.append(f"column {name!r} holds {token!r} in every row of train: it tells a model nothing, remove it")
-    for field in prepared.schema.select("numeric"):
-        if field.seen is UNSET:
-            said.append(f"column {field.name!r} has no number: it is missing in every row of train: remove the field")
-        elif field.seen[0] == field.seen[1]:
-            what = f"column {field.name!r} holds {field.seen[0]:g} wherever train has a number"
-            said.append(f"{what}: no weight can be trained on it, remove it or make it categorical")
-    return said
-
-
-def warnings(prepared: Prepared) -> list[str]:
-    """Of what need not be an error."""
-    fields = zip(_names(prepared), prepared.vocabulary_sizes, _unknown(prepared), strict=True)
-    lacking = [
-        f"column {name!r}: the vocabulary lacks {share:.2%} of test's values: is it another log's?"
-        for name, size, share in fields
-        if size > FIRST and share > MOSTLY
-    ]
-    return [*useless_fields(prepared), *lacking]
-
-
-def _unknown(prepared: Prepared) -> NDArray[np.float64]:
-    """The share of unknown values in test, of each categorical field."""
-    share: NDArray[np.float64] = np.mean(prepared.split("test")[0] == UNKNOWN, axis=0)
-    return share
-
-
-def _names(prepared: Prepared) -> list[str]:
-    return [field.name for field in prepared.schema.select("categorical")]
-
-
-def _data_of(options: argparse.Namespace) -> Data:
-    if options.config is not None:
-        return read_data(options.config)
-    from model.experiment_config import read_experiment  # with torch: nothing else here needs it
-
-    return read_experiment(options.experiment).data
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ctr-prepare", description=__doc__)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("experiment", type=Path, nargs="?", help="an experiment's TOML file")
-    which.add_argument("--config", type=Path, metavar="TOML", help="the same, or a file with its [data] alone")
-    add_data_argument(parser)
-    options = parser.parse_args(arguments)
-    try:
-        prepared = prepare(options.data, _data_of(options))
-    except (OSError, ValueError) as error:
-        print(f"ctr-prepare: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ctr-prepare: interrupted: nothing is written", file=sys.stderr)
-        return 130  # as a shell tells it
-    console = Console()
-    console.print(summary(prepared))
-    for line in warnings(prepared):
-        console.print(f"warning: {line}", style="bold yellow", soft_wrap=True)
-    console.print(f"wrote {prepared.folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return SplitFacts(len(labels), float(labels.mean())), missing_ids.result() | missing_values.result()

@@ -17,12 +17,20 @@ LOG = "log.json"
 
 
 class SplitFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The size and the click rate of a split."""
+
     rows: int
     click_rate: float
 
 
 class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What prepare read, by which [data] section. missing: field -> share of train's rows."""
+    """The content of log.json.
+
+    Attributes:
+        data: The [data] section that the log was prepared with.
+        missing: The share of missing values in train, by field.
+        splits: By the names in SPLITS.
+    """
 
     data: Data
     missing: dict[str, float]
@@ -31,7 +39,14 @@ class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Prepared:
-    """An opened folder. vocabulary_sizes: for each categorical field in schema order, ids 0 and 1 included."""
+    """A prepared log.
+
+    Attributes:
+        folder: Its folder.
+        schema: Its fields.
+        vocabulary_sizes: The number of ids of each categorical field in the schema's order, with ids 0 and 1.
+        facts: What ctr-prepare measured.
+    """
 
     folder: Path
     schema: FeatureSchema
@@ -40,52 +55,61 @@ class Prepared:
 
     @property
     def vocabulary(self) -> Path:
-        """The folder with <field>.marisa and <field>.ids.npy, as a bundle takes it."""
+        """The folder with <field>.marisa and <field>.ids.npy, in the form that a bundle has."""
         return self.folder / VOCABULARY
 
     def split(self, name: str) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
-        """ids int32 [rows, categorical fields], memory-mapped; values float32 [rows, numeric fields],
-        normalised, memory-mapped; labels float32 [rows], 0 or 1.
+        """Return the arrays of a split.
+
+        Returns:
+            ids int32 (rows, categorical fields), memory-mapped; normalized values float32 (rows, numeric fields),
+            memory-mapped; labels float32 (rows), 0 or 1.
 
         Raises:
-            ValueError: naming the file, for one that is damaged or of another shape.
+            ValueError: If a file is damaged or has another shape. The message names the file.
         """
         labels = self._load(f"{name}.labels.npy", np.uint8, ())
         ids = self._load(f"{name}.ids.npy", np.int32, (len(self.vocabulary_sizes),))
         values = self._load(f"{name}.values.npy", np.float32, (len(self.schema.select("numeric")),))
         if not len(labels) == len(ids) == len(values):
-            raise ValueError(f"{self.folder}: {name}'s files have different numbers of rows: run ctr-prepare again")
+            raise ValueError(
+                f"{self.folder}: the files of {name} have different numbers of rows. Run ctr-prepare again."
+            )
         return ids, values, labels.astype(np.float32)
 
     def column(self, split: str, name: str) -> NDArray[Any]:
-        """One of the columns that the log's reader carries along, [rows].
+        """Return a column that the reader kept although it is not a feature, (rows).
 
         Raises:
-            ValueError: when the log has no such column.
+            ValueError: If the log has no such column.
         """
         return self._load(f"{split}.{name}.npy")
 
-    def _load(self, file: str, kind: type | None = None, columns: tuple[int, ...] | None = None) -> NDArray[Any]:
-        """kind, columns: what the array must be of; None is anything."""
+    def _load(self, file: str, dtype: type | None = None, columns: tuple[int, ...] | None = None) -> NDArray[Any]:
+        """Return an array after checking its type and the shape of its rows, where these are given."""
         try:
             array: NDArray[Any] = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{self.folder / file}: {error}: run ctr-prepare again") from error
-        if (kind is not None and array.dtype != kind) or (columns is not None and array.shape[1:] != columns):
+            raise ValueError(f"{self.folder / file}: {error}. Run ctr-prepare again.") from error
+        if (dtype is not None and array.dtype != dtype) or (columns is not None and array.shape[1:] != columns):
             found = f"{array.dtype} {list(array.shape)}"
-            raise ValueError(f"{self.folder / file}: {found} is not what was written: run ctr-prepare again")
+            raise ValueError(f"{self.folder / file}: {found} is not what ctr-prepare wrote. Run ctr-prepare again.")
         return array
 
 
 def read_prepared(folder: Path) -> Prepared:
-    """Raises ValueError, naming the folder, when ctr-prepare has not written it or it is not whole."""
+    """Open a prepared log.
+
+    Raises:
+        ValueError: If ctr-prepare did not write the folder, or a file is missing. The message names the folder.
+    """
     if not (folder / SCHEMA).is_file():
-        raise ValueError(f"{folder}: no prepared log. Make it with: ctr-prepare EXPERIMENT.toml --data DIR")
+        raise ValueError(f"{folder}: not a prepared log. Make it with: ctr-prepare EXPERIMENT.toml --data DIR")
     try:
         schema = read_schema(folder / SCHEMA)
         facts = msgspec.json.decode((folder / LOG).read_bytes(), type=LogFacts)
         names = [field.name for field in schema.select("categorical")]
         sizes = tuple(len(open_vocabulary(folder / VOCABULARY, name)) for name in names)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: {error}: run ctr-prepare again") from error
+        raise ValueError(f"{folder}: {error}. Run ctr-prepare again.") from error
     return Prepared(folder, schema, sizes, facts)

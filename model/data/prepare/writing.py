@@ -1,6 +1,6 @@
-"""Arrays that grow on disk, so that no log has to fit into memory."""
+"""Writing a prepared log's arrays piece by piece, so that a log need not fit into memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -8,14 +8,27 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from contract.schema import Field
+from contract.tokens import Numbers
+from contract.vocabulary import MISSING
+
+CHUNK_ROWS = 16_000  # 26 columns of them fit into a processor's cache
+
 
 class GrowingArray:
-    """Writes a .npy file rows by rows; the number of rows goes into its header at the end.
+    """A .npy file that is written a few rows at a time.
 
-    columns: of a matrix; None makes a vector.
+    The header has a fixed size, so that the number of rows is filled in at the end.
     """
 
     def __init__(self, path: Path, dtype: DTypeLike, columns: int | None = None) -> None:
+        """Open the file.
+
+        Args:
+            path: The file.
+            dtype: The type of its numbers.
+            columns: The number of columns of a matrix; None writes a vector.
+        """
         self._dtype = np.dtype(dtype)
         self._columns = () if columns is None else (columns,)
         self.rows = 0
@@ -33,7 +46,7 @@ class GrowingArray:
                 self._write_header()
 
     def append(self, rows: NDArray[Any]) -> None:
-        """rows [n] or [n, columns]."""
+        """Write rows, (n) or (n, columns)."""
         assert rows.shape[1:] == self._columns
         self._file.write(np.ascontiguousarray(rows, self._dtype).reshape(-1).data)
         self.rows += len(rows)
@@ -44,10 +57,51 @@ class GrowingArray:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-def chunks(path: Path, rows: int) -> Iterator[NDArray[Any]]:
-    """A vector's .npy file, so many rows at a time, read and not mapped: a mapped page counts as this process's."""
+def read_chunks(path: Path) -> Iterator[NDArray[Any]]:
+    """Yield the .npy file of a vector, CHUNK_ROWS at a time.
+
+    The file is read, not mapped: mapped pages would count as this process's memory.
+    """
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         _, _, dtype = np.lib.format.read_array_header_1_0(file)
-        while block := file.read(rows * dtype.itemsize):
+        while block := file.read(CHUNK_ROWS * dtype.itemsize):
             yield np.frombuffer(block, dtype)
+
+
+def write_ids(path: Path, columns: Mapping[str, Path], ids: Mapping[str, NDArray[np.int32]]) -> dict[str, float]:
+    """Write a split's ids, int32 (rows, categorical fields), and return the share of missing values by field.
+
+    Args:
+        path: The file to write.
+        columns: The file of codes of each categorical field, in the schema's order.
+        ids: The id of each code, by field.
+    """
+    missing = np.zeros(len(columns))
+    with GrowingArray(path, np.int32, len(columns)) as array:
+        for chunk in zip(*map(read_chunks, columns.values()), strict=True):
+            id_columns = [ids[name][codes] for name, codes in zip(columns, chunk, strict=True)]
+            missing += [np.count_nonzero(column == MISSING) for column in id_columns]
+            array.append(np.stack(id_columns, axis=1))
+    return dict(zip(columns, (missing / array.rows).tolist(), strict=True))
+
+
+def write_values(path: Path, columns: Sequence[Path], fields: Sequence[Field], rows: int) -> dict[str, float]:
+    """Write a split's normalized numbers, float32 (rows, numeric fields), and return the share of missing ones.
+
+    Args:
+        path: The file to write.
+        columns: The file of numbers of each numeric field.
+        fields: The numeric fields, measured.
+        rows: The number of rows.
+    """
+    numbers = Numbers(fields)
+    missing = np.zeros(len(fields))
+    with GrowingArray(path, np.float32, len(fields)) as array:
+        if not fields:
+            array.append(np.empty((rows, 0)))
+        for chunk in zip(*map(read_chunks, columns), strict=True):
+            values = np.stack(chunk, axis=1)
+            missing += np.isnan(values).sum(0)
+            array.append(numbers.normalize(values))
+    return dict(zip([field.name for field in fields], (missing / rows).tolist(), strict=True))

@@ -1,9 +1,9 @@
-"""Frappe (Frappe_x1): which app somebody uses, and in which situation."""
+"""The reader for Frappe (Frappe_x1): which app a person uses, and in which situation."""
 
 from pathlib import Path
 
 from contract.schema import Field, Side
-from model.data.readers.log import SPLITS, Log, declared, scan_parquet
+from model.data.readers.log import SPLITS, Log, apply_field_specs, scan_parquet
 from model.data.readers.published import find_splits, scan_table
 from model.data_config import Data
 
@@ -21,32 +21,30 @@ SIDES: dict[str, Side] = {
     "country": "context",
     "city": "context",
 }
-PUBLISHED_X1 = "Frappe_x1 is published at huggingface.co/datasets/reczoo/Frappe_x1"
-WAY_OUT = "Frappe may not be passed on: the README says where it is published and how to lay it out"
+FIELDS = tuple(Field(name, side) for name, side in SIDES.items())
+PUBLISHED_X1 = "Frappe_x1 is published at huggingface.co/datasets/reczoo/Frappe_x1."
+HINT = "Frappe may not be redistributed. The documentation says where it is published and how to lay out the files."
 
 
 def read(folder: Path, data: Data) -> Log:
-    """Reads {train,valid,test}.parquet with the values in words.
+    """Return the log in {train,valid,test}.parquet, whose values are words.
 
     Raises:
-        ValueError: naming the file, for a missing one, or a missing column.
+        ValueError: If a file or a column is missing.
     """
     paths = {split: folder / f"{split}.parquet" for split in SPLITS}
-    splits = {split: scan_parquet(path, [LABEL, *SIDES], WAY_OUT) for split, path in paths.items()}
-    return Log(_fields(data), LABEL, splits, paths)
+    splits = {split: scan_parquet(path, [LABEL, *SIDES], HINT) for split, path in paths.items()}
+    return Log(apply_field_specs(FIELDS, data), LABEL, splits, paths)
 
 
 def read_x1(folder: Path, data: Data) -> Log:
-    """Reads Frappe_x1's {train,valid,test}.csv, or x1_ids_{train,valid,test}.csv.gz: the same rows as numbers, of which
-    each belongs to one field.
+    """Return the log in Frappe_x1's {train,valid,test}.csv or x1_ids_{train,valid,test}.csv.gz.
+
+    These are the same rows with numbers as values; each number belongs to one field.
 
     Raises:
-        ValueError: naming the file, for a missing one, or a missing column.
+        ValueError: If a file or a column is missing.
     """
     paths = find_splits(folder, ["{}.csv", "{}.csv.gz", "x1_ids_{}.csv.gz"], PUBLISHED_X1)
     splits = {split: scan_table(path, (LABEL, *SIDES)) for split, path in paths.items()}
-    return Log(_fields(data), LABEL, splits, paths)
-
-
-def _fields(data: Data) -> tuple[Field, ...]:
-    return declared([Field(name, side) for name, side in SIDES.items()], data)
+    return Log(apply_field_specs(FIELDS, data), LABEL, splits, paths)

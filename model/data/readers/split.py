@@ -1,15 +1,16 @@
-"""Train, valid and test of a log that is published in one piece: by row and seed, or by day."""
+"""Splitting a log that is published as one file: at random by row, or by day."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import polars as pl
 
 from model.data.readers.log import LINE
 
 SHARES = (8, 1, 1)  # train : valid : test
-FEWEST_DAYS = 3
+MIN_DAYS = 3
 
-# SplitMix64 (Steele, Lea and Flood 2014): polars' own hash may differ from one version to the next.
+# SplitMix64 (Steele, Lea and Flood 2014). polars' own hash may differ from one version to the next.
 GOLDEN = 0x9E3779B97F4A7C15
 STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shift right and xor, then multiply
 WORD = 2**64
@@ -17,10 +18,10 @@ DRAW = "__draw__"
 
 
 def split_by_row(frame: pl.LazyFrame, seed: int) -> Mapping[str, pl.LazyFrame]:
-    """About 8, 1 and 1 rows of ten, drawn by a hash of the row's number in its file and the seed.
+    """Return train, valid and test with about 8, 1 and 1 of ten rows, drawn at random.
 
-    No row is held in memory, the same file and seed make the same split in every run, and each part keeps the
-    order of the file.
+    The draw is a hash of the seed and the row's number in its file: the same file and seed give the same split in every
+    run, and no row is held in memory. Each split keeps the order of the file.
     """
     drawn = with_draw(frame, seed)
     train, valid = (pl.lit(edge, pl.UInt64) for edge in edges())
@@ -29,37 +30,40 @@ def split_by_row(frame: pl.LazyFrame, seed: int) -> Mapping[str, pl.LazyFrame]:
     return {split: drawn.filter(part).drop(DRAW) for split, part in parts.items()}
 
 
-def split_by_day(frame: pl.LazyFrame, day: pl.Expr, where: object) -> Mapping[str, pl.LazyFrame]:
-    """The last day is test, the one before it valid, all earlier ones train.
+def split_by_day(frame: pl.LazyFrame, day: pl.Expr, path: Path) -> Mapping[str, pl.LazyFrame]:
+    """Return the last day as test, the day before it as valid, and all earlier days as train.
 
-    day: an expression over `frame`, larger for a later day. where: names the log in the error.
+    Args:
+        frame: The log.
+        day: An expression over `frame` that is larger for a later day.
+        path: The log's file, for the error.
 
     Raises:
-        ValueError: for fewer than three days.
+        ValueError: If there are fewer than three days.
     """
     days = sorted(frame.select(day.unique().alias("day")).collect(engine="streaming")["day"].to_list())
-    if len(days) < FEWEST_DAYS:
-        raise ValueError(f'{where}: holds {len(days)} days, split = "time" needs {FEWEST_DAYS}: use split = "row"')
-    valid, test = (pl.lit(one) for one in days[-2:])
+    if len(days) < MIN_DAYS:
+        raise ValueError(f'{path}: has {len(days)} days; split = "time" needs {MIN_DAYS}. Use split = "row".')
+    valid, test = (pl.lit(last) for last in days[-2:])
     parts = {"train": day < valid, "valid": day == valid, "test": day == test}
     return {split: frame.filter(part) for split, part in parts.items()}
 
 
 def with_draw(frame: pl.LazyFrame, seed: int) -> pl.LazyFrame:
-    """With column DRAW, uint64: for the row at LINE n, output n of SplitMix64 started at the seed."""
-    start = pl.col(LINE).cast(pl.UInt64) * _word(GOLDEN) + _word(seed % WORD)
-    drawn = frame.with_columns(start.alias(DRAW))
+    """Return the frame with a column DRAW, uint64. The row at LINE n has output n of SplitMix64 started at the seed."""
+    drawn = frame.with_columns((pl.col(LINE).cast(pl.UInt64) * uint64(GOLDEN) + uint64(seed % WORD)).alias(DRAW))
     for shift, factor in STEPS:
-        shifted = pl.col(DRAW) // _word(2**shift)
-        drawn = drawn.with_columns(((pl.col(DRAW) ^ shifted) * _word(factor)).alias(DRAW))
+        shifted = pl.col(DRAW) // uint64(2**shift)
+        drawn = drawn.with_columns(((pl.col(DRAW) ^ shifted) * uint64(factor)).alias(DRAW))
     return drawn
 
 
 def edges() -> tuple[int, int]:
-    """The draws at which train and valid end, of 2**64."""
+    """Return the draws, of 2**64, at which train and valid end."""
     train, valid, _ = SHARES
     return train * WORD // sum(SHARES), (train + valid) * WORD // sum(SHARES)
 
 
-def _word(value: int) -> pl.Expr:
+def uint64(value: int) -> pl.Expr:
+    """Return a uint64 literal."""
     return pl.lit(value, pl.UInt64)

@@ -1,4 +1,4 @@
-"""Your own log: parquet, CSV or tab-separated files, with the columns that the experiment names."""
+"""The reader for your own log: parquet, CSV or tab-separated files with the columns that the experiment names."""
 
 from pathlib import Path
 
@@ -8,30 +8,34 @@ from contract.schema import Field, Side
 from model.data.readers.log import LINE, Log, require_columns, scan_parquet, scan_text
 from model.data_config import Data
 
-WAY_OUT = "The paths in the experiment file are relative to DIR/<data.folder>, with DIR from --data or CTR_DATA"
+HINT = "Paths in the experiment file are relative to DIR/<data.folder>, where DIR is --data or $CTR_DATA."
 SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t", ".txt": "\t", ".txt.gz": "\t"}
 
 
 def read(folder: Path, data: Data) -> Log:
-    """Scans the three files that `data` names, by their ending: .parquet, .csv, or .tsv and .txt with tabs; also .gz.
+    """Return the log in the three files that `data` names.
 
-    A text file has no types: a categorical value stays the text that it is, character by character
-    (an id "0017" keeps its zeros, and "1.0" is another token than "1"); numeric fields are parsed.
+    A file's ending tells its format: .parquet, .csv, or .tsv and .txt with tabs; text files also with .gz. Text has no
+    types: a categorical value is kept character by character, so "0017" keeps its zeros, and "1.0" and "1" are two
+    tokens. Numeric fields are parsed.
 
     Raises:
-        ValueError: naming file and column, or line, for a missing file or column, or a line without all columns.
+        ValueError: If a file or column is missing, or a line does not have all columns.
     """
     files = {"train": data.train, "valid": data.valid, "test": data.test}
     paths = {split: folder / file for split, file in files.items()}
-    fields = _fields(data)
+    fields = declared_fields(data)
     if data.label in (field.name for field in fields):
-        raise ValueError(f"the label {data.label!r} is also a field: a model that sees it predicts nothing else")
+        raise ValueError(f'the label "{data.label}" is also a field. Remove the field: a model could only copy it.')
     columns = [data.label, *(field.name for field in fields)]
-    return Log(fields, data.label, {split: _scan(path, columns, data) for split, path in paths.items()}, paths)
+    return Log(fields, data.label, {split: scan(path, columns, data) for split, path in paths.items()}, paths)
 
 
-def _fields(data: Data) -> tuple[Field, ...]:
-    """In the order of the lists, then of [[data.fields]], which may also say more of a field in the lists."""
+def declared_fields(data: Data) -> tuple[Field, ...]:
+    """Return the fields in the order of `context` and `candidate`, then of [[data.fields]].
+
+    An entry of [[data.fields]] may also describe a field in these lists.
+    """
     sides: list[tuple[Side, tuple[str, ...]]] = [("context", data.context), ("candidate", data.candidate)]
     fields = {
         name: Field(name, side, "numeric" if name in data.numeric else "categorical")
@@ -43,12 +47,13 @@ def _fields(data: Data) -> tuple[Field, ...]:
     return tuple(fields.values())
 
 
-def _scan(path: Path, columns: list[str], data: Data) -> pl.LazyFrame:
+def scan(path: Path, columns: list[str], data: Data) -> pl.LazyFrame:
+    """Return the named columns of one file, and LINE."""
     if path.name.endswith(".parquet"):
-        return scan_parquet(path, columns, WAY_OUT)
+        return scan_parquet(path, columns, HINT)
     for ending, separator in SEPARATORS.items():
         if path.name.endswith(ending):
-            frame = scan_text(path, separator=separator, names=data.columns or None, way_out=WAY_OUT)
+            frame = scan_text(path, separator=separator, names=data.columns or None, hint=HINT)
             require_columns(path, columns, (name for name in frame.collect_schema() if name != LINE))
             return frame.select(LINE, *columns)
-    raise ValueError(f"{path}: a log ends in .parquet, .csv, .tsv or .txt, the last three also in .gz")
+    raise ValueError(f"{path}: unknown format. Use .parquet, .csv, .tsv or .txt; the last three also with .gz.")

@@ -1,4 +1,4 @@
-"""Whether every line of a text file has all columns: polars fills a short one with nulls and says nothing."""
+"""Checking that every line of a text file has all columns: polars silently fills a short line with nulls."""
 
 import csv
 import gzip
@@ -10,108 +10,124 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-BLOCK = 1 << 20  # bytes: of a file at a time, small enough for a processor's cache
+BLOCK_BYTES = 1 << 20  # read at a time: small enough for a processor's cache
 QUOTE = b'"'
-WAY_OUT = "write every value, an empty one for what is missing"
 
 
 def header(path: Path, separator: str) -> list[str]:
-    """The names in the first line.
+    """Return the column names in the first line.
 
     Raises:
-        ValueError: naming the file, for an empty or damaged one, and for a column that is there twice.
+        ValueError: If the file is empty or damaged, or a column occurs twice.
     """
-    with _open(path) as file:
+    with open_text(path) as file:
         first = file.readline().decode("utf-8-sig", "replace")
     try:
         names = next(csv.reader([first], delimiter=separator), [])
     except csv.Error as error:
-        raise _unreadable(path, 1, error) from error
+        raise quoting_error(path, 1, error) from error
     if not names:
-        raise ValueError(f"{path}: is empty: its first line must name the columns")
+        raise ValueError(f"{path}: the file is empty. Its first line must name the columns.")
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"{path}: line 1 names the column {name!r} twice: give every column a name of its own")
+            raise ValueError(f'{path}:1: the column "{name}" occurs twice. Rename one of them.')
     return names
 
 
 def check_lines(path: Path, separator: str, columns: int, quoted: bool) -> NDArray[np.int64]:
-    """The rows with line ends inside their values, once for each: row r (from 1) begins at line r + (entries below r).
+    """Check the number of columns of every line.
 
-    quoted: values may stand in double quotes, and then hold the separator and line ends.
+    Args:
+        path: The file, plain or .gz.
+        separator: One character.
+        columns: The number of columns that every line must have.
+        quoted: Whether values may be in double quotes, and then contain the separator and line ends.
+
+    Returns:
+        The rows (from 1) whose values contain line ends, one entry for each of these line ends. Row r begins at line
+        r + (number of entries below r).
 
     Raises:
-        ValueError: naming file and line, for one with another number of columns or that is no UTF-8, and for a damaged
-            file.
+        ValueError: If a line has another number of columns or is not UTF-8, or the file is damaged. The message names
+            the file and the line.
     """
     line = 0
-    # Counting in a byte is what makes it fast. It wraps, but polars refuses a line with 256 columns too many.
-    kind = np.uint8 if columns < 256 else np.uint32
-    for block in _blocks(path):
+    # Counting in bytes is what makes this fast. A count may wrap, but polars rejects a line with 256 columns too many.
+    dtype = np.uint8 if columns < 256 else np.uint32
+    for block in read_blocks(path):
         if quoted and QUOTE in block:
-            return _check_quoted(path, separator, columns)
-        _check_utf8(path, block, line)
-        found = _separators(block, separator, kind)
-        wrong = np.flatnonzero(found != columns - 1)
+            return check_quoted_rows(path, separator, columns)
+        decode(path, block, line)
+        characters = np.frombuffer(block, np.uint8)
+        starts = np.append(0, np.flatnonzero(characters == ord("\n"))[:-1] + 1)
+        separators: NDArray[Any] = np.add.reduceat((characters == ord(separator)).view(np.uint8), starts, dtype=dtype)
+        wrong = np.flatnonzero(separators != columns - 1)
         if len(wrong):
             text = block.split(b"\n")[wrong[0]]
-            raise _wrong(path, line + int(wrong[0]) + 1, text.count(separator.encode()) + 1, columns)
-        line += len(found)
+            raise column_error(path, line + int(wrong[0]) + 1, text.count(separator.encode()) + 1, columns)
+        line += len(separators)
     return np.empty(0, np.int64)
 
 
-def _check_utf8(path: Path, lines: bytes, before: int) -> str:
-    """The lines as text. before: how many lines of the file come before them."""
+def check_quoted_rows(path: Path, separator: str, columns: int) -> NDArray[np.int64]:
+    """Check a file in which values are in double quotes; slower than check_lines(), which calls it."""
+    begin, multiline_rows = 1, array("q")
+    with open_text(path) as file:
+        text = (decode(path, line, before) for before, line in enumerate(file))
+        reader = csv.reader(text, delimiter=separator, strict=True)  # as strict as polars
+        try:
+            for number, row in enumerate(reader, 1):
+                if len(row) != columns:
+                    raise column_error(path, begin, len(row), columns)
+                multiline_rows.extend([number] * (reader.line_num - begin))
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            raise quoting_error(path, begin, error) from error
+    return np.array(multiline_rows, np.int64)
+
+
+def decode(path: Path, lines: bytes, before: int) -> str:
+    """Return lines of a file as text.
+
+    Args:
+        path: The file.
+        lines: Whole lines.
+        before: How many lines of the file come before them.
+
+    Raises:
+        ValueError: If they are not UTF-8. The message names the file and the line.
+    """
     try:
         return lines.decode()
     except UnicodeDecodeError as error:
         line = before + lines.count(b"\n", 0, error.start) + 1
+        byte = f"{lines[error.start]:#04x}"
         raise ValueError(
-            f"{path}: line {line} is no UTF-8 (byte {lines[error.start]:#04x}): convert the file, as iconv does"
+            f"{path}:{line}: byte {byte} is not UTF-8. Convert the file, for example with iconv."
         ) from error
 
 
-def _separators(block: bytes, separator: str, kind: DTypeLike) -> NDArray[Any]:
-    """[lines]"""
-    characters = np.frombuffer(block, np.uint8)
-    ends = np.flatnonzero(characters == ord("\n"))
-    starts = np.append(0, ends[:-1] + 1)
-    marks = (characters == ord(separator)).view(np.uint8)
-    counts: NDArray[Any] = np.add.reduceat(marks, starts, dtype=kind)
-    return counts
+def column_error(path: Path, line: int, found: int, columns: int) -> ValueError:
+    """Return the error for a line with too few or too many columns."""
+    return ValueError(
+        f"{path}:{line}: expected {columns} columns, found {found}. Write every value, and nothing for a missing one."
+    )
 
 
-def _check_quoted(path: Path, separator: str, columns: int) -> NDArray[np.int64]:
-    begin, long = 1, array("q")
-    with _open(path) as file:
-        text = (_check_utf8(path, line, before) for before, line in enumerate(file))
-        reader = csv.reader(text, delimiter=separator, strict=True)  # as polars reads
-        try:
-            for number, row in enumerate(reader, 1):
-                if len(row) != columns:
-                    raise _wrong(path, begin, len(row), columns)
-                long.extend([number] * (reader.line_num - begin))
-                begin = reader.line_num + 1
-        except csv.Error as error:
-            raise _unreadable(path, begin, error) from error
-    return np.array(long, np.int64)
+def quoting_error(path: Path, line: int, error: csv.Error) -> ValueError:
+    """Return the error for a line that the csv module cannot read."""
+    return ValueError(
+        f"{path}:{line}: {error}. Close every double quote, and write a double quote inside a value twice."
+    )
 
 
-def _unreadable(path: Path, line: int, error: csv.Error) -> ValueError:
-    return ValueError(f"{path}: line {line} cannot be read: {error}: close every double quote, write one inside as two")
-
-
-def _wrong(path: Path, line: int, found: int, columns: int) -> ValueError:
-    return ValueError(f"{path}: line {line} has {found} columns instead of {columns}: {WAY_OUT}")
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    """The file in blocks of whole lines, the last one with a line end that the file may lack."""
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the file in blocks of whole lines. The last line gets its line end if the file has none."""
     rest = b""
-    with _open(path) as file:
-        while block := file.read(BLOCK):
+    with open_text(path) as file:
+        while block := file.read(BLOCK_BYTES):
             lines, end, tail = block.rpartition(b"\n")
             if end:
                 yield rest + lines + end
@@ -123,9 +139,14 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
+def open_text(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, plain or .gz.
+
+    Raises:
+        ValueError: If a .gz file turns out to be damaged, also while the block reads it.
+    """
     try:
         with cast(IO[bytes], gzip.open(path) if path.name.endswith(".gz") else path.open("rb")) as file:
             yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: is no whole gzip file: {error}: copy it again") from error
+        raise ValueError(f"{path}: the gzip file is truncated or corrupt: {error}. Copy it again.") from error

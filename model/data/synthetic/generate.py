@@ -1,8 +1,8 @@
-"""Writes an ad server's log that nobody has to ask permission for: DIR/generated/{train,valid,test}.parquet.
+"""Write a generated ad log that is free to use: DIR/generated/{train,valid,test}.parquet.
 
-Every request shows five candidates. `click` is drawn from `true_ctr`, so a model's probabilities
-can be held against the truth. The log has what real ones have: ids of persons and ads with few heavy
-and many rare ones, missing values, fields that hardly vary, and in `test` ads that are new.
+Every request shows five candidates. `click` is drawn from `true_ctr`, so a model's probabilities can be compared with
+the true ones. The log has the features of real logs: users and ads of which few are frequent and many rare, missing
+values, fields that hardly vary, and new ads in `test`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from model.data.readers.log import SPLITS
 from model.data.synthetic.click_model import Codes, Floats, click_probability
 
 FOLDER = "generated"
-MARKER = "test.parquet"  # written last
+MARKER = "test.parquet"  # the file that is written last
 CANDIDATES = 5
 USERS, ADS, NEW_ADS, CAMPAIGNS, ADVERTISERS = 5000, 2000, 100, 100, 25
 ZIPF = 1.1
@@ -30,7 +30,7 @@ NEW_AD_SHARE = 0.05  # of the impressions in test
 MISSING_SHARE = 0.05
 RARE_SHARE = 0.01
 SHARES = (0.8, 0.1, 0.1)  # of the requests, in time order
-FEWEST_REQUESTS = 100
+MIN_REQUESTS = 100
 
 CATEGORIES = ["cars", "travel", "food", "fashion", "games", "home", "sports", "health", "books", "phones"]
 NAMES: dict[str, list[str] | list[int] | list[bool]] = {
@@ -51,27 +51,28 @@ NAMES: dict[str, list[str] | list[int] | list[bool]] = {
     "language": ["english", "german", "french", "spanish", "italian", "polish"],
     "sensitive": ["no", "yes"],
 }
-# People sleep: requests of each hour of the day, relative.
+# The relative number of requests in each hour of the day.
 HOURS = np.array([3, 2, 1, 1, 1, 2, 4, 6, 7, 7, 7, 8, 9, 8, 7, 7, 8, 9, 10, 11, 12, 11, 8, 5], float)
 
 
 def zipf_shares(ranks: int) -> Floats:
+    """Return the shares of the ranks 1 to `ranks` in a Zipf distribution, (ranks)."""
     weights = np.arange(1, ranks + 1, dtype=np.float64) ** -ZIPF
     shares: Floats = weights / weights.sum()
     return shares
 
 
 def draw(rng: np.random.Generator, shares: Floats, size: int) -> Codes:
-    """Codes [size], code c with probability shares[c] / sum(shares)."""
+    """Draw codes, int64 (size). Code c has the probability shares[c] / sum(shares)."""
     edges = np.cumsum(shares / shares.sum())[:-1]
     return np.searchsorted(edges, rng.random(size), side="right")
 
 
 def draw_requests(rng: np.random.Generator, requests: int) -> tuple[dict[str, Codes], Floats]:
-    """Codes [requests] of the context's categorical fields, in time order, and session_depth."""
+    """Draw the codes of the context's categorical fields, in time order, and session_depth, (requests) each."""
     time = np.sort(rng.integers(0, DAYS, requests) * 24 + draw(rng, HOURS, requests))
     user = rng.permutation(USERS)[draw(rng, zipf_shares(USERS), requests)]
-    # What stays with a person; the device mostly does.
+    # These belong to a user. The device mostly does.
     age_band = draw(rng, np.array([5, 7, 6, 5, 4, 3.0]), USERS)
     country = draw(rng, np.array([8, 6, 5, 5, 4, 2, 2, 2.0]), USERS)
     usual_device = draw(rng, np.array([6, 1, 3.0]), USERS)
@@ -91,7 +92,7 @@ def draw_requests(rng: np.random.Generator, requests: int) -> tuple[dict[str, Co
 
 
 def draw_ads(rng: np.random.Generator, requests: int) -> Codes:
-    """Ad codes [requests * CANDIDATES]. The newest ads, with the highest numbers, are shown in test alone."""
+    """Draw ad codes, int64 (requests * CANDIDATES). The ads with the highest codes are new: only test shows them."""
     old = ADS - NEW_ADS
     ads = rng.permutation(old)[draw(rng, zipf_shares(old), requests * CANDIDATES)]
     test = np.arange(split_edges(requests)[2] * CANDIDATES, len(ads))
@@ -101,8 +102,13 @@ def draw_ads(rng: np.random.Generator, requests: int) -> Codes:
 
 
 def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes], Floats]:
-    """Codes [impressions] of the candidate's categorical fields, and bid, in euros per thousand impressions."""
-    # Every campaign has an old ad, every advertiser a campaign: a new ad's are always known.
+    """Draw the codes of the candidate's categorical fields, and bid in euros per 1,000 impressions, (impressions) each.
+
+    Args:
+        rng: Draws the ads' attributes.
+        ads: The ad codes, (impressions).
+    """
+    # Every campaign has an old ad, and every advertiser a campaign, so train has those of every new ad.
     campaign = np.append(rng.permutation(ADS - NEW_ADS) % CAMPAIGNS, rng.integers(0, CAMPAIGNS, NEW_ADS))[ads]
     advertiser = (rng.permutation(CAMPAIGNS) % ADVERTISERS)[campaign]
     codes = {
@@ -119,22 +125,22 @@ def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes]
 
 
 def generate(seed: int, requests: int) -> pl.DataFrame:
-    """The whole log [requests * CANDIDATES rows], in time order; the same for the same seed."""
+    """Return the whole log, requests * CANDIDATES rows in time order. The same seed gives the same log."""
     rng = np.random.default_rng(seed)
     context, session_depth = draw_requests(rng, requests)
     candidate, bid = describe_ads(rng, draw_ads(rng, requests))
     request = np.repeat(np.arange(requests), CANDIDATES)
     codes = {field: column[request] for field, column in context.items()} | candidate
     numbers = {"session_depth": session_depth[request], "bid": bid}
-    # Lost for all candidates of a request. To the click model, a missing age band is one more band.
-    lost = {field: (rng.random(requests) < MISSING_SHARE)[request] for field in ("age_band", "session_depth")}
-    numbers["session_depth"][lost["session_depth"]] = np.nan
-    known = {"age_band": np.where(lost["age_band"], len(NAMES["age_band"]), codes["age_band"])}
+    # A value is missing for all candidates of a request. For the click model, a missing age band is one more band.
+    missing = {field: (rng.random(requests) < MISSING_SHARE)[request] for field in ("age_band", "session_depth")}
+    numbers["session_depth"][missing["session_depth"]] = np.nan
+    known = {"age_band": np.where(missing["age_band"], len(NAMES["age_band"]), codes["age_band"])}
     true_ctr = click_probability(rng, codes | known, numbers)
     columns = {field: pl.Series(NAMES[field]).gather(column) for field, column in codes.items()}
     columns |= {field: pl.Series(column, nan_to_null=True) for field, column in numbers.items()}
     frame = pl.DataFrame({field: columns[field] for field in (*CONTEXT, *CANDIDATE)}).with_columns(
-        pl.when(~pl.Series(lost["age_band"])).then("age_band").alias("age_band"),
+        pl.when(~pl.Series(missing["age_band"])).then("age_band").alias("age_band"),
         pl.Series(REQUEST, request),
         pl.Series(TRUE_CTR, true_ctr),
         pl.Series(LABEL, (rng.random(len(request)) < true_ctr).astype(np.int8)),
@@ -143,19 +149,19 @@ def generate(seed: int, requests: int) -> pl.DataFrame:
 
 
 def split_edges(requests: int) -> tuple[int, int, int, int]:
-    """The first request of each split, and the number of requests."""
+    """Return the first request of each split, and the number of requests."""
     train, valid, _ = (round(share * requests) for share in SHARES)
     return 0, train, train + valid, requests
 
 
 def write(root: Path, seed: int, requests: int, progress: Progress) -> Path:
-    """Writes root/generated, whole or not at all.
+    """Write root/generated, complete or not at all, and return its path.
 
     Raises:
-        ValueError: for too few requests, or when root/generated is not such a log.
+        ValueError: If there are too few requests, or root/generated is something else.
     """
-    if requests < FEWEST_REQUESTS:
-        raise ValueError(f"requests = {requests}: at least {FEWEST_REQUESTS}, so that every split has some")
+    if requests < MIN_REQUESTS:
+        raise ValueError(f"requests = {requests}: at least {MIN_REQUESTS} are needed to fill every split")
     target = root / FOLDER
     check_replaceable(target, MARKER)
     task = progress.add_task("drawing requests and clicks", total=1 + len(SPLITS))
@@ -170,9 +176,10 @@ def write(root: Path, seed: int, requests: int, progress: Progress) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m model.data.synthetic.generate", description=__doc__)
     add_data_argument(parser)
-    parser.add_argument("--seed", type=int, default=1, help="the same seed makes the same log")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same log")
     parser.add_argument("--requests", type=int, default=120_000, help=f"each shows {CANDIDATES} candidates")
     options = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""A run and its bundle explain a prediction alike, in numbers that add up and pictures that are whole."""
+"""Explanations: a run and its bundle give the same ones, the numbers add up, and the pictures are complete."""
 
 import asyncio
 import dataclasses
@@ -19,15 +19,16 @@ from safetensors.torch import save_file
 from contract.bundle import EXPLAIN, GOLDEN, MANIFEST, Calibration, write_manifest
 from contract.golden import read_golden
 from contract.schema import FeatureSchema
+from export.cli.explain import main
 from export.explain.case import Case, drawn_cases, request_cases
-from export.explain.cli import NUMBERS, main, write
 from export.explain.explanation import Explainer, Explanation, open_explainer
-from export.explain.picture import DPI, MOST_ROWS, draw
+from export.explain.picture import DPI, MAX_ROWS, draw
+from export.explain.report import NUMBERS, write
 from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, open_run
 from model.stec.stec import STEC, STECConfig, stec_for
 from service.app import create_app
 from service.settings import Settings
-from tests.conftest import copy_to_change
+from tests.support.runs import copy_to_change
 
 CONTEXT = {"device": "phone", "hour": 21, "session_depth": 2}
 REQUEST = {
@@ -74,7 +75,7 @@ def invented(fields: int = 4, blocks: int = 2, heads: int = 2, **changes: Any) -
     return Explanation(**{**vars(whole), **changes})
 
 
-def test_a_run_and_its_bundle_explain_alike(explainer: Explainer, bundle_folder: Path) -> None:
+def test_a_run_and_its_bundle_give_the_same_explanation(explainer: Explainer, bundle_folder: Path) -> None:
     of_bundle = open_explainer(bundle_folder)
     for case in drawn_cases(explainer.schema, explainer.vocabularies, 20):
         one, other = explainer.explain(case), of_bundle.explain(case)
@@ -87,11 +88,11 @@ def test_contributions_and_bias_add_up_to_the_logit_and_the_logit_to_the_ctr(exp
     for case in drawn_cases(explainer.schema, explainer.vocabularies, 20):
         explanation = explainer.explain(case)
         assert explanation.contribution.sum() + explanation.bias == pytest.approx(explanation.logit, abs=1e-5)
-        # The generated log says that it kept half of its negatives.
+        # The generated log kept half of its negatives.
         assert explanation.ctr == pytest.approx(1 / (1 + math.exp(-(explanation.logit + math.log(0.5)))), abs=1e-9)
 
 
-def test_a_drawn_case_has_the_probability_that_the_bundle_has_for_it(bundle_folder: Path) -> None:
+def test_a_drawn_case_has_the_probability_in_the_bundle(bundle_folder: Path) -> None:
     explainer = open_explainer(bundle_folder)
     golden = read_golden(bundle_folder / GOLDEN)
     for case in drawn_cases(explainer.schema, explainer.vocabularies, 10):
@@ -110,7 +111,7 @@ def test_a_number_that_means_missing_is_shown_as_the_model_reads_it(explainer: E
     assert shown == {-1: "(missing)", 1.5: "1.5", None: "(missing)"}
 
 
-def test_drawn_cases_lack_as_little_as_golden_requests_allow(explainer: Explainer) -> None:
+def test_drawn_cases_have_the_fewest_missing_and_unknown_values(explainer: Explainer) -> None:
     def lacking(case: Case) -> int:
         return sum("missing" in value or "unknown" in value for value in explainer.explain(case).values)
 
@@ -120,12 +121,12 @@ def test_drawn_cases_lack_as_little_as_golden_requests_allow(explainer: Explaine
 
 
 @pytest.mark.parametrize("count", [0, -1, 301])
-def test_there_are_300_cases_to_draw(explainer: Explainer, count: int) -> None:
-    with pytest.raises(ValueError, match="ask for 1 to 300"):
+def test_a_number_of_cases_out_of_range_is_an_error(explainer: Explainer, count: int) -> None:
+    with pytest.raises(ValueError, match="Choose a number from 1 to 300"):
         drawn_cases(explainer.schema, explainer.vocabularies, count)
 
 
-async def test_the_service_explains_a_candidate_in_the_same_numbers(bundle_folder: Path, tmp_path: Path) -> None:
+async def test_the_service_gives_the_same_explanation(bundle_folder: Path, tmp_path: Path) -> None:
     app = create_app(Settings(bundle=bundle_folder))
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ctr")
     async with app.router.lifespan_context(app), client:
@@ -141,7 +142,7 @@ async def test_the_service_explains_a_candidate_in_the_same_numbers(bundle_folde
             assert as_served["levels"] == pytest.approx(pair.by_level.tolist(), abs=1e-6)
 
 
-def test_pairs_are_all_there_once_the_largest_first() -> None:
+def test_every_pair_occurs_once_and_the_largest_is_first() -> None:
     explanation = invented(fields=7)
     pairs = explanation.pairs()
     sizes = [abs(pair.contribution) for pair in pairs]
@@ -150,7 +151,7 @@ def test_pairs_are_all_there_once_the_largest_first() -> None:
     assert sum(pair.contribution for pair in pairs) == pytest.approx(explanation.contribution.sum())
 
 
-def test_a_pair_is_both_orders_added_and_a_field_with_itself_counts_once() -> None:
+def test_a_pair_is_the_sum_of_both_orders_and_a_field_with_itself_counts_once() -> None:
     contribution = np.array([[[1.0, 2.0], [30.0, 400.0]], [[0.5, 0.0], [0.0, 0.0]]])
     pairs = invented(fields=2, contribution=contribution).pairs()
     assert [(p.first, p.second, p.by_level.tolist()) for p in pairs] == [
@@ -176,7 +177,7 @@ def test_a_candidate_is_chosen_by_its_id(tmp_path: Path) -> None:
         request_cases(path, "ad-9")
 
 
-def test_what_is_only_about_the_servers_answering_is_allowed(tmp_path: Path) -> None:
+def test_keys_that_concern_only_the_server_are_allowed(tmp_path: Path) -> None:
     answering = {"timeout_ms": 20, "on_bad_candidate": "skip", "top_k": 3, "cascade": True, "pairs": 3}
     assert len(request_cases(request_file(tmp_path, REQUEST | answering))) == 2
 
@@ -196,7 +197,9 @@ def test_what_is_only_about_the_servers_answering_is_allowed(tmp_path: Path) -> 
         ('{"context": {"hour": ' + "[" * 100_000, "recursion"),
     ],
 )
-def test_a_file_that_is_no_request_is_refused_with_the_place(tmp_path: Path, request_: Any, complaint: str) -> None:
+def test_a_file_that_is_not_a_request_is_an_error_with_the_json_path(
+    tmp_path: Path, request_: Any, complaint: str
+) -> None:
     with pytest.raises(ValueError, match=rf"(?s)request\.json: .*{complaint}"):
         request_cases(request_file(tmp_path, request_))
 
@@ -204,20 +207,20 @@ def test_a_file_that_is_no_request_is_refused_with_the_place(tmp_path: Path, req
 @pytest.mark.parametrize(
     ("context", "features", "complaint"),
     [
-        ({"session_depth": "deep"}, {}, r"'ad-7': context field 'session_depth' takes a number .* a string, 'deep'"),
-        ({"device": ["phone"]}, {}, r"context field 'device' takes .* got a list, \['phone'\]"),
-        ({}, {"bid": True}, r"candidate field 'bid' takes a number or null, got a boolean, True"),
-        ({}, {"ad": {"id": 7}}, r"candidate field 'ad' takes .* got an object, {'id': 7}"),
+        ({"session_depth": "deep"}, {}, r"'ad-7': context field 'session_depth' must be a number .* a string, 'deep'"),
+        ({"device": ["phone"]}, {}, r"context field 'device' must be .* got a list, \['phone'\]"),
+        ({}, {"bid": True}, r"candidate field 'bid' must be a number or null, got a boolean, True"),
+        ({}, {"ad": {"id": 7}}, r"candidate field 'ad' must be .* got an object, {'id': 7}"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_field(
+def test_a_bad_value_is_an_error_that_names_its_field(
     explainer: Explainer, context: dict[str, Any], features: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         explainer.explain(Case("ad-7", context, features))
 
 
-def test_a_folder_that_is_neither_run_nor_bundle_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_neither_run_nor_bundle_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"neither a bundle .*{MANIFEST}.* nor a run .*{METRICS}"):
         open_explainer(tmp_path)
 
@@ -227,7 +230,7 @@ def test_a_run_with_an_mlp_head_has_no_explanation(mlp_run: Path) -> None:
         open_explainer(mlp_run)
 
 
-def test_a_bundle_without_the_graph_that_explains_says_so(bundle_folder: Path, tmp_path: Path) -> None:
+def test_a_bundle_without_an_explanation_graph_is_an_error(bundle_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
     (folder / EXPLAIN).unlink()
     write_manifest(folder, "small", 1, {}, Calibration())
@@ -235,15 +238,15 @@ def test_a_bundle_without_the_graph_that_explains_says_so(bundle_folder: Path, t
         open_explainer(folder)
 
 
-def test_weights_that_are_no_numbers_are_not_explained_away(explainer: Explainer) -> None:
+def test_weights_that_are_not_finite_are_an_error(explainer: Explainer) -> None:
     broken = Explainer(
         **{**vars(explainer), "graph": lambda feed: [output * np.nan for output in explainer.graph(feed)]}
     )
-    with pytest.raises(ValueError, match="candidate 'ad-7' has an explanation that is not finite"):
+    with pytest.raises(ValueError, match="the explanation of candidate 'ad-7' is not finite"):
         broken.explain(Case("ad-7", {}, {}))
 
 
-def test_the_command_prints_what_adds_up_and_names_what_it_does_not_read(
+def test_the_command_prints_numbers_that_add_up_and_names_ignored_features(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = request_file(tmp_path, REQUEST | {"context": CONTEXT | {"weather": "rainy"}})
@@ -258,7 +261,7 @@ def test_the_command_prints_what_adds_up_and_names_what_it_does_not_read(
     assert "context weather" in warned
 
 
-def test_the_command_writes_a_picture_a_candidate_and_all_numbers(
+def test_the_command_writes_a_picture_of_each_candidate_and_all_numbers(
     bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "why"
@@ -273,14 +276,14 @@ def test_the_command_writes_a_picture_a_candidate_and_all_numbers(
     assert str(out) in capsys.readouterr().out
 
 
-def test_an_older_answer_is_replaced(tmp_path: Path) -> None:
+def test_an_older_output_is_replaced(tmp_path: Path) -> None:
     write([invented(), invented()], tmp_path / "why")
     write([invented(id="other")], tmp_path / "why")
     assert sorted(path.name for path in (tmp_path / "why").iterdir()) == ["1-other.png", NUMBERS]
     assert [path.name for path in tmp_path.iterdir()] == ["why"]
 
 
-def test_drawn_cases_go_into_one_picture(run_folder: Path, tmp_path: Path) -> None:
+def test_drawn_cases_can_share_one_picture(run_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "pictures" / "cases.png"
     assert main([str(run_folder), "--golden", "2", "--out", str(out)]) == 0
     assert [path.name for path in out.parent.iterdir()] == ["cases.png"]
@@ -291,10 +294,10 @@ def test_drawn_cases_go_into_one_picture(run_folder: Path, tmp_path: Path) -> No
 def test_a_picture_has_room_for_every_fields_name(tmp_path: Path, fields: int, blocks: int, heads: int) -> None:
     draw([invented(fields, blocks, heads)], tmp_path / "one.png")
     height, width, _ = imread(tmp_path / "one.png").shape
-    assert min(height, width) / DPI > 0.2 * fields  # inches: a line of text for each
+    assert min(height, width) / DPI > 0.2 * fields  # inches: a line of text for each field
 
 
-def test_a_picture_takes_any_value_an_ad_server_may_send(tmp_path: Path) -> None:
+def test_a_picture_can_show_any_value_of_a_request(tmp_path: Path) -> None:
     values = ["$5 and $6_{", "two\nlines \x1b[31m", "広告", "x" * 500]
     draw([invented(values=values, id="広$告$")], tmp_path / "one.png")
     assert (tmp_path / "one.png").exists()
@@ -306,19 +309,19 @@ def test_the_longest_names_leave_room_for_the_maps(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").exists()
 
 
-def test_an_explanation_without_any_contribution_is_drawn(tmp_path: Path) -> None:
+def test_an_explanation_without_contributions_can_be_drawn(tmp_path: Path) -> None:
     draw([invented(contribution=np.zeros((3, 4, 4)))], tmp_path / "one.png")
     assert (tmp_path / "one.png").exists()
 
 
-def test_ids_that_are_no_file_names_get_one(tmp_path: Path) -> None:
+def test_ids_that_are_not_valid_file_names_are_replaced(tmp_path: Path) -> None:
     write([invented(id="../../etc/passwd"), invented(id="..")], tmp_path / "why")
     names = sorted(path.name for path in (tmp_path / "why").iterdir())
     assert names == ["1-.._.._etc_passwd.png", "2-...png", NUMBERS]
 
 
 @pytest.mark.parametrize("out", ["why", "why.png"])
-def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+def test_a_full_disk_leaves_no_partial_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
     def full(figure: Figure, path: Path, **options: Any) -> None:
         path.write_bytes(b"\x89PNG")
         raise OSError(28, "No space left on device")
@@ -329,13 +332,13 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_many_for_one_picture_are_refused_and_leave_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{MOST_ROWS + 1} candidates, one picture shows {MOST_ROWS}"):
-        write([invented()] * (MOST_ROWS + 1), tmp_path / "why.png")
+def test_too_many_explanations_for_one_picture_are_an_error_and_write_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{MAX_ROWS + 1} candidates, but a picture shows at most {MAX_ROWS}"):
+        write([invented()] * (MAX_ROWS + 1), tmp_path / "why.png")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_something_else_is_not_replaced(
+def test_a_folder_of_another_kind_is_not_replaced(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "precious.txt").write_text("mine")
@@ -347,6 +350,6 @@ def test_a_folder_of_something_else_is_not_replaced(
 
 
 @pytest.mark.parametrize("arguments", [[], ["request.json", "--golden", "1"], ["--golden", "1", "--top", "-1"]])
-def test_a_command_that_says_too_little_or_too_much_is_refused(arguments: list[str]) -> None:
+def test_missing_or_contradictory_arguments_are_an_error(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["run", *arguments])

@@ -1,4 +1,4 @@
-"""The contributions are the logit, term by term."""
+"""The explanation graph: its contributions add up to the logit."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from export.graphs.explain import ExplainGraph
 from export.graphs.plain import PlainGraph
 from export.graphs.serving import serving_order
 from model.stec.attention import attention_weights, interaction
-from tests.export.graphs.test_serving import mixed_schema, request, single, trained
+from tests.support.graphs import mixed_schema, request, single, trained
 
 
 @pytest.mark.parametrize("attention", ["full", "request"])
 @pytest.mark.parametrize("numeric", [False, True])
-def test_contributions_and_bias_are_the_models_logit(numeric: bool, attention: Attention) -> None:
+def test_contributions_and_bias_add_up_to_the_models_logit(numeric: bool, attention: Attention) -> None:
     schema = mixed_schema(numeric)
     model, inputs = trained(schema, 0.3, attention=attention), request(schema, (3, 1, 20))
     expected = PlainGraph(model, schema).double().eval()(**inputs)
@@ -22,8 +22,8 @@ def test_contributions_and_bias_are_the_models_logit(numeric: bool, attention: A
     torch.testing.assert_close(contribution.double().sum((1, 2, 3)) + bias, expected, rtol=0, atol=1e-5)
 
 
-def test_a_contribution_is_the_heads_weight_times_the_normalised_interaction() -> None:
-    """Against the model as the paper writes it, for every pair of every level."""
+def test_a_contribution_is_the_heads_weight_times_the_normalized_interaction() -> None:
+    """Compare every pair of every level with the model's plain form."""
     schema = mixed_schema(False)
     model, inputs = trained(schema, 0.3), request(schema, (9,))
     _, contribution, attention, _ = ExplainGraph(model, schema)(**single(inputs))
@@ -35,7 +35,7 @@ def test_a_contribution_is_the_heads_weight_times_the_normalised_interaction() -
     head = model.head[0]
     assert isinstance(head, torch.nn.Linear)
     for level, ((q, k), norm, weight) in enumerate(zip(levels, model.norms, head.weight[0].chunk(3), strict=True)):
-        beta = norm.bias  # a contribution is without it
+        beta = norm.bias  # not part of a contribution
         share = (norm(interaction(q, k).flatten(1)) - beta) * weight
         expected = share.view(9, fields, fields, -1).sum(3)[:, order][:, :, order]
         torch.testing.assert_close(contribution[:, level].double(), expected.detach(), rtol=1e-4, atol=1e-5)
@@ -44,7 +44,7 @@ def test_a_contribution_is_the_heads_weight_times_the_normalised_interaction() -
             torch.testing.assert_close(attention[:, level].double(), weights.detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_an_mlp_head_has_none() -> None:
+def test_an_mlp_head_has_no_contributions() -> None:
     schema = mixed_schema(False)
     model = trained(schema, 0.3)
     model.head = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Linear(4, 1))

@@ -1,4 +1,4 @@
-"""The kernel is the model: in any batch, for any sizes, and it reads nothing that is out of range."""
+"""The kernel equals the model, in any batch and for any size, and does not read out of range."""
 
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -8,75 +8,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import kernel
-from contract.schema import Attention, FeatureSchema, Field
+from contract.schema import Attention
 from export.graphs.kernel import kernel_graph
-from export.graphs.plain import PlainGraph
-from model.stec.stec import STEC, STECConfig, stec_for
-
-TOKENS = 12
-
-needs_kernel = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel cannot be used here: no C++20 compiler?")
-
-Feed = dict[str, NDArray[Any]]
-
-
-def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
-    """`numeric` more fields on either side."""
-    fields = [Field(f"u{i}", "context") for i in range(context)]
-    fields += [Field(f"c{i}", "candidate") for i in range(candidate)]
-    for i in range(numeric):
-        fields += [Field(f"un{i}", "context", "numeric"), Field(f"cn{i}", "candidate", "numeric")]
-    return FeatureSchema(tuple(fields))
-
-
-def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
-    """With statistics and norms as training leaves them."""
-    torch.manual_seed(seed)
-    categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    model = stec_for(schema, [TOKENS] * categorical, size)
-    for module in model.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-    for _ in range(10):
-        model(torch.randint(TOKENS, (128, categorical)), torch.randn(128, numeric))
-    return model.eval()
-
-
-def a_feed(schema: FeatureSchema, sizes: list[int], seed: int = 1) -> Feed:
-    random = np.random.default_rng(seed)
-    rows = {"context": len(sizes), "candidate": sum(sizes)}
-    feed: Feed = {"request_index": np.repeat(np.arange(len(sizes)), sizes)}
-    for side in ("context", "candidate"):
-        feed[f"{side}_ids"] = random.integers(TOKENS, size=(rows[side], len(schema.select("categorical", side))))
-        if numeric := len(schema.select("numeric", side)):
-            feed[f"{side}_values"] = random.normal(size=(rows[side], numeric)).astype(np.float32)
-    return feed
-
-
-def session_of(model: onnx.ModelProto) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    kernel.register(options)
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def by_torch(model: STEC, schema: FeatureSchema, feed: Feed) -> NDArray[np.float64]:
-    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
-    doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
-    with torch.inference_mode():
-        logit: NDArray[np.float64] = PlainGraph(model, schema).double()(**doubles).numpy()
-    return logit
+from model.stec.stec import STECConfig
+from tests.support.examples import examples
+from tests.support.graphs import TOKENS, a_feed, a_model, by_torch, needs_kernel, schema_of, session_of
 
 
 @needs_kernel
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     fields=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(0, 2)),
     heads=st.sampled_from([1, 2, 3]),
@@ -87,7 +31,7 @@ def by_torch(model: STEC, schema: FeatureSchema, feed: Feed) -> NDArray[np.float
     attention=st.sampled_from(["full", "request"]),
     seed=st.integers(0, 99),
 )
-def test_it_answers_as_the_model_does(
+def test_the_kernel_gives_the_models_logits(
     fields: tuple[int, int, int],
     heads: int,
     width: int,
@@ -109,7 +53,7 @@ def test_it_answers_as_the_model_does(
 @needs_kernel
 @pytest.mark.parametrize("attention", ["full", "request"])
 def test_attention_scores_of_any_size_are_safe(attention: Attention) -> None:
-    """Scores in the hundreds would overflow e^x."""
+    """Scores in the hundreds would overflow exp."""
     schema = schema_of(4, 3, 0)
     model = a_model(schema, STECConfig(embedding=16, embedding_std=20.0, attention=attention))
     feed = a_feed(schema, [40])
@@ -120,7 +64,7 @@ def test_attention_scores_of_any_size_are_safe(attention: Attention) -> None:
 
 
 @needs_kernel
-def test_a_candidate_answers_alike_whoever_stands_beside_it() -> None:
+def test_a_candidates_logit_does_not_depend_on_the_other_candidates() -> None:
     schema = schema_of(5, 3, 1)
     session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8, attention="request")), schema))
     sizes = [3, 1, 30, 9, 1, 1]
@@ -133,7 +77,7 @@ def test_a_candidate_answers_alike_whoever_stands_beside_it() -> None:
 
 
 @needs_kernel
-def test_no_candidate_is_no_answer() -> None:
+def test_a_request_without_candidates_has_no_logits() -> None:
     schema = schema_of(2, 2, 0)
     session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
     assert session.run(["logit"], a_feed(schema, [0]))[0].shape == (0,)
@@ -151,7 +95,7 @@ def test_no_candidate_is_no_answer() -> None:
         ("request_index", -1, "a request index is out of range"),
     ],
 )
-def test_ids_out_of_range_are_refused(name: str, value: int, words: str) -> None:
+def test_ids_out_of_range_are_an_error(name: str, value: int, words: str) -> None:
     schema = schema_of(2, 2, 0)
     session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
     feed = a_feed(schema, [3])
@@ -176,7 +120,7 @@ def test_ids_out_of_range_are_refused(name: str, value: int, words: str) -> None
         ("offsets", lambda a: np.full_like(a, -(2**63)), "offset is out of range"),
     ],
 )
-def test_constants_that_do_not_fit_are_refused(constant: str, changed: Any, words: str) -> None:
+def test_constants_of_wrong_sizes_are_an_error(constant: str, changed: Any, words: str) -> None:
     schema = schema_of(2, 2, 0)
     graph = kernel_graph(a_model(schema, STECConfig(embedding=8)), schema)
     for tensor in graph.graph.initializer:
@@ -186,14 +130,14 @@ def test_constants_that_do_not_fit_are_refused(constant: str, changed: Any, word
         session_of(graph).run(["logit"], a_feed(schema, [3]))
 
 
-def test_where_it_was_not_built_a_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_was_not_built_is_an_error_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(kernel.NoKernel, match=r"was not built: run `make kernel`, or install"):
         kernel.register(onnxruntime.SessionOptions())
     assert not kernel.is_usable()
 
 
-def test_a_library_that_is_none_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_library_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"_stec{EXTENSION_SUFFIXES[0]}").write_text("no library")
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(kernel.NoKernel, match="cannot be used"):

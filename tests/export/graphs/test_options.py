@@ -1,4 +1,4 @@
-"""Whatever its options, a model with a linear head folds, explains itself and answers alike."""
+"""With any options, a model with a linear head folds, has an explanation and gives the same logits."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,26 @@ from contract.schema import FeatureSchema
 from export.graphs.explain import ExplainGraph
 from export.graphs.kernel import kernel_graph
 from export.graphs.level import first_in_head
-from export.graphs.pack import what_has_no_kernel
+from export.graphs.pack import option_without_kernel
 from export.graphs.plain import PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph
 from export.onnx_file import save_together, to_onnx
 from model.stec.stec import STECConfig
-from tests.export.graphs.test_kernel import TOKENS, a_feed, a_model, by_torch, needs_kernel, schema_of, session_of
-from tests.export.graphs.test_serving import mixed_schema, request, single, trained
-from tests.model.stec.test_options import models
+from tests.support.examples import examples
+from tests.support.graphs import (
+    TOKENS,
+    a_feed,
+    a_model,
+    by_torch,
+    mixed_schema,
+    needs_kernel,
+    request,
+    schema_of,
+    session_of,
+    single,
+    trained,
+)
+from tests.support.stec_models import models
 
 # Each option at least once, in two graphs: the other exports are in test_write.py.
 EXPORTED: list[dict[str, Any]] = [
@@ -36,9 +48,9 @@ def tensors(feed: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in feed.items()}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(size=models(), sizes=st.sampled_from([[1], [3, 1, 9]]), seed=st.integers(0, 99))
-def test_the_folded_graph_and_the_contributions_are_the_models_logit(
+def test_the_folded_graph_and_the_contributions_give_the_models_logit(
     size: STECConfig, sizes: list[int], seed: int
 ) -> None:
     model, feed = a_model(SCHEMA, size, seed), a_feed(SCHEMA, sizes, seed)
@@ -55,10 +67,10 @@ def test_the_folded_graph_and_the_contributions_are_the_models_logit(
     torch.testing.assert_close(attention.sum(4), torch.ones(attention.shape[:4]))
 
 
-def test_what_the_head_does_not_see_contributes_nothing() -> None:
+def test_pairs_and_levels_that_the_head_does_not_see_contribute_nothing() -> None:
     feed = tensors(a_feed(SCHEMA, [5]))
     upper = ExplainGraph(a_model(SCHEMA, STECConfig(embedding=8, pairs="upper")), SCHEMA)(**feed)[1]
-    # The model's order, which is not the graph's: categorical fields first.
+    # In the model's order, which differs from the graph's: categorical fields are first.
     assert ((upper != 0).any(0).any(0).sum()) == 7 * 6 // 2
     assert (upper.diagonal(dim1=2, dim2=3) == 0).all()
     last = ExplainGraph(a_model(SCHEMA, STECConfig(embedding=8, fusion="last")), SCHEMA)(**feed)[1]
@@ -67,11 +79,11 @@ def test_what_the_head_does_not_see_contributes_nothing() -> None:
 
 
 @needs_kernel
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(size=models(), seed=st.integers(0, 99))
-def test_the_kernel_computes_each_option_that_is_a_constant_to_it(size: STECConfig, seed: int) -> None:
+def test_the_kernel_computes_every_option_that_is_a_constant(size: STECConfig, seed: int) -> None:
     model, feed = a_model(SCHEMA, size, seed), a_feed(SCHEMA, [3, 1, 9], seed)
-    if what_has_no_kernel(model):
+    if option_without_kernel(model):
         with pytest.raises(ValueError, match="the kernel cannot compute a model with"):
             kernel_graph(model, SCHEMA)
         return
@@ -88,12 +100,12 @@ def test_the_kernel_computes_each_option_that_is_a_constant_to_it(size: STECConf
         (STECConfig(interaction="xwx", pairs="upper", scale="mean", fusion="add"), None),
     ],
 )
-def test_what_the_kernel_cannot_compute_has_a_name(size: STECConfig, option: str | None) -> None:
-    assert what_has_no_kernel(a_model(schema_of(1, 1, 0), size)) == option
+def test_an_option_that_the_kernel_cannot_compute_is_named(size: STECConfig, option: str | None) -> None:
+    assert option_without_kernel(a_model(schema_of(1, 1, 0), size)) == option
 
 
 @pytest.mark.parametrize("interaction", ["qk", "xwx", "separate"])
-def test_the_screen_is_the_first_level_of_any_interaction(interaction: str) -> None:
+def test_the_screen_graph_is_the_first_level_for_any_interaction(interaction: str) -> None:
     schema = mixed_schema(True)
     model, inputs = trained(schema, 0.3, interaction=interaction, pairs="upper"), request(schema, (20, 3))
     assert first_in_head(model) == 0
@@ -106,7 +118,7 @@ def test_the_screen_is_the_first_level_of_any_interaction(interaction: str) -> N
 
 
 @pytest.mark.parametrize("options", EXPORTED, ids=str)
-def test_onnxruntime_answers_and_explains_as_the_model_does(options: dict[str, Any], tmp_path: Path) -> None:
+def test_onnxruntime_gives_the_models_logits_and_explanations(options: dict[str, Any], tmp_path: Path) -> None:
     schema: FeatureSchema = SCHEMA
     model = a_model(schema, STECConfig(embedding=8, ffn=16, embedding_std=0.3, **options))
     serving, explain = ServingGraph(model, schema), ExplainGraph(model, schema)

@@ -1,73 +1,21 @@
-"""The folded graph is the model."""
+"""The folded graph equals the model."""
 
-import itertools
-import random
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from contract.schema import Attention, FeatureSchema, Field, Kind, Side
+from contract.schema import Attention
 from export.graphs.block import blocks_of, score_bounds
 from export.graphs.plain import PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph, serving_order
-from model.stec.stec import STEC, STECConfig, stec_for
-
-TOKENS = 12
-
-
-def mixed_schema(numeric: bool) -> FeatureSchema:
-    """Sides and kinds in no tidy order, as a user may write them."""
-    kinds: list[Kind] = ["categorical", "numeric"] if numeric else ["categorical"]
-    sides: list[Side] = ["candidate", "context"]
-    fields = [Field(f"f{i}", side, kind) for i, (kind, side) in enumerate(itertools.product(kinds * 2, sides))]
-    random.Random(4).shuffle(fields)
-    return FeatureSchema(tuple(fields))
-
-
-def trained(
-    schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full", **options: Any
-) -> STEC:
-    torch.manual_seed(0)
-    categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
-    model = stec_for(schema, [TOKENS] * categorical, size)
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.LayerNorm):  # as training leaves them, not as they start
-            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
-            torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
-    for _ in range(30):
-        ids = torch.randint(TOKENS, (512, categorical))
-        if near_constant:
-            ids[:, 0] = 2
-            ids[torch.rand(512) < 0.999, 1] = 2
-        model(ids, torch.randn(512, numeric))
-    return model.eval()
-
-
-def request(schema: FeatureSchema, sizes: tuple[int, ...]) -> dict[str, Tensor]:
-    """As many candidates for each request as sizes says."""
-    torch.manual_seed(1)
-    rows = {"context": len(sizes), "candidate": sum(sizes)}
-    inputs = {}
-    for side in ("context", "candidate"):
-        inputs[f"{side}_ids"] = torch.randint(TOKENS, (rows[side], len(schema.select("categorical", side))))
-        if numeric := len(schema.select("numeric", side)):
-            inputs[f"{side}_values"] = torch.randn(rows[side], numeric, dtype=torch.float64)
-    return inputs | {"request_index": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))}
-
-
-def single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+from tests.support.graphs import TOKENS, mixed_schema, request, single, trained
 
 
 @pytest.mark.parametrize("attention", ["full", "request"])
 @pytest.mark.parametrize("numeric", [False, True])
 @pytest.mark.parametrize("sizes", [(1,), (2,), (257,), (3, 1, 20)])
-def test_the_folded_graph_answers_as_the_model_does(
-    numeric: bool, sizes: tuple[int, ...], attention: Attention
-) -> None:
+def test_the_folded_graph_gives_the_models_logits(numeric: bool, sizes: tuple[int, ...], attention: Attention) -> None:
     schema = mixed_schema(numeric)
     model, inputs = trained(schema, 0.3, attention=attention), request(schema, sizes)
     expected = PlainGraph(model, schema).double().eval()(**inputs)
@@ -77,7 +25,7 @@ def test_the_folded_graph_answers_as_the_model_does(
 def test_near_constant_fields_at_a_large_scale_stay_within_the_tolerance() -> None:
     schema = mixed_schema(False)
     model, inputs = trained(schema, 3.0, near_constant=True), request(schema, (257,))
-    inputs["context_ids"][:, :] = 2  # the usual value, for which every constant must cancel
+    inputs["context_ids"][:, :] = 2  # the usual value, for which all constants must cancel
     expected = PlainGraph(model, schema).double().eval()(**inputs).sigmoid()
     answered = ServingGraph(model, schema)(**single(inputs)).double().sigmoid()
     assert (answered - expected).abs().max() <= 1e-5
@@ -99,7 +47,7 @@ def test_no_attention_score_exceeds_its_proven_bound(std: float, options: dict[s
         x = y
 
 
-def test_scores_that_could_overflow_take_the_safe_softmax() -> None:
+def test_scores_that_could_overflow_use_the_safe_softmax() -> None:
     schema = mixed_schema(False)
     assert [b.scores_are_bounded for b in ServingGraph(trained(schema, 0.1), schema).blocks] == [True, True]
     wide = trained(schema, 30.0)
@@ -109,7 +57,7 @@ def test_scores_that_could_overflow_take_the_safe_softmax() -> None:
     torch.testing.assert_close(graph(**single(inputs)).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_folding_leaves_the_model_as_it_was() -> None:
+def test_folding_does_not_change_the_model() -> None:
     schema = mixed_schema(True)
     model = trained(schema, 0.3)
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -117,13 +65,13 @@ def test_folding_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(t, before[name]) and t.dtype == before[name].dtype for name, t in model.state_dict().items())
 
 
-def test_the_serving_order_has_each_field_of_the_model_once() -> None:
+def test_the_serving_order_has_every_field_of_the_model_once() -> None:
     schema = mixed_schema(True)
     assert sorted(serving_order(schema)) == list(range(len(schema.fields)))
 
 
-def test_the_screen_is_the_model_whose_other_levels_are_at_their_average() -> None:
-    """With the others' weights in the head at zero the first level is all there is."""
+def test_the_screen_graph_is_the_model_with_the_other_levels_at_their_average() -> None:
+    """With zero weights for the other levels in the head, only the first level remains."""
     schema = mixed_schema(True)
     model, inputs = trained(schema, 0.3), request(schema, (20, 3))
     head = model.head[0]

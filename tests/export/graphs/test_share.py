@@ -1,4 +1,4 @@
-"""What each field adds to the logit of a model that is no sum over fields."""
+"""The share graph: what each field adds to the logit of a model that is not a sum over fields."""
 
 import itertools
 import math
@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from contract.bundle import EXPLANATION
 from contract.schema import FeatureSchema
 from contract.vocabulary import MISSING
 from export.graphs.plain import PlainGraph
 from export.graphs.serving import serving_order
 from export.graphs.share import ShareGraph
+from export.onnx_file import to_onnx
 from model.layers import fields_of
 from model.zoo import MODELS, build
-from tests.export.graphs.test_serving import TOKENS, mixed_schema, request, single
-from tests.model.baselines.test_every_model import small
+from tests.support.graphs import TOKENS, mixed_schema, request, session_of, single
+from tests.support.models import small
 
 BASELINES = [name for name in MODELS if name != "stec"]
 
@@ -52,8 +54,20 @@ def test_the_shares_and_the_bias_add_up_to_the_models_logit(name: str, numeric: 
     assert (contribution_NLFF[:, 0] * (1 - torch.eye(fields))).abs().max() == 0
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_onnxruntime_scores_and_explains_as_torch_does(name: str) -> None:
+    schema = mixed_schema(True)
+    model, inputs = a_model(name, schema), request(schema, (3, 1, 4))
+    expected = explained(model, schema, inputs)
+    exported = to_onnx(ShareGraph(model, schema), schema, EXPLANATION)
+    feed = {name: tensor.numpy() for name, tensor in single(inputs).items()}
+    found = session_of(exported).run(list(EXPLANATION), feed)
+    for array, tensor in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(array), tensor, rtol=1e-4, atol=1e-4)
+
+
 def value(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], present: set[int]) -> float:
-    """The logit where only these fields (in serving order) are there."""
+    """Return the logit with only these fields, in serving order, and the others missing."""
     known: dict[str, Any] = {name: t.clone() for name, t in row.items()}
     for position, field in enumerate(schema.in_serving_order()):
         if position in present:
@@ -65,7 +79,7 @@ def value(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], prese
 
 
 def shapley(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], field: int) -> float:
-    """By its definition, over every set of the other fields."""
+    """Return the Shapley value by its definition, over every set of the other fields."""
     count = len(schema.fields)
     others = [f for f in range(count) if f != field]
     total = 0.0
@@ -78,8 +92,8 @@ def shapley(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], fie
 
 
 @pytest.mark.parametrize("name", ["lr", "fm"])
-def test_where_fields_act_alone_or_in_pairs_a_share_is_the_shapley_value(name: str) -> None:
-    """Half of the orders being the other half backwards, pairs are shared evenly."""
+def test_without_interactions_of_three_fields_a_share_is_the_shapley_value(name: str) -> None:
+    """Half of the orders are the reverse of the other half, so pairs are shared evenly."""
     schema = mixed_schema(True)
     model, row = a_model(name, schema), request(schema, (1,))
     assert sorted(serving_order(schema)) == list(range(len(schema.fields)))

@@ -1,4 +1,4 @@
-"""Each profile's arrivals have its mean, its spread and its shape."""
+"""Arrivals of each profile: their mean, dispersion and shape over time."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def counts(times: NDArray[np.float64], window_s: float) -> NDArray[np.int64]:
 
 
 def dispersion(times: NDArray[np.float64], window_s: float) -> float:
-    """The variance of the number in a window over its mean: 1 for a Poisson process at one rate."""
+    """Return the variance of the number of arrivals in a window over its mean: 1 for a Poisson process at one rate."""
     found = counts(times, window_s)
     return float(found.var() / found.mean())
 
@@ -44,12 +44,12 @@ def test_the_mean_rate_is_the_one_asked_for(profile: Profile, seconds: float) ->
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_same_seeds_are_the_same_load(profile: Profile) -> None:
+def test_equal_seeds_give_the_same_load(profile: Profile) -> None:
     assert draw(profile).tolist() == draw(profile).tolist()
     assert draw(profile).tolist() != draw(profile, seed=2).tolist()
 
 
-def test_a_steady_load_is_as_uneven_as_chance_makes_it() -> None:
+def test_a_steady_load_is_a_poisson_process() -> None:
     times = draw("steady")
     assert dispersion(times, 0.1) == pytest.approx(1, abs=0.25)
     assert dispersion(times, 1.0) == pytest.approx(1, abs=0.7)
@@ -57,11 +57,11 @@ def test_a_steady_load_is_as_uneven_as_chance_makes_it() -> None:
     assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.05)
 
 
-def test_bursts_are_far_more_uneven_than_chance() -> None:
+def test_bursts_are_far_more_dispersed_than_a_poisson_process() -> None:
     assert dispersion(draw("bursts"), 0.1) > 30
 
 
-def test_a_tenth_of_the_time_brings_half_of_a_bursty_load() -> None:
+def test_a_tenth_of_the_time_has_half_of_the_arrivals_of_bursts() -> None:
     found = np.sort(counts(draw("bursts", rate=5000), 0.02))[::-1]
     busiest = found[: len(found) // 10]
     assert busiest.sum() / found.sum() == pytest.approx(0.5, abs=0.03)
@@ -72,18 +72,18 @@ def test_a_tenth_of_the_time_brings_half_of_a_bursty_load() -> None:
 def test_a_burst_lasts_a_fifth_of_a_second_on_average() -> None:
     busy = counts(draw("bursts", rate=5000), 0.01) > 2 * 5000 * 0.01
     bursts = np.count_nonzero(np.diff(busy.astype(int)) == 1)
-    assert 20 <= bursts <= 30  # some are too short to be seen, or meet
+    assert 20 <= bursts <= 30  # some are too short to be seen, or adjacent
     assert np.count_nonzero(busy) * 0.01 / bursts == pytest.approx(0.2, abs=0.1)
 
 
-def test_bursts_of_several_processes_come_together_and_their_requests_do_not() -> None:
+def test_processes_share_their_bursts_but_not_their_arrivals() -> None:
     first, second, other = draw("bursts", 1), draw("bursts", 2), draw("bursts", 3, shared=2)
     assert np.corrcoef(counts(first, 0.1), counts(second, 0.1))[0, 1] > 0.8
     assert np.corrcoef(counts(first, 0.1), counts(other, 0.1))[0, 1] < 0.4
     assert not np.isin(first, second).any()
 
 
-def test_a_day_rises_from_its_trough_to_three_times_as_much_and_falls_again() -> None:
+def test_a_day_rises_from_its_trough_to_three_times_the_rate_and_falls_again() -> None:
     found = counts(draw("day", rate=5000), SECONDS / 100).astype(float)
     trough, peak = np.concatenate((found[:3], found[-3:])).mean(), found[47:53].mean()
     assert peak / trough == pytest.approx(3, rel=0.05)

@@ -1,4 +1,4 @@
-"""What a server says of its own time, over one load and no other."""
+"""The server's own times during one load."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from loadtest.openloop import records as read
 from loadtest.openloop.__main__ import main
 from loadtest.openloop.bodies import prepare
 from loadtest.openloop.load import Load, run
-from loadtest.openloop.phases import Counts, counts, quantile, scrape, split
+from loadtest.openloop.phases import Counts, counts, quantile, scrape, server_times
 from loadtest.servers import serving
 from service.telemetry.metrics import PHASES
 from tests.support.http_servers import always, answer, listening
@@ -36,8 +36,8 @@ def page(count: int, seconds: float, fast: int) -> Counts | None:
     return counts(PAGE.format(count=count, seconds=seconds, fast=fast))
 
 
-def test_what_was_before_the_load_does_not_count() -> None:
-    found = split(page(100, 9.0, 100), page(300, 9.5, 150))
+def test_requests_before_the_load_do_not_count() -> None:
+    found = server_times(page(100, 9.0, 100), page(300, 9.5, 150))
     assert found is not None
     assert found.mean_ms == {"run": pytest.approx(2.5)}
     assert found.scored == 200
@@ -45,14 +45,14 @@ def test_what_was_before_the_load_does_not_count() -> None:
     assert found.p99_ms == pytest.approx(1 + 148 / 150)
 
 
-def test_a_server_that_began_again_says_nothing_of_the_load() -> None:
-    assert split(page(300, 9.5, 150), page(100, 0.5, 50)) is None
-    assert split(None, page(1, 1, 1)) is None
-    assert split(page(1, 1, 1), None) is None
+def test_there_are_no_times_when_the_server_restarted() -> None:
+    assert server_times(page(300, 9.5, 150), page(100, 0.5, 50)) is None
+    assert server_times(None, page(1, 1, 1)) is None
+    assert server_times(page(1, 1, 1), None) is None
 
 
-def test_without_requests_there_are_no_figures() -> None:
-    found = split(page(100, 9.0, 100), page(100, 9.0, 100))
+def test_without_requests_there_are_no_quantiles() -> None:
+    found = server_times(page(100, 9.0, 100), page(100, 9.0, 100))
     assert found is not None
     assert found.mean_ms == {}
     assert math.isnan(found.p99_ms)
@@ -67,21 +67,21 @@ def test_a_quantile_lies_within_its_bucket(share: float, value: float) -> None:
     "reply",
     [answer(b'{"version": 1}'), answer(b"up 1\n"), answer(b"none", status="404 Not Found"), b"no HTTP\r\n\r\n"],
 )
-def test_another_server_has_nothing_to_say(reply: bytes) -> None:
+def test_another_server_has_no_times(reply: bytes) -> None:
     with listening(always(reply)) as url:
         assert scrape(f"{url}/metrics") is None
-    assert scrape(f"{url}/metrics") is None  # nobody listens any more
+    assert scrape(f"{url}/metrics") is None  # the server has stopped
 
 
-def test_a_load_is_split_by_the_server_that_took_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_server_reports_the_phases_of_a_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests = prepare([open_bundle(DEMO)], {10: 20}, timeout_ms=5000)
     settings = {"CTR_BUNDLE": str(DEMO), "CTR_TIMEOUT_MS": "5000", "CTR_QUEUE_TARGET_MS": "1000"}
     with serving(tmp_path, 2, settings) as server:
         load = Load(server.url, 50, 2, timeout_ms=5000)
-        run(load, requests)  # another one before
+        run(load, requests)  # does not count
         before = scrape(f"{server.url}/metrics")
         accepted = read.answered(run(load, requests).records)
-        found = split(before, scrape(f"{server.url}/metrics"))
+        found = server_times(before, scrape(f"{server.url}/metrics"))
         arguments = ["--rate", "30", "--seconds", "0.5", "--candidates", "3", "--timeout-ms", "5000"]
         assert main(["--url", f"{server.url}/", "--bundle", str(DEMO), *arguments]) == 0
     assert found is not None

@@ -1,4 +1,4 @@
-"""A closed loop keeps every connection busy, and counts what is answered in its time."""
+"""A closed loop keeps every connection busy and counts the answers within its time."""
 
 import pytest
 
@@ -10,27 +10,44 @@ from tests.support.http_servers import always, answer, listening
 MESSAGES = [message(b"{}")]
 
 
-def test_each_connection_has_one_request_after_the_other() -> None:
+@pytest.mark.timing
+def test_each_connection_sends_one_request_after_the_other() -> None:
     """A server that takes a tenth of a second answers ten times a second on each connection."""
     with listening(always(answer(b"ok"), pause_s=0.1)) as url:
-        one = saturate(url, MESSAGES, connections=1, seconds=1.0)
+        alone = saturate(url, MESSAGES, connections=1, seconds=1.0)
         four = saturate(url, MESSAGES, connections=4, seconds=1.0)
-    assert 6 <= one.good <= 10
-    assert 3 * one.good <= four.good <= 40
-    assert one.per_s == one.good / 1.0
-    assert one.late == 1  # on its way when the time was up
+    assert 6 <= alone.good <= 10
+    assert 3 * alone.good <= four.good <= 40
+    assert alone.per_s == alone.good / 1.0
+    assert alone.late == 1  # in flight when the time was up
+    assert len(alone.latencies_ms) == alone.good
+    assert min(alone.latencies_ms) > 90
 
 
-def test_what_is_no_200_is_no_answer() -> None:
+def test_other_statuses_do_not_count_as_answers() -> None:
     with listening(always(answer(b"no", status="429 Too Many Requests"), pause_s=0.05)) as url:
-        answered = saturate(url, MESSAGES, connections=2, seconds=0.5)
-    assert answered.good == 0
-    assert answered.other >= 10
+        found = saturate(url, MESSAGES, connections=2, seconds=0.5)
+    assert found.good == found.late == 0
+    assert found.other >= 10
 
 
-def test_a_connection_that_ends_with_its_answer_is_not_waited_for() -> None:
+def test_a_connection_that_closes_after_its_answer_ends_its_loop() -> None:
     with listening(always(answer(b"ok", "Connection: close"))) as url:
         assert saturate(url, MESSAGES, connections=3, seconds=0.3).good == 3
+
+
+def test_every_answer_is_checked_with_the_index_of_its_request() -> None:
+    seen = set()
+
+    def check(index: int, body: bytes) -> str | None:
+        seen.add((index, body))
+        return "wrong" if index == 1 else None
+
+    with listening(always(answer(b"ok"), pause_s=0.01)) as url:
+        found = saturate(url, [message(b"0"), message(b"1"), message(b"2")], 1, 0.5, check)
+    assert seen == {(0, b"ok"), (1, b"ok"), (2, b"ok")}
+    assert abs(found.wrong - (found.good + found.late) / 3) <= 1
+    assert set(found.problems) == {"wrong"}
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:

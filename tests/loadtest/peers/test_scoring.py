@@ -1,6 +1,6 @@
-"""The peers' common part scores as the model does, and the plain server answers through a socket.
+"""The scoring code that all other servers share, and the plain FastAPI server.
 
-The others' environments are not made here: what they share is what is tested.
+The other frameworks are not installed here.
 """
 
 import json
@@ -22,7 +22,7 @@ from loadtest.reference_model import write_plain
 from loadtest.servers import free_port
 from model.stec.stec import STEC, STECConfig, stec_for
 
-# Not in the model's order: a candidate's field lies between two of the context.
+# Not in the order of the model's inputs: a candidate field lies between two context fields.
 SCHEMA = FeatureSchema((Field("user", "context"), Field("ad", "candidate"), Field("page", "context")))
 TOKENS = 12
 VOCABULARY = {name: {f"{name}-{token}": token for token in range(2, TOKENS)} for name in ("user", "ad", "page")}
@@ -31,13 +31,13 @@ REQUEST: dict[str, Any] = {
     "candidates": [
         {"id": "first", "features": {"ad": "ad-2"}},
         {"id": 7, "features": {"ad": "ad-11"}},
-        {"id": "of no vocabulary", "features": {"ad": "ad-12"}},
+        {"id": "unknown", "features": {"ad": "ad-12"}},
         {"id": "without", "features": {}},
     ],
 }
 IDS = [[3, 2, 9], [3, 11, 9], [3, UNKNOWN, 9], [3, MISSING, 9]]  # of REQUEST, in the schema's order
 ANONYMOUS: dict[str, Any] = {
-    "context": {"page": "of no vocabulary"},
+    "context": {"page": "unknown"},
     "candidates": [{"id": 1, "features": {"ad": "ad-5"}}],
 }
 ANONYMOUS_IDS = [[MISSING, 5, UNKNOWN]]
@@ -53,7 +53,7 @@ def model() -> STEC:
 
 @pytest.fixture(scope="module")
 def folder(model: STEC, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the peers get it."""
+    """The model's files as the other servers get them."""
     path = tmp_path_factory.mktemp("peer")
     write_plain(model, SCHEMA, VOCABULARY, path)
     return path
@@ -70,23 +70,23 @@ def ctr_of(answer: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("graph", ["plain.onnx", "model.onnx"])
-def test_the_peers_score_as_the_model_does(
+def test_the_other_servers_score_as_the_model_does(
     model: STEC, folder: Path, graph: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PEER_GRAPH", graph)
     answer = Scorer(folder).score(REQUEST)
-    assert [score["id"] for score in answer["scores"]] == ["first", 7, "of no vocabulary", "without"]
+    assert [score["id"] for score in answer["scores"]] == ["first", 7, "unknown", "without"]
     assert ctr_of(answer) == pytest.approx(expected(model, IDS), abs=1e-6)
 
 
-def test_tokens_of_no_vocabulary_and_missing_fields_have_ids_of_their_own(model: STEC, folder: Path) -> None:
+def test_unknown_tokens_and_missing_fields_have_their_own_ids(model: STEC, folder: Path) -> None:
     answer = Scorer(folder).score(ANONYMOUS)
     assert ctr_of(answer) == pytest.approx(expected(model, ANONYMOUS_IDS), abs=1e-6)
     unknown, missing = ctr_of(Scorer(folder).score(REQUEST))[2:]
     assert unknown != missing
 
 
-def test_requests_that_are_scored_together_are_scored_as_if_alone(folder: Path) -> None:
+def test_requests_scored_together_get_the_same_scores_as_alone(folder: Path) -> None:
     scorer = Scorer(folder)
     together = scorer.score_many([REQUEST, ANONYMOUS, REQUEST])
     for answer, request in zip(together, (REQUEST, ANONYMOUS, REQUEST), strict=True):
@@ -115,7 +115,7 @@ def test_the_plain_server_answers_through_a_socket(model: STEC, folder: Path, ur
     assert ctr_of(post(url, ANONYMOUS)) == pytest.approx(expected(model, ANONYMOUS_IDS), abs=1e-6)
 
 
-def test_the_plain_server_says_what_is_wrong_with_a_request(url: str) -> None:
+def test_the_plain_server_reports_what_is_wrong_with_a_request(url: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         post(url, {"context": {}})
     with caught.value as error:
@@ -123,18 +123,18 @@ def test_the_plain_server_says_what_is_wrong_with_a_request(url: str) -> None:
         assert b"candidates" in error.read()
 
 
-def test_nothing_of_a_peer_is_left_when_it_ends(folder: Path, tmp_path: Path) -> None:
+def test_all_processes_of_a_server_end_with_it(folder: Path, tmp_path: Path) -> None:
     peer, body = PEERS["plain FastAPI, our graph"], json.dumps(REQUEST).encode()
     with peer_serving(peer, Path(sys.prefix), folder, free_port(), 2, tmp_path / "log", body) as running:
-        assert len(peers._marked(running.mark)) >= 3  # the first, and two workers
+        assert len(peers.marked_processes(running.mark)) >= 3  # the parent and two workers
         assert running.cpu_s() > 0.1
         assert running.memory_mib() > 50
-    assert peers._marked(running.mark) == []
+    assert peers.marked_processes(running.mark) == []
     assert running.cpu_s() == 0
 
 
-def test_a_peer_that_does_not_start_is_reported_with_its_own_words(tmp_path: Path) -> None:
-    """There is no graph in this folder."""
+def test_a_server_that_does_not_start_is_an_error_with_its_log(tmp_path: Path) -> None:
+    """The folder has no graph."""
     with (
         pytest.raises(PeerFailed, match=r"plain\.onnx"),
         peer_serving(PEERS["plain FastAPI"], Path(sys.prefix), tmp_path, free_port(), 1, tmp_path / "log", b"{}"),
@@ -142,8 +142,8 @@ def test_a_peer_that_does_not_start_is_reported_with_its_own_words(tmp_path: Pat
         pass
 
 
-def test_an_environment_with_the_same_requirements_is_left_alone(tmp_path: Path) -> None:
+def test_an_environment_with_the_same_requirements_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "requirements.txt").write_text("one==1\ntwo==2")
-    assert ensure_venv(Peer("there", ("one==1", "two==2"), ("python", "there.py")), tmp_path) == tmp_path / "there"
+    (tmp_path / "there" / "requirements.txt").write_text("first==1\nsecond==2")
+    assert ensure_venv(Peer("there", ("first==1", "second==2"), ("python", "there.py")), tmp_path) == tmp_path / "there"
     assert len(list((tmp_path / "there").iterdir())) == 1

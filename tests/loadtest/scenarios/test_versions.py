@@ -1,4 +1,4 @@
-"""Two versions of one model, and the server between them."""
+"""Two versions of one model, and a server that switches between them."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> TwoVersions:
     return two_versions(DEMO, tmp_path_factory.mktemp("versions"))
 
 
-def test_the_second_version_keeps_its_golden_requests_and_answers_all_otherwise(versions: TwoVersions) -> None:
+def test_the_second_version_answers_its_own_golden_requests_and_differs_from_the_first(versions: TwoVersions) -> None:
     answer = golden_answers(open_engine(versions.second, threads=1), versions.second)
     for first, second in zip(
         read_golden(DEMO / GOLDEN), read_golden(versions.second.folder / GOLDEN)[:20], strict=False
@@ -31,7 +31,7 @@ def test_the_second_version_keeps_its_golden_requests_and_answers_all_otherwise(
         assert (np.asarray(second.ctr) - np.asarray(first.ctr) > TOLERANCE).all()
 
 
-def test_a_prepared_request_knows_what_each_version_answers(versions: TwoVersions) -> None:
+def test_a_prepared_request_has_the_probabilities_of_each_version(versions: TwoVersions) -> None:
     requests = prepare(versions.bundles, {1: 2, 5: 3}, timeout_ms=50)
     assert [len(request.ids) for request in requests] == [1, 1, 5, 5, 5]
     for request in requests:
@@ -40,7 +40,8 @@ def test_a_prepared_request_knows_what_each_version_answers(versions: TwoVersion
         assert (np.asarray(second) > np.asarray(first)).all()
 
 
-def test_a_reload_under_load_is_checked_against_both(versions: TwoVersions, tmp_path: Path) -> None:
+@pytest.mark.timing
+def test_answers_during_a_reload_are_checked_against_both_versions(versions: TwoVersions, tmp_path: Path) -> None:
     requests = prepare(versions.bundles, {5: 10}, timeout_ms=5000)
     settings = {"CTR_STORE": str(versions.store), "CTR_TIMEOUT_MS": "5000"}
     with serving(tmp_path, 1, settings) as server:
@@ -51,6 +52,6 @@ def test_a_reload_under_load_is_checked_against_both(versions: TwoVersions, tmp_
             assert timed_reload(server, versions) > 0
             outcome = running.wait()
         assert server.version() == versions.other(before)
-        assert server.end() == 0
+        assert server.stop() == 0
     assert len(answered(outcome.records)) == len(outcome.records)
     assert not outcome.records["wrong"].any(), outcome.examples

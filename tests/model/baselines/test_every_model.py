@@ -1,4 +1,4 @@
-"""What every model of the zoo promises, whatever its formula."""
+"""Properties of every model in the zoo."""
 
 from typing import Any, get_args
 
@@ -8,38 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.experiment_config import read_experiment
-from model.layers import Fields, embedding_parameters
+from model.layers import embedding_parameters
 from model.stec.stec import STEC
 from model.training.flops import count_flops
-from model.zoo import MODELS, Config, build, name_of
+from model.zoo import MODELS, Config, name_of
+from tests.support.models import CASES, a_model, batch, small
 from tests.support.paths import EXPERIMENTS
 
-NAMES = ("user", "item", "day", "cost", "age", "bid")
-FIELDS = Fields((30, 8, 5, 4), 2, (True, False, True, False, True, False), NAMES)
-SMALL: dict[str, dict[str, Any]] = {name: {"mlp": (8, 6)} for name in MODELS} | {
-    **{name: {} for name in ("stec", "lr", "fm", "afm", "edcn")},
-    "afn": {"mlp": (8, 6), "neurons": 20, "afn": (8,)},
-    "autoint": {"mlp": (8, 6), "attention": 16, "layers": 2},
-    "destine": {"mlp": (8, 6), "attention": 16, "layers": 2},
-    "interhat": {"mlp": (8, 6), "attention": 16, "hidden": 10},
-    "finalmlp": {"mlp": (8, 6), "mlp2": (4,), "gate": (5,), "heads": 2, "context1": ("user", "age")},
-}
-# Options that take another way through a model.
-OTHERS: list[tuple[str, dict[str, Any]]] = [
-    ("xdeepfm", {"cin": (5, 4, 3)}),
-    ("fibinet", {"bilinear": "field_interaction", "reduction": 0.5}),
-    ("afn", {"mlp_batch_norm": True}),
-    ("deepim", {"order": 5, "interaction_batch_norm": True}),
-    ("aoanet", {"interaction_layers": 3, "subspaces": 3}),
-    ("dcnv2", {"mlp": ()}),
-    ("edcn", {"regulation": False}),
-    ("masknet", {"structure": "serial", "embedding_norm": True}),
-    ("finalmlp", {"context1": (), "context2": ()}),
-    ("finalmlp", {"context1": ("item", "age"), "context2": ("user",)}),
-    ("interhat", {"heads": 4, "mlp": ()}),
-    ("autoint", {"wide": True, "layer_norm": False, "scaled": False, "layers": 1}),
-    ("destine", {"wide": True, "heads": 2, "scaled": False}),
-]
 # The parts that an option with dropout in its name drops from; another one than these is of `mlp`.
 DROPPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("afn", "afn_dropout"): ("cross_mlp",),
@@ -58,30 +33,10 @@ DROPOUTS = [
     for key in config.__struct_fields__
     if key.endswith("dropout") and name != "stec"
 ]
-CASES = [*((name, {}) for name in MODELS), *OTHERS]
 
 of_every_case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[" ".join([name, *map(str, options.items())]) for name, options in CASES]
 )
-
-
-def small(name: str, **changes: Any) -> Config:
-    """A config whose model trains on a few rows; embeddings wide enough that all of it matters."""
-    config, _ = MODELS[name]
-    width = {} if name == "lr" else {"embedding": 4}
-    return config(**{"embedding_std": 0.3} | width | SMALL[name] | changes)
-
-
-def a_model(name: str, **changes: Any) -> nn.Module:
-    torch.manual_seed(3)
-    return build(FIELDS, small(name, **changes)).double()
-
-
-def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.stack([torch.randint(0, size, (rows,), generator=generator) for size in FIELDS.sizes], 1)
-    values = torch.randn(rows, FIELDS.numeric, generator=generator, dtype=torch.float64)
-    return ids, values, (torch.rand(rows, generator=generator) < 0.4).double()
 
 
 def train_step(model: nn.Module, rows: int = 400) -> None:
@@ -90,9 +45,11 @@ def train_step(model: nn.Module, rows: int = 400) -> None:
 
 
 @of_every_case
-def test_a_model_computes_where_it_is_put(name: str, options: dict[str, Any]) -> None:
-    """On the meta device, which takes no tensor of the CPU into its sums; but into its products, as a GPU does not:
-    so none may be left behind. STEC in its plain form, for the other asks for autocast, which is not there."""
+def test_a_model_has_no_tensor_on_another_device(name: str, options: dict[str, Any]) -> None:
+    """The meta device rejects CPU tensors in sums, but unlike a GPU not in products, so the test also looks for them.
+
+    STEC is tested in its plain form, because the other one uses autocast, which the meta device does not have.
+    """
     model = a_model(name, **options).to("meta")
     left = [name for m in model.modules() for name, t in vars(m).items() if isinstance(t, Tensor) and not t.is_meta]
     assert left == []
@@ -119,9 +76,9 @@ def test_a_row_has_one_logit(name: str, options: dict[str, Any], rows: int) -> N
 
 
 @of_every_case
-def test_a_row_answers_alike_in_any_batch(name: str, options: dict[str, Any]) -> None:
+def test_a_row_has_the_same_logit_in_any_batch(name: str, options: dict[str, Any]) -> None:
     model = a_model(name, **options)
-    train_step(model)  # running statistics as training leaves them
+    train_step(model)  # so that the running statistics are not the initial ones
     ids, values, _ = batch(20)
     model.eval()
     logits = model(ids, values)
@@ -132,7 +89,7 @@ def test_a_row_answers_alike_in_any_batch(name: str, options: dict[str, Any]) ->
 
 @of_every_case
 def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
-    """Nothing is there that the loss does not depend on, but for rounding."""
+    """The loss depends on every parameter by more than rounding."""
     model = a_model(name, **options)
     train_step(model)
     sizes = {n: 0.0 if p.grad is None else p.grad.abs().max().item() for n, p in model.named_parameters() if p.numel()}
@@ -140,7 +97,7 @@ def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), DROPOUTS)
-def test_dropout_is_where_its_option_says_and_nowhere_else(name: str, key: str) -> None:
+def test_a_dropout_option_applies_to_its_part_only(name: str, key: str) -> None:
     model = a_model(name, **{key: 0.5})
     rates = [(place.split(".")[0], m.p) for place, m in model.named_modules() if isinstance(m, nn.Dropout)]
     dropping = {place for place, rate in rates if rate == 0.5}
@@ -154,7 +111,7 @@ def test_dropout_is_where_its_option_says_and_nowhere_else(name: str, key: str) 
 
 
 @of_every_case
-def test_the_l2_of_embeddings_falls_on_every_table_and_nothing_else(name: str, options: dict[str, Any]) -> None:
+def test_embedding_l2_applies_to_every_table_and_nothing_else(name: str, options: dict[str, Any]) -> None:
     model = a_model(name, **options)
     found = {id(p) for p in embedding_parameters(model)}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -164,16 +121,16 @@ def test_the_l2_of_embeddings_falls_on_every_table_and_nothing_else(name: str, o
 
 
 @of_every_case
-def test_its_cost_is_counted(name: str, options: dict[str, Any]) -> None:
+def test_its_flops_are_counted(name: str, options: dict[str, Any]) -> None:
     flops = count_flops(a_model(name, **options).float(), batch(2)[0], batch(2)[1].float())
-    assert (flops == 0) == (name in ("lr", "fm"))  # sums and element-wise products are free
+    assert (flops == 0) == (name in ("lr", "fm"))  # sums and element-wise products do not count
 
 
-def test_a_toml_file_can_name_every_model() -> None:
+def test_an_experiment_can_use_every_model() -> None:
     assert [config for config, _ in MODELS.values()] == [*get_args(Config)]
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("log", ["frappe", "movielens_tag"])
-def test_every_model_has_an_experiment_of_its_name(log: str, name: str) -> None:
+def test_every_model_has_an_experiment_with_its_name(log: str, name: str) -> None:
     assert name_of(read_experiment(EXPERIMENTS / log / f"{name}.toml").model) == name

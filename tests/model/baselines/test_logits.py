@@ -1,4 +1,4 @@
-"""Each baseline's logit is what its formula says, against slow loops in Python's floats."""
+"""The logits of each baseline, against its formula as slow loops over Python floats."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.model.baselines.test_every_model import CASES, a_model, batch, small
-from tests.support.reference_attention import afm, autoint, destine, interhat
-from tests.support.reference_math import Vector
-from tests.support.reference_products import (
+from tests.support.models import CASES, a_model, batch, small
+from tests.support.reference.attention import afm, autoint, destine, interhat
+from tests.support.reference.math import Vector
+from tests.support.reference.products import (
     afn,
     aoanet,
     dcn,
@@ -50,7 +50,7 @@ LOOPS: Mapping[str, Callable[..., Vector]] = {
     "destine": destine,
 }
 
-# Sizes that a loop can afford, and that differ from each other.
+# Sizes that are small enough for loops, and all different.
 SMALLER: dict[str, dict[str, Any]] = {
     "xdeepfm": {"cin": (7,)},
     "afn": {"neurons": 9, "afn": (7, 5)},
@@ -60,7 +60,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "autoint": {"attention": 8, "layers": 3},
     "destine": {"attention": 6, "layers": 3},
 }
-# Options whose other value test_every_model.py has.
+# Options whose other value is in test_every_model.py.
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("ipnn", {"mlp_batch_norm": False}),
     ("dcn", {"mlp": ()}),
@@ -73,8 +73,8 @@ MORE: list[tuple[str, dict[str, Any]]] = [
 BASELINES = [(name, options) for name, options in CASES + MORE if name != "stec"]
 
 
-def telling(model: nn.Module) -> nn.Module:
-    """Moved off its start, where biases are zero and gains one, and a formula without them would do."""
+def perturb(model: nn.Module) -> nn.Module:
+    """Change the initial parameters: with biases of zero and gains of one, a formula without them would pass."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -84,13 +84,13 @@ def telling(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "options"), BASELINES, ids=[" ".join([name, *map(str, options.items())]) for name, options in BASELINES]
 )
-def test_a_logit_in_training_is_what_loops_over_rows_fields_pairs_and_dimensions_give(
+def test_logits_in_training_equal_loops_over_rows_fields_pairs_and_dimensions(
     name: str, options: dict[str, Any]
 ) -> None:
     sizes = SMALLER.get(name, {}) | options
-    model: Any = telling(a_model(name, **sizes))
+    model: Any = perturb(a_model(name, **sizes))
     ids, values, _ = batch(5)
-    values[0, 0] = 0.0  # AFN's logarithm
+    values[0, 0] = 0.0  # for AFN's logarithm
     embedded = [table(ids, values).tolist() for table in model.embeddings]
     weights = {key: weight.tolist() for key, weight in model.state_dict().items()}
     expected = LOOPS[name](weights, small(name, **sizes), *embedded)

@@ -1,7 +1,7 @@
-"""The baselines are as large as the published ones: BARS logged their parameters, the paper's Fig. 3 their FLOPs.
+"""The baselines have the published sizes: BARS logged their parameters, and the paper's Fig. 3 has their FLOPs.
 
-The hyper-parameters are those of experiments/, the tables those of Frappe_x1 and MovielensLatest_x1. Every difference
-in parameters is one that a NOTE[DIFF] gives a reason for, and is less than 1% but for FinalMLP's.
+The hyperparameters are those of experiments/, and the tables those of Frappe_x1 and MovielensLatest_x1. A NOTE[DIFF]
+explains every difference in parameters. Except for FinalMLP, the differences are below 1%.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from model.training.flops import count_flops
 from model.zoo import MODELS, build
 from tests.support.paths import EXPERIMENTS
 
-# Rows of Frappe_x1's and MovielensLatest_x1's tables. How user and item, or MovieLens's fields, share theirs is a guess
-# on which no count depends.
+# Rows of Frappe_x1's and MovielensLatest_x1's tables. How they are distributed over user and item, and over MovieLens's
+# fields, is a guess, on which no count depends.
 FRAPPE = Fields(
     [958, 4080, 8, 8, 3, 4, 3, 10, 81, 234],
     names=("user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"),
@@ -25,7 +25,7 @@ MOVIELENS = Fields([30_000, 30_000, 30_239], names=("user_id", "item_id", "tag_i
 
 NORMS = 3 * 400  # FuxiCTR's biases before the batch norms of the deep part
 
-# Name, what BARS logged, and how many fewer parameters are here.
+# Name, the parameters that BARS logged, and how many fewer this project has.
 ON_FRAPPE = [
     ("lr", 5_390, 0),
     ("fm", 59_280, 0),
@@ -80,33 +80,33 @@ def parameters(fields: Fields, log: str, name: str) -> int:
 
 
 @pytest.mark.parametrize(("name", "logged", "fewer"), ON_FRAPPE)
-def test_on_frappe_it_has_the_parameters_that_bars_logged(name: str, logged: int, fewer: int) -> None:
+def test_a_model_has_the_parameters_that_bars_logged_on_frappe(name: str, logged: int, fewer: int) -> None:
     found = on_frappe(name)
     assert found == logged - fewer
     assert found == pytest.approx(logged, rel=0.01)
 
 
 @pytest.mark.parametrize(("name", "logged", "fewer"), ON_MOVIELENS)
-def test_on_movielens_it_has_the_parameters_that_bars_logged(name: str, logged: int, fewer: int) -> None:
+def test_a_model_has_the_parameters_that_bars_logged_on_movielens(name: str, logged: int, fewer: int) -> None:
     found = on_movielens(name)
     assert found == logged - fewer
     assert found == pytest.approx(logged, rel=0.01)
 
 
-# BARS ran FinalMLP alone on FuxiCTR 2, whose tables have one more row for each field. Its fusion has a second bias.
+# BARS ran only FinalMLP on FuxiCTR 2, whose tables have one more row per field. Its fusion has a second bias.
 
 
-def test_finalmlps_gates_share_a_table_of_all_fields_and_have_1_percent_more_for_it() -> None:
+def test_finalmlps_shared_gate_table_has_1_percent_more_parameters() -> None:
     found = on_frappe("finalmlp")
-    more = 10 * sum(FRAPPE.sizes[2:])  # a table that user and item have for themselves in FuxiCTR
+    more = 10 * sum(FRAPPE.sizes[2:])  # in FuxiCTR, user and item have their own tables
     biases, rows = 400 + 100 + 1, 10 * (FRAPPE.count + 2)
     assert found == 253_392 + more - biases - rows
     assert found / 253_392 == pytest.approx(1.011, abs=0.0005)
 
 
-def test_finalmlps_gate_of_no_fields_is_a_vector_and_has_6_percent_fewer_for_it() -> None:
+def test_finalmlps_gate_without_fields_has_6_percent_fewer_parameters() -> None:
     found = on_movielens("finalmlp")
-    gate = 10 + (10 * 800 + 800) + 800 * 30  # FuxiCTR's vector, and the MLP of it but for its last biases
+    gate = 10 + (10 * 800 + 800) + 800 * 30  # FuxiCTR's vector and its MLP, except for the last biases
     biases, rows = 400 + 800 + 1, 10 * MOVIELENS.count
     assert found == 1_040_902 - 2 * gate - biases - rows
     assert found / 1_040_902 == pytest.approx(0.936, abs=0.0005)
@@ -120,7 +120,7 @@ def test_finalmlps_gate_of_no_fields_is_a_vector_and_has_6_percent_fewer_for_it(
         ("interhat", {"attention": 64, "heads": 1, "hidden": 500, "order": 3, "mlp": ()}, 717_782),  # 720k
     ],
 )
-def test_a_row_of_avazu_costs_what_the_papers_figure_says(name: str, options: dict[str, Any], flops: int) -> None:
+def test_a_row_of_avazu_has_the_flops_of_the_papers_figure(name: str, options: dict[str, Any], flops: int) -> None:
     config, _ = MODELS[name]
     model = build(Fields([3] * 22), config(**options))
     assert count_flops(model, torch.full((2, 22), 2), torch.zeros(2, 0)) == flops

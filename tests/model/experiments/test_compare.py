@@ -1,4 +1,4 @@
-"""ctr-compare against outcomes that are known."""
+"""ctr-compare against known results."""
 
 import json
 from pathlib import Path
@@ -10,37 +10,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from model.cli.compare import main
 from model.experiment_config import read_experiment
-from model.experiments.compare import compare_runs, main
+from model.experiments.compare import compare_runs
 from model.experiments.run_registry import RUNS, RunList
 from model.experiments.significance import WeightedAuc, bootstrap_auc, bootstrap_mean, compare_seeds, read_seeds, welch
 from model.experiments.train import train
-from tests.model.experiments.test_run_registry import run
-from tests.support.tiny_log import make_root, trained_with
+from tests.support.runs import make_root, run, trained_with
 
 PAIR = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
 OTHER = [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1, 22.9, 20.5, 24.4]
 
 
-def test_welchs_published_example_comes_out() -> None:
+def test_welchs_t_test_gives_the_published_example() -> None:
     difference = welch(PAIR, OTHER)
     assert difference.value == pytest.approx(20.82 - 22.98667, abs=1e-4)
     assert difference.p == pytest.approx(0.021, abs=5e-4)  # t = -2.46, 24.99 degrees of freedom
     assert difference.low < difference.value < difference.high < 0
 
 
-def test_equal_samples_do_not_differ() -> None:
+def test_equal_samples_have_no_difference() -> None:
     difference = welch(PAIR, PAIR)
     assert (difference.value, difference.p) == (0, 1)
     assert difference.low == pytest.approx(-difference.high)
 
 
-def test_one_side_without_spread_is_compared_all_the_same() -> None:
+def test_one_side_without_variance_is_enough() -> None:
     assert welch([0.5, 0.5, 0.5], [0.6, 0.61, 0.59]).p < 0.01
 
 
-@pytest.mark.parametrize(("a", "b", "words"), [([0.5], PAIR, "two or more"), ([0.5] * 3, [0.6] * 3, "no spread")])
-def test_what_cannot_be_tested_is_refused(a: list[float], b: list[float], words: str) -> None:
+@pytest.mark.parametrize(("a", "b", "words"), [([0.5], PAIR, "at least two"), ([0.5] * 3, [0.6] * 3, "no variance")])
+def test_samples_that_cannot_be_tested_are_rejected(a: list[float], b: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         welch(a, b)
 
@@ -50,14 +50,14 @@ def test_what_cannot_be_tested_is_refused(a: list[float], b: list[float], words:
         st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 3)), min_size=4, max_size=30
     )
 )
-def test_the_weighted_auc_is_sklearns(rows: list[tuple[bool, float, int]]) -> None:
+def test_the_weighted_auc_equals_scikit_learns(rows: list[tuple[bool, float, int]]) -> None:
     rows = [*rows, (True, 0.3, 1), (False, 0.3, 1)]
     labels, ctr, counts = (np.array(column) for column in zip(*rows, strict=True))
     expected = roc_auc_score(labels, ctr, sample_weight=counts)
     assert WeightedAuc(labels.astype(float), ctr)(counts) == pytest.approx(expected)
 
 
-def test_a_better_model_is_found_better_and_an_equal_one_is_not() -> None:
+def test_the_bootstrap_tells_a_better_model_from_an_equal_one() -> None:
     random = np.random.default_rng(3)
     true = random.uniform(0.05, 0.95, 3000)
     labels = (random.random(3000) < true).astype(float)
@@ -71,20 +71,20 @@ def test_a_better_model_is_found_better_and_an_equal_one_is_not() -> None:
     assert p > 0.05
 
 
-def test_the_interval_of_a_mean_is_the_normal_one() -> None:
+def test_the_bootstrap_interval_of_a_mean_is_close_to_the_normal_one() -> None:
     values = np.random.default_rng(5).normal(0.2, 1, 2000)
     value, low, high, _ = bootstrap_mean(values)
     half = 1.96 * values.std() / np.sqrt(2000)
     assert (low, high) == pytest.approx((value - half, value + half), abs=0.1 * half)
 
 
-def test_a_bootstrap_is_the_same_each_time() -> None:
+def test_the_bootstrap_is_deterministic() -> None:
     values = np.random.default_rng(5).normal(0, 1, 100)
     assert bootstrap_mean(values, 100) == bootstrap_mean(values, 100)
 
 
 def report(path: Path, aucs: list[float], reader: str = "frappe", fingerprint: str | None = None) -> str:
-    """Without a fingerprint, as an older ctr-train wrote it."""
+    """Write a report; without a fingerprint, in the format of older versions."""
     runs = [{"seed": n, "test": {"auc": auc / 100, "logloss": auc / 300}} for n, auc in enumerate(aucs, 1)]
     experiment = {"name": path.stem, "data": {"reader": reader, "folder": "logs"}}
     facts = {"data": {"fingerprint": fingerprint}} if fingerprint else {}
@@ -92,7 +92,7 @@ def report(path: Path, aucs: list[float], reader: str = "frappe", fingerprint: s
     return str(path)
 
 
-def test_two_reports_are_compared_in_the_shell(
+def test_the_command_compares_two_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = report(tmp_path / "a.json", PAIR), report(tmp_path / "b.json", OTHER)
@@ -103,17 +103,17 @@ def test_two_reports_are_compared_in_the_shell(
     assert "p: 0.02" in text
 
 
-def test_the_committed_reports_are_compared() -> None:
+def test_the_committed_reports_can_be_compared() -> None:
     names = ("experiments/frappe/results/stec.json", "experiments/frappe/results/stec-request.json")
     differences = compare_seeds(*(read_seeds(name, None) for name in names))
     assert 0 <= differences["test AUC"].p <= 1
 
 
-def test_reports_of_two_logs_are_refused(tmp_path: Path) -> None:
-    """Two readers' logs may lie in one folder, and one reader's may have been prepared in two ways."""
+def test_reports_of_two_logs_cannot_be_compared(tmp_path: Path) -> None:
+    """The logs of two readers may be in one folder, and one log may have been prepared in two ways."""
     a = report(tmp_path / "a.json", PAIR, "movielens_1m")
     b = report(tmp_path / "b.json", OTHER, "movielens_tag")
-    with pytest.raises(ValueError, match=r"movielens_1m in logs, .*do not compare"):
+    with pytest.raises(ValueError, match=r"movielens_1m in logs, .*cannot be compared"):
         compare_seeds(read_seeds(a, None), read_seeds(b, None))
     a, b = (report(tmp_path / f"{n}.json", PAIR, "frappe", fingerprint=n) for n in ("f00d", "beef"))
     with pytest.raises(ValueError, match="differently prepared data"):
@@ -135,7 +135,7 @@ def test_runs_are_found_by_name_or_digest(tmp_path: Path) -> None:
         read_seeds("x", runs.path)
 
 
-def test_a_run_counts_once_under_any_name_that_it_was_made_by(tmp_path: Path) -> None:
+def test_a_run_counts_once_whatever_its_name(tmp_path: Path) -> None:
     runs = RunList(tmp_path / RUNS)
     renamed = msgspec.structs.replace(run(2), experiment=msgspec.structs.replace(run(2).experiment, name="y"))
     older = msgspec.structs.replace(run(3), digest="of an older version with a key less")
@@ -145,17 +145,17 @@ def test_a_run_counts_once_under_any_name_that_it_was_made_by(tmp_path: Path) ->
     assert len(read_seeds("y", runs.path).aucs) == 3
 
 
-@pytest.mark.parametrize(("content", "words"), [("{}", "no report"), ("[]", "no report"), ("{", "no report")])
-def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: str, words: str) -> None:
+@pytest.mark.parametrize(("content", "words"), [("{}", "not a report"), ("[]", "not a report"), ("{", "not a report")])
+def test_a_file_that_is_not_a_report_is_an_error_that_names_it(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ValueError, match=rf"a\.json is {words}"):
         read_seeds(str(tmp_path / "a.json"), None)
 
 
-def test_neither_report_nor_run_says_what_is_missing() -> None:
+def test_a_name_without_a_report_or_runs_is_an_error_with_the_fix() -> None:
     with pytest.raises(ValueError, match="add --runs"):
         read_seeds("stec-frappe", None)
-    with pytest.raises(ValueError, match="there is no such report"):
+    with pytest.raises(ValueError, match="no such report"):
         read_seeds("nowhere.json", None)
 
 

@@ -1,37 +1,44 @@
-"""ctr-compare --all: every report of a folder beside STEC's."""
+"""ctr-compare --all: the leaderboard of a folder of reports."""
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from model.experiments.compare import main
-from model.experiments.leaderboard import SPEED, read_standings, write_standings
+from model.cli.compare import main
+from model.experiments.leaderboard import SPEED, read_leaderboard, write_leaderboard
 from model.experiments.report import write_report
 from model.experiments.run_registry import FinishedRun
-from tests.model.experiments.test_run_registry import experiment
-from tests.model.experiments.test_run_registry import run as a_run
+from tests.support.runs import experiment
+from tests.support.runs import run as a_run
 
 AUCS = {"stec": (0.80, 0.81), "dcn": (0.79, 0.795), "lr": (0.70,)}
 
 
 def run(seed: int, auc: float) -> FinishedRun:
-    """As tests.model.test_runs has it, with what a report needs and that AUC."""
+    """A finished run with what a report needs and that AUC."""
     made = a_run(seed)
     test = dataclasses.replace(made.metrics.test, auc=auc, logloss=1 - auc)
     metrics = msgspec.structs.replace(made.metrics, test=test, flops=10 * seed, rows_per_s=1000.0)
     return msgspec.structs.replace(made, metrics=metrics)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three reports: STEC's and DCN's of two seeds, LR's of one."""
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three reports: STEC's and DCN's of two seeds, LR's of one. Shared: do not change them."""
+    folder = tmp_path_factory.mktemp("leaderboard") / "results"
     for name, aucs in AUCS.items():
-        runs = [run(seed, auc) for seed, auc in enumerate(aucs, 1)]
-        write_report(tmp_path / "results" / name, experiment(1), runs)
-    return tmp_path / "results"
+        write_report(folder / name, experiment(1), [run(seed, auc) for seed, auc in enumerate(aucs, 1)])
+    return folder
+
+
+@pytest.fixture
+def folder(reports: Path, tmp_path: Path) -> Path:
+    """A copy of the three reports, to be changed."""
+    return Path(shutil.copytree(reports, tmp_path / "results"))
 
 
 def cells(page: str, name: str) -> list[str]:
@@ -39,33 +46,33 @@ def cells(page: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_best_auc_comes_first_and_stecs_place_is_said(folder: Path) -> None:
-    page = write_standings(folder.parent).read_text()
-    assert [s.name for s in read_standings(folder.parent)] == ["stec", "dcn", "lr"]
-    assert "Of 3 reports, STEC's is number 1 by mean test AUC" in page
+def test_models_are_sorted_by_auc_and_the_page_says_stecs_rank(folder: Path) -> None:
+    page = write_leaderboard(folder.parent).read_text()
+    assert [s.name for s in read_leaderboard(folder.parent)] == ["stec", "dcn", "lr"]
+    assert "STEC is number 1 of 3 models by mean test AUC" in page
 
 
-def test_a_model_that_beats_stec_stands_above_it(folder: Path) -> None:
+def test_a_model_that_beats_stec_is_above_it(folder: Path) -> None:
     write_report(folder / "fm", experiment(1), [run(1, 0.9)])
-    page = write_standings(folder.parent).read_text()
-    assert "Of 4 reports, STEC's is number 2" in page
+    page = write_leaderboard(folder.parent).read_text()
+    assert "STEC is number 2 of 4 models" in page
     assert cells(page, "fm")[3] == "-10.56%"
 
 
-def test_a_line_has_the_papers_improvement_and_the_p_of_no_difference(folder: Path) -> None:
-    page = write_standings(folder.parent).read_text()
+def test_a_row_has_the_papers_improvement_and_a_p_value(folder: Path) -> None:
+    page = write_leaderboard(folder.parent).read_text()
     assert cells(page, "stec")[1:4] == ["2", "80.50 ± 0.71", "base"]
     assert cells(page, "dcn")[1:4] == ["2", "79.25 ± 0.35", "+1.58%"]
     assert 0 < float(cells(page, "dcn")[5]) < 1
-    assert cells(page, "lr")[5] == ""  # one seed has no spread
+    assert cells(page, "lr")[5] == ""  # one seed has no variance
 
 
-def test_speed_is_shown_and_drawn_where_it_was_measured(folder: Path) -> None:
-    assert cells(write_standings(folder.parent).read_text(), "dcn")[-1] == ""
+def test_speed_is_shown_and_drawn_if_it_was_measured(folder: Path) -> None:
+    assert cells(write_leaderboard(folder.parent).read_text(), "dcn")[-1] == ""
     assert not (folder / "models-serving.png").exists()
     measured = {"stec": {"us": 1.25, "rows_per_s": 9000.4}, "dcn": {"us": 3.5, "rows_per_s": 12345.6}}
     (folder / SPEED).write_text(json.dumps(measured))
-    assert cells(write_standings(folder.parent).read_text(), "dcn")[-2:] == ["12,346", "3.50"]
+    assert cells(write_leaderboard(folder.parent).read_text(), "dcn")[-2:] == ["12,346", "3.50"]
     for picture in ("models-flops.png", "models-serving.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
@@ -73,18 +80,18 @@ def test_speed_is_shown_and_drawn_where_it_was_measured(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("dcn.json", "{}", "dcn.json is no report"),
-        ("dcn.json", "[" * 100_000, "dcn.json is no report"),
+        ("dcn.json", "{}", "dcn.json is not a report"),
+        ("dcn.json", "[" * 100_000, "dcn.json is not a report"),
         ("speed.json", '{"stec": "fast"}', "speed.json: Expected `object`"),
         ("speed.json", '{"stec": {"us": -1, "rows_per_s": 1}}', "speed.json: Expected `float` > 0"),
         ("speed.json", '{"stec": {"us": 1}}', "missing required field `rows_per_s`"),
         ("speed.json", "[1]", "python -m benchmarks.models"),
     ],
 )
-def test_a_broken_file_is_named(folder: Path, name: str, text: str, words: str) -> None:
+def test_a_broken_file_is_an_error_that_names_it(folder: Path, name: str, text: str, words: str) -> None:
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=words):
-        write_standings(folder.parent)
+        write_leaderboard(folder.parent)
     assert not (folder / "models.md").exists()
 
 
@@ -94,32 +101,32 @@ def test_a_broken_file_is_named(folder: Path, name: str, text: str, words: str) 
         ({"runs": []}, "length >= 1"),
         ({"runs": [{"seed": 1, "test": {"auc": 98.5, "logloss": 0.1}}]}, r"<= 1.0 - at `\$.runs\[0\].test.auc`"),
         ({"runs": [{"seed": 1, "test": {"auc": None, "logloss": 0.1}}]}, r"got `null` - at `\$.runs\[0\].test.auc`"),
-        ({"runs": [{"seed": 1, "test": {"auc": 0.9, "logloss": 0.1}}] * 3}, "a seed twice"),
+        ({"runs": [{"seed": 1, "test": {"auc": 0.9, "logloss": 0.1}}] * 3}, "a seed occurs twice"),
         ({"parameters": 1.5}, r"at `\$.parameters`"),
         ({"data": "abc"}, r"at `\$.data`"),
     ],
 )
-def test_a_report_of_nonsense_is_not_ranked(folder: Path, lines: dict[str, object], words: str) -> None:
+def test_a_report_with_invalid_numbers_is_an_error(folder: Path, lines: dict[str, object], words: str) -> None:
     report = json.loads((folder / "dcn.json").read_bytes())
     (folder / "dcn.json").write_text(json.dumps(report | lines))
-    with pytest.raises(ValueError, match=f"dcn.json is no report.*{words}"):
-        write_standings(folder.parent)
+    with pytest.raises(ValueError, match=f"dcn.json is not a report.*{words}"):
+        write_leaderboard(folder.parent)
 
 
-def test_reports_older_than_the_counting_of_flops_have_no_picture_of_them(folder: Path) -> None:
+def test_reports_without_flops_have_no_picture_of_flops(folder: Path) -> None:
     for path in folder.glob("*.json"):
         report = json.loads(path.read_bytes())
         path.write_text(json.dumps({key: value for key, value in report.items() if key != "flops"}))
-    assert "models-flops" not in write_standings(folder.parent).read_text()
+    assert "models-flops" not in write_leaderboard(folder.parent).read_text()
     assert not (folder / "models-flops.png").exists()
 
 
-def test_what_an_editor_hides_in_the_folder_is_not_ranked(folder: Path) -> None:
+def test_hidden_files_are_ignored(folder: Path) -> None:
     (folder / ".dcn.json").write_bytes((folder / "dcn.json").read_bytes())
-    assert [s.name for s in read_standings(folder.parent)] == ["stec", "dcn", "lr"]
+    assert [s.name for s in read_leaderboard(folder.parent)] == ["stec", "dcn", "lr"]
 
 
-def test_without_stecs_report_there_is_nothing_to_compare_with(
+def test_a_leaderboard_needs_stecs_report(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "stec.json").unlink()
@@ -129,22 +136,22 @@ def test_without_stecs_report_there_is_nothing_to_compare_with(
 
 
 @pytest.mark.parametrize("words", [["a.json"], ["a.json", "b.json", "--all", "experiments"], []])
-def test_two_things_or_a_folder_are_compared(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_takes_two_names_or_a_folder(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["ctr-compare", *words])
     with pytest.raises(SystemExit):
         main()
 
 
-def test_a_report_of_another_log_is_refused_even_of_one_seed(folder: Path) -> None:
+def test_a_report_of_another_log_is_rejected_even_with_one_seed(folder: Path) -> None:
     report = json.loads((folder / "lr.json").read_bytes())
     report["data"]["fingerprint"] = "beef"
     (folder / "lr.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match=r"lr\.json: .*differently prepared data"):
-        write_standings(folder.parent)
+        write_leaderboard(folder.parent)
 
 
-def test_what_an_older_report_lacks_stays_empty(folder: Path) -> None:
+def test_a_number_that_an_older_report_does_not_have_is_blank(folder: Path) -> None:
     report = json.loads((folder / "lr.json").read_bytes())
     del report["flops"], report["runs"][0]["rows_per_s"]
     (folder / "lr.json").write_text(json.dumps(report))
-    assert cells(write_standings(folder.parent).read_text(), "lr")[-3:] == ["", "", ""]
+    assert cells(write_leaderboard(folder.parent).read_text(), "lr")[-3:] == ["", "", ""]

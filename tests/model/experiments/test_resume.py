@@ -1,4 +1,4 @@
-"""A killed run, called again, ends with the weights of one that nobody killed, bit for bit."""
+"""A killed run that is started again ends with the same weights as an uninterrupted one, bit for bit."""
 
 import shutil
 import signal
@@ -18,17 +18,17 @@ from model.experiments.trial import UNFINISHED, open_log
 from model.layers import embedding_parameters
 from model.stec.stec import STEC
 from model.training.checkpoint import Checkpoint, State
-from model.training.early_stopping import Epoch, Plateau
+from model.training.early_stopping import EarlyStopping, Epoch
 from model.training.fit import fit
-from tests.model.training.test_fit import clicks_of_pairs, stec
-from tests.support.tiny_log import make_root, trained_with
+from tests.support.runs import make_root, trained_with
+from tests.support.stec_models import clicks_of_pairs, stec
 
 EPOCHS = 5
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its experiment has all that a checkpoint must keep: dropout, hidden tokens, and a falling learning rate."""
+    """Its experiment uses everything that a checkpoint must keep: dropout, hidden tokens, a falling learning rate."""
     root = make_root(tmp_path_factory.mktemp("resume"), requests=300)
     toml = root / "experiments" / "tiny.toml"
     text = (
@@ -44,15 +44,15 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from model.experiment_config import read_experiment
-from model.training.progress import LiveTable
+from model.training.progress import EpochTable
 from model.experiments.run_registry import RUNS, RunList
-from model.experiments.seeds import Place, run_missing
+from model.experiments.seeds import RunContext, run_missing
 from model.experiments.trial import open_log
 
 root, epochs = Path(sys.argv[1]), int(sys.argv[2])
 experiment = read_experiment(root / "experiments" / "tiny.toml")
 
-class Killed(LiveTable):
+class Killed(EpochTable):
     finished = rows = 0
 
     def on_epoch(self, epoch):
@@ -63,7 +63,7 @@ class Killed(LiveTable):
         if self.rows > 2 * experiment.training.batch_size:
             os.kill(os.getpid(), signal.SIGKILL)
 
-place = Place(open_log(experiment.data, root), RunList(root / RUNS), root)
+place = RunContext(open_log(experiment.data, root), RunList(root / RUNS), root)
 run_missing([experiment], place, Killed)
 """
 
@@ -85,14 +85,14 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(
     assert list((root / UNFINISHED).iterdir()) == []
 
 
-def test_the_runs_learning_rate_fell_so_that_a_lost_one_would_show(root: Path) -> None:
+def test_the_learning_rate_of_the_run_falls_so_that_losing_it_would_be_noticed(root: Path) -> None:
     *_, metrics = open_run(root / "whole")
     assert len({e.learning_rate for e in metrics.history}) > 1
 
 
 def finished_epochs(path: Path, run: str, experiment: Experiment, model: STEC | None = None) -> list[Epoch]:
     model = model or stec()
-    state = State(model, torch.optim.Adam(model.parameters()), torch.Generator(), Plateau(experiment.training))
+    state = State(model, torch.optim.Adam(model.parameters()), torch.Generator(), EarlyStopping(experiment.training))
     return Checkpoint(path, run).restore(state)
 
 
@@ -110,32 +110,32 @@ def experiment(root: Path) -> Experiment:
     return read_experiment(root / "experiments" / "tiny.toml")
 
 
-def test_a_checkpoint_of_this_run_is_taken(checkpoint: Path, experiment: Experiment) -> None:
+def test_a_checkpoint_of_this_run_is_restored(checkpoint: Path, experiment: Experiment) -> None:
     assert len(finished_epochs(checkpoint, "this run", experiment)) == 1
 
 
-def test_a_checkpoint_of_another_run_is_left_out_with_a_word(
+def test_a_checkpoint_of_another_run_is_ignored_with_a_message(
     checkpoint: Path, experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert finished_epochs(checkpoint, "another run", experiment) == []
-    assert "of other settings or data: training starts from the first epoch" in capsys.readouterr().err
+    assert "other settings or data; training starts from the first epoch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
-def test_a_broken_checkpoint_is_left_out_with_a_word(
+def test_a_broken_checkpoint_is_ignored_with_a_message(
     checkpoint: Path, experiment: Experiment, share: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: int(len(whole) * share)])
     assert finished_epochs(checkpoint, "this run", experiment) == []
-    assert "it is broken" in capsys.readouterr().err
+    assert "the checkpoint is broken" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "name", ["model/head.0.weight", "best/head.0.weight", "adam/0/exp_avg", "adam/0/step", "generator"]
 )
 @pytest.mark.parametrize("change", ["shape", "name"])
-def test_a_checkpoint_that_does_not_fit_is_left_out_with_a_word_and_the_model_as_it_was(
+def test_a_checkpoint_that_does_not_fit_is_ignored_and_the_model_is_unchanged(
     checkpoint: Path, experiment: Experiment, name: str, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with safe_open(checkpoint, framework="pt") as file:
@@ -147,11 +147,11 @@ def test_a_checkpoint_that_does_not_fit_is_left_out_with_a_word_and_the_model_as
     save_file(tensors, checkpoint, metadata=metadata)
     model, before = stec(), stec().state_dict()
     assert finished_epochs(checkpoint, "this run", experiment, model) == []
-    assert "its tensors are of another model" in capsys.readouterr().err
+    assert "the tensors of another model" in capsys.readouterr().err
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_other_data_make_another_run(root: Path, tmp_path: Path) -> None:
+def test_other_data_give_another_fingerprint(root: Path, tmp_path: Path) -> None:
     experiment = read_experiment(root / "experiments" / "tiny.toml")
     shutil.copytree(root / "prepared", tmp_path / "prepared")
     same = open_log(experiment.data, tmp_path).facts

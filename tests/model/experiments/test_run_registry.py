@@ -1,4 +1,4 @@
-"""runs.jsonl: whole lines only, whatever happens to who writes them."""
+"""runs.jsonl: it has only complete lines, whatever happens to the processes that write it."""
 
 import multiprocessing
 import os
@@ -11,27 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from model.data_config import Data
-from model.experiment_config import Experiment, Training
-from model.experiments.run_folder import DataFacts, RunMetrics
-from model.experiments.run_registry import FinishedRun, RunList, claim, digest
-from model.stec.stec import STECConfig
-from model.training.metrics import Metrics
-
-DATA = Data(reader="frappe", folder="frappe", prepared="prepared/frappe")
-FACTS = DataFacts({"train": 10, "valid": 2, "test": 2}, "f00d")
-
-
-def experiment(seed: int, **model: int) -> Experiment:
-    return Experiment(name="x", data=DATA, model=STECConfig(**model), training=Training(seed=seed))  # type: ignore[arg-type]
-
-
-def run(seed: int, **model: int) -> FinishedRun:
-    of = experiment(seed, **model)
-    metrics = RunMetrics(
-        seed=seed, parameters=1, best_epoch=1, seconds=1.0, valid=Metrics(0.7, 0.3), test=Metrics(0.6, 0.4), history=[]
-    )
-    return FinishedRun(digest(of), of, FACTS, metrics, {"torch": "2"}, "2026-01-01T00:00:00+00:00")
+from model.experiments.run_registry import RunList, claim, digest
+from tests.support.runs import experiment, run
 
 
 @pytest.fixture
@@ -39,7 +20,7 @@ def runs(tmp_path: Path) -> RunList:
     return RunList(tmp_path / "experiments" / "runs.jsonl")
 
 
-def test_a_run_comes_back_as_it_was(runs: RunList) -> None:
+def test_a_run_is_read_as_it_was_written(runs: RunList) -> None:
     assert runs.read() == []
     runs.append(run(1))
     runs.append(run(2))
@@ -55,7 +36,7 @@ def test_a_run_is_found_by_settings_seed_and_data_and_not_by_its_name(runs: RunL
     assert runs.find(experiment(1), "other data") is None
 
 
-def test_a_run_that_knows_a_key_less_has_the_keys_default(runs: RunList) -> None:
+def test_a_run_without_a_newer_key_has_its_default(runs: RunList) -> None:
     runs.append(run(1))
     text = runs.path.read_text()
     assert '"clip":10.0,' in text
@@ -63,7 +44,7 @@ def test_a_run_that_knows_a_key_less_has_the_keys_default(runs: RunList) -> None
     assert runs.find(experiment(1), "f00d") is not None
 
 
-def test_a_run_of_before_there_were_other_models_is_stecs(runs: RunList) -> None:
+def test_a_run_without_a_model_type_is_stecs(runs: RunList) -> None:
     runs.append(run(1))
     text = runs.path.read_text()
     assert '"type":"stec",' in text
@@ -71,13 +52,13 @@ def test_a_run_of_before_there_were_other_models_is_stecs(runs: RunList) -> None
     assert runs.read() == [run(1)]
 
 
-def test_the_digest_is_of_all_but_name_and_seed() -> None:
+def test_the_digest_covers_everything_but_name_and_seed() -> None:
     assert digest(experiment(1)) == digest(msgspec.structs.replace(experiment(2), name="y"))
     assert digest(experiment(1)) != digest(experiment(1, embedding=32))
 
 
 @pytest.mark.parametrize("length", [1, 100, -2, -1])
-def test_a_torn_last_line_is_left_out_and_then_cut_off(runs: RunList, length: int) -> None:
+def test_an_incomplete_last_line_is_ignored_and_then_removed(runs: RunList, length: int) -> None:
     runs.append(run(1))
     whole = runs.path.read_bytes()
     runs.path.write_bytes(whole + whole[:length])
@@ -86,10 +67,10 @@ def test_a_torn_last_line_is_left_out_and_then_cut_off(runs: RunList, length: in
     assert runs.read() == [run(1), run(2)]
 
 
-def test_a_broken_line_in_the_middle_is_named(runs: RunList) -> None:
+def test_a_broken_line_is_an_error_that_names_it(runs: RunList) -> None:
     runs.append(run(1))
     runs.path.write_bytes(b"{}\n" + runs.path.read_bytes())
-    with pytest.raises(ValueError, match=r"runs\.jsonl, line 1: .*mend the line"):
+    with pytest.raises(ValueError, match=r"runs\.jsonl:1: .*Fix or remove the line"):
         runs.read()
 
 
@@ -98,9 +79,14 @@ def append_many(path: Path, first: int) -> None:
         RunList(path).append(run(seed))
 
 
+# A fork has torch imported already; what it runs here takes no lock that another thread could hold.
+FORK = multiprocessing.get_context("fork")
+may_fork = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+
+
+@may_fork
 def test_processes_that_append_at_once_lose_nothing(runs: RunList) -> None:
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=append_many, args=(runs.path, first)) for first in (0, 100)]
+    writers = [FORK.Process(target=append_many, args=(runs.path, first)) for first in (0, 100)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -109,7 +95,7 @@ def test_processes_that_append_at_once_lose_nothing(runs: RunList) -> None:
 
 
 def append_on_a_full_disk(path: Path) -> None:
-    """The kernel then writes what still fits, and no more: as on a full disk."""
+    """Append with a limit on the file size: the kernel writes only what still fits, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limit = path.stat().st_size + 50
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -117,17 +103,18 @@ def append_on_a_full_disk(path: Path) -> None:
         RunList(path).append(run(2))
 
 
+@may_fork
 def test_a_full_disk_leaves_the_list_as_it_was(runs: RunList) -> None:
     runs.append(run(1))
     before = runs.path.read_bytes()
-    writer = multiprocessing.get_context("spawn").Process(target=append_on_a_full_disk, args=(runs.path,))
+    writer = FORK.Process(target=append_on_a_full_disk, args=(runs.path,))
     writer.start()
     writer.join()
     assert writer.exitcode == 0
     assert runs.path.read_bytes() == before
 
 
-def test_a_claim_keeps_others_out_until_it_ends(tmp_path: Path) -> None:
+def test_a_claim_excludes_others_until_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "below" / "run.lock"
     with claim(path) as ours:
         assert ours
@@ -140,7 +127,7 @@ def test_a_claim_keeps_others_out_until_it_ends(tmp_path: Path) -> None:
 
 
 class Vanishing(type(Path())):  # type: ignore[misc]
-    """A path whose file another process removes just before it is looked at."""
+    """A path whose file another process removes just before stat()."""
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         return True
@@ -151,15 +138,15 @@ class Vanishing(type(Path())):  # type: ignore[misc]
         return super().stat(follow_symlinks=follow_symlinks)  # type: ignore[no-any-return]
 
 
-def test_a_claim_whose_file_its_last_owner_removes_meanwhile_is_not_ours(tmp_path: Path) -> None:
+def test_a_claim_on_a_file_that_was_just_removed_fails(tmp_path: Path) -> None:
     with claim(Vanishing(tmp_path / "run.lock")) as ours:
         assert not ours
 
 
-def test_a_claim_ends_with_a_process_that_was_killed(tmp_path: Path) -> None:
+def test_a_claim_ends_when_its_process_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     script = (
-        "import sys, time; from pathlib import Path; from model.runs import claim\n"
+        "import sys, time; from pathlib import Path; from model.experiments.run_registry import claim\n"
         "with claim(Path(sys.argv[1])) as ours: print(ours, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,4 @@
-"""ctr-train --seeds: every run once, whoever makes it, and a report beside the experiment."""
+"""ctr-train --seeds: every run is trained once, in any process, and a report is written."""
 
 import json
 import re
@@ -11,20 +11,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from model.cli.train import main
 from model.experiment_config import Experiment, read_experiment
 from model.experiments.report import write_report
 from model.experiments.run_folder import METRICS
 from model.experiments.run_registry import FinishedRun, run_list
-from model.experiments.seeds import Place, run_missing, with_seed
-from model.experiments.train import main, train_seeds
+from model.experiments.seeds import RunContext, run_missing, with_seed
+from model.experiments.train import train_seeds
 from model.experiments.trial import UNFINISHED, open_log
-from model.training.progress import LiveTable
-from tests.support.tiny_log import TINY, make_root
+from model.training.progress import EpochTable
+from tests.support.runs import TINY, make_root
 
 
 @dataclass(frozen=True)
 class Shared:
-    """ours, theirs: the seeds that each of two processes made."""
+    """The seeds that this process (ours) and another one (theirs) trained."""
 
     root: Path
     ours: list[int]
@@ -41,19 +42,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(prepared: Path) -> Shared:
-    """Three seeds, by two processes: ours, and one that starts when ours has the first."""
+    """Three seeds, trained by two processes: this one, and one that starts when this one has the first."""
     toml, others = prepared / "experiments" / "tiny.toml", list[subprocess.Popen[str]]()
-    command = [sys.executable, "-m", "model.experiments.train", str(toml), "--data", str(prepared), "--seeds", "3"]
+    command = [sys.executable, "-m", "model.cli.train", str(toml), "--data", str(prepared), "--seeds", "3"]
 
-    def start_other(experiment: Experiment, rows: int) -> LiveTable:
+    def start_other(experiment: Experiment, rows: int) -> EpochTable:
         if not others:
             others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
             assert others[0].stdout is not None
             assert others[0].stdout.readline().startswith("epoch 1")
-        return LiveTable(experiment, rows)
+        return EpochTable(experiment, rows)
 
     experiment, ours = read_experiment(toml), list[FinishedRun]()
-    place = Place(open_log(experiment.data, prepared), run_list(toml), prepared)
+    place = RunContext(open_log(experiment.data, prepared), run_list(toml), prepared)
     run_missing([with_seed(experiment, seed) for seed in (1, 2, 3)], place, start_other, ours.append)
     output, _ = others[0].communicate()
     assert others[0].returncode == 0
@@ -67,7 +68,7 @@ def trained(shared: Shared) -> Path:
     return shared.root
 
 
-def test_two_processes_share_the_runs_and_make_none_twice(shared: Shared) -> None:
+def test_two_processes_share_the_runs_and_train_none_twice(shared: Shared) -> None:
     assert shared.ours[0] == 1
     assert shared.theirs
     assert sorted([*shared.ours, *shared.theirs]) == [1, 2, 3]
@@ -78,7 +79,7 @@ def test_two_processes_share_the_runs_and_make_none_twice(shared: Shared) -> Non
     assert list((trained / UNFINISHED).iterdir()) == []
 
 
-def test_a_line_says_what_a_number_depends_on(trained: Path) -> None:
+def test_a_line_has_everything_that_its_numbers_depend_on(trained: Path) -> None:
     line = json.loads((trained / "experiments" / "results" / "runs.jsonl").read_text().splitlines()[0])
     assert line["data"]["rows"]["train"] > line["data"]["rows"]["test"] > 0
     assert line["experiment"]["model"]["embedding"] == 8
@@ -103,7 +104,7 @@ def test_the_report_is_written_to_the_results_folder_beside_the_experiment(train
     page = (folder / "tiny.md").read_text()
     for words in (
         "mean of 3 seeds",
-        "FLOPs a row",
+        "FLOPs per row",
         "expected calibration error",
         "rows/s",
         "s with it",
@@ -116,7 +117,7 @@ def test_the_report_is_written_to_the_results_folder_beside_the_experiment(train
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_call_makes_only_what_is_missing_and_keeps_weights_where_told(
+def test_a_second_call_trains_only_the_missing_runs_and_keeps_their_weights(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained, tmp_path / "copy")
@@ -126,19 +127,19 @@ def test_a_second_call_makes_only_what_is_missing_and_keeps_weights_where_told(
     said = capsys.readouterr()
     assert "seed 4: test AUC" in said.out
     assert "seed 1:" not in said.out
-    assert "runs.jsonl has seeds 1, 2, 3 already: their weights are not kept" in said.err
+    assert "runs.jsonl already has seeds 1, 2, 3, whose weights were not kept" in said.err
     assert runs.read()[:3] == before
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["seed-4"]
     assert (tmp_path / "kept" / "seed-4" / METRICS).is_file()
 
 
-def test_a_folder_of_something_else_is_refused_before_any_seed_is_trained(prepared: Path, tmp_path: Path) -> None:
+def test_another_kind_of_folder_is_rejected_before_any_seed_is_trained(prepared: Path, tmp_path: Path) -> None:
     toml = tmp_path / "experiments" / "tiny.toml"
     toml.parent.mkdir()
     shutil.copy(prepared / "experiments" / "tiny.toml", toml)
     (tmp_path / "kept" / "seed-2").mkdir(parents=True)
     (tmp_path / "kept" / "seed-2" / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match=r"seed-2 exists and holds no metrics\.json"):
+    with pytest.raises(ValueError, match=r"seed-2 exists and has no metrics\.json"):
         train_seeds(toml, 2, prepared, tmp_path / "kept")
     assert run_list(toml).read() == []
 
@@ -149,9 +150,7 @@ def test_a_report_of_one_seed_says_so(trained: Path, tmp_path: Path) -> None:
     assert "one seed" in page
 
 
-def test_a_run_needs_an_out_and_seeds_do_not(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_out_is_required_without_seeds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["ctr-train", "tiny.toml"])
     with pytest.raises(SystemExit, match="2"):
         main()

@@ -1,4 +1,4 @@
-"""ctr-sweep: points from a file, each run once, chosen on valid."""
+"""ctr-sweep: the points of a file are trained once each, and the best is chosen on valid."""
 
 import re
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from model.cli.sweep import main
 from model.experiments.run_folder import RunMetrics
 from model.experiments.run_registry import run_list
-from model.experiments.sweep import Measured, main, rank, sweep
+from model.experiments.sweep import PointRuns, rank, sweep
 from model.experiments.sweep_config import Point, read_sweep
 from model.stec.stec import STECConfig
 from model.training.metrics import Metrics
-from tests.model.experiments.test_run_registry import experiment, run
-from tests.support.tiny_log import TOML, make_root
+from tests.support.runs import TOML, experiment, make_root, run
 
 FM = TOML.replace('"tiny"', '"fm"').replace("[model]\nembedding = 8\nblocks = 1\nffn = 16", '[model]\ntype = "fm"')
 
@@ -24,7 +24,7 @@ def toml(tmp_path: Path) -> Path:
     return tmp_path / "size.toml"
 
 
-def test_a_grid_is_every_combination_and_a_point_is_one_more(toml: Path) -> None:
+def test_a_grid_gives_every_combination_and_a_point_one_more(toml: Path) -> None:
     toml.write_text('base = "tiny.toml"\n[grid]\nembedding = [4, 16]\nnet_l2 = [0.0, 0.1]\n[[point]]\nmlp = [400]\n')
     _, [base] = read_sweep(toml)
     points = base.points
@@ -47,9 +47,9 @@ def test_a_grid_is_every_combination_and_a_point_is_one_more(toml: Path) -> None
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[grid]\nembeding = [4]", "'embeding' is no key"),
-        ("[[point]]\nseed = 4", "'seed' is no key"),
-        ("[[point]]\nreader = 'frappe'", "'reader' is no key"),
+        ("[grid]\nembeding = [4]", "'embeding' is not a key"),
+        ("[[point]]\nseed = 4", "'seed' is not a key"),
+        ("[[point]]\nreader = 'frappe'", "'reader' is not a key"),
         ("[grid]\nembedding = [4, 0]", "embedding 0: .*>= 1"),
         ("[grid]\nheads = [3]", "heads 3: embedding = 8 cannot be split"),
         ("[[point]]\nmonitor = 'loss'", "monitor loss: Invalid enum value"),
@@ -57,25 +57,25 @@ def test_a_grid_is_every_combination_and_a_point_is_one_more(toml: Path) -> None
         ("seedz = 3\n[grid]\nblocks = [2]", "seedz"),
         ("seeds = 0\n[grid]\nblocks = [2]", "seeds"),
         ("", r"needs a \[grid\] or a \[\[point\]\]"),
-        ("[grid]\nblocks = [2]\n[[point]]\nblocks = 2", "blocks 2: this point is there twice"),
+        ("[grid]\nblocks = [2]\n[[point]]\nblocks = 2", "the point blocks 2 occurs twice"),
         ("[[point]]\nablation = 'STEC_XX'", "STEC_XX"),
     ],
 )
-def test_a_slip_is_an_error_that_names_file_and_key(toml: Path, text: str, words: str) -> None:
+def test_a_mistake_is_an_error_that_names_file_and_key(toml: Path, text: str, words: str) -> None:
     toml.write_text(f'base = "tiny.toml"\n{text}\n')
     with pytest.raises(ValueError, match=rf"size\.toml: .*{words}"):
         read_sweep(toml)
 
 
-def test_a_missing_file_is_named(toml: Path) -> None:
-    with pytest.raises(ValueError, match=r"size\.toml: there is no such sweep"):
+def test_a_missing_file_is_an_error_that_names_it(toml: Path) -> None:
+    with pytest.raises(ValueError, match=r"size\.toml: no such sweep"):
         read_sweep(toml)
     toml.write_text('base = "huge.toml"\n[grid]\nblocks = [1]\n')
-    with pytest.raises(ValueError, match=r"huge\.toml: there is no such experiment"):
+    with pytest.raises(ValueError, match=r"huge\.toml: no such experiment"):
         read_sweep(toml)
 
 
-def test_several_bases_have_all_points_each(toml: Path) -> None:
+def test_each_of_several_bases_has_all_points(toml: Path) -> None:
     (toml.parent / "big.toml").write_text(TOML.replace('"tiny"', '"big"'))
     toml.write_text('base = ["tiny.toml", "big.toml"]\n[grid]\nembedding = [4, 16]\n[[point]]\n')
     _, bases = read_sweep(toml)
@@ -88,16 +88,16 @@ def test_several_bases_have_all_points_each(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("bases", "words"),
     [
-        ('["tiny.toml", "tiny.toml"]', "one experiment twice"),
-        ('["tiny.toml", "./tiny.toml"]', "one experiment twice"),
-        ('["tiny.toml", "copy.toml"]', "two of one name"),
+        ('["tiny.toml", "tiny.toml"]', "an experiment twice"),
+        ('["tiny.toml", "./tiny.toml"]', "an experiment twice"),
+        ('["tiny.toml", "copy.toml"]', "two with the same name"),
         ('["tiny.toml", "below/other.toml"]', "files of several folders"),
-        ('["tiny.toml", "fm.toml"]', r"around fm\.toml: 'blocks' is no key"),
-        ('["tiny.toml", "other.toml"]', "take those of one log"),
+        ('["tiny.toml", "fm.toml"]', r"around fm\.toml: 'blocks' is not a key"),
+        ('["tiny.toml", "other.toml"]', "Use experiments of one log"),
         ("[]", "length >= 1"),
     ],
 )
-def test_several_bases_are_of_one_log(toml: Path, bases: str, words: str) -> None:
+def test_several_bases_must_have_one_log(toml: Path, bases: str, words: str) -> None:
     other = TOML.replace('"prepared"', '"other"').replace('"tiny"', '"other"')
     (toml.parent / "below").mkdir()
     for path in ("other.toml", "below/other.toml"):
@@ -109,21 +109,21 @@ def test_several_bases_are_of_one_log(toml: Path, bases: str, words: str) -> Non
         read_sweep(toml)
 
 
-def measured(label: str, auc: float, runs: int) -> Measured:
+def measured(label: str, auc: float, runs: int) -> PointRuns:
     found = [msgspec.structs.replace(run(n), metrics=scored(run(n).metrics, auc)) for n in range(runs)]
-    return Measured(Point(label, experiment(1)), found, seeds=2)
+    return PointRuns(Point(label, experiment(1)), found, seeds=2)
 
 
 def scored(metrics: RunMetrics, auc: float) -> RunMetrics:
     return msgspec.structs.replace(metrics, valid=Metrics(auc, 0.3))
 
 
-def test_a_point_that_lacks_a_run_does_not_win() -> None:
+def test_an_incomplete_point_is_not_ranked_first() -> None:
     points = [measured("lucky", 0.9, 1), measured("poor", 0.6, 2), measured("good", 0.7, 2), measured("none", 0, 0)]
     assert [m.point.label for m in rank(points, "auc")] == ["good", "poor", "lucky", "none"]
 
 
-def test_a_sweep_in_which_every_point_fails_names_no_winner(
+def test_a_sweep_in_which_every_point_fails_chooses_none(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     toml = root / "experiments" / "hopeless.toml"
@@ -131,7 +131,7 @@ def test_a_sweep_in_which_every_point_fails_names_no_winner(
     monkeypatch.setattr("sys.argv", ["ctr-sweep", str(toml), "--data", str(root)])
     assert main() == 2
     said = capsys.readouterr()
-    assert "lower training.learning_rate" in said.out
+    assert "Lower training.learning_rate" in said.out
     assert f"embedding {2**42}, seed 1: " in said.out  # more memory than any machine has
     assert "best on valid" not in said.out
     assert "none is chosen" in said.err
@@ -145,7 +145,7 @@ def root(tmp_path: Path) -> Path:
     return make_root(tmp_path, requests=300)
 
 
-def test_points_are_run_once_and_ranked_by_valid_and_a_failed_one_stops_nobody(
+def test_points_are_trained_once_and_ranked_by_valid_and_a_failed_one_is_skipped(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     toml = root / "experiments" / "rate.toml"
@@ -157,11 +157,11 @@ def test_points_are_run_once_and_ranked_by_valid_and_a_failed_one_stops_nobody(
     toml.write_text(more)
     [ranked] = sweep(toml, root)
     assert [len(m.runs) for m in ranked] == [1, 1, 0]
-    assert "lower training.learning_rate" in capsys.readouterr().out
+    assert "Lower training.learning_rate" in capsys.readouterr().out
     assert len(run_list(root / "experiments" / "tiny.toml").read()) == 2
     page = (toml.parent / "results" / f"{toml.stem}.md").read_text()
     assert "**learning_rate 0.02, epochs 1, batch_size 128**" in page
-    assert re.search(r"learning_rate 1e\+30, .* failed: .*lower training\.learning_rate", page)
+    assert re.search(r"learning_rate 1e\+30, .* failed: .*Lower training\.learning_rate", page)
 
 
 def test_a_page_of_several_bases_has_a_section_and_a_choice_for_each(
@@ -176,7 +176,7 @@ def test_a_page_of_several_bases_has_a_section_and_a_choice_for_each(
     assert_page_of_both(toml)
 
 
-def test_of_several_bases_the_one_without_a_choice_is_named(
+def test_a_base_without_a_choice_is_reported(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "experiments" / "hot.toml").write_text(TOML.replace('"tiny"', '"hot"') + "learning_rate = 1e30\n")

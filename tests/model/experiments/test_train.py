@@ -17,34 +17,35 @@ from safetensors.torch import load_file, save_file
 
 from contract.bundle import SCHEMA
 from contract.schema import FeatureSchema, read_schema, write_schema
+from model.cli.train import main
 from model.data.prepare.prepared import read_prepared
 from model.experiment_config import read_experiment
 from model.experiments.report import check_one_experiment, check_one_log
+from model.experiments.report import main as report_main
 from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, DataFacts, open_run
-from model.experiments.train import main, train
+from model.experiments.train import train
 from model.experiments.trial import fingerprint, load_split
 from model.training.fit import predict
 from model.training.metrics import evaluate
-from tests.conftest import copy_to_change
-from tests.support.tiny_log import TINY, make_root
+from tests.support.runs import TINY, copy_to_change, make_root
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with a prepared log, and a run of it."""
+    """A data folder with a prepared log and a run."""
     root = make_root(tmp_path_factory.mktemp("train"))
     train(read_experiment(root / TINY), root, root / "run")
     return root
 
 
-def test_a_run_folder_holds_what_the_exporter_and_a_reader_need(root: Path) -> None:
+def test_a_run_folder_has_the_files_that_the_exporter_and_a_reader_need(root: Path) -> None:
     names = {path.name for path in (root / "run").iterdir()}
     assert names >= {"experiment.json", "weights.safetensors", "metrics.json", "versions.json", "curve.png"}
     assert names >= {"schema.json", "vocabulary"}
     assert json.loads((root / "run" / "versions.json").read_text())["torch"].startswith("2.")
 
 
-def test_an_opened_run_predicts_what_it_measured(root: Path) -> None:
+def test_an_opened_run_has_the_auc_that_it_measured(root: Path) -> None:
     model, experiment, schema, metrics = open_run(root / "run")
     test = load_split(read_prepared(root / "prepared"), "test")
     assert evaluate(test.labels, predict(model, test)).auc == pytest.approx(metrics.test.auc, abs=1e-6)
@@ -52,8 +53,8 @@ def test_an_opened_run_predicts_what_it_measured(root: Path) -> None:
     assert len(schema.fields) >= 15
 
 
-def test_a_seed_can_be_given_and_is_written_down(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.experiments.train", str(root / TINY), "--data", str(root)]
+def test_the_seed_argument_is_used_and_recorded(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model.cli.train", str(root / TINY), "--data", str(root)]
     done = subprocess.run([*command, "--out", str(tmp_path / "run"), "--seed", "5"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "test AUC" in done.stdout
@@ -61,21 +62,22 @@ def test_a_seed_can_be_given_and_is_written_down(root: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "run" / EXPERIMENT).read_text())["training"]["seed"] == 5
 
 
-def test_a_folder_of_something_else_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+def test_another_kind_of_folder_is_rejected_before_training(root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match=r"holds no metrics\.json"):
+    with pytest.raises(ValueError, match=r"has no metrics\.json"):
         train(read_experiment(root / TINY), root, tmp_path)
 
 
-def test_an_unprepared_log_says_which_command_prepares_it(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.experiments.train", str(root / TINY), "--data", str(tmp_path)]
-    done = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "ctr-prepare" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unprepared_log_says_which_command_prepares_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["ctr-train", str(root / TINY), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", command)
+    assert main() == 2
+    assert "ctr-prepare" in capsys.readouterr().err
 
 
-def test_weights_of_another_size_are_refused(root: Path, tmp_path: Path) -> None:
+def test_an_experiment_of_another_size_is_rejected(root: Path, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     copy_to_change(root / "run", copied)
     document = json.loads((copied / EXPERIMENT).read_text())
@@ -100,7 +102,7 @@ def change_a_vocabulary(run: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_a_weight, reverse_the_fields, change_a_vocabulary])
-def test_a_run_that_was_changed_since_is_refused(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_a_run_that_was_changed_is_rejected(root: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
     shutil.copytree(root / "run", tmp_path / "run")
     open_run(tmp_path / "run")
     change(tmp_path / "run")
@@ -108,7 +110,7 @@ def test_a_run_that_was_changed_since_is_refused(root: Path, tmp_path: Path, cha
         open_run(tmp_path / "run")
 
 
-def test_weights_of_another_size_are_refused_with_their_names(root: Path, tmp_path: Path) -> None:
+def test_the_error_about_weights_of_another_size_names_them(root: Path, tmp_path: Path) -> None:
     copy_to_change(root / "run", tmp_path / "run")
     weights = load_file(tmp_path / "run" / WEIGHTS)
     save_file(weights | {"head.0.bias": torch.zeros(7)}, tmp_path / "run" / WEIGHTS)
@@ -116,7 +118,7 @@ def test_weights_of_another_size_are_refused_with_their_names(root: Path, tmp_pa
         open_run(tmp_path / "run")
 
 
-def test_weights_that_are_not_finite_are_refused(root: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_rejected(root: Path, tmp_path: Path) -> None:
     copy_to_change(root / "run", tmp_path / "run")
     weights = load_file(tmp_path / "run" / WEIGHTS)
     save_file(weights | {"head.0.bias": torch.tensor([float("nan")])}, tmp_path / "run" / WEIGHTS)
@@ -124,7 +126,7 @@ def test_weights_that_are_not_finite_are_refused(root: Path, tmp_path: Path) -> 
         open_run(tmp_path / "run")
 
 
-def test_a_model_that_does_not_fit_into_memory_and_a_place_that_cannot_be_written_are_told_in_a_line(
+def test_a_lack_of_memory_and_an_unwritable_folder_are_reported_in_one_line(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = tmp_path / "large.toml"
@@ -139,17 +141,17 @@ def test_a_model_that_does_not_fit_into_memory_and_a_place_that_cannot_be_writte
 
 
 @pytest.mark.parametrize("lost", ["experiment.json", "weights.safetensors", "schema.json"])
-def test_a_run_that_lost_a_file_is_refused(root: Path, tmp_path: Path, lost: str) -> None:
+def test_a_run_with_a_missing_file_is_rejected(root: Path, tmp_path: Path, lost: str) -> None:
     shutil.copytree(root / "run", tmp_path / "run")
     (tmp_path / "run" / lost).unlink()
-    with pytest.raises(ValueError, match="train again"):
+    with pytest.raises(ValueError, match="Train again"):
         open_run(tmp_path / "run")
 
 
-def test_broken_weights_are_refused(root: Path, tmp_path: Path) -> None:
+def test_broken_weights_are_rejected(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "run", tmp_path / "run")
     (tmp_path / "run" / "weights.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ValueError, match="train again"):
+    with pytest.raises(ValueError, match="Train again"):
         open_run(tmp_path / "run")
 
 
@@ -165,39 +167,39 @@ def test_broken_weights_are_refused(root: Path, tmp_path: Path) -> None:
         ("test.values.npy", lambda a: a[:, 0]),
     ],
 )
-def test_a_prepared_log_that_was_changed_since_is_refused_before_training(
+def test_a_prepared_log_that_was_changed_is_rejected_before_training(
     root: Path, tmp_path: Path, name: str, change: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> None:
     shutil.copytree(root / "prepared", tmp_path / "prepared")
     np.save(tmp_path / "prepared" / name, change(np.load(root / "prepared" / name)))
-    with pytest.raises(ValueError, match="run ctr-prepare again"):
+    with pytest.raises(ValueError, match="Run ctr-prepare again"):
         train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
 
 
-def test_a_prepared_file_that_is_empty_is_named(root: Path, tmp_path: Path) -> None:
+def test_an_empty_prepared_file_is_an_error_that_names_it(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "prepared", tmp_path / "prepared")
     (tmp_path / "prepared" / "train.ids.npy").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"train\.ids\.npy: .*run ctr-prepare again"):
+    with pytest.raises(ValueError, match=r"train\.ids\.npy: .*Run ctr-prepare again"):
         train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
 
 
-def test_data_prepared_for_another_experiment_is_refused(root: Path, tmp_path: Path) -> None:
+def test_data_prepared_for_another_experiment_are_rejected(root: Path, tmp_path: Path) -> None:
     experiment = read_experiment(root / TINY)
     other = msgspec.structs.replace(experiment, data=msgspec.structs.replace(experiment.data, min_count=2))
     with pytest.raises(ValueError, match="ctr-prepare again"):
         train(other, root, tmp_path / "run")
 
 
-def test_runs_of_two_experiments_make_no_mean(root: Path) -> None:
+def test_runs_of_two_experiments_cannot_be_reported_together(root: Path) -> None:
     experiment = read_experiment(root / TINY)
-    with pytest.raises(ValueError, match="seed of its own"):
+    with pytest.raises(ValueError, match="its own seed"):
         check_one_experiment([experiment, experiment])
     second = msgspec.structs.replace(experiment.training, seed=2, epochs=9)
     with pytest.raises(ValueError, match="different experiments"):
         check_one_experiment([experiment, msgspec.structs.replace(experiment, training=second)])
 
 
-def test_runs_of_two_logs_make_no_mean_and_an_older_run_leaves_it_open() -> None:
+def test_runs_of_two_logs_cannot_be_reported_together() -> None:
     one, other = DataFacts({"train": 3}, "f00d"), DataFacts({"train": 4}, "beef")
     assert check_one_log([one, one]) == one
     assert check_one_log([one, None]) is None
@@ -205,15 +207,15 @@ def test_runs_of_two_logs_make_no_mean_and_an_older_run_leaves_it_open() -> None
         check_one_log([one, other])
 
 
-def test_a_folder_without_metrics_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_without_metrics_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=METRICS):
         open_run(tmp_path)
 
 
-def test_the_report_says_command_versions_and_truth(root: Path) -> None:
+def test_the_report_says_command_versions_and_truth(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = root / "report"
-    command = [sys.executable, "-m", "model.experiments.report", str(root / "run"), "--out", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setattr("sys.argv", ["report", str(root / "run"), "--out", str(out)])
+    assert report_main() == 0
     report = json.loads(out.with_suffix(".json").read_text())
     _, _, _, metrics = open_run(root / "run")
     assert report["test_auc_mean"] == metrics.test.auc
@@ -243,24 +245,24 @@ except OSError as error:
 """
 
 
-def test_a_full_disk_leaves_no_half_run_and_is_told_with_the_folder(root: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_run_and_the_error_names_the_folder(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CHILD, root / "run", tmp_path / "out"], capture_output=True, text=True, check=True
     )
-    assert f"{tmp_path / 'out'}: the run could not be written, and nothing of it is left" in done.stdout
+    assert f"{tmp_path / 'out'}: the run could not be written, and the partial output was removed" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("split", "value"), [("train", 0), ("valid", 1), ("test", 0)])
-def test_a_split_of_one_class_is_refused_before_training(root: Path, tmp_path: Path, split: str, value: int) -> None:
+def test_a_split_of_one_class_is_rejected_before_training(root: Path, tmp_path: Path, split: str, value: int) -> None:
     shutil.copytree(root / "prepared", tmp_path / "prepared")
     path = tmp_path / "prepared" / f"{split}.labels.npy"
     np.save(path, np.full_like(np.load(path), value))
-    with pytest.raises(ValueError, match=f"prepared: {split} has only clicks, or none"):
+    with pytest.raises(ValueError, match=f"prepared: {split} has only clicks or no clicks"):
         train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
 
 
-def test_an_empty_split_is_refused_before_training(root: Path, tmp_path: Path) -> None:
+def test_an_empty_split_is_rejected_before_training(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "prepared", tmp_path / "prepared")
     for column in ("ids", "values", "labels"):
         path = tmp_path / "prepared" / f"valid.{column}.npy"

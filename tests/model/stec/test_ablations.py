@@ -1,4 +1,4 @@
-"""The paper's ablations are STEC, changed where Table 6 says and nowhere else."""
+"""The ablations are STEC with the changes of the paper's Table 6 and no others."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from model.layers import Fields
 from model.stec.ablations import ABLATIONS, ablation
 from model.stec.stec import STEC, Bilinear, STECConfig
-from tests.model.stec.test_stec import build, train_step
+from tests.support.stec_models import build, train_step
 
 SIZE = STECConfig(embedding=8, blocks=2, heads=2, ffn=16)
 
@@ -19,13 +19,13 @@ def parameters(size: STECConfig) -> int:
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_each_trains_in_the_fast_form(name: str) -> None:
+def test_each_ablation_trains_in_the_factorized_form(name: str) -> None:
     model = build(ablation(name, SIZE), False)
     assert not model.plain
     assert train_step(model, 32)["logits"].isfinite().all()
 
 
-def test_explicit_bilinear_layers_cost_a_matrix_a_head_in_each_block() -> None:
+def test_an_explicit_bilinear_layer_has_one_matrix_per_head_and_block() -> None:
     bl, nf = (build(ablation(name, SIZE), False) for name in ("STEC_BL", "STEC_NF"))
     assert sum(isinstance(module, Bilinear) for module in bl.modules()) == SIZE.blocks
     assert parameters(ablation("STEC_BL", SIZE)) == parameters(SIZE) + SIZE.blocks * 2 * 4 * 4
@@ -38,7 +38,7 @@ def test_explicit_bilinear_layers_cost_a_matrix_a_head_in_each_block() -> None:
 
 
 def test_the_explicit_interaction_shares_nothing_with_the_attention() -> None:
-    """Another bilinear matrix changes that block's interaction and no row."""
+    """Changing the bilinear matrix changes that block's interaction and nothing else."""
     model = build(ablation("STEC_BL", SIZE), False).eval()
     ids, values = torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 2, dtype=torch.float64)
     before = model.levels(model.embedding(ids, values))
@@ -51,22 +51,22 @@ def test_the_explicit_interaction_shares_nothing_with_the_attention() -> None:
         assert torch.equal(a[1], b[1])
 
 
-def test_fewer_levels_are_a_smaller_head() -> None:
+def test_fewer_levels_give_a_smaller_head() -> None:
     level = 7 * 7 * 8
     lo, added = ablation("STEC_LO", SIZE), ablation("STEC_F", SIZE)
     assert parameters(added) == parameters(SIZE) - 2 * level  # of the head
     assert parameters(lo) == parameters(added) - 2 * 2 * level  # and two norms
 
 
-def test_added_levels_are_the_concatenation_with_the_same_weights_for_each() -> None:
+def test_added_levels_equal_concatenated_ones_with_the_same_weights() -> None:
     added, whole = build(ablation("STEC_F", SIZE), True), build(SIZE, True)
     weights = {name: t for name, t in added.state_dict().items() if name != "head.0.weight"}
     whole.load_state_dict(weights | {"head.0.weight": added.state_dict()["head.0.weight"].repeat(1, 3)})
     torch.testing.assert_close(train_step(added, 16)["logits"], train_step(whole, 16)["logits"])
 
 
-def test_the_last_blocks_interaction_is_the_standalone_one_of_a_block_less() -> None:
-    """What only the last block's attention and FFN would need is not there."""
+def test_the_last_blocks_interaction_is_the_standalone_one_with_a_block_less() -> None:
+    """The last block has no parameters for its attention and FFN."""
     by_block = msgspec.structs.replace(SIZE, fusion="last", last="block")
     by_layer = ablation("STEC_LO", msgspec.structs.replace(SIZE, blocks=1))
     a, b = (build(size, False) for size in (by_block, by_layer))
@@ -77,13 +77,13 @@ def test_the_last_blocks_interaction_is_the_standalone_one_of_a_block_less() -> 
 @pytest.mark.parametrize(
     ("name", "changed", "words"),
     [
-        ("STEC_XX", {}, "'STEC_XX' is no ablation: choose one of STEC_BL, STEC_NF, STEC_LO, STEC_F"),
-        ("STEC_F", {"fusion": "last"}, "a model with fusion = 'last' is none: remove fusion"),
-        ("STEC_BL", {"ffn": 0}, "a model with ffn = 0 is none"),
-        ("STEC_LO", {"interaction": "separate"}, "a model with interaction = 'separate' is none"),
+        ("STEC_XX", {}, "'STEC_XX' is not an ablation. Choose one of STEC_BL, STEC_NF, STEC_LO, STEC_F"),
+        ("STEC_F", {"fusion": "last"}, "but fusion = 'last' is not STEC. Remove fusion"),
+        ("STEC_BL", {"ffn": 0}, "but ffn = 0 is not STEC"),
+        ("STEC_LO", {"interaction": "separate"}, "but interaction = 'separate' is not STEC"),
     ],
 )
-def test_an_ablation_of_something_else_is_refused(name: str, changed: dict[str, Any], words: str) -> None:
+def test_an_ablation_of_another_model_is_an_error(name: str, changed: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ablation(name, msgspec.structs.replace(SIZE, **changed))
 

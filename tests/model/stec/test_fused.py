@@ -1,4 +1,4 @@
-"""The steps of training in C++ are torch's, forward and backward."""
+"""The C++ functions for training equal torch's, forward and backward."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import kernel
 from model.stec import fused
-from model.stec.attention import attend_fused, who_attends
+from model.stec.attention import attend_fused, request_mask
 from model.stec.factorized import batch_moments, level_logit, weighted_sum
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel was not built, or cannot run here")
 
@@ -19,7 +20,7 @@ Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 def results(function: Function, inputs: Sequence[Tensor], *others: object) -> list[Tensor]:
-    """What it returns, and the gradients of a random sum of that."""
+    """Return the function's results, and the gradients of a random sum of them."""
     given_ = [t.clone().requires_grad_() for t in inputs]
     out = function(*given_, *others)
     outputs = [out] if isinstance(out, Tensor) else list(out)
@@ -29,19 +30,19 @@ def results(function: Function, inputs: Sequence[Tensor], *others: object) -> li
 
 
 def largest_difference(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """Relative to the largest number of each."""
+    """Return the largest difference, relative to the largest number of each tensor."""
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-6)).item() for a, b in zip(ours, exact, strict=True))
 
 
 @st.composite
 def sizes(draw: st.DrawFn) -> tuple[int, int, int, int]:
-    """Rows, fields, width and heads, such as fill no vector too."""
+    """Draw rows, fields, width and heads, including sizes that do not fill a vector register."""
     heads = draw(st.integers(1, 3))
     return draw(st.integers(2, 70)), draw(st.integers(1, 12)), heads * draw(st.integers(1, 9)), heads
 
 
 @given(sizes(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_batch_statistics_and_weighted_sums_equal_torchs_in_double_precision(
     size: tuple[int, int, int, int], seed: int
 ) -> None:
@@ -59,19 +60,19 @@ def test_batch_statistics_and_weighted_sums_equal_torchs_in_double_precision(
 
 
 @given(sizes(), st.booleans(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_attention_equals_torchs_in_double_precision_also_where_not_every_field_may_attend(
     size: tuple[int, int, int, int], is_request: bool, seed: int
 ) -> None:
     rows, fields, width, heads = size
     torch.manual_seed(seed)
     inputs = [torch.randn(rows, fields, width) for _ in range(3)]
-    allowed = who_attends([field <= fields // 2 for field in range(fields)]) if is_request else None
+    allowed = request_mask([field <= fields // 2 for field in range(fields)]) if is_request else None
     exact = results(attend_fused, [t.double() for t in inputs], heads, 1.7, allowed)
     assert largest_difference(results(fused.attend, inputs, heads, 1.7, allowed), exact) < 2e-5
 
 
-def test_a_nearly_constant_fields_variance_survives() -> None:
+def test_the_variance_of_a_nearly_constant_field_is_accurate() -> None:
     left, right = 300 + 1e-2 * torch.randn(999, 2, 8), 1 + 1e-4 * torch.randn(999, 2, 8)
     (_, ours, *_), (_, exact, *_) = (
         results(f, [left.to(t), right.to(t)])
@@ -89,16 +90,16 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_rows_are_shared_between_torchs_threads() -> None:
+def test_rows_are_split_between_torchs_threads() -> None:
     torch.manual_seed(0)
-    rows = [torch.randn(3 * fused.LEAST_ROWS + 5, 4, 8) for _ in range(3)]
+    rows = [torch.randn(3 * fused.MIN_ROWS_PER_THREAD + 5, 4, 8) for _ in range(3)]
     exact = results(batch_moments, [t.double() for t in rows[:2]])
     assert largest_difference(results(fused.batch_moments, rows[:2]), exact) < 1e-5
     exact = results(attend_fused, [t.double() for t in rows], 2, 2.0, None)
     assert largest_difference(results(fused.attend, rows, 2, 2.0, None), exact) < 1e-5
 
 
-def test_a_level_trains_the_same_with_and_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_level_has_the_same_gradients_with_and_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     left, right, weight = torch.randn(50, 5, 6), torch.randn(50, 5, 6), torch.randn(150)
 
@@ -112,12 +113,12 @@ def test_a_level_trains_the_same_with_and_without_the_kernel(monkeypatch: pytest
     assert largest_difference(with_kernel, level()) < 1e-5
 
 
-def test_numbers_that_are_none_stay_none() -> None:
+def test_nan_stays_nan() -> None:
     rows = torch.full((3, 2, 4), float("nan"))
     assert all(t.isnan().all() for t in results(fused.attend, [rows, rows, torch.ones(3, 2, 4)], 1, 1.0, None)[:3])
 
 
-def test_torchs_own_form_runs_in_double_precision_without_gradients_and_on_no_tensors_of_the_cpu() -> None:
+def test_the_torch_form_runs_in_double_precision_without_gradients_and_on_other_devices() -> None:
     x = torch.randn(3, 2, 4, requires_grad=True)
     assert fused.can_train(x)
     assert not fused.can_train(x.double())

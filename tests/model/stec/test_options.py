@@ -1,4 +1,4 @@
-"""Each option of the model means what docs/decisions/0008 says, in both forms and in each combination."""
+"""Every combination of the model's options follows docs/decisions/0008, in both forms."""
 
 from typing import Any
 
@@ -11,34 +11,9 @@ from torch import nn
 
 from model.layers import Fields
 from model.stec.stec import STEC, Bilinear, STECConfig, cost_note
-from tests.model.stec.test_stec import batch, build, error, train_step
-from tests.support.reference_stec import slow_logits
-
-
-def is_valid(options: dict[str, Any]) -> bool:
-    try:
-        return bool(STECConfig(**options))
-    except ValueError:
-        return False
-
-
-def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[STECConfig]:
-    """Each combination of options that is one."""
-    options: dict[str, st.SearchStrategy[Any]] = {
-        "embedding": st.just(8),
-        "blocks": st.integers(1, 3),
-        "heads": st.sampled_from([1, 2, 4]),
-        "ffn": st.sampled_from([0, 16]),
-        "attention": st.sampled_from(["full", "request"]),
-        "pairs": st.sampled_from(["full", "upper", "upper_diag"]),
-        "scale": st.sampled_from(["sqrt", "mean"]),
-        "interaction": st.sampled_from(["qk", "xwx", "separate"]),
-        "fusion": st.sampled_from(["concat", "add", "last"]),
-        "last": st.sampled_from(["layer", "block"]),
-        "embedding_std": st.just(0.3),
-    }
-    return st.fixed_dictionaries(options | others).filter(is_valid).map(lambda o: STECConfig(**o))
-
+from tests.support.examples import examples
+from tests.support.reference.stec import slow_logits
+from tests.support.stec_models import batch, build, error, models, train_step
 
 HEADS = {
     "mlp": st.sampled_from([(), (), (5,), (6, 4)]),
@@ -46,9 +21,9 @@ HEADS = {
 }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(size=models(**HEADS), rows=st.sampled_from([2, 5]), seed=st.integers(0, 99))
-def test_the_plain_form_is_what_loops_over_rows_pairs_heads_and_dimensions_give(
+def test_the_plain_form_equals_loops_over_rows_pairs_heads_and_dimensions(
     size: STECConfig, rows: int, seed: int
 ) -> None:
     size = msgspec.structs.replace(size, embedding=4, ffn=min(size.ffn, 5), embedding_std=1.0)
@@ -59,7 +34,7 @@ def test_the_plain_form_is_what_loops_over_rows_pairs_heads_and_dimensions_give(
     torch.testing.assert_close(model(ids, values), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     size=models(embedding_std=st.sampled_from([0.01, 0.3, 1.0, 3.0])),
     rows=st.sampled_from([2, 3, 257]),
@@ -70,25 +45,25 @@ def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: STECC
     assert not fast.plain
     expected, found = train_step(plain, rows), train_step(fast, rows)
     assert expected.keys() == found.keys()
-    # A gradient that is zero but for rounding is measured against the largest one.
+    # A gradient that is zero except for rounding is compared with the largest one.
     largest = max(t.abs().max().item() for name, t in expected.items() if name.startswith("gradient"))
     for name, difference in error(found, expected).items():
         scale = max(expected[name].abs().max().item(), largest * 1e-3)
         assert difference <= 1e-9 * scale, (name, difference, scale)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(size=models(**HEADS), seed=st.integers(0, 99))
 def test_every_parameter_is_trained(size: STECConfig, seed: int) -> None:
-    """Nothing is there that the loss does not depend on, but for rounding."""
+    """The loss depends on every parameter by more than rounding."""
     gradients = {n: g for n, g in train_step(build(size, False, seed), 64).items() if n.startswith("gradient")}
     largest = max(g.abs().max().item() for g in gradients.values())
     assert {n for n, g in gradients.items() if g.abs().max().item() <= 1e-12 * largest} == set()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(size=models(**HEADS), plain=st.booleans())
-def test_a_row_answers_alike_in_any_batch_and_loads_into_the_other_form(size: STECConfig, plain: bool) -> None:
+def test_a_row_has_the_same_logit_in_any_batch_and_in_the_other_form(size: STECConfig, plain: bool) -> None:
     model, other = build(size, plain), build(size, not plain, seed=5)
     train_step(model, 64)
     other.load_state_dict(model.state_dict())
@@ -100,7 +75,7 @@ def test_a_row_answers_alike_in_any_batch_and_loads_into_the_other_form(size: ST
     torch.testing.assert_close(other.eval()(ids, values), logits, rtol=1e-9, atol=1e-12)
 
 
-# Recorded before the options were there: sums of absolute values at seed 7.
+# Recorded before the options existed: sums of absolute values at seed 7.
 INITIAL = {
     "embedding.alpha": 0.134176,
     "embedding.table.weight": 1.822907,
@@ -130,7 +105,7 @@ LOGITS = {
 }
 
 
-def test_without_options_it_is_the_model_that_it_was() -> None:
+def test_without_options_the_model_equals_that_of_earlier_versions() -> None:
     torch.manual_seed(7)
     model = STEC(Fields((6, 5, 4), 1), STECConfig())
     sums = {name: p.double().abs().sum().item() for name, p in model.named_parameters()}
@@ -146,7 +121,7 @@ def test_without_options_it_is_the_model_that_it_was() -> None:
         assert model.eval()(ids, values).tolist() == pytest.approx(LOGITS["evaluation"], abs=2e-5)
 
 
-def test_an_mlp_head_has_fuxictrs_order_and_a_dropout_of_its_own() -> None:
+def test_an_mlp_head_has_fuxictrs_order_and_its_own_dropout() -> None:
     head = build(STECConfig(embedding=8, mlp=(6, 4), mlp_batch_norm=True, mlp_dropout=0.2, dropout=0.1), False).head
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     assert [type(layer) for layer in head] == [*hidden, *hidden, nn.Linear]
@@ -154,18 +129,18 @@ def test_an_mlp_head_has_fuxictrs_order_and_a_dropout_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("pairs", "count"), [("full", 49), ("upper", 21), ("upper_diag", 28)])
-def test_the_head_sees_as_many_pairs_as_it_is_told(pairs: Any, count: int) -> None:
+def test_the_option_pairs_sets_the_number_of_pairs_in_the_head(pairs: Any, count: int) -> None:
     model = build(STECConfig(embedding=8, blocks=2, pairs=pairs), True)
     assert [norm.num_features for norm in model.norms] == [count * 8] * 3
     assert model.head[0].in_features == 3 * count * 8
 
 
 def test_one_field_has_no_pair_above_the_diagonal() -> None:
-    with pytest.raises(ValueError, match='pairs = "upper" of one field are none'):
+    with pytest.raises(ValueError, match='pairs = "upper" needs two fields'):
         STEC(Fields((5,)), STECConfig(pairs="upper"))
 
 
-def test_one_matrix_a_head_is_one_matrix_of_blocks() -> None:
+def test_one_matrix_per_head_equals_a_block_diagonal_matrix() -> None:
     torch.manual_seed(0)
     bilinear = Bilinear(6, 2)
     nn.init.normal_(bilinear.weight)
@@ -178,20 +153,20 @@ def test_one_matrix_a_head_is_one_matrix_of_blocks() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mlp_dropout": 0.2}, r"mlp_dropout = 0\.2 is of hidden layers: give some in mlp"),
-        ({"mlp_batch_norm": True}, "mlp_batch_norm = true is of hidden layers: give some in mlp"),
-        ({"last": "block"}, 'last = "block" says nothing with fusion = "concat": set fusion = "last"'),
-        ({"last": "block", "fusion": "last", "blocks": 1}, "blocks = 1 leaves no attention: set blocks = 2"),
-        ({"interaction": "separate", "fusion": "last"}, 'leaves no block an interaction: .* set last = "block"'),
+        ({"mlp_dropout": 0.2}, r"mlp_dropout = 0\.2 needs hidden layers\. Set mlp"),
+        ({"mlp_batch_norm": True}, r"mlp_batch_norm = true needs hidden layers\. Set mlp"),
+        ({"last": "block"}, r'last = "block" has no effect with fusion = "concat"\. Set fusion = "last"'),
+        ({"last": "block", "fusion": "last", "blocks": 1}, r"blocks = 1 leaves no attention\. Set blocks = 2"),
+        ({"interaction": "separate", "fusion": "last"}, 'uses no interaction of a block.* or last = "block"'),
     ],
 )
-def test_options_that_contradict_each_other_are_refused_with_the_way_out(options: dict[str, Any], words: str) -> None:
+def test_contradictory_options_are_an_error_with_the_fix(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         STECConfig(**options)
 
 
-def test_an_mlp_head_says_what_it_costs_and_a_linear_one_costs_nothing() -> None:
+def test_an_mlp_head_has_a_note_about_its_cost_and_a_linear_one_has_none() -> None:
     assert cost_note(STECConfig(), 22) is None
     note = cost_note(STECConfig(embedding=16, mlp=(400,)), 22)
     assert note is not None
-    assert note.startswith("mlp = [400] trains in the plain form: of each row and level it holds 22 x 22 x 16 = 7,744")
+    assert note.startswith("mlp = [400] trains in the plain form, with 22 x 22 x 16 = 7,744 numbers")

@@ -1,4 +1,4 @@
-"""STEC's two forms are one model."""
+"""STEC's two forms are the same model."""
 
 import copy
 import math
@@ -9,64 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional
 
 from contract.schema import Attention
-from model.layers import Fields
-from model.stec.attention import attend_fused, attend_to_interactions, attention_weights, interaction, who_attends
-from model.stec.stec import STEC, STECConfig
-
-SIZES = (30, 8, 5, 4, 3)
-NUMERIC = 2
-UNIT_ROUNDOFF = 2.0**-24  # of float32
+from model.stec.attention import attend_fused, attend_to_interactions, attention_weights, interaction, request_mask
+from model.stec.stec import STECConfig
+from tests.support.examples import examples
+from tests.support.rounding import UNIT_ROUNDOFF, relative_errors
+from tests.support.stec_models import IS_CONTEXT, NUMERIC, SIZES, batch, build, error, train_step
 
 
-# Fields 0, 2 and 5 are the context's.
-IS_CONTEXT = (True, False, True, False, False, True, False)
-
-
-def build(size: STECConfig, plain: bool, seed: int = 0, dtype: torch.dtype = torch.float64) -> STEC:
-    torch.manual_seed(seed)
-    model = STEC(Fields(SIZES, NUMERIC, IS_CONTEXT), size, plain=plain).to(dtype)
-    for norm in model.norms:  # a norm as training leaves it, not as it starts
-        assert isinstance(norm, nn.BatchNorm1d)
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        if norm.bias is not None:
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-    return model
-
-
-def batch(rows: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids as logs have them: one field constant, one at 99.9% one value."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.stack([torch.randint(2, n, (rows,), generator=generator) for n in SIZES], 1)
-    ids[:, 3] = 2
-    ids[:, 4] = 1
-    ids[torch.rand(rows, generator=generator) < 0.001, 4] = 2
-    values = torch.randn(rows, NUMERIC, generator=generator, dtype=torch.float64)
-    labels = (torch.rand(rows, generator=generator) < 0.3).double()
-    return ids, values, labels
-
-
-def train_step(model: STEC, rows: int) -> dict[str, Tensor]:
-    """Logits, every gradient and the running statistics after one step's forward and backward."""
-    ids, values, labels = batch(rows)
-    dtype = model.embedding.alpha.dtype
-    model.train()
-    logits = model(ids, values.to(dtype))
-    functional.binary_cross_entropy_with_logits(logits, labels.to(dtype)).backward()
-    found = {"logits": logits.detach()}
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        found[f"gradient of {name}"] = parameter.grad
-    return found | {name: b.double() for name, b in model.named_buffers() if "running" in name}
-
-
-def error(found: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float]:
-    return {k: (found[k].double() - reference[k].double()).abs().max().item() for k in reference}
-
-
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(
     blocks=st.integers(1, 3),
     heads=st.sampled_from([1, 2, 4]),
@@ -81,7 +33,7 @@ def test_both_forms_agree_in_float64(
     size = STECConfig(embedding=8, blocks=blocks, heads=heads, ffn=16, embedding_std=std, attention=attention)
     plain, fast = build(size, True, seed), build(size, False, seed)
     expected, found = train_step(plain, rows), train_step(fast, rows)
-    # A gradient that is zero but for rounding is measured against the largest one.
+    # A gradient that is zero except for rounding is compared with the largest one.
     largest = max(t.abs().max().item() for name, t in expected.items() if name.startswith("gradient"))
     for name, difference in error(found, expected).items():
         scale = max(expected[name].abs().max().item(), largest * 1e-3)
@@ -90,12 +42,12 @@ def test_both_forms_agree_in_float64(
 
 @pytest.mark.parametrize("std", [0.01, 0.1, 0.3, 1.0, 3.0])
 @pytest.mark.parametrize(("rows", "seeds"), [(2, 8), (4096, 1)])
-def test_float32_costs_the_fast_form_no_more_than_the_plain_one(std: float, rows: int, seeds: int) -> None:
-    """The bound is derived, and measured on every instruction set, in docs/decisions/0012-bounds-on-rounding-errors.md.
+def test_the_factorized_form_is_as_accurate_in_float32_as_the_plain_one(std: float, rows: int, seeds: int) -> None:
+    """docs/decisions/0012-bounds-on-rounding-errors.md derives the bound and measures it on every instruction set.
 
-    Errors are root mean squares over the seeds. The fast form may have the plain form's error times the growth of
-    errors in a sum. Where the plain form has less error than rounding the terms of its batch norms would cause, that
-    counts instead: on equal rows the plain form is exact, because their rounding errors cancel.
+    Errors are root mean squares over the seeds. The factorized form may have the plain form's error times the growth
+    of errors in a sum. Where the plain form's error is smaller than the error from rounding the terms of its batch
+    norms, the latter counts: on equal rows the plain form is exact, because their rounding errors cancel.
     """
     size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std)
     found: dict[str, float] = defaultdict(float)  # sums of squared errors, by the result's name
@@ -113,10 +65,10 @@ def test_float32_costs_the_fast_form_no_more_than_the_plain_one(std: float, rows
         cost = error(train_step(rounded, rows), reference)
         plain = error(train_step(copy.deepcopy(model), rows), reference)
         model.plain = False
-        fast = error(train_step(model, rows), reference)
+        factorized = error(train_step(model, rows), reference)
         for name, exact_result in reference.items():
             half_ulp = UNIT_ROUNDOFF * exact_result.abs().max().item()
-            found[name] += fast[name] ** 2
+            found[name] += factorized[name] ** 2
             allowed[name] += max(plain[name], cost[name], half_ulp) ** 2
     # Summing n terms of random signs one after the other causes sqrt(n / 2) times the error of rounding each term.
     growth = math.sqrt((len(SIZES) + NUMERIC) ** 2 * size.embedding / 2)
@@ -138,10 +90,6 @@ def round_normalized(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> 
     return output
 
 
-def relative_errors(like: Tensor) -> Tensor:
-    return UNIT_ROUNDOFF * (2 * torch.rand_like(like) - 1)
-
-
 def test_both_forms_share_a_state_dict_and_agree_in_evaluation() -> None:
     size = STECConfig(embedding=8, blocks=2, heads=2)
     plain, fast = build(size, True), build(size, False, seed=5)
@@ -151,7 +99,7 @@ def test_both_forms_share_a_state_dict_and_agree_in_evaluation() -> None:
     torch.testing.assert_close(fast.eval()(ids, values), plain.eval()(ids, values), rtol=1e-9, atol=1e-12)
 
 
-def test_a_batch_of_one_row_is_refused_in_training_by_both_forms() -> None:
+def test_training_on_a_batch_of_one_row_is_an_error_in_both_forms() -> None:
     for plain in (True, False):
         with pytest.raises(ValueError, match=r"two rows|more than 1 value"):
             train_step(build(STECConfig(embedding=8), plain), 1)
@@ -170,7 +118,7 @@ def test_the_interaction_is_not_symmetric() -> None:
     torch.testing.assert_close(p[0, 1, 0], q[0, 1] * k[0, 0])
 
 
-def test_an_mlp_head_takes_the_plain_path_and_trains() -> None:
+def test_an_mlp_head_trains_in_the_plain_form() -> None:
     model = build(STECConfig(embedding=8, mlp=(16, 8), dropout=0.1), plain=False)
     assert model.plain
     found = train_step(model, 32)
@@ -187,7 +135,7 @@ def test_the_head_sees_every_level() -> None:
     assert head.in_features == 4 * fields * fields * 8
 
 
-def test_a_row_answers_alike_in_any_batch() -> None:
+def test_a_row_has_the_same_logit_in_any_batch() -> None:
     model = build(STECConfig(embedding=8), plain=False)
     train_step(model, 64)
     ids, values, _ = batch(20)
@@ -195,7 +143,7 @@ def test_a_row_answers_alike_in_any_batch() -> None:
     torch.testing.assert_close(model(ids, values)[7:8], model(ids[7:8], values[7:8]))
 
 
-def test_numbers_scale_the_vector_of_their_field() -> None:
+def test_a_number_scales_the_vector_of_its_field() -> None:
     model = build(STECConfig(embedding=8), plain=True)
     ids, values, _ = batch(2)
     x = model.embedding(ids, values)
@@ -218,10 +166,10 @@ def test_with_request_attention_no_context_row_depends_on_a_candidate_field() ->
             assert not torch.equal(x[:, ~context], y[:, ~context])
 
 
-def test_attention_weights_sum_to_one_over_what_is_allowed() -> None:
+def test_attention_weights_sum_to_one_over_the_allowed_fields() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(3, 7, 8), torch.randn(3, 7, 8)
-    allowed = who_attends(IS_CONTEXT)
+    allowed = request_mask(IS_CONTEXT)
     weights = attention_weights(q, k, 2, 2.0, allowed)
     torch.testing.assert_close(weights.sum(2), torch.ones(3, 7, 2))
     assert (weights[:, ~allowed] == 0).all()

@@ -1,4 +1,4 @@
-"""Rows come from disk in blocks, each row once, in an order that a seed decides."""
+"""Batches: an epoch has every row once, in an order that depends on the seed."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from model.training.batches import Batches, Split
 
 
 def numbered(rows: int) -> Split:
-    """Each row's id is its number, from 2 on."""
+    """Return rows whose id is their number, from 2."""
     ids = np.arange(2, rows + 2, dtype=np.int32)[:, None]
     return Split(ids, ids.astype(np.float32), (ids[:, 0] % 2).astype(np.float32))
 
@@ -30,7 +30,7 @@ def order(epoch: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> l
 
 
 @given(st.integers(2, 200), st.integers(2, 40), st.integers(1, 80), st.integers(1, 30))
-def test_every_row_comes_once_an_epoch_but_a_last_one_alone(rows: int, size: int, block: int, run: int) -> None:
+def test_an_epoch_has_every_row_once_except_a_single_last_one(rows: int, size: int, block: int, run: int) -> None:
     several = batches(numbered(rows), size, block, run)
     for _ in range(2):
         epoch = list(several.epoch())
@@ -51,7 +51,7 @@ def test_a_split_of_one_block_is_shuffled_as_a_whole() -> None:
     assert order(batches(numbered(100), 16, 100, 4, seed=7).epoch()) == expected
 
 
-def test_blocks_mix_far_rows_and_each_epoch_and_seed_has_its_own_order() -> None:
+def test_blocks_mix_distant_rows_and_each_epoch_and_seed_has_its_own_order() -> None:
     first = batches(numbered(1000), 10, 200, 10)
     one, two = order(first.epoch()), order(first.epoch())
     assert one != two
@@ -80,7 +80,7 @@ class Mean(nn.Module):
 ids = np.load(sys.argv[1], mmap_mode="r")
 split = Split(ids, np.zeros((len(ids), 0), np.float32), (np.arange(len(ids)) % 2).astype(np.float32))
 model, valid = Mean(), Split(split.ids[:1000], split.values[:1000], split.labels[:1000])
-fit(model, [], valid, valid, Training(epochs=1, batch_size=512))  # torch has made its threads and pools
+fit(model, [], valid, valid, Training(epochs=1, batch_size=512))  # torch has started its threads and pools
 now = sum(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmData")) * 1024
 budget = now + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_DATA, (budget, budget))
@@ -93,7 +93,7 @@ BUDGET = 200 * 2**20
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """480 MB of ids, which take no disk: a file of holes."""
+    """480 MB of ids in a sparse file, which takes no disk space."""
     path = tmp_path_factory.mktemp("large") / "train.ids.npy"
     np.lib.format.open_memmap(path, mode="w+", dtype=np.int32, shape=(ROWS, FIELDS))
     return path
@@ -104,13 +104,13 @@ def train_in(budget: int, block_rows: int, path: Path) -> "subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_a_log_larger_than_memory_trains(large: Path) -> None:
+def test_a_log_larger_than_memory_can_be_trained_on(large: Path) -> None:
     assert large.stat().st_size > 2 * BUDGET
     done = train_in(BUDGET, 16_384, large)
     assert done.stdout == f"{ROWS} {ROWS}\n", done.stderr
 
 
-def test_the_same_log_as_one_block_does_not_fit_so_the_budget_is_real(large: Path) -> None:
+def test_the_same_log_does_not_fit_into_memory_as_one_block(large: Path) -> None:
     done = train_in(BUDGET, ROWS, large)
     assert done.returncode != 0
     assert "memory" in done.stderr.lower()

@@ -1,25 +1,25 @@
-"""Training on another device than the CPU."""
+"""Training on a device other than the CPU."""
 
-import argparse
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from model.cli.train import main
 from model.experiment_config import Training, read_experiment
-from model.experiments.report import merged
+from model.experiments.report import merge_versions
 from model.experiments.run_folder import open_run
 from model.experiments.sweep import sweep
-from model.experiments.train import main, train, train_seeds
+from model.experiments.train import train, train_seeds
 from model.layers import Fields, embedding_parameters
 from model.stec.stec import STEC, STECConfig
 from model.training.checkpoint import Checkpoint, State
 from model.training.device import CPU, find_device
-from model.training.early_stopping import Epoch, Plateau
+from model.training.early_stopping import EarlyStopping, Epoch
 from model.training.fit import fit
-from tests.model.training.test_fit import TOKENS, clicks_of_pairs
-from tests.support.tiny_log import make_root
+from tests.support.runs import make_root
+from tests.support.stec_models import TOKENS, clicks_of_pairs
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -27,32 +27,32 @@ needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        *((name, "neither cpu nor cuda") for name in ("gpu", "", "cpu:7", "cuda:", "cuda:x", "cuda:01", "cuda:-1")),
+        *((name, "not a device") for name in ("gpu", "", "cpu:7", "cuda:", "cuda:x", "cuda:01", "cuda:-1")),
         ("cuda:99", "torch .* sees"),
     ],
 )
-def test_what_is_no_device_here_is_told_with_the_way_out(name: str, words: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match=f"{re.escape(name)} is .*{words}"):
+def test_an_unknown_or_missing_device_is_an_error(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"{re.escape(name)} is .*{words}"):
         find_device(name)
     assert find_device("cpu") == CPU
 
 
-def test_ctr_train_ends_before_it_trains_on_a_device_that_is_not_there(
+def test_ctr_train_rejects_a_missing_device_before_training(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["ctr-train", "any.toml", "--seeds", "1", "--device", "cuda:99"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "--device: cuda:99 is not there" in capsys.readouterr().err
+    assert "--device: cuda:99 is not available" in capsys.readouterr().err
 
 
-def test_a_report_of_runs_on_a_cpu_and_on_a_gpu_says_both() -> None:
+def test_a_report_of_runs_on_a_cpu_and_a_gpu_names_both() -> None:
     here, there = {"cpu": "A", "cores": 2}, {"cpu": "B", "cores": 2, "gpu": "C"}
-    assert merged([here, there]) == {"cpu": "A and B", "cores": 2, "gpu": "no and C"}
+    assert merge_versions([here, there]) == {"cpu": "A and B", "cores": 2, "gpu": "no and C"}
 
 
 @needs_a_gpu
-def test_a_gpu_trains_the_model_that_the_cpu_trains(tmp_path: Path) -> None:
+def test_a_gpu_trains_the_same_model_as_the_cpu(tmp_path: Path) -> None:
     root = make_root(tmp_path, requests=300)
     experiment = read_experiment(root / "experiments" / "tiny.toml")
     on_cpu = train(experiment, root, tmp_path / "cpu")
@@ -65,7 +65,7 @@ def test_a_gpu_trains_the_model_that_the_cpu_trains(tmp_path: Path) -> None:
 
 
 @needs_a_gpu
-def test_seeds_and_a_sweep_train_there_too(tmp_path: Path) -> None:
+def test_seeds_and_a_sweep_are_trained_on_the_gpu(tmp_path: Path) -> None:
     root, gpu = make_root(tmp_path, requests=300), torch.device("cuda")
     toml = root / "experiments" / "tiny.toml"
     (run,) = train_seeds(toml, 1, root, None, gpu)
@@ -76,13 +76,13 @@ def test_seeds_and_a_sweep_train_there_too(tmp_path: Path) -> None:
 
 
 @needs_a_gpu
-def test_a_run_goes_on_on_the_gpu_with_the_dropout_that_it_would_have_had(tmp_path: Path) -> None:
+def test_a_resumed_run_on_the_gpu_has_the_same_dropout(tmp_path: Path) -> None:
     torch.manual_seed(1)
     whole = fit_on_gpu(Checkpoint(tmp_path / "whole.safetensors", "whole"), epochs=3)
     torch.manual_seed(1)
     begun = Checkpoint(tmp_path / "begun.safetensors", "begun")
     fit_on_gpu(begun, epochs=1)
-    torch.manual_seed(2)  # as another process would have it
+    torch.manual_seed(2)  # as in another process
     gone_on = fit_on_gpu(begun, epochs=3)
     assert [e.loss for e in gone_on] == pytest.approx([e.loss for e in whole], rel=1e-3)
     assert finished_on_cpu(begun) == []
@@ -101,4 +101,5 @@ def fit_on_gpu(checkpoint: Checkpoint, epochs: int) -> list[Epoch]:
 
 def finished_on_cpu(checkpoint: Checkpoint) -> list[Epoch]:
     model, recipe = with_dropout(), Training()
-    return checkpoint.restore(State(model, torch.optim.Adam(model.parameters()), torch.Generator(), Plateau(recipe)))
+    optimizer = torch.optim.Adam(model.parameters())
+    return checkpoint.restore(State(model, optimizer, torch.Generator(), EarlyStopping(recipe)))

@@ -1,4 +1,4 @@
-"""A batch norm says what all of train says, and nothing else of the model changes."""
+"""Exact statistics: a batch norm gets those of all of train, and nothing else of the model changes."""
 
 import numpy as np
 import torch
@@ -10,13 +10,13 @@ from model.stec.stec import STEC, STECConfig
 from model.training.batches import Split
 from model.training.exact_statistics import measure_batch_norms
 from model.zoo import MODELS, build
-from tests.model.baselines.test_every_model import small
+from tests.support.models import small
 
 RECIPE = Training(batch_size=64, unknown_rate=0.0)
 
 
 class OneNorm(nn.Module):
-    """Of the numbers as they come, behind a dropout that would change them."""
+    """A batch norm on the values, after a dropout that would change them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,18 +35,20 @@ def rows(count: int = 640) -> Split:
     return Split(ids, random.normal(3.0, 2.0, (count, 3)).astype(np.float32), np.ones(count, np.float32))
 
 
-def test_its_statistics_are_those_of_all_of_train() -> None:
+def test_the_statistics_are_those_of_all_of_train() -> None:
     model, train = OneNorm(), rows()
     measure_batch_norms(model, train, RECIPE)
     assert model.norm.running_mean is not None
     assert model.norm.running_var is not None
     np.testing.assert_allclose(model.norm.running_mean, train.values.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(model.norm.running_var, train.values.var(0), rtol=0.02)  # within batches, not over them
+    np.testing.assert_allclose(
+        model.norm.running_var, train.values.var(0), rtol=0.02
+    )  # the mean variance within the batches
     assert model.norm.momentum == 0.1
     assert not model.norm.training
 
 
-def test_a_second_time_changes_nothing_and_weights_stay() -> None:
+def test_measuring_again_changes_nothing_and_keeps_the_weights() -> None:
     for name in MODELS:
         torch.manual_seed(1)
         model = build(Fields([8] * 3, 3, [True] * 6, [*"abcdef"]), small(name, **without_context(name)))
@@ -63,7 +65,7 @@ def without_context(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def test_the_mean_prediction_no_longer_depends_on_the_last_batches() -> None:
-    """Of a model whose running statistics were spoilt."""
+    """The model's running statistics were changed."""
     torch.manual_seed(0)
     train = rows()
     model = STEC(Fields([8] * 3, 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1))

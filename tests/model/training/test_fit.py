@@ -1,4 +1,4 @@
-"""The recipe does what section 4.1.5 says."""
+"""The training loop follows the recipe of section 4.1.5."""
 
 import copy
 import itertools
@@ -10,42 +10,27 @@ from torch import Tensor, nn
 
 from contract.vocabulary import MISSING, UNKNOWN
 from model.experiment_config import Training
-from model.layers import Fields, embedding_parameters
-from model.stec.stec import STEC, STECConfig
-from model.training.batches import Split, hide_tokens
+from model.layers import embedding_parameters
+from model.stec.stec import STEC
+from model.training.batches import hide_tokens
 from model.training.early_stopping import Epoch
 from model.training.fit import fit, l2_penalty, predict
 from model.training.metrics import evaluate
-
-TOKENS = 8
-
-
-def clicks_of_pairs(rows: int, seed: int) -> Split:
-    """A click depends on two fields together and on neither alone."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(2, TOKENS, (rows, 3), generator=generator)
-    chance = torch.where((ids[:, 0] + ids[:, 1]) % 2 == 0, 0.9, 0.1)
-    labels = (torch.rand(rows, generator=generator) < chance).float()
-    return Split(ids.numpy(), np.zeros((rows, 0), np.float32), labels.numpy())
-
-
-def stec(seed: int = 0) -> STEC:
-    torch.manual_seed(seed)
-    return STEC(Fields([TOKENS] * 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1))
+from tests.support.stec_models import clicks_of_pairs, stec
 
 
 def train(model: STEC, recipe: Training) -> list[Epoch]:
     return fit(model, embedding_parameters(model), clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2), recipe)
 
 
-def test_it_learns_an_interaction_that_no_single_field_shows() -> None:
+def test_training_learns_an_interaction_that_no_single_field_shows() -> None:
     model = stec()
     train(model, Training(epochs=12, batch_size=128, learning_rate=0.01))
     test = clicks_of_pairs(2000, 3)
-    assert evaluate(test.labels, predict(model, test)).auc > 0.88  # 0.9 is the truth's own
+    assert evaluate(test.labels, predict(model, test)).auc > 0.88  # the true probabilities have 0.9
 
 
-def test_the_best_epochs_weights_are_left_in_the_model() -> None:
+def test_the_model_has_the_weights_of_the_best_epoch() -> None:
     model = stec()
     history = train(model, Training(epochs=12, batch_size=64, learning_rate=0.03))
     best = min(e.valid.logloss for e in history)
@@ -54,15 +39,16 @@ def test_the_best_epochs_weights_are_left_in_the_model() -> None:
     assert evaluate(valid.labels, predict(model, valid)).logloss == pytest.approx(best, abs=1e-9)
 
 
-def test_a_model_that_breaks_in_an_epochs_last_step_is_told_with_the_way_out() -> None:
-    """Its loss was a number until then."""
+def test_a_model_that_diverges_in_an_epochs_last_step_is_an_error_with_the_fix() -> None:
+    """Its loss was finite until then."""
     with pytest.raises(
-        ValueError, match=r"after epoch 1 not every prediction is a number: lower training.learning_rate"
+        ValueError,
+        match=r"after epoch 1, some predictions are not finite. Training diverged. Lower training.learning_rate",
     ):
         train(stec(), Training(epochs=2, batch_size=2000, learning_rate=1e30))
 
 
-def test_the_rate_falls_to_a_tenth_at_once_and_patience_ends_training() -> None:
+def test_the_learning_rate_falls_to_a_tenth_and_patience_ends_training() -> None:
     history = train(stec(), Training(epochs=50, batch_size=64, learning_rate=0.03, patience=2))
     assert len(history) < 50
     assert [e.improved for e in history[-2:]] == [False, False]
@@ -71,7 +57,7 @@ def test_the_rate_falls_to_a_tenth_at_once_and_patience_ends_training() -> None:
         assert after.learning_rate == pytest.approx(max(expected, 1e-6))
 
 
-def test_one_seed_gives_one_model() -> None:
+def test_the_same_seed_gives_the_same_model() -> None:
     first, second = stec(), stec()
     recipe = Training(epochs=2, batch_size=128, seed=7)
     train(first, recipe)
@@ -79,19 +65,19 @@ def test_one_seed_gives_one_model() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_the_l2_shrinks_rows_that_no_batch_has() -> None:
+def test_embedding_l2_shrinks_rows_that_no_batch_has() -> None:
     model = stec()
     before = model.embedding.table.weight[0].detach().norm()
     train(model, Training(epochs=2, batch_size=128, embedding_l2=0.1, unknown_rate=0.0))
     assert model.embedding.table.weight[0].detach().norm() < 0.8 * before
 
 
-def test_the_penalty_is_half_lambda_times_the_squared_norm() -> None:
+def test_the_penalty_is_half_l2_times_the_squared_norm() -> None:
     tables = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.full((1,), 2.0))]
     assert torch.as_tensor(l2_penalty(tables, 0.1)).item() == pytest.approx(0.05 * (6 + 4))
 
 
-def test_the_l2_of_the_net_shrinks_its_weights_and_no_embedding() -> None:
+def test_net_l2_shrinks_weights_and_no_embedding() -> None:
     free, held = stec(), stec()
     train(free, Training(epochs=3, batch_size=128, learning_rate=0.01))
     train(held, Training(epochs=3, batch_size=128, learning_rate=0.01, net_l2=1.0))
@@ -102,7 +88,7 @@ def test_the_l2_of_the_net_shrinks_its_weights_and_no_embedding() -> None:
     assert held.embedding.table.weight.norm() > 0.5 * free.embedding.table.weight.norm()
 
 
-def test_a_share_of_the_known_tokens_is_hidden_and_no_missing_one() -> None:
+def test_a_share_of_the_known_tokens_becomes_unknown_and_no_missing_one() -> None:
     ids = torch.full((10_000, 2), 5)
     ids[:5000, 1] = MISSING
     never_missing = torch.tensor([True, False])
@@ -113,7 +99,7 @@ def test_a_share_of_the_known_tokens_is_hidden_and_no_missing_one() -> None:
     assert (ids[:, 0] == 5).all()
 
 
-def test_missing_is_trained_where_the_log_never_lacks_a_field_and_only_there() -> None:
+def test_tokens_become_missing_only_in_fields_that_are_never_missing() -> None:
     ids = torch.full((10_000, 2), 5)
     hidden = hide_tokens(ids, 0.1, torch.tensor([True, False]), torch.Generator().manual_seed(0))
     assert (hidden[:, 0] == MISSING).float().mean().item() == pytest.approx(0.1, abs=0.01)
@@ -129,9 +115,9 @@ def test_a_last_batch_of_one_row_is_left_out() -> None:
     assert seen == [128]
 
 
-def test_one_training_row_is_refused() -> None:
+def test_one_training_row_is_an_error() -> None:
     model = stec()
-    with pytest.raises(ValueError, match="needs two"):
+    with pytest.raises(ValueError, match="needs at least two"):
         fit(model, [], clicks_of_pairs(1, 1), clicks_of_pairs(50, 2), Training())
 
 
@@ -144,7 +130,7 @@ class Exploding(nn.Module):
         return self.weight * torch.inf + ids[:, 0]
 
 
-def test_a_loss_that_is_no_number_stops_with_the_way_out() -> None:
+def test_a_loss_that_is_not_finite_is_an_error_with_the_fix() -> None:
     model = Exploding()
     with pytest.raises(ValueError, match="learning_rate"):
         fit(model, [model.weight], clicks_of_pairs(64, 1), clicks_of_pairs(64, 2), Training(epochs=1))
@@ -155,7 +141,7 @@ def test_metrics_need_both_classes() -> None:
         evaluate(np.zeros(3), np.full(3, 0.5))
 
 
-def test_predicting_changes_nothing() -> None:
+def test_predicting_does_not_change_the_model() -> None:
     model = stec()
     before = copy.deepcopy(model.state_dict())
     predict(model, clicks_of_pairs(100, 1))

@@ -1,4 +1,4 @@
-"""FLOPs as the paper counts them, against numbers that a hand can count."""
+"""FLOPs as the paper counts them, against numbers counted by hand."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ IDS, VALUES = torch.full((2, 3), 2), torch.zeros(2, 0)
 
 
 class OfValues(nn.Module):
-    """A module of one number a row, as the counter calls a model."""
+    """A module on the values, with the inputs of a model."""
 
     def __init__(self, inner: nn.Module, width: int) -> None:
         super().__init__()
@@ -25,15 +25,15 @@ class OfValues(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head of width 4 over 3 fields, by torch's fused kernel."""
+    """One head of width 4 over 3 fields, with torch's fused kernel."""
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         x = torch.zeros(len(ids), 1, 3, 4)
         return functional.scaled_dot_product_attention(x, x, x)
 
 
-class FactorisationMachine(nn.Module):
-    """AFM's attention (Xiao et al., 2017) as BARS sizes it on Avazu_x1: pairs of 22 fields, widths 10 and 16."""
+class FactorizationMachine(nn.Module):
+    """AFM's attention (Xiao et al., 2017) with the sizes of BARS on Avazu_x1: pairs of 22 fields, widths 10 and 16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,27 +48,27 @@ class FactorisationMachine(nn.Module):
         return logit
 
 
-def test_a_multiply_add_of_a_linear_layer_is_one() -> None:
+def test_a_multiply_add_of_a_linear_layer_is_one_flop() -> None:
     assert count_flops(OfValues(nn.Linear(5, 7), 5), IDS, VALUES) == 35
 
 
-def test_a_multilayer_perceptron_is_the_sum_of_its_weights() -> None:
+def test_the_flops_of_an_mlp_are_the_sum_of_its_weights() -> None:
     net = nn.Sequential(nn.Linear(23, 400), nn.ReLU(), nn.BatchNorm1d(400), nn.Dropout(0.5), nn.Linear(400, 1))
     assert count_flops(OfValues(net, 23), IDS, VALUES) == 23 * 400 + 400
 
 
-def test_a_fused_attention_counts_both_of_its_products() -> None:
+def test_both_products_of_a_fused_attention_count() -> None:
     assert count_flops(Attention(), IDS, VALUES) == 2 * 3 * 3 * 4
 
 
-def test_the_papers_figure_for_afm_is_met() -> None:
-    assert count_flops(FactorisationMachine(), IDS, VALUES) == 40_666  # Fig. 3: 41k
+def test_afm_has_the_flops_of_the_paper() -> None:
+    assert count_flops(FactorizationMachine(), IDS, VALUES) == 40_666  # Fig. 3: 41k
 
 
 @pytest.mark.parametrize("fields", [2, 10, 22])
 @pytest.mark.parametrize(("embedding", "heads", "blocks", "ffn"), [(8, 1, 1, 16), (16, 4, 2, 64), (12, 3, 3, 5)])
 @pytest.mark.parametrize("attention", ["full", "request"])
-def test_stec_is_its_closed_form(
+def test_stec_has_the_flops_of_the_closed_form(
     fields: int, embedding: int, heads: int, blocks: int, ffn: int, attention: str
 ) -> None:
     size = STECConfig(embedding=embedding, heads=heads, blocks=blocks, ffn=ffn, attention=attention)  # type: ignore[arg-type]
@@ -78,12 +78,12 @@ def test_stec_is_its_closed_form(
     assert count_flops(model, torch.full((2, fields), 2), VALUES) == expected
 
 
-def test_the_papers_size_on_avazu_is_its_hundred_thousand() -> None:
+def test_stec_on_avazu_has_the_100_thousand_flops_of_the_paper() -> None:
     model = STEC(Fields([3] * 22), STECConfig(embedding=16, blocks=1, heads=2, ffn=64))
     assert count_flops(model, torch.full((2, 22), 2), VALUES) == pytest.approx(100_000, rel=0.05)
 
 
-def test_numeric_fields_and_an_mlp_head_are_counted() -> None:
+def test_numeric_fields_and_an_mlp_head_count() -> None:
     model = STEC(Fields([3], 1), STECConfig(embedding=8, blocks=1, heads=2, ffn=16, mlp=(5,)))
     encoder = 4 * 2 * 64 + 4 * 8 + 2 * 2 * 8 * 16 + 2 * 2 * 64
     assert count_flops(model, torch.full((2, 1), 2), torch.zeros(2, 1)) == encoder + 2 * 4 * 8 * 5 + 5

@@ -1,4 +1,4 @@
-"""Calibration, beside AUC and logloss."""
+"""The metrics, above all calibration."""
 
 import msgspec
 import numpy as np
@@ -17,14 +17,14 @@ def test_a_constant_prediction_of_the_click_rate_is_calibrated() -> None:
     assert metrics.auc == 0.5
 
 
-def test_twice_the_click_rate_is_off_by_the_click_rate() -> None:
+def test_the_error_of_predicting_twice_the_click_rate_is_the_click_rate() -> None:
     labels = np.tile([0.0, 0.0, 0.0, 1.0], 1000)
     metrics = evaluate(labels, np.full(4000, 0.5))
     assert metrics.calibration_error == pytest.approx(0.25)
     assert metrics.predicted_over_observed == pytest.approx(2)
 
 
-def test_errors_that_cancel_in_the_mean_do_not_cancel_in_the_calibration_error() -> None:
+def test_errors_that_cancel_in_the_mean_count_in_the_calibration_error() -> None:
     labels = np.repeat([0.0, 1.0], 500)
     ctr = np.repeat([0.2, 0.8], 500)
     metrics = evaluate(labels, ctr)
@@ -32,7 +32,7 @@ def test_errors_that_cancel_in_the_mean_do_not_cancel_in_the_calibration_error()
     assert metrics.calibration_error == pytest.approx(0.2)
 
 
-def test_clicks_drawn_from_the_predictions_are_nearly_calibrated_and_in_bins_of_equal_mass() -> None:
+def test_clicks_drawn_from_the_predictions_are_calibrated_in_bins_of_equal_mass() -> None:
     random = np.random.default_rng(0)
     ctr = random.beta(1, 20, 60_000)
     labels = (random.random(60_000) < ctr).astype(float)
@@ -44,7 +44,7 @@ def test_clicks_drawn_from_the_predictions_are_nearly_calibrated_and_in_bins_of_
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])), min_size=1, max_size=60))
-def test_every_row_is_in_one_bin_and_equal_predictions_share_theirs(rows: list[tuple[int, float]]) -> None:
+def test_every_row_is_in_one_bin_and_equal_predictions_share_a_bin(rows: list[tuple[int, float]]) -> None:
     labels, ctr = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     bins = reliability(labels, ctr)
     assert sum(b.rows for b in bins) == len(rows)
@@ -54,12 +54,12 @@ def test_every_row_is_in_one_bin_and_equal_predictions_share_theirs(rows: list[t
     assert 0 <= expected_calibration_error(bins) <= 1
 
 
-def test_metrics_of_an_older_run_still_open() -> None:
+def test_the_metrics_of_an_older_run_can_be_read() -> None:
     metrics = msgspec.json.decode(b'{"auc": 0.75, "logloss": 0.5}', type=Metrics)
     assert (metrics.auc, metrics.calibration_error) == (0.75, None)
     assert msgspec.json.decode(msgspec.json.encode(metrics), type=Metrics) == metrics
 
 
-def test_one_class_only_is_refused() -> None:
+def test_a_single_class_is_an_error() -> None:
     with pytest.raises(ValueError, match="only one"):
         evaluate(np.ones(3), np.full(3, 0.5))

@@ -1,4 +1,4 @@
-"""The example request: whole and known, whatever the golden requests miss."""
+"""The example request has only known values, whatever values are missing in the golden requests."""
 
 from pathlib import Path
 
@@ -10,26 +10,29 @@ from contract.golden import GoldenCandidate, GoldenRequest, read_golden
 from service.api.example import example_request
 
 
-def unknown_and_missing(bundle: Path, golden: list[GoldenRequest], most: int) -> int:
+def bad_values(bundle: Path, golden: list[GoldenRequest], max_candidates: int) -> int:
+    """Return how many values of the example are unknown, missing or not the model's."""
     opened = open_bundle(bundle)
-    request = example_request(opened, golden, most)
+    request = example_request(opened, golden, max_candidates)
     encoder = Encoder(opened.schema, strict=True)
-    tokens = encoder.tokens(request["context"], [one["features"] for one in request["candidates"]])
+    tokens = encoder.tokens(request["context"], [candidate["features"] for candidate in request["candidates"]])
     return encoder.ids(tokens, opened.vocabularies)[1].total() + tokens.missing.total() + tokens.ignored.total()
 
 
-@pytest.mark.parametrize("most", [1, 2, 1000])
-def test_an_example_has_as_many_candidates_as_are_taken_but_at_most_three(bundle: Path, most: int) -> None:
+@pytest.mark.parametrize("max_candidates", [1, 2, 1000])
+def test_an_example_has_as_many_candidates_as_the_server_accepts_but_at_most_three(
+    bundle: Path, max_candidates: int
+) -> None:
     golden = read_golden(bundle / "golden.jsonl")
-    assert len(example_request(open_bundle(bundle), golden, most)["candidates"]) == min(3, most)
-    assert unknown_and_missing(bundle, golden, most) == 0
+    assert len(example_request(open_bundle(bundle), golden, max_candidates)["candidates"]) == min(3, max_candidates)
+    assert bad_values(bundle, golden, max_candidates) == 0
 
 
-def test_what_one_golden_request_misses_is_taken_from_others(bundle: Path) -> None:
-    for one in read_golden(bundle / "golden.jsonl"):
-        assert unknown_and_missing(bundle, [one], 3) == 0
+def test_an_example_of_one_golden_request_has_no_bad_values(bundle: Path) -> None:
+    for request in read_golden(bundle / "golden.jsonl"):
+        assert bad_values(bundle, [request], 3) == 0
 
 
-def test_what_all_golden_requests_miss_is_made_up(bundle: Path) -> None:
+def test_values_that_no_golden_request_has_are_made_up(bundle: Path) -> None:
     golden = [GoldenRequest({"user": "nobody", "planet": "mars"}, [GoldenCandidate("a", {"item": None})], [0.5])]
-    assert unknown_and_missing(bundle, golden, 3) == 0
+    assert bad_values(bundle, golden, 3) == 0

@@ -1,4 +1,4 @@
-"""Clients that are slow, greedy or too many, over real sockets."""
+"""Slow clients, clients that do not read, and too many clients, over real sockets."""
 
 import signal
 import socket
@@ -12,23 +12,21 @@ import pytest
 
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
-from tests.service.conftest import a_request, start_redis
-from tests.service.http.test_protocol import BODY, HEAD, LENGTH, answer, connected
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import eventually, metric
+from tests.support.app import a_request
+from tests.support.processes import BODY, HEAD, LENGTH, Server, answer, connected, eventually, metric, serving
+from tests.support.redis_server import RedisServer, start_redis
 
 PART = HEAD + LENGTH + BODY[:10]
 
 
 @pytest.fixture(scope="module")
-def impatient(bundle: Path) -> Iterator[Server]:
+def short_timeouts(bundle: Path) -> Iterator[Server]:
     limits = {"CTR_HEAD_TIMEOUT_MS": "500", "CTR_BODY_TIMEOUT_MS": "500", "CTR_KEEP_ALIVE_MS": "1000"}
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_CONNECTIONS="20", **limits) as server:
         yield server
 
 
-def closed_after_s(connection: socket.socket) -> float:
-    start_s = time.monotonic()
+def closed_after_s(connection: socket.socket, start_s: float) -> float:
     connection.settimeout(20)
     while connection.recv(65536):
         pass
@@ -36,14 +34,15 @@ def closed_after_s(connection: socket.socket) -> float:
 
 
 @pytest.mark.parametrize("start", [b"", b"POST /v1/score HTTP/1.1\r\nHost: x\r\nX-Slow: "])
-def test_a_head_that_does_not_come_costs_the_connection(impatient: Server, start: bytes) -> None:
-    with connected(impatient) as connection:
+def test_a_connection_without_a_complete_head_is_closed(short_timeouts: Server, start: bytes) -> None:
+    start_s = time.monotonic()
+    with connected(short_timeouts) as connection:
         connection.sendall(start)
-        assert 0.3 < closed_after_s(connection) < 5
+        assert 0.3 < closed_after_s(connection, start_s) < 5
 
 
-def test_a_head_that_comes_a_byte_at_a_time_is_a_408(impatient: Server) -> None:
-    with connected(impatient) as connection:
+def test_a_head_that_arrives_byte_by_byte_gets_408(short_timeouts: Server) -> None:
+    with connected(short_timeouts) as connection:
         start_s = time.monotonic()
         connection.settimeout(0.1)
         said = b""
@@ -61,50 +60,51 @@ def test_a_head_that_comes_a_byte_at_a_time_is_a_408(impatient: Server) -> None:
         assert time.monotonic() - start_s < 5
 
 
-def test_a_body_that_does_not_come_is_a_504(impatient: Server) -> None:
-    with connected(impatient) as connection:
+def test_a_body_that_does_not_arrive_gets_504(short_timeouts: Server) -> None:
+    with connected(short_timeouts) as connection:
         connection.sendall(PART)
         status, problem = answer(connection)
     assert status == 504
     assert "body did not arrive" in problem["detail"]
 
 
-def test_an_idle_connection_is_closed_in_the_end(impatient: Server) -> None:
-    with connected(impatient) as connection:
+def test_an_idle_connection_is_closed_after_its_timeout(short_timeouts: Server) -> None:
+    with connected(short_timeouts) as connection:
         connection.sendall(HEAD + LENGTH + BODY)
+        start_s = time.monotonic()
         assert answer(connection)[0] == 200
-        assert 0.5 < closed_after_s(connection) < 6
+        assert 0.5 < closed_after_s(connection, start_s) < 6
 
 
-def test_more_connections_than_may_be_wait_and_others_are_served_when_they_go(impatient: Server) -> None:
+def test_connections_above_the_limit_wait_until_others_close(short_timeouts: Server) -> None:
     with ExitStack() as stack:
         for _ in range(40):
-            stack.enter_context(connected(impatient)).sendall(b"POST /v1/sc")
+            stack.enter_context(connected(short_timeouts)).sendall(b"POST /v1/sc")
         start_s = time.monotonic()
-        reply = httpx.post(f"{impatient.url}/v1/score", json=a_request(), timeout=30)
+        reply = httpx.post(f"{short_timeouts.url}/v1/score", json=a_request(), timeout=30)
         assert reply.status_code == 200
         assert time.monotonic() - start_s < 10
 
 
-def test_more_requests_ahead_than_may_wait_on_a_connection_are_refused(impatient: Server) -> None:
+def test_too_many_pipelined_requests_are_refused(short_timeouts: Server) -> None:
     asks = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
-    with connected(impatient) as connection:
+    with connected(short_timeouts) as connection:
         connection.sendall(asks)
         said = b""
         with suppress(ConnectionError):
             while piece := connection.recv(1_000_000):
                 said += piece
     assert b"HTTP/1.1 429 " in said
-    assert b"read the answers first" in said
+    assert b"Read the responses first" in said
 
 
-def test_a_client_that_reads_no_answer_loses_its_connection(impatient: Server) -> None:
+def test_a_client_that_reads_no_response_loses_its_connection(short_timeouts: Server) -> None:
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
-    with connected(impatient) as connection:
+    with connected(short_timeouts) as connection:
         start_s = time.monotonic()
         with pytest.raises(ConnectionError):
             keep_asking(connection, ask, start_s + 20)
-    assert httpx.get(f"{impatient.url}/livez", timeout=30).status_code == 200
+    assert httpx.get(f"{short_timeouts.url}/livez", timeout=30).status_code == 200
 
 
 def keep_asking(connection: socket.socket, ask: bytes, end_s: float) -> None:
@@ -113,83 +113,110 @@ def keep_asking(connection: socket.socket, ask: bytes, end_s: float) -> None:
         time.sleep(0.001)
 
 
-@pytest.fixture
-def narrow(bundle: Path, tmp_path: Path) -> Iterator[Server]:
-    """Takes one request at a time, and waits a second for a Redis that is frozen: twice, then it leaves it alone."""
-    with start_redis(tmp_path) as redis:
-        with redis.client() as client:
+@pytest.fixture(scope="module")
+def redis(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with start_redis(tmp_path_factory.mktemp("redis")) as server:
+        with server.client() as client:
             publish(client, open_bundle(bundle))
-        settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "1000", "CTR_CACHE_TOKENS": "0"}
-        with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
-            redis.process.send_signal(signal.SIGSTOP)
-            yield server
+        yield server
 
 
-def in_hand(server: Server) -> float:
+@pytest.fixture(scope="module")
+def one_at_a_time(bundle: Path, redis: RedisServer) -> Iterator[Server]:
+    settings = {"CTR_REDIS_URL": redis.url, "CTR_REDIS_TIMEOUT_MS": "1000", "CTR_CACHE_TOKENS": "0"}
+    with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_MAX_IN_FLIGHT="1", **settings) as server:
+        yield server
+
+
+@pytest.fixture
+def narrow(one_at_a_time: Server, redis: RedisServer) -> Iterator[Server]:
+    """A server that admits one request at a time, which waits for a stopped Redis: one second, or until `thaw`."""
+    eventually(lambda: in_flight(one_at_a_time) == 0, "no request is in flight")
+    redis.process.send_signal(signal.SIGSTOP)
+    yield one_at_a_time
+    thaw(redis)
+
+
+def thaw(redis: RedisServer) -> None:
+    redis.process.send_signal(signal.SIGCONT)
+
+
+def in_flight(server: Server) -> float:
     return metric(server.url, "ctr_in_flight_requests")
 
 
-def test_what_has_no_room_is_a_429_at_once_and_its_connection_goes_on(narrow: Server) -> None:
+@pytest.mark.timing
+def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(
+    narrow: Server, redis: RedisServer
+) -> None:
     before = metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}')
     with connected(narrow) as first, connected(narrow) as second:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
         for _ in range(3):
             second.sendall(HEAD + b"X-Request-Id: mine\r\n" + LENGTH + BODY)
             status, problem = answer(second)
             assert (status, problem["request_id"]) == (429, "mine")
             assert problem["type"] == "urn:problem-type:ctr:overloaded"
-        # In pieces, with the body behind the answer.
+        # In two pieces, with the rest of the body after the response.
         second.sendall(PART)
         assert answer(second)[0] == 429
+        thaw(redis)
         assert answer(first)[0] == 200
-        eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
+        eventually(lambda: in_flight(narrow) == 0, "no request is in flight")
         second.sendall(BODY[10:] + HEAD + LENGTH + BODY)
         assert answer(second)[0] == 200
     assert metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}') == before + 4
 
 
-def test_a_429_has_retry_after_and_other_routes_go_on(narrow: Server) -> None:
+@pytest.mark.timing
+def test_a_429_has_retry_after_and_other_routes_are_served(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first, connected(narrow) as second:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
         refused = httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30)
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
         assert httpx.get(f"{narrow.url}/readyz", timeout=30).status_code == 200
         second.sendall(HEAD + b"Expect: 100-continue\r\n" + LENGTH)
         assert answer(second)[0] == 429
-        assert second.recv(1) == b""  # its body may come or not
+        assert second.recv(1) == b""  # Closed: the next bytes could be the body or a request.
+        thaw(redis)
         assert answer(first)[0] == 200
 
 
-def test_clients_that_send_no_body_keep_nobody_out(narrow: Server) -> None:
+@pytest.mark.timing
+def test_clients_that_send_no_body_do_not_keep_others_out(narrow: Server, redis: RedisServer) -> None:
+    thaw(redis)
     with ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(connected(narrow)).sendall(PART)
         time.sleep(0.1)
         assert httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30).status_code == 200
-    eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
+    eventually(lambda: in_flight(narrow) == 0, "no request is in flight")
 
 
-def test_a_request_that_is_given_up_makes_room(narrow: Server) -> None:
+@pytest.mark.timing
+def test_a_client_disconnect_frees_its_place(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first:
         first.sendall(HEAD + LENGTH + BODY)
-        eventually(lambda: in_hand(narrow) == 1, "the first is in hand")
-    eventually(lambda: in_hand(narrow) == 0, "nothing in hand")
+        eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
+    eventually(lambda: in_flight(narrow) == 0, "no request is in flight")
+    thaw(redis)
     assert httpx.post(f"{narrow.url}/v1/score", json=a_request(), timeout=30).status_code == 200
 
 
-def test_who_asks_and_asks_and_reads_no_refusal_is_cut_off(narrow: Server) -> None:
+@pytest.mark.timing
+def test_a_client_that_reads_no_429_loses_its_connection(narrow: Server) -> None:
     ask = HEAD + b"Content-Length: 0\r\n\r\n"
     with connected(narrow) as first, connected(narrow) as greedy:
         first.sendall(HEAD + LENGTH + BODY)
-        time.sleep(0.1)
+        eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
         with pytest.raises(ConnectionError):
             keep_asking(greedy, ask * 200, time.monotonic() + 20)
 
 
-def test_unfinished_bodies_may_not_fill_the_memory(bundle: Path) -> None:
+def test_unfinished_bodies_cannot_fill_the_memory(bundle: Path) -> None:
     limits = {
         "CTR_MAX_BUFFERED_BYTES": "400000",
         "CTR_MAX_BODY_BYTES": "400000",
@@ -206,7 +233,7 @@ def test_unfinished_bodies_may_not_fill_the_memory(bundle: Path) -> None:
             greedy.sendall(HEAD + b"Content-Length: 300000\r\n\r\n" + body)
             status, problem = answer(greedy)
         assert status == 429
-        assert "memory" in problem["detail"]
+        assert "fill this server's buffer" in problem["detail"]
         assert httpx.post(f"{server.url}/v1/score", json=a_request(timeout_ms=5000), timeout=30).status_code == 200
         for connection in first:
             connection.close()

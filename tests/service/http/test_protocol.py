@@ -1,47 +1,21 @@
-"""HTTP over a socket: heads without end, upgrades, and what is no HTTP."""
+"""HTTP over a socket: oversized heads, upgrades, pipelining and invalid input."""
 
 import json
 import re
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from http.client import HTTPResponse
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from tests.service.conftest import a_request
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import eventually, metric
+from tests.support.app import a_request
+from tests.support.processes import BODY, HEAD, LENGTH, Server, answer, connected, eventually, metric, serving
 
-BODY = json.dumps(a_request(timeout_ms=5000)).encode()
 JSON = {"Content-Type": "application/json"}
-HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA\r\n"
-LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
-        yield server
-
-
-@contextmanager
-def connected(server: Server) -> Iterator[socket.socket]:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        yield connection
-
-
-def answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
-    with closing(HTTPResponse(connection)) as response:
-        response.begin()
-        return response.status, json.loads(response.read())
 
 
 def send_until_refused(connection: socket.socket, piece: bytes, pieces: int) -> None:
@@ -50,6 +24,7 @@ def send_until_refused(connection: socket.socket, piece: bytes, pieces: int) -> 
             connection.sendall(piece)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "start",
     [
@@ -61,7 +36,7 @@ def send_until_refused(connection: socket.socket, piece: bytes, pieces: int) -> 
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n5;extension=",
     ],
 )
-def test_a_head_without_end_is_a_431_and_closes(server: Server, start: bytes) -> None:
+def test_an_endless_head_gets_431_and_closes_the_connection(server: Server, start: bytes) -> None:
     with connected(server) as connection:
         connection.sendall(start)
         start_s = time.perf_counter()
@@ -70,7 +45,7 @@ def test_a_head_without_end_is_a_431_and_closes(server: Server, start: bytes) ->
         assert time.perf_counter() - start_s < 2
         status, problem = answer(connection)
         assert (status, problem["status"]) in ((431, 431), (400, 400))
-        assert status == 431 or start == b"\r\n"  # letters without a blank are no method
+        assert status == 431 or start == b"\r\n"  # Letters without a space are not a method.
 
 
 def test_a_head_in_one_piece_has_the_same_limits(server: Server) -> None:
@@ -84,13 +59,13 @@ def test_a_head_in_one_piece_has_the_same_limits(server: Server) -> None:
             assert connection.recv(1) == b""
 
 
-def test_a_head_within_the_limits_is_read(server: Server) -> None:
+def test_a_head_within_the_limits_is_accepted(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall(HEAD + b"X: y\r\n" * 190 + b"Y: %b\r\n" % (b"y" * 60_000) + LENGTH + BODY)
         assert answer(connection)[0] == 200
 
 
-def test_a_large_body_in_small_chunks_is_read(server: Server) -> None:
+def test_a_large_body_in_small_chunks_is_accepted(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 30_000)
         connection.sendall(b"%x\r\n%b\r\n0\r\nX-Trailer: y\r\n\r\n" % (len(BODY), BODY))
@@ -99,7 +74,7 @@ def test_a_large_body_in_small_chunks_is_read(server: Server) -> None:
 
 @pytest.mark.parametrize("upgrade", [H2C, b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"])
 @pytest.mark.parametrize("cut", [0, 1, 30, 150, 400])
-def test_an_upgrade_that_a_client_asks_for_does_not_lose_its_body(server: Server, upgrade: bytes, cut: int) -> None:
+def test_a_request_for_an_upgrade_keeps_its_body(server: Server, upgrade: bytes, cut: int) -> None:
     request = HEAD + upgrade + LENGTH + BODY
     with connected(server) as connection:
         for _ in range(2):
@@ -110,7 +85,7 @@ def test_an_upgrade_that_a_client_asks_for_does_not_lose_its_body(server: Server
             assert (status, len(scored["scores"])) == (200, 2)
 
 
-def test_upgrades_and_plain_requests_may_follow_each_other_at_once(server: Server) -> None:
+def test_requests_with_and_without_upgrade_can_be_pipelined(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall((HEAD + H2C + LENGTH + BODY + HEAD + LENGTH + BODY) * 2)
         received = b""
@@ -123,20 +98,20 @@ def test_upgrades_and_plain_requests_may_follow_each_other_at_once(server: Serve
 @pytest.mark.parametrize(
     "text", [b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET \xff / HTTP/1.1\r\n\r\n"]
 )
-def test_what_is_no_http_is_a_problem(server: Server, text: bytes) -> None:
+def test_invalid_http_gets_a_problem_document(server: Server, text: bytes) -> None:
     with connected(server) as connection:
         connection.sendall(text)
         status, problem = answer(connection)
     assert (status, problem["status"], problem["title"]) == (400, 400, "Bad Request")
 
 
-def test_a_tunnel_is_refused(server: Server) -> None:
+def test_connect_is_refused(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
         assert answer(connection)[0] == 405
 
 
-def test_a_body_that_turns_out_to_be_no_http_is_a_problem_too(server: Server) -> None:
+def test_an_invalid_chunk_gets_a_problem_document(server: Server) -> None:
     with connected(server) as connection:
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
         time.sleep(0.05)
@@ -156,7 +131,7 @@ def test_a_body_that_turns_out_to_be_no_http_is_a_problem_too(server: Server) ->
         (65, HEAD + H2C + LENGTH + BODY, 429),
     ],
 )
-def test_requests_that_came_whole_are_answered_before_what_follows_is_refused(
+def test_complete_requests_are_answered_before_the_connection_is_refused(
     server: Server, whole: int, broken: bytes, status: int
 ) -> None:
     with connected(server) as connection:
@@ -165,8 +140,8 @@ def test_requests_that_came_whole_are_answered_before_what_follows_is_refused(
     assert statuses_of(text) == [200] * whole + [status]
 
 
-def test_nothing_is_answered_behind_the_last_answer(bundle: Path) -> None:
-    """Without room, a request whose body may come or not is refused, and ends its connection."""
+def test_no_response_follows_the_last_one(bundle: Path) -> None:
+    """A 429 to a request that expects `100 Continue` closes the connection: its body may or may not follow."""
     body = json.dumps(a_request(candidates=[{"id": 1, "features": {}}] * 1000, timeout_ms=5000)).encode()
     two = HEAD + b"Expect: 100-continue\r\nContent-Length: 0\r\n\r\n" + HEAD + b"Connection: close\r\n" + LENGTH + BODY
     full = serving(bundle, CTR_WORKERS="1", CTR_MAX_IN_FLIGHT="1", CTR_TIMEOUT_MS="5000")
@@ -181,31 +156,31 @@ def test_nothing_is_answered_behind_the_last_answer(bundle: Path) -> None:
     assert statuses == [429]
 
 
-def test_a_client_that_hangs_up_with_two_requests_under_way_leaves_nothing_in_hand(bundle: Path) -> None:
+def test_a_client_disconnect_releases_all_of_its_pipelined_requests(bundle: Path) -> None:
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000") as server:
         for _ in range(20):
             with connected(server) as connection:
                 connection.sendall((HEAD + LENGTH + BODY) * 2)
-        eventually(lambda: metric(server.url, "ctr_in_flight_requests") == 0, "no request is in hand")
-        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the one for the metrics is left")
+        eventually(lambda: metric(server.url, "ctr_in_flight_requests") == 0, "no request is in flight")
+        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the connection for the metrics is left")
 
 
-def test_any_number_of_upgrades_may_come_at_once(server: Server) -> None:
-    """More than Python has stack for."""
+def test_any_number_of_upgrades_can_be_pipelined(server: Server) -> None:
+    """More than the depth of Python's stack."""
     with connected(server) as connection:
         connection.sendall((b"GET /livez HTTP/1.1\r\n" + H2C + b"\r\n") * 3000)
         assert statuses_of(read_all(connection)) == [200] * 65 + [429]
 
 
-def test_a_trailer_says_nothing(server: Server) -> None:
-    body = json.dumps(a_request()).encode()  # that leaves the timeout to the headers
+def test_trailers_are_ignored(server: Server) -> None:
+    body = json.dumps(a_request()).encode()  # Without timeout_ms, the header X-Timeout-Ms would apply.
     with connected(server) as connection:
         chunk = b"%x\r\n%b\r\n0\r\n" % (len(body), body)
         connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk + b"X-Timeout-Ms: never\r\n\r\n")
         assert answer(connection)[0] == 200
 
 
-def test_none_of_this_is_in_the_log(bundle: Path) -> None:
+def test_bad_clients_are_not_logged(bundle: Path) -> None:
     with serving(bundle) as server:
         for text in (HEAD + H2C + LENGTH + BODY, b"hello\r\n\r\n", HEAD + b"X: y\r\n" * 201 + b"\r\n"):
             with connected(server) as connection:
@@ -217,8 +192,8 @@ def test_none_of_this_is_in_the_log(bundle: Path) -> None:
     assert "ERROR" not in errors
 
 
-def test_a_client_that_asks_again_when_it_has_its_answer_is_one_request_in_hand(bundle: Path) -> None:
-    """As many clients as there are places: nobody is ever refused."""
+def test_a_client_that_sends_its_next_request_after_the_response_has_one_request_in_flight(bundle: Path) -> None:
+    """With as many clients as the limit allows, no request is refused."""
 
     def ask(server: Server, times: int) -> list[int]:
         with httpx.Client(base_url=server.url, timeout=30) as client:
@@ -226,25 +201,25 @@ def test_a_client_that_asks_again_when_it_has_its_answer_is_one_request_in_hand(
 
     limited = serving(bundle, CTR_WORKERS="1", CTR_MAX_IN_FLIGHT="3", CTR_TIMEOUT_MS="5000")
     with limited as server, ThreadPoolExecutor(3) as clients:
-        statuses = [status for one in clients.map(ask, [server] * 3, [150] * 3) for status in one]
+        statuses = [status for answers in clients.map(ask, [server] * 3, [150] * 3) for status in answers]
     assert statuses == [200] * 450
 
 
-def test_a_client_that_does_not_take_its_answers_loses_its_connection(bundle: Path) -> None:
+def test_a_client_that_stops_reading_loses_its_connection(bundle: Path) -> None:
     candidates = [{"id": "i" * 1900 + str(number), "features": {"ad": 1}} for number in range(1000)]
     body = json.dumps(a_request(candidates=candidates, timeout_ms=5000)).encode()
-    impatient = serving(bundle, CTR_WORKERS="1", CTR_HEAD_TIMEOUT_MS="1000", CTR_KEEP_ALIVE_MS="60000")
-    with impatient as server, socket.socket() as silent:
+    short_timeouts = serving(bundle, CTR_WORKERS="1", CTR_HEAD_TIMEOUT_MS="1000", CTR_KEEP_ALIVE_MS="60000")
+    with short_timeouts as server, socket.socket() as silent:
         silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         host, port = server.url.removeprefix("http://").split(":")
         silent.connect((host, int(port)))
         for _ in range(2):
             silent.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         eventually(lambda: metric(server.url, 'ctr_request_seconds_count{outcome="ok"}') == 2, "both are answered")
-        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the one for the metrics is left")
+        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the connection for the metrics is left")
 
 
-def test_a_head_that_finds_no_room_is_no_request_for_scores(bundle: Path) -> None:
+def test_a_head_request_is_not_subject_to_admission_control(bundle: Path) -> None:
     limited = serving(bundle, CTR_WORKERS="1", CTR_MAX_IN_FLIGHT="1", CTR_TIMEOUT_MS="5000")
     with limited as server, connected(server) as connection:
         connection.sendall(HEAD + LENGTH + BODY)
@@ -257,13 +232,13 @@ def test_a_head_that_finds_no_room_is_no_request_for_scores(bundle: Path) -> Non
 
 
 @pytest.mark.parametrize("path", [b"score", b"explain"])
-def test_an_answer_without_the_body_that_was_asked_for_closes(server: Server, path: bytes) -> None:
-    """The client may send it now, or leave it out: what comes next could be either."""
+def test_an_error_before_an_expected_body_closes_the_connection(server: Server, path: bytes) -> None:
+    """The client may or may not send the body: the next bytes could be a body or a request."""
     head = HEAD.replace(b"json", b"text").replace(b"score", path)
     with connected(server) as connection:
         connection.sendall(head + b"Expect: 100-continue\r\nContent-Length: 300\r\n\r\n")
         text = read_all(connection)
-    assert statuses_of(text) == [404 if path == b"explain" else 415]  # the small bundle explains nothing
+    assert statuses_of(text) == [404 if path == b"explain" else 415]  # The small bundle has no explanations.
     assert b"\r\nconnection: close\r\n" in text
 
 

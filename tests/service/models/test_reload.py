@@ -1,11 +1,11 @@
-"""New models by the pointer, by SIGHUP, by POST /admin/reload; a bad one is refused and the old one goes on."""
+"""Load a new model by pointer, SIGHUP or POST /admin/reload; a bad model is refused and the old one stays in use."""
 
 import os
 import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
@@ -16,16 +16,30 @@ import pytest
 from contract.bundle import open_bundle
 from service.models import store as stores
 from service.vocabulary.publish import publish
-from tests.service.conftest import RedisServer, a_free_port, a_request, problem
-from tests.service.processes.test_serve import Server, serving, start
-from tests.support.processes import another_bundle, children, eventually, metric, served_version, with_wrong_golden
+from tests.support.app import a_request, problem
+from tests.support.processes import (
+    KEEPS_PRIORITY,
+    SERVICE,
+    Server,
+    a_free_port,
+    another_bundle,
+    children,
+    eventually,
+    metric,
+    private_kib,
+    served_version,
+    serving,
+    start,
+    with_wrong_golden,
+)
+from tests.support.redis_server import RedisServer
 
 KEY = "a-key-of-the-operator"
 
 
 @pytest.fixture
 def two_versions(bundle: Path, tmp_path: Path) -> Path:
-    """A store of two models; the small bundle is current."""
+    """A store of two versions, of which the small bundle is current."""
     folder = tmp_path / "store"
     assert stores.main(["add", str(folder), str(another_bundle(tmp_path / "another"))]) == 0
     assert stores.main(["add", str(folder), str(bundle), "--activate"]) == 0
@@ -38,11 +52,13 @@ def versions(bundle: Path, two_versions: Path, tmp_path: Path) -> tuple[str, str
 
 
 @contextmanager
-def serving_store(store: Path, tmp_path: Path, **settings: str) -> Iterator[Server]:
+def serving_store(
+    store: Path, tmp_path: Path, program: Sequence[str] = KEEPS_PRIORITY, /, **settings: str
+) -> Iterator[Server]:
     key = tmp_path / "admin-key"
     key.write_text(KEY + "\n")
     more = {"CTR_WORKERS": "2", "CTR_TIMEOUT_MS": "5000", "CTR_ADMIN_KEY_FILE": str(key), **settings}
-    with serving("", CTR_STORE=str(store), **more) as server:
+    with serving("", program, CTR_STORE=str(store), **more) as server:
         port = more.get("CTR_ADMIN_PORT", server.url.rpartition(":")[2])
         metrics = f"http://127.0.0.1:{port}"
         eventually(lambda: metric(metrics, "ctr_workers") == int(more["CTR_WORKERS"]), "all workers")
@@ -54,18 +70,18 @@ def reload(url: str, key: str = KEY) -> httpx.Response:
 
 
 def reloads(url: str) -> float:
-    """Of a worker that was not ready yet it is not known that it serves the same already."""
+    """Count reloads. A worker that is not ready yet counts as loaded, even if it already has the current version."""
     return sum(metric(url, f'ctr_reloads_total{{outcome="{outcome}"}}') for outcome in ("loaded", "unchanged"))
 
 
 def all_serve(server: Server, version: str) -> bool:
-    """Every one of several new connections, so that it would be strange if a worker was not among them."""
+    """Return whether several new connections, which very likely reach every worker, all get this version."""
     return all(served_version(server.url) == version for _ in range(12))
 
 
 @contextmanager
 def constant_load(url: str) -> Iterator[list[httpx.Response]]:
-    """One client that never stops asking; its answers."""
+    """Score without a pause in two threads, and yield the answers."""
     stop, answers = Event(), []
 
     def ask() -> None:
@@ -84,11 +100,12 @@ def constant_load(url: str) -> Iterator[list[httpx.Response]]:
             thread.join(60)
 
 
-def test_a_changed_pointer_changes_the_model_under_load(
+@pytest.mark.timing
+def test_changed_pointer_replaces_the_model_under_load(
     two_versions: Path, versions: tuple[str, str], tmp_path: Path
 ) -> None:
     small, another = versions
-    with serving_store(two_versions, tmp_path) as server, constant_load(server.url) as answers:
+    with serving_store(two_versions, tmp_path, SERVICE) as server, constant_load(server.url) as answers:
         assert all_serve(server, small)
         stores.main(["activate", str(two_versions), another])
         eventually(lambda: all_serve(server, another), "the other model")
@@ -102,12 +119,12 @@ def test_a_changed_pointer_changes_the_model_under_load(
 
 
 def expected(server: Server, answers: list[httpx.Response], version: str) -> list[float]:
-    """What the first answer of a version said: all others must agree with it."""
+    """Return the first answer of a version, which all later answers must equal."""
     first = next(answer.json() for answer in answers if answer.json()["version"] == version)
     return [score["ctr"] for score in first["scores"]]
 
 
-def test_sighup_loads_what_is_current(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
+def test_sighup_loads_the_current_version(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path) as server:
         server.process.send_signal(signal.SIGHUP)
         eventually(lambda: reloads(server.url) == 1, "a reload of the same")
@@ -120,10 +137,10 @@ def test_sighup_loads_what_is_current(two_versions: Path, versions: tuple[str, s
         assert all_serve(server, versions[0])
 
 
-def test_a_bundle_in_place_of_another_is_loaded_by_admin_reload(bundle: Path, tmp_path: Path) -> None:
+def test_admin_reload_loads_a_replaced_bundle(bundle: Path, tmp_path: Path) -> None:
     served, key = Path(shutil.copytree(bundle, tmp_path / "served")), tmp_path / "key"
     key.write_text(KEY)
-    with serving(served, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
+    with serving(served, KEEPS_PRIORITY, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
         served.rename(tmp_path / "old")
         another = another_bundle(tmp_path / "served")
         assert reload(server.url).json() == {"version": open_bundle(another).manifest.version}
@@ -138,41 +155,40 @@ def without_a_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [(corrupted, "model.onnx was changed after the export"), (without_a_manifest, "manifest.json")]
+    ("damage", "message"),
+    [(corrupted, "model.onnx was changed after the export"), (without_a_manifest, "manifest.json")],
 )
-def test_a_bad_bundle_is_refused_and_the_old_one_goes_on(
-    two_versions: Path, versions: tuple[str, str], tmp_path: Path, damage: Callable[[Path], None], words: str
+def test_bad_bundle_is_refused_and_the_old_one_stays_in_use(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     small, another = versions
     with serving_store(two_versions, tmp_path) as server:
         damage(two_versions / "versions" / another)
         point_to(two_versions, another)
-        refused = problem(reload(server.url), 409, None, words, "goes on")
+        refused = problem(reload(server.url), 409, None, message, "The previous model stays in service")
         assert refused["type"] == "urn:problem-type:ctr:refused"
         assert str(tmp_path) not in refused["detail"]
         assert metric(server.url, 'ctr_reloads_total{outcome="refused"}') >= 1
         assert all_serve(server, small)
-        # Nor does a worker that dies now start with it.
+        # A worker that replaces a killed one does not load it either.
         os.kill(children(server.process.pid)[0], signal.SIGKILL)
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "a worker in its place")
         assert all_serve(server, small)
 
 
-def test_many_who_ask_at_once_are_one_reload_and_the_one_behind_it(
-    two_versions: Path, versions: tuple[str, str], tmp_path: Path
-) -> None:
+def test_concurrent_reload_requests_are_combined(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         corrupted(two_versions / "versions" / versions[1])
         point_to(two_versions, versions[1])
         for _ in range(50):
             server.process.send_signal(signal.SIGHUP)
             time.sleep(0.01)
-        problem(reload(server.url), 409, None, "goes on")
+        problem(reload(server.url), 409, None, "The previous model stays in service")
         assert 1 <= metric(server.url, 'ctr_reloads_total{outcome="refused"}') < 10
 
 
 def point_to(store: Path, version: str) -> None:
-    """As somebody would who does not use ctr-store."""
+    """Change the pointer without ctr-store."""
     text = (store / "current").read_text()
     small = next(name for name in text.split('"') if len(name) == 64)
     aside = store / "aside"
@@ -180,29 +196,29 @@ def point_to(store: Path, version: str) -> None:
     aside.rename(store / "current")
 
 
-def test_a_model_that_does_not_answer_as_it_should_is_refused(bundle: Path, tmp_path: Path) -> None:
+def test_model_with_wrong_answers_is_refused(bundle: Path, tmp_path: Path) -> None:
     served, key = Path(shutil.copytree(bundle, tmp_path / "served")), tmp_path / "key"
     key.write_text(KEY)
-    with serving(served, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
+    with serving(served, KEEPS_PRIORITY, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
         served.rename(tmp_path / "old")
         with_wrong_golden(bundle, tmp_path / "served")
-        problem(reload(server.url), 409, None, "is more than 1e-05: export the run again")
+        problem(reload(server.url), 409, None, "more than 1e-05: export the run again")
         assert served_version(server.url) == open_bundle(bundle).manifest.version
 
 
-def test_admin_wants_its_key(two_versions: Path, tmp_path: Path) -> None:
+def test_admin_requires_its_key(two_versions: Path, tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path) as server:
         for answer in (reload(server.url, "a-wrong-key-of-somebody"), httpx.post(f"{server.url}/admin/reload")):
             problem(answer, 401, None, "CTR_ADMIN_KEY_FILE")
         assert metric(server.url, 'ctr_reloads_total{outcome="loaded"}') == 0
 
 
-def test_without_an_admin_key_there_is_no_admin(bundle: Path) -> None:
+def test_admin_does_not_exist_without_a_key(bundle: Path) -> None:
     with serving(bundle, CTR_WORKERS="1") as server:
         assert reload(server.url).status_code == 404
 
 
-def test_an_admin_port_has_admin_and_metrics_alone(two_versions: Path, tmp_path: Path) -> None:
+def test_admin_port_serves_only_admin_probes_and_metrics(two_versions: Path, tmp_path: Path) -> None:
     port = a_free_port()
     with serving_store(two_versions, tmp_path, CTR_ADMIN_PORT=str(port)) as server:
         admin = f"http://127.0.0.1:{port}"
@@ -212,37 +228,40 @@ def test_an_admin_port_has_admin_and_metrics_alone(two_versions: Path, tmp_path:
         assert httpx.get(f"{server.url}/metrics").status_code == 404
         assert httpx.get(f"{admin}/readyz").status_code == 200
         nothing = httpx.post(f"{admin}/v1/score", json=a_request())
-        problem(nothing, 404, None, "There is nothing at /v1/score")
+        problem(nothing, 404, None, "/v1/score does not exist")
         assert "/docs" not in nothing.text
 
 
-def test_a_model_that_becomes_current_while_no_worker_lives_is_served(
+def test_model_activated_while_no_worker_runs_is_served(
     two_versions: Path, versions: tuple[str, str], tmp_path: Path
 ) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         (worker,) = children(server.process.pid)
-        os.kill(worker, signal.SIGKILL)  # so young that it is replaced only after a pause
+        os.kill(worker, signal.SIGKILL)  # a worker that was started recently is replaced only after a pause
         eventually(lambda: worker not in children(server.process.pid), "the worker is gone")
         assert stores.main(["activate", str(two_versions), versions[1]]) == 0
         eventually(lambda: served_version(server.url) == versions[1], "the new model")
 
 
-def test_a_store_without_a_current_bundle_cannot_be_served(tmp_path: Path) -> None:
+def test_store_without_a_current_version_cannot_be_served(tmp_path: Path) -> None:
     with start(CTR_STORE=str(tmp_path)) as process:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
     assert len(errors.splitlines()) == 1
 
 
-def test_the_memory_of_old_models_is_given_back(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("reloads", [4, pytest.param(10, marks=pytest.mark.full)])
+def test_memory_of_old_models_is_freed(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path, reloads: int
+) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         (worker,) = children(server.process.pid)
         alternate(server, two_versions, versions, 3)
         time.sleep(1)
         before = private_kib(worker)
-        alternate(server, two_versions, versions, 10)
+        alternate(server, two_versions, versions, reloads)
         time.sleep(1)
-        assert private_kib(worker) - before < 10 * 1024
+        assert private_kib(worker) - before < reloads * 1024
 
 
 def alternate(server: Server, store: Path, versions: tuple[str, str], times: int) -> None:
@@ -252,12 +271,7 @@ def alternate(server: Server, store: Path, versions: tuple[str, str], times: int
         assert reload(server.url).json() == {"version": wanted}, number
 
 
-def private_kib(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
-
-
-def test_a_bundle_without_a_vocabulary_is_reloaded_where_redis_has_it(
+def test_bundle_without_a_vocabulary_is_reloaded_with_redis(
     bundle: Path, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     served, key = Path(shutil.copytree(bundle, tmp_path / "served")), tmp_path / "key"
@@ -270,7 +284,8 @@ def test_a_bundle_without_a_vocabulary_is_reloaded_where_redis_has_it(
     for folder in (served, another):
         shutil.rmtree(folder / "vocabulary")
     settings = {"CTR_VOCABULARY": "redis", "CTR_REDIS_URL": redis_server.url, "CTR_REDIS_TIMEOUT_MS": "1000"}
-    with start(CTR_BUNDLE=str(served), CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1", **settings) as process:
+    settings |= {"CTR_BUNDLE": str(served), "CTR_ADMIN_KEY_FILE": str(key), "CTR_WORKERS": "1"}
+    with start(KEEPS_PRIORITY, **settings) as process:
         try:
             assert process.stdout is not None
             url = shlex.split(process.stdout.readline())[2].removesuffix("/v1/score")

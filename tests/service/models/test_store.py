@@ -1,4 +1,4 @@
-"""ctr-store: whatever is done to a store, it has either the old current version or the new one."""
+"""ctr-store: whatever happens to a store, its current version is either the old one or the new one."""
 
 import json
 import shlex
@@ -23,25 +23,25 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def versions(bundles: list[Path]) -> list[str]:
-    return [open_bundle(one).manifest.version for one in bundles]
+    return [open_bundle(bundle).manifest.version for bundle in bundles]
 
 
 @pytest.fixture
 def store(bundles: list[Path], tmp_path: Path) -> Path:
-    """All three; the last one added is current."""
-    for one in bundles:
-        assert main(["add", str(tmp_path / "store"), str(one), "--activate"]) == 0
+    """A store of all three bundles. The one added last is current."""
+    for bundle in bundles:
+        assert main(["add", str(tmp_path / "store"), str(bundle), "--activate"]) == 0
     return tmp_path / "store"
 
 
-def test_what_is_added_and_activated_is_current(store: Path, versions: list[str]) -> None:
+def test_activated_version_is_current(store: Path, versions: list[str]) -> None:
     assert current_bundle(store).name == versions[2]
     assert open_bundle(current_bundle(store)).manifest.version == versions[2]
     assert activate(store, versions[0][:8]) == versions[0]
     assert current_bundle(store).name == versions[0]
 
 
-def test_list_says_what_is_there_and_what_is_current(
+def test_list_shows_the_versions_and_which_one_is_current(
     store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -61,12 +61,12 @@ def test_rollback_goes_back_one_version_at_a_time(store: Path, versions: list[st
     assert current_bundle(store).name == versions[0]
 
 
-def test_rollback_leaves_out_what_is_not_there_any_more(store: Path, versions: list[str]) -> None:
+def test_rollback_skips_removed_versions(store: Path, versions: list[str]) -> None:
     shutil.rmtree(store / "versions" / versions[1])
     assert rollback(store) == versions[0]
 
 
-def test_adding_twice_is_no_error_and_activating_twice_no_change(
+def test_adding_and_activating_twice_changes_nothing(
     store: Path, bundles: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pointer = read_pointer(store)
@@ -75,7 +75,7 @@ def test_adding_twice_is_no_error_and_activating_twice_no_change(
     assert read_pointer(store) == pointer
 
 
-def test_a_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = Path(shutil.copytree(bundles[0], tmp_path / "damaged"))
     (damaged / "model.onnx").write_bytes(b"")
     assert main(["add", str(tmp_path / "store"), str(damaged)]) == 2
@@ -83,16 +83,14 @@ def test_a_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, caps
     assert not (tmp_path / "store").exists()
 
 
-def test_adding_again_mends_a_version_that_was_damaged_in_the_store(
-    store: Path, bundles: list[Path], versions: list[str]
-) -> None:
+def test_adding_again_repairs_a_damaged_version(store: Path, bundles: list[Path], versions: list[str]) -> None:
     (current_bundle(store) / "model.onnx").write_bytes(b"")
     assert add(store, bundles[2])[1]
     assert open_bundle(current_bundle(store)).manifest.version == versions[2]
     assert sorted(path.name for path in store.iterdir()) == ["current", "lock", "versions"]
 
 
-def test_a_full_disk_is_told_with_its_reason_and_leaves_nothing(bundles: list[Path], tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_leaves_nothing_behind(bundles: list[Path], tmp_path: Path) -> None:
     command = [sys.executable, "-B", "-m", "service.models.store", "add", str(tmp_path / "store"), str(bundles[0])]
     added = subprocess.run(
         ["bash", "-c", f"ulimit -f 4; exec {shlex.join(command)}"], capture_output=True, text=True, timeout=60
@@ -103,7 +101,7 @@ def test_a_full_disk_is_told_with_its_reason_and_leaves_nothing(bundles: list[Pa
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["lock", "versions"]
 
 
-def test_a_damaged_version_does_not_hide_the_others(
+def test_damaged_version_does_not_hide_the_others(
     store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = min(versions)
@@ -115,7 +113,7 @@ def test_a_damaged_version_does_not_hide_the_others(
     assert [version for version, line in lines.items() if "  damaged: " in line] == [first]
 
 
-def test_a_version_that_is_not_current_can_be_removed(store: Path, versions: list[str]) -> None:
+def test_version_that_is_not_current_can_be_removed(store: Path, versions: list[str]) -> None:
     assert remove(store, versions[0][:8]) == versions[0]
     assert sorted(path.name for path in (store / "versions").iterdir()) == sorted(versions[1:])
     assert rollback(store) == versions[1]
@@ -123,7 +121,7 @@ def test_a_version_that_is_not_current_can_be_removed(store: Path, versions: lis
         remove(store, versions[1])
 
 
-def test_what_a_crash_left_is_no_version_and_goes_with_the_next_add(store: Path, bundles: list[Path]) -> None:
+def test_leftovers_of_a_crash_are_not_listed_and_are_deleted_by_the_next_add(store: Path, bundles: list[Path]) -> None:
     left = store / ".unfinished-x"
     shutil.copytree(bundles[0], left / ("0" * 64))
     assert main(["list", str(store)]) == 0
@@ -131,7 +129,7 @@ def test_what_a_crash_left_is_no_version_and_goes_with_the_next_add(store: Path,
     assert not left.exists()
 
 
-def test_links_and_files_among_what_a_crash_left_are_no_obstacle(store: Path, tmp_path: Path) -> None:
+def test_links_and_files_among_leftovers_are_deleted_safely(store: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (store / ".unfinished-x").symlink_to(precious)
@@ -141,7 +139,7 @@ def test_links_and_files_among_what_a_crash_left_are_no_obstacle(store: Path, tm
     assert sorted(path.name for path in store.iterdir()) == ["current", "lock", "versions"]
 
 
-def test_what_the_lock_links_to_is_not_emptied(store: Path, tmp_path: Path) -> None:
+def test_target_of_a_linked_lock_is_not_truncated(store: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (store / "lock").unlink()
     (store / "lock").symlink_to(tmp_path / "precious")
@@ -149,8 +147,10 @@ def test_what_the_lock_links_to_is_not_emptied(store: Path, tmp_path: Path) -> N
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_two_at_once_lose_nothing(bundles: list[Path], versions: list[str], tmp_path: Path) -> None:
-    threads = [threading.Thread(target=main, args=(["add", str(tmp_path), str(one), "--activate"],)) for one in bundles]
+def test_concurrent_adds_lose_nothing(bundles: list[Path], versions: list[str], tmp_path: Path) -> None:
+    threads = [
+        threading.Thread(target=main, args=(["add", str(tmp_path), str(bundle), "--activate"],)) for bundle in bundles
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -161,24 +161,24 @@ def test_two_at_once_lose_nothing(bundles: list[Path], versions: list[str], tmp_
 
 
 @pytest.mark.parametrize(
-    ("pointer", "words"),
+    ("pointer", "message"),
     [
         ("", "activate a version again"),
-        ('{"version": "../../etc", "previous": []}', "which is no version"),
-        (json.dumps({"version": "a" * 64, "previous": ["../x"]}), "which is no version"),
-        (json.dumps({"version": "a" * 64, "previous": []}), "is not there: activate another one"),
+        ('{"version": "../../etc", "previous": []}', "which is not a version"),
+        (json.dumps({"version": "a" * 64, "previous": ["../x"]}), "which is not a version"),
+        (json.dumps({"version": "a" * 64, "previous": []}), "is missing: activate another version"),
         ('{"version": 1}', "activate a version again"),
     ],
 )
-def test_a_pointer_never_leads_out_of_the_store(store: Path, versions: list[str], pointer: str, words: str) -> None:
+def test_pointer_never_leads_out_of_the_store(store: Path, versions: list[str], pointer: str, message: str) -> None:
     (store / "current").write_text(pointer)
-    with pytest.raises(StoreError, match=words):
+    with pytest.raises(StoreError, match=message):
         current_bundle(store)
     activate(store, versions[1])
     assert current_bundle(store).name == versions[1]
 
 
-def test_behind_a_garbled_pointer_the_versions_can_be_seen(
+def test_versions_are_listed_even_if_the_pointer_is_damaged(
     store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (store / "current").write_text("")
@@ -189,15 +189,15 @@ def test_behind_a_garbled_pointer_the_versions_can_be_seen(
     assert "activate a version again" in shown.err
 
 
-def test_a_version_that_is_a_link_is_none_until_it_is_added_again(
+def test_link_is_not_a_version_until_the_bundle_is_added_again(
     store: Path, bundles: list[Path], versions: list[str], tmp_path: Path
 ) -> None:
     folder = store / "versions" / versions[2]
     folder.rename(tmp_path / "elsewhere")
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StoreError, match="is not there"):
+    with pytest.raises(StoreError, match="is missing"):
         current_bundle(store)
-    with pytest.raises(StoreError, match="no version begins with"):
+    with pytest.raises(StoreError, match="no version starts with"):
         activate(store, versions[2])
     assert add(store, bundles[2])[1]
     assert current_bundle(store) == folder
@@ -205,28 +205,28 @@ def test_a_version_that_is_a_link_is_none_until_it_is_added_again(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
-        (["list", "{}/none"], "there is no store"),
-        (["rollback", "{}/none"], "there is no store"),
-        (["activate", "{}/none", "abcdef"], "there is no store"),
+        (["list", "{}/none"], "is not a store"),
+        (["rollback", "{}/none"], "is not a store"),
+        (["activate", "{}/none", "abcdef"], "is not a store"),
         (["activate", "{}", "abc"], "too short"),
-        (["activate", "{}", "zzzzzzzz"], "no version begins with 'zzzzzzzz'"),
+        (["activate", "{}", "zzzzzzzz"], "no version starts with 'zzzzzzzz'"),
         (["add", "{}", "/nowhere"], "/nowhere"),
     ],
 )
-def test_what_cannot_be_done_is_a_sentence(
-    store: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+def test_error_is_a_single_line(
+    store: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert main([one.format(store) for one in arguments]) == 2
+    assert main([argument.format(store) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ctr-store: ")
-    assert words in error
+    assert message in error
     assert len(error.splitlines()) == 1
     assert not (store / "none").exists()
 
 
-def test_without_a_pointer_there_is_no_current_version(bundles: list[Path], tmp_path: Path) -> None:
+def test_store_without_a_pointer_has_no_current_version(bundles: list[Path], tmp_path: Path) -> None:
     add(tmp_path, bundles[0])
     with pytest.raises(StoreError, match="has no current version"):
         current_bundle(tmp_path)

@@ -1,4 +1,4 @@
-"""A rolling restart behind a balancer that asks /readyz and keeps its connections: no request is lost."""
+"""A rolling restart behind a load balancer that probes /readyz and keeps connections alive loses no request."""
 
 import signal
 import time
@@ -10,16 +10,14 @@ from threading import Event, Lock, Thread
 import httpx
 import pytest
 
-from tests.service.conftest import a_request
-from tests.service.models.test_reload import private_kib
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import children, eventually
+from tests.support.app import a_request
+from tests.support.processes import Server, children, eventually, private_kib, serving
 
 SETTINGS = {"CTR_WORKERS": "1", "CTR_TIMEOUT_MS": "5000", "CTR_DRAIN_NOTICE_MS": "3000"}
 
 
 class Balancer:
-    """Sends requests to servers that are ready, over connections that live; tries none a second time."""
+    """Sends requests to the servers that are ready, over keep-alive connections, without retries."""
 
     def __init__(self) -> None:
         self.answers: list[int] = []
@@ -34,7 +32,7 @@ class Balancer:
         for thread in threads:
             thread.start()
         try:
-            eventually(lambda: len(self.answers) > 20, "it runs")
+            eventually(lambda: len(self.answers) > 20, "requests are answered")
             yield
         finally:
             self._stop.set()
@@ -42,7 +40,7 @@ class Balancer:
                 thread.join(30)
 
     def _probe(self, servers: list[Server]) -> None:
-        with httpx.Client(timeout=5) as client:  # one: making it may take a busy machine longer than a server's notice
+        with httpx.Client(timeout=5) as client:  # Creating one per probe can take longer than the notice period.
             while not self._stop.is_set():
                 ready = [server for server in list(servers) if is_ready(client, server)]
                 with self._lock:
@@ -51,9 +49,9 @@ class Balancer:
 
     def _ask(self) -> None:
         with ExitStack() as stack:
-            self._ask_in_turn(stack)
+            self._ask_alternately(stack)
 
-    def _ask_in_turn(self, stack: ExitStack) -> None:
+    def _ask_alternately(self, stack: ExitStack) -> None:
         clients: dict[str, httpx.Client] = {}
         turn = 0
         while not self._stop.is_set():
@@ -78,7 +76,7 @@ def is_ready(client: httpx.Client, server: Server) -> bool:
     return False
 
 
-def test_servers_that_are_replaced_one_after_the_other_lose_no_request(bundle: Path) -> None:
+def test_replacing_one_server_after_another_loses_no_request(bundle: Path) -> None:
     balancer = Balancer()
     with ExitStack() as stack:
         servers = [stack.enter_context(serving(bundle, **SETTINGS)) for _ in range(2)]
@@ -90,14 +88,14 @@ def test_servers_that_are_replaced_one_after_the_other_lose_no_request(bundle: P
                 assert old.process.wait(30) == 0
                 servers.remove(old)
             before = len(balancer.answers)
-            eventually(lambda: len(balancer.answers) > before + 20, "the new ones answer")
+            eventually(lambda: len(balancer.answers) > before + 20, "the new servers answer")
     assert balancer.answers == [200] * len(balancer.answers)
-    assert balancer.closed  # who keeps a connection is told that it ends
+    assert balancer.closed  # Responses announced the end of their connection.
 
 
-@pytest.mark.parametrize("requests", [6000])
+@pytest.mark.parametrize("requests", [1500, pytest.param(6000, marks=pytest.mark.full)])
 def test_memory_is_flat_under_mixed_traffic(bundle: Path, requests: int) -> None:
-    """Good ones, bad ones, new tokens and given-up connections, as many as an hour of a quiet site has."""
+    """Valid and invalid requests, new tokens and closed connections, as many as a small site has in an hour."""
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_CACHE_TOKENS="2000") as server:
         (worker,) = children(server.process.pid)
         mixed_traffic(server.url, requests // 3, first=0)
@@ -112,7 +110,7 @@ def mixed_traffic(url: str, requests: int, first: int) -> None:
     headers = {"Content-Type": "application/json"}
     client = httpx.Client(base_url=url, timeout=30)
     for number in range(first, first + requests):
-        if number % 50 == 0:  # a connection of its own, which is left
+        if number % 50 == 0:  # Close the connection and open a new one.
             client.close()
             client = httpx.Client(base_url=url, timeout=30)
         if number % 10 == 0:

@@ -1,15 +1,10 @@
-"""`python -m service` as a process of its own: started, asked, verified and stopped."""
+"""`python -m service` as a separate process: start it, send requests, verify it and stop it."""
 
 import json
-import os
 import shlex
 import shutil
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,49 +14,13 @@ from contract.bundle import Calibration, write_manifest
 from contract.golden import GoldenRequest, read_golden, write_golden
 from service.models import verify
 from service.processes.worker import curl
-from tests.service.conftest import a_request
-from tests.support.paths import ROOT
+from tests.support.app import a_request
+from tests.support.processes import Server, serving, start
 from tests.support.small_bundle import SHIFT, write_small_bundle
 
 
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[str]
-    curl: list[str]
-
-    @property
-    def url(self) -> str:
-        return next(word for word in self.curl if word.startswith("http://")).removesuffix("/v1/score")
-
-
-def start(**settings: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
-    environment |= {"CTR_PORT": "0", **settings}
-    command = [sys.executable, "-m", "service", "--print-curl"]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-@contextmanager
-def serving(bundle: Path | str, **settings: str) -> Iterator[Server]:
-    """From the printed curl line on, the server is ready."""
-    with start(CTR_BUNDLE=str(bundle), **settings) as process:
-        assert process.stdout is not None
-        try:
-            yield Server(process, shlex.split(process.stdout.readline()))
-        finally:
-            process.kill()
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
-        yield server
-
-
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_printed_curl_line_works_as_it_stands(server: Server) -> None:
+def test_the_printed_curl_command_works(server: Server) -> None:
     done = subprocess.run(server.curl, capture_output=True, text=True, check=True, timeout=30)
     scores = json.loads(done.stdout)["scores"]
     assert 2 <= len(scores) <= 3
@@ -69,7 +28,7 @@ def test_the_printed_curl_line_works_as_it_stands(server: Server) -> None:
 
 
 @pytest.mark.parametrize("number", ["1", "3"])
-def test_the_printed_curl_line_works_on_a_server_that_refuses_much(bundle: Path, number: str) -> None:
+def test_the_printed_curl_command_works_on_a_strict_server(bundle: Path, number: str) -> None:
     with serving(bundle, CTR_STRICT="true", CTR_MAX_CANDIDATES=number) as strict:
         url, body = strict.curl[2], strict.curl[-1]
         answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=30)
@@ -77,20 +36,22 @@ def test_the_printed_curl_line_works_on_a_server_that_refuses_much(bundle: Path,
     assert len(answer.json()["scores"]) == int(number)
 
 
-def test_a_strict_server_is_verified_with_what_it_takes(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_strict_server_is_verified_with_the_golden_requests_that_it_accepts(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(bundle, CTR_STRICT="true") as strict:
         assert verify.main([str(bundle), "--url", strict.url]) == 0
     out = capsys.readouterr().out
-    whole = [one for one in read_golden(bundle / "golden.jsonl") if is_whole(one)]
-    assert 0 < len(whole) < 30
-    assert f"{len(whole)} requests" in out
-    assert "not compared, for the server is strict (CTR_STRICT): lines " in out
+    complete = [request for request in read_golden(bundle / "golden.jsonl") if is_complete(request)]
+    assert 0 < len(complete) < 30
+    assert f"{len(complete)} requests" in out
+    assert "compared because the server is strict (CTR_STRICT): lines " in out
 
 
-def test_a_strict_server_that_takes_no_golden_request_cannot_be_verified(
+def test_a_strict_server_that_accepts_no_golden_request_cannot_be_verified(
     own_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    golden = [one for one in read_golden(own_bundle / "golden.jsonl") if not is_whole(one)]
+    golden = [request for request in read_golden(own_bundle / "golden.jsonl") if not is_complete(request)]
     write_golden(golden, own_bundle / "golden.jsonl")
     write_manifest(own_bundle, "small", 1, {}, Calibration(shift=SHIFT))
     with serving(own_bundle, CTR_STRICT="true") as strict:
@@ -98,31 +59,31 @@ def test_a_strict_server_that_takes_no_golden_request_cannot_be_verified(
     assert "the server is strict (CTR_STRICT) and refuses lines 1, 2" in capsys.readouterr().err
 
 
-def is_whole(one: GoldenRequest) -> bool:
-    rows = [one.context, *(candidate.features for candidate in one.candidates)]
+def is_complete(request: GoldenRequest) -> bool:
+    rows = [request.context, *(candidate.features for candidate in request.candidates)]
     return all(value is not None for row in rows for value in row.values())
 
 
-def test_a_server_is_ready_and_answers(server: Server) -> None:
+def test_a_ready_server_scores(server: Server) -> None:
     assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200
     answer = httpx.post(f"{server.url}/v1/score", json=a_request(), timeout=30)
     assert len(answer.json()["scores"]) == 2
 
 
 @pytest.mark.parametrize(("depth", "status"), [(1000, 422), (1_000_000, 422), (10_000_000, 413)])
-def test_bad_requests_over_a_socket_are_problems(server: Server, depth: int, status: int) -> None:
+def test_bad_requests_over_a_socket_get_problem_documents(server: Server, depth: int, status: int) -> None:
     headers = {"Content-Type": "application/json"}
     answer = httpx.post(f"{server.url}/v1/score", content=b"[" * depth, headers=headers, timeout=30)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_a_running_server_is_verified(server: Server, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_server_can_be_verified(server: Server, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main([str(bundle), "--url", server.url]) == 0
     assert "30 requests" in capsys.readouterr().out
 
 
-def test_a_server_of_another_version_fails_verification(
+def test_a_server_with_another_version_fails_verification(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_small_bundle(tmp_path / "other", seed=1)
@@ -131,25 +92,25 @@ def test_a_server_of_another_version_fails_verification(
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({}, "CTR_BUNDLE is not set"),
         ({"CTR_BUNDLE": "/nowhere"}, "/nowhere/manifest.json"),
-        ({"CTR_BUNDEL": "x"}, "did you mean CTR_BUNDLE?"),
+        ({"CTR_BUNDEL": "x"}, "Did you mean CTR_BUNDLE?"),
         ({"CTR_BUNDLE": "x", "CTR_PORT": "70000"}, "CTR_PORT"),
         ({"CTR_BUNDLE": "x", "CTR_HOST": "203.0.113.7"}, "cannot listen on 203.0.113.7"),
     ],
 )
-def test_what_cannot_start_says_so_in_one_sentence(settings: dict[str, str], words: str) -> None:
+def test_a_server_that_cannot_start_prints_one_line(settings: dict[str, str], message: str) -> None:
     with start(**settings) as process:
         out, errors = process.communicate(timeout=30)
     assert process.returncode == 2
     assert out == ""
-    assert words in errors
+    assert message in errors
     assert len(errors.splitlines()) == 1
 
 
-def test_a_port_that_is_taken_is_a_sentence(bundle: Path) -> None:
+def test_a_port_in_use_is_reported(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with start(CTR_BUNDLE=str(bundle), CTR_PORT=port) as process:
@@ -158,7 +119,7 @@ def test_a_port_that_is_taken_is_a_sentence(bundle: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in errors
 
 
-def test_a_curl_line_is_quoted_and_names_a_host_that_can_be_reached() -> None:
+def test_a_curl_command_is_quoted_and_uses_a_reachable_host() -> None:
     request = {"context": {"user": "it's $HOME"}, "candidates": []}
     assert "http://127.0.0.1:80/" in curl("0.0.0.0", 80, request)  # noqa: S104
     assert "'http://[::1]:80/v1/score'" in curl("::", 80, request)
@@ -176,6 +137,8 @@ def test_verify_runs_a_bundle_without_a_server(
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1", "ftp://127.0.0.1"])
-def test_verify_says_which_server_cannot_be_asked(bundle: Path, capsys: pytest.CaptureFixture[str], url: str) -> None:
+def test_verify_reports_a_server_that_it_cannot_reach(
+    bundle: Path, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
     assert verify.main([str(bundle), "--url", url]) == 2
     assert capsys.readouterr().err.startswith("ctr-verify: ")

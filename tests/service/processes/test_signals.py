@@ -1,4 +1,4 @@
-"""SIGTERM: at any time it ends the process with 0, and whoever asked before it is answered."""
+"""SIGTERM stops the server at any time with exit code 0, after it has answered earlier requests."""
 
 import json
 import signal
@@ -8,12 +8,11 @@ from pathlib import Path
 
 import httpx
 
-from tests.service.conftest import a_free_port, a_request
-from tests.service.processes.test_serve import serving, start
-from tests.support.processes import eventually
+from tests.support.app import a_request
+from tests.support.processes import a_free_port, eventually, serving, start
 
 
-def test_sigterm_ends_it_with_0(bundle: Path) -> None:
+def test_sigterm_stops_the_server_with_exit_code_0(bundle: Path) -> None:
     with serving(bundle) as server:
         server.process.send_signal(signal.SIGTERM)
         _, errors = server.process.communicate(timeout=30)
@@ -28,17 +27,17 @@ def test_sigterm_lets_a_request_finish(bundle: Path) -> None:
         head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(head.encode() + b"\r\n\r\n" + body[:10])
-            httpx.get(f"{server.url}/livez", timeout=30)  # by now the server has read the head
+            httpx.get(f"{server.url}/livez", timeout=30)  # After this the server has read the head.
             server.process.send_signal(signal.SIGTERM)
             connection.sendall(body[10:])
             assert b"200 OK" in connection.recv(100)
         assert server.process.wait(30) == 0
 
 
-def test_sigterm_during_the_start_ends_it_with_0_and_nothing_is_served(bundle: Path) -> None:
+def test_sigterm_during_the_start_stops_the_server_with_exit_code_0(bundle: Path) -> None:
     port = a_free_port()
     with start(CTR_BUNDLE=str(bundle), CTR_PORT=str(port)) as process:
-        wait_until_somebody_listens(port)  # which is before the bundle is opened
+        wait_until_the_port_is_open(port)  # Which is before the bundle is opened.
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
@@ -51,17 +50,17 @@ def test_sighup_during_the_start_changes_nothing(bundle: Path) -> None:
     port = a_free_port()
     with start(CTR_BUNDLE=str(bundle), CTR_PORT=str(port)) as process:
         try:
-            wait_until_somebody_listens(port)
+            wait_until_the_port_is_open(port)
             process.send_signal(signal.SIGHUP)
             assert process.stdout is not None
-            assert process.stdout.readline().startswith("curl ")  # it serves
+            assert process.stdout.readline().startswith("curl ")  # It is ready.
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         finally:
             process.kill()
 
 
-def wait_until_somebody_listens(port: int) -> None:
+def wait_until_the_port_is_open(port: int) -> None:
     for _ in range(3000):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -70,7 +69,7 @@ def wait_until_somebody_listens(port: int) -> None:
     raise AssertionError("the server did not start")
 
 
-def test_an_open_connection_hears_that_the_server_drains(bundle: Path) -> None:
+def test_readyz_returns_503_on_an_open_connection_while_the_server_drains(bundle: Path) -> None:
     slowly = serving(bundle, CTR_DRAIN_NOTICE_MS="5000")
     with slowly as server, httpx.Client(base_url=server.url, timeout=30) as client:
         assert client.get("/readyz").status_code == 200

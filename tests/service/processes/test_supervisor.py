@@ -1,4 +1,4 @@
-"""Workers that cannot be started, or do not live to serve: somebody says so, and who can serve does."""
+"""Workers that cannot be started, or that die before they are ready."""
 
 import asyncio
 import os
@@ -15,8 +15,7 @@ import pytest
 from service.processes.supervisor import Supervisor
 from service.settings import Settings
 from service.telemetry.metrics_folder import FOLDER_VARIABLE
-from tests.service.processes.test_serve import start
-from tests.support.processes import PATIENCE_S, children, eventually
+from tests.support.processes import PATIENCE_S, children, eventually, start
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def listener() -> Iterator[socket]:
 
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What workers are started with; it can be taken away."""
+    """The interpreter that workers are started with. A test can remove it."""
     path = tmp_path / "python"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
@@ -52,15 +51,15 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_first_worker_that_cannot_be_started_ends_all_with_a_sentence(
+async def test_the_server_stops_with_a_message_if_the_first_worker_cannot_be_started(
     bundle: Path, tmp_path: Path, listener: socket, python: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     python.unlink()
     assert await Supervisor(Settings(bundle=bundle), 2, [listener], tmp_path, print_curl=False).run() == 2
-    assert caplog.messages == ["no worker can be started (No such file or directory), and all ends"]
+    assert caplog.messages == ["Cannot start a worker: No such file or directory. Stopping."]
 
 
-async def test_a_later_worker_that_cannot_be_started_is_tried_again_while_the_first_serves(
+async def test_starting_a_later_worker_is_retried_while_the_first_serves(
     bundle: Path,
     tmp_path: Path,
     listener: socket,
@@ -68,13 +67,13 @@ async def test_a_later_worker_that_cannot_be_started_is_tried_again_while_the_fi
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("service.processes.supervisor.LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("service.processes.supervisor.MAX_PAUSE_S", 0.05)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     aside, others = tmp_path / "aside", children(os.getpid())
     async with running(Supervisor(Settings(bundle=bundle), 2, [listener], tmp_path, print_curl=False)):
         await until(lambda: children(os.getpid()) != others)
         python.rename(aside)
-        await until(lambda: "a worker cannot be started" in caplog.text)
+        await until(lambda: "Cannot start a worker" in caplog.text)
         async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             port = listener.getsockname()[1]
             assert (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
@@ -82,11 +81,11 @@ async def test_a_later_worker_that_cannot_be_started_is_tried_again_while_the_fi
         await until(lambda: len(children(os.getpid())) == len(others) + 2)
 
 
-def test_a_first_worker_that_is_killed_is_told(bundle: Path) -> None:
+def test_a_first_worker_that_is_killed_is_reported(bundle: Path) -> None:
     with start(CTR_BUNDLE=str(bundle)) as process:
         eventually(lambda: len(children(process.pid)) > 0, "a worker")
         os.kill(children(process.pid)[0], signal.SIGKILL)
         out, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert out == ""
-    assert "the first worker died (SIGKILL) before it served, and all ends" in errors
+    assert "The first worker was killed (SIGKILL) before it was ready" in errors

@@ -1,10 +1,9 @@
-"""Several workers on one port: their counts add up, a dead one is replaced, and nobody outlives the supervisor."""
+"""Several workers on one port: their metrics add up, dead ones are replaced, none outlives the supervisor."""
 
 import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,9 +11,8 @@ import httpx
 import pytest
 
 from service.runtime.cpu_quota import available_cpus
-from tests.service.conftest import a_request
-from tests.service.processes.test_serve import Server, serving
-from tests.support.processes import children, eventually, is_alive, metric, sockets
+from tests.support.app import a_request
+from tests.support.processes import Server, children, eventually, is_alive, metric, score, served_by, serving, sockets
 
 OK_COUNT = 'ctr_request_seconds_count{outcome="ok"}'
 
@@ -23,30 +21,11 @@ OK_COUNT = 'ctr_request_seconds_count{outcome="ok"}'
 def two(bundle: Path) -> Iterator[Server]:
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers")
-        eventually(lambda: served_by(server, 20) == 2, "both take connections")
+        eventually(lambda: served_by(server, 20) == 2, "both accept connections")
         yield server
 
 
-def score(server: Server) -> None:
-    """On a connection of its own."""
-    answer = httpx.post(f"{server.url}/v1/score", json=a_request(), timeout=30)
-    assert answer.status_code == 200, answer.text
-
-
-def served_by(server: Server, requests: int) -> int:
-    """How many workers have answered so many more requests, by the CPU time that they spent."""
-    before = {pid: cpu_ticks(pid) for pid in children(server.process.pid)}
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: score(server), range(requests)))
-    return sum(cpu_ticks(pid) > ticks for pid, ticks in before.items())
-
-
-def cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
-
-
-def test_the_counts_of_all_workers_add_up_and_survive_a_dead_one(two: Server) -> None:
+def test_the_counts_of_all_workers_add_up_and_outlive_a_worker(two: Server) -> None:
     before = metric(two.url, OK_COUNT)
     for _ in range(30):
         score(two)
@@ -54,7 +33,7 @@ def test_the_counts_of_all_workers_add_up_and_survive_a_dead_one(two: Server) ->
     rows = metric(two.url, "ctr_candidates_total")
     victim = children(two.process.pid)[0]
     os.kill(victim, signal.SIGKILL)
-    eventually(lambda: not is_alive(victim) and metric(two.url, "ctr_workers") == 2, "a worker in its place")
+    eventually(lambda: not is_alive(victim) and metric(two.url, "ctr_workers") == 2, "a new worker")
     assert metric(two.url, OK_COUNT) == before + 30
     assert metric(two.url, "ctr_candidates_total") == rows
     assert metric(two.url, "ctr_worker_deaths_total") == 1
@@ -63,20 +42,20 @@ def test_the_counts_of_all_workers_add_up_and_survive_a_dead_one(two: Server) ->
     assert metric(two.url, 'ctr_request_latency_seconds{quantile="0.5"}') > 0
 
 
-def test_requests_go_on_while_a_worker_dies(two: Server) -> None:
+def test_new_connections_are_served_while_a_worker_dies(two: Server) -> None:
     os.kill(children(two.process.pid)[0], signal.SIGKILL)
-    for _ in range(50):  # each on a new connection, which the dead one had none of
+    for _ in range(50):  # Each on a new connection, so that none belonged to the dead worker.
         score(two)
 
 
-def test_no_worker_outlives_a_supervisor_that_was_killed(two: Server) -> None:
+def test_no_worker_outlives_a_killed_supervisor(two: Server) -> None:
     workers = children(two.process.pid)
     two.process.kill()
     two.process.wait(30)
-    eventually(lambda: not any(map(is_alive, workers)), "the end of the workers")
+    eventually(lambda: not any(map(is_alive, workers)), "all workers have exited")
 
 
-def test_sigterm_ends_all_with_0_and_leaves_no_metrics_behind(two: Server) -> None:
+def test_sigterm_stops_all_workers_and_removes_the_metrics_folder(two: Server) -> None:
     workers = children(two.process.pid)
     environment = dict(
         line.split("=", 1) for line in Path(f"/proc/{workers[0]}/environ").read_text().split("\0") if line
@@ -89,13 +68,13 @@ def test_sigterm_ends_all_with_0_and_leaves_no_metrics_behind(two: Server) -> No
     assert not metrics.exists()
 
 
-def test_a_worker_that_dies_again_and_again_does_not_take_the_cpu(bundle: Path) -> None:
+def test_a_worker_that_dies_young_is_replaced_after_a_pause(bundle: Path) -> None:
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000") as server:
         (worker,) = children(server.process.pid)
         start_s = time.monotonic()
         os.kill(worker, signal.SIGKILL)
         eventually(lambda: children(server.process.pid) not in ([worker], []), "another worker")
-        assert time.monotonic() - start_s >= 0.1  # it had lived for a moment only
+        assert time.monotonic() - start_s >= 0.1  # It died young.
         score(server)
 
 
@@ -112,35 +91,35 @@ def test_a_worker_that_dies_again_and_again_does_not_take_the_cpu(bundle: Path) 
         ({}, None),
     ],
 )
-def test_workers_are_as_many_as_the_quota_allows(tmp_path: Path, files: dict[str, str], cpus: int | None) -> None:
+def test_available_cpus_follow_the_cgroup_quota(tmp_path: Path, files: dict[str, str], cpus: int | None) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert available_cpus(tmp_path) == (cpus or len(os.sched_getaffinity(0)))
 
 
-def test_a_worker_that_joins_gets_its_share_of_the_connections(bundle: Path) -> None:
-    """Clients that keep their connections would leave it without work."""
+def test_a_new_worker_gets_its_share_of_the_connections(bundle: Path) -> None:
+    """Otherwise clients that keep their connections would leave it without work."""
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers")
-        eventually(lambda: served_by(server, 20) == 2, "both take connections")
+        eventually(lambda: served_by(server, 20) == 2, "both accept connections")
         with ExitStack() as stack:
             killed, left = children(server.process.pid)
             os.kill(killed, signal.SIGKILL)
             clients = [stack.enter_context(httpx.Client(base_url=server.url, timeout=30)) for _ in range(16)]
-            for client in clients:  # all on the one that is left, unless this takes longer than a start
+            for client in clients:  # All on the remaining worker, unless the new one is ready first.
                 assert client.post("/v1/score", json=a_request()).status_code == 200
-            eventually(lambda: len({*ready(server)} - {killed}) == 2, "another worker")
+            eventually(lambda: len({*ready(server)} - {killed}) == 2, "a new worker")
 
-            def is_spread() -> bool:
+            def is_balanced() -> bool:
                 for client in clients:
                     assert client.post("/v1/score", json=a_request()).status_code == 200
-                return 4 <= sockets(left) <= 12 + SOCKETS_OF_ITS_OWN
+                return 4 <= sockets(left) <= 12 + OTHER_SOCKETS
 
-            eventually(is_spread, "the connections are spread")
+            eventually(is_balanced, "the connections are balanced")
 
 
-SOCKETS_OF_ITS_OWN = 4  # the one that it listens on, the supervisor's, and the event loop's
+OTHER_SOCKETS = 4  # The listening one, the supervisor's, and the event loop's.
 
 
 def ready(server: Server) -> list[int]:

@@ -1,4 +1,4 @@
-"""Files of lines: each line whole or not there, whatever the disk and the operator do."""
+"""Segments: every line is written whole or not at all, whatever happens to the disk and the folder."""
 
 import resource
 import shutil
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from service.request_log.segments import PART, Segments, whole_files
+from service.request_log.segments import UNFINISHED, Segments, finished_files
 
 LINE = b"x" * 19_999 + b"\n"
 
 
 @contextmanager
 def full_at(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond: the write that would is cut off there, as by a full disk."""
+    """Limit the size of this process's files. A write beyond it is cut off there, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -26,10 +26,10 @@ def full_at(size: int) -> Iterator[None]:
 
 
 def lines_of(folder: Path) -> list[bytes]:
-    return [line for path in whole_files(folder) for line in path.read_bytes().splitlines(keepends=True)]
+    return [line for path in finished_files(folder) for line in path.read_bytes().splitlines(keepends=True)]
 
 
-def test_a_line_that_a_full_disk_cuts_off_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_nothing_is_left_of_a_line_that_a_full_disk_cuts_off(tmp_path: Path) -> None:
     segments = Segments(tmp_path, 1 << 30, time.time)
     segments.write(LINE)
     with full_at(30_000):
@@ -42,14 +42,14 @@ def test_a_line_that_a_full_disk_cuts_off_leaves_nothing_behind(tmp_path: Path) 
     assert lines_of(tmp_path) == [LINE, b"short\n", LINE]
 
 
-def test_a_folder_that_is_moved_away_keeps_its_lines_and_a_new_one_has_the_next(tmp_path: Path) -> None:
+def test_a_folder_that_is_moved_keeps_its_lines_and_later_lines_go_to_a_new_folder(tmp_path: Path) -> None:
     segments = Segments(tmp_path / "log", 1 << 30, time.time)
     segments.write(b"first\n")
     shutil.move(tmp_path / "log", tmp_path / "old")
     segments.write(b"second\n")
     segments.close()
-    (left,) = (tmp_path / "old").glob(f"*{PART}")
+    (left,) = (tmp_path / "old").glob(f"*{UNFINISHED}")
     assert left.read_bytes() == b"first\n"
     assert lines_of(tmp_path / "log") == [b"second\n"]
-    Segments(tmp_path / "old", 1 << 30, time.time)  # whoever opens it next gives the file its name
+    Segments(tmp_path / "old", 1 << 30, time.time)  # the next writer there finishes the file
     assert lines_of(tmp_path / "old") == [b"first\n"]

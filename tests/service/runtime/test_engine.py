@@ -1,3 +1,5 @@
+"""The engine: right answers, rejected graphs, and fallbacks to the CPU and to onnxruntime's own operators."""
+
 import shutil
 import sys
 from pathlib import Path
@@ -28,10 +30,10 @@ def engine(opened: Bundle) -> Engine:
 
 def golden_difference(engine: Engine, bundle: Bundle) -> float:
     answer = golden_answers(engine, bundle)
-    return max(largest_difference(one.ctr, answer(one)) for one in read_golden(bundle.folder / GOLDEN))
+    return max(largest_difference(golden.ctr, answer(golden)) for golden in read_golden(bundle.folder / GOLDEN))
 
 
-def test_the_golden_requests_come_out_right(engine: Engine, opened: Bundle) -> None:
+def test_answers_to_the_golden_requests_are_right(engine: Engine, opened: Bundle) -> None:
     assert golden_difference(engine, opened) <= TOLERANCE
 
 
@@ -39,11 +41,11 @@ def test_requests_of_different_sizes_in_one_batch_do_not_mix(engine: Engine, ope
     golden = read_golden(opened.folder / "golden.jsonl")
     encoder = Encoder(opened.schema)
     batch: list[ModelInput] = []
-    for one in golden:
-        tokens = encoder.tokens(one.context, [candidate.features for candidate in one.candidates])
+    for request in golden:
+        tokens = encoder.tokens(request.context, [candidate.features for candidate in request.candidates])
         batch.append(encoder.ids(tokens, opened.vocabularies)[0])
-    for one, ctr in zip(golden, engine.run(batch), strict=True):
-        assert largest_difference(one.ctr, ctr.tolist()) <= TOLERANCE
+    for request, ctr in zip(golden, engine.run(batch), strict=True):
+        assert largest_difference(request.ctr, ctr.tolist()) <= TOLERANCE
 
 
 def test_sigmoid_is_stable_at_both_ends() -> None:
@@ -67,41 +69,41 @@ def a_graph(candidate_width: int = 2) -> onnx.ModelProto:
     return graph(tables, candidate_width)
 
 
-def test_a_graph_of_another_width_is_refused(own_bundle: Path) -> None:
+def test_graph_with_another_width_is_refused(own_bundle: Path) -> None:
     with pytest.raises(
         BundleError, match=r"input candidate_ids is tensor\(int64\).*schema needs.*export the run again"
     ):
         open_engine(reseal(own_bundle, a_graph(candidate_width=3)), 1)
 
 
-def test_a_graph_without_an_input_is_refused(own_bundle: Path) -> None:
+def test_graph_with_an_additional_input_is_refused(own_bundle: Path) -> None:
     model = a_graph()
     model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["N"]))
-    with pytest.raises(BundleError, match=r"its inputs are .*more.*, the schema needs"):
+    with pytest.raises(BundleError, match=r"its inputs are .*more.*, but the schema needs"):
         open_engine(reseal(own_bundle, model), 1)
 
 
-def test_a_file_that_is_no_graph_is_refused(own_bundle: Path) -> None:
-    (own_bundle / "model.onnx").write_bytes(b"no graph")
+def test_file_that_is_not_a_graph_is_refused(own_bundle: Path) -> None:
+    (own_bundle / "model.onnx").write_bytes(b"not a graph")
     write_manifest(own_bundle, "small", 1, {}, Calibration())
     with pytest.raises(BundleError, match=r"model.onnx: onnxruntime cannot open it"):
         open_engine(open_bundle(own_bundle), 1)
 
 
-def test_a_logit_that_is_no_number_is_an_error_and_no_probability(own_bundle: Path) -> None:
+def test_logit_that_is_not_a_number_is_an_error(own_bundle: Path) -> None:
     tables = {f"{name}_table": np.full((len(t) + 2, WIDTH), np.nan, np.float32) for name, t in TOKENS.items()}
     engine = open_engine(reseal(own_bundle, graph(tables)), 1)
-    one = ModelInput(
+    request = ModelInput(
         np.zeros((1, 2), np.int64),
         np.zeros((3, 2), np.int64),
         np.zeros((1, 1), np.float32),
         np.zeros((3, 1), np.float32),
     )
     with pytest.raises(FloatingPointError):
-        engine.run([one])
+        engine.run([request])
 
 
-def test_without_onnxruntime_the_sentence_says_how_to_install_it(
+def test_missing_onnxruntime_is_reported_with_the_install_command(
     opened: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -109,30 +111,30 @@ def test_without_onnxruntime_the_sentence_says_how_to_install_it(
         open_engine(opened, 1)
 
 
-def test_without_cuda_a_strict_server_does_not_start_and_another_goes_on_with_the_cpu(
+def test_without_cuda_a_strict_server_does_not_start_and_any_other_uses_the_cpu(
     own_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        # No GPU can be seen: onnxruntime goes on with the CPU then, and says so only in its log.
+        # Hides the GPU. onnxruntime then uses the CPU, and reports it only in its own log.
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     why = r"CTR_DEVICE=cuda, but .*CPUExecutionProvider.*or set CTR_DEVICE=cpu"
     with pytest.raises(EngineMissing, match=why):
         open_engine(open_bundle(own_bundle), 1, "cuda", strict=True)
     assert open_engine(open_bundle(own_bundle), 1, "cuda").device == "cpu"
-    assert "going on with the CPU" in caplog.text
+    assert "using the CPU instead" in caplog.text
 
 
-@pytest.mark.skipif(not kernel.is_usable(), reason="the kernel cannot be used here: no C++20 compiler?")
-def test_the_kernel_scores_where_it_can() -> None:
+@pytest.mark.skipif(not kernel.is_usable(), reason="the kernel is not usable here; is a C++20 compiler missing?")
+def test_kernel_scores_if_it_is_usable() -> None:
     demo = open_bundle(DEMO)
     engine = open_engine(demo, 1)
     assert (engine.graph, engine.device) == (KERNEL, "cpu")
     assert golden_difference(engine, demo) <= TOLERANCE
 
 
-def test_without_the_kernel_the_same_bundle_is_served_by_onnxruntimes_operators_and_the_log_says_so(
+def test_without_the_kernel_the_bundle_is_served_by_onnxruntimes_operators_and_it_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
@@ -140,11 +142,11 @@ def test_without_the_kernel_the_same_bundle_is_served_by_onnxruntimes_operators_
     engine = open_engine(demo, 1)
     assert (engine.graph, engine.device) == (MODEL, "cpu")
     assert "the kernel was not built" in caplog.text
-    assert "going on with onnxruntime's own operators" in caplog.text
+    assert "using onnxruntime's own operators instead" in caplog.text
     assert golden_difference(engine, demo) <= TOLERANCE
 
 
-def test_a_kernel_graph_that_is_nonsense_is_a_sentence(tmp_path: Path) -> None:
+def test_invalid_kernel_graph_is_refused(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(DEMO, tmp_path / "demo"))
     (folder / KERNEL).write_bytes(b"nonsense")
     manifest = open_bundle(DEMO).manifest
@@ -154,11 +156,11 @@ def test_a_kernel_graph_that_is_nonsense_is_a_sentence(tmp_path: Path) -> None:
             open_engine(open_bundle(folder), 1)
 
 
-def test_an_explanation_that_is_no_number_is_an_error() -> None:
+def test_explanation_that_is_not_a_number_is_an_error() -> None:
     demo = open_bundle(DEMO)
     engine = open_engine(demo, 1)
     encoder = Encoder(demo.schema)
-    one = encoder.ids(encoder.tokens({}, [{}]), demo.vocabularies)[0]
-    one.candidate_values[:] = np.nan
+    request = encoder.ids(encoder.tokens({}, [{}]), demo.vocabularies)[0]
+    request.candidate_values[:] = np.nan
     with pytest.raises(FloatingPointError, match="explanation"):
-        engine.explain(one)
+        engine.explain(request)

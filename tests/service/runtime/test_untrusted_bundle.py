@@ -1,4 +1,4 @@
-"""A bundle by somebody who can write a manifest that agrees with everything: it is refused, or it harms nobody."""
+"""A bundle from an attacker who can write a matching manifest: it is refused, or it does no harm."""
 
 import io
 import zipfile
@@ -20,9 +20,9 @@ def seal(folder: Path) -> None:
 
 
 def with_external_weights(folder: Path, location: str, offset: int = 0, length: int | None = None) -> None:
-    """Has the graph read its user table from there."""
+    """Make the graph read its user table from another file."""
     model = onnx.load(str(folder / "model.onnx"))
-    table = next(one for one in model.graph.initializer if one.name == "user_table")
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "user_table")
     raw = table.raw_data
     (folder / "weights.bin").write_bytes(raw)
     (folder.parent / "outside.bin").write_bytes(raw)
@@ -57,9 +57,9 @@ def test_weights_beyond_the_end_of_their_file_are_refused(own_bundle: Path, offs
         open_engine(open_bundle(own_bundle), threads=1)
 
 
-def test_a_tensor_of_a_terabyte_is_refused_and_not_allocated(own_bundle: Path) -> None:
+def test_tensor_of_a_terabyte_is_refused_and_not_allocated(own_bundle: Path) -> None:
     model = onnx.load(str(own_bundle / "model.onnx"))
-    table = next(one for one in model.graph.initializer if one.name == "user_table")
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == "user_table")
     table.dims[0] = 2**40
     (own_bundle / "model.onnx").write_bytes(model.SerializeToString())
     seal(own_bundle)
@@ -67,7 +67,7 @@ def test_a_tensor_of_a_terabyte_is_refused_and_not_allocated(own_bundle: Path) -
         open_engine(open_bundle(own_bundle), threads=1)
 
 
-def test_half_a_graph_and_an_unknown_operator_are_refused(own_bundle: Path) -> None:
+def test_truncated_graph_and_unknown_operator_are_refused(own_bundle: Path) -> None:
     whole = (own_bundle / "model.onnx").read_bytes()
     model = onnx.load(str(own_bundle / "model.onnx"))
     model.graph.node[0].op_type = "Exfiltrate"
@@ -79,7 +79,7 @@ def test_half_a_graph_and_an_unknown_operator_are_refused(own_bundle: Path) -> N
 
 
 def a_zip() -> bytes:
-    """Half a gigabyte of zeros, in half a megabyte."""
+    """Return half a gigabyte of zeros, compressed to half a megabyte."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("ids.npy", "w") as file:
         for _ in range(512):
@@ -100,12 +100,12 @@ def saved(array: np.ndarray, header: Callable[[bytes], bytes] = lambda raw: raw)
         pytest.param(lambda: saved(np.zeros(3, "i4,f8")), id="records"),
         pytest.param(lambda: saved(np.zeros((40, 1), np.int32)), id="a matrix"),
         pytest.param(lambda: saved(np.zeros(40, np.int32), lambda r: r.replace(b"(40,)", b"(4e9)")), id="no shape"),
-        pytest.param(lambda: saved(np.arange(40, dtype=np.int32) + 2)[:-9], id="cut"),
+        pytest.param(lambda: saved(np.arange(40, dtype=np.int32) + 2)[:-9], id="truncated"),
         pytest.param(lambda: b"", id="empty"),
         pytest.param(lambda: b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, id="nested"),
     ],
 )
-def test_ids_that_are_none_are_refused_and_name_their_field(own_bundle: Path, raw: Callable[[], bytes]) -> None:
+def test_invalid_ids_are_refused_and_name_their_field(own_bundle: Path, raw: Callable[[], bytes]) -> None:
     (own_bundle / "vocabulary" / "user.ids.npy").write_bytes(raw())
     seal(own_bundle)
     with pytest.raises(BundleError, match="vocabulary of field 'user'"):
@@ -113,7 +113,7 @@ def test_ids_that_are_none_are_refused_and_name_their_field(own_bundle: Path, ra
 
 
 @pytest.mark.parametrize("length", [0, 10, 100])
-def test_a_cut_trie_is_refused_and_names_its_field(own_bundle: Path, length: int) -> None:
+def test_truncated_trie_is_refused_and_names_its_field(own_bundle: Path, length: int) -> None:
     path = own_bundle / "vocabulary" / "user.marisa"
     path.write_bytes(path.read_bytes()[:length])
     seal(own_bundle)
@@ -122,20 +122,20 @@ def test_a_cut_trie_is_refused_and_names_its_field(own_bundle: Path, length: int
 
 
 @pytest.mark.parametrize("calibration", [Calibration(scale=0.0), Calibration(scale=-1.0)])
-def test_a_calibration_that_turns_the_order_round_is_refused(own_bundle: Path, calibration: Calibration) -> None:
+def test_calibration_that_reverses_the_ranking_is_refused(own_bundle: Path, calibration: Calibration) -> None:
     write_manifest(own_bundle, "small", 1, {}, calibration)
     with pytest.raises(BundleError, match="the calibration has scale"):
         open_bundle(own_bundle)
 
 
-def test_a_cascade_that_cannot_be_is_refused(own_bundle: Path) -> None:
+def test_invalid_cascade_is_refused(own_bundle: Path) -> None:
     rule = CascadeRule(k=0, margin=1.0, recall=1.0, scored=0.5, candidates=100, requests=10)
     write_manifest(own_bundle, "small", 1, {}, Calibration(shift=SHIFT), cascade=[rule])
     with pytest.raises(BundleError, match="the cascade has k 0"):
         open_bundle(own_bundle)
 
 
-def test_a_bundle_may_leave_its_vocabulary_to_redis_but_nothing_else(own_bundle: Path) -> None:
+def test_bundle_may_lack_only_its_vocabulary(own_bundle: Path) -> None:
     for path in (own_bundle / "vocabulary").iterdir():
         path.unlink()
     with pytest.raises(BundleError, match=r"vocabulary/.* is missing"):
@@ -147,7 +147,7 @@ def test_a_bundle_may_leave_its_vocabulary_to_redis_but_nothing_else(own_bundle:
         open_bundle(own_bundle, vocabulary=False)
 
 
-def test_what_was_verified_just_before_is_opened_without_reading_it_all(own_bundle: Path) -> None:
+def test_bundle_that_was_just_verified_is_opened_without_reading_every_file(own_bundle: Path) -> None:
     path = own_bundle / "golden.jsonl"
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(BundleError, match=r"golden.jsonl was changed"):

@@ -1,27 +1,27 @@
-"""The limit of requests in hand: it falls where requests wait, and comes back."""
+"""The limit of requests in flight falls when requests wait, and recovers."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Overloaded
-from service.scoring.admission import FEWEST, WINDOW_S, Admission
+from service.scoring.admission import MIN_LIMIT, MIN_WINDOW_S, Admission
 
-MOST = 200
+MAX_IN_FLIGHT = 200
 
 
 class Simulated:
-    """A server that works on one request after the other, and takes `work_s` for each."""
+    """A server that answers one request after another, and needs `work_s` for each."""
 
     def __init__(self, work_s: float) -> None:
         self.now = 0.0
         self.work_s = work_s
-        self.admission = Admission(MOST, 0.01, 1000, lambda: self.now)
+        self.admission = Admission(MAX_IN_FLIGHT, 0.01, 1000, lambda: self.now)
         self.waits: list[float] = []
         self._queue: list[float] = []
 
     def run(self, seconds: float, rate: float) -> tuple[int, int]:
-        """Requests that come evenly, so many a second; how many were answered and refused."""
+        """Send `rate` requests/s at even intervals. Return how many were answered and how many refused."""
         answered = refused = 0
         end_s, next_s = self.now + seconds, self.now
         while self.now < end_s:
@@ -37,14 +37,14 @@ class Simulated:
                 continue
             waited_s = self.now - self._queue.pop(0)
             self.now += self.work_s
-            self.admission.waited(waited_s)
+            self.admission.record_wait(waited_s)
             self.admission.leave()
             self.waits.append(waited_s)
             answered += 1
         return answered, refused
 
 
-def test_at_three_times_its_capacity_a_server_does_all_that_it_can_and_nobody_waits_long() -> None:
+def test_at_three_times_its_capacity_a_server_works_at_capacity_and_requests_do_not_wait_long() -> None:
     server = Simulated(work_s=0.001)
     server.run(5, rate=3000)
     server.waits.clear()
@@ -54,12 +54,12 @@ def test_at_three_times_its_capacity_a_server_does_all_that_it_can_and_nobody_wa
     assert max(server.waits) < 0.04
 
 
-def test_below_its_capacity_nobody_is_refused() -> None:
+def test_below_capacity_no_request_is_refused() -> None:
     server = Simulated(work_s=0.001)
     assert server.run(20, rate=900)[1] == 0
 
 
-def test_after_an_overload_the_limit_comes_back() -> None:
+def test_after_an_overload_the_limit_recovers() -> None:
     server = Simulated(work_s=0.001)
     server.run(5, rate=3000)
     low = server.admission.limit
@@ -68,28 +68,28 @@ def test_after_an_overload_the_limit_comes_back() -> None:
     assert server.run(10, rate=500)[1] == 0
 
 
-def test_a_hiccup_under_a_few_requests_is_no_queue() -> None:
+def test_a_long_wait_of_a_few_requests_does_not_lower_the_limit() -> None:
     server = Simulated(work_s=0.001)
     for _ in range(9):
-        server.now += WINDOW_S
-        server.admission.waited(0.5)
-    assert server.admission.limit == MOST
+        server.now += MIN_WINDOW_S
+        server.admission.record_wait(0.5)
+    assert server.admission.limit == MAX_IN_FLIGHT
 
 
 @given(st.lists(st.floats(0, 2), min_size=1, max_size=300))
 def test_the_limit_stays_within_its_bounds(waits: list[float]) -> None:
     now = [0.0]
-    admission = Admission(MOST, 0.01, 1000, lambda: now[0])
+    admission = Admission(MAX_IN_FLIGHT, 0.01, 1000, lambda: now[0])
     for waited_s in waits:
         now[0] += 0.05
         admission.has_room()
-        admission.waited(waited_s)
-        assert FEWEST <= admission.limit <= MOST
+        admission.record_wait(waited_s)
+        assert MIN_LIMIT <= admission.limit <= MAX_IN_FLIGHT
 
 
 @given(st.lists(st.integers(0, 400), max_size=20))
-def test_bytes_that_were_held_are_given_back_whatever_happens(sizes: list[int]) -> None:
-    admission = Admission(MOST, 0.01, 1000)
+def test_buffered_bytes_are_released_also_after_an_error(sizes: list[int]) -> None:
+    admission = Admission(MAX_IN_FLIGHT, 0.01, 1000)
     for size in sizes:
         with pytest.raises(Overloaded), admission.buffer() as hold:  # noqa: PT012
             hold(size)

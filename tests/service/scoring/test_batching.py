@@ -1,52 +1,20 @@
-"""Batching, with a model that waits until the test lets it go."""
+"""Batching, with a model that waits until the test lets it continue."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from threading import Event, current_thread
+from threading import current_thread
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.scoring.batching import Answer, Batcher
 from service.scoring.run_cost import RunCost
 from service.telemetry.metrics import Metrics
-
-Ctr = NDArray[np.float64]
-BROKEN = 666
-
-
-class WaitingModel:
-    """Answers each candidate with its id / 1000, once `go` is set; fails for a batch with BROKEN in it."""
-
-    def __init__(self) -> None:
-        self.go = Event()
-        self.batches: list[list[int]] = []
-
-    def __call__(self, batch: Sequence[ModelInput]) -> list[Ctr]:
-        self.batches.append([len(one.candidate_ids) for one in batch])
-        assert self.go.wait(30)
-        if any(BROKEN in one.candidate_ids for one in batch):
-            raise ArithmeticError("the model fell over")
-        return [one.candidate_ids[:, 0] / 1000 for one in batch]
-
-
-def rows(*ids: int) -> ModelInput:
-    numbers = len(ids)
-    return ModelInput(
-        np.zeros((1, 1), np.int64),
-        np.array(ids, np.int64).reshape(numbers, 1),
-        np.zeros((1, 0), np.float32),
-        np.zeros((numbers, 0), np.float32),
-    )
-
-
-def soon(seconds: float = 30) -> float:
-    return time.perf_counter() + seconds
+from tests.support.batching import BROKEN, Ctr, WaitingModel, ctr, rows, soon
 
 
 @asynccontextmanager
@@ -61,7 +29,7 @@ async def batching(
 
 @asynccontextmanager
 async def busy(max_rows: int = 8, max_queued_rows: int = 16) -> AsyncIterator[tuple[Batcher, WaitingModel]]:
-    """The one slot is taken by a request of one row."""
+    """A request of one row occupies the only slot."""
     model = WaitingModel()
     async with batching(model, 1, max_rows, max_queued_rows) as batcher:
         first = batcher.submit(rows(1), soon())
@@ -72,10 +40,7 @@ async def busy(max_rows: int = 8, max_queued_rows: int = 16) -> AsyncIterator[tu
             await asyncio.wait({first})
 
 
-def ctr(answer: Answer) -> list[int]:
-    return [round(1000 * x) for x in answer.ctr]
-
-
+@pytest.mark.timing
 async def test_a_lone_request_runs_at_once() -> None:
     model = WaitingModel()
     model.go.set()
@@ -87,7 +52,7 @@ async def test_a_lone_request_runs_at_once() -> None:
 
 @asynccontextmanager
 async def inline(model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int = 1) -> AsyncIterator[Batcher]:
-    """A run of fewer than five rows is short enough for the event loop."""
+    """Runs of fewer than five rows are short enough for the event loop."""
     batcher = Batcher(
         model, Metrics(), slots=slots, max_rows=8, max_queued_rows=16, cost=RunCost(0.0, 0.01), inline_s=0.05
     )
@@ -95,12 +60,12 @@ async def inline(model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int 
     await batcher.close()
 
 
-async def test_a_short_run_is_done_when_submit_returns_and_takes_no_thread() -> None:
+async def test_a_short_run_is_done_when_submit_returns_and_uses_no_thread() -> None:
     threads = []
 
     def model(batch: Sequence[ModelInput]) -> list[Ctr]:
         threads.append(current_thread())
-        return [one.candidate_ids[:, 0] / 1000 for one in batch]
+        return [request.candidate_ids[:, 0] / 1000 for request in batch]
 
     async with inline(model) as batcher:
         short = batcher.submit(rows(3, 4), soon())
@@ -113,11 +78,11 @@ async def test_a_short_run_is_done_when_submit_returns_and_takes_no_thread() -> 
     assert threads[1] is not current_thread()
 
 
-async def test_a_short_run_that_fails_fails_its_own_request_and_the_next_one_runs() -> None:
+async def test_a_short_run_that_fails_does_not_affect_the_next_request() -> None:
     def model(batch: Sequence[ModelInput]) -> list[Ctr]:
         if batch[0].candidate_ids[0, 0] == 13:
             raise RuntimeError("unlucky")
-        return [one.candidate_ids[:, 0] / 1000 for one in batch]
+        return [request.candidate_ids[:, 0] / 1000 for request in batch]
 
     async with inline(model) as batcher:
         with pytest.raises(RuntimeError, match="unlucky"):
@@ -125,12 +90,12 @@ async def test_a_short_run_that_fails_fails_its_own_request_and_the_next_one_run
         assert ctr(await batcher.submit(rows(14), soon())) == [14]
 
 
-async def test_what_a_cascade_rules_out_does_not_make_full_requests_look_cheap() -> None:
-    """The first level rules out all rows but one, and a run takes as long as one row."""
+async def test_rows_that_a_cascade_rules_out_do_not_lower_the_estimated_cost() -> None:
+    """The first level rules out all rows but one, so that a run takes as long as one row."""
 
     def model(batch: Sequence[ModelInput]) -> list[Ctr]:
         time.sleep(0.01)
-        return [np.where(one.candidate_ids[:, 0] == 0, 0.5, np.nan) for one in batch]
+        return [np.where(request.candidate_ids[:, 0] == 0, 0.5, np.nan) for request in batch]
 
     cost = RunCost(0.0, 0.01)
     batcher = Batcher(model, Metrics(), slots=1, max_rows=8, max_queued_rows=16, cost=cost, inline_s=0.05)
@@ -141,7 +106,7 @@ async def test_what_a_cascade_rules_out_does_not_make_full_requests_look_cheap()
     assert cost.seconds(8) > 0.07
 
 
-async def test_a_short_run_waits_its_turn_behind_a_long_one() -> None:
+async def test_a_short_run_waits_for_a_long_one_that_is_running() -> None:
     model = WaitingModel()
     async with inline(model) as batcher:
         long = batcher.submit(rows(*range(8)), soon())
@@ -169,18 +134,19 @@ async def test_rows_are_counted_and_not_requests() -> None:
     assert model.batches == [[1], [3, 1], [2, 1], [2]]
 
 
-async def test_a_request_runs_in_each_free_slot() -> None:
+async def test_every_free_slot_runs_a_request() -> None:
     model = WaitingModel()
     async with batching(model, slots=2) as batcher:
         futures = [batcher.submit(rows(i), soon()) for i in (1, 2, 3, 4)]
-        await asyncio.sleep(0.05)
+        while len(model.batches) < 2:
+            await asyncio.sleep(0.001)
         assert model.batches == [[1], [1]]
         model.go.set()
         await asyncio.gather(*futures)
     assert model.batches[2:] == [[1, 1]]
 
 
-async def test_an_oversize_request_is_split_and_put_together() -> None:
+async def test_an_oversize_request_is_split_and_its_scores_are_joined() -> None:
     model = WaitingModel()
     model.go.set()
     async with batching(model, max_rows=4) as batcher:
@@ -189,7 +155,7 @@ async def test_an_oversize_request_is_split_and_put_together() -> None:
     assert model.batches == [[4], [4], [3]]
 
 
-async def test_the_end_of_an_oversize_request_shares_its_run() -> None:
+async def test_the_last_chunk_of_an_oversize_request_shares_its_run() -> None:
     async with busy(max_rows=4) as (batcher, model):
         waiting = [batcher.submit(rows(*range(6)), soon()), batcher.submit(rows(7, 8), soon())]
         model.go.set()
@@ -198,7 +164,7 @@ async def test_the_end_of_an_oversize_request_shares_its_run() -> None:
     assert model.batches == [[1], [4], [2, 2]]
 
 
-async def test_a_client_that_hangs_up_does_not_disturb_its_batch_mates() -> None:
+async def test_client_disconnect_does_not_affect_other_requests_in_the_batch() -> None:
     model = WaitingModel()
     async with batching(model) as batcher:
         blocker = batcher.submit(rows(1), soon())
@@ -208,14 +174,14 @@ async def test_a_client_that_hangs_up_does_not_disturb_its_batch_mates() -> None
         model.go.clear()
         while len(model.batches) < 2:
             await asyncio.sleep(0.001)
-        four[1].cancel()  # the model runs on all four now
+        four[1].cancel()  # the model is running on all four
         model.go.set()
         answers = await asyncio.wait_for(asyncio.gather(four[0], four[2], four[3]), 5)
         assert [ctr(answer) for answer in answers] == [[10], [30], [40]]
         assert ctr(await batcher.submit(rows(50), soon())) == [50]
 
 
-async def test_rows_that_nobody_waits_for_are_dropped_before_the_run() -> None:
+async def test_rows_of_a_cancelled_request_are_dropped_before_the_run() -> None:
     async with busy() as (batcher, model):
         waiting = [batcher.submit(rows(i), soon()) for i in (10, 20, 30)]
         waiting[1].cancel()
@@ -230,10 +196,10 @@ async def test_a_failing_batch_fails_only_its_own_requests() -> None:
         waiting = [batcher.submit(rows(i), soon()) for i in (10, BROKEN, 20, 30)]
         model.go.set()
         results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
-    assert [type(one) for one in results] == [ArithmeticError, ArithmeticError, Answer, Answer]
+    assert [type(result) for result in results] == [ArithmeticError, ArithmeticError, Answer, Answer]
 
 
-async def test_the_rest_of_an_oversize_request_is_dropped_when_a_part_fails() -> None:
+async def test_the_rest_of_an_oversize_request_is_dropped_when_a_chunk_fails() -> None:
     model = WaitingModel()
     model.go.set()
     async with batching(model, max_rows=2) as batcher:
@@ -243,17 +209,17 @@ async def test_the_rest_of_an_oversize_request_is_dropped_when_a_part_fails() ->
     assert len(model.batches) <= 3
 
 
-async def test_what_has_expired_is_dropped_and_its_mates_are_answered() -> None:
+async def test_an_expired_request_is_dropped_and_the_others_are_answered() -> None:
     async with busy() as (batcher, model):
         waiting = [batcher.submit(rows(i), soon(s)) for i, s in ((10, 30), (20, 0.01), (30, 30))]
         await asyncio.sleep(0.02)
         model.go.set()
         results = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(one) for one in results] == [Answer, DeadlineExceeded, Answer]
+    assert [type(result) for result in results] == [Answer, DeadlineExceeded, Answer]
     assert model.batches == [[1], [1, 1]]
 
 
-async def test_a_full_queue_is_a_429_and_a_cancelled_request_leaves_its_place() -> None:
+async def test_a_full_queue_refuses_requests_until_a_queued_one_is_cancelled() -> None:
     async with busy(max_queued_rows=6) as (batcher, model):
         waiting = batcher.submit(rows(*range(6)), soon())
         with pytest.raises(Overloaded) as refused:
@@ -266,10 +232,10 @@ async def test_a_full_queue_is_a_429_and_a_cancelled_request_leaves_its_place() 
         assert ctr(await again) == [7]
 
 
-async def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
+async def test_a_request_that_cannot_be_scored_in_time_is_refused_at_once() -> None:
     def slow(batch: Sequence[ModelInput]) -> list[Ctr]:
         time.sleep(0.05)
-        return [one.candidate_ids[:, 0] / 1000 for one in batch]
+        return [request.candidate_ids[:, 0] / 1000 for request in batch]
 
     async with batching(slow, max_rows=2, max_queued_rows=100) as batcher:
         for _ in range(10):
@@ -279,11 +245,11 @@ async def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
             batcher.submit(rows(6), soon(0.1))
         accepted.append(batcher.submit(rows(6), soon(10)))
         await asyncio.gather(*accepted)
-        # A free slot takes whatever comes: a bad estimate heals itself.
+        # A free slot accepts every request, so that a wrong estimate is corrected.
         assert ctr(await batcher.submit(rows(7), soon(0.02))) == [7]
 
 
-async def test_closing_waits_for_what_runs_and_fails_the_rest() -> None:
+async def test_close_waits_for_the_running_batch_and_fails_queued_requests() -> None:
     model = WaitingModel()
     async with batching(model) as batcher:
         running, waiting = batcher.submit(rows(1), soon()), batcher.submit(rows(2), soon())

@@ -1,4 +1,4 @@
-"""Whatever arrives, in whatever order, given up or not: every caller gets its own scores or one clear error, once."""
+"""In any order of arrival, failure and cancellation, every caller gets its own scores or one expected error, once."""
 
 import asyncio
 import threading
@@ -14,7 +14,8 @@ from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
 from service.scoring.batching import Answer, Batcher
 from service.telemetry.metrics import Metrics
-from tests.service.scoring.test_batching import BROKEN, ctr, rows, soon
+from tests.support.batching import BROKEN, ctr, rows, soon
+from tests.support.examples import examples
 
 MAX_ROWS = 8
 EXPECTED = (DeadlineExceeded, NotReady, Overloaded, ArithmeticError)
@@ -22,7 +23,15 @@ EXPECTED = (DeadlineExceeded, NotReady, Overloaded, ArithmeticError)
 
 @dataclass(frozen=True)
 class Caller:
-    """rows: of the request. turns: of the event loop, before it comes, and before it hangs up (None: it waits)."""
+    """A request, and when it comes and goes.
+
+    Attributes:
+        rows: How many candidates it has.
+        comes_after: Iterations of the event loop before it is submitted.
+        leaves_after: Iterations of the event loop before it is cancelled. None: it waits for its answer.
+        in_ms: Its deadline.
+        breaks: Whether the model fails for it.
+    """
 
     rows: int
     comes_after: int
@@ -45,29 +54,29 @@ callers = st.lists(
 
 
 class Model:
-    """Answers each row with its id / 1000, and notes what it is asked."""
+    """Answers each row with its id / 1000, and records its batches and how many run at once."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.running = self.most_running = 0
+        self.running = self.max_running = 0
         self._lock = threading.Lock()
 
     def __call__(self, batch: Sequence[ModelInput]) -> list[NDArray[np.float64]]:
         with self._lock:
             self.running += 1
-            self.most_running = max(self.most_running, self.running)
-            self.batches.append([len(one.candidate_ids) for one in batch])
+            self.max_running = max(self.max_running, self.running)
+            self.batches.append([len(request.candidate_ids) for request in batch])
         try:
-            if any(BROKEN in one.candidate_ids for one in batch):
-                raise ArithmeticError("the model fell over")
-            return [one.candidate_ids[:, 0] / 1000 for one in batch]
+            if any(BROKEN in request.candidate_ids for request in batch):
+                raise ArithmeticError("the model failed")
+            return [request.candidate_ids[:, 0] / 1000 for request in batch]
         finally:
             with self._lock:
                 self.running -= 1
 
 
 async def ask(batcher: Batcher, number: int, caller: Caller) -> None:
-    """Raises AssertionError for a wrong answer, and for an error that is none of the clear ones."""
+    """Submit a request. Raises AssertionError for a wrong answer, and any error that is not expected."""
     for _ in range(caller.comes_after):
         await asyncio.sleep(0)
     ids = [1000 * (number + 1) + row for row in range(caller.rows)]
@@ -92,9 +101,9 @@ async def ask(batcher: Batcher, number: int, caller: Caller) -> None:
     assert ctr(answer) == ids
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(callers, st.integers(1, 3), st.integers(10, 60), st.booleans())
-def test_every_caller_gets_its_own_rows_or_one_clear_error(
+def test_every_caller_gets_its_own_rows_or_one_expected_error(
     asking: list[Caller], slots: int, max_queued_rows: int, closes: bool
 ) -> None:
     model = Model()
@@ -109,15 +118,15 @@ def test_every_caller_gets_its_own_rows_or_one_clear_error(
         await asyncio.gather(*tasks)
         assert batcher._queued_rows == 0
         if not closes:
-            await asyncio.wait_for(batcher.submit(rows(7), soon()), 20)  # and it goes on
+            await asyncio.wait_for(batcher.submit(rows(7), soon()), 20)  # it still works
             await batcher.close()
 
     asyncio.run(all_of_them())
     assert all(sum(batch) <= MAX_ROWS for batch in model.batches)
-    assert model.most_running <= slots
+    assert model.max_running <= slots
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.integers(1, 3), st.integers(1, 40))
 def test_a_lone_request_never_waits_for_others(slots: int, number_of_rows: int) -> None:
     model = Model()
@@ -125,7 +134,7 @@ def test_a_lone_request_never_waits_for_others(slots: int, number_of_rows: int) 
     async def alone() -> None:
         batcher = Batcher(model, Metrics(), slots=slots, max_rows=MAX_ROWS, max_queued_rows=1000)
         future = batcher.submit(rows(*range(number_of_rows)), soon())
-        # It runs already, or as much of it as there are slots for; no timer has to go off before.
+        # As much of it as there are slots for is running already: no timer has to fire first.
         assert batcher._free == max(0, slots - -(-number_of_rows // MAX_ROWS))
         assert ctr(await asyncio.wait_for(future, 20)) == list(range(number_of_rows))
         await batcher.close()

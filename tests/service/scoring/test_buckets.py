@@ -1,4 +1,4 @@
-"""A field that is sent as a number and scored as a category, from the log to the answer."""
+"""A field that is sent as a number and scored as a category, from training to the response."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 
 from contract.bundle import GOLDEN, open_bundle
 from contract.golden import read_golden
-from export.cli import export
+from export.bundle import export
 from model.data.prepare.prepare import prepare
 from model.data_config import Data, FieldSpec
 from model.experiment_config import Experiment, Training
@@ -18,7 +18,7 @@ from model.experiments.train import train
 from model.stec.stec import STECConfig
 from service.api.example import example_request
 from service.models import verify
-from tests.service.conftest import StartApp, problem
+from tests.support.app import StartApp, problem
 
 DATA = Data(
     reader="table",
@@ -56,7 +56,7 @@ def bucket_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("visits", [7, -1, None])
-async def test_a_log_with_hashed_numbers_is_replayed_without_them(
+async def test_hashed_numbers_count_as_missing_when_a_log_is_replayed(
     start: StartApp, bucket_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], visits: int | None
 ) -> None:
     (tmp_path / "salt").write_text("a salt of sixteen or more bytes")
@@ -79,13 +79,13 @@ async def ctr(client: httpx.AsyncClient, visits: Any) -> float:
 
 async def test_a_raw_number_is_scored_by_its_bucket(start: StartApp, bucket_bundle: Path) -> None:
     async with start(bundle=bucket_bundle) as client:
-        for _ in range(2):  # the second time from the cache of tokens
+        for _ in range(2):  # the second time from the token cache
             assert await ctr(client, 30) == await ctr(client, 31.5)  # log(30)^2 and log(31.5)^2 begin with 11
             assert await ctr(client, 30) != await ctr(client, 350)
             assert await ctr(client, -1) == await ctr(client, None) != await ctr(client, 0)
 
 
-async def test_a_bucket_is_not_sent_by_its_name(start: StartApp, bucket_bundle: Path) -> None:
+async def test_the_name_of_a_bucket_is_not_a_valid_value(start: StartApp, bucket_bundle: Path) -> None:
     async with start(bundle=bucket_bundle) as client:
         await ctr(client, 30)
         answer = await client.post("/v1/score", json=a_request("11"))

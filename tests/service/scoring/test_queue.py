@@ -1,4 +1,4 @@
-"""Requests that wait, seen from outside: the real app, with a model that waits until the test lets it go."""
+"""Requests in the queue, over HTTP: the real app, with a model that waits until the test lets it continue."""
 
 import asyncio
 import json
@@ -11,14 +11,14 @@ import pytest
 
 from contract.encode import ModelInput
 from service.scoring.score import Scorer
-from tests.service.conftest import StartApp, a_request, app_of
-from tests.service.scoring.test_batching import Ctr, WaitingModel
+from tests.support.app import StartApp, a_request, app_of
+from tests.support.batching import Ctr, WaitingModel
 
 
 @asynccontextmanager
 async def app_with(model: WaitingModel, start: StartApp, **settings: int) -> AsyncIterator[httpx.AsyncClient]:
-    """The real app, with a model that waits in place of the graph."""
-    async with start(inline_ms=0, **settings) as client:  # or the whole event loop would wait with the model
+    """A client of the real app, with `model` in place of the graph."""
+    async with start(inline_ms=0, **settings) as client:  # an inline run would block the event loop
         scorer: Scorer = app_of(client).state.serving.model.scorer
         real, scorer.batcher._run = scorer.batcher._run, model
         yield client
@@ -31,14 +31,14 @@ async def test_a_deadline_that_passes_in_the_queue_is_a_504(start: StartApp) -> 
     async with app_with(model, start) as client:
         first = asyncio.create_task(client.post("/v1/score", json=a_request()))
         await asyncio.sleep(0.05)
-        patient = asyncio.create_task(client.post("/v1/score", json=a_request()))
+        waiting = asyncio.create_task(client.post("/v1/score", json=a_request()))
         answer = await client.post("/v1/score", json=a_request(timeout_ms=20), headers={"X-Timeout-Ms": "4000"})
         assert answer.status_code == 504
         assert answer.json()["title"] == "The deadline has passed"
         answer = await client.post("/v1/score", json=a_request(), headers={"X-Timeout-Ms": "20"})
         assert answer.status_code == 504
         model.go.set()
-        assert [(await first).status_code, (await patient).status_code] == [200, 200]
+        assert [(await first).status_code, (await waiting).status_code] == [200, 200]
         assert model.batches == [[2], [2]]
         counted = (await client.get("/metrics")).text
         assert 'ctr_request_seconds_count{outcome="deadline_exceeded"} 2.0' in counted
@@ -54,24 +54,24 @@ async def test_a_full_queue_answers_429_with_retry_after(start: StartApp) -> Non
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
         model.go.set()
-        assert [(await one).status_code for one in accepted] == [200, 200]
+        assert [(await request).status_code for request in accepted] == [200, 200]
 
 
-async def test_a_model_that_fails_is_a_500_with_a_request_id_that_is_in_the_log(
+async def test_a_failure_of_the_model_is_a_500_whose_request_id_is_in_the_log(
     start: StartApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(WaitingModel):
         def __call__(self, batch: Sequence[ModelInput]) -> list[Ctr]:
-            raise ArithmeticError("the model fell over")
+            raise ArithmeticError("the model failed")
 
     async with app_with(Broken(), start) as client:
         answer = await client.post("/v1/score", json=a_request())
     assert answer.status_code == 500
-    assert "fell over" not in answer.text
+    assert "the model failed" not in answer.text
     assert answer.json()["request_id"] in caplog.text
 
 
-async def test_a_disconnect_while_the_rows_wait_drops_them(start: StartApp) -> None:
+async def test_client_disconnect_drops_its_queued_rows(start: StartApp) -> None:
     model = WaitingModel()
     messages: asyncio.Queue[dict[str, object]] = asyncio.Queue()
     messages.put_nowait({"type": "http.request", "body": json.dumps(a_request()).encode(), "more_body": False})
@@ -85,24 +85,24 @@ async def test_a_disconnect_while_the_rows_wait_drops_them(start: StartApp) -> N
         await asyncio.sleep(0.05)
         scope = {"type": "http", "method": "POST", "path": "/v1/score", "query_string": b"", "http_version": "1.1"}
         scope["headers"] = [(b"content-type", b"application/json")]
-        gone = asyncio.create_task(app_of(client)(scope, messages.get, send))
+        disconnected = asyncio.create_task(app_of(client)(scope, messages.get, send))
         await asyncio.sleep(0.05)
         messages.put_nowait({"type": "http.disconnect"})
-        await asyncio.wait_for(gone, 5)
+        await asyncio.wait_for(disconnected, 5)
         assert sent[0]["status"] == 499
         model.go.set()
         assert (await first).status_code == 200
     assert model.batches == [[2]]
 
 
-async def test_a_cancelled_request_drops_its_rows(start: StartApp) -> None:
+async def test_a_cancelled_request_drops_its_queued_rows(start: StartApp) -> None:
     model = WaitingModel()
     async with app_with(model, start) as client:
         first = asyncio.create_task(client.post("/v1/score", json=a_request()))
         await asyncio.sleep(0.05)
-        gone = asyncio.create_task(client.post("/v1/score", json=a_request()))
+        cancelled = asyncio.create_task(client.post("/v1/score", json=a_request()))
         await asyncio.sleep(0.05)
-        gone.cancel()
+        cancelled.cancel()
         await asyncio.sleep(0.05)
         model.go.set()
         assert (await first).status_code == 200

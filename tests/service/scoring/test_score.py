@@ -1,4 +1,4 @@
-"""The life of a request, from outside: what is answered, what is refused, and where the refusal points."""
+"""POST /v1/score over HTTP: responses, and where and why bad requests are refused."""
 
 import asyncio
 import json
@@ -10,17 +10,17 @@ import pytest
 from msgspec import UNSET
 
 from contract.golden import TOLERANCE, largest_difference, read_golden
-from tests.service.conftest import StartApp, a_request, app_of, post, problem
+from tests.support.app import StartApp, a_request, app_of, post, problem
 from tests.support.small_bundle import AGE
 
 
 async def test_every_golden_request_gets_its_probabilities(client: httpx.AsyncClient, bundle: Any) -> None:
-    for one in read_golden(bundle / "golden.jsonl"):
-        answer = await post(client, msgspec.json.encode({"context": one.context, "candidates": one.candidates}))
-        assert largest_difference(one.ctr, [s["ctr"] for s in answer.json()["scores"]]) <= TOLERANCE
+    for request in read_golden(bundle / "golden.jsonl"):
+        answer = await post(client, msgspec.json.encode({"context": request.context, "candidates": request.candidates}))
+        assert largest_difference(request.ctr, [s["ctr"] for s in answer.json()["scores"]]) <= TOLERANCE
 
 
-async def test_an_answer_echoes_ids_in_order_and_names_the_model(client: httpx.AsyncClient) -> None:
+async def test_the_response_returns_ids_in_order_and_names_the_model(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/score", json=a_request(), headers={"X-Request-Id": "auction-12"})
     body = answer.json()
     assert [score["id"] for score in body["scores"]] == ["ad-7", 8]
@@ -34,20 +34,20 @@ async def test_an_answer_echoes_ids_in_order_and_names_the_model(client: httpx.A
 
 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 129])
-async def test_a_request_id_that_is_not_sane_is_replaced(client: httpx.AsyncClient, given: str) -> None:
+async def test_an_invalid_request_id_is_replaced(client: httpx.AsyncClient, given: str) -> None:
     answer = await client.post("/v1/score", json=a_request(), headers={"X-Request-Id": given})
     assert len(answer.headers["x-request-id"]) == 32
 
 
-async def test_numbers_and_their_strings_are_one_token(client: httpx.AsyncClient) -> None:
+async def test_a_number_and_its_string_are_the_same_token(client: httpx.AsyncClient) -> None:
     features = [{"item": 4082}, {"item": "4082"}, {"item": 4082.0}, {"item": " 4082 "}]
-    candidates = [{"id": 1, "features": one} for one in features]
+    candidates = [{"id": 1, "features": values} for values in features]
     scores = (await client.post("/v1/score", json=a_request(candidates=candidates))).json()["scores"]
     assert len({score["ctr"] for score in scores}) == 1
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         (b"", "Send a JSON object"),
         (b"hello", "malformed"),
@@ -55,81 +55,105 @@ async def test_numbers_and_their_strings_are_one_token(client: httpx.AsyncClient
         (b'{"context": {"age": NaN}, "candidates": []}', "no NaN"),
         (b'{"context": {"age": Infinity}, "candidates": []}', "no NaN"),
         (rb'{"context": {"user": "\ud800"}, "candidates": []}', "lone surrogate"),
-        (b'{"context": {"user": "\xff"}, "candidates": []}', "Send UTF-8"),
+        (b'{"context": {"user": "\xff"}, "candidates": []}', "Encode it as UTF-8"),
     ],
 )
-async def test_what_is_no_json_is_a_400(client: httpx.AsyncClient, body: bytes, words: str) -> None:
-    problem(await post(client, body), 400, None, words)
+async def test_a_body_that_is_not_json_is_a_400(client: httpx.AsyncClient, body: bytes, message: str) -> None:
+    problem(await post(client, body), 400, None, message)
 
 
-ONE = '{"id": 1, "features": {}}'
+CANDIDATE = '{"id": 1, "features": {}}'
 
 
 @pytest.mark.parametrize(
-    ("body", "path", "words"),
+    ("body", "path", "messages"),
     [
-        ("[]", "$", ["Expected object, got list", "send an object with"]),
-        ("{}", "$.context", ["'context' is missing", "field name ->"]),
+        ("[]", "$", ["Expected an object with context and candidates, got a list"]),
+        ("{}", "$.context", ["'context' is missing", "maps field names to"]),
         ('{"context": {}}', "$.candidates", ["'candidates' is missing", "at least one"]),
-        ('{"context": [], "candidates": []}', "$.context", ["got list", "send an object"]),
-        ('{"context": {}, "candidates": {}}', "$.candidates", ["got object", "send a list"]),
-        ('{"context": {}, "candidates": []}', "$.candidates", ["length >= 1", "at least one"]),
-        ('{"context": {}, "candidates": [[]]}', "$.candidates[0]", ["send {id, features}"]),
+        ('{"context": [], "candidates": []}', "$.context", ["Expected an object", "got a list"]),
+        ('{"context": {}, "candidates": {}}', "$.candidates", ["Expected a list", "got an object"]),
+        ('{"context": {}, "candidates": []}', "$.candidates", ["Expected a list with at least one"]),
+        ('{"context": {}, "candidates": [[]]}', "$.candidates[0]", ["Expected an object {id, features}", "got a list"]),
         (
-            f'{{"context": {{}}, "candidates": [{ONE}, {{"features": {{}}}}]}}',
+            f'{{"context": {{}}, "candidates": [{CANDIDATE}, {{"features": {{}}}}]}}',
             "$.candidates[1].id",
             ["'id' is missing"],
         ),
         (
             '{"context": {}, "candidates": [{"id": 1.5, "features": {}}]}',
             "$.candidates[0].id",
-            ["string or an integer"],
+            ["string or an integer", "got a decimal number"],
         ),
-        ('{"context": {}, "candidates": [{"id": 1, "features": []}]}', "$.candidates[0].features", ["send an object"]),
-        (f'{{"context": {{"age": 1e400}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range", "finite"]),
-        (f'{{"context": {{"age": [1, 1e400]}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range", "finite"]),
-        (f'{{"context": {{"age": {"1" * 5000}}}, "candidates": [{ONE}]}}', "$.context.age", ["out of range"]),
         (
-            f'{{"context": {{}}, "candidates": [{ONE}, {{"id": 2, "features": {{"cost": 1, "item": -1e999}}}}]}}',
+            '{"context": {}, "candidates": [{"id": 1, "features": []}]}',
+            "$.candidates[0].features",
+            ["Expected an object", "got a list"],
+        ),
+        (f'{{"context": {{"age": 1e400}}, "candidates": [{CANDIDATE}]}}', "$.context.age", ["out of range", "finite"]),
+        (
+            f'{{"context": {{"age": [1, 1e400]}}, "candidates": [{CANDIDATE}]}}',
+            "$.context.age",
+            ["out of range", "finite"],
+        ),
+        (f'{{"context": {{"age": {"1" * 5000}}}, "candidates": [{CANDIDATE}]}}', "$.context.age", ["out of range"]),
+        (
+            f'{{"context": {{}}, "candidates": [{CANDIDATE}, {{"id": 2, "features": {{"cost": 1, "item": -1e999}}}}]}}',
             "$.candidates[1].features.item",
             ["out of range", "finite"],
         ),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "debug": 3}}', "$.debug", ["reserved", "leave it out"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "top_k": 0}}', "$.top_k", ["whole number from 1"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": 1}}', "$.cascade", ["true or false"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": true}}', "$.cascade", ["send top_k as well"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "cascade": true, "top_k": 1}}', "$.cascade", ["has none"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "timeout": 3}}', "$.timeout", ["a request has", "timeout_ms"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": 0}}', "$.timeout_ms", ["from 1 to 10000"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": 10001}}', "$.timeout_ms", ["from 1 to 10000"]),
-        (f'{{"context": {{}}, "candidates": [{ONE}], "timeout_ms": "5"}}', "$.timeout_ms", ["whole milliseconds"]),
+        (f'{{"context": {{}}, "candidates": [{CANDIDATE}], "debug": 3}}', "$.debug", ["reserved", "Remove it"]),
         (
-            f'{{"context": {{}}, "candidates": [{ONE}], "on_bad_candidate": "drop"}}',
+            f'{{"context": {{}}, "candidates": [{CANDIDATE}], "top_k": 0}}',
+            "$.top_k",
+            ["Expected a whole number of at least 1"],
+        ),
+        (f'{{"context": {{}}, "candidates": [{CANDIDATE}], "cascade": 1}}', "$.cascade", ["true or false"]),
+        (f'{{"context": {{}}, "candidates": [{CANDIDATE}], "cascade": true}}', "$.cascade", ["Send top_k as well"]),
+        (
+            f'{{"context": {{}}, "candidates": [{CANDIDATE}], "cascade": true, "top_k": 1}}',
+            "$.cascade",
+            ["This model has no cascade"],
+        ),
+        (
+            f'{{"context": {{}}, "candidates": [{CANDIDATE}], "timeout": 3}}',
+            "$.timeout",
+            ["not a field of this request", "Remove it", "timeout_ms"],
+        ),
+        (f'{{"context": {{}}, "candidates": [{CANDIDATE}], "timeout_ms": 0}}', "$.timeout_ms", ["from 1 to 10000"]),
+        (f'{{"context": {{}}, "candidates": [{CANDIDATE}], "timeout_ms": 10001}}', "$.timeout_ms", ["from 1 to 10000"]),
+        (
+            f'{{"context": {{}}, "candidates": [{CANDIDATE}], "timeout_ms": "5"}}',
+            "$.timeout_ms",
+            ["Expected a whole number of milliseconds", "got a string"],
+        ),
+        (
+            f'{{"context": {{}}, "candidates": [{CANDIDATE}], "on_bad_candidate": "drop"}}',
             "$.on_bad_candidate",
-            ['send "refuse" or "skip"'],
+            ['Expected "refuse" or "skip"', "got 'drop'"],
         ),
         (
-            f'{{"context": {{"user": ["u1"]}}, "candidates": [{ONE}]}}',
+            f'{{"context": {{"user": ["u1"]}}, "candidates": [{CANDIDATE}]}}',
             "$.context.user",
-            ["takes a string", "got a list"],
+            ["must be a string", "got a list"],
         ),
-        (f'{{"context": {{"age": "31"}}, "candidates": [{ONE}]}}', "$.context.age", ["takes a number or null"]),
-        (f'{{"context": {{"age": {"1" * 400}}}, "candidates": [{ONE}]}}', "$.context.age", ["finite"]),
+        (f'{{"context": {{"age": "31"}}, "candidates": [{CANDIDATE}]}}', "$.context.age", ["must be a number or null"]),
+        (f'{{"context": {{"age": {"1" * 400}}}, "candidates": [{CANDIDATE}]}}', "$.context.age", ["finite"]),
         (
-            f'{{"context": {{}}, "candidates": [{ONE}, {{"id": 2, "features": {{"item": {{}}}}}}]}}',
+            f'{{"context": {{}}, "candidates": [{CANDIDATE}, {{"id": 2, "features": {{"item": {{}}}}}}]}}',
             "$.candidates[1].features.item",
             ["got an object"],
         ),
     ],
 )
-async def test_a_bad_request_is_a_422_that_says_where_and_what_to_send(
-    client: httpx.AsyncClient, body: str, path: str, words: list[str]
+async def test_a_bad_request_is_a_422_with_a_path_and_a_message(
+    client: httpx.AsyncClient, body: str, path: str, messages: list[str]
 ) -> None:
-    problem(await post(client, body), 422, path, *words)
+    problem(await post(client, body), 422, path, *messages)
 
 
 @pytest.mark.parametrize("opening", ["[", '{"a":'])
-async def test_deep_nesting_is_refused(client: httpx.AsyncClient, opening: str) -> None:
+async def test_deep_nesting_is_a_422(client: httpx.AsyncClient, opening: str) -> None:
     body = '{"context": {"user": ' + opening * 100_000
     problem(await post(client, body), 422, "$", "nested too deep")
 
@@ -140,7 +164,9 @@ async def test_ids_may_be_integers_of_any_size(client: httpx.AsyncClient) -> Non
     assert json.loads(answer.text)["scores"][0]["id"] == 123456789012345678901234567890
 
 
-async def test_a_number_beyond_trains_is_scored_as_the_nearest_and_counted(client: httpx.AsyncClient) -> None:
+async def test_a_number_beyond_the_range_of_train_is_scored_as_the_nearest_and_counted(
+    client: httpx.AsyncClient,
+) -> None:
     assert AGE.seen is not UNSET
     answers = [
         (await client.post("/v1/score", json=a_request(context={"age": value}))).json()["scores"]
@@ -151,7 +177,7 @@ async def test_a_number_beyond_trains_is_scored_as_the_nearest_and_counted(clien
     assert 'ctr_tokens_total{field="age",kind="outside"} 1.0' in counted
 
 
-async def test_an_unknown_and_a_missing_field_are_scored_and_counted(client: httpx.AsyncClient) -> None:
+async def test_unknown_and_missing_values_are_scored_and_counted(client: httpx.AsyncClient) -> None:
     request = a_request(context={"user": "nobody", "weekday": None, "planet": "mars"})
     assert (await client.post("/v1/score", json=request)).status_code == 200
     counted = (await client.get("/metrics")).text
@@ -162,12 +188,12 @@ async def test_an_unknown_and_a_missing_field_are_scored_and_counted(client: htt
     assert "ctr_candidates_total 2.0" in counted
 
 
-async def test_a_strict_server_refuses_both(start: StartApp) -> None:
+async def test_a_strict_server_refuses_unknown_fields_and_missing_values(start: StartApp) -> None:
     async with start(strict=True) as client:
         assert (await client.post("/v1/score", json=a_request())).status_code == 200
         context = a_request()["context"]
         answer = await client.post("/v1/score", json=a_request(context={**context, "planet": "mars"}))
-        problem(answer, 422, "$.context.planet", "unknown", "the model reads")
+        problem(answer, 422, "$.context.planet", "unknown", "expected one of")
         answer = await client.post("/v1/score", json=a_request(context={"user": "u1", "age": 3}))
         problem(answer, 422, "$.context.weekday", "missing", "send a value")
 
@@ -177,7 +203,7 @@ async def test_unknown_paths_and_methods_are_problems_too(client: httpx.AsyncCli
     problem(await client.get("/v1/score"), 405, None, "POST")
 
 
-async def test_the_openapi_document_shows_the_types_that_decode(client: httpx.AsyncClient) -> None:
+async def test_the_openapi_document_describes_the_types_that_decode_requests(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     schemas = document["components"]["schemas"]
     assert set(schemas["ScoreRequest"]["properties"]) == {
@@ -196,7 +222,7 @@ async def test_the_openapi_document_shows_the_types_that_decode(client: httpx.As
     assert "openapi.json" in (await client.get("/docs")).text
 
 
-async def test_a_client_that_hangs_up_while_it_sends_ends_quietly(start: StartApp) -> None:
+async def test_client_disconnect_while_it_sends_the_body_is_counted(start: StartApp) -> None:
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:

@@ -12,43 +12,32 @@ import pytest
 from contract.bundle import CascadeRule, open_bundle
 from contract.encode import ModelInput
 from contract.golden import GoldenRequest, read_golden
-from export.cli import export
-from model.data.prepare.prepared import read_prepared
 from service.runtime.cascade import Screened, screened
 from service.runtime.engine import open_engine
-from service.scoring.batching import _split
-from tests.conftest import DATA
-from tests.service.conftest import StartApp, a_request, post, problem
+from service.scoring.batching import split
+from tests.support.app import StartApp, a_request, post, problem
 
 
 @pytest.fixture(scope="module")
-def cascading(first_level_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose first level says much: only such a one has a cascade."""
-    folder = tmp_path_factory.mktemp("cascade") / "bundle"
-    export(first_level_run, folder, read_prepared(first_level_run.parent / DATA.prepared))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def golden(cascading: Path) -> list[GoldenRequest]:
-    return read_golden(cascading / "golden.jsonl")
+def golden(cascade_bundle: Path) -> list[GoldenRequest]:
+    return read_golden(cascade_bundle / "golden.jsonl")
 
 
 @pytest.fixture
-async def demo(start: StartApp, cascading: Path) -> AsyncIterator[httpx.AsyncClient]:
-    async with start(bundle=cascading) as client:
+async def demo(start: StartApp, cascade_bundle: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with start(bundle=cascade_bundle) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def largest(golden: list[GoldenRequest]) -> GoldenRequest:
-    return max(golden, key=lambda one: len(one.candidates))
+    return max(golden, key=lambda request: len(request.candidates))
 
 
-def body(one: GoldenRequest, copies: int = 1, **more: Any) -> bytes:
-    """The golden request, its candidates several times over."""
-    candidates = [{"id": f"{c.id}-{n}", "features": c.features} for n in range(copies) for c in one.candidates]
-    return msgspec.json.encode({"context": one.context, "candidates": candidates, **more})
+def body(request: GoldenRequest, copies: int = 1, **more: Any) -> bytes:
+    """Return the golden request, with several copies of each candidate."""
+    candidates = [{"id": f"{c.id}-{n}", "features": c.features} for n in range(copies) for c in request.candidates]
+    return msgspec.json.encode({"context": request.context, "candidates": candidates, **more})
 
 
 async def answer(client: httpx.AsyncClient, content: bytes) -> dict[str, Any]:
@@ -58,7 +47,7 @@ async def answer(client: httpx.AsyncClient, content: bytes) -> dict[str, Any]:
     return found
 
 
-async def test_top_k_is_the_head_of_the_whole_answer_sorted(demo: httpx.AsyncClient, largest: GoldenRequest) -> None:
+async def test_top_k_returns_the_first_k_of_the_sorted_scores(demo: httpx.AsyncClient, largest: GoldenRequest) -> None:
     everything = (await answer(demo, body(largest)))["scores"]
     ranked = sorted(everything, key=lambda score: -score["ctr"])
     for k in (1, 5, len(ranked), 1000):
@@ -74,7 +63,7 @@ async def test_equal_candidates_keep_their_order(demo: httpx.AsyncClient, larges
     assert [score["id"].rpartition("-")[2] for score in best] == ["0", "1", "2"]
 
 
-async def test_a_candidate_that_could_not_be_read_comes_last(client: httpx.AsyncClient) -> None:
+async def test_a_skipped_candidate_comes_last(client: httpx.AsyncClient) -> None:
     request = a_request(on_bad_candidate="skip", top_k=3)
     request["candidates"].insert(0, {"id": "bad", "features": {"item": []}})
     scores = (await answer(client, msgspec.json.encode(request)))["scores"]
@@ -87,7 +76,7 @@ async def test_a_candidate_that_could_not_be_read_comes_last(client: httpx.Async
 
 
 @pytest.mark.parametrize("k", [1, 2, 10])
-async def test_a_cascade_scores_fewer_and_finds_the_best(
+async def test_a_cascade_scores_fewer_candidates_and_finds_the_best(
     demo: httpx.AsyncClient, largest: GoldenRequest, k: int
 ) -> None:
     whole = await answer(demo, body(largest, top_k=k))
@@ -98,37 +87,37 @@ async def test_a_cascade_scores_fewer_and_finds_the_best(
         assert found["ctr"] == pytest.approx(expected["ctr"], abs=1e-6)
 
 
-async def test_over_all_golden_requests_a_cascade_saves_and_finds(
+async def test_over_all_golden_requests_a_cascade_finds_97_percent_of_the_best_and_saves_20_percent(
     demo: httpx.AsyncClient, golden: list[GoldenRequest]
 ) -> None:
     wanted = found = scored = candidates = 0
-    for one in golden:
-        if len(one.candidates) < 10:
+    for request in golden:
+        if len(request.candidates) < 10:
             continue
-        best = {score["id"] for score in (await answer(demo, body(one, top_k=3)))["scores"]}
-        fewer = await answer(demo, body(one, top_k=3, cascade=True))
+        best = {score["id"] for score in (await answer(demo, body(request, top_k=3)))["scores"]}
+        fewer = await answer(demo, body(request, top_k=3, cascade=True))
         found += len(best & {score["id"] for score in fewer["scores"]})
         wanted += len(best)
         scored += fewer["scored_in_full"]
-        candidates += len(one.candidates)
+        candidates += len(request.candidates)
     assert found / wanted > 0.97
     assert scored / candidates < 0.8
 
 
-async def test_more_than_any_rule_knows_is_scored_in_full(
-    demo: httpx.AsyncClient, cascading: Path, largest: GoldenRequest
+async def test_a_k_beyond_all_rules_is_scored_in_full(
+    demo: httpx.AsyncClient, cascade_bundle: Path, largest: GoldenRequest
 ) -> None:
-    most = max(rule.k for rule in open_bundle(cascading).manifest.cascade)
-    fewer = await answer(demo, body(largest, copies=3, top_k=most + 1, cascade=True))
+    max_k = max(rule.k for rule in open_bundle(cascade_bundle).manifest.cascade)
+    fewer = await answer(demo, body(largest, copies=3, top_k=max_k + 1, cascade=True))
     assert fewer["scored_in_full"] == 3 * len(largest.candidates)
 
 
-async def test_a_model_without_a_cascade_refuses_it(client: httpx.AsyncClient) -> None:
+async def test_cascade_is_a_422_for_a_model_without_one(client: httpx.AsyncClient) -> None:
     request = msgspec.json.encode(a_request(top_k=1, cascade=True))
-    problem(await post(client, request), 422, "$.cascade", "this model has none", "leave it out")
+    problem(await post(client, request), 422, "$.cascade", "This model has no cascade", "Remove the field")
 
 
-async def test_the_model_page_states_recall_and_saving(demo: httpx.AsyncClient) -> None:
+async def test_v1_model_states_the_recall_and_the_share_scored_in_full(demo: httpx.AsyncClient) -> None:
     model = (await demo.get("/v1/model")).json()
     assert model["cascade"]
     for rule in model["cascade"]:
@@ -143,26 +132,26 @@ def an_input(rows: int) -> ModelInput:
     return ModelInput(context[0], candidates[0], context[1], candidates[1])
 
 
-def test_the_rule_is_that_of_the_next_larger_k() -> None:
+def test_the_rule_of_the_next_larger_k_applies() -> None:
     rules = [CascadeRule(k, k / 10, 1.0, 0.5, 100, 300) for k in (1, 3, 10)]
     for k, margin in ((1, 0.1), (2, 0.3), (3, 0.3), (4, 1.0), (10, 1.0)):
-        one = screened(an_input(50), k, rules)
-        assert isinstance(one, Screened)
-        assert one.rule.margin == margin
+        request = screened(an_input(50), k, rules)
+        assert isinstance(request, Screened)
+        assert request.rule.margin == margin
     assert not isinstance(screened(an_input(50), 11, rules), Screened)
     assert not isinstance(screened(an_input(3), 3, rules), Screened)
     assert not isinstance(screened(an_input(3), 2, rules), Screened)
 
 
-def test_a_split_request_is_screened_part_by_part() -> None:
-    one = screened(an_input(50), 3, [CascadeRule(3, 0.3, 1.0, 0.5, 100, 300)])
-    parts = _split(one, 20)
+def test_every_part_of_a_split_request_is_screened() -> None:
+    request = screened(an_input(50), 3, [CascadeRule(3, 0.3, 1.0, 0.5, 100, 300)])
+    parts = split(request, 20)
     assert [len(part.candidate_ids) for part in parts] == [20, 20, 10]
     assert all(isinstance(part, Screened) and part.rule.k == 3 for part in parts)
 
 
-def test_screened_and_other_requests_in_one_batch_do_not_mix(cascading: Path) -> None:
-    engine = open_engine(open_bundle(cascading), 1)
+def test_screened_and_other_requests_share_a_batch(cascade_bundle: Path) -> None:
+    engine = open_engine(open_bundle(cascade_bundle), 1)
     random = np.random.default_rng(0)
     others = [an_input(n) for n in (5, 1)]
     mixed = an_input(30)

@@ -1,4 +1,4 @@
-"""The log: a line is a JSON object whatever is logged, and what a request said is not in it unless asked for."""
+"""The log: every line is a JSON object, and it contains no feature values unless they are enabled."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.telemetry.json_logging import JsonLines, fields
-from tests.service.conftest import StartApp, a_request, app_of
+from tests.support.app import StartApp, a_request, app_of
 
 
 def logged(*arguments: Any, **more: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def logged(*arguments: Any, **more: Any) -> dict[str, Any]:
     return read
 
 
-def test_a_line_says_when_where_and_what() -> None:
+def test_line_has_time_level_logger_and_message() -> None:
     line = logged("worker %d died", 7, extra=fields(request_id="r1", rows=3))
     assert line["message"] == "worker 7 died"
     assert (line["level"], line["logger"], line["request_id"], line["rows"]) == ("error", "a.logger", "r1", 3)
@@ -34,21 +34,21 @@ def test_a_line_says_when_where_and_what() -> None:
 
 
 @given(st.text(), st.one_of(st.text(), st.binary(), st.integers(), st.floats(), st.none()))
-def test_whatever_is_logged_is_one_line_of_json(message: str, value: Any) -> None:
+def test_any_record_is_one_line_of_json(message: str, value: Any) -> None:
     assert "message" in logged("%s", message, extra=fields(value=value))
 
 
-def test_strange_objects_and_wrong_arguments_lose_no_line() -> None:
+def test_unencodable_objects_and_wrong_arguments_are_logged() -> None:
     assert "object" in logged("odd", extra=fields(value=object()))["value"]
     assert logged("%d of %d", "one")["message"] == "%d of %d"
     assert logged("\ud800 and\nmore")["message"] == "\\ud800 and\nmore"
 
 
-def test_a_long_message_is_cut() -> None:
+def test_long_message_is_truncated() -> None:
     assert len(logged("x" * 100_000)["message"]) < 9000
 
 
-def test_an_exception_is_in_its_line() -> None:
+def test_exception_is_logged_in_its_line() -> None:
     try:
         raise ValueError("wrong")
     except ValueError:
@@ -56,7 +56,7 @@ def test_an_exception_is_in_its_line() -> None:
 
 
 async def failing(client: httpx.AsyncClient) -> dict[str, Any]:
-    """A request on which the service itself fails, with an error that quotes a value of it."""
+    """Send a request on which the service fails with an error that quotes a feature value."""
 
     value = "u1-the-user"
 
@@ -70,21 +70,21 @@ async def failing(client: httpx.AsyncClient) -> dict[str, Any]:
     return details
 
 
-async def test_a_failure_is_logged_with_its_request_id_and_frames_and_without_values(
+async def test_failure_is_logged_with_request_id_and_frames_but_without_values(
     start: StartApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with start() as client:
         details = await failing(client)
-    line = JsonLines().format(next(one for one in caplog.records if one.message.endswith(" failed")))
+    line = JsonLines().format(next(record for record in caplog.records if record.message.endswith(" failed")))
     assert json.loads(line)["request_id"] == details["request_id"]
     assert "broken" in json.loads(line)["frames"]
     assert "ArithmeticError" in line
-    assert "the-user" not in "".join(JsonLines().format(one) for one in caplog.records)
+    assert "the-user" not in "".join(JsonLines().format(record) for record in caplog.records)
 
 
-async def test_values_are_in_the_log_when_they_are_asked_for(start: StartApp, caplog: pytest.LogCaptureFixture) -> None:
+async def test_values_are_logged_if_enabled(start: StartApp, caplog: pytest.LogCaptureFixture) -> None:
     async with start(log_values=True) as client:
         await failing(client)
-    line = JsonLines().format(next(one for one in caplog.records if one.message.endswith(" failed")))
+    line = JsonLines().format(next(record for record in caplog.records if record.message.endswith(" failed")))
     assert "cannot take u1-the-user" in line
     assert "u1-the-user" in json.loads(line)["body"]

@@ -1,9 +1,9 @@
-"""The circuit breaker, against every order of events that hypothesis finds."""
+"""The circuit breaker, in any order of events that Hypothesis generates."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.vocabulary.breaker import FAILURES, LONGEST_PAUSE_S, PAUSE_S, Breaker
+from service.vocabulary.breaker import FAILURES, MAX_PAUSE_S, PAUSE_S, CircuitBreaker
 
 
 class Clock:
@@ -13,43 +13,43 @@ class Clock:
         return self.now
 
 
-def opened() -> tuple[Breaker, Clock]:
+def opened() -> tuple[CircuitBreaker, Clock]:
     clock = Clock()
-    breaker = Breaker(clock)
+    breaker = CircuitBreaker(clock)
     for _ in range(FAILURES):
         assert breaker.allows()
-        breaker.failed()
+        breaker.record_failure()
     return breaker, clock
 
 
-def test_it_opens_after_failures_in_a_row_and_not_before() -> None:
-    breaker = Breaker(Clock())
+def test_breaker_opens_after_consecutive_failures_only() -> None:
+    breaker = CircuitBreaker(Clock())
     for _ in range(20):
         for _ in range(FAILURES - 1):
-            assert not breaker.failed()
-        breaker.succeeded()
+            assert not breaker.record_failure()
+        breaker.record_success()
     assert breaker.is_closed
-    assert [breaker.failed() for _ in range(FAILURES)] == [False] * (FAILURES - 1) + [True]
+    assert [breaker.record_failure() for _ in range(FAILURES)] == [False] * (FAILURES - 1) + [True]
     assert not breaker.allows()
 
 
-def test_what_fails_for_good_opens_it_at_once() -> None:
-    breaker = Breaker(Clock())
-    assert breaker.failed(for_good=True)
+def test_permanent_failure_opens_the_breaker_at_once() -> None:
+    breaker = CircuitBreaker(Clock())
+    assert breaker.record_failure(permanent=True)
     assert not breaker.allows()
 
 
-def test_after_a_pause_one_may_try_and_its_success_closes_it() -> None:
+def test_after_a_pause_one_probe_is_allowed_and_its_success_closes_the_breaker() -> None:
     breaker, clock = opened()
     clock.now = PAUSE_S * 0.99
     assert not breaker.allows()
     clock.now = PAUSE_S
     assert [breaker.allows() for _ in range(5)] == [True, False, False, False, False]
-    assert breaker.succeeded()
+    assert breaker.record_success()
     assert all(breaker.allows() for _ in range(5))
 
 
-def test_a_probe_that_fails_makes_the_next_pause_longer_up_to_a_limit() -> None:
+def test_failed_probe_doubles_the_pause_up_to_a_limit() -> None:
     breaker, clock = opened()
     pauses = []
     for _ in range(6):
@@ -57,20 +57,20 @@ def test_a_probe_that_fails_makes_the_next_pause_longer_up_to_a_limit() -> None:
         while not breaker.allows():
             clock.now += 0.125
         pauses.append(clock.now - start_s)
-        breaker.failed()
-    assert pauses == [PAUSE_S, 2.0, 4.0, LONGEST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_PAUSE_S]
+        breaker.record_failure()
+    assert pauses == [PAUSE_S, 2.0, 4.0, MAX_PAUSE_S, MAX_PAUSE_S, MAX_PAUSE_S]
 
 
-def test_what_was_begun_before_it_opened_does_not_close_it() -> None:
+def test_call_that_started_before_the_breaker_opened_does_not_close_it() -> None:
     breaker, _ = opened()
-    assert not breaker.succeeded()
+    assert not breaker.record_success()
     assert not breaker.is_closed
 
 
 @given(st.lists(st.sampled_from(["try", "good", "bad", "wait"]), max_size=200))
-def test_while_it_is_open_there_is_at_most_one_probe_and_it_never_stays_open(events: list[str]) -> None:
+def test_open_breaker_allows_at_most_one_probe_and_can_always_close_again(events: list[str]) -> None:
     clock = Clock()
-    breaker = Breaker(clock)
+    breaker = CircuitBreaker(clock)
     out = 0
     for event in events:
         was_closed = breaker.is_closed
@@ -82,11 +82,11 @@ def test_while_it_is_open_there_is_at_most_one_probe_and_it_never_stays_open(eve
             clock.now += 0.7
         elif out:
             out -= 1
-            breaker.succeeded() if event == "good" else breaker.failed()
+            breaker.record_success() if event == "good" else breaker.record_failure()
         if was_closed and not breaker.is_closed:
-            out = 0  # what is still under way does not count any more
+            out = 0  # calls that are still in flight no longer count
     if not breaker.is_closed:
-        breaker.failed()  # whatever probe there is
-        clock.now += LONGEST_PAUSE_S
+        breaker.record_failure()  # in case a probe is in flight
+        clock.now += MAX_PAUSE_S
         assert breaker.allows()
-        assert breaker.succeeded()
+        assert breaker.record_success()

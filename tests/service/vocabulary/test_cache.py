@@ -1,4 +1,4 @@
-"""The token cache against a dictionary: never a wrong id, and never more than it may hold."""
+"""The token cache, compared with a dictionary: every id is right, and the limits hold."""
 
 import sys
 import tracemalloc
@@ -32,7 +32,7 @@ requests = st.lists(
 
 
 @given(requests, st.integers(0, 40), st.integers(0, 3000))
-def test_whatever_is_asked_the_ids_are_right_and_the_bounds_hold(
+def test_ids_are_right_and_limits_hold_for_any_sequence_of_requests(
     asked: list[dict[str, list[str]]], tokens: int, size: int
 ) -> None:
     cache = a_cache(tokens, size)
@@ -47,7 +47,7 @@ def test_whatever_is_asked_the_ids_are_right_and_the_bounds_hold(
         assert cache.bytes <= size
 
 
-def test_what_was_put_is_found_and_what_is_used_stays() -> None:
+def test_token_in_use_is_not_evicted() -> None:
     cache = a_cache(tokens=40)
     cache.put("user", {"often": 7})
     for number in range(500):
@@ -56,7 +56,7 @@ def test_what_was_put_is_found_and_what_is_used_stays() -> None:
     assert cache.split({"user": ["once-3"]})[1] == {"user": ["once-3"]}
 
 
-def test_a_flood_of_unknown_tokens_pushes_out_no_known_one() -> None:
+def test_flood_of_unknown_tokens_evicts_no_known_token() -> None:
     cache = a_cache(tokens=100)
     cache.put("user", {f"u{n}": n + 2 for n in range(40)})
     for number in range(10_000):
@@ -66,7 +66,7 @@ def test_a_flood_of_unknown_tokens_pushes_out_no_known_one() -> None:
     assert misses == {}
 
 
-def test_an_unknown_token_is_remembered_for_a_while_only() -> None:
+def test_unknown_token_expires() -> None:
     now = [0.0]
     cache = a_cache(tokens=100, unknown_s=10.0, now=now)
     cache.put("user", {"new": UNKNOWN})
@@ -78,14 +78,14 @@ def test_an_unknown_token_is_remembered_for_a_while_only() -> None:
     assert found == ({"user": {}}, {"user": ["new"]})
 
 
-def test_an_unknown_token_is_not_remembered_for_no_time_at_all() -> None:
+def test_unknown_token_is_not_cached_if_its_lifetime_is_zero() -> None:
     cache = a_cache(tokens=100, unknown_s=0.0)
     cache.put("user", {"new": UNKNOWN})
     assert cache.split({"user": ["new"]})[1] == {"user": ["new"]}
 
 
 @pytest.mark.parametrize("length", [5, 40, 400])
-def test_the_bytes_that_it_says_are_about_those_that_it_takes(length: int) -> None:
+def test_estimated_bytes_are_close_to_allocated_bytes(length: int) -> None:
     tracemalloc.start()
     try:
         cache = a_cache(tokens=100_000, size=2**30)
@@ -99,7 +99,7 @@ def test_the_bytes_that_it_says_are_about_those_that_it_takes(length: int) -> No
     assert taken / 1.5 < cache.bytes < taken * 1.5
 
 
-def test_one_token_larger_than_all_of_it_is_not_kept() -> None:
+def test_token_larger_than_the_cache_is_not_cached() -> None:
     cache = a_cache(tokens=100, size=2000)
     token = "x" * 5000
     assert sys.getsizeof(token) > 2000

@@ -9,11 +9,11 @@ from contract.bundle import open_bundle
 from service.vocabulary import publish as publishing
 from service.vocabulary.publish import VERSIONS, PublishError, drop_older, main, publish
 from service.vocabulary.tiered import hash_key, ready_key
-from tests.service.conftest import RedisServer
+from tests.support.redis_server import RedisServer
 from tests.support.small_bundle import write_small_bundle
 
 
-def test_publishing_prints_counts_and_may_be_repeated(
+def test_publishing_prints_counts_and_can_be_repeated(
     bundle: Path, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
@@ -28,14 +28,14 @@ def test_publishing_prints_counts_and_may_be_repeated(
             assert {token.decode(): int(number) for token, number in stored.items()} == dict(vocabulary.items())
 
 
-def test_the_url_may_come_from_the_environment(
+def test_url_can_come_from_the_environment(
     bundle: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CTR_REDIS_URL", redis_server.url)
     assert main([str(bundle)]) == 0
 
 
-def test_chunks_smaller_than_a_vocabulary_lose_nothing(
+def test_vocabulary_is_complete_when_written_in_several_chunks(
     bundle: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "CHUNK", 7)
@@ -43,7 +43,7 @@ def test_chunks_smaller_than_a_vocabulary_lose_nothing(
         assert publish(client, open_bundle(bundle)) == {"user": 40, "weekday": 3, "item": 90, "cost": 3}
 
 
-def test_what_a_broken_publication_left_is_replaced(bundle: Path, redis_server: RedisServer) -> None:
+def test_leftovers_of_an_interrupted_publication_are_replaced(bundle: Path, redis_server: RedisServer) -> None:
     opened = open_bundle(bundle)
     version = opened.manifest.version
     with redis_server.client() as client:
@@ -53,22 +53,22 @@ def test_what_a_broken_publication_left_is_replaced(bundle: Path, redis_server: 
         assert client.hget(hash_key(version, "user"), "u1") == b"3"
 
 
-def test_ready_is_not_written_while_the_counts_disagree(
+def test_ready_key_is_not_written_if_the_counts_differ(
     bundle: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_bundle(bundle)
     version = opened.manifest.version
     with redis_server.client() as client:
         publish(client, opened)
-        # Another writer adds a token while this one writes.
-        monkeypatch.setattr(publishing, "_is_whole", lambda *_: True)
+        # Another writer adds a token at the same time.
+        monkeypatch.setattr(publishing, "is_published", lambda *_: True)
         client.hset(hash_key(version, "user"), "an intruder", 3)
-        with pytest.raises(PublishError, match="Run again"):
+        with pytest.raises(PublishError, match="publish again"):
             publish(client, opened)
         assert not client.exists(ready_key(version))
 
 
-def test_keep_drops_the_oldest_versions_and_never_the_one_just_published(
+def test_keep_deletes_the_oldest_versions_but_never_the_one_just_published(
     tmp_path: Path, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [write_small_bundle(tmp_path / str(seed), seed=seed) for seed in range(4)]
@@ -80,7 +80,7 @@ def test_keep_drops_the_oldest_versions_and_never_the_one_just_published(
         assert not any(version in key.decode() for key in left for version in versions[:2])
         assert all(client.exists(ready_key(version)) for version in versions[2:])
         assert f"dropped {versions[1]}" in capsys.readouterr().out
-        # A clock that went back: others look newer than what was published just now.
+        # After a clock went backward, another version looks newer than the one just published.
         client.zadd(VERSIONS, {versions[2]: 1e12})
         assert main([str(folders[0]), "--redis-url", redis_server.url, "--keep", "1"]) == 0
         members: Any = client.zrange(VERSIONS, 0, -1)
@@ -89,7 +89,7 @@ def test_keep_drops_the_oldest_versions_and_never_the_one_just_published(
         assert client.hlen(hash_key(versions[2], "user")) == 0
 
 
-def test_keep_drops_a_version_that_was_published_in_part(bundle: Path, redis_server: RedisServer) -> None:
+def test_keep_deletes_a_partly_published_version(bundle: Path, redis_server: RedisServer) -> None:
     opened = open_bundle(bundle)
     with redis_server.client() as client:
         client.zadd(VERSIONS, {"0ld": 1.0})
@@ -100,37 +100,37 @@ def test_keep_drops_a_version_that_was_published_in_part(bundle: Path, redis_ser
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "message"),
     [
-        ("redis://:secret@127.0.0.1:1/0", "Is it running"),
-        ("http://:secret@127.0.0.1/", "is no URL of a Redis"),
-        ("redis://:secret/word@127.0.0.1/", "percent-encoded"),
+        ("redis://:secret@127.0.0.1:1/0", "Check that it is running"),
+        ("http://:secret@127.0.0.1/", "not a valid Redis URL"),
+        ("redis://:secret/word@127.0.0.1/", "Percent-encode"),
     ],
 )
-def test_a_redis_that_cannot_be_reached_is_a_sentence(
-    bundle: Path, capsys: pytest.CaptureFixture[str], url: str, words: str
+def test_unusable_redis_is_reported_without_the_password(
+    bundle: Path, capsys: pytest.CaptureFixture[str], url: str, message: str
 ) -> None:
     assert main([str(bundle), "--redis-url", url]) == 2
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert "secret" not in error
     assert "Traceback" not in error
 
 
-def test_a_bundle_that_is_none_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_not_a_bundle_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--redis-url", "redis://127.0.0.1:1"]) == 2
     assert "manifest.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--keep", "0"], ["--keep", "many"], []])
-def test_arguments_that_make_no_sense_are_refused(bundle: Path, arguments: list[str]) -> None:
+def test_invalid_arguments_are_refused(bundle: Path, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         main([str(bundle), *arguments])
     assert refused.value.code == 2
 
 
-def test_a_url_with_an_unknown_option_is_a_sentence(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_url_with_an_unknown_option_is_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(bundle), "--redis-url", "redis://:a-secret-word@h:6399/0?foo=bar"]) == 2
-    said = capsys.readouterr().err
-    assert "no URL of a Redis" in said
-    assert "secret" not in said
+    error = capsys.readouterr().err
+    assert "not a valid Redis URL" in error
+    assert "secret" not in error

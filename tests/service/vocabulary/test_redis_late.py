@@ -1,4 +1,4 @@
-"""A Redis that is late or says nothing: requests are answered in time, and soon it is not asked any more."""
+"""A Redis that is late or silent: requests are answered in time, and Redis is soon no longer called."""
 
 import asyncio
 import socket
@@ -7,20 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
-from tests.service.conftest import RedisServer, StartApp, a_request, app_of
-from tests.service.vocabulary.test_tiered import looking_up, stopped
+from tests.support.app import StartApp, a_request, app_of
+from tests.support.redis_server import RedisServer, looking_up, stopped
 
 
 @contextmanager
 def a_silent_server() -> Iterator[str]:
-    """Takes connections and never says a word."""
+    """Accept connections and never reply."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
 
 
-async def test_a_budget_below_redis_own_timeout_is_answered_in_time_and_starts_the_pause(start: StartApp) -> None:
+@pytest.mark.timing
+async def test_budget_below_the_redis_timeout_is_kept_and_opens_the_breaker(start: StartApp) -> None:
     with a_silent_server() as url:
         async with start(cache_tokens=0, redis_url=url, redis_timeout_ms=10, timeout_ms=8) as client:
             answers = [await client.post("/v1/score", json=a_request()) for _ in range(40)]
@@ -30,7 +33,8 @@ async def test_a_budget_below_redis_own_timeout_is_answered_in_time_and_starts_t
             assert not app_of(client).state.serving.model.scorer.vocabulary._breaker.is_closed
 
 
-async def test_redis_gets_at_most_half_of_what_remains(bundle: Path) -> None:
+@pytest.mark.timing
+async def test_redis_gets_at_most_half_of_the_remaining_time(bundle: Path) -> None:
     with a_silent_server() as url:
         async with looking_up(url, open_bundle(bundle), 5.0) as lookup:
             start_s = time.perf_counter()
@@ -38,7 +42,7 @@ async def test_redis_gets_at_most_half_of_what_remains(bundle: Path) -> None:
             assert 0.3 <= time.perf_counter() - start_s < 0.6
 
 
-async def test_short_budgets_alone_do_not_start_a_pause(bundle: Path, redis_server: RedisServer) -> None:
+async def test_short_budgets_alone_do_not_open_the_breaker(bundle: Path, redis_server: RedisServer) -> None:
     opened = open_bundle(bundle)
     with redis_server.client() as redis:
         publish(redis, opened)
@@ -48,7 +52,7 @@ async def test_short_budgets_alone_do_not_start_a_pause(bundle: Path, redis_serv
         assert not (await lookup.find({"user": ["u1"]}, 2.0)).degraded
 
 
-async def test_one_late_answer_is_no_reason_for_a_pause(bundle: Path, redis_server: RedisServer) -> None:
+async def test_single_late_reply_does_not_open_the_breaker(bundle: Path, redis_server: RedisServer) -> None:
     opened = open_bundle(bundle)
     with redis_server.client() as redis:
         publish(redis, opened)

@@ -1,4 +1,4 @@
-"""A Redis by every kind of URL, and real ones: TLS, Sentinel with a failover, a Cluster that moves its keys."""
+"""Redis URLs of every kind, and real servers: TLS, Sentinel with a failover, a Cluster that moves its slots."""
 
 import asyncio
 import contextlib
@@ -21,11 +21,9 @@ from service.settings import Settings, SettingsError
 from service.vocabulary import publish as publishing
 from service.vocabulary.publish import publish
 from service.vocabulary.redis_client import check_redis_url
-from service.vocabulary.tiered import Tiers
-from tests.service.conftest import RedisServer, a_free_port, redis_binary, start_redis
-from tests.service.vocabulary.test_redis_faults import storm, through
-from tests.service.vocabulary.test_tiered import looking_up
-from tests.support.redis_proxy import proxy_before
+from service.vocabulary.tiered import TieredVocabulary
+from tests.support.processes import a_free_port
+from tests.support.redis_server import RedisServer, looking_up, proxy_before, redis_binary, start_redis, storm, through
 
 WANTED = {"user": ["u1", "u7"], "item": ["4001"]}
 
@@ -46,7 +44,7 @@ WANTED = {"user": ["u1", "u7"], "item": ["4001"]}
         "rediss+cluster://h",
     ],
 )
-def test_these_are_urls(url: str) -> None:
+def test_valid_url_is_accepted(url: str) -> None:
     check_redis_url(url)
 
 
@@ -72,37 +70,35 @@ def test_these_are_urls(url: str) -> None:
         "redis+cluster://:secret@h?nonsense=1",
     ],
 )
-def test_these_are_none_and_nothing_of_them_is_repeated(url: str) -> None:
-    with pytest.raises(ValueError, match="is no URL of a Redis") as raised:
+def test_invalid_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="not a valid Redis URL") as raised:
         check_redis_url(url)
     assert "secret" not in str(raised.value)
 
 
-async def test_a_server_does_not_start_with_a_url_that_redis_cannot_use(bundle: Path) -> None:
+async def test_server_does_not_start_with_an_invalid_url(bundle: Path) -> None:
     app = create_app(Settings(bundle=bundle, redis_url=SecretStr("redis://:a-secret-word@h:port")))
-    with pytest.raises(SettingsError, match="CTR_REDIS_URL: is no URL of a Redis") as refused:
+    with pytest.raises(SettingsError, match="CTR_REDIS_URL: not a valid Redis URL") as refused:
         async with app.router.lifespan_context(app):
             pass
     assert "secret" not in str(refused.value)
 
 
-async def found_in_redis(lookup: Tiers, bundle: Bundle) -> bool:
+async def found_in_redis(lookup: TieredVocabulary, bundle: Bundle) -> bool:
     found = await lookup.find(WANTED, 2.0)
     for field, tokens in WANTED.items():
         assert [found.lookup[field](token) for token in tokens] == [bundle.vocabularies[field](t) for t in tokens]
     return found.degraded == ()
 
 
-async def eventually_found(lookup: Tiers, bundle: Bundle) -> None:
+async def eventually_found(lookup: TieredVocabulary, bundle: Bundle) -> None:
     end_s = time.monotonic() + 30
     while not await found_in_redis(lookup, bundle):
         assert time.monotonic() < end_s, "not within 30 s"
         await asyncio.sleep(0.1)
 
 
-async def test_over_tls_with_a_certificate_that_is_checked(
-    bundle: Path, redis_server: RedisServer, tmp_path: Path
-) -> None:
+async def test_tls_checks_the_certificate(bundle: Path, redis_server: RedisServer, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     with redis_server.client() as client:
         publish(client, opened)
@@ -114,7 +110,7 @@ async def test_over_tls_with_a_certificate_that_is_checked(
         url = through(redis_server, port).replace("redis://", "rediss://")
         async with looking_up(f"{url}?ssl_ca_certs={tmp_path / 'ca.pem'}", opened, 1.0) as lookup:
             assert await found_in_redis(lookup, opened)
-        async with looking_up(url, opened, 1.0) as lookup:  # nobody vouches for it
+        async with looking_up(url, opened, 1.0) as lookup:  # the certificate is not trusted
             assert not await found_in_redis(lookup, opened)
 
 
@@ -146,7 +142,7 @@ def wait_for(answer: Any) -> None:
     raise AssertionError("not within 30 s")
 
 
-async def test_a_failover_of_sentinels_is_followed(
+async def test_client_follows_a_sentinel_failover(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened = open_bundle(bundle)
@@ -164,11 +160,11 @@ async def test_a_failover_of_sentinels_is_followed(
                 wait_for(lambda: client.keys("ctr:*:ready"))
             wait_for(lambda: redis.Redis(port=port, decode_responses=True).sentinel_slaves("mymaster"))
             async with looking_up(url, opened, 0.2) as lookup:
-                assert await found_in_redis(lookup, opened)
+                await eventually_found(lookup, opened)
                 await storm(lookup, opened)
                 primary.process.kill()
                 primary.process.wait()
-                assert not await found_in_redis(lookup, opened)  # right all the same
+                assert not await found_in_redis(lookup, opened)  # degraded, but the ids are right
                 await eventually_found(lookup, opened)
                 with replica.client() as client:
                     assert client.role()[0] == b"master"
@@ -176,13 +172,13 @@ async def test_a_failover_of_sentinels_is_followed(
 
 @asynccontextmanager
 async def a_cluster(tmp_path: Path) -> AsyncIterator[list[RedisServer]]:
-    """Two nodes; the first has all slots."""
+    """Start two nodes, of which the first has all slots."""
     with contextlib.ExitStack() as stack:
         nodes = []
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             options = ["--cluster-enabled", "yes", "--cluster-config-file", str(tmp_path / name / "nodes.conf")]
-            # Not 10,000 above the other, where there may be no port.
+            # The default, 10,000 above the port, may not be a valid port.
             options += ["--cluster-port", str(a_free_port())]
             nodes.append(stack.enter_context(start_redis(tmp_path / name, *options)))
         first, second = (stack.enter_context(node.client()) for node in nodes)
@@ -204,7 +200,7 @@ def raw(answer: Any) -> bytes:
     return answer if isinstance(answer, bytes) else str(answer).encode()
 
 
-async def test_a_cluster_is_published_to_asked_and_followed_when_it_moves_its_slots(
+async def test_client_follows_a_cluster_that_moves_its_slots(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened = open_bundle(bundle)
@@ -222,7 +218,7 @@ async def test_a_cluster_is_published_to_asked_and_followed_when_it_moves_its_sl
 
 
 def move_all(first: RedisServer, second: RedisServer) -> None:
-    """All keys and all slots, from one node to the other."""
+    """Move all keys and slots from one node to the other."""
     with first.client() as giver, second.client() as taker:
         identity = raw(taker.execute_command("CLUSTER", "MYID")).decode()
         names = [key.decode() for key in giver.keys("*")]

@@ -1,4 +1,4 @@
-"""The importer: what FuxiCTR's files say, kept or refused by name."""
+"""The importer of FuxiCTR's configurations and vocabularies."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,7 @@ from model.data.prepare.prepare import prepare
 from model.data.readers import table
 from model.data.readers.log import SPLITS
 from model.experiment_config import Experiment, read_experiment
+from tests.support.examples import examples
 
 FEATURES: list[dict[str, Any]] = [
     {"name": ["user", "weekday"], "active": True, "dtype": "float", "type": "categorical", "source": "user"},
@@ -69,7 +70,7 @@ def read(folder: Path, changes: dict[str, Any] | None = None, candidate: tuple[s
 
 
 def with_feature(changes: dict[str, Any]) -> dict[str, Any]:
-    """The data set, with another feature behind the others."""
+    """Return changes that append a feature to the data set."""
     return {"feature_cols": [*FEATURES, {"name": "extra", "dtype": "str", "type": "categorical"} | changes]}
 
 
@@ -90,23 +91,23 @@ def test_features_keep_their_order_kind_and_side(tmp_path: Path) -> None:
     assert (dataset.label, dataset.min_count) == ("clk", 2)
 
 
-def test_meta_and_inactive_columns_are_no_features(tmp_path: Path) -> None:
+def test_meta_and_inactive_columns_are_left_out(tmp_path: Path) -> None:
     assert read(tmp_path).left_out == ("group", "note")
 
 
-def test_features_without_a_source_are_the_contexts_unless_they_are_named(tmp_path: Path) -> None:
+def test_a_feature_without_a_source_is_the_contexts_unless_candidate_names_it(tmp_path: Path) -> None:
     sides = {f.field.name: f.field.side for f in read(tmp_path, with_feature({}), ("extra", "price")).features}
     assert sides["extra"] == sides["price"] == "candidate"
     assert sides["user"] == "context"
 
 
-def test_what_fills_an_empty_value_is_missing(tmp_path: Path) -> None:
+def test_the_fill_value_means_missing(tmp_path: Path) -> None:
     for key, value, expected in (("fill_na", "-1", "-1"), ("na_value", 0, "0"), ("fill_na", 0.0, "0")):
         assert read(tmp_path, with_feature({key: value})).features[-1].missing == (expected,)
     assert read(tmp_path, with_feature({"fill_na": ""})).features[-1].missing == ()
 
 
-def test_counts_in_buckets_are_squared_logarithms(tmp_path: Path) -> None:
+def test_convert_to_bucket_becomes_log_square(tmp_path: Path) -> None:
     for name in ("convert_to_bucket", "convert_to_bucket(extra)"):
         dataset = read(tmp_path, with_feature({"preprocess": name, "dtype": "float"}))
         assert dataset.features[-1].transform == "log_square"
@@ -122,11 +123,11 @@ def test_counts_in_buckets_are_squared_logarithms(tmp_path: Path) -> None:
         ("train.csv", "train.csv"),
     ],
 )
-def test_paths_begin_where_fuxictrs_data_folder_does(tmp_path: Path, path: str, expected: str) -> None:
+def test_paths_are_relative_to_fuxictrs_data_folder(tmp_path: Path, path: str, expected: str) -> None:
     assert str(read(tmp_path, {"train_data": path}).files["train"]) == expected
 
 
-def test_an_absolute_path_must_lie_below_the_data_folder(tmp_path: Path) -> None:
+def test_an_absolute_path_must_be_below_the_data_folder(tmp_path: Path) -> None:
     inside = {"train_data": str(tmp_path.resolve() / "a" / "train.csv")}
     assert str(read(tmp_path, inside).files["train"]) == "a/train.csv"
     with pytest.raises(ValueError, match=r"dataset 'shop': train_data: '/else/train\.csv'.*below --data"):
@@ -136,32 +137,32 @@ def test_an_absolute_path_must_lie_below_the_data_folder(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"type": "sequence"}, "type: 'sequence' is not supported: put one value into the log"),
-        ({"type": "embedding"}, "type: 'embedding' is not supported: set active: false"),
-        ({"type": "categoric"}, "type: 'categoric' is not supported: write one of categorical, numeric"),
-        ({"dtype": "list"}, "dtype: 'list' is not supported: write one of str, int, float"),
+        ({"type": "sequence"}, "type: 'sequence' is not supported. Write one value into the log"),
+        ({"type": "embedding"}, "type: 'embedding' is not supported. Set active: false"),
+        ({"type": "categoric"}, "type: 'categoric' is not supported. Write one of categorical, numeric"),
+        ({"dtype": "list"}, "dtype: 'list' is not supported. Write one of str, int, float"),
         ({"dtype": "__import__('os').getcwd()"}, "dtype: .* is not supported"),
-        ({"type": "numeric"}, "dtype: 'str' is not supported: a numeric feature is int or float"),
-        ({"source": "shop"}, "source: 'shop' is not supported: write one of user, context, item, ad, candidate"),
-        ({"category_processor": "hash_bucket"}, "category_processor: 'hash_bucket'.*put the bucket or the hash"),
-        ({"feature_encoder": "layers.MaskedSumPooling()"}, "feature_encoder: 'layers.*write null"),
-        ({"encoder": "MaskedSumPooling"}, "encoder: .*write null"),
+        ({"type": "numeric"}, "dtype: 'str' is not supported. A numeric feature is int or float"),
+        ({"source": "shop"}, "source: 'shop' is not supported. Write one of user, context, item, ad, candidate"),
+        ({"category_processor": "hash_bucket"}, "category_processor: 'hash_bucket'.*Write the bucket or the hash"),
+        ({"feature_encoder": "layers.MaskedSumPooling()"}, "feature_encoder: 'layers.*Write null"),
+        ({"encoder": "MaskedSumPooling"}, "encoder: .*Write null"),
         ({"preprocess": "convert_weekday"}, "preprocess: 'convert_weekday'.*reader = \"avazu\""),
-        ({"preprocess": "copy_from(user)"}, r"preprocess: 'copy_from\(user\)'.*put the copy into the log"),
-        ({"preprocess": "convert_to_bucket(user)"}, "preprocess: .*put what it makes into the log"),
-        ({"preprocess": "os.system"}, "preprocess: 'os.system'.*put what it makes into the log"),
-        ({"share_embedding": "item"}, "share_embedding: 'item'.*an embedding of its own"),
-        ({"pretrained_emb": "a.h5"}, "pretrained_emb: 'a.h5'.*trained from nothing"),
-        ({"embedding_dim": 8}, "embedding_dim: 8.*model.embedding wide"),
+        ({"preprocess": "copy_from(user)"}, r"preprocess: 'copy_from\(user\)'.*Write the copy into the log"),
+        ({"preprocess": "convert_to_bucket(user)"}, "preprocess: .*Write its result into the log"),
+        ({"preprocess": "os.system"}, "preprocess: 'os.system'.*Write its result into the log"),
+        ({"share_embedding": "item"}, "share_embedding: 'item'.*its own embedding"),
+        ({"pretrained_emb": "a.h5"}, "pretrained_emb: 'a.h5'.*trained from scratch"),
+        ({"embedding_dim": 8}, "embedding_dim: 8.*the width model.embedding"),
         ({"normalizer": "MinMaxScaler"}, "normalizer: 'MinMaxScaler'.*StandardScaler"),
-        ({"min_categr_count": 0}, "min_categr_count: 0.*from 1 on"),
+        ({"min_categr_count": 0}, "min_categr_count: 0.*of at least 1"),
         ({"min_categr_count": True}, "min_categr_count: True"),
-        ({"fill_na": []}, "fill_na takes a string, a number"),
-        ({"splitter": " "}, "splitter: ' '.*remove it"),
+        ({"fill_na": []}, "fill_na must be a string, a number"),
+        ({"splitter": " "}, "splitter: ' '.*Remove it"),
         ({"name": "../x"}, "use 1 to 64 letters"),
     ],
 )
-def test_what_cannot_be_meant_the_same_is_refused_by_name(
+def test_a_feature_without_an_equivalent_is_an_error_that_names_the_key(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"dataset_config\.yaml: dataset 'shop': feature .*{message}"):
@@ -171,35 +172,35 @@ def test_what_cannot_be_meant_the_same_is_refused_by_name(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_format": "h5"}, "data_format: 'h5'.*name the raw csv or parquet"),
+        ({"data_format": "h5"}, "data_format: 'h5'.*Use the raw csv or parquet"),
         ({"data_format": "parquet"}, r"train_data: .*ends in \.parquet"),
-        ({"train_data": "../data/Shop"}, "train_data: .*name one file"),
+        ({"train_data": "../data/Shop"}, "train_data: .*Name one file"),
         ({"train_data": "../data/../../etc/train.csv"}, "train_data: .*without .. in the middle"),
-        ({"label_col": [{"name": "a"}, {"name": "b"}]}, "label_col: .*there is one label"),
-        ({"feature_cols": []}, "feature_cols: .*a list of features"),
-        ({"feature_cols": ["user"]}, "feature_cols: 'user'.*a mapping with a name"),
-        ({"feature_cols": FEATURES[:1]}, "no categorical feature has source: item: name the ad's by --candidate"),
+        ({"label_col": [{"name": "a"}, {"name": "b"}]}, "label_col: .*There is one label"),
+        ({"feature_cols": []}, "feature_cols: .*Write a list of features"),
+        ({"feature_cols": ["user"]}, "feature_cols: 'user'.*must be a mapping with a name"),
+        ({"feature_cols": FEATURES[:1]}, "no categorical feature has source: item.*with --candidate"),
         ({"feature_cols": FEATURES[1:2]}, "every categorical feature is the candidate's"),
-        ({"feature_cols": [*FEATURES, FEATURES[1]]}, "feature 'item' is there twice"),
-        ({"train_dta": "x"}, "train_dta: 'x'.*remove it"),
+        ({"feature_cols": [*FEATURES, FEATURES[1]]}, "feature 'item' occurs twice"),
+        ({"train_dta": "x"}, "train_dta: 'x'.*Remove it"),
     ],
 )
-def test_a_data_set_that_cannot_be_read_here_is_refused_by_key(
+def test_a_data_set_without_an_equivalent_is_an_error_that_names_the_key(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"dataset_config\.yaml: dataset 'shop': {message}"):
         read(tmp_path, changes)
 
 
-def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     with pytest.raises(ValueError, match=r"c\.yaml: no such file"):
         read_dataset(path, "shop", (), tmp_path)
     for text, message in (
-        ("a: [", "is no readable YAML"),
-        ("shop: !!python/object/apply:os.getcwd []", "is no readable YAML"),
-        ("[1, 2]", "holds no data sets"),
-        ("shop: 3", "has no dataset 'shop': --dataset takes one of shop"),
+        ("a: [", "cannot be read as YAML"),
+        ("shop: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        ("[1, 2]", "has no data sets"),
+        ("shop: 3", "has no dataset 'shop'. --dataset takes one of shop"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"c\.yaml: {message}"):
@@ -209,7 +210,7 @@ def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tables", [VERSION_1, VERSION_2])
-def test_both_versions_ids_become_ours_plus_one(tmp_path: Path, tables: dict[str, dict[str, int]]) -> None:
+def test_ids_of_both_versions_become_ours_plus_one(tmp_path: Path, tables: dict[str, dict[str, int]]) -> None:
     vocabularies = read_vocabularies(vocab(tmp_path, tables), read(tmp_path).features)
     assert dict(vocabularies["user"].items()) == {"9": 2, "2.5": 3, "0": 4}
     assert dict(vocabularies["item"].items()) == {"03349703": 2, "1.0": 3}  # its dtype is str
@@ -219,7 +220,7 @@ def test_both_versions_ids_become_ours_plus_one(tmp_path: Path, tables: dict[str
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).map(str.strip).filter(bool)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.lists(names.filter(lambda name: name not in ("__PAD__", "__OOV__")), unique=True, min_size=1, max_size=20),
     st.booleans(),
@@ -237,18 +238,18 @@ def test_tokens_keep_the_order_of_their_ids(tmp_path_factory: Any, tokens: list[
 @pytest.mark.parametrize(
     ("user", "message"),
     [
-        ({"__PAD__": 0, "a": 1, "__OOV__": 2}, "token 'a' is no finite number, but its dtype is float"),
-        ({"__PAD__": 0, "nan": 1, "__OOV__": 2}, "token 'nan' is no finite number"),
+        ({"__PAD__": 0, "a": 1, "__OOV__": 2}, "token 'a' is not a finite number, but the dtype is float"),
+        ({"__PAD__": 0, "nan": 1, "__OOV__": 2}, "token 'nan' is not a finite number"),
         ({"__PAD__": 0, "1.0": 1, "1": 2, "__OOV__": 3}, "1 tokens appear twice"),
-        ({"__PAD__": 0, "1.0": 1, "2.0": 1, "__OOV__": 2}, "two tokens have one id"),
-        ({"__PAD__": 0, "1.0": 0, "__OOV__": 1}, "neither FuxiCTR 1 nor 2: leave out --feature-vocab"),
+        ({"__PAD__": 0, "1.0": 1, "2.0": 1, "__OOV__": 2}, "two tokens have the same id"),
+        ({"__PAD__": 0, "1.0": 0, "__OOV__": 1}, "neither FuxiCTR 1 nor 2. Leave out --feature-vocab"),
         ({"__PAD__": 0, "1.0": 1, "__OOV__": 1}, "neither FuxiCTR 1 nor 2"),
         ({"1.0": 1}, "neither FuxiCTR 1 nor 2"),
         ({}, "neither FuxiCTR 1 nor 2"),
-        (None, "is not there: give the file of the same data set"),
+        (None, "is missing. Use the file of the same data set"),
     ],
 )
-def test_a_vocabulary_that_does_not_fit_names_feature_and_token(
+def test_an_invalid_vocabulary_is_an_error_that_names_the_feature(
     tmp_path: Path, user: dict[str, int] | None, message: str
 ) -> None:
     tables = {name: table for name, table in (VERSION_2 | {"user": user}).items() if table is not None}
@@ -256,7 +257,7 @@ def test_a_vocabulary_that_does_not_fit_names_feature_and_token(
         read_vocabularies(vocab(tmp_path, tables), read(tmp_path).features)
 
 
-def test_a_file_that_is_no_vocabulary_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_vocabulary_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "feature_vocab.json"
     features = read(tmp_path).features
     with pytest.raises(ValueError, match=r"feature_vocab\.json: cannot be read"):
@@ -267,24 +268,24 @@ def test_a_file_that_is_no_vocabulary_is_named(tmp_path: Path) -> None:
             read_vocabularies(path, features)
 
 
-def test_buckets_have_no_vocabulary_in_common(tmp_path: Path) -> None:
+def test_the_vocabulary_of_a_bucketed_feature_cannot_be_imported(tmp_path: Path) -> None:
     features = read(tmp_path, with_feature({"preprocess": "convert_to_bucket", "dtype": "float"})).features
     path = vocab(tmp_path, VERSION_2 | {"extra": {"__OOV__": 0, "1": 1}})
-    with pytest.raises(ValueError, match="feature 'extra': log_square makes other tokens than FuxiCTR"):
+    with pytest.raises(ValueError, match="feature 'extra': log_square makes other tokens than FuxiCTR does"):
         read_vocabularies(path, features)
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"features": MAP["features"][1:]}, "they belong to two data sets"),
+        ({"features": MAP["features"][1:]}, "Use files of the same data set"),
         ({"features": [{"user": {"type": "numeric"}}, *MAP["features"][1:]]}, "feature 'user' is 'numeric'"),
         ({"features": [{"user": {"type": "categorical", "vocab_size": 9}}, *MAP["features"][1:]]}, "vocab_size 9"),
         ({"features": 3}, "has no features"),
         ({}, "has no features"),
     ],
 )
-def test_a_map_of_another_data_set_is_refused(tmp_path: Path, edit: dict[str, Any], message: str) -> None:
+def test_a_feature_map_of_another_data_set_is_rejected(tmp_path: Path, edit: dict[str, Any], message: str) -> None:
     features, path, tables = read(tmp_path).features, tmp_path / "feature_map.json", vocab(tmp_path, VERSION_2)
     path.write_text(json.dumps(MAP))
     check_feature_map(path, features, tables)
@@ -301,14 +302,14 @@ def test_the_command_writes_an_experiment_and_its_vocabulary(
     arguments = [str(config(tmp_path)), "--dataset", "shop", "--out", str(out), "--data", str(tmp_path)]
     files = ["--feature-map", str(tmp_path / "feature_map.json"), "--feature-vocab", str(vocab(tmp_path, VERSION_2))]
     assert main([*arguments, *files]) == 0
-    assert "4 fields; no features: group, note" in capsys.readouterr().out
+    assert "4 fields; columns left out: group, note" in capsys.readouterr().out
     data = read_experiment(out).data
     assert (data.folder, data.train, data.label, data.min_count) == ("Shop/x1", "train.csv", "clk", 2)
     assert [field.name for field in data.fields] == ["user", "weekday", "item", "price"]
     assert data.min_count_of("item") == 5
     assert open_vocabulary(tmp_path / data.vocabulary, "user")("9") == 2
     assert main(arguments) == 2
-    assert "name another file" in capsys.readouterr().err
+    assert "Choose another file" in capsys.readouterr().err
 
 
 def test_the_imported_experiment_reads_fuxictrs_log(tmp_path: Path) -> None:
@@ -325,7 +326,7 @@ def test_the_imported_experiment_reads_fuxictrs_log(tmp_path: Path) -> None:
     assert log.splits["test"].collect().row(0) == (2, "1", "9", "1", "03349703", "2.5")
 
 
-def test_prepare_takes_the_imported_vocabulary_instead_of_counting(tmp_path: Path) -> None:
+def test_prepare_uses_the_imported_vocabulary_instead_of_counting(tmp_path: Path) -> None:
     out, files = tmp_path / "shop.toml", ["--feature-vocab", str(vocab(tmp_path, VERSION_2))]
     assert main([str(config(tmp_path)), "--dataset", "shop", "--out", str(out), "--data", str(tmp_path), *files]) == 0
     folder = tmp_path / "Shop" / "x1"
@@ -339,7 +340,7 @@ def test_prepare_takes_the_imported_vocabulary_instead_of_counting(tmp_path: Pat
     assert prepared.vocabulary_sizes == (5, 3, 4)
 
 
-def test_files_in_several_folders_are_named_from_the_folder_that_holds_them_all(tmp_path: Path) -> None:
+def test_files_in_several_folders_are_relative_to_their_common_folder(tmp_path: Path) -> None:
     for files, folder, train in (
         ({"train_data": "../data/train.csv"}, ".", "train.csv"),
         ({"train_data": "../data/Shop/x2/train.csv"}, "Shop", "x2/train.csv"),
@@ -350,20 +351,20 @@ def test_files_in_several_folders_are_named_from_the_folder_that_holds_them_all(
         assert (data.folder, data.train, data.test) == (folder, train, f"{'Shop/' * (folder == '.')}x1/test.csv")
 
 
-def test_what_is_refused_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_import_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = vocab(tmp_path, {"user": {"__OOV__": 0}})
     out = tmp_path / "shop.toml"
     arguments = [str(config(tmp_path)), "--dataset", "shop", "--out", str(out), "--data", str(tmp_path)]
     assert main([*arguments, "--feature-vocab", str(tables)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "feature 'weekday': is not there" in error
+    assert "feature 'weekday': is missing" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset_config.yaml", "feature_vocab.json"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_label_and_missing_value_survive_the_toml(tmp_path_factory: Any, label: str, missing: str) -> None:
+def test_any_label_and_missing_value_survive_the_toml_file(tmp_path_factory: Any, label: str, missing: str) -> None:
     folder = tmp_path_factory.mktemp("toml")
     dataset = read(folder)
     feature = Feature(Field("item", "candidate"), "str", (missing,), None, None)

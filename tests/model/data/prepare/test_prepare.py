@@ -1,4 +1,4 @@
-"""Prepare: the same ids and numbers as serving, from any log."""
+"""Preparing a log: the ids and numbers must be those of serving, for any log."""
 
 import math
 import subprocess
@@ -19,15 +19,17 @@ from contract.encode import Encoder
 from contract.schema import Field
 from contract.tokens import number_reader, tokenizer
 from contract.vocabulary import MISSING, open_vocabulary
-from model.data.prepare import prepare as preparing
-from model.data.prepare import reading
+from model.cli.prepare import main
+from model.data.prepare import reading, writing
 from model.data.prepare.columns import number_column, text_column
-from model.data.prepare.counting import number_tokens
-from model.data.prepare.prepare import main, prepare, warnings, write_prepared
+from model.data.prepare.counting import count_tokens
+from model.data.prepare.prepare import prepare, write_prepared
 from model.data.prepare.prepared import Prepared, read_prepared
+from model.data.prepare.summary import warnings
 from model.data.readers.log import LINE, Log
 from model.data.synthetic.generate import main as generate
 from model.data_config import Data
+from tests.support.examples import examples
 
 GENERATED = Data(reader="generated", folder="generated", prepared="prepared/generated")
 FIELDS = (Field("place", "context"), Field("ad", "candidate"), Field("bid", "candidate", "numeric"))
@@ -64,7 +66,7 @@ NUMBERS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
 
 
 def columns(kinds: Sequence[tuple[st.SearchStrategy[Any], pl.DataType]]) -> st.SearchStrategy[list[pl.Series]]:
-    """Three columns of one type: train, valid and test."""
+    """Draw three columns of one type: train, valid and test."""
 
     def of(kind: tuple[st.SearchStrategy[Any], pl.DataType]) -> st.SearchStrategy[list[pl.Series]]:
         column = st.lists(st.none() | kind[0], min_size=8, max_size=8)
@@ -89,7 +91,7 @@ def write(folder: Path, log: Log, min_count: int = 1, given: Path | None = None)
 
 
 def as_sent(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    """The rows as a client's JSON has them: a float32 in its shortest decimal."""
+    """Return the rows as a client's JSON has them: a float32 is its shortest decimal."""
     sent = frame.with_columns(
         pl.Series(c.name, [None if v is None else float(str(np.float32(v))) for v in c.to_list()], dtype=pl.Float64)
         for c in frame.get_columns()
@@ -111,17 +113,17 @@ def assert_served_alike(log: Log, min_count: int) -> None:
                 assert one.candidate_values.tolist() == [values[row].tolist()]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(columns(KINDS), columns(KINDS), columns(NUMBERS), st.integers(1, 3))
-def test_prepare_and_serving_make_the_same_ids_and_numbers(
+def test_prepare_and_serving_give_the_same_ids_and_numbers(
     place: list[pl.Series], ad: list[pl.Series], bid: list[pl.Series], min_count: int
 ) -> None:
     assert_served_alike(log_of({"place": place, "ad": ad, "bid": bid}), min_count)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(columns(KINDS), columns([*COUNTS, HUGE]), columns([*NUMBERS, *COUNTS]), st.integers(1, 2), MEANS_MISSING)
-def test_prepare_and_serving_make_the_same_of_buckets_and_of_values_that_mean_missing(
+def test_prepare_and_serving_agree_on_buckets_and_missing_values(
     place: list[pl.Series], ad: list[pl.Series], bid: list[pl.Series], min_count: int, missing: list[str]
 ) -> None:
     fields = tuple(msgspec.structs.replace(field, missing=(*(field.missing or ()), *missing)) for field in MARKED)
@@ -129,35 +131,35 @@ def test_prepare_and_serving_make_the_same_of_buckets_and_of_values_that_mean_mi
 
 
 @given(st.lists(st.sampled_from(["-1", "-1.0", "1e0", "1.00", "2", " 3"]), min_size=1, unique=True), MEANS_MISSING)
-def test_a_number_in_text_means_missing_where_the_same_number_sent_does(written: list[str], missing: list[str]) -> None:
+def test_text_means_missing_if_the_same_number_does(written: list[str], missing: list[str]) -> None:
     bid = Field("bid", "candidate", "numeric", missing=tuple(missing))
     read = number_reader(bid)
     absent = [math.isnan(read(float(text))) for text in written]
     assert np.isnan(number_column(pl.Series(written), bid)).tolist() == absent
     bucket = msgspec.structs.replace(bid, kind="categorical", transform="log_square")
-    vocabulary, ids = number_tokens(pl.Series(written), np.ones(len(written) + 1, np.int64), bucket, 1)
+    vocabulary, ids = count_tokens(pl.Series(written), np.ones(len(written) + 1, np.int64), bucket, 1)
     tokens = [tokenizer(bucket)(float(text)) for text in written]
     assert ids[1:].tolist() == [MISSING if one is None else vocabulary(one) for one in tokens]
     assert [one is None for one in tokens] == absent
 
 
 @pytest.mark.parametrize("other", ["2", " 2", "", "n/a", "nan"])
-def test_a_word_that_means_missing_does_so_whatever_else_is_in_the_batch(other: str) -> None:
-    """A parser may take "nan" for a number."""
+def test_a_word_means_missing_whatever_the_rest_of_the_batch_holds(other: str) -> None:
+    """A parser may read "nan" as a number."""
     field = Field("bid", "candidate", "numeric", missing=("nan", "n/a", "1e0"))
     found = number_column(pl.Series(["nan", "1", "1.00", "3", other]), field)
     assert np.isnan(found[:4]).tolist() == [True, True, True, False]
     bucket = msgspec.structs.replace(field, kind="categorical", transform="log_square")
-    _, ids = number_tokens(pl.Series(["nan", "1", "1.00", "3", other]), np.ones(6, np.int64), bucket, 1)
+    _, ids = count_tokens(pl.Series(["nan", "1", "1.00", "3", other]), np.ones(6, np.int64), bucket, 1)
     assert ids[:4].tolist() == [MISSING] * 4
     assert ids[4] != MISSING
 
 
 @pytest.mark.parametrize("batch", [3, 1000])
-def test_the_size_of_a_batch_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """More rows than one batch has, and values that come again in later ones."""
-    monkeypatch.setattr(reading, "BATCH", batch)
-    monkeypatch.setattr(preparing, "CHUNK", batch)
+def test_the_batch_size_does_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """There are more rows than in one batch, and values that occur again in later batches."""
+    monkeypatch.setattr(reading, "BATCH_ROWS", batch)
+    monkeypatch.setattr(writing, "CHUNK_ROWS", batch)
     rows = [f"v{n * n % 17}" for n in range(50)]
     frame = pl.DataFrame({"label": [0, 1] * 25, "place": rows, "ad": rows[::-1], "bid": range(50)})
     frames = {split: frame.with_row_index(LINE, 1).lazy() for split in ("train", "valid", "test")}
@@ -171,15 +173,15 @@ def test_the_size_of_a_batch_changes_nothing(tmp_path: Path, monkeypatch: pytest
     assert prepared.split("test")[1][:, 0].tolist() == expected.tolist()
 
 
-def test_a_field_of_a_published_log_without_information_is_told_and_taken(tmp_path: Path) -> None:
+def test_a_useless_field_of_a_published_log_is_only_a_warning(tmp_path: Path) -> None:
     same = {"place": [pl.Series(["p"] * 8)] * 3, "ad": [pl.Series(range(8))] * 3, "bid": [pl.Series([1.0] * 8)] * 3}
     one, none, number = warnings(write(tmp_path, log_of(same), min_count=2))
-    assert "column 'place' holds 'p' in every row of train" in one
-    assert "column 'ad' has no token: no value is there min_count times" in none
-    assert "column 'bid' holds 1 wherever train has a number: no weight can be trained on it" in number
+    assert 'column "place" holds "p" in every row of train' in one
+    assert 'column "ad" has no tokens: no value occurs min_count times' in none
+    assert 'column "bid" holds 1 in every row of train that has a number, so no weight can be trained on it' in number
 
 
-def test_numbers_are_measured_in_train_and_those_of_test_kept_in_its_range(tmp_path: Path) -> None:
+def test_numbers_are_measured_in_train_and_clipped_to_its_range(tmp_path: Path) -> None:
     bids = [pl.Series(numbers * 2) for numbers in ([1.0, 3.0, None, 2.0], [2.0] * 4, [3.0, 1e9, -5.0, None])]
     ads, places = [pl.Series(["a", "b"] * 4)] * 3, [pl.Series(["p", "q"] * 4)] * 3
     prepared = write(tmp_path, log_of({"place": places, "ad": ads, "bid": bids}))
@@ -189,30 +191,30 @@ def test_numbers_are_measured_in_train_and_those_of_test_kept_in_its_range(tmp_p
     np.testing.assert_allclose(prepared.split("test")[1][:, 0], (nearest - 2.0) / bid.std, rtol=1e-6)
 
 
-def test_a_numeric_field_without_a_number_is_told(tmp_path: Path) -> None:
+def test_a_numeric_field_without_numbers_is_a_warning(tmp_path: Path) -> None:
     places, ads = [pl.Series(["p", "q"] * 4)] * 3, [pl.Series(["a", "b"] * 4)] * 3
     nothing = [pl.Series([None] * 8, dtype=pl.Float64)] * 3
     (said,) = warnings(write(tmp_path, log_of({"place": places, "ad": ads, "bid": nothing})))
-    assert said == "column 'bid' has no number: it is missing in every row of train: remove the field"
+    assert said == 'column "bid" is missing in every row of train. Remove the field.'
 
 
-def test_a_vocabulary_of_another_log_is_told(tmp_path: Path) -> None:
+def test_a_vocabulary_of_another_log_is_a_warning(tmp_path: Path) -> None:
     columns = {"place": [pl.Series(["p", "q"] * 4)] * 3, "bid": [pl.Series([1.0, 2.0] * 4)] * 3}
     (tmp_path / "other").mkdir()
     other = write(tmp_path / "other", log_of(columns | {"ad": [pl.Series(["a", "b"] * 4)] * 3}))
     log = log_of(columns | {"ad": [pl.Series(["b", *"1234567"])] * 3})
     assert warnings(write(tmp_path, log)) == []
     (said,) = warnings(write(tmp_path, log, given=other.vocabulary))
-    assert said == "column 'ad': the vocabulary lacks 87.50% of test's values: is it another log's?"
+    assert said.startswith('column "ad": 87.50% of the values in test are not in the vocabulary. Check')
 
 
-def test_a_vocabulary_that_is_not_there_is_told_before_anything_is_read(tmp_path: Path) -> None:
+def test_a_missing_vocabulary_is_an_error_before_the_log_is_read(tmp_path: Path) -> None:
     data = msgspec.structs.replace(GENERATED, vocabulary="nowhere")
-    with pytest.raises(ValueError, match=r"nowhere: there is no such folder: vocabulary = 'nowhere' names it"):
+    with pytest.raises(ValueError, match=r'nowhere: no such folder\. vocabulary = "nowhere" names it'):
         prepare(tmp_path, data)
 
 
-def test_a_log_that_vanishes_cannot_be_read(tmp_path: Path) -> None:
+def test_a_log_that_is_deleted_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     columns = {"place": pl.Series(["p", "q"] * 4), "ad": pl.Series(["a", "b"] * 4), "bid": pl.Series([1.0] * 8)}
     log = log_of({name: [values] * 3 for name, values in columns.items()})
     gone = tmp_path / "gone.parquet"
@@ -227,14 +229,14 @@ def test_a_log_that_vanishes_cannot_be_read(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from model.data.prepare.prepare import main
+from model.cli.prepare import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.exit(main(["--config", sys.argv[2], "--data", str(Path(sys.argv[2]).parent)]))
 """
 
 
 @pytest.mark.parametrize("most_bytes", [2000, 20_000])
-def test_a_disk_that_is_full_leaves_the_old_log_and_nothing_half_written(tmp_path: Path, most_bytes: int) -> None:
+def test_a_full_disk_leaves_the_old_log_and_no_partial_output(tmp_path: Path, most_bytes: int) -> None:
     assert generate(["--data", str(tmp_path), "--requests", "1500"]) == 0
     config = tmp_path / "data.toml"
     config.write_text('[data]\nreader = "generated"\nfolder = "generated"\nprepared = "out/log"\n')
@@ -243,7 +245,7 @@ def test_a_disk_that_is_full_leaves_the_old_log_and_nothing_half_written(tmp_pat
     run = [sys.executable, "-c", FULL, str(most_bytes), str(config)]
     result = subprocess.run(run, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert f"{tmp_path}/out/log: cannot be written: File too large: nothing is left of it" in result.stderr
+    assert f"{tmp_path}/out/log: cannot be written: File too large. The partial output was removed." in result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["log"]
     assert (tmp_path / "out" / "log" / "train.ids.npy").read_bytes() == before
 
@@ -269,19 +271,19 @@ def small(tmp_path: Path) -> Prepared:
     )
 
 
-def test_the_most_frequent_token_comes_first_and_ties_in_order(small: Prepared) -> None:
+def test_tokens_are_ordered_by_frequency_and_then_alphabetically(small: Prepared) -> None:
     vocabulary = open_vocabulary(small.vocabulary, "place")
     assert sorted(vocabulary.items(), key=lambda item: item[1]) == [("x", 2), ("y", 3), ("z", 4)]
     assert small.vocabulary_sizes == (5, 3)
 
 
-def test_missing_is_one_and_unseen_in_train_is_zero(small: Prepared) -> None:
+def test_missing_has_id_1_and_a_token_that_train_lacks_id_0(small: Prepared) -> None:
     assert small.split("train")[0][:, 0].tolist() == [2, 2, 3, 1, 4, 4, 1, 3]
     assert small.split("valid")[0][:3].tolist() == [[2, 2], [0, 2], [1, 2]]
     assert small.split("test")[0][:, 1].tolist() == [0] * 8
 
 
-def test_numbers_are_normalised_by_train_and_missing_ones_are_the_mean(small: Prepared) -> None:
+def test_numbers_are_normalized_by_train_and_missing_ones_are_the_mean(small: Prepared) -> None:
     bid = small.schema.select("numeric")[0]
     assert (bid.mean, bid.std) == (2.0, 1.0)
     assert small.split("train")[1][:4, 0].tolist() == [-1.0, 1.0, 0.0, 0.0]
@@ -295,13 +297,13 @@ def test_arrays_have_the_types_that_training_reads(small: Prepared) -> None:
     assert labels.tolist() == [0.0, 1.0] * 4
 
 
-def test_facts_about_the_log_are_kept(small: Prepared) -> None:
+def test_the_facts_about_the_log_are_written(small: Prepared) -> None:
     assert small.facts.splits["test"].click_rate == 0.5
     assert small.facts.missing == {"place": 0.25, "ad": 0.0, "bid": 0.25}
     assert small.facts.data.negative_rate == 1.0
 
 
-def test_a_rare_token_is_unknown_in_train_as_well(tmp_path: Path) -> None:
+def test_a_rare_token_is_unknown_in_train_too(tmp_path: Path) -> None:
     places = [pl.Series(["a"] * 5 + ["b"] * 2 + ["c"])] * 3
     log = log_of({"place": places, "ad": [pl.Series([1] * 8)] * 3, "bid": [pl.Series([1.0] * 8)] * 3})
     assert write(tmp_path, log, min_count=3).split("train")[0][:, 0].tolist() == [2] * 5 + [0] * 3
@@ -313,18 +315,26 @@ def test_a_rare_token_is_unknown_in_train_as_well(tmp_path: Path) -> None:
         (
             "bid",
             pl.Series([1.0, float("nan")] * 4),
-            r"^train\.parquet: row 2: column 'bid' holds nan: it takes a number",
+            r'^train\.parquet, row 2: column "bid" holds nan; expected a finite number\. Write null',
         ),
-        ("bid", pl.Series([float("inf")] + [1.0] * 7), "row 1: column 'bid' holds inf: it takes a number"),
+        ("bid", pl.Series([float("inf")] + [1.0] * 7), 'row 1: column "bid" holds inf; expected a finite number'),
         ("bid", pl.Series([1e308, -1e308] * 4), "'bid': mean .* must be finite"),
-        ("bid", pl.Series(["1", " 2", "", "x"] * 2), "row 4: column 'bid' holds 'x': it takes a number, or nothing"),
-        ("bid", pl.Series([True] * 8), "'bid' holds Boolean: a numeric field takes numbers"),
-        ("ad", pl.Series([None] * 7 + [float("nan")]), "row 8: column 'ad' holds nan: is NaN or infinite: write null"),
-        ("ad", pl.Series([[1]] * 8), r"'ad' holds List\(Int64\): write strings"),
-        ("ad", pl.Series(["a"] * 7 + ["a\0b"]), r"row 8: column 'ad' holds 'a\\x00b': no vocabulary keeps a NUL"),
+        (
+            "bid",
+            pl.Series(["1", " 2", "", "x"] * 2),
+            r'row 4: column "bid" holds "x"; expected a number\. Add "x" to missing',
+        ),
+        ("bid", pl.Series([True] * 8), '"bid" has the type Boolean; expected numbers'),
+        (
+            "ad",
+            pl.Series([None] * 7 + [float("nan")]),
+            r'row 8: column "ad" holds nan; expected a finite number\. Write null',
+        ),
+        ("ad", pl.Series([[1]] * 8), r'"ad" has the type List\(Int64\); expected strings'),
+        ("ad", pl.Series(["a"] * 7 + ["a\0b"]), r'row 8: column "ad" holds "a\\u0000b"; a token cannot contain NUL'),
     ],
 )
-def test_a_column_that_serving_would_refuse_is_refused(
+def test_a_column_that_serving_would_reject_is_rejected(
     tmp_path: Path, field: str, column: pl.Series, message: str
 ) -> None:
     good = {"place": pl.Series(["p"] * 8), "ad": pl.Series([1] * 8), "bid": pl.Series([1.0] * 8)}
@@ -334,7 +344,7 @@ def test_a_column_that_serving_would_refuse_is_refused(
     assert not any(tmp_path.iterdir())
 
 
-def test_the_generated_log_is_prepared_whole(tmp_path: Path) -> None:
+def test_the_generated_log_is_prepared_completely(tmp_path: Path) -> None:
     assert generate(["--data", str(tmp_path), "--requests", "300"]) == 0
     prepared = prepare(tmp_path, GENERATED)
     ids, values, labels = prepared.split("train")
@@ -348,19 +358,19 @@ def test_the_generated_log_is_prepared_whole(tmp_path: Path) -> None:
     prepare(tmp_path, GENERATED)  # and again, over its own folder
 
 
-def test_extra_columns_that_a_log_does_not_have_are_refused(small: Prepared) -> None:
+def test_a_missing_extra_column_is_an_error(small: Prepared) -> None:
     with pytest.raises(ValueError, match=r"test\.true_ctr\.npy"):
         small.column("test", "true_ctr")
 
 
-def test_a_folder_that_prepare_did_not_write_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_prepare_did_not_write_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Make it with: ctr-prepare"):
         read_prepared(tmp_path)
 
 
-def test_a_prepared_folder_that_is_not_whole_is_refused(small: Prepared) -> None:
+def test_a_prepared_folder_with_a_missing_file_is_rejected(small: Prepared) -> None:
     (small.vocabulary / "ad.ids.npy").unlink()
-    with pytest.raises(ValueError, match=r"vocabulary of field 'ad'.*run ctr-prepare again"):
+    with pytest.raises(ValueError, match=r"vocabulary of field 'ad'.*Run ctr-prepare again"):
         read_prepared(small.folder)
 
 
@@ -376,7 +386,7 @@ def test_the_command_prints_a_line_for_each_field(tmp_path: Path, capsys: pytest
     assert "advertiser" in out
 
 
-def test_a_misspelt_key_of_the_training_is_told_before_the_work(
+def test_a_misspelled_training_key_is_an_error_before_the_log_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = tmp_path / "e.toml"
@@ -386,13 +396,13 @@ def test_a_misspelt_key_of_the_training_is_told_before_the_work(
     assert "unknown field `embedingl2`" in capsys.readouterr().err
 
 
-def test_the_command_fails_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none.toml"), "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "none.toml: there is no such experiment file" in error
+    assert "none.toml: no such experiment file" in error
 
 
-def test_a_float32_category_is_its_shortest_decimal() -> None:
+def test_the_token_of_a_float32_is_its_shortest_decimal() -> None:
     column = pl.Series([0.1, 0.2, 16777216.0, 3.0], dtype=pl.Float32)
     assert text_column(column).to_list() == ["0.1", "0.2", "16777216", "3"]

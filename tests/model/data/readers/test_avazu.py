@@ -1,4 +1,4 @@
-"""Avazu's readers, on made-up lines in its formats."""
+"""The readers for Avazu, on invented lines in its formats."""
 
 import gzip
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_the_hour_becomes_hour_of_day_weekday_and_weekend(tmp_path: Path) -> Non
     assert rows["is_weekend"].to_list() == [False, True, True, False]
 
 
-def test_id_and_date_are_no_features_and_all_other_columns_are(tmp_path: Path) -> None:
+def test_every_column_except_id_and_date_is_a_feature(tmp_path: Path) -> None:
     write_raw(tmp_path / "train.csv", ["14102100"] * 3)
     log = avazu.read(tmp_path, RAW)
     names = [field.name for field in log.fields]
@@ -47,7 +47,7 @@ def test_id_and_date_are_no_features_and_all_other_columns_are(tmp_path: Path) -
     assert set(rows_of(dict(log.splits)).columns) == {LINE, "click", *names}
 
 
-def test_by_time_the_last_day_is_test(tmp_path: Path) -> None:
+def test_with_split_time_the_last_day_is_test(tmp_path: Path) -> None:
     write_raw(tmp_path / "train.csv", ["14102300", "14102101", "14102223", "14102202", "14102323", "14102003"])
     splits = avazu.read(tmp_path, BY_TIME).splits
     lines = {split: splits[split].collect()[LINE].to_list() for split in SPLITS}
@@ -55,7 +55,7 @@ def test_by_time_the_last_day_is_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.csv.gz", "train.gz"])
-def test_the_compressed_form_reads_as_the_plain_one(tmp_path: Path, name: str) -> None:
+def test_the_compressed_file_reads_like_the_plain_one(tmp_path: Path, name: str) -> None:
     for file in ("train.csv", name):
         write_raw(tmp_path / file, ["14102100", "14102509", "14102623"] * 20)
     plain = rows_of(dict(avazu.read(tmp_path, RAW).splits))
@@ -66,19 +66,19 @@ def test_the_compressed_form_reads_as_the_plain_one(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     "hour", ["", "1410210", "141021000", "14102124", "14103299", "tuesday!", "1410 100", "-4102100"]
 )
-def test_an_unreadable_hour_is_named_with_its_line(tmp_path: Path, hour: str) -> None:
+def test_an_unreadable_hour_is_an_error_that_names_its_line(tmp_path: Path, hour: str) -> None:
     write_raw(tmp_path / "train.csv", ["14102100", hour, "14102101"])
-    with pytest.raises(ValueError, match=r"train\.csv: line 3: hour .* is not YYMMDDHH: correct or remove the line"):
+    with pytest.raises(ValueError, match=r"train\.csv:3: hour .* is not YYMMDDHH\. Fix or remove the line"):
         avazu.read(tmp_path, RAW)
 
 
-def test_a_missing_column_is_named(tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("id,hour,C1\n1,14102100,5\n")
-    with pytest.raises(ValueError, match=r"train\.csv: has no column 'click', only id, hour, C1"):
+    with pytest.raises(ValueError, match=r'train\.csv: no column "click"\. The file has id, hour, C1'):
         avazu.read(tmp_path, RAW)
 
 
-def test_x1_has_22_columns_and_the_last_eight_are_the_ads(tmp_path: Path) -> None:
+def test_x1_has_22_columns_of_which_the_last_eight_are_the_ads(tmp_path: Path) -> None:
     for split in SPLITS:
         values = ",".join(str(n) for n in range(22))
         (tmp_path / f"{split}.csv").write_text(f"label,{','.join(avazu.X1_COLUMNS)}\n0,{values}\n")
@@ -88,13 +88,13 @@ def test_x1_has_22_columns_and_the_last_eight_are_the_ads(tmp_path: Path) -> Non
     assert log.splits["valid"].collect()["feat_22"].to_list() == ["21"]
 
 
-def test_a_missing_file_says_where_avazu_is_published(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_file_says_where_avazu_is_published(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.csv: no such file \(nor train\.csv\.gz, train\.gz\).*Kaggle's Avazu"):
         avazu.read(tmp_path, RAW)
     with pytest.raises(ValueError, match=r"train\.csv: no such file.*reczoo/Avazu_x1"):
         avazu.read_x1(tmp_path, X1)
 
 
-def test_only_avazu_is_split_by_time() -> None:
-    with pytest.raises(ValueError, match='"criteo" knows no time'):
+def test_only_avazu_can_be_split_by_time() -> None:
+    with pytest.raises(ValueError, match='reader = "criteo" has no times'):
         Data(reader="criteo", folder=".", prepared="p", split="time")

@@ -1,4 +1,4 @@
-"""Criteo's readers, on made-up lines in its formats."""
+"""The readers for Criteo, on invented lines in its formats."""
 
 import gzip
 from pathlib import Path
@@ -14,7 +14,7 @@ X1 = Data(reader="criteo_x1", folder=".", prepared="p")
 
 
 def raw_line(row: int) -> str:
-    """Every seventh number and every fifth category is empty."""
+    """Return a line in which every seventh number and every fifth category is empty."""
     numbers = [str(row + n) if (row + n) % 7 else "" for n in range(13)]
     categories = [f"{row * 31 + n:08x}" if (row + n) % 5 else "" for n in range(26)]
     return "\t".join([str(row % 2), *numbers, *categories])
@@ -24,7 +24,7 @@ def write_raw(folder: Path, rows: int = 200) -> None:
     (folder / "train.txt").write_text("".join(raw_line(row) + "\n" for row in range(rows)))
 
 
-def test_raw_lines_become_rows_with_an_empty_value_missing(tmp_path: Path) -> None:
+def test_an_empty_value_of_a_raw_line_is_missing(tmp_path: Path) -> None:
     write_raw(tmp_path)
     log = criteo.read(tmp_path, RAW)
     seen = {}
@@ -34,7 +34,7 @@ def test_raw_lines_become_rows_with_an_empty_value_missing(tmp_path: Path) -> No
     assert seen == {row + 1: raw_line(row) for row in range(200)}
 
 
-def test_the_compressed_form_reads_as_the_plain_one(tmp_path: Path) -> None:
+def test_the_compressed_file_reads_like_the_plain_one(tmp_path: Path) -> None:
     write_raw(tmp_path)
     plain = {split: part.collect() for split, part in criteo.read(tmp_path, RAW).splits.items()}
     text = (tmp_path / "train.txt").read_bytes()
@@ -45,7 +45,7 @@ def test_the_compressed_form_reads_as_the_plain_one(tmp_path: Path) -> None:
     assert log.paths["valid"].name == "train.txt.gz"
 
 
-def test_counts_are_numeric_and_the_hashed_half_behind_c13_is_the_candidates(tmp_path: Path) -> None:
+def test_counts_are_numeric_and_c14_to_c26_are_the_candidates(tmp_path: Path) -> None:
     write_raw(tmp_path)
     fields = criteo.read(tmp_path, RAW).fields
     assert [f.name for f in fields if f.kind == "numeric"] == [f"I{n}" for n in range(1, 14)]
@@ -72,20 +72,20 @@ def test_x1_keeps_the_published_split_and_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [39, 41])
-def test_a_line_with_another_number_of_columns_is_named(tmp_path: Path, columns: int) -> None:
+def test_a_line_with_another_number_of_columns_is_an_error_that_names_it(tmp_path: Path, columns: int) -> None:
     wrong = "\t".join(["0"] * columns)
     (tmp_path / "train.txt").write_text(f"{raw_line(0)}\n{wrong}\n{raw_line(1)}\n")
-    with pytest.raises(ValueError, match=rf"train\.txt: line 2 has {columns} columns instead of 40"):
+    with pytest.raises(ValueError, match=rf"train\.txt:2: expected 40 columns, found {columns}"):
         criteo.read(tmp_path, RAW)
 
 
-def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gzip_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "train.txt.gz").write_bytes(b"no archive")
-    with pytest.raises(ValueError, match=r"train\.txt\.gz: is no whole gzip file"):
+    with pytest.raises(ValueError, match=r"train\.txt\.gz: the gzip file is truncated or corrupt"):
         criteo.read(tmp_path, RAW)
 
 
-def test_a_missing_file_says_where_criteo_is_published(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_file_says_where_criteo_is_published(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.txt: no such file \(nor train\.txt\.gz\).*Kaggle's Criteo"):
         criteo.read(tmp_path, RAW)
     with pytest.raises(ValueError, match=r"train\.csv: no such file.*reczoo/Criteo_x1"):

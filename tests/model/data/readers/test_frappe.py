@@ -1,4 +1,4 @@
-"""Frappe's readers, on made-up rows in its formats."""
+"""The readers for Frappe, on invented rows in its formats."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ X1 = Data(reader="frappe_x1", folder=".", prepared="p")
 
 
 def x1_rows(split: str) -> pl.DataFrame:
-    """Numbers that belong to one field each, as in Frappe_x1."""
+    """Return rows in which each number belongs to one field, as in Frappe_x1."""
     columns = {name: [100 * n, 100 * n + SPLITS.index(split)] for n, name in enumerate(frappe.SIDES)}
     return pl.DataFrame({"label": [1, 0]} | columns)
 
 
 @pytest.mark.parametrize("name", ["{}.csv", "{}.csv.gz", "x1_ids_{}.csv.gz"])
-def test_x1_is_read_under_each_of_its_names(tmp_path: Path, name: str) -> None:
+def test_x1_is_read_under_each_of_its_file_names(tmp_path: Path, name: str) -> None:
     for split in SPLITS:
         file = tmp_path / name.format(split)
         x1_rows(split).write_csv(file, compression="gzip" if name.endswith("gz") else "uncompressed")
@@ -31,22 +31,22 @@ def test_x1_is_read_under_each_of_its_names(tmp_path: Path, name: str) -> None:
     assert log.paths["train"].name == name.format("train")
 
 
-def test_both_forms_have_the_same_fields_in_the_same_order(tmp_path: Path) -> None:
+def test_both_formats_have_the_same_fields_in_the_same_order(tmp_path: Path) -> None:
     for split in SPLITS:
         x1_rows(split).write_csv(tmp_path / f"{split}.csv")
         x1_rows(split).write_parquet(tmp_path / f"{split}.parquet")
     assert frappe.read(tmp_path, WORDS).fields == frappe.read_x1(tmp_path, X1).fields
 
 
-def test_a_missing_column_is_named(tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error_that_names_it(tmp_path: Path) -> None:
     for split in SPLITS:
         x1_rows(split).drop("city").write_csv(tmp_path / f"{split}.csv")
-    with pytest.raises(ValueError, match=r"train\.csv: has no column 'city'"):
+    with pytest.raises(ValueError, match=r'train\.csv: no column "city"'):
         frappe.read_x1(tmp_path, X1)
 
 
-def test_a_missing_file_says_where_frappe_is_published(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_file_says_where_frappe_is_published(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.csv: no such file \(nor .*x1_ids_train\.csv\.gz\).*reczoo/Frappe_x1"):
         frappe.read_x1(tmp_path, X1)
-    with pytest.raises(ValueError, match=r"train\.parquet: no such file.*README"):
+    with pytest.raises(ValueError, match=r"train\.parquet: no such file.*documentation"):
         frappe.read(tmp_path, WORDS)

@@ -1,4 +1,4 @@
-"""MovieLens' readers, on made-up rows in its formats."""
+"""The readers for MovieLens, on invented rows in its formats."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,7 @@ def ratings(rows: int) -> pl.DataFrame:
     )
 
 
-def test_tags_are_read_as_published_with_film_and_tag_on_the_candidates_side(tmp_path: Path) -> None:
+def test_tags_are_read_as_published_and_film_and_tag_are_the_candidates(tmp_path: Path) -> None:
     for split in SPLITS:
         frame = pl.DataFrame({"label": [1, 0], "user": [1, 2], "item": [3, 4], "tag": [split, "007"], "note": [0, 0]})
         frame.write_parquet(tmp_path / f"ml10m_tag_{split}.parquet")
@@ -54,7 +54,7 @@ def test_latest_x1_is_read_as_published(tmp_path: Path) -> None:
     assert log.splits["test"].collect().row(0) == (2, "0", "1", "2", "2")
 
 
-def test_a_rating_of_four_is_a_positive_and_no_feature(tmp_path: Path) -> None:
+def test_a_rating_of_four_is_a_positive_and_not_a_feature(tmp_path: Path) -> None:
     ratings(100).write_parquet(tmp_path / "ml1m_ratings.parquet")
     log = movielens.read_1m(tmp_path, ONE_M)
     assert sides(log) == {
@@ -67,7 +67,7 @@ def test_a_rating_of_four_is_a_positive_and_no_feature(tmp_path: Path) -> None:
     assert "rating" not in rows.columns
 
 
-def test_another_seed_splits_the_ratings_otherwise(tmp_path: Path) -> None:
+def test_another_seed_gives_another_split(tmp_path: Path) -> None:
     ratings(100).write_parquet(tmp_path / "ml1m_ratings.parquet")
     other = Data(reader="movielens_1m", folder=".", prepared="p", split_seed=2)
     tests = [movielens.read_1m(tmp_path, data).splits["test"].collect() for data in (ONE_M, ONE_M, other)]
@@ -75,13 +75,13 @@ def test_another_seed_splits_the_ratings_otherwise(tmp_path: Path) -> None:
     assert not tests[0].equals(tests[2])
 
 
-def test_a_missing_column_is_named(tmp_path: Path) -> None:
+def test_a_missing_column_is_an_error_that_names_it(tmp_path: Path) -> None:
     ratings(3).drop("zip").write_parquet(tmp_path / "ml1m_ratings.parquet")
-    with pytest.raises(ValueError, match=r"ml1m_ratings\.parquet: has no column 'zip'"):
+    with pytest.raises(ValueError, match=r'ml1m_ratings\.parquet: no column "zip"'):
         movielens.read_1m(tmp_path, ONE_M)
 
 
-def test_a_missing_file_says_where_movielens_is_published(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_file_says_where_movielens_is_published(tmp_path: Path) -> None:
     for read, data, place in (
         (movielens.read_tag, TAG, "grouplens"),
         (movielens.read_1m, ONE_M, "grouplens"),
@@ -91,7 +91,7 @@ def test_a_missing_file_says_where_movielens_is_published(tmp_path: Path) -> Non
             read(tmp_path, data)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}: the README says where MovieLens is published")
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}: the documentation says where MovieLens is published")
 def test_movielens_has_its_published_sizes() -> None:
     tag, one_m = movielens.read_tag(REAL, TAG), movielens.read_1m(REAL, ONE_M)
     rows = [part.select(pl.len()).collect().item() for part in tag.splits.values()]

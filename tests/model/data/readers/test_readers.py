@@ -1,4 +1,4 @@
-"""Readers: what a log's author is told when it does not fit."""
+"""The reader for your own log, and the errors about a log that cannot be read."""
 
 import gzip
 import os
@@ -40,7 +40,7 @@ def read_own(folder: Path, train: str = GOOD) -> Log:
     return table.read(folder, OWN)
 
 
-def test_an_own_log_has_the_fields_of_the_experiment(tmp_path: Path) -> None:
+def test_a_table_has_the_fields_of_the_experiment(tmp_path: Path) -> None:
     log = read_own(tmp_path)
     assert [(f.name, f.side, f.kind) for f in log.fields] == [
         ("user", "context", "categorical"),
@@ -55,12 +55,12 @@ def test_an_id_in_a_csv_file_keeps_its_zeros(tmp_path: Path) -> None:
     assert read_own(tmp_path).splits["train"].collect()["user"].to_list() == ["0017", "18"]
 
 
-def test_every_row_knows_its_line(tmp_path: Path) -> None:
+def test_every_row_has_its_line_number(tmp_path: Path) -> None:
     assert read_own(tmp_path).splits["train"].collect()[LINE].to_list() == [2, 3]
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv.gz"])
-def test_an_own_log_may_be_parquet_or_compressed(tmp_path: Path, ending: str) -> None:
+def test_a_table_may_be_parquet_or_compressed(tmp_path: Path, ending: str) -> None:
     ages = [30.5, None, 34.5]
     frame = pl.DataFrame({"clicked": [1, 0, 0], "user": ["u", "v", "u"], "age": ages, "ad": ["a", "b", "b"]})
     for split in ("train", "valid", "test"):
@@ -78,47 +78,52 @@ def test_an_own_log_may_be_parquet_or_compressed(tmp_path: Path, ending: str) ->
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("clicked,user,age\n1,u,3\n", r"train\.csv: has no column 'ad', only clicked, user, age"),
-        (f"{HEAD}1,u,3,a\n2,u,3,a\n", r"train\.csv: line 3: column 'clicked' holds '2': a label is 0 or 1"),
-        (f"{HEAD}yes,u,3,a\n", r"train\.csv: line 2: column 'clicked' holds 'yes': a label is 0 or 1"),
-        (f"{HEAD}1,u,3,a\n,u,3,a\n", r"train\.csv: line 3: column 'clicked' holds nothing: a label is 0 or 1"),
-        (f"{HEAD}1,u,3,a\n0,u,old,a\n", r"train\.csv: line 3: column 'age' holds 'old': it takes a number"),
-        (HEAD, r"train\.csv: has no rows for train"),
-        ("", r"train\.csv: is empty: its first line must name the columns"),
-        ("a,b,a\n", r"train\.csv: line 1 names the column 'a' twice"),
-        (f"{HEAD}1,u,3,a,b,c,d\n", r"train\.csv: line 2 has 7 columns instead of 4"),
-        (f"{HEAD}1,u,3,a\n0,u,3\n", r"train\.csv: line 3 has 3 columns instead of 4"),
-        (f"{HEAD}1,u,3,a\n\n0,u,3,a\n", r"train\.csv: line 3 has 1 columns instead of 4"),
-        (f'{HEAD}1,"u,\n",3,a\n0,"u,",3\n', r"train\.csv: line 4 has 3 columns instead of 4"),
-        (f'{HEAD}1,"u,\n",3,a\n0,"u\n\n",3,a\n0,v,old,a\n', r"train\.csv: line 7: column 'age' holds 'old'"),
-        (f'{HEAD}1,u,3,a\n0,"u,3,a\n1,u,3,a\n', r"train\.csv: line 3 cannot be read: unexpected end of data: close"),
-        (f'{HEAD}1,u,3,a\n0,"u,3,a\n' + "1,u,3,a\n" * 20_000, r"train\.csv: line 3 cannot be read: field larger"),
-        (f'{HEAD}0,"u"v,3,a\n', r"train\.csv: line 2 cannot be read: ',' expected after '\"': close"),
-        ('"' + "a" * 200_000, r"train\.csv: line 1 cannot be read: field larger"),
+        ("clicked,user,age\n1,u,3\n", r'train\.csv: no column "ad"\. The file has clicked, user, age'),
+        (f"{HEAD}1,u,3,a\n2,u,3,a\n", r'train\.csv:3: column "clicked" holds "2"; expected 0 or 1'),
+        (f"{HEAD}yes,u,3,a\n", r'train\.csv:2: column "clicked" holds "yes"; expected 0 or 1'),
+        (f"{HEAD}1,u,3,a\n,u,3,a\n", r'train\.csv:3: column "clicked" is empty; expected 0 or 1'),
+        (
+            f"{HEAD}1,u,3,a\n0,u,old,a\n",
+            r'train\.csv:3: column "age" holds "old"; expected a number\. Add "old" to missing',
+        ),
+        (HEAD, r"train\.csv: no rows for train"),
+        ("", r"train\.csv: the file is empty\. Its first line must name the columns"),
+        ("a,b,a\n", r'train\.csv:1: the column "a" occurs twice'),
+        (f"{HEAD}1,u,3,a,b,c,d\n", r"train\.csv:2: expected 4 columns, found 7"),
+        (f"{HEAD}1,u,3,a\n0,u,3\n", r"train\.csv:3: expected 4 columns, found 3"),
+        (f"{HEAD}1,u,3,a\n\n0,u,3,a\n", r"train\.csv:3: expected 4 columns, found 1"),
+        (f'{HEAD}1,"u,\n",3,a\n0,"u,",3\n', r"train\.csv:4: expected 4 columns, found 3"),
+        (f'{HEAD}1,"u,\n",3,a\n0,"u\n\n",3,a\n0,v,old,a\n', r'train\.csv:7: column "age" holds "old"'),
+        (f'{HEAD}1,u,3,a\n0,"u,3,a\n1,u,3,a\n', r"train\.csv:3: unexpected end of data\. Close"),
+        (f'{HEAD}1,u,3,a\n0,"u,3,a\n' + "1,u,3,a\n" * 20_000, r"train\.csv:3: field larger"),
+        (f'{HEAD}0,"u"v,3,a\n', r"train\.csv:2: ',' expected after '\"'\. Close"),
+        ('"' + "a" * 200_000, r"train\.csv:1: field larger"),
         (f"{HEAD}1,u,3,a{',b' * 256}\n", r"train\.csv: cannot be read: found more fields"),
-        (f"{HEAD}1,u,3,a{',b' * 300}\n", r"train\.csv: line 2 has 304 columns instead of 4"),
-        (f"{HEAD}1,u,3,a\n1,v,3,a\n", r"train\.csv: column 'clicked' is 1 in all 2 rows of train: train needs both"),
+        (f"{HEAD}1,u,3,a{',b' * 300}\n", r"train\.csv:2: expected 4 columns, found 304"),
+        (f"{HEAD}1,u,3,a\n1,v,3,a\n", r'train\.csv: column "clicked" is 1 in all 2 rows of train; train needs both'),
     ],
 )
-def test_an_own_log_that_does_not_fit_says_file_line_column_and_value(tmp_path: Path, train: str, message: str) -> None:
+def test_an_invalid_table_is_an_error_that_names_file_line_column_and_value(
+    tmp_path: Path, train: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         write_prepared(tmp_path / "prepared", read_own(tmp_path, train), OWN)
     assert not (tmp_path / "prepared").exists()
 
 
-def test_a_short_line_of_a_wide_file_is_named_though_it_lacks_256_columns(tmp_path: Path) -> None:
+def test_a_line_that_is_256_columns_short_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text(",".join(f"c{n}" for n in range(300)) + f"\n{'1,' * 299}1\n{'1,' * 43}1\n")
-    with pytest.raises(ValueError, match=r"train\.csv: line 3 has 44 columns instead of 300"):
+    with pytest.raises(ValueError, match=r"train\.csv:3: expected 300 columns, found 44"):
         scan_text(path)
 
 
 @pytest.mark.parametrize("before", ["1,u,3,a\n", '1,"u",3,a\n', '1,"u\n",3,a\n', "1,u,3,a\n" * 200_000])
-def test_a_line_of_another_encoding_is_named(tmp_path: Path, before: str) -> None:
+def test_a_line_in_another_encoding_is_an_error_that_names_it(tmp_path: Path, before: str) -> None:
     path = tmp_path / "train.csv"
     path.write_bytes((HEAD + before).encode() + "1,José,3,a\n".encode("latin-1"))
     line = (HEAD + before).count("\n") + 1
-    with pytest.raises(ValueError, match=rf"train\.csv: line {line} is no UTF-8 \(byte 0xe9\): convert the file"):
+    with pytest.raises(ValueError, match=rf"train\.csv:{line}: byte 0xe9 is not UTF-8\. Convert the file"):
         scan_text(path)
 
 
@@ -130,14 +135,14 @@ WHOLE = gzip.compress((HEAD + "".join(f"{n % 2},{n * n},{n % 7},a\n" for n in ra
     [GOOD.encode(), WHOLE[:-9], WHOLE[:5000], WHOLE[:12], WHOLE[:5000] + b"\xff" * 200 + WHOLE[5200:], WHOLE + b"more"],
     ids=["no gzip", "without its end", "cut", "cut in the header", "damaged", "with something after it"],
 )
-def test_a_damaged_archive_is_named(tmp_path: Path, damaged: bytes) -> None:
+def test_a_damaged_gzip_file_is_an_error_that_names_it(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "train.csv.gz"
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=r"train\.csv\.gz: is no whole gzip file: .*: copy it again"):
+    with pytest.raises(ValueError, match=r"train\.csv\.gz: the gzip file is truncated or corrupt: .*\. Copy it again"):
         scan_text(path)
 
 
-def test_values_in_quotes_may_hold_commas_and_line_ends(tmp_path: Path) -> None:
+def test_quoted_values_may_contain_commas_and_line_ends(tmp_path: Path) -> None:
     log = read_own(tmp_path, f'{HEAD}1,"u,\nv",3,a\n0,"w",3,a\n')
     assert log.splits["train"].collect()["user"].to_list() == ["u,\nv", "w"]
 
@@ -155,7 +160,7 @@ def test_fields_may_be_declared_one_by_one(tmp_path: Path) -> None:
     assert [field.missing for field in prepared.schema.fields] == [("-1",), UNSET, UNSET]
 
 
-def test_a_file_without_a_header_has_its_columns_named(tmp_path: Path) -> None:
+def test_the_experiment_names_the_columns_of_a_file_without_a_header(tmp_path: Path) -> None:
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.tsv").write_text('1\t"u\t3\ta\n0\tv\t\tb\n')
     columns = ("clicked", "user", "age", "ad")
@@ -164,34 +169,35 @@ def test_a_file_without_a_header_has_its_columns_named(tmp_path: Path) -> None:
     assert train.rows() == [(1, "1", '"u', "3", "a"), (2, "0", "v", None, "b")]
 
 
-def test_a_label_that_is_also_a_field_is_refused(tmp_path: Path) -> None:
+def test_a_label_that_is_also_a_field_is_rejected(tmp_path: Path) -> None:
     data = msgspec.structs.replace(OWN, label="ad")
-    with pytest.raises(ValueError, match="label 'ad' is also a field"):
+    with pytest.raises(ValueError, match='label "ad" is also a field'):
         table.read(tmp_path, data)
 
 
-def test_an_own_log_in_another_format_is_refused(tmp_path: Path) -> None:
+def test_a_table_in_another_format_is_rejected(tmp_path: Path) -> None:
     data = msgspec.structs.replace(OWN, train="a.xlsx")
-    with pytest.raises(ValueError, match=r"a\.xlsx: a log ends in \.parquet, \.csv, \.tsv or \.txt"):
+    with pytest.raises(ValueError, match=r"a\.xlsx: unknown format\. Use \.parquet, \.csv, \.tsv or \.txt"):
         table.read(tmp_path, data)
 
 
-def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
+def test_a_broken_parquet_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ValueError, match=r"train\.parquet: is no readable parquet file"):
+    with pytest.raises(ValueError, match=r"train\.parquet: cannot be read as parquet"):
         frappe.read(tmp_path, Data(reader="frappe", folder="frappe", prepared="p"))
 
 
-def test_a_missing_log_says_where_it_comes_from(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train\.parquet: no such file.*README"):
+def test_the_error_about_a_missing_log_says_where_it_comes_from(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.parquet: no such file.*documentation"):
         frappe.read(tmp_path / "frappe", Data(reader="frappe", folder="frappe", prepared="p"))
-    with pytest.raises(ValueError, match=rf"train\.parquet: no such file.*model\.data\.generate --data {tmp_path}$"):
+    command = rf"model\.data\.synthetic\.generate --data {tmp_path}$"
+    with pytest.raises(ValueError, match=rf"train\.parquet: no such file.*{command}"):
         generated.read(tmp_path / "generated", Data(reader="generated", folder="generated", prepared="p"))
     with pytest.raises(ValueError, match=r"train\.csv: no such file.*relative to"):
         table.read(tmp_path, OWN)
 
 
-def test_the_generated_log_carries_the_truth_but_not_as_a_feature(tmp_path: Path) -> None:
+def test_the_generated_log_has_true_probabilities_but_not_as_a_feature(tmp_path: Path) -> None:
     assert generate(["--data", str(tmp_path), "--requests", "200"]) == 0
     log = generated.read(tmp_path / "generated", Data(reader="generated", folder="generated", prepared="p"))
     assert log.extra == ("request", "true_ctr")
@@ -199,7 +205,7 @@ def test_the_generated_log_carries_the_truth_but_not_as_a_feature(tmp_path: Path
     assert [f.name for f in log.fields if f.kind == "numeric"] == ["session_depth", "bid"]
 
 
-@pytest.mark.skipif(not FRAPPE.is_dir(), reason=f"no {FRAPPE}: the README says where Frappe is published")
+@pytest.mark.skipif(not FRAPPE.is_dir(), reason=f"no {FRAPPE}: the documentation says where Frappe is published")
 def test_frappe_has_its_ten_fields_and_published_sizes() -> None:
     log = frappe.read(FRAPPE, Data(reader="frappe", folder="frappe", prepared="p"))
     assert [frame.select(pl.len()).collect().item() for frame in log.splits.values()] == [202_027, 57_722, 28_860]
@@ -211,18 +217,18 @@ def test_frappe_has_its_ten_fields_and_published_sizes() -> None:
 @pytest.mark.parametrize(
     ("rows", "min_count", "words"),
     [
-        ("1,u,3,a\n0,v,4,a\n", 1, r"train\.csv: column 'ad' holds 'a' in every row of train: it tells a model nothing"),
+        ("1,u,3,a\n0,v,4,a\n", 1, r'train\.csv: column "ad" holds "a" in every row of train\. Remove the field'),
         (
             "1,u,3,a\n0,v,4,b\n",
             2,
-            r"train\.csv: column 'user' has no token: no value is there min_count times",
+            r'train\.csv: column "user" has no tokens: no value occurs min_count times',
         ),
-        ("1,u,3,\n0,v,4,\n", 1, r"train\.csv: column 'ad' has no token: it is missing in every row"),
-        ("1,u,3,a\n0,v,3,b\n", 1, r"train\.csv: column 'age' holds 3 wherever train has a number"),
-        ("1,u,,a\n0,v,,b\n", 1, r"train\.csv: column 'age' has no number: it is missing in every row"),
+        ("1,u,3,\n0,v,4,\n", 1, r'train\.csv: column "ad" is missing in every row of train\. Remove the field'),
+        ("1,u,3,a\n0,v,3,b\n", 1, r'train\.csv: column "age" holds 3 in every row of train that has a number'),
+        ("1,u,,a\n0,v,,b\n", 1, r'train\.csv: column "age" is missing in every row of train\. Remove the field'),
     ],
 )
-def test_an_own_log_has_no_field_that_says_nothing(tmp_path: Path, rows: str, min_count: int, words: str) -> None:
+def test_a_useless_field_of_a_table_is_an_error(tmp_path: Path, rows: str, min_count: int, words: str) -> None:
     data = msgspec.structs.replace(OWN, min_count=min_count)
     with pytest.raises(ValueError, match=words):
         write_prepared(tmp_path / "prepared", read_own(tmp_path, HEAD + rows), data)
@@ -230,6 +236,6 @@ def test_an_own_log_has_no_field_that_says_nothing(tmp_path: Path, rows: str, mi
 
 
 @pytest.mark.parametrize("others", ["0,v,4,\n", "0,v,4,rare\n"])
-def test_one_token_is_enough_where_others_are_missing_or_rare(tmp_path: Path, others: str) -> None:
+def test_one_token_is_enough_if_other_values_are_missing_or_rare(tmp_path: Path, others: str) -> None:
     log = read_own(tmp_path, f"{HEAD}1,u,3,a\n0,u,4,a\n1,v,3,a\n{others}")
     write_prepared(tmp_path / "prepared", log, msgspec.structs.replace(OWN, min_count=2))

@@ -1,4 +1,4 @@
-"""The generated log: what it promises to whoever trains on it."""
+"""The properties of the generated log."""
 
 from pathlib import Path
 
@@ -27,24 +27,24 @@ def splits(log: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
 
 def shares(column: pl.Series) -> list[float]:
-    """Of each value, the most frequent first."""
+    """Return the share of each value, the most frequent first."""
     return (column.value_counts(sort=True)["count"] / len(column)).to_list()
 
 
-def test_the_same_seed_makes_the_same_log_and_another_seed_another() -> None:
+def test_the_same_seed_gives_the_same_log_and_another_seed_another() -> None:
     first = generate(seed=7, requests=500)
     assert first.equals(generate(seed=7, requests=500))
     assert not first.equals(generate(seed=8, requests=500))
 
 
-def test_every_request_shows_five_candidates_in_one_situation(log: pl.DataFrame) -> None:
+def test_every_request_shows_five_candidates_in_one_context(log: pl.DataFrame) -> None:
     assert len(log) == REQUESTS * CANDIDATES
     assert log[REQUEST].to_numpy().tolist() == np.repeat(np.arange(REQUESTS), CANDIDATES).tolist()
     situations = log[:5000].group_by(REQUEST).agg(pl.col(*CONTEXT).n_unique())
     assert situations.select(pl.max_horizontal(pl.col(*CONTEXT)).max()).item() == 1
 
 
-def test_no_request_lies_in_two_splits(splits: dict[str, pl.DataFrame]) -> None:
+def test_no_request_is_in_two_splits(splits: dict[str, pl.DataFrame]) -> None:
     ends = [(frame[REQUEST].min(), frame[REQUEST].max()) for frame in splits.values()]
     assert ends == [(0, 95_999), (96_000, 107_999), (108_000, 119_999)]
 
@@ -59,7 +59,7 @@ def test_there_are_fields_of_every_kind_on_both_sides(log: pl.DataFrame) -> None
     assert (log["bid"] > 0).all()
 
 
-def test_users_and_ads_are_many_and_few_of_them_are_heavy(log: pl.DataFrame) -> None:
+def test_there_are_many_users_and_ads_of_which_few_are_frequent(log: pl.DataFrame) -> None:
     assert log["ad"].n_unique() == 2000
     assert 4000 < log["user"].n_unique() <= 5000
     for field, ranks in (("user", 5000), ("ad", 1900)):
@@ -74,7 +74,7 @@ def test_some_fields_hardly_vary(log: pl.DataFrame) -> None:
     assert log["exchange"].n_unique() == 1
 
 
-def test_five_percent_of_two_fields_are_missing_and_nothing_else(log: pl.DataFrame) -> None:
+def test_five_percent_of_two_fields_are_missing(log: pl.DataFrame) -> None:
     missing = {name: count / len(log) for name, count in log.null_count().row(0, named=True).items() if count}
     assert missing == {
         "session_depth": pytest.approx(0.05, abs=0.003),
@@ -83,7 +83,7 @@ def test_five_percent_of_two_fields_are_missing_and_nothing_else(log: pl.DataFra
     assert not log["session_depth"].cast(pl.Float64).is_nan().any()
 
 
-def test_clicks_are_drawn_from_the_true_probability(splits: dict[str, pl.DataFrame]) -> None:
+def test_clicks_are_drawn_from_the_true_probabilities(splits: dict[str, pl.DataFrame]) -> None:
     for frame in splits.values():
         click, truth = frame[LABEL].to_numpy(), frame[TRUE_CTR].to_numpy()
         assert 0.03 < click.mean() < 0.05
@@ -91,12 +91,12 @@ def test_clicks_are_drawn_from_the_true_probability(splits: dict[str, pl.DataFra
         assert abs(click.mean() - truth.mean()) < 4 * noise
 
 
-def test_the_true_probability_ranks_clicks_as_a_good_model_would(splits: dict[str, pl.DataFrame]) -> None:
+def test_the_true_probabilities_have_the_auc_of_a_good_model(splits: dict[str, pl.DataFrame]) -> None:
     for frame in splits.values():
         assert 0.75 < roc_auc_score(frame[LABEL].to_numpy(), frame[TRUE_CTR].to_numpy()) < 0.82
 
 
-def test_five_percent_of_test_are_ads_that_train_never_saw(splits: dict[str, pl.DataFrame]) -> None:
+def test_five_percent_of_test_shows_ads_that_train_does_not_have(splits: dict[str, pl.DataFrame]) -> None:
     train, test = splits["train"], splits["test"]
     new = test.filter(~pl.col("ad").is_in(train["ad"].unique().implode()))
     assert len(new) / len(test) == pytest.approx(0.05, abs=0.005)
@@ -112,16 +112,16 @@ def test_the_command_writes_the_three_files(tmp_path: Path, capsys: pytest.Captu
     assert "1,000 impressions" in capsys.readouterr().out
 
 
-def test_the_command_leaves_a_folder_alone_that_it_did_not_write(
+def test_the_command_does_not_replace_a_folder_of_another_kind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "generated").mkdir()
     (tmp_path / "generated" / "thesis.txt").write_text("mine")
     assert main(["--data", str(tmp_path), "--requests", "200"]) == 2
     assert "thesis.txt" in [path.name for path in (tmp_path / "generated").iterdir()]
-    assert "name another folder" in capsys.readouterr().err
+    assert "Choose another folder" in capsys.readouterr().err
 
 
-def test_too_few_requests_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_requests_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path), "--requests", "3"]) == 2
     assert "at least 100" in capsys.readouterr().err

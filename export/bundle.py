@@ -1,0 +1,152 @@
+"""Exporting a run to a bundle, which is checked before it appears."""
+
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+
+import msgspec
+from torch import nn
+
+import kernel
+from contract.bundle import (
+    EXPLAIN,
+    EXPLANATION,
+    GOLDEN,
+    KERNEL,
+    MANIFEST,
+    MODEL,
+    SCHEMA,
+    SCREEN,
+    VOCABULARY,
+    Calibration,
+    CascadeRule,
+    Manifest,
+    write_manifest,
+)
+from contract.golden import write_golden
+from contract.pairs import MAX_CANDIDATES
+from contract.schema import FeatureSchema, write_schema
+from contract.vocabulary import open_vocabulary
+from export.cascade import calibrate, check_log
+from export.golden import draw_golden, golden_inputs
+from export.graphs.explain import ExplainGraph
+from export.graphs.kernel import kernel_graph
+from export.graphs.level import first_in_head, has_linear_head
+from export.graphs.pack import option_without_kernel
+from export.graphs.plain import BaselineGraph, PlainGraph
+from export.graphs.serving import ScreenGraph, ServingGraph
+from export.graphs.share import ShareGraph
+from export.onnx_file import save_together, to_onnx
+from export.parity import check_parity, torch_ctr
+from model.atomic_folder import check_replaceable, new_folder
+from model.data.prepare.prepared import Prepared
+from model.experiments.run_folder import open_run
+from model.stec.stec import STEC, STECConfig
+from model.zoo import name_of
+
+
+def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
+    """Write a bundle, complete or not at all, and return its manifest and the largest difference from torch.
+
+    Args:
+        run: The run folder.
+        bundle: The folder to write.
+        prepared: The run's log, on which the cascade is calibrated. Without it, the bundle has no cascade. Neither has
+            a model whose head is an MLP or does not see the first level.
+
+    Raises:
+        ValueError: If `run` is not a run, `prepared` is another log or too small, or `bundle` is something else.
+        ParityError: If onnxruntime and torch disagree.
+    """
+    check_replaceable(bundle, MANIFEST)
+    model, experiment, schema, metrics = open_run(run)
+    if prepared is not None:
+        check_log(prepared, run)
+    config = experiment.model
+    calibration = Calibration.of_log(experiment.data.negative_rate)
+    vocabularies = {f.name: open_vocabulary(run / VOCABULARY, f.name) for f in schema.select("categorical")}
+    with new_folder(bundle, MANIFEST) as folder:
+        write_schema(schema, folder / SCHEMA)
+        shutil.copytree(run / VOCABULARY, folder / VOCABULARY)
+        cascade = write_graphs(model, schema, folder, prepared)
+        golden = draw_golden(schema, vocabularies)
+        inputs = list(golden_inputs(schema, vocabularies, golden))
+        answers = torch_ctr(model, schema, inputs, calibration)
+        difference = 0.0
+        for name in (MODEL, KERNEL, EXPLAIN):  # every graph that answers a request; SCREEN alone never does
+            if (folder / name).exists():
+                max_candidates = MAX_CANDIDATES if name == EXPLAIN and not isinstance(model, STEC) else None
+                largest = check_parity(folder / name, inputs, answers, calibration, max_candidates)
+                difference = max(difference, largest)
+        answered = [msgspec.structs.replace(g, ctr=ctr) for g, ctr in zip(golden, answers, strict=True)]
+        write_golden(answered, folder / GOLDEN)
+        facts = {
+            "valid_auc": metrics.valid.auc,
+            "valid_logloss": metrics.valid.logloss,
+            "test_auc": metrics.test.auc,
+            "test_logloss": metrics.test.logloss,
+            "seed": experiment.training.seed,
+        }
+        attention = config.attention if isinstance(config, STECConfig) else "full"
+        manifest = write_manifest(
+            folder, experiment.name, metrics.parameters, facts, calibration, attention, cascade, name_of(config)
+        )
+    return manifest, difference
+
+
+def scoring_graph(model: nn.Module, schema: FeatureSchema) -> nn.Module:
+    """Return the graph of MODEL, in the form that is fastest with onnxruntime's own operators."""
+    if not isinstance(model, STEC):
+        return BaselineGraph(model, schema)
+    return ServingGraph(model, schema) if has_linear_head(model) else PlainGraph(model, schema)
+
+
+def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None) -> list[CascadeRule]:
+    """Write MODEL and the other graphs that the model can have, with one file of weights, and return the cascade."""
+    graphs = {MODEL: to_onnx(scoring_graph(model, schema), schema)}
+    cascade: list[CascadeRule] = []
+    if has_linear_head(model):
+        graphs[EXPLAIN] = to_onnx(ExplainGraph(model, schema), schema, EXPLANATION)
+        # A kernel that cannot run here cannot be checked, so it is not written.
+        if kernel.is_usable() and not option_without_kernel(model):
+            graphs[KERNEL] = kernel_graph(model, schema)
+        if prepared is not None and first_in_head(model) == 0:
+            screen = to_onnx(ScreenGraph(model, schema), schema)
+            with tempfile.TemporaryDirectory() as scratch:
+                save_together(copy.deepcopy({MODEL: graphs[MODEL], SCREEN: screen}), Path(scratch))
+                cascade = calibrate(Path(scratch), prepared)
+            if cascade:
+                graphs[SCREEN] = screen
+    elif not isinstance(model, STEC):
+        graphs[EXPLAIN] = to_onnx(ShareGraph(model, schema), schema, EXPLANATION)
+    save_together(graphs, folder)
+    return cascade
+
+
+def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
+    """Return a message for each part that a bundle can have and this one does not have."""
+    if not isinstance(model, STEC):
+        return [
+            f"{type(model).__name__} has no kernel and no cascade. Its explanation is each field's share of the logit."
+        ]
+    if EXPLAIN not in manifest.files:
+        return ["no kernel, no explanation and no cascade, because an MLP head does not fold"]
+    messages = []
+    if option := option_without_kernel(model):
+        messages.append(
+            f"no {KERNEL}, because it cannot compute {option}. onnxruntime's own operators score, which is slower."
+        )
+    elif KERNEL not in manifest.files:
+        messages.append(
+            f"no {KERNEL}, because the kernel cannot be used on this machine. Scoring will be slower. Install the "
+            "project again with a C++20 compiler, and export again."
+        )
+    if first_in_head(model):
+        messages.append('no cascade, because with fusion = "last" the head does not see the first level')
+    elif prepared is not None and not manifest.cascade:
+        messages.append(
+            "no cascade, because the first level rules out too few candidates. To get one, raise embedding_std or "
+            "lower embedding_l2 (docs/decisions/0005)."
+        )
+    return messages

@@ -1,0 +1,76 @@
+"""ctr-export: write a run's bundle, which ctr-serve opens, after checking it against torch."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.data.data_folder import add_data_argument
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model.data.prepare.prepared import Prepared
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="ctr-export", description=__doc__)
+    parser.add_argument("run", type=Path, help="the run folder that ctr-train wrote")
+    parser.add_argument("bundle", type=Path, help="the bundle to write; an older bundle there is replaced")
+    add_data_argument(parser)
+    options = parser.parse_args(arguments)
+
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from export.bundle import export, missing_parts
+    from export.golden import REQUESTS
+    from model.experiments.run_folder import open_run
+
+    try:
+        model, experiment, _, _ = open_run(options.run)
+        prepared = log_for_cascade(options.run, model, options.data / experiment.data.prepared)
+        with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
+            progress.add_task("fold, export and check against torch")
+            manifest, difference = export(options.run, options.bundle, prepared)
+    except (OSError, ValueError) as error:
+        print(f"ctr-export: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.bundle}: {manifest.name}, version {manifest.version[:12]}")
+    print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over {REQUESTS} golden requests")
+    for message in missing_parts(manifest, model, prepared):
+        print(f"ctr-export: {message}", file=sys.stderr)
+    for rule in manifest.cascade:
+        share = f"recall {rule.recall:.4f}, scored in full {rule.scored:.1%}"
+        print(f"cascade, best {rule.k} of {rule.candidates}: {share}")
+    return 0
+
+
+def log_for_cascade(run: Path, model: "nn.Module", folder: Path) -> "Prepared | None":
+    """Return the prepared log on which the cascade is calibrated, or None: a bundle works without a cascade.
+
+    If the model could have a cascade but the log cannot be used, a message on stderr says why.
+
+    Args:
+        run: The run folder.
+        model: The run's model.
+        folder: Where the run's prepared log should be.
+    """
+    from export.cascade import check_log
+    from export.graphs.level import has_linear_head
+    from model.data.prepare.prepared import read_prepared
+
+    if not has_linear_head(model):
+        return None
+    try:
+        prepared = read_prepared(folder)
+        check_log(prepared, run)
+    except ValueError as error:
+        print(f"ctr-export: no cascade: {error} (--data names the data folder)", file=sys.stderr)
+        return None
+    return prepared
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Compare two checkouts of this project as servers: python -m loadtest.paired OTHER_CHECKOUT
+
+Servers of this checkout and of the other one run in alternating pairs: this other, other this, and so on. A machine
+that gets slower or faster meanwhile affects both alike. Each run starts a new server, because two starts of the same
+code differ too, for example by memory layout and hash seed.
+
+The result is the ratio this / other of CPU time per request, throughput and latency, each with its 95% interval. A CPU
+ratio below 1 means that this checkout uses less. The exit code is 1 when a request failed, an answer was wrong, the two
+servers' scores differ, or --fail-above is exceeded, and 2 when the checkouts cannot be compared.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.progress import Progress
+
+from contract.bundle import BundleError, open_bundle
+from contract.golden import largest_difference
+from loadtest.openloop.bodies import prepare
+from loadtest.paired.checkouts import CannotCompare, Name, Side, Sides, find_checkout, require_same_kernel
+from loadtest.paired.runs import CONNECTIONS, Plan, Run, calibrate, measure
+from loadtest.paired.summary import Results, check_table, describe, problems_of, ratio_table, schedule
+from loadtest.report import write_report
+from loadtest.servers import Checkout, ServerFailed
+from loadtest.targets import LIBRARIES, RESULTS
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUESTS = 200  # distinct ones
+LOAD_SHARE = 0.5  # of the slower server's capacity: busy, and never overloaded
+TITLE = "Two checkouts, in pairs"
+
+
+def compare(options: argparse.Namespace) -> Results:
+    """Run the comparison.
+
+    Raises:
+        BundleError: The bundle cannot be opened.
+        CannotCompare: One of the checkouts cannot be run, or a run measured nothing.
+        ServerFailed: A server did not start.
+    """
+    sides: Sides = {
+        "this": Side.of(Checkout(ROOT, Path(sys.executable))),
+        "other": Side.of(find_checkout(options.other.resolve())),
+    }
+    require_same_kernel(sides)
+    bundle = open_bundle(options.bundle)
+    requests = prepare([bundle], {options.candidates: REQUESTS}, None)
+    cpus = assign_cpus(os.sched_getaffinity(0), options.workers)
+    plan = Plan(bundle, requests, options.workers, *cpus, options.warm_up, options.seconds, options.rate)
+    with pinned(plan.client_cpus):
+        found = {name: calibrate(side.checkout, plan) for name, side in sides.items()}
+        capacities = {name: per_s for name, (per_s, _) in found.items()}
+        if options.load == "open" and plan.rate is None:
+            plan = replace(plan, rate=LOAD_SHARE * min(capacities.values()))
+        runs = run_pairs(sides, plan, options.pairs)
+    both = zip(found["this"][1], found["other"][1], strict=True)
+    return Results(sides, plan, capacities, max(largest_difference(*scores) for scores in both), runs)
+
+
+def run_pairs(sides: Sides, plan: Plan, pairs: int) -> dict[Name, list[Run]]:
+    """Measure each checkout `pairs` times, and print each pair's CPU time per request as it comes."""
+    runs: dict[Name, list[Run]] = {"this": [], "other": []}
+    with Progress(transient=True) as progress:
+        task = progress.add_task("", total=2 * pairs)
+        for pair, order in enumerate(schedule(pairs), 1):
+            for name in order:
+                progress.update(task, description=f"pair {pair} of {pairs}: {name}")
+                runs[name].append(measure(sides[name].checkout, plan, seed=pair))
+                progress.advance(task)
+            this_us, other_us = (runs[name][-1].cpu_us for name in ("this", "other"))
+            line = f"pair {pair}: CPU µs/request {this_us:,.0f} / {other_us:,.0f} = {this_us / other_us:.3f}"
+            progress.console.print(line, highlight=False)
+    return runs
+
+
+def assign_cpus(cpus: Iterable[int], workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the CPUs that the server and the generator are pinned to.
+
+    The generator gets one, and the server others: one for each worker, as far as there are any. With a single CPU,
+    nothing is pinned.
+    """
+    *others, last = sorted(cpus)
+    return (tuple(others[:workers]), (last,)) if others else ((), ())
+
+
+@contextmanager
+def pinned(cpus: Sequence[int]) -> Iterator[None]:
+    """Pin this process, which runs the closed loop itself, to these CPUs. Empty: change nothing."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("loadtest.paired", description=__doc__, formatter_class=raw)
+    parser.add_argument("other", type=Path, metavar="OTHER_CHECKOUT", help="folder; its .venv is used if it has one")
+    parser.add_argument("--pairs", type=int, default=30, help="runs of each checkout (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="measured in each run (default: %(default)s)")
+    parser.add_argument("--warm-up", type=float, default=2, metavar="S", help="seconds of load before (%(default)s)")
+    parser.add_argument(
+        "--load",
+        choices=["open", "closed"],
+        default="open",
+        help="open: the same requests at the same times for both, at --rate; "
+        f"closed: {CONNECTIONS} connections that are never idle (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        help=f"requests/s of the open loop (default: {LOAD_SHARE:.0%}% of the slower server's capacity)",
+    )
+    parser.add_argument("--candidates", type=int, default=100, help="in every request (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes of each server (default: %(default)s)")
+    demo = ROOT / "deploy" / "demo"
+    parser.add_argument("--bundle", type=Path, default=demo, help="served by both (default: this checkout's demo)")
+    parser.add_argument("--report", action="store_true", help=f"write {RESULTS.name}/paired.md as well")
+    parser.add_argument(
+        "--fail-above",
+        type=float,
+        metavar="RATIO",
+        help="exit code 1 if the interval of the CPU ratio this / other ends above it",
+    )
+    options = parser.parse_args(argv)
+    if not options.other.is_dir():
+        parser.error(f"OTHER_CHECKOUT: {options.other} is not a folder")
+    if options.pairs < 2:
+        parser.error("--pairs: an interval needs 2 or more")
+    if options.load == "closed" and options.rate is not None:
+        parser.error("--rate is for --load open: a closed loop sends as fast as it is answered")
+    for name in ("seconds", "rate", "candidates", "workers", "fail_above"):
+        if (value := getattr(options, name)) is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')}: {value:g} is not above 0")
+    if options.warm_up < 0:
+        parser.error(f"--warm-up: {options.warm_up:g} is below 0")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return 0, 1 after a problem with answers or speed, 2 if the checkouts cannot be compared, 130 after Ctrl-C."""
+    options = parse_arguments(argv)
+    command = shlex.join(["python", "-m", "loadtest.paired", *(argv if argv is not None else sys.argv[1:])])
+    try:
+        results = compare(options)
+    except (BundleError, CannotCompare, ServerFailed) as error:
+        print(f"paired: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("paired: interrupted; the servers have been stopped", file=sys.stderr)
+        return 130
+    path = RESULTS / "paired.md" if options.report else None
+    write_report(path, TITLE, describe(results), [ratio_table(results), check_table(results)], LIBRARIES, command)
+    problems = problems_of(results, options.fail_above)
+    for problem in problems:
+        print(f"paired: FAIL: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops the servers too, as Ctrl-C does
+    sys.exit(main())

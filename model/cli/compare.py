@@ -1,0 +1,44 @@
+"""ctr-compare: test whether experiment A is better than B, or rank every model of a data set beside STEC.
+
+For two sets of seeds it runs Welch's t-test, the unpaired test that the paper uses, on test AUC and logloss. A and B
+are reports (.json) or, with --runs, names or digests in a runs.jsonl. For two run folders it runs a paired bootstrap
+over the test rows. With --all FOLDER (experiments/frappe for example) it writes a table and two pictures of all reports
+of that folder.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.data.data_folder import add_data_argument
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="ctr-compare", description=__doc__)
+    parser.add_argument("a", nargs="?", help="a report's .json, a run folder, or a name or digest in --runs")
+    parser.add_argument("b", nargs="?", help="the same")
+    parser.add_argument("--all", type=Path, metavar="FOLDER", help="a folder of experiments; writes results/models.md")
+    parser.add_argument("--runs", type=Path, help="the runs.jsonl in which A and B are names or digests")
+    add_data_argument(parser)
+    options = parser.parse_args(arguments)
+    if len([name for name in (options.a, options.b) if name]) != (0 if options.all else 2):
+        parser.error("give either A and B, or --all FOLDER")
+
+    from model.experiments.compare import compare
+    from model.experiments.leaderboard import write_leaderboard
+
+    try:
+        if options.all:
+            print(f"report: {write_leaderboard(options.all)}")
+        else:
+            print(compare(options.a, options.b, options.runs, options.data))
+    except (OSError, ValueError) as error:
+        print(f"ctr-compare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

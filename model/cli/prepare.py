@@ -1,0 +1,51 @@
+"""ctr-prepare: convert a raw log to a schema, vocabularies and columns that ctr-train reads."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.cli.arguments import INTERRUPTED
+from model.data.data_folder import add_data_argument
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="ctr-prepare", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("experiment", type=Path, nargs="?", help="an experiment's TOML file")
+    source.add_argument("--config", type=Path, metavar="TOML", help="an experiment's file, or one with only [data]")
+    add_data_argument(parser)
+    options = parser.parse_args(arguments)
+
+    from rich.console import Console
+
+    from model.data.prepare.prepare import prepare
+    from model.data.prepare.summary import summary, warnings
+    from model.data_config import read_data
+
+    try:
+        if options.config is not None:
+            data = read_data(options.config)
+        else:
+            # Checking the [model] section needs torch; --config needs only [data] and runs without torch.
+            from model.experiment_config import read_experiment
+
+            data = read_experiment(options.experiment).data
+        prepared = prepare(options.data, data)
+    except (OSError, ValueError) as error:
+        print(f"ctr-prepare: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ctr-prepare: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    console = Console()
+    console.print(summary(prepared))
+    for line in warnings(prepared):
+        console.print(f"warning: {line}", style="bold yellow", soft_wrap=True)
+    console.print(f"wrote {prepared.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

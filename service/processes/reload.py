@@ -1,0 +1,161 @@
+"""Load a new bundle in every worker, or none: check it, load it in one worker after another, roll back on failure."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter
+
+from service.models.preflight import check, version_of
+from service.models.store import CURRENT, StoreError, current_bundle
+from service.processes.ipc import Reply
+from service.processes.worker_process import WorkerProcess
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+WATCH_S = 0.5  # Between two looks at the store's pointer.
+
+
+class Reloader:
+    """Changes the bundle that the workers serve. Lives in one event loop.
+
+    Attributes:
+        folder: The bundle to serve. New workers start with it.
+    """
+
+    def __init__(self, settings: Settings, workers: Collection[WorkerProcess], registry: CollectorRegistry) -> None:
+        """Find the bundle to start with.
+
+        Args:
+            settings: Name the bundle or the store.
+            workers: The running workers. The supervisor adds and removes them.
+            registry: Where `ctr_reloads_total` is registered.
+
+        Raises:
+            StoreError: The store has no current bundle.
+        """
+        self._settings = settings
+        self._workers = workers
+        # Taken before the pointer is read, so that a change in between leads to a reload.
+        self._pointer_stamp = None if settings.store is None else pointer_stamp(settings.store)
+        self.folder = current_folder(settings)
+        self._lock = asyncio.Lock()
+        self._queued: asyncio.Task[Reply] | None = None
+        self._outcomes = Counter("ctr_reloads", "Reloads by outcome", ["outcome"], registry=registry)
+        for outcome in ("loaded", "unchanged", "refused"):
+            self._outcomes.labels(outcome)
+
+    async def reload(self) -> Reply:
+        """Have every worker serve the current bundle, and return its version or why it is refused.
+
+        Reloads run one at a time. All requests that arrive during one share the next one: the current bundle may have
+        changed since the running one read it.
+        """
+        if self._queued is None:
+            self._queued = asyncio.create_task(self._run_queued())
+        return await asyncio.shield(self._queued)
+
+    async def watch_pointer(self, store: Path) -> None:
+        """Reload whenever the store's pointer to the current bundle changes."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            stamp = pointer_stamp(store)
+            if stamp != self._pointer_stamp:
+                self._pointer_stamp = stamp
+                await self.reload()
+
+    async def catch_up(self, worker: WorkerProcess) -> None:
+        """Have a new worker serve the bundle of the others, if that changed while the worker was starting."""
+        async with self._lock:
+            if worker.folder != self.folder and await worker.load(self.folder) is not None:
+                worker.kill()  # The worker in its place starts with the right bundle.
+
+    async def _run_queued(self) -> Reply:
+        """Run a reload when the one before it has finished. Log and count the outcome."""
+        async with self._lock:
+            self._queued = None
+            try:
+                outcome, reply = await self.load_current()
+            except OSError as error:  # No memory or no file descriptors for the check, for example.
+                outcome, reply = "refused", Reply(problem=f"The bundle cannot be checked: {error.strerror}")
+            self._outcomes.labels(outcome).inc()
+            if reply.problem:
+                log.error("The new model is refused and the previous one stays in service: %s", reply.problem)
+            return reply
+
+    async def load_current(self) -> tuple[str, Reply]:
+        """Check the current bundle and load it in every worker that does not serve it.
+
+        Returns:
+            The outcome for `ctr_reloads_total`, and the reply to whoever asked for the reload. The reply may reach a
+            client, so it does not contain the server's paths.
+        """
+        store = self._settings.store
+        try:
+            folder = current_folder(self._settings)
+        except StoreError as error:
+            return "refused", Reply(problem=hide_paths(str(error), store))
+        version = version_of(folder)
+        if version and self._workers and all(worker.version == version for worker in self._workers):
+            # Both a changed pointer and a request can ask for the same bundle.
+            log.info("All workers already serve model %s", version)
+            return "unchanged", Reply(version)
+        problem = await check(folder, self._settings.vocabulary)
+        if problem is None:
+            problem = await self.load_in_workers(folder)
+        if problem is not None:
+            return "refused", Reply(problem=hide_paths(problem, folder, store))
+        return "loaded", Reply(version)
+
+    async def load_in_workers(self, folder: Path) -> str | None:
+        """Load a bundle in one worker after another. Return why a worker cannot serve it, after rolling back."""
+        previous, self.folder = self.folder, folder
+        for worker in list(self._workers):
+            problem = await worker.load(folder)
+            if problem is not None:
+                await self.roll_back(previous)
+                return problem
+        return None
+
+    async def roll_back(self, previous: Path) -> None:
+        """Load the previous bundle in every worker that serves the new one."""
+        self.folder = previous
+        for worker in list(self._workers):
+            if worker.folder != previous and await worker.load(previous) is not None:
+                worker.kill()  # The worker in its place starts with the previous bundle.
+
+
+def current_folder(settings: Settings) -> Path:
+    """Return the folder of the bundle to serve: the store's current one, or CTR_BUNDLE.
+
+    Raises:
+        StoreError: The store has no current bundle.
+    """
+    if settings.store is not None:
+        return current_bundle(settings.store)
+    assert settings.bundle is not None
+    return settings.bundle
+
+
+def pointer_stamp(store: Path) -> tuple[int, int] | None:
+    """Return what changes with the store's pointer: its inode and modification time, or None if it is missing."""
+    try:
+        stat = (store / CURRENT).stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def hide_paths(problem: str, *paths: Path | None) -> str:
+    """Replace paths in an error message by their last part.
+
+    Args:
+        problem: The message.
+        paths: Inner folders before the folders that contain them. None is skipped.
+    """
+    for path in paths:
+        if path is not None:
+            problem = problem.replace(str(path.resolve()), path.name).replace(str(path), path.name)
+    return problem

@@ -1,0 +1,52 @@
+"""Build the response of POST /v1/score from the scores of its candidates."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from contract.bundle import Manifest
+from contract.reader import BadFeature
+from service.api.schemas import Score, ScoreRequest, ScoreResponse
+
+
+def build_response(
+    request_id: str,
+    manifest: Manifest,
+    request: ScoreRequest,
+    ctr: Mapping[int, float],
+    errors: Mapping[int, BadFeature],
+    degraded: list[str],
+) -> ScoreResponse:
+    """Return the response to a request.
+
+    Args:
+        request_id: The request's id.
+        manifest: The model's.
+        request: The request.
+        ctr: The probability of each scored candidate, by position; NaN for one that a cascade ruled out.
+        errors: Why each of the other candidates was skipped, by position.
+        degraded: What was unavailable.
+    """
+    candidates = request.candidates
+    scores = [
+        Score(candidates[row].id, ctr[row])
+        if row in ctr
+        else Score(candidates[row].id, None, f"{errors[row].path}: {errors[row].reason}")
+        for row in rows_to_return(len(candidates), ctr, request.top_k)
+    ]
+    response = ScoreResponse(request_id, manifest.name, manifest.version, scores, degraded)
+    if request.cascade:
+        response.scored_in_full = sum(map(math.isfinite, ctr.values()))
+    return response
+
+
+def rows_to_return(candidates: int, ctr: Mapping[int, float], top_k: int | None) -> Sequence[int]:
+    """Return the positions of the candidates in the response, in its order.
+
+    All candidates or, with `top_k`, the k best ones: equal ones keep their order, and skipped candidates are the
+    last. A candidate that a cascade ruled out is not among them.
+    """
+    if top_k is None:
+        return range(candidates)
+    scored = [row for row, value in ctr.items() if not math.isnan(value)]
+    ranked = sorted(scored, key=lambda row: -ctr[row])
+    return [*ranked, *(row for row in range(candidates) if row not in ctr)][:top_k]

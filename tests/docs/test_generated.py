@@ -1,0 +1,111 @@
+"""What the pages take from reports and from the code is up to date, and every figure is in the report that is named."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from docs.scripts.generate import files
+from docs.scripts.reference import without_meaning
+from docs.scripts.reports import tables_in
+from tests.support.documentation import FENCED, README
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs"
+MEASURED = [README, DOCS / "benchmarks.md", *sorted((DOCS / "results").glob("*.md"))]
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]\d+)?")
+REPORT = re.compile(r"\]\(([\w./-]+\.md)\)")
+TARGETS = {"300,000"}  # of benchmarks without a target in their report
+COUNTED = re.compile(r"place (\d+) of (\d+)")
+
+# Keys whose meaning the code does not state yet. A new key needs one: describe it where its type is declared.
+WITHOUT_MEANING = {
+    "CTR_MAX_CANDIDATES",
+    "CTR_MAX_TOKEN_CHARS",
+    "CTR_REDIS_TIMEOUT_MS",
+    "CTR_REQUEST_LOG_SAMPLE",
+    "CTR_STRICT",
+    "CTR_TIMEOUT_MS",
+    "autoint.heads",
+    "data.candidate",
+    "data.context",
+    "data.label",
+    "data.numeric",
+    "data.test",
+    "data.train",
+    "data.valid",
+    "destine.heads",
+    "fibinet.bilinear",
+    "fields.kind",
+    "fields.name",
+    "finalmlp.mlp2",
+    "finalmlp.mlp2_batch_norm",
+    "finalmlp.mlp2_dropout",
+    "interhat.heads",
+    "masknet.block_width",
+    "masknet.blocks",
+    "stec.blocks",
+    "stec.embedding",
+    "stec.embedding_std",
+    "stec.heads",
+    "training.batch_size",
+    "training.clip",
+    "training.epochs",
+    "training.learning_rate",
+    "training.patience",
+    "training.seed",
+}
+
+
+def test_generated_blocks_and_the_chart_are_up_to_date() -> None:
+    for path, text in files().items():
+        assert path.exists(), f"{path}: run python -m docs.scripts.generate"
+        assert path.read_text() == text, f"{path} is out of date: run python -m docs.scripts.generate"
+
+
+def test_every_setting_and_key_has_a_meaning() -> None:
+    assert without_meaning() <= WITHOUT_MEANING
+
+
+@pytest.mark.parametrize("page", MEASURED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_figure_in_a_table_is_in_the_report_that_its_section_links_to(page: Path) -> None:
+    checked = 0
+    for section, row in measured_rows(page):
+        links = REPORT.findall(row) or REPORT.findall(section)
+        reports = [(page.parent / link).resolve() for link in links]
+        known = {number for report in reports for number in NUMBER.findall(report.read_text())} | TARGETS
+        for number in NUMBER.findall(COUNTED.sub("", REPORT.sub("", row))):
+            checked += 1
+            assert number in known, f"{number} of {row} is in none of {links}"
+    assert checked > 5, page
+
+
+def measured_rows(page: Path) -> Iterator[tuple[str, str]]:
+    """The lines of the generated blocks in sections that link to a report, with their section. No tables' headers."""
+    for section in re.split(r"^## ", FENCED.sub("", page.read_text()), flags=re.MULTILINE):
+        if "results/" in section or "ablations.md" in section:
+            for block in re.findall(r"<!-- generated: [\w-]+ -->\n(.*?)<!-- end -->", section, re.DOTALL):
+                lines = block.splitlines()
+                yield from ((section, line) for line in lines[2 if lines[0].startswith("|") else 0 :])
+
+
+@pytest.mark.parametrize(("label", "data"), [("Frappe", "frappe"), ("MovieLens tags", "movielens_tag")])
+def test_the_place_of_stec_is_its_place_by_mean_auc(label: str, data: str) -> None:
+    row = next(line for line in README.read_text().splitlines() if line.startswith(f"| {label} |"))
+    report = (ROOT / "experiments" / data / "results" / "models.md").read_text()
+    table = next(tables_in(report))
+    aucs = {cells[0]: float(cells[2].split()[0]) for cells in table.rows if cells[0] != "stec-request"}
+    better = sum(auc > aucs["stec"] for auc in aucs.values())
+    assert f"place {better + 1} of {len(aucs)}" in row
+
+
+def test_the_readme_says_where_stec_is_not_first_and_which_targets_failed() -> None:
+    text = README.read_text()
+    assert "tenth of twenty" in text
+    assert "place 10 of 20" in text
+    assert text.count("**fail**") >= 3
+
+
+def test_the_readme_stays_one_page() -> None:
+    assert len(README.read_bytes()) < 11_000

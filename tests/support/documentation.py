@@ -1,0 +1,76 @@
+"""The pages of the documentation, their code blocks, and the commands in them."""
+
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.support.paths import ROOT
+
+SERVER = "http://127.0.0.1:8000"
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class CodeBlock:
+    """A fenced block of a page."""
+
+    page: Path
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}: {self.text.strip().splitlines()[0][:60]}"
+
+
+def code_blocks(*languages: str) -> list[CodeBlock]:
+    """Return the blocks of all pages in these languages, or in all."""
+    return [block for page in PAGES for block in blocks_of(page) if not languages or block.language in languages]
+
+
+def blocks_of(page: Path) -> Iterator[CodeBlock]:
+    """Yield the fenced blocks of a page."""
+    for language, text in FENCED.findall(page.read_text()):
+        yield CodeBlock(page, language, text)
+
+
+def without_code(page: Path) -> str:
+    """Return a page's text without its fenced blocks."""
+    return FENCED.sub("", page.read_text())
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """Yield the simple commands of a shell block, each as its words. A quoted word may span lines."""
+    pending = ""
+    for line in block.splitlines():
+        pending += line + "\n"
+        try:
+            words = shlex.split(pending, comments=True)
+        except ValueError:  # a quotation that a later line closes
+            continue
+        pending = ""
+        while "&&" in words:
+            yield words[: words.index("&&")]
+            words = words[words.index("&&") + 1 :]
+        if words:
+            yield words
+    assert not pending, f"a quotation is not closed: {pending}"
+
+
+async def send(curl: list[str], client: httpx.AsyncClient) -> httpx.Response:
+    """Send what a curl command would send, with a longer deadline: the machine may be busy."""
+    assert curl[:2] == ["curl", "-sS"]
+    url = curl[2]
+    assert url.startswith(SERVER)
+    if "-d" not in curl:
+        return await client.get(url)
+    body = json.loads(curl[curl.index("-d") + 1]) | {"timeout_ms": 10_000}
+    headers = dict(pair.split(": ", 1) for flag, pair in itertools.pairwise(curl) if flag == "-H")
+    return await client.post(url, json=body, headers=headers)

@@ -1,0 +1,117 @@
+"""Schemas, models as training leaves them, and requests to ask their graphs."""
+
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import kernel
+from contract.schema import Attention, FeatureSchema, Field, Kind, Side
+from export.graphs.plain import PlainGraph
+from model.stec.stec import STEC, STECConfig, stec_for
+
+TOKENS = 12
+needs_kernel = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel cannot be used here: no C++20 compiler?")
+Feed = dict[str, NDArray[Any]]
+
+
+def mixed_schema(numeric: bool) -> FeatureSchema:
+    """Sides and kinds in no tidy order, as a user may write them."""
+    kinds: list[Kind] = ["categorical", "numeric"] if numeric else ["categorical"]
+    sides: list[Side] = ["candidate", "context"]
+    fields = [Field(f"f{i}", side, kind) for i, (kind, side) in enumerate(itertools.product(kinds * 2, sides))]
+    random.Random(4).shuffle(fields)
+    return FeatureSchema(tuple(fields))
+
+
+def trained(
+    schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full", **options: Any
+) -> STEC:
+    torch.manual_seed(0)
+    categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
+    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
+    model = stec_for(schema, [TOKENS] * categorical, size)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.LayerNorm):  # as training leaves them, not as they start
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
+    for _ in range(30):
+        ids = torch.randint(TOKENS, (512, categorical))
+        if near_constant:
+            ids[:, 0] = 2
+            ids[torch.rand(512) < 0.999, 1] = 2
+        model(ids, torch.randn(512, numeric))
+    return model.eval()
+
+
+def request(schema: FeatureSchema, sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    """As many candidates for each request as sizes says."""
+    torch.manual_seed(1)
+    rows = {"context": len(sizes), "candidate": sum(sizes)}
+    inputs = {}
+    for side in ("context", "candidate"):
+        inputs[f"{side}_ids"] = torch.randint(TOKENS, (rows[side], len(schema.select("categorical", side))))
+        if numeric := len(schema.select("numeric", side)):
+            inputs[f"{side}_values"] = torch.randn(rows[side], numeric, dtype=torch.float64)
+    return inputs | {"request_index": torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))}
+
+
+def single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+
+
+def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
+    """`numeric` more fields on either side."""
+    fields = [Field(f"u{i}", "context") for i in range(context)]
+    fields += [Field(f"c{i}", "candidate") for i in range(candidate)]
+    for i in range(numeric):
+        fields += [Field(f"un{i}", "context", "numeric"), Field(f"cn{i}", "candidate", "numeric")]
+    return FeatureSchema(tuple(fields))
+
+
+def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
+    """With statistics and norms as training leaves them."""
+    torch.manual_seed(seed)
+    categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
+    model = stec_for(schema, [TOKENS] * categorical, size)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    for _ in range(10):
+        model(torch.randint(TOKENS, (128, categorical)), torch.randn(128, numeric))
+    return model.eval()
+
+
+def a_feed(schema: FeatureSchema, sizes: list[int], seed: int = 1) -> Feed:
+    random = np.random.default_rng(seed)
+    rows = {"context": len(sizes), "candidate": sum(sizes)}
+    feed: Feed = {"request_index": np.repeat(np.arange(len(sizes)), sizes)}
+    for side in ("context", "candidate"):
+        feed[f"{side}_ids"] = random.integers(TOKENS, size=(rows[side], len(schema.select("categorical", side))))
+        if numeric := len(schema.select("numeric", side)):
+            feed[f"{side}_values"] = random.normal(size=(rows[side], numeric)).astype(np.float32)
+    return feed
+
+
+def session_of(model: onnx.ModelProto) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if kernel.is_usable():
+        kernel.register(options)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def by_torch(model: STEC, schema: FeatureSchema, feed: Feed) -> NDArray[np.float64]:
+    tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+    doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+    with torch.inference_mode():
+        logit: NDArray[np.float64] = PlainGraph(model, schema).double()(**doubles).numpy()
+    return logit

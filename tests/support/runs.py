@@ -1,0 +1,77 @@
+"""Small logs, experiments on them, and runs."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.data.prepare.prepare import prepare
+from model.data.synthetic import generate
+from model.data_config import Data
+from model.experiment_config import Experiment, Training, read_experiment
+from model.experiments.run_folder import DIGESTS, WEIGHTS, DataFacts, RunMetrics
+from model.experiments.run_registry import FinishedRun, digest
+from model.stec.stec import STECConfig
+from model.training.metrics import Metrics
+
+DATA = Data(reader="generated", folder="generated", prepared="prepared", negative_rate=0.5)
+FRAPPE = Data(reader="frappe", folder="frappe", prepared="prepared/frappe")
+FACTS = DataFacts({"train": 10, "valid": 2, "test": 2}, "f00d")
+TINY = "experiments/tiny.toml"
+TOML = """
+name = "tiny"
+[data]
+reader = "generated"
+folder = "generated"
+prepared = "prepared"
+[model]
+embedding = 8
+blocks = 1
+ffn = 16
+[training]
+epochs = 2
+batch_size = 512
+"""
+
+
+def make_root(root: Path, requests: int = 1500) -> Path:
+    """A data folder with a prepared log and TINY."""
+    toml = root / TINY
+    toml.parent.mkdir(parents=True)
+    toml.write_text(TOML)
+    assert generate.main(["--data", str(root), "--requests", str(requests)]) == 0
+    prepare(root, read_experiment(toml).data)
+    return root
+
+
+def trained_with(experiment: Experiment, **changes: object) -> Experiment:
+    training: Training = msgspec.structs.replace(experiment.training, **changes)
+    return msgspec.structs.replace(experiment, training=training)
+
+
+def copy_to_change(run: Path, copy: Path) -> None:
+    """Without the digests that would tell."""
+    shutil.copytree(run, copy)
+    (copy / DIGESTS).unlink()
+
+
+def with_weights(run: Path, copy: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
+    """A copy of a run with other weights."""
+    copy_to_change(run, copy)
+    save_file(change(load_file(run / WEIGHTS)), copy / WEIGHTS)
+    return copy
+
+
+def experiment(seed: int, **model: int) -> Experiment:
+    return Experiment(name="x", data=FRAPPE, model=STECConfig(**model), training=Training(seed=seed))  # type: ignore[arg-type]
+
+
+def run(seed: int, **model: int) -> FinishedRun:
+    of = experiment(seed, **model)
+    metrics = RunMetrics(
+        seed=seed, parameters=1, best_epoch=1, seconds=1.0, valid=Metrics(0.7, 0.3), test=Metrics(0.6, 0.4), history=[]
+    )
+    return FinishedRun(digest(of), of, FACTS, metrics, {"torch": "2"}, "2026-01-01T00:00:00+00:00")

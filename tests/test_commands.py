@@ -1,0 +1,37 @@
+"""The training and export commands of pyproject.toml."""
+
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+COMMANDS = {name: main for name, main in SCRIPTS.items() if main.startswith(("model.", "export."))}
+HEAVY = {"torch", "polars", "numpy", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "rich"}
+
+PRINT_IMPORTS = """
+import importlib, sys
+module, function = sys.argv.pop(1).split(":")
+try:
+    getattr(importlib.import_module(module), function)()
+finally:
+    print(*sys.modules, sep="\\n")
+"""
+
+
+def test_every_command_of_training_and_export_is_found() -> None:
+    assert {*COMMANDS} == {"ctr-prepare", "ctr-train", "ctr-sweep", "ctr-compare", "ctr-export", "ctr-explain"}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS])
+def test_help_imports_no_library_that_takes_long_to_import(command: str) -> None:
+    arguments = [sys.executable, "-c", PRINT_IMPORTS, COMMANDS[command], "--help"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"usage: {command}" in result.stdout
+    imported = {*result.stdout.splitlines()}
+    assert "argparse" in imported
+    assert not imported & HEAVY
