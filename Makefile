@@ -24,7 +24,7 @@ ALL_STAMP := .venv/.all-installed
 DOCS_STAMP := .venv/.docs-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test parallel-tests test-full parallel-tests-full test-uvicorn lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test docs clean
+.PHONY: serve install kernel test parallel-tests test-full parallel-tests-full test-uvicorn test-isa lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test docs clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -59,6 +59,10 @@ test-uvicorn: $(ALL_STAMP)
 		echo "uvicorn $$version"; \
 		PYTHONPATH=$(CURDIR)/.uvicorn/$$version OMP_NUM_THREADS=1 $(BIN)/pytest tests/service/http tests/service/processes; \
 	done
+
+# The tests marked `numeric`, once under each instruction set that this CPU has.
+test-isa: $(ALL_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.instruction_sets -n auto --dist worksteal
 
 lint: $(ALL_STAMP)
 	$(BIN)/ruff check .

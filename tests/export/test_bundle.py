@@ -46,6 +46,7 @@ def test_a_tenth_of_the_golden_values_is_missing_and_a_tenth_unknown(bundle_fold
     assert 0.08 < (ids == 1).mean() < 0.12
 
 
+@pytest.mark.numeric
 def test_onnxruntime_gives_the_probabilities_of_the_golden_requests(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder)
     golden = read_golden(bundle_folder / GOLDEN)

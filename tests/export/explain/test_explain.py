@@ -75,6 +75,7 @@ def invented(fields: int = 4, blocks: int = 2, heads: int = 2, **changes: Any) -
     return Explanation(**{**vars(whole), **changes})
 
 
+@pytest.mark.numeric
 def test_a_run_and_its_bundle_give_the_same_explanation(explainer: Explainer, bundle_folder: Path) -> None:
     of_bundle = open_explainer(bundle_folder)
     for case in drawn_cases(explainer.schema, explainer.vocabularies, 20):
@@ -84,6 +85,7 @@ def test_a_run_and_its_bundle_give_the_same_explanation(explainer: Explainer, bu
             np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=0, atol=1e-5)
 
 
+@pytest.mark.numeric
 def test_contributions_and_bias_add_up_to_the_logit_and_the_logit_to_the_ctr(explainer: Explainer) -> None:
     for case in drawn_cases(explainer.schema, explainer.vocabularies, 20):
         explanation = explainer.explain(case)

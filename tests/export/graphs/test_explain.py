@@ -10,6 +10,8 @@ from export.graphs.serving import serving_order
 from model.stec.attention import attention_weights, interaction
 from tests.support.graphs import mixed_schema, request, single, trained
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("attention", ["full", "request"])
 @pytest.mark.parametrize("numeric", [False, True])

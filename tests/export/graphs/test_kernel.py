@@ -18,6 +18,8 @@ from model.stec.stec import STECConfig
 from tests.support.examples import examples
 from tests.support.graphs import TOKENS, a_feed, a_model, by_torch, needs_kernel, schema_of, session_of
 
+pytestmark = pytest.mark.numeric
+
 
 @needs_kernel
 @settings(max_examples=examples(40), deadline=None)

@@ -36,6 +36,8 @@ from tests.support.graphs import (
 )
 from tests.support.stec_models import models
 
+pytestmark = pytest.mark.numeric
+
 # Each option at least once, in two graphs: the other exports are in test_write.py.
 EXPORTED: list[dict[str, Any]] = [
     {"interaction": "xwx", "scale": "mean", "fusion": "add", "pairs": "upper", "attention": "request", "blocks": 1},

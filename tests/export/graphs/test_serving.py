@@ -11,6 +11,8 @@ from export.graphs.plain import PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph, serving_order
 from tests.support.graphs import TOKENS, mixed_schema, request, single, trained
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("attention", ["full", "request"])
 @pytest.mark.parametrize("numeric", [False, True])

@@ -20,6 +20,8 @@ from model.zoo import MODELS, build
 from tests.support.graphs import TOKENS, mixed_schema, request, session_of, single
 from tests.support.models import small
 
+pytestmark = pytest.mark.numeric
+
 BASELINES = [name for name in MODELS if name != "stec"]
 
 

@@ -75,6 +75,7 @@ def test_a_row_has_one_logit(name: str, options: dict[str, Any], rows: int) -> N
     assert logits.isfinite().all()
 
 
+@pytest.mark.numeric
 @of_every_case
 def test_a_row_has_the_same_logit_in_any_batch(name: str, options: dict[str, Any]) -> None:
     model = a_model(name, **options)
@@ -87,6 +88,7 @@ def test_a_row_has_the_same_logit_in_any_batch(name: str, options: dict[str, Any
     assert logits.std() > 0
 
 
+@pytest.mark.numeric
 @of_every_case
 def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
     """The loss depends on every parameter by more than rounding."""

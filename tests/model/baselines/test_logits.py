@@ -28,6 +28,8 @@ from tests.support.reference.products import (
     xdeepfm,
 )
 
+pytestmark = pytest.mark.numeric
+
 LOOPS: Mapping[str, Callable[..., Vector]] = {
     "lr": lr,
     "fm": fm,

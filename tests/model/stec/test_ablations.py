@@ -11,6 +11,8 @@ from model.stec.ablations import ABLATIONS, ablation
 from model.stec.stec import STEC, Bilinear, STECConfig
 from tests.support.stec_models import build, train_step
 
+pytestmark = pytest.mark.numeric
+
 SIZE = STECConfig(embedding=8, blocks=2, heads=2, ffn=16)
 
 

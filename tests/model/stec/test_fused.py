@@ -14,7 +14,10 @@ from model.stec.attention import attend_fused, request_mask
 from model.stec.factorized import batch_moments, level_logit, weighted_sum
 from tests.support.examples import examples
 
-pytestmark = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel was not built, or cannot run here")
+pytestmark = [
+    pytest.mark.numeric,
+    pytest.mark.skipif(not kernel.is_usable(), reason="the kernel was not built, or cannot run here"),
+]
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
 

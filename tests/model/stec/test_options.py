@@ -15,6 +15,8 @@ from tests.support.examples import examples
 from tests.support.reference.stec import slow_logits
 from tests.support.stec_models import batch, build, error, models, train_step
 
+pytestmark = pytest.mark.numeric
+
 HEADS = {
     "mlp": st.sampled_from([(), (), (5,), (6, 4)]),
     "mlp_batch_norm": st.booleans(),

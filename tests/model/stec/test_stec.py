@@ -17,6 +17,8 @@ from tests.support.examples import examples
 from tests.support.rounding import UNIT_ROUNDOFF, relative_errors
 from tests.support.stec_models import IS_CONTEXT, NUMERIC, SIZES, batch, build, error, train_step
 
+pytestmark = pytest.mark.numeric
+
 
 @settings(max_examples=examples(15), deadline=None)
 @given(

@@ -1,6 +1,7 @@
 """Exact statistics: a batch norm gets those of all of train, and nothing else of the model changes."""
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +12,8 @@ from model.training.batches import Split
 from model.training.exact_statistics import measure_batch_norms
 from model.zoo import MODELS, build
 from tests.support.models import small
+
+pytestmark = pytest.mark.numeric
 
 RECIPE = Training(batch_size=64, unknown_rate=0.0)
 

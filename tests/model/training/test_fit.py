@@ -18,6 +18,8 @@ from model.training.fit import fit, l2_penalty, predict
 from model.training.metrics import evaluate
 from tests.support.stec_models import clicks_of_pairs, stec
 
+pytestmark = pytest.mark.numeric
+
 
 def train(model: STEC, recipe: Training) -> list[Epoch]:
     return fit(model, embedding_parameters(model), clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2), recipe)

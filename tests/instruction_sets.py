@@ -1,0 +1,50 @@
+"""Run the numeric tests once under each instruction set that this CPU has: make test-isa.
+
+torch, MKL and oneDNN choose their code by the CPU, and each sums in its own order. Environment variables override that.
+The kernel has one form, which needs AVX2, so the run without AVX2 hides the kernel. onnxruntime has no switch.
+"""
+
+import os
+import subprocess
+import sys
+
+import torch
+
+NUMERIC = [sys.executable, "-m", "pytest", "-q", "-m", "numeric and not full"]
+# Ascending: a CPU that has one has those above it.
+SWITCHES = {
+    "default": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "PYTEST_ADDOPTS": "-p tests.support.without_kernel",
+    },
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "avx512": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    },
+}
+
+
+def available(capability: str) -> list[str]:
+    """Return the instruction sets of a CPU whose best one torch calls `capability`, such as "AVX2"."""
+    names, best = [*SWITCHES], capability.lower()
+    return names[: names.index(best) + 1] if best in names else ["default", best]
+
+
+def main() -> int:
+    names = available(torch.backends.cpu.get_cpu_capability())
+    failed = []
+    for name in names:
+        print(f"Instruction set {name}:", flush=True)
+        environment = os.environ | SWITCHES.get(name, {"ATEN_CPU_CAPABILITY": name})
+        if subprocess.run([*NUMERIC, *sys.argv[1:]], env=environment).returncode:
+            failed.append(name)
+    print(f"Instruction sets: {', '.join(names)}. Failed: {', '.join(failed) or 'none'}.")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
