@@ -19,9 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ctr-compare", description=__doc__)
     parser.add_argument("a", nargs="?", help="a report (.json), a run folder, or a name or digest in --runs")
     parser.add_argument("b", nargs="?", help="the same, for the experiment to compare A with")
-    parser.add_argument(
-        "--all", type=Path, metavar="FOLDER", help="compare all reports of a folder and write models.md"
-    )
+    parser.add_argument("--all", type=Path, metavar="FOLDER", help="compare all reports of a folder in models.md")
     parser.add_argument("--runs", type=Path, help="look up A and B in this runs.jsonl by name or digest")
     add_data_argument(parser)
     options = parser.parse_args(arguments)
