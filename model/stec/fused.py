@@ -157,7 +157,7 @@ class FusedAttention(torch.autograd.Function):
 
 
 def sum_products(left: Tensor, right: Tensor, scale: Tensor | None, squares: bool) -> tuple[Tensor, Tensor]:
-    """Return the sums over the batch of scale * left_i * right_j and, if `squares`, of its square, float64 (D, F, F)."""
+    """Return the batch sums of scale * left_i * right_j and, if `squares`, of its square, float64 (D, F, F) each."""
     _, fields, width = left.shape
 
     def step(part: slice) -> Tensor:
