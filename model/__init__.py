@@ -1,1 +1,1 @@
-"""Training: models, data and experiments."""
+"""The training package: models, data and experiments."""

@@ -1,4 +1,4 @@
-"""Output folders and files that appear complete or not at all."""
+"""Writing output folders and files atomically."""
 
 import fcntl
 import glob
@@ -14,13 +14,13 @@ LOCK = "owner.lock"
 
 @contextmanager
 def new_folder(path: Path, marker: str) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` and rename it to `path` when the block succeeds.
+    """Yield a temporary folder next to `path`, and rename it to `path` if the block succeeds.
 
-    An existing folder of the same kind is replaced. Temporary folders of processes that were killed are removed.
+    An existing folder of the same kind is replaced. Temporary folders that killed processes left behind are removed.
 
     Args:
         path: The folder to write.
-        marker: The name of a file that every folder of this kind holds.
+        marker: The name of a file that every folder of this kind contains.
 
     Raises:
         ValueError: Before the block runs, if `path` exists and is not a folder of this kind.
@@ -32,7 +32,8 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary,
         (Path(temporary) / LOCK).open("wb") as lock,
     ):
-        # The lock tells remove_leftovers() that the folder is in use. It ends with this process, however that ends.
+        # The lock tells remove_leftovers() that the folder is in use. The kernel releases it when this process exits,
+        # even if the process is killed.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         new = Path(temporary) / "new"
         new.mkdir()
@@ -46,12 +47,13 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary folders that killed processes left beside `path`.
+    """Remove the temporary folders that killed processes left next to `path`.
 
-    A process that was killed between its two renames had already moved the old folder away; it is moved back first.
+    If a process was killed between its two renames, it had already moved the old folder away. That folder is moved back
+    first.
     """
     for lock in path.parent.glob(f".{glob.escape(path.name)}.*/{LOCK}"):
-        # OSError: the folder belongs to a running process, or that process removed it just now.
+        # OSError: the folder belongs to a running process, or its process has just removed it.
         with suppress(OSError), lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (old := lock.parent / "old").is_dir() and not path.exists():
@@ -60,25 +62,25 @@ def remove_leftovers(path: Path) -> None:
 
 
 def check_replaceable(path: Path, marker: str) -> None:
-    """Check that a folder can be written to `path` without destroying anything else.
+    """Check that a folder can be written to `path` without overwriting anything else.
 
     Args:
         path: The folder to write.
-        marker: The name of a file that every folder of this kind holds.
+        marker: The name of a file that every folder of this kind contains.
 
     Raises:
-        ValueError: If `path` is a link, or exists and is neither empty nor of this kind, or cannot be created.
+        ValueError: If `path` is a symbolic link, exists but is neither empty nor of this kind, or cannot be created.
     """
     is_empty_folder = path.is_dir() and not any(path.iterdir())
     if path.is_symlink() or (path.exists() and not (path / marker).is_file() and not is_empty_folder):
         raise ValueError(f"{path} exists and has no {marker}. Choose another folder, or remove this one yourself.")
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} cannot be created, {parent} is not a writable folder. Choose another folder.")
+        raise ValueError(f"{path} cannot be created, because {parent} is not a writable folder. Choose another folder.")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file's content. If writing fails, the file keeps the content that it had.
+    """Replace a file's content atomically. If writing fails, the old content is kept.
 
     Raises:
         OSError: If the file cannot be written. The error names the file.
@@ -88,7 +90,7 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # the error of a full disk names no file
+        error.filename = error.filename or str(path)  # if the disk is full, the error does not name the file
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The [data] section of an experiment's TOML file: where a log is and what its columns mean."""
+"""The [data] section of an experiment's TOML file: the location of a log and the meaning of its columns."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,16 +13,17 @@ from model.toml import Positive, read_toml
 
 
 class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One entry of [[data.fields]]. A key that is not set keeps the reader's choice or the default.
+    """One entry of [[data.fields]]. If a key is not set, the reader's value or the default applies.
 
     Attributes:
-        name: The column.
-        side: context or candidate. Needed only with reader = "table".
-        kind: categorical or numeric.
-        missing: Values that count as missing.
-        min_count: Replaces the log's min_count for this field.
-        transform: "log_square" turns a number into a category, as the winners of the Criteo challenge did (see
-            contract/tokens.py).
+        name: The name of the column.
+        side: Whether the field belongs to the context or to the candidate. Required only with reader = "table", for a
+            field that is in neither `context` nor `candidate`.
+        kind: Whether the field is categorical or numeric.
+        missing: Values to treat as missing.
+        min_count: Overrides the `min_count` of [data] for this field.
+        transform: "log_square" converts a number to a category, as the winners of the Criteo challenge did (see
+            contract/tokens.py). "none" removes the reader's transform.
     """
 
     name: str
@@ -33,7 +34,7 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     transform: Literal["none", "log_square"] | None = None
 
     def apply(self, field: Field) -> Field:
-        """Return the reader's field with the keys that this entry sets."""
+        """Return the reader's field with the keys of this entry applied."""
         transform = field.transform if self.transform is None else self.transform
         return Field(
             self.name,
@@ -48,22 +49,27 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """The [data] section. Paths are relative to `--data`.
 
     Attributes:
-        reader: The module of model/data/readers that knows the log's columns. Only "table" takes the keys from `train`
-            to `numeric`, and `columns`; with "table", `fields` may replace `context`, `candidate` and `numeric`.
-        folder: The folder of the raw log.
-        prepared: The folder that ctr-prepare writes and ctr-train reads.
-        min_count: A token that train has fewer times gets the unknown id.
-        negative_rate: The share of negatives that the log kept. The bundle's calibration corrects for it.
-        split: How to split a log that is published as one file: "row" draws at random for each row; "time" takes the
-            last days, where the reader knows the day.
-        split_seed: The seed of the draw.
-        train, valid, test: The log's files, relative to `folder`.
-        label: The column that holds 0 or 1.
-        context, candidate: The columns of each side.
-        numeric: Which of these columns are numbers.
-        fields: More about single fields. With another reader than "table", what to change about its fields.
+        reader: The module in model/data/readers that reads the log. The keys from `train` to `numeric`, and `columns`,
+            apply only to "table". With "table", `fields` may replace `context`, `candidate` and `numeric`.
+        folder: The folder with the raw log, relative to `--data`.
+        prepared: The folder that ctr-prepare writes and ctr-train reads, relative to `--data`.
+        min_count: Tokens that occur fewer times than this in the training set get the unknown id.
+        negative_rate: The fraction of negatives that were kept when the log was downsampled. The bundle's calibration
+            corrects for it.
+        split: How to split a log that is published as a single file. "row" assigns each row at random. "time" uses the
+            last day as the test set and the day before it as the validation set; only reader = "avazu" supports it.
+        split_seed: The random seed of the "row" split.
+        train: The file with the training set, relative to `folder`.
+        valid: The file with the validation set, relative to `folder`.
+        test: The file with the test set, relative to `folder`.
+        label: The name of the label column, which contains 0 and 1.
+        context: The columns that belong to the context.
+        candidate: The columns that belong to the candidate.
+        numeric: Those columns in `context` and `candidate` that are numeric. All others are categorical.
+        fields: Settings of individual fields. With a reader other than "table", they override the reader's settings.
         columns: The column names of text files without a header line.
-        vocabulary: A folder of vocabularies to use instead of counting tokens (see model/data/fuxictr/importer.py).
+        vocabulary: A folder, relative to `--data`, with vocabularies to use instead of counting tokens (see
+            model/data/fuxictr/importer.py).
     """
 
     reader: Literal[
@@ -103,9 +109,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def __post_init__(self) -> None:
         if self.split == "time" and self.reader != "avazu":
-            raise ValueError(f'split = "time" works only with reader = "avazu"; reader = "{self.reader}" has no times')
+            raise ValueError(f'split = "time" needs reader = "avazu"; reader = "{self.reader}" has no timestamps')
         if (name := first_duplicate([spec.name for spec in self.fields])) is not None:
-            raise ValueError(f'fields names "{name}" twice. Put all keys of a field into one entry.')
+            raise ValueError(f'fields lists "{name}" twice. Put all keys of a field in one entry.')
         if self.reader == "table":
             self._check_table()
         elif any((self.train, self.valid, self.test, self.context, self.candidate, self.numeric, self.columns)):
@@ -147,7 +153,7 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 def read_data(path: Path) -> Data:
-    """Return the [data] section of an experiment's file, or of a file with only that section.
+    """Return the [data] section of an experiment's file, or of a file that contains only this section.
 
     Raises:
         ValueError: If a key is unknown or a value is out of range. The message names the file and the key.

@@ -1,4 +1,4 @@
-"""An experiment's TOML file as a typed struct: a misspelled key is an error, not a default."""
+"""An experiment's TOML file as a typed struct. A misspelled key is an error instead of being ignored."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +14,26 @@ from model.zoo import MODELS, Config
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The training recipe of section 4.1.5, with the choices that the paper leaves open.
+    """The training recipe of the paper's section 4.1.5, with options for what the paper leaves open.
 
     Attributes:
         epochs: The maximum number of epochs.
-        batch_size: Rows in a step.
-        learning_rate: Adam's, at the start.
-        monitor: The metric on valid that must improve. After an epoch without improvement, the learning rate falls to a
-            tenth.
-        patience: Training stops after so many epochs in a row without improvement.
-        embedding_l2: The loss gets (embedding_l2 / 2) times the squared norm of all embeddings.
-        net_l2: The same for all other weights.
-        clip: The maximum norm of the gradient.
-        unknown_rate: The share of tokens, per field, that training replaces by the unknown id. In a field that is never
-            missing in the log, the missing id replaces the same share.
-        exact_statistics: Whether the best epoch's batch norms finally get the statistics of all of train (see
-            model/training/exact_statistics.py). In FuxiCTR, and so in the paper, they keep those of the last batches.
-        seed: The seed of the initial weights, the shuffling and the dropout.
+        batch_size: The number of rows per training step.
+        learning_rate: Adam's initial learning rate.
+        monitor: The validation metric that must improve. After an epoch without improvement, the learning rate is
+            divided by 10.
+        patience: Training stops after this many consecutive epochs without improvement.
+        embedding_l2: The L2 penalty on embeddings. The loss includes (embedding_l2 / 2) times the squared norm of all
+            embeddings.
+        net_l2: The L2 penalty on all other weights. The loss includes (net_l2 / 2) times their squared norm.
+        clip: The maximum norm of the gradient. Larger gradients are scaled down to it.
+        unknown_rate: The share of each field's tokens that training replaces with the unknown id. If a field is never
+            missing in the training set, the same share of its tokens is replaced with the missing id, so that this id
+            is trained too.
+        exact_statistics: If true, the batch norms of the best epoch get statistics computed over the whole training set
+            (see model/training/exact_statistics.py). If false, they keep the statistics of the last batches, as in
+            FuxiCTR and therefore in the paper.
+        seed: The random seed for the initial weights, the shuffling and the dropout.
     """
 
     epochs: Positive = 50
@@ -47,7 +50,14 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An experiment: its log, its model (one of MODELS in model/zoo.py, chosen by `type`) and its training."""
+    """An experiment: a log, a model and a training recipe.
+
+    Attributes:
+        name: The name of the experiment, which is also the model's name in reports, bundles and responses.
+        data: The log.
+        model: The model. Its `type` selects one of MODELS in model/zoo.py.
+        training: The training recipe.
+    """
 
     name: str
     data: Data
@@ -56,7 +66,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Return the experiment in a TOML file.
+    """Read an experiment from a TOML file.
 
     Raises:
         ValueError: If a key is unknown or a value is out of range. The message names the file and the key.
@@ -74,13 +84,13 @@ def common_data(experiments: Sequence[Experiment]) -> Data:
     for other in experiments:
         if other.data != first.data:
             raise ValueError(
-                f"{first.name} and {other.name} have different [data] sections. Use experiments of one log."
+                f"{first.name} and {other.name} have different [data] sections. Use experiments with the same log."
             )
     return first.data
 
 
 def to_experiment(document: dict[str, Any]) -> Experiment:
-    """Return the experiment that a TOML file's tables describe.
+    """Return the experiment described by a TOML file's tables.
 
     Raises:
         ValueError: If a key is unknown or a value is out of range. The message names the key.
@@ -102,14 +112,14 @@ def to_experiment(document: dict[str, Any]) -> Experiment:
 
 
 def with_model_type(document: dict[str, Any]) -> dict[str, Any]:
-    """Return an experiment's tables with the model's `type`, which is stec by default.
+    """Return an experiment's tables with the model's `type` filled in; the default is "stec".
 
     Raises:
-        ValueError: If no model has this type.
+        ValueError: If there is no model of this type.
     """
     model = document.get("model", {})
     if not isinstance(model, dict):
-        return document  # msgspec has the better message
+        return document  # msgspec's message is better
     if str(kind := model.get("type", "stec")) not in MODELS:
         raise ValueError(f"model.type = {kind!r} is not a model. Choose one of {', '.join(MODELS)}.")
     return document | {"model": {"type": "stec"} | model}

@@ -1,6 +1,6 @@
-"""Layers that several models share.
+"""Layers shared by several models.
 
-Shape legend for all models: B rows, F fields, of which C are categorical and M numeric, D embedding width.
+Shape legend for all models: B rows, F fields (C categorical and M numeric), D embedding width.
 """
 
 import math
@@ -19,13 +19,13 @@ from model.toml import Positive, Rate
 
 @dataclass(frozen=True)
 class Fields:
-    """A model's fields: first the categorical ones, then the numeric ones.
+    """A model's fields, with categorical fields before numeric ones.
 
     Attributes:
         sizes: The vocabulary size of each categorical field.
         numeric: The number of numeric fields.
-        is_context: Whether each field belongs to the context. Only some models need it.
-        names: The name of each field. Only some models need it.
+        is_context: Whether each field belongs to the context. Only some models use it.
+        names: The name of each field. Only some models use it.
     """
 
     sizes: Sequence[int]
@@ -40,18 +40,19 @@ class Fields:
 
 
 def fields_of(schema: FeatureSchema, sizes: Sequence[int]) -> Fields:
-    """Return the fields of a schema, whose categorical fields have vocabularies of these sizes."""
+    """Return the fields of a schema. `sizes` are the vocabulary sizes of its categorical fields."""
     numeric = schema.select("numeric")
     fields = [*schema.select("categorical"), *numeric]
     return Fields(sizes, len(numeric), [f.side == "context" for f in fields], [f.name for f in fields])
 
 
 class FeatureEmbedding(nn.Module):
-    """A vector for each field of a row: a row of the table (Eq. 2), or a number times the field's vector (Eq. 3).
+    """One vector per field: a row of the embedding table (Eq. 2), or a number times the field's vector (Eq. 3).
 
-    One table holds the rows of all categorical fields, field after field. With a width of 1, each value has a weight.
+    A single table contains the rows of all categorical fields, one field after another. With a width of 1, each value
+    has a scalar weight.
 
-    Shape: ids int64 (B, C) and values float32 (B, M) -> (B, F, D), the categorical fields first.
+    Shape: ids int64 (B, C) and values float32 (B, M) -> (B, F, D), with the categorical fields first.
     """
 
     offsets: Tensor
@@ -61,7 +62,7 @@ class FeatureEmbedding(nn.Module):
         self.table = nn.Embedding(sum(fields.sizes), width)
         self.alpha = nn.Parameter(torch.empty(fields.numeric, width))
         self.register_buffer("offsets", torch.tensor([0, *fields.sizes[:-1]]).cumsum(0), persistent=False)
-        # NOTE[DIFF] The paper does not give the initial values. FuxiCTR's alpha has a std 10^3 times the table's.
+        # NOTE[DIFF] The paper does not specify the initial values. In FuxiCTR, alpha's std is 10^3 times the table's.
         nn.init.normal_(self.table.weight, std=std)
         nn.init.normal_(self.alpha, std=std)
 
@@ -72,23 +73,23 @@ class FeatureEmbedding(nn.Module):
 
 
 def embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that embedding_l2 penalizes: whole tables, not only the rows of a batch."""
+    """Return the parameters that embedding_l2 penalizes: entire tables, not just the rows used in a batch."""
     return [p for m in model.modules() if isinstance(m, FeatureEmbedding) for p in m.parameters()]
 
 
 def mlp(width: int, hidden: Sequence[int], dropout: float, batch_norm: bool, output: int | None = 1) -> nn.Sequential:
-    """Return an MLP with hidden layers in FuxiCTR's order (linear, batch norm, ReLU, dropout) and a linear output.
+    """Return an MLP with a linear output. Hidden layers use FuxiCTR's order: linear, batch norm, ReLU, dropout.
 
     Args:
         width: The number of inputs.
-        hidden: The units of each hidden layer.
-        dropout: The rate after each hidden layer.
+        hidden: The size of each hidden layer.
+        dropout: The dropout rate after each hidden layer.
         batch_norm: Whether each hidden layer has a batch norm.
-        output: The number of outputs; None leaves out the linear output.
+        output: The number of outputs, or None for no linear output.
     """
     layers: list[nn.Module] = []
     for units in hidden:
-        # NOTE[DIFF] FuxiCTR's layer before a batch norm has a bias, which the norm subtracts again.
+        # NOTE[DIFF] In FuxiCTR, a layer before a batch norm has a bias, which the norm subtracts again.
         layers.append(nn.Linear(width, units, bias=not batch_norm))
         layers += [nn.BatchNorm1d(units)] if batch_norm else []
         layers += [nn.ReLU(), nn.Dropout(dropout)]
@@ -97,7 +98,7 @@ def mlp(width: int, hidden: Sequence[int], dropout: float, batch_norm: bool, out
 
 
 def initialize(module: nn.Module) -> None:
-    """Set a linear layer's weights by Xavier and its bias to zero, as FuxiCTR does. For nn.Module.apply()."""
+    """Initialize a linear layer as FuxiCTR does: Xavier weights, zero bias. To be passed to nn.Module.apply()."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
@@ -105,7 +106,7 @@ def initialize(module: nn.Module) -> None:
 
 
 class TableConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
-    """The keys that the configs of all baselines share, with BARS's values.
+    """The keys that all baselines share, with BARS's values as defaults.
 
     Attributes:
         embedding_std: The standard deviation of the initial embeddings.
@@ -125,12 +126,12 @@ class EmbeddingConfig(TableConfig, frozen=True, kw_only=True):
 
 
 class BaselineConfig(EmbeddingConfig, frozen=True, kw_only=True):
-    """The keys of a baseline with an MLP, its deep part.
+    """The keys of a baseline with a deep part, which is an MLP.
 
     Attributes:
-        mlp: The units of each hidden layer.
+        mlp: The sizes of the MLP's hidden layers.
         mlp_batch_norm: Whether each hidden layer has a batch norm.
-        mlp_dropout: The dropout after each hidden layer.
+        mlp_dropout: The dropout rate after each hidden layer.
     """
 
     mlp: tuple[Positive, ...] = (400, 400, 400)
@@ -139,42 +140,42 @@ class BaselineConfig(EmbeddingConfig, frozen=True, kw_only=True):
 
 
 def deep(width: int, config: BaselineConfig, output: int | None = 1) -> nn.Sequential:
-    """Return the deep part that a baseline's config describes (see mlp())."""
+    """Return the deep part described by a baseline's config (see mlp())."""
     return mlp(width, config.mlp, config.mlp_dropout, config.mlp_batch_norm, output)
 
 
 def deep_width(width: int, config: BaselineConfig) -> int:
-    """Return the width of what deep() without an output returns: its last hidden layer's, or its input's if none."""
+    """Return the output width of deep() with output=None: the last hidden layer's, or `width` without hidden layers."""
     return config.mlp[-1] if config.mlp else width
 
 
 def embeddings(fields: Fields, config: TableConfig, widths: Sequence[int]) -> nn.ModuleList:
-    """Return a table of each width. A baseline's predict() takes what look_up() finds in them, in this order."""
+    """Return an embedding table for each width. look_up() passes their vectors to predict() in this order."""
     return nn.ModuleList(FeatureEmbedding(fields, width, config.embedding_std) for width in widths)
 
 
 def look_up(tables: nn.ModuleList, ids: Tensor, values: Tensor) -> list[Tensor]:
-    """Return the vectors from each table, (B, F, width of the table)."""
+    """Return the vectors from each table, each of shape (B, F, width of the table)."""
     return [table(ids, values) for table in tables]
 
 
 def sum_of_pairs(x_BFD: Tensor) -> Tensor:
-    """Return the sum of x_i * x_j over i < j, computed without the pairs (Rendle, 2010). Shape: (B, D)."""
+    """Return the sum of x_i * x_j over i < j without computing each pair (Rendle, 2010). Shape: (B, D)."""
     square_BD: Tensor = x_BFD.sum(1).square() - x_BFD.square().sum(1)
     return square_BD / 2
 
 
 def pairs(x_BFD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x_i and x_j of all pairs i < j, ordered by i. Shape: (B, P, D) both, P = F (F - 1) / 2."""
+    """Return x_i and x_j for all pairs i < j, ordered by i. Shape: (B, P, D) each, P = F (F - 1) / 2."""
     i_P, j_P = torch.triu_indices(x_BFD.shape[1], x_BFD.shape[1], 1, device=x_BFD.device)
     return x_BFD[:, i_P], x_BFD[:, j_P]
 
 
 def check_heads(key: str, width: int, heads: int) -> None:
-    """Check that a width can be split into heads.
+    """Check that a width is divisible by the number of heads.
 
     Raises:
-        ValueError: If it cannot. The message names the config's key.
+        ValueError: If it is not. The message names the config's key.
     """
     if width % heads:
         raise ValueError(f"{key} = {width} cannot be split into heads = {heads}")
@@ -186,7 +187,7 @@ def number_of_pairs(fields: Fields) -> int:
 
 
 class SelfAttention(nn.Module):
-    """Attention of every field to every field, without an output projection.
+    """Self-attention over all fields, without an output projection.
 
     Shape: (B, F, D) -> (B, F, A), A = width.
     """

@@ -1,6 +1,6 @@
 """Every model that an experiment can use, by its `type` in [model].
 
-A new model is a file in model/baselines/ with a config and a class, and a line in MODELS and in Config.
+To add a model, write a file in model/baselines/ with a config and a class, and add a line to MODELS and to Config.
 """
 
 from collections.abc import Callable, Mapping
@@ -81,13 +81,13 @@ def build(fields: Fields, config: Config) -> nn.Module:
     """Return a new model: ids int64 (B, C), values (B, M) -> logits (B).
 
     Raises:
-        ValueError: If the config names a field that does not exist.
+        ValueError: If the config refers to a field that does not exist.
     """
     _, model = MODELS[name_of(config)]
     return model(fields, config)
 
 
 def name_of(config: Config) -> str:
-    """Return the `type` of a config's model."""
+    """Return the model `type` of a config."""
     name: str = config.__struct_config__.tag  # type: ignore[assignment]
     return name

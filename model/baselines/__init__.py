@@ -1,1 +1,1 @@
-"""The models that the paper compares STEC with, one file each. See README.md."""
+"""The models that the paper compares STEC with, one per file. See README.md."""

@@ -1,8 +1,9 @@
-"""AFM: a factorization machine whose pairs are weighted by attention (Xiao et al., IJCAI 2017).
+"""AFM: a factorization machine that weights pairs by attention (Xiao et al., IJCAI 2017).
 
     p_ij = e_i * e_j, i < j        a = softmax_ij(h . ReLU(W p_ij + b))        logit = b + sum_i w_i + p . sum a_ij p_ij
 
-NOTE[DIFF] In the paper, dropout applies to the pairs p_ij; here, as in FuxiCTR, to a and to the pooled vector.
+NOTE[DIFF] In the paper, dropout is applied to the pairs p_ij. Here, as in FuxiCTR, it is applied to a and to the pooled
+vector.
 Shape legend: model/layers.py; P pairs.
 """
 
@@ -17,9 +18,9 @@ class AFMConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="afm"):
     """AFM's keys.
 
     Attributes:
-        attention: The hidden units of the attention.
-        attention_dropout: The dropout of the weights a.
-        out_dropout: The dropout of the pooled pairs.
+        attention: The number of hidden units of the attention.
+        attention_dropout: The dropout rate of the attention weights (a).
+        out_dropout: The dropout rate of the pooled pairs.
     """
 
     attention: Positive = 128
@@ -44,7 +45,7 @@ class AFM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         first_BPD, second_BPD = pairs(x_BFD)
         product_BPD = first_BPD * second_BPD
         pooled_BD = (self.attention(product_BPD) * product_BPD).sum(1)

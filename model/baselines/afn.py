@@ -2,7 +2,7 @@
 
     z_k = exp(sum_i a_ki BN(ln max(|e_i|, 1e-5)))        logit = w . [MLP1(BN(z)); MLP2(e')] + b
 
-z_k is a product of powers of the fields. e' comes from a second embedding table; both MLPs have one output.
+z_k is a product of powers of the fields. e' comes from a second embedding table. Both MLPs have one output.
 Shape legend: model/layers.py; K logarithmic neurons.
 """
 
@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, look_up, mlp
 from model.toml import Positive, Rate
 
-MIN_ABSOLUTE = 1e-5  # the logarithm of 0 does not exist
+MIN_ABSOLUTE = 1e-5  # the logarithm of 0 is undefined
 
 
 class AFNConfig(BaselineConfig, frozen=True, kw_only=True, tag="afn"):
-    """AFN's keys. mlp, mlp_batch_norm and mlp_dropout are those of MLP2; mlp_batch_norm also applies to MLP1.
+    """AFN's keys. MLP1 reads the logarithmic neurons, MLP2 the second embedding table.
 
     Attributes:
+        mlp: The sizes of MLP2's hidden layers.
+        mlp_batch_norm: Whether each hidden layer of MLP1 and MLP2 has a batch norm.
+        mlp_dropout: The dropout rate after each hidden layer of MLP2.
         neurons: K.
-        afn: The units of MLP1's hidden layers.
-        afn_dropout: The dropout of MLP1's hidden layers.
+        afn: The sizes of MLP1's hidden layers.
+        afn_dropout: The dropout rate after each hidden layer of MLP1.
     """
 
     neurons: Positive = 1000
@@ -51,10 +54,11 @@ class AFN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, deep_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         logarithm_BFD = self.log_norm(x_BFD.abs().clamp_min(MIN_ABSOLUTE).log())
         orders_BDK = self.orders(logarithm_BFD.transpose(1, 2)).exp()
-        # The batch norm gets rows of K. Over (B, K, D), its gradient in torch takes most of a training step.
+        # The batch norm is applied to rows of length K. On (B, K, D), its gradient in torch would take most of the time
+        # of a training step.
         cross_BDK = self.cross_norm(orders_BDK.flatten(0, 1)).view_as(orders_BDK)
         both_B2 = torch.cat([self.cross_mlp(cross_BDK.flatten(1)), self.mlp(deep_BFD.flatten(1))], 1)
         logit_B: Tensor = self.out(both_B2)[:, 0]

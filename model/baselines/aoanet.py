@@ -2,7 +2,7 @@
 
     S_o = sum_ij alpha_ij,o B^0_i (outer) B^l_j        B^{l+1}_o = (W_o * S_o) h_o        logit = w . [MLP(e); B^L] + b
 
-B^0 = e. Shape legend: model/layers.py; O subspaces, S rows of B^l: F in B^0, then O.
+B^0 = e. Shape legend: model/layers.py; O subspaces, S rows of B^l (F rows in B^0, O rows in later layers).
 """
 
 import torch
@@ -25,7 +25,7 @@ class AOANetConfig(BaselineConfig, frozen=True, kw_only=True, tag="aoanet"):
 
 
 class OuterProducts(nn.Module):
-    """One layer: a weighted sum of outer products, and its projection. Shape: (B, F, D), (B, S, D) -> (B, O, D)."""
+    """One layer: the projection of a weighted sum of outer products. Shape: (B, F, D), (B, S, D) -> (B, O, D)."""
 
     def __init__(self, fields: int, rows: int, width: int, subspaces: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class OuterProducts(nn.Module):
         self.read = nn.Parameter(torch.ones(subspaces, width))
 
     def forward(self, first_BFD: Tensor, last_BSD: Tensor) -> Tensor:
-        # sum_ij alpha_ij B0_i,c Bl_j,d as two products, so that the outer products are never in memory.
+        # Compute sum_ij alpha_ij B0_i,c Bl_j,d as two products, so that the outer products are never materialized.
         attended_BFOD = torch.einsum("bsd,fso->bfod", last_BSD, self.alpha)
         outer_BODD = torch.einsum("bfc,bfod->bocd", first_BFD, attended_BFOD)
         return torch.einsum("bocd,ocd,od->boc", outer_BODD, self.weight, self.read)
@@ -57,7 +57,7 @@ class AOANet(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         rows_BSD = x_BFD
         for layer in self.layers:
             rows_BSD = layer(x_BFD, rows_BSD)

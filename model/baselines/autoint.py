@@ -2,9 +2,9 @@
 
     X^{l+1} = ReLU(LN(MHA(X^l) + R X^l))        logit = w . X^L + b + MLP(e) (+ sum_i w_i)
 
-R is a matrix if the widths differ, and otherwise the identity.
-NOTE[DIFF] In the paper, R is always a matrix, there is no layer norm LN, and the scores are not divided. This is BARS's
-form.
+R is a matrix if the widths differ, and the identity otherwise.
+NOTE[DIFF] In the paper, R is always a matrix, there is no layer norm LN, and the scores are not scaled. This code
+follows BARS.
 Shape legend: model/layers.py; A attention width.
 """
 
@@ -18,13 +18,13 @@ class AutoIntConfig(BaselineConfig, frozen=True, kw_only=True, tag="autoint"):
     """AutoInt's keys.
 
     Attributes:
-        attention: A, of all heads together.
+        attention: A, summed over all heads.
         layers: L.
-        heads: The number of heads.
-        layer_norm: Whether there is LN.
-        scaled: Whether the scores are divided by the square root of a head's width.
-        wide: Whether there are the weights w_i.
-        dropout: The dropout of the attention weights.
+        heads: The number of attention heads.
+        layer_norm: Whether each layer has a layer norm (LN).
+        scaled: Whether attention scores are divided by the square root of the head width.
+        wide: Whether to add the sum of the weights w_i to the logit.
+        dropout: The dropout rate of the attention weights.
     """
 
     attention: Positive = 128
@@ -71,6 +71,6 @@ class AutoInt(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor | None = None) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         logit_B: Tensor = (self.out(self.layers(x_BFD).flatten(1)) + self.mlp(x_BFD.flatten(1)))[:, 0]
         return logit_B if weight_BF1 is None else logit_B + weight_BF1.sum((1, 2))

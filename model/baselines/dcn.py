@@ -39,7 +39,7 @@ class DCN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         first_BE = x_BFD.flatten(1)
         crossed_BE = first_BE
         for cross, shift_E in zip(self.crosses, self.shifts, strict=True):

@@ -1,4 +1,4 @@
-"""DCNv2: a cross network of full matrices in parallel with an MLP (Wang et al., WWW 2021), the "parallel" form.
+"""DCNv2: a cross network with full matrices, in parallel with an MLP (Wang et al., WWW 2021; the "parallel" form).
 
     c_0 = e        c_{l+1} = c_l + c_0 * (W_l c_l + b_l)        logit = w . [c_L; MLP(e)] + b
 
@@ -38,7 +38,7 @@ class DCNv2(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         first_BE = x_BFD.flatten(1)
         crossed_BE = first_BE
         for cross in self.crosses:

@@ -2,7 +2,7 @@
 
     logit = sum_i w_i + sum_{i<j} <e_i, e_j> + MLP(e)
 
-The only bias is the MLP's last one. Shape legend: model/layers.py.
+The only bias is that of the MLP's last layer. Shape legend: model/layers.py.
 """
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class DeepFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="deepfm"):
-    """Only the keys of BaselineConfig."""
+    """DeepFM's keys: those of BaselineConfig."""
 
 
 class DeepFM(nn.Module):
@@ -27,6 +27,6 @@ class DeepFM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return sum_of_pairs(x_BFD).sum(1) + weight_BF1.sum((1, 2)) + deep_B

@@ -1,4 +1,4 @@
-"""DeepIM: all interactions up to an order, from sums of powers, in parallel with an MLP (Yu et al., CIKM 2020).
+"""DeepIM: all interactions up to an order, computed from sums of powers, and an MLP (Yu et al., CIKM 2020).
 
     p_k = sum_i e_i^k        k I_k = sum_{m=1..k} (-1)^{m-1} I_{k-m} p_m, I_0 = 1        (Newton's identities)
     logit = w . [I_1; ...; I_K] + b + MLP(e)
@@ -18,7 +18,7 @@ class DeepIMConfig(BaselineConfig, frozen=True, kw_only=True, tag="deepim"):
 
     Attributes:
         order: K.
-        interaction_batch_norm: Whether there is a batch norm of the I before w.
+        interaction_batch_norm: Whether the interactions pass through a batch norm before they are weighted by w.
     """
 
     order: Positive = 3
@@ -42,14 +42,14 @@ class DeepIM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         logit_B: Tensor = self.out(torch.cat(interactions(x_BFD, self.order), 1))[:, 0]
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return logit_B + deep_B
 
 
 def interactions(x_BFD: Tensor, order: int) -> list[Tensor]:
-    """Return I_1 to I_order, (B, D) each."""
+    """Return I_1 to I_order, each of shape (B, D)."""
     powers = [x_BFD.pow(k).sum(1) for k in range(1, order + 1)]
     found = [torch.ones_like(powers[0])]
     for k in range(1, order + 1):

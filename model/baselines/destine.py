@@ -3,11 +3,11 @@
     A_ij = softmax_j((q_i - mean q) . (k_j - mean k) / sqrt(d)) + softmax_j(u . x_j)
     X^{l+1} = A V + R X^l        logit = w . X^L + b + MLP(e) (+ sum_i w_i)
 
-NOTE[DIFF] The unary part uses the field itself, as BARS's parameter counts imply; in the paper it uses the field's
+NOTE[DIFF] The unary part uses the field itself, as BARS's parameter counts imply. In the paper, it uses the field's
 key.
-NOTE[DIFF] The authors' code has a ReLU before w. FuxiCTR and BARS have none there, and none between layers.
-NOTE[DIFF] FuxiCTR's q, k and u have biases, which the means and the softmax cancel. Its v and R have a bias each, of
-which one is enough: a row of A sums to 2 (except for dropout during training).
+NOTE[DIFF] The authors' code has a ReLU before w. FuxiCTR and BARS have no ReLU there, nor between layers.
+NOTE[DIFF] In FuxiCTR, q, k and u have biases, which the means and the softmax cancel. v and R have a bias each, but one
+is enough, because a row of A sums to 2 (except with dropout, during training).
 Shape legend: model/layers.py; A attention width, H heads, K = A / H.
 """
 
@@ -23,12 +23,12 @@ class DESTINEConfig(BaselineConfig, frozen=True, kw_only=True, tag="destine"):
     """DESTINE's keys.
 
     Attributes:
-        attention: A, of all heads together.
+        attention: A, summed over all heads.
         layers: L.
         heads: H.
-        scaled: Whether the scores are divided by sqrt(d).
-        wide: Whether there are the weights w_i.
-        dropout: The dropout of the attention weights.
+        scaled: Whether attention scores are divided by the square root of the head width, sqrt(d).
+        wide: Whether to add the sum of the weights w_i to the logit.
+        dropout: The dropout rate of the attention weights.
     """
 
     attention: Positive = 128
@@ -80,7 +80,7 @@ class DESTINE(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor | None = None) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         logit_B: Tensor = (self.out(self.layers(x_BFD).flatten(1)) + self.mlp(x_BFD.flatten(1)))[:, 0]
         return logit_B if weight_BF1 is None else logit_B + weight_BF1.sum((1, 2))
 

@@ -4,9 +4,9 @@
     cross = x + (w . x) x_0 + b        deep = ReLU(V y + c)        bridge = cross * deep
     logit = w . [cross; deep; bridge] + b, of the last layer
 
-The softmax is over fields: one gate for each field and stream. x_0 is the first layer's x.
-NOTE[DIFF] Later versions of FuxiCTR have no residual in the cross network and no option without gates. BARS's version
-had both.
+The softmax is over the fields, so there is one gate per field and stream. x_0 is the first layer's x.
+NOTE[DIFF] Later versions of FuxiCTR have no residual in the cross network and cannot switch the gates off. BARS's
+version had the residual and this option.
 Shape legend: model/layers.py; E = F * D.
 """
 
@@ -24,10 +24,10 @@ class EDCNConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="edcn"):
     """EDCN's keys.
 
     Attributes:
-        layers: The number of layers of both networks.
-        regulation: Whether there are gates. There are batch norms either way.
-        temperature: tau.
-        dropout: The dropout after each deep layer.
+        layers: The number of layers in each of the two networks.
+        regulation: Whether to gate the fields. The batch norms are always present.
+        temperature: The temperature of the gates' softmax (tau).
+        dropout: The dropout rate after each layer of the deep network.
     """
 
     layers: Positive = 3
@@ -37,7 +37,7 @@ class EDCNConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="edcn"):
 
 
 class Regulation(nn.Module):
-    """The two streams of a layer. Shape: (B, E) -> (B, E), (B, E)."""
+    """The inputs of a layer's two streams. Shape: (B, E) -> (B, E), (B, E)."""
 
     def __init__(self, fields: int, width: int, config: EDCNConfig) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class EDCN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         bridge_BE, first_BE = x_BFD.flatten(1), None
         layers = zip(self.regulations, self.crosses, self.shifts, self.deeps, strict=True)
         for regulate, cross, shift_E, deep in layers:

@@ -3,8 +3,8 @@
     v = e * A(mean_d e), A two layers without biases and with ReLU ("SENet")
     p_ij = (e_i W) * e_j        q_ij = (v_i W') * v_j, i < j        logit = sum_i w_i + MLP([p; q])
 
-W is one matrix for all pairs ("field_all"), or one for each pair ("field_interaction").
-NOTE[DIFF] BARS's version had the same W in p and q; the paper and later versions of FuxiCTR have two.
+There is one matrix W for all pairs ("field_all"), or one per pair ("field_interaction").
+NOTE[DIFF] BARS's version used the same W in p and q. The paper and later versions of FuxiCTR use two.
 Shape legend: model/layers.py; P pairs.
 """
 
@@ -21,8 +21,9 @@ class FiBiNETConfig(BaselineConfig, frozen=True, kw_only=True, tag="fibinet"):
     """FiBiNET's keys.
 
     Attributes:
-        bilinear: How many matrices W there are.
-        reduction: The number of fields divided by the units of SENet's hidden layer.
+        bilinear: Whether all pairs of fields share one matrix W ("field_all") or each pair has its own
+            ("field_interaction").
+        reduction: The ratio of the number of fields to the number of hidden units of SENet.
     """
 
     bilinear: Literal["field_all", "field_interaction"] = "field_all"
@@ -51,7 +52,7 @@ class FiBiNET(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         reweighted_BFD = x_BFD * self.senet(x_BFD.mean(2))[:, :, None]
         products = [bilinear_products(x, w) for x, w in zip((x_BFD, reweighted_BFD), self.bilinear, strict=True)]
         deep_B: Tensor = self.mlp(torch.cat(products, 1))[:, 0]
@@ -59,7 +60,7 @@ class FiBiNET(nn.Module):
 
 
 def bilinear_products(x_BFD: Tensor, matrices_PDD: Tensor) -> Tensor:
-    """Return (x_i W) * x_j of all pairs. Shape: (B, P * D)."""
+    """Return (x_i W) * x_j for all pairs. Shape: (B, P * D)."""
     first_BPD, second_BPD = pairs(x_BFD)
     projected_PBD = first_BPD.transpose(0, 1) @ matrices_PDD
     return (projected_PBD.transpose(0, 1) * second_BPD).flatten(1)

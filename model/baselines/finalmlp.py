@@ -3,12 +3,13 @@
     f_s = e * 2 sigmoid(gate_s(c_s)), s = 1, 2        o_s = MLP_s(f_s)
     logit = w_1 . o_1 + w_2 . o_2 + sum_h o_1h^T W_h o_2h + b
 
-c_s are the embeddings of some fields, from a second table; without fields, gate_s is a learned vector. o_h is the part
-of a head.
-NOTE[DIFF] FuxiCTR has a table for each gate, with only its fields. Here both gates share one table with all fields.
-NOTE[DIFF] FuxiCTR's gate without fields is an MLP of a learned vector. All of it starts at zero and stays there,
-except the last layer's biases. These are the vector here.
-NOTE[DIFF] FuxiCTR's fusion has a bias for each w_s, of which one is enough.
+c_s are the embeddings of some fields, from a second table. Without fields, gate_s is a learned vector. o_h is one
+head's part of o.
+NOTE[DIFF] FuxiCTR has one table per gate, which contains only that gate's fields. Here, both gates share one table of
+all fields.
+NOTE[DIFF] In FuxiCTR, a gate without fields is an MLP applied to a learned vector. All its parameters start at zero and
+stay there, except for the last layer's biases. Here, these biases are the vector.
+NOTE[DIFF] FuxiCTR's fusion has a bias for each w_s; one is enough.
 Shape legend: model/layers.py; H heads.
 """
 
@@ -20,16 +21,19 @@ from model.toml import Positive, Rate
 
 
 class FinalMLPConfig(BaselineConfig, frozen=True, kw_only=True, tag="finalmlp"):
-    """FinalMLP's keys. mlp, mlp_batch_norm and mlp_dropout are those of the first stream.
+    """FinalMLP's keys.
 
     Attributes:
-        mlp2: The units of the second stream's hidden layers.
-        mlp2_batch_norm: Whether these layers have batch norms.
-        mlp2_dropout: Their dropout.
-        gate: The units of the hidden layers of both gates.
-        context1: The names of the fields that the first gate uses.
-        context2: The names of the fields that the second gate uses.
-        heads: H, of the fusion.
+        mlp: The sizes of the first stream's hidden layers.
+        mlp_batch_norm: Whether each hidden layer of the first stream has a batch norm.
+        mlp_dropout: The dropout rate after each hidden layer of the first stream.
+        mlp2: The sizes of the second stream's hidden layers.
+        mlp2_batch_norm: Whether each hidden layer of the second stream has a batch norm.
+        mlp2_dropout: The dropout rate after each hidden layer of the second stream.
+        gate: The sizes of the hidden layers of a gate's MLP. A gate without fields has no MLP.
+        context1: The names of the fields that the first gate uses. If empty, the gate is a learned vector.
+        context2: The names of the fields that the second gate uses. If empty, the gate is a learned vector.
+        heads: The number of heads of the bilinear fusion (H).
     """
 
     mlp: tuple[Positive, ...] = (400,)
@@ -44,16 +48,16 @@ class FinalMLPConfig(BaselineConfig, frozen=True, kw_only=True, tag="finalmlp"):
     def __post_init__(self) -> None:
         if not self.mlp or not self.mlp2 or self.mlp[-1] % self.heads or self.mlp2[-1] % self.heads:
             ends = f"mlp = {list(self.mlp)} and mlp2 = {list(self.mlp2)}"
-            raise ValueError(f"{ends}: both need a last layer that can be split into heads = {self.heads}")
+            raise ValueError(f"{ends}: both need a last layer whose size is divisible by heads = {self.heads}")
 
 
 class Gate(nn.Module):
-    """A stream's feature selection: a factor from 0 to 2 for each embedding dimension.
+    """A stream's feature selection, which gives each embedding dimension a factor from 0 to 2.
 
     Shape: (B, F, D) -> (B or 1, F * D).
 
     Raises:
-        ValueError: If no field has a name in `context`.
+        ValueError: If a name in `context` is not a field.
     """
 
     columns: Tensor
@@ -62,7 +66,7 @@ class Gate(nn.Module):
         super().__init__()
         if unknown := [name for name in context if name not in fields.names]:
             raise ValueError(
-                f"model.context1 or context2 names {unknown[0]!r}, which is not a field. Choose from "
+                f"model.context1 or context2 contains {unknown[0]!r}, which is not a field. Choose from "
                 f"{', '.join(fields.names)}."
             )
         width, out = config.embedding, fields.count * config.embedding
@@ -100,7 +104,7 @@ class FinalMLP(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, context_BFD: Tensor | None = None) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         gates = [gate(x_BFD if context_BFD is None else context_BFD) for gate in self.gates]
         first, second = (net(x_BFD.flatten(1) * g) for net, g in zip((self.mlp, self.mlp2), gates, strict=True))
         logit_B: Tensor = (self.out(first) + self.out2(second))[:, 0]

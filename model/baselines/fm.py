@@ -12,7 +12,7 @@ from model.layers import EmbeddingConfig, Fields, embeddings, look_up, sum_of_pa
 
 
 class FMConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="fm"):
-    """Only the keys of EmbeddingConfig."""
+    """FM's keys: those of EmbeddingConfig."""
 
 
 class FM(nn.Module):
@@ -27,5 +27,5 @@ class FM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         return sum_of_pairs(x_BFD).sum(1) + weight_BF1.sum((1, 2)) + self.bias

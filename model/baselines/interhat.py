@@ -3,9 +3,9 @@
     X_1 = LN(FFN(Y) + Y), Y = LN(ReLU(MHA(e)) + e)        u_p = Agg_p(X_p)        X_{p+1} = u_p * X_1 + X_p
     Agg(X) = sum_i softmax_i(h . ReLU(W x_i + b)) x_i        logit = MLP(Agg([u_1; ...; u_P]))
 
-NOTE[DIFF] Later versions of FuxiCTR split heads without a transpose, which mixes the fields of a row. This one does
+NOTE[DIFF] Later versions of FuxiCTR split heads without a transpose, which mixes the fields of a row. This code does
 not.
-NOTE[DIFF] FuxiCTR also has dropout after the attention's output; here only the attention weights have it.
+NOTE[DIFF] FuxiCTR also applies dropout to the attention's output. Here, it is applied only to the attention weights.
 Shape legend: model/layers.py; A attention width, H heads, P order.
 """
 
@@ -22,9 +22,9 @@ class InterHAtConfig(BaselineConfig, frozen=True, kw_only=True, tag="interhat"):
     Attributes:
         attention: A.
         heads: H.
-        hidden: The hidden units of the FFN and of every Agg.
+        hidden: The number of hidden units of the FFN and of each aggregation (Agg).
         order: P.
-        dropout: The dropout of the attention weights.
+        dropout: The dropout rate of the attention weights.
     """
 
     attention: Positive = 64
@@ -39,7 +39,7 @@ class InterHAtConfig(BaselineConfig, frozen=True, kw_only=True, tag="interhat"):
 
 
 class Aggregation(nn.Module):
-    """Agg of the formula: rows weighted by attention and summed. Shape: (B, rows, D) -> (B, D)."""
+    """Agg in the formula: the sum of rows, weighted by attention. Shape: (B, rows, D) -> (B, D)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class InterHAt(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         y_BFD = self.attention_norm(self.attention_out(self.attention(x_BFD)).relu() + x_BFD)
         first_BFD = self.ffn_norm(self.ffn(y_BFD) + y_BFD)
         current_BFD, found = first_BFD, list[Tensor]()

@@ -1,8 +1,8 @@
-"""IPNN: inner products of fields as additional inputs of an MLP (Qu et al., Product-based Neural Networks, ICDM 2016).
+"""IPNN: an MLP whose inputs include inner products of fields (Qu et al., Product-based Neural Networks, ICDM 2016).
 
     g_ij = <e_i, e_j>, i < j        logit = MLP([e; g])
 
-NOTE[DIFF] The paper factorizes the product layer; FuxiCTR and BARS use the products themselves.
+NOTE[DIFF] The paper factorizes the product layer. FuxiCTR and BARS use the products directly.
 Shape legend: model/layers.py; P pairs.
 """
 
@@ -13,7 +13,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class IPNNConfig(BaselineConfig, frozen=True, kw_only=True, tag="ipnn"):
-    """Only the keys of BaselineConfig."""
+    """IPNN's keys: those of BaselineConfig."""
 
 
 class IPNN(nn.Module):
@@ -29,7 +29,7 @@ class IPNN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         first_BPD, second_BPD = pairs(x_BFD)
         product_BP = (first_BPD * second_BPD).sum(2)
         logit_B: Tensor = self.mlp(torch.cat([x_BFD.flatten(1), product_BP], 1))[:, 0]

@@ -1,4 +1,4 @@
-"""MaskNet: layers whose input is multiplied by a mask from an MLP of the whole row (Wang et al., DLP-KDD 2021).
+"""MaskNet: layers whose inputs are multiplied by a mask that an MLP computes from the row (Wang et al., DLP-KDD 2021).
 
     block(h) = dropout(ReLU(LN(W (mask(e) * h))))        mask(e) = W2 ReLU(W1 e + b1) + b2
     parallel: logit = MLP([block_1(e); ...; block_K(e)])        serial: logit = w . block_K(...block_1(e)) + b
@@ -17,15 +17,18 @@ from model.toml import Positive
 
 
 class MaskNetConfig(BaselineConfig, frozen=True, kw_only=True, tag="masknet"):
-    """MaskNet's keys. mlp_dropout is that of the blocks and of the MLP.
+    """MaskNet's keys.
 
     Attributes:
-        structure: "parallel": `blocks` blocks of `block_width` units each, then the MLP. "serial": one block for each
-            width in `mlp`; then blocks, block_width and mlp_batch_norm have no effect.
+        mlp: The sizes of the MLP's hidden layers, or with structure = "serial", of the blocks.
+        mlp_dropout: The dropout rate of the blocks and of the MLP.
+        structure: Either "parallel", which has `blocks` blocks of `block_width` units each, followed by the MLP, or
+            "serial", which has one block for each size in `mlp`. With "serial", `blocks`, `block_width` and
+            `mlp_batch_norm` have no effect.
         blocks: K.
-        block_width: The units of a parallel block.
-        reduction: The hidden units of a mask divided by its block's inputs.
-        embedding_norm: Whether each field has a layer norm before the first block.
+        block_width: The number of units of each parallel block.
+        reduction: The number of hidden units of a mask, divided by the number of inputs of its block.
+        embedding_norm: Whether each field's embedding has a layer norm before the first block.
     """
 
     structure: Literal["parallel", "serial"] = "parallel"
@@ -37,7 +40,7 @@ class MaskNetConfig(BaselineConfig, frozen=True, kw_only=True, tag="masknet"):
 
     def __post_init__(self) -> None:
         if self.structure == "serial" and not self.mlp:
-            raise ValueError('structure = "serial" takes the widths of its blocks from mlp, which is empty')
+            raise ValueError('structure = "serial" takes the sizes of its blocks from mlp, but mlp is empty')
 
 
 class MaskBlock(nn.Module):
@@ -79,7 +82,7 @@ class MaskNet(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         x_BE = h = x_BFD.flatten(1)
         if len(self.norms):
             h = torch.cat([norm(x_BFD[:, i]) for i, norm in enumerate(self.norms)], 1)

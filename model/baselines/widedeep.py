@@ -2,8 +2,8 @@
 
     logit = sum_i w_i + MLP(e)
 
-NOTE[DIFF] The paper's wide part has hand-made crosses of fields, which no public data set has.
-The only bias is the MLP's last one. Shape legend: model/layers.py.
+NOTE[DIFF] The paper's wide part uses handcrafted crosses of fields, which no public data set includes.
+The only bias is that of the MLP's last layer. Shape legend: model/layers.py.
 """
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class WideDeepConfig(BaselineConfig, frozen=True, kw_only=True, tag="widedeep"):
-    """Only the keys of BaselineConfig."""
+    """Wide&Deep's keys: those of BaselineConfig."""
 
 
 class WideDeep(nn.Module):
@@ -28,6 +28,6 @@ class WideDeep(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return weight_BF1.sum((1, 2)) + deep_B

@@ -3,9 +3,9 @@
     X^k_h = sum_{i,j} W^{k,h}_ij (X^0_i * X^{k-1}_j) + b^k_h        CIN = w . [sum over D of X^k_h] + b
     logit = sum_i w_i + CIN + MLP(e)
 
-NOTE[DIFF] As in BARS, there is no activation and no split between layers, and the layers have biases. In FuxiCTR these
-layers are convolutions with torch's initial values; here they are initialized like every linear layer.
-Shape legend: model/layers.py; H feature maps of a layer.
+NOTE[DIFF] As in BARS, there is no activation and no split between layers, and the layers have biases. In FuxiCTR, these
+layers are convolutions with torch's default initialization. Here, they are initialized like any other linear layer.
+Shape legend: model/layers.py; H feature maps per layer.
 """
 
 from typing import Annotated
@@ -22,7 +22,7 @@ class XDeepFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="xdeepfm"):
     """xDeepFM's keys.
 
     Attributes:
-        cin: The number of feature maps of each layer of the compressed interaction network.
+        cin: The number of feature maps in each layer of the compressed interaction network.
     """
 
     cin: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (64,)
@@ -45,12 +45,12 @@ class XDeepFM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Return the logits from what look_up() finds: the part that depends on both sides of a request."""
+        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return weight_BF1.sum((1, 2)) + self.compressed_interaction(x_BFD) + deep_B
 
     def compressed_interaction(self, x_BFD: Tensor) -> Tensor:
-        """Return the CIN's part of the logit. Shape: (B, F, D) -> (B)."""
+        """Return the CIN's contribution to the logit. Shape: (B, F, D) -> (B)."""
         pooled, maps_BHD = [], x_BFD
         for compress in self.cin:
             products_BDFH = x_BFD.transpose(1, 2)[:, :, :, None] * maps_BHD.transpose(1, 2)[:, :, None, :]

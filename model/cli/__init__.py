@@ -1,5 +1,5 @@
-"""The training commands: one module for each, with its arguments and its messages.
+"""The training commands. Each module contains one command's arguments and messages.
 
-A command imports the modules that do its work inside main(). Importing torch and polars takes seconds, and neither
-`--help` nor a mistyped flag should wait for them.
+A command imports the modules that do the work inside main(). Importing torch and polars takes seconds, and `--help` or
+a mistyped flag should not have to wait for them.
 """

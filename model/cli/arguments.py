@@ -1,4 +1,4 @@
-"""Arguments and exit codes that several commands share."""
+"""Arguments and exit codes shared by several commands."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # the exit code that shells use after Ctrl-C
 DEVICE_HELP = """where to train: cpu (the default), cuda or cuda:N. A GPU uses another random number generator and adds
-in a different order each time, so a seed does not reproduce a CPU run there"""
+numbers in a different order each time, so the same seed does not reproduce a CPU run"""
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def device(name: str) -> "torch.device":
-    """Return the torch device of this name. For argparse, which reports an error with the flag's name.
+    """Return the torch device with this name. For argparse, whose error message includes the flag.
 
     Raises:
         argparse.ArgumentTypeError: If this machine has no such device.
@@ -31,7 +31,7 @@ def device(name: str) -> "torch.device":
 
 
 def positive_int(text: str) -> int:
-    """Return a whole number that is at least 1. For argparse.
+    """Parse an integer that is at least 1. For argparse.
 
     Raises:
         argparse.ArgumentTypeError: If the number is less than 1.

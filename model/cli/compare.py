@@ -1,9 +1,9 @@
-"""ctr-compare: test whether experiment A is better than B, or rank every model of a data set beside STEC.
+"""ctr-compare: test whether experiment A is better than B, or compare every model of a data set with STEC.
 
-For two sets of seeds it runs Welch's t-test, the unpaired test that the paper uses, on test AUC and logloss. A and B
-are reports (.json) or, with --runs, names or digests in a runs.jsonl. For two run folders it runs a paired bootstrap
-over the test rows. With --all FOLDER (experiments/frappe for example) it writes a table and two pictures of all reports
-of that folder.
+To compare two sets of seeds, it runs Welch's t-test, the unpaired test that the paper uses, on test AUC and logloss.
+A and B are then reports (.json) or, with --runs, names or digests in a runs.jsonl. To compare two run folders, it runs
+a paired bootstrap over the test rows. With --all FOLDER (for example experiments/frappe), it writes a table and two
+pictures of all reports in that folder.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from model.data.data_folder import add_data_argument
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="ctr-compare", description=__doc__)
-    parser.add_argument("a", nargs="?", help="a report's .json, a run folder, or a name or digest in --runs")
-    parser.add_argument("b", nargs="?", help="the same")
-    parser.add_argument("--all", type=Path, metavar="FOLDER", help="a folder of experiments; writes results/models.md")
-    parser.add_argument("--runs", type=Path, help="the runs.jsonl in which A and B are names or digests")
+    parser.add_argument("a", nargs="?", help="a report (.json), a run folder, or a name or digest in --runs")
+    parser.add_argument("b", nargs="?", help="the same, for the experiment to compare A with")
+    parser.add_argument("--all", type=Path, metavar="FOLDER", help="compare all reports of a folder in models.md")
+    parser.add_argument("--runs", type=Path, help="look up A and B in this runs.jsonl by name or digest")
     add_data_argument(parser)
     options = parser.parse_args(arguments)
     if len([name for name in (options.a, options.b) if name]) != (0 if options.all else 2):
-        parser.error("give either A and B, or --all FOLDER")
+        parser.error("specify either A and B, or --all FOLDER")
 
     from model.experiments.compare import compare
     from model.experiments.leaderboard import write_leaderboard

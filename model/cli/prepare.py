@@ -1,4 +1,4 @@
-"""ctr-prepare: convert a raw log to a schema, vocabularies and columns that ctr-train reads."""
+"""ctr-prepare: convert a raw log to the schema, vocabularies and columns that ctr-train reads."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ctr-prepare", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("experiment", type=Path, nargs="?", help="an experiment's TOML file")
-    source.add_argument("--config", type=Path, metavar="TOML", help="an experiment's file, or one with only [data]")
+    source.add_argument("--config", type=Path, metavar="TOML", help="an experiment's file, or a file with only [data]")
     add_data_argument(parser)
     options = parser.parse_args(arguments)
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.config is not None:
             data = read_data(options.config)
         else:
-            # Checking the [model] section needs torch; --config needs only [data] and runs without torch.
+            # Checking the [model] section requires torch. --config checks only [data], so it works without torch.
             from model.experiment_config import read_experiment
 
             data = read_experiment(options.experiment).data

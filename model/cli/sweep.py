@@ -1,7 +1,8 @@
-"""ctr-sweep: train one or several base experiments at many points and choose the best point on valid alone.
+"""ctr-sweep: train one or more base experiments at many points, and choose the best point by validation metric alone.
 
-Finished runs are lines of results/runs.jsonl beside the base experiments. A second call trains only the missing runs,
-and several processes share the work. The page is results/NAME.md beside NAME.toml.
+Finished runs are recorded in results/runs.jsonl, next to the base experiments. If you run the command again, it trains
+only the missing runs, and several processes can share the work. The report is written to results/NAME.md, next to
+NAME.toml.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from model.data.data_folder import add_data_argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 2 if a base has no complete point."""
+    """Run the command and return its exit code, which is 2 if a base experiment has no complete point."""
     parser = argparse.ArgumentParser(prog="ctr-sweep", description=__doc__)
     parser.add_argument("sweep", type=Path, help="a sweep's TOML file: base, seeds, [grid], [[point]]")
     add_data_argument(parser)
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ctr-sweep: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ctr-sweep: interrupted; the same command continues after the last finished epoch", file=sys.stderr)
+        print("ctr-sweep: interrupted; repeat the command to continue after the last finished epoch", file=sys.stderr)
         return INTERRUPTED
     print(f"report: {results_folder(options.sweep) / options.sweep.stem}.md")
     exit_code = 0
@@ -43,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"best on valid: {name}")
         else:
             base = name.removesuffix(f": {best.point.label}")
-            print(f"ctr-sweep: {base}: no point has all its runs, so none is chosen. See the report.", file=sys.stderr)
+            print(
+                f"ctr-sweep: {base}: no point has completed all its runs, so none is chosen. See the report.",
+                file=sys.stderr,
+            )
             exit_code = 2
     return exit_code
 

@@ -1,7 +1,7 @@
-"""ctr-train: train an experiment on its prepared log and write a run folder, or with --seeds, a report over many runs.
+"""ctr-train: train an experiment on its prepared log, and write a run folder or, with --seeds, a report on many runs.
 
-If ctr-train is killed, start the same command again: it continues after the last finished epoch. On a CPU it ends with
-the same weights as an uninterrupted run.
+If ctr-train is killed, run the same command again to continue after the last finished epoch. On a CPU, the final
+weights are the same as those of an uninterrupted run.
 """
 
 import argparse
@@ -13,13 +13,13 @@ from pathlib import Path
 from model.cli.arguments import INTERRUPTED, add_device_argument, positive_int
 from model.data.data_folder import add_data_argument
 
-OUT_HELP = """the run folder to write; an older run there is replaced. With --seeds, the folder for the run folders
-seed-1, seed-2, ...; without --out, no weights are kept"""
-SEED_HELP = """the seed to use instead of the experiment's. Without --seeds, the run is always trained, even if
-runs.jsonl has it, and it is not added to runs.jsonl"""
-SEEDS_HELP = """train the seeds 1 to N and write NAME.json, NAME.md and their pictures to results/ beside NAME.toml.
-Finished runs are lines of results/runs.jsonl and are not trained again. Start the same command in several processes to
-share the remaining runs between them"""
+OUT_HELP = """the run folder to write; an existing run there is replaced. With --seeds, the parent folder of the run
+folders seed-1, seed-2, ...; without --out, no weights are saved"""
+SEED_HELP = """use this seed instead of the experiment's. Without --seeds, the run is always trained, even if it is
+already in runs.jsonl, and it is not added to runs.jsonl"""
+SEEDS_HELP = """train seeds 1 to N and write NAME.json, NAME.md and their pictures to results/, next to NAME.toml.
+Finished runs are recorded in results/runs.jsonl and are not trained again. Run the same command in several processes to
+divide the remaining runs among them"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds.add_argument("--seeds", type=positive_int, metavar="N", help=SEEDS_HELP)
     options = parser.parse_args(arguments)
     if options.out is None and options.seeds is None:
-        parser.error("--out is missing: name the run folder to write (only --seeds works without it)")
+        parser.error("--out is missing: specify the run folder to write (required unless you use --seeds)")
 
     from model.training.device import keep_freed_memory
 
@@ -48,13 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ctr-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ctr-train: interrupted; the same command continues after the last finished epoch", file=sys.stderr)
+        print("ctr-train: interrupted; repeat the command to continue after the last finished epoch", file=sys.stderr)
         return INTERRUPTED
     return 0
 
 
 def train_run(options: argparse.Namespace) -> None:
-    """Train one seed into a run folder and print its test metrics."""
+    """Train one seed, write its run folder and print its test metrics."""
     from model.experiment_config import read_experiment
     from model.experiments.seeds import with_seed
     from model.experiments.train import train

@@ -1,1 +1,1 @@
-"""From a raw log to the arrays that training reads: readers, preparation, and a generated log."""
+"""Converting raw logs to the arrays that training reads: readers, preparation, and a synthetic log."""

@@ -1,4 +1,4 @@
-"""The --data argument of every command that reads or writes a log."""
+"""The --data argument, which every command that reads or writes a log has."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --data DIR, in which an experiment's paths begin. The default is $CTR_DATA, or else ./data."""
+    """Add --data DIR, the base folder for an experiment's relative paths. The default is $CTR_DATA, or else ./data."""
     default = Path(os.environ.get("CTR_DATA") or "data")
-    text = "the folder in which the experiment's paths begin (default: $CTR_DATA, or ./data)"
+    text = "the base folder for the experiment's relative paths (default: $CTR_DATA, or ./data)"
     parser.add_argument("--data", type=Path, metavar="DIR", default=default, help=text)

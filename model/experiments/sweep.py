@@ -210,7 +210,7 @@ def section(base: Base, ranked: Sequence[PointRuns]) -> list[str]:
     if ranked[0].complete:
         choice = f"Chosen by valid {monitor} alone, without looking at test: **{ranked[0].point.label}**."
     else:
-        choice = "No point has all its runs, so none is chosen."
+        choice = "No point has completed all its runs, so none is chosen."
     head = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
     rows = ("| " + " | ".join([point.point.label, *point.cells()]) + " |" for point in ranked)
     return [f"{summary} {choice}", "", *head, *rows]

@@ -1,1 +1,1 @@
-"""STEC, the paper's model."""
+"""STEC, the model of the paper."""

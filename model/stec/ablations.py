@@ -1,6 +1,6 @@
-"""The variants of the paper's Table 6: changed configurations of STEC.
+"""The variants of STEC in the paper's Table 6.
 
-A variant has no code of its own. An experiment can set the same keys in its [model] section.
+A variant is only a configuration: an experiment can set the same keys in its [model] section.
 """
 
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ import msgspec
 from model.stec.stec import STECConfig
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    # Explicit: an attention in parallel with a bilinear layer; they share nothing.
+    # Explicit interactions: an attention in parallel with a bilinear layer, without shared parameters.
     "STEC_BL": {"interaction": "separate"},
-    # The same without the FFN, "to make the overall structure resemble the AutoInt model".
+    # The same, but without the FFN, "to make the overall structure resemble the AutoInt model".
     "STEC_NF": {"interaction": "separate", "ffn": 0},
-    # Only the final interaction: see STECConfig.last for which one that is.
+    # Only the final interaction. STECConfig.last selects which one that is.
     "STEC_LO": {"fusion": "last"},
-    # The levels' sum instead of their concatenation.
+    # The sum of the levels instead of their concatenation.
     "STEC_F": {"fusion": "add"},
 }
 
 
 def ablation(name: str, model: msgspec.Struct) -> STECConfig:
-    """Return a variant of STEC in the size of `model`.
+    """Return a variant of STEC with the size of `model`.
 
     Raises:
-        ValueError: For a name that is not in ABLATIONS, or a model other than STEC with an FFN, shared interactions
-            and concatenated levels.
+        ValueError: If `name` is not in ABLATIONS, or if `model` is not a STEC with an FFN, shared interactions and
+            concatenated levels.
     """
     if name not in ABLATIONS:
         raise ValueError(f"{name!r} is not an ablation. Choose one of {', '.join(ABLATIONS)}.")
@@ -39,5 +39,7 @@ def ablation(name: str, model: msgspec.Struct) -> STECConfig:
         ("fusion", model.fusion, model.fusion == "concat"),
     ):
         if not is_stec:
-            raise ValueError(f"{name} is a variant of STEC, but {key} = {value!r} is not STEC. Remove {key}.")
+            raise ValueError(
+                f"{name} is a variant of STEC, but {key} = {value!r} makes it another model. Remove {key}."
+            )
     return msgspec.structs.replace(model, **ABLATIONS[name])

@@ -1,4 +1,4 @@
-"""STEC's attention and its interaction. The attention scores are the pooled interaction (section 3.3).
+"""STEC's attention and interaction. The attention scores are the pooled interaction (section 3.3).
 
 Shape legend: B rows, F fields, D embedding width, H heads, K = D / H.
 """
@@ -14,18 +14,18 @@ from model.stec import fused
 
 
 def interaction(left_BFD: Tensor, right_BFD: Tensor) -> Tensor:
-    """Return every field's left factor times every field's right factor, before any pooling (Eq. 7-9).
+    """Return the product of every field's left factor and every field's right factor, before any pooling (Eq. 7-9).
 
-    Splitting into heads and concatenating them again does not change an element. Shape: (B, F, F, D).
+    Splitting into heads and concatenating them again would not change any element. Shape: (B, F, F, D).
     """
     return left_BFD[:, :, None, :] * right_BFD[:, None, :, :]
 
 
 def pairs_in_head(pairs: str, fields: int) -> Tensor | None:
-    """Return the positions, in a flattened F x F, of the pairs that the head sees, int64 (P); None for all.
+    """Return the positions of the pairs that the head uses in a flattened F x F matrix, int64 (P), or None for all.
 
     Args:
-        pairs: The model's option.
+        pairs: The model's option `pairs`.
         fields: F.
 
     Raises:
@@ -43,15 +43,15 @@ def pairs_in_head(pairs: str, fields: int) -> Tensor | None:
 def attend_to_interactions(
     q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None = None
 ) -> Tensor:
-    """Return the attention of Eq. 5 and 6 as in Figure 2: pool the interaction within each head, softmax, weigh v.
+    """Return the attention of Eq. 5 and 6 as in Figure 2: pool the interaction in each head, softmax, weight v.
 
     Args:
         q_BFD: Queries.
         k_BFD: Keys.
         v_BFD: Values.
         heads: H.
-        divisor: What the scores are divided by.
-        allowed_FF: True where a field (row) may attend to another (column); None for everywhere.
+        divisor: The divisor of the scores.
+        allowed_FF: True where a field (row) may attend to another (column), or None for no restriction.
     """
     rows, fields, width = q_BFD.shape
     v_BFHK = v_BFD.view(rows, fields, heads, -1)
@@ -62,7 +62,7 @@ def attend_to_interactions(
 def attention_weights(
     q_BFD: Tensor, k_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None = None
 ) -> Tensor:
-    """Return how much each field attends to each other (Eq. 5). Shape: (B, F, F, H), summing to 1 over the second F."""
+    """Return how much each field attends to each field (Eq. 5). Shape: (B, F, F, H), summing to 1 over the second F."""
     rows, fields, _ = q_BFD.shape
     p_BFFHK = interaction(q_BFD, k_BFD).view(rows, fields, fields, heads, -1)
     score_BFFH = p_BFFHK.sum(-1) / divisor
@@ -74,7 +74,7 @@ def attention_weights(
 def attend_fused(
     q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None = None
 ) -> Tensor:
-    """Return the same as attend_to_interactions() without the interaction in memory."""
+    """Return the same as attend_to_interactions(), without storing the interaction in memory."""
     if fused.can_train(q_BFD, k_BFD, v_BFD):
         return fused.attend(q_BFD, k_BFD, v_BFD, heads, divisor, allowed_FF)
     rows, fields, width = q_BFD.shape
@@ -84,7 +84,7 @@ def attend_fused(
 
 
 def request_mask(is_context: Sequence[bool]) -> Tensor:
-    """Return what attention = "request" allows: a context field attends to context fields, a candidate field to all.
+    """Return the mask of attention = "request": context fields attend to context fields, candidate fields to all.
 
     NOTE[DIFF] In the paper, every field attends to every field. Shape: F -> bool (F, F), row attends to column.
     """

@@ -1,17 +1,17 @@
-"""Batch norm and a linear layer over an interaction, computed without the interaction.
+"""Batch norm and a linear layer applied to an interaction, computed without storing the interaction.
 
 The plain form normalizes p[b, i, j, c] = left[b, i, c] * right[b, j, c] over the batch and multiplies it by weights.
-That takes B * F * F * D numbers for each level, and as many for the gradient. But the logit is linear in p, and the
-mean and the second moment of p over the batch are matrix products. With
+This requires B * F * F * D numbers per level, and the same number for the gradient. But the logit is linear in p, and
+the mean and the second moment of p over the batch are matrix products. With
 
     mean_c = L_c' R_c / B                 second_c = (L_c * L_c)' (R_c * R_c) / B
     a_c    = w_c * gamma_c / sqrt(second_c - mean_c^2 + eps)
 
 the level's logit is rowsum((L_c a_c) * R_c) - sum(a_c * mean_c) + sum(w_c * beta_c), summed over c.
-Mean and variance are functions of left and right, so autograd gives the full gradient of the batch norm. A pair that
-the head does not see has the weight 0 here: a product with zeros costs less than a gather.
+Mean and variance are functions of left and right, so autograd computes the full gradient of the batch norm. A pair
+that the head does not use has the weight 0 here, because multiplying by zeros costs less than a gather.
 
-Shape legend as in model/stec/stec.py; L_c and R_c are (B, F), one matrix for each of the D dimensions; P pairs.
+Shape legend: as in model/stec/stec.py. L_c and R_c are (B, F), one matrix for each of the D dimensions; P pairs.
 """
 
 import torch
@@ -23,25 +23,25 @@ from model.stec import fused
 def level_logit(
     left_BFD: Tensor, right_BFD: Tensor, norm: nn.BatchNorm1d, weight: Tensor, pairs_P: Tensor | None = None
 ) -> Tensor:
-    """Return a level's part of the logit: the normalized, flattened interaction times `weight`, summed. Shape: (B).
+    """Return a level's part of the logit: the dot product of its normalized interaction and `weight`. Shape: (B).
 
-    In training it updates the norm's running statistics as the norm itself would.
+    During training, this also updates the norm's running statistics, as the norm itself would.
 
     Args:
         left_BFD: The left factors.
         right_BFD: The right factors.
         norm: The batch norm, over P * D channels.
         weight: (P * D).
-        pairs_P: The positions of the pairs in a flattened F x F, int64; None for all.
+        pairs_P: The positions of the pairs in a flattened F x F matrix, int64, or None for all.
 
     Raises:
-        ValueError: In training, if the batch has one row and so no variance.
+        ValueError: During training, if the batch has one row and therefore no variance.
     """
     rows, fields, _ = left_BFD.shape
     if norm.training and rows < 2:
-        raise ValueError("batch normalization needs at least two rows; leave out a last batch of one")
+        raise ValueError("batch normalization needs at least two rows; drop a last batch of one row")
     is_fused = fused.can_train(left_BFD, right_BFD)
-    if not is_fused:  # One copy here. With strided input, each of the D matrix products would make its own copy.
+    if not is_fused:  # Copy once here. With strided input, each of the D matrix products would copy again.
         left_BFD, right_BFD = (t.permute(2, 0, 1).contiguous().permute(1, 2, 0) for t in (left_BFD, right_BFD))
     if norm.training:
         mean_DFF, variance_DFF = (fused.batch_moments if is_fused else batch_moments)(left_BFD, right_BFD)
@@ -51,7 +51,7 @@ def level_logit(
         assert norm.running_var is not None
         mean_DFF, variance_DFF = (by_dimension(t, fields, pairs_P) for t in (norm.running_mean, norm.running_var))
     gamma_DFF, weight_DFF = (by_dimension(t, fields, pairs_P) for t in (norm.weight, weight))
-    # In the precision of the moments, because the gradients of a and of the constant nearly cancel in that of gamma.
+    # Use the precision of the moments: in gamma's gradient, the gradients of a and of the constant nearly cancel.
     a_DFF = weight_DFF * gamma_DFF * (variance_DFF + norm.eps).rsqrt()
     constant = (weight * norm.bias).sum() - (a_DFF * mean_DFF).sum()
     return (fused.weighted_sum if is_fused else weighted_sum)(left_BFD, right_BFD, a_DFF) + constant.to(weight.dtype)
@@ -60,8 +60,8 @@ def level_logit(
 def batch_moments(left_BFD: Tensor, right_BFD: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the biased variance of left_i * right_j over the batch, float64 (D, F, F)."""
     rows = len(left_BFD)
-    # float64, also under autocast: for a nearly constant field, float32 loses all digits in the subtraction, and the
-    # logit is wrong by tenths.
+    # Use float64 even under autocast. For a nearly constant field, float32 would lose all digits in the subtraction,
+    # and the logit would be off by tenths.
     with torch.autocast(left_BFD.device.type, enabled=False):
         left_DFB, right_DBF = left_BFD.double().permute(2, 1, 0), right_BFD.double().permute(2, 0, 1)
         mean_DFF = left_DFB @ right_DBF / rows
@@ -76,9 +76,9 @@ def weighted_sum(left_BFD: Tensor, right_BFD: Tensor, a_DFF: Tensor) -> Tensor:
 
 
 def by_dimension(channels: Tensor, fields: int, pairs_P: Tensor | None = None) -> Tensor:
-    """Return channels as an F x F matrix per dimension, (D, F, F), with 0 for a pair that the head does not see.
+    """Return channels as one F x F matrix per dimension, (D, F, F), with 0 for pairs that the head does not use.
 
-    The plain form orders channels by pair * D + c.
+    In the plain form, the index of a channel is pair * D + c.
     """
     if pairs_P is not None:
         channels_PD = channels.view(len(pairs_P), -1)
@@ -87,7 +87,7 @@ def by_dimension(channels: Tensor, fields: int, pairs_P: Tensor | None = None) -
 
 
 def by_channel(t_DFF: Tensor, pairs_P: Tensor | None) -> Tensor:
-    """Return the inverse of by_dimension(): (D, F, F) -> (P * D)."""
+    """Apply the inverse of by_dimension(): (D, F, F) -> (P * D)."""
     pairs_PD = t_DFF.permute(1, 2, 0).flatten(0, 1)
     return (pairs_PD if pairs_P is None else pairs_PD[pairs_P]).flatten()
 

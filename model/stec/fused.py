@@ -1,7 +1,7 @@
 """Training functions on pairs of fields in C++ (kernel/training.cpp), several times faster than torch on a CPU.
 
-Each function is an autograd function with an explicit gradient, and equals its torch form up to the rounding of
-float32. The torch form runs without the kernel, on another device, in another precision or under a tracer.
+Each is an autograd function with an explicit gradient, and equals its torch form up to float32 rounding. The torch form
+is used if there is no kernel, on other devices, with other precisions and under a tracer.
 
 Shape legend: B rows, F fields, D width.
 """
@@ -35,7 +35,7 @@ _pool = ThreadPoolExecutor(thread_name_prefix="fused")
 
 @functools.cache
 def load_library() -> ctypes.CDLL | None:
-    """Return the kernel's library, or None if it was not built or this processor cannot run it."""
+    """Return the kernel's library, or None if it is not built or this processor cannot run it."""
     try:
         library = ctypes.CDLL(str(kernel.built()))
     except (kernel.NoKernel, OSError):
@@ -50,24 +50,24 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def is_available() -> bool:
-    """Return whether the kernel was built and this processor can run it."""
+    """Return whether the kernel is built and this processor can run it."""
     return load_library() is not None
 
 
 def can_train(*tensors: Tensor) -> bool:
-    """Return whether the kernel can take these tensors: plain float32 on the CPU, of which one needs a gradient."""
+    """Return whether the kernel supports these tensors: plain float32 on the CPU, at least one with a gradient."""
     plain = all(type(t) is Tensor and t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
     return plain and torch.is_grad_enabled() and any(t.requires_grad for t in tensors) and is_available()
 
 
 def batch_moments(left_BFD: Tensor, right_BFD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same as batch_moments() of model/stec/factorized.py."""
+    """Return the same as batch_moments() in model/stec/factorized.py."""
     mean_DFF, variance_DFF = BatchMoments.apply(left_BFD, right_BFD)  # type: ignore[no-untyped-call]
     return mean_DFF, variance_DFF
 
 
 def weighted_sum(left_BFD: Tensor, right_BFD: Tensor, a_DFF: Tensor) -> Tensor:
-    """Return the same as weighted_sum() of model/stec/factorized.py."""
+    """Return the same as weighted_sum() in model/stec/factorized.py."""
     logit_B: Tensor = WeightedSum.apply(left_BFD, right_BFD, a_DFF)  # type: ignore[no-untyped-call]
     return logit_B
 
@@ -75,7 +75,7 @@ def weighted_sum(left_BFD: Tensor, right_BFD: Tensor, a_DFF: Tensor) -> Tensor:
 def attend(
     q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None
 ) -> Tensor:
-    """Return the same as attend_fused() of model/stec/attention.py."""
+    """Return the same as attend_fused() in model/stec/attention.py."""
     out_BFD: Tensor = FusedAttention.apply(q_BFD, k_BFD, v_BFD, heads, divisor, allowed_FF)  # type: ignore[no-untyped-call]
     return out_BFD
 
@@ -123,7 +123,7 @@ class WeightedSum(torch.autograd.Function):
 
 
 class FusedAttention(torch.autograd.Function):
-    """Multi-head attention of every field to the fields that it may attend to."""
+    """Multi-head attention in which each field attends to the fields that the mask allows."""
 
     @staticmethod
     def forward(
@@ -157,7 +157,7 @@ class FusedAttention(torch.autograd.Function):
 
 
 def sum_products(left: Tensor, right: Tensor, scale: Tensor | None, squares: bool) -> tuple[Tensor, Tensor]:
-    """Return sums over the batch, float64 (D, F, F): of scale * left_i * right_j, and if `squares`, of its square."""
+    """Return the batch sums of scale * left_i * right_j and, if `squares`, of its square, float64 (D, F, F) each."""
     _, fields, width = left.shape
 
     def step(part: slice) -> Tensor:
@@ -204,10 +204,10 @@ def sizes_of(rows: Tensor, part: slice) -> tuple[int, int, int]:
 
 
 def call(name: str, *arguments: Tensor | float | None) -> None:
-    """Call a function of the kernel. ctypes releases the GIL meanwhile.
+    """Call a kernel function. ctypes releases the GIL during the call.
 
     Raises:
-        MemoryError: If the kernel cannot allocate memory.
+        MemoryError: If the kernel runs out of memory.
     """
     library = load_library()
     assert library is not None
@@ -216,7 +216,7 @@ def call(name: str, *arguments: Tensor | float | None) -> None:
 
 
 def in_parallel(rows: int, step: Callable[[slice], T]) -> list[T]:
-    """Run a step on the rows, split into one part for each of torch's threads, and return the results."""
+    """Split the rows into one part per torch thread, run a step on each part in parallel, and return the results."""
     parts = max(1, min(torch.get_num_threads(), rows // MIN_ROWS_PER_THREAD))
     slices = [slice(rows * i // parts, rows * (i + 1) // parts) for i in range(parts)]
     return [step(slices[0])] if parts == 1 else list(_pool.map(step, slices))

@@ -1,12 +1,12 @@
 """STEC: See-Through Transformer-based Encoder for CTR prediction (arXiv 2308.15033v2), in the paper's order.
 
-An attention score is the sum of q * k over a head's width. Before that sum, the same product is a bilinear interaction
+An attention score is the sum of q * k over a head's width. Before it is summed, this product is a bilinear interaction
 of two fields. STEC uses the interactions of every block directly, at no extra cost.
 
 Shape legend: B rows, F fields, D embedding width, H heads, K = D / H, N blocks, P pairs of fields.
-A level is one interaction, (B, F, F, D): one of each of the N blocks and a standalone one, N + 1 in all. Each is the
-product of a left and a right factor, (B, F, D) both: q and k, unless the experiment sets another interaction
-(docs/decisions/0008).
+A level is one interaction, (B, F, F, D). There are N + 1 levels: one per block and a standalone one. Each is the
+product of a left and a right factor, (B, F, D) each. The factors are q and k, unless the experiment sets another
+interaction (docs/decisions/0008).
 """
 
 import math
@@ -26,27 +26,32 @@ from model.toml import Positive, Rate
 
 
 class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="stec"):
-    """STEC's size and its options, with the choices that the paper leaves open (docs/decisions/0008-model-options.md).
+    """STEC's size and options, including what the paper leaves open (docs/decisions/0008-model-options.md).
 
     Attributes:
         embedding: D.
         blocks: N.
         heads: H.
-        ffn: The hidden units of the FFN; 0 leaves out the FFN and its norm.
-        mlp: The head's hidden layers. Without any, the head is one linear layer, which trains and serves fast.
-        mlp_batch_norm: Whether the hidden layers have batch norms.
-        mlp_dropout: The dropout of the hidden layers.
-        attention: What a context field attends to: all fields ("full", the paper's), or only context fields
-            ("request"), so that the server computes the whole context once per request. Candidate fields always attend
-            to all fields.
-        pairs: The pairs of fields that the head sees: all ordered ones ("full"), i < j ("upper"), or i <= j
-            ("upper_diag").
-        scale: A score is the interaction's sum over a head's width K, divided by sqrt(K) ("sqrt") or by K ("mean").
-        interaction: The interaction of fields i and j: q_i * k_j ("qk"); x_i * W x_j ("xwx"), where W is one matrix
-            per head; or x_i * W x_j of a layer beside an attention with its own q and k ("separate").
-        fusion: The head sees all levels concatenated ("concat"), their sum ("add"), or one level ("last").
-        last: Which level "last" means: the standalone one ("layer") or the last block's ("block").
-        dropout: The encoder's dropout.
+        ffn: The number of hidden units of the FFN. 0 removes the FFN and its norm.
+        mlp: The sizes of the head's hidden layers. Without hidden layers, the head is a single linear layer, which is
+            fast to train and to serve.
+        mlp_batch_norm: Whether each hidden layer of the head has a batch norm.
+        mlp_dropout: The dropout rate after each hidden layer of the head.
+        attention: The fields that a context field attends to: all fields, as in the paper ("full"), or only context
+            fields ("request"). With "request", the server computes the entire context once per request. Candidate
+            fields always attend to all fields.
+        pairs: The pairs of fields (i, j) that the head uses: all ordered pairs ("full"), those with i < j ("upper"), or
+            those with i <= j ("upper_diag").
+        scale: The divisor of the attention scores. A score is the sum of the interaction over the head width K, divided
+            by sqrt(K) ("sqrt") or by K ("mean").
+        interaction: The interaction of fields i and j: q_i * k_j ("qk"); x_i * W x_j with one matrix W per head
+            ("xwx"); or x_i * W x_j in a separate layer, in parallel with an attention that has its own q and k
+            ("separate").
+        fusion: The input of the head: all levels concatenated ("concat"), their sum ("add"), or a single level
+            ("last").
+        last: The level that fusion = "last" uses: the standalone interaction ("layer") or that of the last block
+            ("block").
+        dropout: The dropout rate in the encoder.
         embedding_std: The standard deviation of the initial embeddings.
     """
 
@@ -118,7 +123,7 @@ def factors(size: STECConfig, kind: str) -> Projections | Bilinear:
 
 
 class Block(nn.Module):
-    """One encoder layer with post-norm (Fig. 1) that also returns the factors of its interaction.
+    """An encoder layer with post-norm (Fig. 1) that also returns the factors of its interaction.
 
     Shape: (B, F, D) -> (B, F, D), left (B, F, D), right (B, F, D).
     """
@@ -136,10 +141,10 @@ class Block(nn.Module):
         if self.has_ffn:
             self.ffn = nn.Sequential(nn.Linear(width, size.ffn), nn.ReLU(), nn.Linear(size.ffn, width))
             self.ffn_norm = nn.LayerNorm(width)
-        # A separate interaction that the head does not see would never be trained, so it is left out.
+        # A separate interaction that the head does not use would never be trained, so it is omitted.
         is_separate = size.interaction == "separate" and size.fusion != "last"
         self.bilinear = Bilinear(width, size.heads) if is_separate else None
-        # NOTE[DIFF] The paper has no dropout in the encoder, which is the default, 0.
+        # NOTE[DIFF] The paper has no dropout in the encoder, so the default is 0.
         self.dropout = nn.Dropout(size.dropout)
 
     def forward(self, x_BFD: Tensor, plain: bool, allowed_FF: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,14 +166,14 @@ class Block(nn.Module):
 class STEC(nn.Module):
     """The model: ids and values -> logits.
 
-    With last = "block", the last block is only its interaction, because nothing uses the rest of it.
+    With last = "block", only the interaction of the last block is computed, because nothing uses the rest.
 
     Args:
-        fields: The model's fields. Only attention = "request" needs their is_context.
+        fields: The model's fields. Only attention = "request" uses their is_context.
         size: The options.
-        plain: Whether to compute the interactions as the paper writes them. The other form, the default, gives the same
-            logits, gradients and running statistics from the same state dict, without a (B, F, F, D) tensor in memory.
-            It exists only for the linear head, so a model with an MLP head is always plain.
+        plain: Whether to compute the interactions as written in the paper. The default, factorized form gives the same
+            logits, gradients and running statistics from the same state dict, without storing a (B, F, F, D) tensor.
+            It requires a linear head, so a model with an MLP head is always plain.
     """
 
     allowed_FF: Tensor | None
@@ -195,7 +200,7 @@ class STEC(nn.Module):
         self.apply(_initialize)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
-        """Return the logits, whose binary cross-entropy is Eq. 12.
+        """Return the logits. Eq. 12 is their binary cross-entropy.
 
         Shape: ids int64 (B, categorical), values (B, numeric) -> (B).
         """
@@ -203,7 +208,7 @@ class STEC(nn.Module):
         return self.predict_plain(levels) if self.plain else self.predict_factorized(levels)
 
     def levels(self, x_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the factors of every level: the blocks', then those of the standalone interaction on the output."""
+        """Return the factors of every level: those of the blocks, then those of the standalone interaction."""
         levels = []
         for block in self.blocks:
             x_BFD, left_BFD, right_BFD = block(x_BFD, self.plain, self.allowed_FF)
@@ -211,19 +216,19 @@ class STEC(nn.Module):
         return [*levels, self.last(x_BFD)]
 
     def predict_plain(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Return the logits from normalizing each level over the batch and concatenating (Eq. 11) or adding them."""
+        """Normalize each level over the batch, concatenate (Eq. 11) or add the levels, and return the logits."""
         normalized = [norm(self.in_head(*level)) for norm, level in zip(self.norms, levels, strict=True)]
         fused = torch.stack(normalized).sum(0) if self.fusion == "add" else torch.cat(normalized, 1)
         logit_B: Tensor = self.head(fused)[:, 0]
         return logit_B
 
     def in_head(self, left_BFD: Tensor, right_BFD: Tensor) -> Tensor:
-        """Return a level's interaction in the shape that its norm takes: (B, P * D)."""
+        """Return a level's interaction in the shape that its norm expects: (B, P * D)."""
         pairs_BPD = interaction(left_BFD, right_BFD).flatten(1, 2)
         return (pairs_BPD if self.pairs_P is None else pairs_BPD.index_select(1, self.pairs_P)).flatten(1)
 
     def predict_factorized(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Return the same logits with the linear head's weights inside the product (see model/stec/factorized.py)."""
+        """Return the same logits with the linear head's weights folded into the product (model/stec/factorized.py)."""
         logits = [
             level_logit(left, right, norm, weight, self.pairs_P)
             for (left, right), (norm, weight) in zip(levels, self.norms_and_weights(), strict=True)
@@ -232,39 +237,40 @@ class STEC(nn.Module):
         return torch.stack(logits).sum(0) + linear.bias
 
     def norms_and_weights(self) -> list[tuple[nn.BatchNorm1d, Tensor]]:
-        """Return the norm and the linear head's weights (P * D) of each level that the head sees."""
+        """Return the norm and the linear head's weights (P * D) for each level that the head uses."""
         weight: Tensor = self.head[0].weight[0]  # type: ignore[index]
         weights = [weight] * len(self.norms) if self.fusion == "add" else weight.chunk(len(self.norms))
         return list(zip(self.norms, weights, strict=True))  # type: ignore[arg-type]
 
 
 def stec_for(schema: FeatureSchema, sizes: Sequence[int], size: STECConfig) -> STEC:
-    """Return a new model for a schema, whose categorical fields have vocabularies of these sizes."""
+    """Return a new model for a schema. `sizes` are the vocabulary sizes of its categorical fields."""
     return STEC(fields_of(schema, sizes), size)
 
 
 def cost_note(size: STECConfig, fields: int) -> str | None:
-    """Return a message about the cost of an MLP head, for the start of training; None for the linear head."""
+    """Return a message about the cost of an MLP head, to be shown before training, or None for a linear head."""
     if not size.mlp:
         return None
     floats = fields**2 * size.embedding
     return (
         f"mlp = {list(size.mlp)} trains in the plain form, with {fields} x {fields} x {size.embedding} = {floats:,} "
-        "numbers and their gradients in memory for each row and level. Its export has no kernel, no explanation and no "
-        "cascade. mlp = [] has all of these and trains several times faster."
+        "numbers and their gradients in memory for each row and level. Its bundle has no kernel, no explanation and no "
+        "cascade. With mlp = [], the bundle can have all of these, and training is several times faster."
     )
 
 
 def score_divisor(size: STECConfig) -> float:
-    """Return the divisor of the interaction's sum over a head's width: that of Eq. 6, or of Figure 2a's AvgPool."""
+    """Return the divisor of an interaction's sum over the head width, from Eq. 6 or from Figure 2a's AvgPool."""
     per_head = size.embedding // size.heads
     return per_head if size.scale == "mean" else math.sqrt(per_head)
 
 
 def last_kind(size: STECConfig) -> str:
-    """Return the kind of the interaction after the encoder: the standalone one's, or the last block's (last = "block").
+    """Return the kind of the interaction after the encoder: standalone, or the last block's if last = "block".
 
-    NOTE[DIFF] The paper does not say which kind the standalone one is with explicit interactions; here it is "qk".
+    NOTE[DIFF] The paper does not specify the kind of the standalone interaction if the others are explicit; here it is
+    "qk".
     """
     if size.last == "block":
         return "qk" if size.interaction == "qk" else "xwx"
@@ -274,7 +280,7 @@ def last_kind(size: STECConfig) -> str:
 def level_norm(channels: int, size: STECConfig) -> nn.BatchNorm1d:
     """Return the batch norm of a level."""
     norm = nn.BatchNorm1d(channels)
-    if size.mlp_batch_norm:  # the next batch norm would subtract this shift, so it would never be trained
+    if size.mlp_batch_norm:  # the next batch norm would cancel this shift, so it would never be trained
         norm.register_parameter("bias", None)
     return norm
 

@@ -1,7 +1,7 @@
 """One data set of FuxiCTR's dataset_config.yaml as typed values.
 
-FuxiCTR evaluates `dtype` and `feature_encoder` as Python. Nothing is evaluated here: a value that is on none of these
-lists is an error.
+FuxiCTR evaluates `dtype` and `feature_encoder` as Python code. This module evaluates nothing: a value that is not in
+the lists below is an error.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ SIDES: dict[str, Side] = {
     "ad": "candidate",
     "candidate": "candidate",
 }
-# NOTE[DIFF] FuxiCTR's convert_to_bucket leaves 1 and 2 as they are, so 1 gets the token of 3, whose bucket is 1.
+# NOTE[DIFF] FuxiCTR's convert_to_bucket does not change 1 and 2, so 1 gets the same token as 3, whose bucket is 1.
 TRANSFORMS: dict[str, Transform] = {"convert_to_bucket": "log_square"}
 
 DATASET_KEYS = {
@@ -47,13 +47,13 @@ UNSUPPORTED_TYPES = {
     "embedding": "Set active: false.",
 }
 UNSUPPORTED_KEYS = {
-    "share_embedding": "Every field has its own embedding here. Remove the key.",
-    "pretrained_emb": "Embeddings are trained from scratch here. Remove the key.",
+    "share_embedding": "Here, every field has its own embedding. Remove the key.",
+    "pretrained_emb": "Here, embeddings are trained from scratch. Remove the key.",
     "category_processor": "Write the bucket or the hash into the log as a column.",
-    "embedding_dim": "All fields have the width model.embedding here. Remove the key.",
-    "emb_output_dim": "All fields have the width model.embedding here. Remove the key.",
+    "embedding_dim": "Here, all embeddings have the width model.embedding. Remove the key.",
+    "emb_output_dim": "Here, all embeddings have the width model.embedding. Remove the key.",
 }
-HOUR_FIX = 'Read raw Avazu with reader = "avazu", which makes hour_of_day, weekday and is_weekend.'
+HOUR_FIX = 'Read raw Avazu with reader = "avazu", which creates hour_of_day, weekday and is_weekend.'
 UNSUPPORTED_FUNCTIONS = {
     "copy_from": "Write the copy into the log as a column.",
     "convert_hour": HOUR_FIX,
@@ -64,14 +64,14 @@ UNSUPPORTED_FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Feature:
-    """A column that is a field.
+    """A column that is used as a field.
 
     Attributes:
-        field: The field here.
-        dtype: str, int or float: the type as which FuxiCTR reads the column.
-        missing: Tokens that mean a missing value.
-        min_count: None if the data set's applies.
-        transform: None if the value itself is the token.
+        field: The corresponding field of this project.
+        dtype: The type that FuxiCTR reads the column as: str, int or float.
+        missing: Tokens that stand for a missing value.
+        min_count: The feature's own min_count, or None to use the data set's.
+        transform: The transform, or None if the value itself is the token.
     """
 
     field: Field
@@ -86,12 +86,12 @@ class Dataset:
     """A data set of the configuration.
 
     Attributes:
-        name: Its key.
-        files: By the names in SPLITS, relative to --data.
-        label: The label's column.
-        min_count: A token with fewer rows gets the unknown id.
+        name: The data set's key.
+        files: The file of each split (see SPLITS), relative to --data.
+        label: The label column.
+        min_count: A token in fewer rows than this gets the unknown id.
         features: The fields, in the configuration's order.
-        left_out: Columns that are not features, because they are inactive or `meta`.
+        left_out: Columns that are not used as features, because they are inactive or of type `meta`.
     """
 
     name: str
@@ -108,16 +108,16 @@ def read_dataset(path: Path, name: str, candidate: tuple[str, ...], root: Path) 
     Args:
         path: The configuration.
         name: The data set's key.
-        candidate: Features that belong to the candidate, whatever their `source` is.
-        root: The data folder. Absolute paths must be below it.
+        candidate: Features that belong to the candidate, regardless of their `source`.
+        root: The data folder. Absolute paths must be inside it.
 
     Raises:
-        ValueError: If anything has no equivalent here. The message names the file, data set, feature, key and value.
+        ValueError: If anything is unsupported. The message names the file, data set, feature, key and value.
     """
     where = f"{path}: dataset {name!r}"
     spec = select_dataset(path, name)
     for key in sorted(spec.keys() - DATASET_KEYS):
-        raise unsupported(where, key, spec[key], "Remove it if the columns mean the same without it.")
+        raise unsupported(where, key, spec[key], "Remove it if this does not change the meaning of the columns.")
     entries = spec.get("feature_cols")
     if not isinstance(entries, list) or not entries:
         raise unsupported(where, "feature_cols", entries, "Write a list of features.")
@@ -125,15 +125,15 @@ def read_dataset(path: Path, name: str, candidate: tuple[str, ...], root: Path) 
     used = [column for column in columns if column.get("active", True) is not False and column.get("type") != "meta"]
     names = [column["name"] for column in used]
     if (duplicate := first_duplicate(names)) is not None:
-        raise ValueError(f"{where}: feature {duplicate!r} occurs twice. Set active: false in one of them.")
+        raise ValueError(f"{where}: feature {duplicate!r} occurs twice. Set active: false for one of them.")
     if unknown := set(candidate) - set(names):
-        raise ValueError(f"{where}: --candidate {min(unknown)}: no such feature, only {', '.join(names)}")
+        raise ValueError(f"{where}: --candidate {min(unknown)}: no such feature. Choose from {', '.join(names)}.")
     features = tuple(read_feature(where, column, column["name"] in candidate) for column in used)
     sides = {feature.field.side for feature in features if feature.field.kind == "categorical"}
     if "candidate" not in sides:
-        raise ValueError(f"{where}: no categorical feature has source: item. Name the ad's with --candidate A,B.")
+        raise ValueError(f"{where}: no categorical feature has source: item. List the ad's with --candidate A,B.")
     if "context" not in sides:
-        raise ValueError(f"{where}: every categorical feature is the candidate's. Set source: user in one of them.")
+        raise ValueError(f"{where}: every categorical feature belongs to the candidate. Set source: user for one.")
     return Dataset(
         name,
         {split: read_path(where, f"{split}_data", spec, root) for split in SPLITS},
@@ -145,22 +145,22 @@ def read_dataset(path: Path, name: str, candidate: tuple[str, ...], root: Path) 
 
 
 def select_dataset(path: Path, name: str) -> Spec:
-    """Return the keys of one data set in the YAML file."""
+    """Return the keys and values of one data set in the YAML file."""
     try:
         datasets = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file. Name FuxiCTR's dataset_config.yaml.") from error
+        raise ValueError(f"{path}: no such file. Specify FuxiCTR's dataset_config.yaml.") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(datasets, dict):
-        raise ValueError(f"{path}: has no data sets. Name FuxiCTR's dataset_config.yaml.")
+        raise ValueError(f"{path}: has no data sets. Specify FuxiCTR's dataset_config.yaml.")
     if not isinstance(datasets.get(name), dict) or not NAME.fullmatch(name):
-        raise ValueError(f"{path}: has no dataset {name!r}. --dataset takes one of {', '.join(map(str, datasets))}.")
+        raise ValueError(f"{path}: has no dataset {name!r}. --dataset must be one of {', '.join(map(str, datasets))}.")
     return {str(key): value for key, value in datasets[name].items()}
 
 
 def expand_names(where: str, column: Any) -> list[Spec]:
-    """Return one specification for each name of an entry of feature_cols."""
+    """Return one specification for each name in an entry of feature_cols."""
     if not isinstance(column, dict) or not column.get("name"):
         raise unsupported(where, "feature_cols", column, "Every entry must be a mapping with a name.")
     names = column["name"] if isinstance(column["name"], list) else [column["name"]]
@@ -168,15 +168,15 @@ def expand_names(where: str, column: Any) -> list[Spec]:
 
 
 def read_feature(where: str, column: Spec, candidate: bool) -> Feature:
-    """Return one feature. With `candidate`, it is the candidate's, whatever its `source` is."""
+    """Return one feature. If `candidate` is true, it belongs to the candidate, regardless of its `source`."""
     where = f"{where}: feature {column['name']!r}"
     check_feature_keys(where, column)
     kind = one_of(where, "type", column, KINDS, UNSUPPORTED_TYPES)
     dtype = one_of(where, "dtype", column, DTYPES)
     if kind == "numeric" and dtype == "str":
-        raise unsupported(where, "dtype", dtype, "A numeric feature is int or float.")
+        raise unsupported(where, "dtype", dtype, "A numeric feature must be int or float.")
     side = "candidate" if candidate else one_of(where, "source", {"source": ""} | column, SIDES)
-    # FuxiCTR 1 calls it na_value. FuxiCTR fills empty values with it and keeps it out of the vocabulary.
+    # FuxiCTR 1 calls this na_value. FuxiCTR replaces empty values with it and excludes it from the vocabulary.
     fill_key = "fill_na" if "fill_na" in column else "na_value"
     try:
         field = Field(column["name"], side, kind)
@@ -191,16 +191,16 @@ def read_feature(where: str, column: Spec, candidate: bool) -> Feature:
 
 
 def check_feature_keys(where: str, column: Spec) -> None:
-    """Check that every key of a feature has an equivalent here."""
+    """Check that every key of a feature is supported."""
     for key, value in column.items():
         if key in UNSUPPORTED_KEYS and value is not None:
             raise unsupported(where, key, value, UNSUPPORTED_KEYS[key])
         if key not in FEATURE_KEYS and key not in UNSUPPORTED_KEYS:
-            raise unsupported(where, key, value, "Remove it if the column means the same without it.")
+            raise unsupported(where, key, value, "Remove it if this does not change the meaning of the column.")
         if key in ("feature_encoder", "encoder") and value not in (None, "", "null", "None", "none"):
-            raise unsupported(where, key, value, "A field is one embedding here. Write null.")
+            raise unsupported(where, key, value, "Here, a field has a single embedding. Write null.")
         if key == "normalizer" and value not in (None, "StandardScaler"):
-            raise unsupported(where, key, value, "Numbers are always scaled as by StandardScaler. Write that.")
+            raise unsupported(where, key, value, "Numbers are always scaled like that. Write StandardScaler.")
 
 
 def read_transform(where: str, kind: Kind, column: Spec) -> Transform | None:
@@ -216,12 +216,12 @@ def read_transform(where: str, kind: Kind, column: Spec) -> Transform | None:
 
 
 def read_label(where: str, spec: Spec) -> str:
-    """Return the label's column."""
+    """Return the name of the label column."""
     label = spec.get("label_col")
     if isinstance(label, list) and len(label) == 1:
         label = label[0]
     if not isinstance(label, dict) or not isinstance(label.get("name"), str):
-        raise unsupported(where, "label_col", label, "There is one label here. Write {name: ..., dtype: float}.")
+        raise unsupported(where, "label_col", label, "Exactly one label is supported. Write {name: ..., dtype: float}.")
     return str(label["name"])
 
 
@@ -234,15 +234,15 @@ def read_min_count(where: str, spec: Spec) -> int | None:
 
 
 def read_path(where: str, key: str, spec: Spec, root: Path) -> PurePosixPath:
-    """Return a file relative to the data folder: what follows "../data/", or `root` if the path is absolute."""
+    """Return a file's path relative to the data folder: the part after "../data/" or, if it is absolute, after `root`."""
     endings = one_of(where, "data_format", spec, FORMATS, UNSUPPORTED_FORMATS)
     value = spec.get(key)
     if not isinstance(value, str) or not value.endswith(endings):
-        raise unsupported(where, key, value, f"Name one file that ends in {' or '.join(endings)}.")
+        raise unsupported(where, key, value, f"Specify one file that ends in {' or '.join(endings)}.")
     path = PurePosixPath(value)
     if path.is_absolute():
         if not path.is_relative_to(root.resolve()):
-            raise unsupported(where, key, value, f"The file must be below --data {root}.")
+            raise unsupported(where, key, value, f"The file must be inside --data {root}.")
         return path.relative_to(root.resolve())
     parts = list(path.parts)
     while parts[0] == "..":
@@ -253,14 +253,14 @@ def read_path(where: str, key: str, spec: Spec, root: Path) -> PurePosixPath:
 
 
 def one_of(where: str, key: str, spec: Spec, allowed: dict[str, Value], fixes: dict[str, str] | None = None) -> Value:
-    """Return what a key's value stands for.
+    """Return the equivalent of a key's value.
 
     Args:
-        where: The start of the error.
+        where: The beginning of the error message.
         key: The key.
         spec: The keys and values.
-        allowed: What each allowed value stands for.
-        fixes: What to do about values that FuxiCTR has and this project does not.
+        allowed: The equivalent of each allowed value.
+        fixes: What to do about values that only FuxiCTR supports.
     """
     value = spec.get(key)
     if isinstance(value, str) and value in allowed:
@@ -270,5 +270,5 @@ def one_of(where: str, key: str, spec: Spec, allowed: dict[str, Value], fixes: d
 
 
 def unsupported(where: str, key: str, value: object, fix: str) -> ValueError:
-    """Return the error for a value that has no equivalent here."""
+    """Return the error for an unsupported value."""
     return ValueError(f"{where}: {key}: {value!r} is not supported. {fix}")

@@ -1,10 +1,10 @@
 """Convert FuxiCTR's dataset_config.yaml, feature_map.json and feature_vocab.json to an experiment of this project.
 
 The experiment reads the same log with the "table" reader and declares its fields in FuxiCTR's order. With
---feature-vocab, FuxiCTR's vocabulary is written to DIR/vocabulary/DATASET and named by the key data.vocabulary.
-ctr-prepare then uses it instead of counting tokens, so that its ids are FuxiCTR's plus one. A column of dtype float
-must hold 123 in the log, not the text "123.0". An empty value is missing here and has its own id (a missing number is
-the mean); FuxiCTR writes 0.
+--feature-vocab, FuxiCTR's vocabulary is written to DIR/vocabulary/DATASET, and data.vocabulary is set to this folder.
+ctr-prepare then uses this vocabulary instead of counting tokens, so each id is FuxiCTR's id plus one. In a column of
+dtype float, the log must contain 123, not the text "123.0". This project gives an empty value its own id (and replaces
+a missing number with the mean), whereas FuxiCTR writes 0.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from model.experiment_config import Experiment
 
 
 def experiment_toml(dataset: Dataset, vocabulary: str = "") -> str:
-    """Return the text of an experiment whose model and training have their defaults.
+    """Return the text of an experiment with default model and training settings.
 
     Args:
         dataset: The data set.
-        vocabulary: The folder of its vocabularies, relative to --data, if there is one.
+        vocabulary: The folder of its vocabularies, relative to --data, or "" for none.
     """
     folder = PurePosixPath(os.path.commonpath([file.parent for file in dataset.files.values()]))
     data = {"reader": "table", "folder": str(folder), "prepared": f"prepared/{dataset.name}"}
@@ -48,20 +48,20 @@ def experiment_toml(dataset: Dataset, vocabulary: str = "") -> str:
         if feature.transform:
             lines.append(f"transform = {toml_string(feature.transform)}")
     text = "\n".join(lines) + "\n"
-    msgspec.toml.decode(text, type=Experiment)  # fails here rather than in ctr-prepare
+    msgspec.toml.decode(text, type=Experiment)  # so that an error is raised here and not in ctr-prepare
     return text
 
 
 def toml_string(text: str) -> str:
-    """Return a TOML basic string: JSON's, except for the one control character that JSON does not escape."""
+    """Return a TOML basic string. It differs from JSON only in a control character that JSON does not escape."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def import_dataset(options: argparse.Namespace) -> Dataset:
-    """Write the experiment, and DIR/vocabulary/DATASET if a vocabulary is given.
+    """Write the experiment and, if a vocabulary is given, DIR/vocabulary/DATASET.
 
     Raises:
-        ValueError: If something cannot be imported. Nothing is written then.
+        ValueError: If something cannot be imported. In this case, nothing is written.
     """
     if options.out.exists():
         raise ValueError(f"{options.out} exists. Choose another file, or remove this one yourself.")
@@ -87,9 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.data.fuxictr.importer", description=__doc__)
     parser.add_argument("config", type=Path, help="FuxiCTR's dataset_config.yaml")
     parser.add_argument("--dataset", required=True, metavar="ID", help="the data set's key in the configuration")
-    parser.add_argument("--feature-map", type=Path, metavar="JSON", help="checked against the configuration")
-    parser.add_argument("--feature-vocab", type=Path, metavar="JSON", help="the vocabulary to keep")
-    candidate_help = "features of the ad, for those without a source"
+    parser.add_argument("--feature-map", type=Path, metavar="JSON", help="check this against the configuration")
+    parser.add_argument("--feature-vocab", type=Path, metavar="JSON", help="use this vocabulary")
+    candidate_help = "features of the ad, if they have no source in the configuration"
     parser.add_argument("--candidate", type=split_names, default=(), metavar="A,B", help=candidate_help)
     parser.add_argument("--out", type=Path, required=True, metavar="TOML", help="the experiment to write")
     add_data_argument(parser)

@@ -1,8 +1,8 @@
 """Vocabularies from FuxiCTR's feature_map.json and feature_vocab.json, with tokens in the order of FuxiCTR's ids.
 
-FuxiCTR 2 has __PAD__ at 0, tokens from 1 and __OOV__ last. FuxiCTR 1 has __OOV__ at 0 and tokens from 1. With both, the
-embedding of FuxiCTR's id n is that of our id n + 1, and that of __OOV__ is that of our id 0. (Where `remap: false` left
-gaps between FuxiCTR's ids, only the order is the same.)
+In FuxiCTR 2, __PAD__ has id 0, tokens start at 1, and __OOV__ has the last id. In FuxiCTR 1, __OOV__ has id 0 and
+tokens start at 1. In both cases, FuxiCTR's id n corresponds to our id n + 1, and __OOV__ corresponds to our id 0. (If
+`remap: false` left gaps between FuxiCTR's ids, only the order is the same.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,16 @@ from model.atomic_folder import new_folder
 from model.data.fuxictr.config import Feature
 
 PADDING, UNKNOWN = "__PAD__", "__OOV__"
-SOURCE = "source.json"  # says what a folder of vocabularies was made from
-COUNT_INSTEAD = "Leave out --feature-vocab; ctr-prepare then counts the tokens of the log."
+SOURCE = "source.json"  # records which file a folder of vocabularies was created from
+COUNT_INSTEAD = "Leave out --feature-vocab, so that ctr-prepare counts the tokens of the log."
 
 
 def read_vocabularies(path: Path, features: Sequence[Feature]) -> dict[str, Vocabulary]:
     """Return the vocabulary of each categorical feature in a feature_vocab.json.
 
     Raises:
-        ValueError: If the ids are those of neither version, or a token is invalid. The message names file and feature.
+        ValueError: If the ids match neither version of FuxiCTR, or a token is invalid. The message names the file and
+            the feature.
     """
     tables = decode_json(path, dict[str, dict[str, int]])
     vocabularies = {}
@@ -35,13 +36,13 @@ def read_vocabularies(path: Path, features: Sequence[Feature]) -> dict[str, Voca
             if feature.field.name not in tables:
                 raise ValueError(f"{where}: is missing. Use the file of the same data set. {COUNT_INSTEAD}")
             if feature.transform:
-                raise ValueError(f"{where}: {feature.transform} makes other tokens than FuxiCTR does. {COUNT_INSTEAD}")
+                raise ValueError(f"{where}: {feature.transform} creates different tokens than FuxiCTR. {COUNT_INSTEAD}")
             vocabularies[feature.field.name] = convert_table(where, feature, tables[feature.field.name])
     return vocabularies
 
 
 def check_feature_map(path: Path, features: Sequence[Feature], vocab: Path | None) -> None:
-    """Check that a feature_map.json has the configuration's features, and the sizes of the vocabularies.
+    """Check that a feature_map.json matches the configuration's features and the sizes of the vocabularies.
 
     Args:
         path: The feature_map.json.
@@ -55,7 +56,7 @@ def check_feature_map(path: Path, features: Sequence[Feature], vocab: Path | Non
     names, expected = [name for name, _ in specs], [feature.field.name for feature in features]
     if names != expected:
         raise ValueError(
-            f"{path}: has the features {names}, and the configuration has {expected}. Use files of the same data set."
+            f"{path}: the features are {names}, but the configuration has {expected}. Use files of the same data set."
         )
     tables = {} if vocab is None else decode_json(vocab, dict[str, dict[str, int]])
     for feature, (name, spec) in zip(features, specs, strict=True):
@@ -73,7 +74,7 @@ def check_feature_map(path: Path, features: Sequence[Feature], vocab: Path | Non
 def read_feature_map(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the name and the keys of each feature in a feature_map.json.
 
-    FuxiCTR 2 writes a list of mappings with one entry each, FuxiCTR 1 one mapping.
+    FuxiCTR 2 writes a list of mappings with one entry each. FuxiCTR 1 writes a single mapping.
     """
     features = decode_json(path, dict[str, Any]).get("features")
     mappings = features if isinstance(features, list) else [features]
@@ -90,15 +91,15 @@ def read_feature_map(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def write_vocabularies(target: Path, vocabularies: Mapping[str, Vocabulary], source: str) -> None:
-    """Write <field>.marisa and <field>.ids.npy of each vocabulary, complete or not at all.
+    """Write <field>.marisa and <field>.ids.npy for each vocabulary, atomically.
 
     Args:
         target: The folder to write.
-        vocabularies: By field.
-        source: The name of the file from which they were made.
+        vocabularies: The vocabulary of each field.
+        source: The name of the file that they were created from.
 
     Raises:
-        ValueError: If `target` is a folder of another kind.
+        ValueError: If `target` exists and is not a folder of vocabularies.
     """
     with new_folder(target, marker=SOURCE) as folder:
         for name, vocabulary in vocabularies.items():
@@ -108,7 +109,7 @@ def write_vocabularies(target: Path, vocabularies: Mapping[str, Vocabulary], sou
 
 
 def convert_table(where: str, feature: Feature, ids: dict[str, int]) -> Vocabulary:
-    """Return a feature's vocabulary, from FuxiCTR's id of each of its tokens."""
+    """Return a feature's vocabulary, given FuxiCTR's id of each token."""
     check_ids(where, ids)
     keys = sorted((key for key in ids if key not in (PADDING, UNKNOWN)), key=lambda key: ids[key])
     tokens = [convert_token(where, feature, key) for key in keys]
@@ -119,7 +120,7 @@ def convert_table(where: str, feature: Feature, ids: dict[str, int]) -> Vocabula
 
 
 def check_ids(where: str, ids: dict[str, int]) -> None:
-    """Check that ids are numbered as in FuxiCTR 1 or 2."""
+    """Check that the ids are numbered as in FuxiCTR 1 or 2."""
     tokens = [number for key, number in ids.items() if key not in (PADDING, UNKNOWN)]
     if len(set(tokens)) < len(tokens):
         raise ValueError(f"{where}: two tokens have the same id. {COUNT_INSTEAD}")
@@ -128,13 +129,13 @@ def check_ids(where: str, ids: dict[str, int]) -> None:
     has_bad_token = any(number < 1 for number in tokens) or (is_version_2 and ids[UNKNOWN] in tokens)
     if not (is_version_1 or is_version_2) or has_bad_token:
         ends = f"{PADDING} {ids.get(PADDING)}, {UNKNOWN} {ids.get(UNKNOWN)}, tokens from {min(tokens, default=None)}"
-        raise ValueError(f"{where}: {ends}: these are the ids of neither FuxiCTR 1 nor 2. {COUNT_INSTEAD}")
+        raise ValueError(f"{where}: {ends}: these ids match neither FuxiCTR 1 nor 2. {COUNT_INSTEAD}")
 
 
 def convert_token(where: str, feature: Feature, key: str) -> str | None:
-    """Return the token of a FuxiCTR key.
+    """Return the token that corresponds to a key of FuxiCTR's vocabulary.
 
-    FuxiCTR reads a column of dtype float as numbers and writes "123.0" for 123; a client sends 123.
+    FuxiCTR reads a column of dtype float as numbers and writes 123 as "123.0", but a client sends 123.
     """
     if feature.dtype != "float":
         return token(key)
@@ -147,7 +148,7 @@ def convert_token(where: str, feature: Feature, key: str) -> str | None:
 
 
 def decode_json(path: Path, kind: type[Any]) -> Any:
-    """Return the content of a JSON file of this type."""
+    """Decode a JSON file as this type."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Converting one column of a batch of rows to text, numbers or labels, and rejecting the values that cannot be read."""
+"""Converting one column of a batch of rows to text, numbers or labels, and rejecting unreadable values."""
 
 import json
 import math
@@ -19,7 +19,7 @@ class BadValueError(ValueError):
     Attributes:
         column: The column's name.
         reason: What the column holds and how to fix it: 'holds "x"; expected a number. ...'.
-        row: The position of the value in the batch; None if the whole column is wrong.
+        row: The position of the value in the batch, or None if the whole column is wrong.
     """
 
     def __init__(self, column: str, reason: str, row: int | None = None) -> None:
@@ -30,19 +30,19 @@ class BadValueError(ValueError):
 
 
 def text_column(column: pl.Series) -> pl.Series:
-    """Return a column as strings, each with the token of its value; null is missing.
+    """Return a column as strings that are the tokens of its values. Null means missing.
 
     Raises:
-        BadValueError: For NaN, an infinity, or a type that no field can have.
+        BadValueError: If a value is NaN or infinite, or no field can have the column's type.
     """
     dtype = column.dtype
     if dtype == pl.String:
         return column
     if dtype.is_float():
         reject_first(column, ~column.is_finite().fill_null(True), "expected a finite number")
-        # The contract's rule needs Python, so it runs for each distinct value only.
+        # The contract's rule is Python code, so it runs only once per distinct value.
         distinct = column.drop_nulls().unique()
-        # The shortest decimal that identifies a float32: 0.1 as a client writes it, not 0.10000000149011612.
+        # Use the shortest decimal that identifies a float32: 0.1, as a client writes it, not 0.10000000149011612.
         values = distinct.cast(pl.String).cast(pl.Float64) if dtype == pl.Float32 else distinct
         tokens = pl.Series([token(value) for value in values.to_list()], dtype=pl.String)
         return column.replace_strict(distinct, tokens, default=None, return_dtype=pl.String)
@@ -54,10 +54,10 @@ def text_column(column: pl.Series) -> pl.Series:
 
 
 def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
-    """Return a column as numbers, float64 (rows); NaN is missing.
+    """Return a column as numbers, float64 (rows). NaN means missing.
 
     Raises:
-        BadValueError: For text that is not a number, NaN, an infinity, or a type that is not numeric.
+        BadValueError: If a text is not a number, a number is NaN or infinite, or the column's type is not numeric.
     """
     if column.dtype == pl.String:
         numbers = parse_numbers(column, field)
@@ -75,16 +75,16 @@ def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
 
 
 def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
-    """Return text as float64. Empty values and the field's words for a missing value become null.
+    """Parse text as float64. Empty values and the field's markers for missing values become null.
 
-    Numbers that mean a missing value are kept.
+    Numbers that stand for a missing value are kept.
 
     Raises:
-        BadValueError: For text that is not a number, NaN, or an infinity.
+        BadValueError: If a text is not a number, or is NaN or infinite.
     """
     numbers = text.cast(pl.Float64, strict=False)
     if numbers.null_count() == text.null_count() and numbers.is_finite().all():
-        return numbers  # there is nothing to strip
+        return numbers  # nothing to strip
     bare = text.str.strip_chars()
     absent = bare.is_in(["", *(word.strip() for word in field.missing or ())])
     numbers = bare.cast(pl.Float64, strict=False)
@@ -96,7 +96,7 @@ def label_column(column: pl.Series) -> NDArray[np.uint8]:
     """Return a column as labels, uint8 (rows).
 
     Raises:
-        BadValueError: For anything but 0 and 1.
+        BadValueError: If a value is not 0 or 1.
     """
     values = column.str.strip_chars() if column.dtype == pl.String else column
     if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Boolean, pl.Null)):
@@ -111,18 +111,18 @@ def label_column(column: pl.Series) -> NDArray[np.uint8]:
 
 
 def measure(field: Field, numbers: NDArray[np.float64]) -> Field:
-    """Return a numeric field with the mean, standard deviation and range of its column in train.
+    """Return a numeric field with the mean, standard deviation and range of its column in the training set.
 
-    Without any number, mean and std stay 0 and 1. A column of one distinct number has a std of 1.
+    If there are no numbers, mean and std stay 0 and 1. If all numbers are equal, std is 1.
 
     Args:
         field: The field.
-        numbers: Its column, (rows); NaN is missing.
+        numbers: Its column, (rows). NaN means missing.
     """
     present = numbers[~np.isnan(numbers)]
     if not len(present):
         return field
-    with np.errstate(over="ignore", invalid="ignore"):  # the schema rejects an overflow and names the field
+    with np.errstate(over="ignore", invalid="ignore"):  # the schema rejects an overflow with the field's name
         mean, std = float(present.mean()), float(present.std()) or 1.0
     return msgspec.structs.replace(field, mean=mean, std=std, seen=(float(present.min()), float(present.max())))
 
@@ -131,7 +131,7 @@ def reject_first(column: pl.Series, bad: pl.Series, expected: str) -> None:
     """Raise BadValueError for the first bad value of a column.
 
     Args:
-        column: The values as they are in the log.
+        column: The values from the log.
         bad: True where a value cannot be read.
         expected: What the column should hold.
     """
@@ -148,12 +148,12 @@ def reject_first(column: pl.Series, bad: pl.Series, expected: str) -> None:
 
 
 def holds(value: Any) -> str:
-    """Return the first words of a reason."""
+    """Return the beginning of a reason: what the column contains."""
     return "is empty" if value is None else f"holds {shown(value)}"
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error shows it: text in double quotes, with its control characters escaped."""
+    """Format a value for an error message. Text is in double quotes, with control characters escaped."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return json.dumps(value, ensure_ascii=False, default=str)

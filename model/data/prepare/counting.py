@@ -1,4 +1,4 @@
-"""Numbering the distinct values of a column, and the ids that they get in the end."""
+"""Numbering the distinct values of a column and assigning their final ids."""
 
 import sys
 
@@ -12,23 +12,23 @@ from contract.tokens import tokenizer
 from contract.vocabulary import FIRST, MISSING, NUL, UNKNOWN, Vocabulary, build_vocabulary
 from model.data.prepare.columns import BadValueError, holds, parse_numbers
 
-# The characters that str.strip() removes.
+# All characters that str.strip() removes.
 SPACES = "".join(filter(str.isspace, map(chr, range(sys.maxunicode + 1))))
 
 
 class DistinctValues:
-    """The distinct values of a column, numbered in the order in which they come.
+    """The distinct values of a column, numbered in the order of their first occurrence.
 
-    Each value of the log is hashed once. What follows works on the codes.
+    Each value in the log is hashed only once. All later steps work on the codes.
     """
 
     def __init__(self) -> None:
         self._categories = pl.Categories.random("ctr-prepare", pl.UInt32)
-        # polars forgets the values when no column uses them any more.
+        # polars drops the values when no column uses them anymore, so this column keeps a reference.
         self._reference = pl.Series(dtype=pl.Categorical(self._categories))
 
     def codes(self, text: pl.Series) -> NDArray[np.int32]:
-        """Return a code for each row, int32 (rows): 0 for null, and c for the value distinct()[c - 1]."""
+        """Return the code of each row, int32 (rows): 0 for null, c for the value distinct()[c - 1]."""
         codes = text.cast(pl.Categorical(self._categories)).to_physical()
         return (codes.cast(pl.Int32) + 1).fill_null(0).to_numpy()
 
@@ -40,23 +40,24 @@ class DistinctValues:
 def count_tokens(
     distinct: pl.Series, rows: NDArray[np.int64], field: Field, min_count: int
 ) -> tuple[Vocabulary, NDArray[np.int32]]:
-    """Return a field's vocabulary, and the id of each code, int32 (1 + distinct values).
+    """Return a field's vocabulary and the id of each code, int32 (1 + distinct values).
 
-    The vocabulary has the tokens with at least `min_count` rows: the most frequent first, ties in the tokens' order.
+    The vocabulary contains the tokens that occur in at least `min_count` rows, most frequent first. Ties are sorted by
+    token.
 
     Args:
         distinct: The values (see DistinctValues).
-        rows: How many rows of train have each code.
+        rows: The number of training rows with each code.
         field: The field.
-        min_count: The fewest rows that a token needs.
+        min_count: The minimum number of rows for a token.
 
     Raises:
-        BadValueError: For a value that cannot be a token. Its row is a position in `distinct`.
+        BadValueError: If a value cannot be a token. The error's row is a position in `distinct`.
     """
     tokens = tokenize(distinct, field)
     if tokens is distinct:
         codes = np.arange(1, 1 + len(distinct), dtype=np.int32)
-    else:  # two values may be one token: "x" and " x "
+    else:  # two values may be the same token, such as "x" and " x "
         values = DistinctValues()
         codes = values.codes(tokens)
         tokens = values.distinct()
@@ -71,13 +72,13 @@ def count_tokens(
 
 
 def look_up_tokens(vocabulary: Vocabulary, distinct: pl.Series, field: Field) -> NDArray[np.int32]:
-    """Return the id of each code in a given vocabulary, int32 (1 + distinct values). Raises as count_tokens()."""
+    """Return the id of each code in an existing vocabulary, int32 (1 + distinct values). Raises like count_tokens()."""
     tokens = tokenize(distinct, field).to_list()
     return np.array([MISSING, *(MISSING if token is None else vocabulary(token) for token in tokens)], np.int32)
 
 
 def tokenize(distinct: pl.Series, field: Field) -> pl.Series:
-    """Return the token of each distinct value; null is missing. Raises as count_tokens()."""
+    """Return the token of each distinct value. Null means missing. Raises like count_tokens()."""
     if (nul := distinct.str.contains(NUL, literal=True)).any():
         row = nul.arg_max()
         assert row is not None
@@ -87,7 +88,7 @@ def tokenize(distinct: pl.Series, field: Field) -> pl.Series:
     if field.transform is not UNSET:
         numbers: list[float | None] = parse_numbers(distinct, field).to_list()
         return pl.Series([read(number) for number in numbers], dtype=pl.String)
-    # Most values are their own token, for example millions of hashed ids. Only the others go through Python.
+    # Most values, for example millions of hashed ids, are already tokens. Only the others are converted in Python.
     bare = distinct.str.strip_chars(SPACES)
     others = distinct.filter((bare != distinct) | bare.is_in(["", *(field.missing or ())]))
     tokens = pl.Series([read(value) for value in others.to_list()], dtype=pl.String)

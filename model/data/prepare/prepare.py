@@ -1,4 +1,4 @@
-"""Preparing a log: from a reader's frames to the schema, vocabularies and arrays that training reads."""
+"""Preparing a log: converting a reader's frames to the schema, vocabularies and arrays that training reads."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -40,32 +40,32 @@ READERS: dict[str, Callable[[Path, Data], Log]] = {
 
 
 def prepare(root: Path, data: Data) -> Prepared:
-    """Read the log in root/<data.folder> and write root/<data.prepared>, complete or not at all.
+    """Read the log in root/<data.folder> and write root/<data.prepared> atomically.
 
     Args:
-        root: The folder in which an experiment's paths begin.
+        root: The base folder for the experiment's relative paths.
         data: The experiment's [data] section.
 
     Raises:
-        ValueError: If the log cannot be read. The message names the file and, where there is one, line and column.
+        ValueError: If the log cannot be read. The message names the file and, if applicable, the line and column.
     """
     target, vocabulary = root / data.prepared, root / data.vocabulary if data.vocabulary else None
-    check_replaceable(target, SCHEMA)  # before the long part
+    check_replaceable(target, SCHEMA)  # fail before the long part
     if vocabulary and not vocabulary.is_dir():
-        raise ValueError(f'{vocabulary}: no such folder. vocabulary = "{data.vocabulary}" names it relative to --data.')
+        raise ValueError(f'{vocabulary}: no such folder. vocabulary = "{data.vocabulary}" is relative to --data.')
     log = READERS[data.reader](root / data.folder, data)
     write_prepared(target, log, data, vocabulary)
     return read_prepared(target)
 
 
 def write_prepared(target: Path, log: Log, data: Data, vocabulary: Path | None = None) -> None:
-    """Write a prepared log, complete or not at all.
+    """Write a prepared log atomically.
 
     Args:
         target: The folder to write.
         log: The log.
         data: The [data] section that the log was read with.
-        vocabulary: A folder of vocabularies to use. Without it, tokens are counted.
+        vocabulary: A folder of existing vocabularies to use, or None to count tokens.
 
     Raises:
         ValueError: If the log cannot be read or the folder cannot be written.
@@ -83,10 +83,10 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
 
     Args:
         folder: The prepared log.
-        scratch: A folder for temporary files, removed afterwards.
+        scratch: A folder for temporary files, which the caller removes.
         log: The log.
         data: The [data] section.
-        given: A folder of vocabularies to use, or None.
+        given: A folder of existing vocabularies to use, or None to count tokens.
     """
     categorical = [field for field in log.fields if field.kind == "categorical"]
     values = {field.name: DistinctValues() for field in categorical}
@@ -120,7 +120,7 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
             np.save(folder / f"test.{name}.npy", extra[name].to_numpy())
     facts = LogFacts(data, {field.name: missing["train"][field.name] for field in log.fields}, splits)
     (folder / LOG).write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
-    # A published log may have such a field on some day or in a sample. In your own log it is a mistake.
+    # A published log may have a useless field on some days or in a sample. In your own log, it is a mistake.
     if data.reader == "table" and (messages := useless_fields(read_prepared(folder))):
         raise ValueError(f"{log.paths['train']}: {messages[0]}")
 
@@ -128,7 +128,7 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
 def make_vocabulary(
     field: Field, values: DistinctValues, log: Log, data: Data, scratch: Path, given: Path | None
 ) -> tuple[Vocabulary, NDArray[np.int32]]:
-    """Return a field's vocabulary, counted in train or given, and the id of each code.
+    """Return a field's vocabulary, either given or counted in the training set, and the id of each code.
 
     Raises:
         ValueError: If a value cannot be a token. The message names the file, line and column.
@@ -153,7 +153,7 @@ def write_split(
     """Write a split's ids, values and labels.
 
     Returns:
-        The number of rows and the click rate, and the share of missing values by field.
+        The number of rows and the click rate; the share of missing values by field.
     """
     path = folder / f"{split}.labels.npy"
     (scratch / path.name).rename(path)

@@ -1,4 +1,4 @@
-"""A prepared log on disk: what ctr-prepare writes and ctr-train reads."""
+"""A prepared log on disk, which ctr-prepare writes and ctr-train reads."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ LOG = "log.json"
 
 
 class SplitFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The size and the click rate of a split."""
+    """The size and click rate of a split."""
 
     rows: int
     click_rate: float
@@ -28,8 +28,8 @@ class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         data: The [data] section that the log was prepared with.
-        missing: The share of missing values in train, by field.
-        splits: By the names in SPLITS.
+        missing: The share of missing values in the training set, by field.
+        splits: The facts about each split (see SPLITS).
     """
 
     data: Data
@@ -42,9 +42,9 @@ class Prepared:
     """A prepared log.
 
     Attributes:
-        folder: Its folder.
-        schema: Its fields.
-        vocabulary_sizes: The number of ids of each categorical field in the schema's order, with ids 0 and 1.
+        folder: The folder.
+        schema: The fields.
+        vocabulary_sizes: The number of ids of each categorical field, including ids 0 and 1, in the schema's order.
         facts: What ctr-prepare measured.
     """
 
@@ -55,7 +55,7 @@ class Prepared:
 
     @property
     def vocabulary(self) -> Path:
-        """The folder with <field>.marisa and <field>.ids.npy, in the form that a bundle has."""
+        """The folder with <field>.marisa and <field>.ids.npy, in the same format as in a bundle."""
         return self.folder / VOCABULARY
 
     def split(self, name: str) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
@@ -66,7 +66,7 @@ class Prepared:
             memory-mapped; labels float32 (rows), 0 or 1.
 
         Raises:
-            ValueError: If a file is damaged or has another shape. The message names the file.
+            ValueError: If a file is damaged or has the wrong shape. The message names the file.
         """
         labels = self._load(f"{name}.labels.npy", np.uint8, ())
         ids = self._load(f"{name}.ids.npy", np.int32, (len(self.vocabulary_sizes),))
@@ -78,7 +78,7 @@ class Prepared:
         return ids, values, labels.astype(np.float32)
 
     def column(self, split: str, name: str) -> NDArray[Any]:
-        """Return a column that the reader kept although it is not a feature, (rows).
+        """Return a column, (rows), that the reader kept although it is not a feature.
 
         Raises:
             ValueError: If the log has no such column.
@@ -86,14 +86,16 @@ class Prepared:
         return self._load(f"{split}.{name}.npy")
 
     def _load(self, file: str, dtype: type | None = None, columns: tuple[int, ...] | None = None) -> NDArray[Any]:
-        """Return an array after checking its type and the shape of its rows, where these are given."""
+        """Load an array, and check its type and the shape of its rows if these are given."""
         try:
             array: NDArray[Any] = np.load(self.folder / file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{self.folder / file}: {error}. Run ctr-prepare again.") from error
         if (dtype is not None and array.dtype != dtype) or (columns is not None and array.shape[1:] != columns):
             found = f"{array.dtype} {list(array.shape)}"
-            raise ValueError(f"{self.folder / file}: {found} is not what ctr-prepare wrote. Run ctr-prepare again.")
+            raise ValueError(
+                f"{self.folder / file}: found {found}, which ctr-prepare did not write. Run ctr-prepare again."
+            )
         return array
 
 
@@ -101,10 +103,10 @@ def read_prepared(folder: Path) -> Prepared:
     """Open a prepared log.
 
     Raises:
-        ValueError: If ctr-prepare did not write the folder, or a file is missing. The message names the folder.
+        ValueError: If the folder was not written by ctr-prepare, or a file is missing. The message names the folder.
     """
     if not (folder / SCHEMA).is_file():
-        raise ValueError(f"{folder}: not a prepared log. Make it with: ctr-prepare EXPERIMENT.toml --data DIR")
+        raise ValueError(f"{folder}: not a prepared log. Create it with: ctr-prepare EXPERIMENT.toml --data DIR")
     try:
         schema = read_schema(folder / SCHEMA)
         facts = msgspec.json.decode((folder / LOG).read_bytes(), type=LogFacts)

@@ -1,7 +1,7 @@
-"""The one pass over a log: each split, batch by batch, into one file per column.
+"""Reading a log in a single pass: each split, batch by batch, into one file per column.
 
-Categorical values become codes (see counting.DistinctValues) and numbers float64. A value that cannot be read ends the
-pass with an error that names its file, line and column.
+Categorical values become codes (see counting.DistinctValues), and numbers become float64. The first unreadable value
+stops the pass with an error that names its file, line and column.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,26 +21,26 @@ from model.data.prepare.counting import DistinctValues
 from model.data.prepare.writing import GrowingArray
 from model.data.readers.log import LINE, Log, position
 
-BATCH_ROWS = 200_000  # 40 columns of them are about 100 MB
+BATCH_ROWS = 200_000  # about 100 MB with 40 columns
 
 
 def column_file(folder: Path, split: str, name: str) -> Path:
-    """Return the file in which read_split() writes a field's codes or numbers."""
+    """Return the file that read_split() writes a field's codes or numbers to."""
     return folder / f"{split}.{name}.column.npy"
 
 
 def read_split(log: Log, split: str, values: Mapping[str, DistinctValues], folder: Path, pool: Executor) -> None:
-    """Write the column files of a split, and its labels to <split>.labels.npy, uint8.
+    """Write the column files of a split, and its labels (uint8) to <split>.labels.npy.
 
     Args:
         log: The log.
         split: A name in SPLITS.
-        values: The distinct values of each categorical field, which grow.
-        folder: Where the files go.
-        pool: Converts the columns of a batch in parallel.
+        values: The distinct values of each categorical field. New values are added.
+        folder: The folder to write to.
+        pool: The pool that converts the columns of a batch in parallel.
 
     Raises:
-        ValueError: If a value cannot be read, or the labels are not both 0 and 1. The message names the file.
+        ValueError: If a value cannot be read, or the labels are all 0 or all 1. The message names the file.
     """
     path, clicks = log.paths[split], 0
     with ExitStack() as stack:
@@ -70,7 +70,7 @@ def read_split(log: Log, split: str, values: Mapping[str, DistinctValues], folde
 
 
 def read_batches(log: Log, split: str) -> Iterator[pl.DataFrame]:
-    """Yield the rows of a split in their order, BATCH_ROWS at a time.
+    """Yield the rows of a split in order, BATCH_ROWS at a time.
 
     Raises:
         ValueError: If polars cannot read the file.
@@ -83,14 +83,14 @@ def read_batches(log: Log, split: str) -> Iterator[pl.DataFrame]:
 
 
 def convert(column: pl.Series, field: Field, values: Mapping[str, DistinctValues]) -> NDArray[Any]:
-    """Return a field's codes, int32 (rows), or numbers, float64 (rows)."""
+    """Return a field's codes, int32 (rows), or its numbers, float64 (rows)."""
     if field.name in values:
         return values[field.name].codes(text_column(column))
     return number_column(column, field)
 
 
 def find_value(log: Log, column: str, value: str) -> str:
-    """Return the position of the first row that holds this text, as errors name it."""
+    """Return the position of the first row with this value, formatted for an error message."""
     for split, frame in log.splits.items():
         found = frame.filter(pl.col(column).cast(pl.String) == value).select(LINE).head(1).collect(engine="streaming")
         if len(found):

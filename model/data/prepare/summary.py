@@ -1,4 +1,4 @@
-"""What ctr-prepare prints about a prepared log: a table of its fields, and warnings."""
+"""The table of fields and the warnings that ctr-prepare prints about a prepared log."""
 
 import numpy as np
 from msgspec import UNSET
@@ -9,13 +9,13 @@ from contract.vocabulary import FIRST, UNKNOWN, open_vocabulary
 from model.data.prepare.columns import shown
 from model.data.prepare.prepared import Prepared
 
-# A log that is split by time may have many new ads on its last day, but hardly more than this share.
+# A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
 MAX_UNKNOWN_SHARE = 0.8
-CAPTION = "missing: in train; unknown: in test, not in the vocabulary\n"
+CAPTION = "missing: share in train; unknown: share in test that is not in the vocabulary\n"
 
 
 def summary(prepared: Prepared) -> Table:
-    """Return a table with a line for each field. It shows a column that is mostly unknown or missing."""
+    """Return a table with a row for each field, which reveals columns that are mostly unknown or missing."""
     rows = ", ".join(
         f"{name} {facts.rows:,} rows with {facts.click_rate:.2%} clicks"
         for name, facts in prepared.facts.splits.items()
@@ -41,7 +41,7 @@ def summary(prepared: Prepared) -> Table:
 
 
 def useless_fields(prepared: Prepared) -> list[str]:
-    """Return a message for each field that carries no information, because train has only one value of it or none."""
+    """Return a message for each field that has at most one value in the training set and so carries no information."""
     messages = []
     ids = prepared.split("train")[0]
     categorical = prepared.schema.select("categorical")
@@ -67,7 +67,7 @@ def useless_fields(prepared: Prepared) -> list[str]:
 
 
 def warnings(prepared: Prepared) -> list[str]:
-    """Return messages about what is suspicious but need not be a mistake."""
+    """Return messages about what looks suspicious but is not necessarily a mistake."""
     messages = useless_fields(prepared)
     fields = zip(
         prepared.schema.select("categorical"), prepared.vocabulary_sizes, unknown_shares(prepared), strict=True
@@ -82,6 +82,6 @@ def warnings(prepared: Prepared) -> list[str]:
 
 
 def unknown_shares(prepared: Prepared) -> NDArray[np.float64]:
-    """Return the share of unknown values in test, (categorical fields)."""
+    """Return the share of unknown values in the test set, (categorical fields)."""
     shares: NDArray[np.float64] = np.mean(prepared.split("test")[0] == UNKNOWN, axis=0)
     return shares

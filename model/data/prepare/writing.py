@@ -1,4 +1,4 @@
-"""Writing a prepared log's arrays piece by piece, so that a log need not fit into memory."""
+"""Writing a prepared log's arrays in chunks, so that the log does not have to fit in memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from contract.schema import Field
 from contract.tokens import Numbers
 from contract.vocabulary import MISSING
 
-CHUNK_ROWS = 16_000  # 26 columns of them fit into a processor's cache
+CHUNK_ROWS = 16_000  # 26 columns of this length fit in a processor's cache
 
 
 class GrowingArray:
     """A .npy file that is written a few rows at a time.
 
-    The header has a fixed size, so that the number of rows is filled in at the end.
+    The header has a fixed size, so the number of rows can be filled in at the end.
     """
 
     def __init__(self, path: Path, dtype: DTypeLike, columns: int | None = None) -> None:
@@ -27,7 +27,7 @@ class GrowingArray:
         Args:
             path: The file.
             dtype: The type of its numbers.
-            columns: The number of columns of a matrix; None writes a vector.
+            columns: The number of columns of a matrix, or None for a vector.
         """
         self._dtype = np.dtype(dtype)
         self._columns = () if columns is None else (columns,)
@@ -46,7 +46,7 @@ class GrowingArray:
                 self._write_header()
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Write rows, (n) or (n, columns)."""
+        """Append rows, (n) or (n, columns)."""
         assert rows.shape[1:] == self._columns
         self._file.write(np.ascontiguousarray(rows, self._dtype).reshape(-1).data)
         self.rows += len(rows)
@@ -58,9 +58,9 @@ class GrowingArray:
 
 
 def read_chunks(path: Path) -> Iterator[NDArray[Any]]:
-    """Yield the .npy file of a vector, CHUNK_ROWS at a time.
+    """Yield the vector in a .npy file, CHUNK_ROWS elements at a time.
 
-    The file is read, not mapped: mapped pages would count as this process's memory.
+    The file is read rather than memory-mapped, because mapped pages would count as memory of this process.
     """
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
@@ -74,8 +74,8 @@ def write_ids(path: Path, columns: Mapping[str, Path], ids: Mapping[str, NDArray
 
     Args:
         path: The file to write.
-        columns: The file of codes of each categorical field, in the schema's order.
-        ids: The id of each code, by field.
+        columns: The file with the codes of each categorical field, in the schema's order.
+        ids: The ids of a field's codes, by field.
     """
     missing = np.zeros(len(columns))
     with GrowingArray(path, np.int32, len(columns)) as array:
@@ -87,12 +87,12 @@ def write_ids(path: Path, columns: Mapping[str, Path], ids: Mapping[str, NDArray
 
 
 def write_values(path: Path, columns: Sequence[Path], fields: Sequence[Field], rows: int) -> dict[str, float]:
-    """Write a split's normalized numbers, float32 (rows, numeric fields), and return the share of missing ones.
+    """Write a split's normalized numbers, float32 (rows, numeric fields), and return each field's share of missing ones.
 
     Args:
         path: The file to write.
-        columns: The file of numbers of each numeric field.
-        fields: The numeric fields, measured.
+        columns: The file with the numbers of each numeric field.
+        fields: The numeric fields, as returned by measure().
         rows: The number of rows.
     """
     numbers = Numbers(fields)

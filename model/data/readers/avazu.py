@@ -1,8 +1,9 @@
 """The reader for Avazu: ten days of mobile ads.
 
-The context is the hour, the page or app with the ad's position on it, and the device. The candidate is C14 to C21,
-which have no published meaning; C15 and C16 hold the usual widths and heights of banners, so we assign the group to
-the ad. An experiment may change the side of each column: [[data.fields]] name = "C20", side = "context".
+The context consists of the hour, the page or app with the ad's position on it, and the device. The candidate consists
+of C14 to C21. Their meaning is not published, but C15 and C16 contain common widths and heights of banners, so we
+assign this group to the ad. An experiment can change the side of each column, for example with [[data.fields]]
+name = "C20", side = "context".
 """
 
 from pathlib import Path
@@ -33,7 +34,7 @@ CONTEXT = (
     "device_conn_type",
 )
 CANDIDATE = ("C14", "C15", "C16", "C17", "C18", "C19", "C20", "C21")
-PUBLISHED = "It is the data of Kaggle's Avazu Click-Through Rate Prediction (2014)."
+PUBLISHED = "The file is from Kaggle's Avazu Click-Through Rate Prediction (2014)."
 
 DATE = pl.col(HOUR).str.slice(0, 6).str.to_date("%y%m%d", strict=False)
 HOUR_OF_DAY = pl.col(HOUR).str.slice(6).cast(pl.Int8, strict=False)
@@ -41,16 +42,17 @@ WEEKDAY = DATE.dt.weekday() % 7  # 0 is Sunday, as in FuxiCTR
 
 X1_LABEL = "label"
 X1_COLUMNS = tuple(f"feat_{n}" for n in range(1, 23))
-# Without id and click, Avazu has 22 columns, and the last eight are C14 to C21. We assume that x1 keeps this order.
+# Apart from id and click, Avazu has 22 columns, of which the last eight are C14 to C21. We assume that x1 keeps this
+# order.
 X1_CANDIDATE = X1_COLUMNS[-len(CANDIDATE) :]
 PUBLISHED_X1 = "Avazu_x1 is published at huggingface.co/datasets/reczoo/Avazu_x1."
 
 
 def read(folder: Path, data: Data) -> Log:
-    """Return the log in train.csv, train.csv.gz or train.gz as Avazu published it, split into three.
+    """Return the log in train.csv, train.csv.gz or train.gz as published by Avazu, split into train, valid and test.
 
     `hour` becomes hour_of_day (0 to 23), weekday (0 is Sunday) and is_weekend. The date and `id` are not features. With
-    split = "time", the last day is test and the day before it is valid.
+    split = "time", the last day is the test set and the day before it is the validation set.
 
     Raises:
         ValueError: If the file or a column is missing, or an hour cannot be read.
@@ -72,7 +74,7 @@ def read(folder: Path, data: Data) -> Log:
 
 
 def read_x1(folder: Path, data: Data) -> Log:
-    """Return the log in Avazu_x1's {train,valid,test}.csv: the split of AFN, columns feat_1 to feat_22.
+    """Return the log in Avazu_x1's {train,valid,test}.csv, which has AFN's split and columns feat_1 to feat_22.
 
     Raises:
         ValueError: If a file or a column is missing.
@@ -87,7 +89,7 @@ def check_hours(path: Path, frame: pl.LazyFrame) -> None:
     """Check that every hour is a valid YYMMDDHH.
 
     Raises:
-        ValueError: If one is not. The message names the line and the value.
+        ValueError: If an hour is not valid. The message names the line and the value.
     """
     readable = pl.col(HOUR).str.contains("^[0-9]{8}$") & DATE.is_not_null() & HOUR_OF_DAY.is_between(0, 23)
     wrong = frame.filter(~readable.fill_null(False)).select(LINE, HOUR).head(1).collect(engine="streaming")

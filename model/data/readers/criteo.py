@@ -1,9 +1,8 @@
-"""The reader for Criteo: display ads with 13 counts and 26 hashed categories, none of which has a published meaning.
+"""The reader for Criteo: display ads with 13 counts and 26 hashed categories, whose meaning is not published.
 
-Which columns describe the ad is not published. By convention we assign C14 to C26 to the candidate and all others to
-the context, so that a request has both sides. With attention = "full" the choice changes no prediction. An experiment
-may
-change the side of each column: [[data.fields]] name = "C3", side = "candidate".
+Criteo did not publish which columns describe the ad. By convention, we assign C14 to C26 to the candidate and all
+others to the context, so that a request has both sides. With attention = "full", this choice does not affect predictions. An
+experiment can change the side of each column, for example with [[data.fields]] name = "C3", side = "candidate".
 """
 
 from pathlib import Path
@@ -24,15 +23,15 @@ FIELDS = (
     *(Field(name, "candidate" if name in CANDIDATE else "context") for name in CATEGORIES),
 )
 PUBLISHED = (
-    "It is the data of Kaggle's Criteo Display Advertising Challenge (2014): tab-separated text without a header."
+    "The file is from Kaggle's Criteo Display Advertising Challenge (2014): tab-separated text without a header."
 )
 PUBLISHED_X1 = "Criteo_x1 is published at huggingface.co/datasets/reczoo/Criteo_x1."
 
 
 def read(folder: Path, data: Data) -> Log:
-    """Return the log in train.txt or train.txt.gz as Criteo published it, split into three.
+    """Return the log in train.txt or train.txt.gz as published by Criteo, split into train, valid and test.
 
-    The file is tab-separated and has no header; an empty value is missing.
+    The file is tab-separated and has no header. Empty values are missing.
 
     Raises:
         ValueError: If the file is missing, or a line has too few or too many columns.
@@ -43,7 +42,7 @@ def read(folder: Path, data: Data) -> Log:
 
 
 def read_x1(folder: Path, data: Data) -> Log:
-    """Return the log in Criteo_x1's {train,valid,test}.csv: the split of AFN, with ids and scaled numbers as published.
+    """Return the log in Criteo_x1's {train,valid,test}.csv, which has AFN's split, ids and scaled numbers.
 
     Raises:
         ValueError: If a file or a column is missing.

@@ -1,4 +1,4 @@
-"""The reader for Frappe (Frappe_x1): which app a person uses, and in which situation."""
+"""The readers for Frappe (Frappe_x1): which app a person uses in which situation."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ SIDES: dict[str, Side] = {
 }
 FIELDS = tuple(Field(name, side) for name, side in SIDES.items())
 PUBLISHED_X1 = "Frappe_x1 is published at huggingface.co/datasets/reczoo/Frappe_x1."
-HINT = "Frappe may not be redistributed. The documentation says where it is published and how to lay out the files."
+HINT = "Frappe may not be redistributed. The documentation describes where to get it and how to lay out the files."
 
 
 def read(folder: Path, data: Data) -> Log:
-    """Return the log in {train,valid,test}.parquet, whose values are words.
+    """Return the log in {train,valid,test}.parquet, in which values are words.
 
     Raises:
         ValueError: If a file or a column is missing.
@@ -40,7 +40,7 @@ def read(folder: Path, data: Data) -> Log:
 def read_x1(folder: Path, data: Data) -> Log:
     """Return the log in Frappe_x1's {train,valid,test}.csv or x1_ids_{train,valid,test}.csv.gz.
 
-    These are the same rows with numbers as values; each number belongs to one field.
+    The rows are the same, but the values are numbers. Each number belongs to one field.
 
     Raises:
         ValueError: If a file or a column is missing.

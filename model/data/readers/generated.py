@@ -1,4 +1,4 @@
-"""The reader for the log that `python -m model.data.synthetic.generate` writes."""
+"""The reader for the synthetic log that `python -m model.data.synthetic.generate` writes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from model.data_config import Data
 
 LABEL = "click"
 REQUEST = "request"  # the request in which a row was shown
-TRUE_CTR = "true_ctr"  # the probability from which `click` was drawn; not a feature
+TRUE_CTR = "true_ctr"  # the probability that `click` was sampled with; not a feature
 CONTEXT = (
     "user",
     "age_band",
@@ -26,13 +26,13 @@ NUMERIC = ("session_depth", "bid")
 
 
 def read(folder: Path, data: Data) -> Log:
-    """Return the log in {train,valid,test}.parquet, with the true probabilities of `test` as an extra column.
+    """Return the log in {train,valid,test}.parquet, with two extra columns of `test`: request and true_ctr.
 
     Raises:
-        ValueError: If a file is missing. The message names the command that makes it.
+        ValueError: If a file is missing. The message contains the command that creates it.
     """
-    # The log is in DIR/<data.folder>, and generate takes DIR.
-    hint = f"Make it with: python -m model.data.synthetic.generate --data {folder.parent}"
+    # The log is in DIR/<data.folder>, but the generator expects DIR.
+    hint = f"Create it with: python -m model.data.synthetic.generate --data {folder.parent}"
     extra = (REQUEST, TRUE_CTR)
     paths = {split: folder / f"{split}.parquet" for split in SPLITS}
     columns = [LABEL, *CONTEXT, *CANDIDATE, *extra]

@@ -1,4 +1,4 @@
-"""What a reader returns: a log as lazy frames that are never in memory as a whole, and which columns are fields."""
+"""The result of a reader: a log as lazy frames, which are never fully in memory, and its fields."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from model.data.readers.text import check_lines, header
 from model.data_config import Data
 
 SPLITS = ("train", "valid", "test")
-# A row's line in its text file, or its row number in its parquet file. Both count from 1, and a header is a line.
+# The line number of a row in a text file, or its row number in a parquet file. Both start at 1; a header counts as a
+# line.
 LINE = "__line__"
 
 
@@ -21,10 +22,10 @@ class Log:
     """Three lazy frames with the same columns, each with LINE.
 
     Attributes:
-        fields: In the schema's order. Their mean and std are not known yet.
-        label: The column that holds 0 and 1.
-        splits: The frames by the names in SPLITS.
-        paths: The files by the names in SPLITS.
+        fields: The fields in the schema's order. Their mean and std are not measured yet.
+        label: The label column, which contains 0 and 1.
+        splits: The frame of each split (see SPLITS).
+        paths: The file of each split.
         extra: Columns of `test` that are not features but are kept for later checks.
     """
 
@@ -36,21 +37,22 @@ class Log:
 
 
 def position(path: Path, line: int) -> str:
-    """Return the position of a row as errors name it: `train.csv:17`, or `train.parquet, row 17`."""
+    """Format the position of a row for an error message: `train.csv:17` or `train.parquet, row 17`."""
     return f"{path}, row {line}" if path.suffix == ".parquet" else f"{path}:{line}"
 
 
 def scan_text(path: Path, *, separator: str = ",", names: Sequence[str] | None = None, hint: str = "") -> pl.LazyFrame:
-    """Return a text file, plain or .gz, as a lazy frame of strings and LINE.
+    """Return a text file, plain or .gz, as a lazy frame of strings, with LINE.
 
-    No type is inferred, so a hashed id that looks like a number keeps its zeros. An empty value is null. Double quotes
-    have a meaning only with commas. The call reads the whole file once to find lines with missing columns.
+    Types are not inferred, so a hashed id that looks like a number keeps its leading zeros. Empty values are null.
+    Double quotes are special only if the separator is a comma. This function reads the whole file once, to find lines with
+    missing columns.
 
     Args:
         path: The file.
-        separator: One character.
-        names: The columns' names; None takes them from the header line.
-        hint: Where a missing file comes from.
+        separator: The separator, a single character.
+        names: The column names, or None to read them from the header line.
+        hint: Where to get the file, for the error if it is missing.
 
     Raises:
         ValueError: If the file is missing or empty, or a line has too few or too many columns.
@@ -73,22 +75,22 @@ def scan_text(path: Path, *, separator: str = ",", names: Sequence[str] | None =
         return frame
 
     def first_line(rows: pl.Series) -> pl.Series:
-        """Return the line in which each row begins. polars counts rows, and a quoted value may span lines."""
+        """Return the line at which each row begins. polars counts rows, but a quoted value may span several lines."""
         return rows + np.searchsorted(multiline_rows, rows.to_numpy())
 
     return frame.with_columns(pl.col(LINE).map_batches(first_line, return_dtype=pl.Int64, is_elementwise=True))
 
 
 def scan_parquet(path: Path, columns: Iterable[str], hint: str) -> pl.LazyFrame:
-    """Return the named columns of a parquet file and LINE.
+    """Return the given columns of a parquet file, with LINE.
 
     Args:
         path: The file.
         columns: The columns to read.
-        hint: Where a missing file comes from.
+        hint: Where to get the file, for the error if it is missing.
 
     Raises:
-        ValueError: If the file is missing, is not a parquet file, or has no such column.
+        ValueError: If the file is missing or is not a parquet file, or a column is missing.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file. {hint}")
@@ -101,10 +103,10 @@ def scan_parquet(path: Path, columns: Iterable[str], hint: str) -> pl.LazyFrame:
 
 
 def require_columns(path: Path, columns: Iterable[str], present: Iterable[str]) -> None:
-    """Check that a file has all columns.
+    """Check that a file has all required columns.
 
     Raises:
-        ValueError: If one is missing. The message lists the columns of the file.
+        ValueError: If a column is missing. The message lists the file's columns.
     """
     present = list(present)
     for column in columns:
@@ -115,7 +117,7 @@ def require_columns(path: Path, columns: Iterable[str], present: Iterable[str]) 
 
 
 def apply_field_specs(fields: Sequence[Field], data: Data) -> tuple[Field, ...]:
-    """Return a reader's fields with the changes that [[data.fields]] makes to them.
+    """Return a reader's fields with the changes in [[data.fields]] applied.
 
     Raises:
         ValueError: If an entry names a field that the reader does not have.

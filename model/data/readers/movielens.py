@@ -1,6 +1,6 @@
-"""The readers for MovieLens: which tag a user gives a film, and which films a user likes.
+"""The readers for MovieLens: which tags a user gives to a film, and which films a user likes.
 
-The context is the user and the user's attributes. The candidate is the film with its tag, genres and year.
+The context is the user with their attributes. The candidate is the film with its tag, genres and year.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from model.data_config import Data
 
 LABEL = "label"
 RATING = "rating"
-MIN_LIKED = 4  # the lowest rating that is a positive
+MIN_LIKED = 4  # the lowest rating that counts as positive
 USER = ("user", "gender", "age", "occupation", "zip")
 FILM = ("item", "genres", "year")
 PUBLISHED = (
-    "MovieLens is published at grouplens.org/datasets/movielens. The documentation says how to lay out the files."
+    "MovieLens is published at grouplens.org/datasets/movielens. The documentation describes how to lay out the files."
 )
 PUBLISHED_X1 = "MovielensLatest_x1 is published at huggingface.co/datasets/reczoo/MovielensLatest_x1."
 
 
 def read_tag(folder: Path, data: Data) -> Log:
-    """Return the log in ml10m_tag_{train,valid,test}.parquet: the paper's task and fields, from MovieLens-10M.
+    """Return the log in ml10m_tag_{train,valid,test}.parquet, which has the paper's task and fields on MovieLens-10M.
 
     Raises:
         ValueError: If a file or a column is missing.
@@ -38,7 +38,7 @@ def read_tag(folder: Path, data: Data) -> Log:
 
 
 def read_latest_x1(folder: Path, data: Data) -> Log:
-    """Return the log in MovielensLatest_x1's {train,valid,test}.csv: AFN's split of ml-tag, the paper's data set.
+    """Return the log in MovielensLatest_x1's {train,valid,test}.csv, AFN's split of ml-tag, which the paper uses.
 
     Raises:
         ValueError: If a file or a column is missing.
@@ -50,9 +50,9 @@ def read_latest_x1(folder: Path, data: Data) -> Log:
 
 
 def read_1m(folder: Path, data: Data) -> Log:
-    """Return the log in ml1m_ratings.parquet, split by row: MovieLens-1M with attributes of the users and films.
+    """Return the log in ml1m_ratings.parquet, MovieLens-1M with attributes of users and films, split by row.
 
-    The label is rating >= 4. The rating is not a feature.
+    The label is whether the rating is at least 4. The rating is not a feature.
 
     Raises:
         ValueError: If the file or a column is missing.
@@ -65,6 +65,6 @@ def read_1m(folder: Path, data: Data) -> Log:
 
 
 def fields(context: Sequence[str], candidate: Sequence[str], data: Data) -> tuple[Field, ...]:
-    """Return categorical fields of both sides, with the experiment's changes."""
+    """Return the categorical fields of both sides, with the experiment's changes applied."""
     sides = [*(Field(name, "context") for name in context), *(Field(name, "candidate") for name in candidate)]
     return apply_field_specs(sides, data)

@@ -9,7 +9,7 @@ from model.data.readers.log import LINE, SPLITS, require_columns, scan_text
 
 
 def scan_table(path: Path, columns: Sequence[str]) -> pl.LazyFrame:
-    """Return the named columns, as strings, of a comma-separated file with a header, and LINE.
+    """Return the given columns of a comma-separated file with a header as strings, with LINE.
 
     Raises:
         ValueError: If a column is missing, or a line has too few or too many columns.
@@ -24,11 +24,11 @@ def find(folder: Path, names: Sequence[str], hint: str) -> Path:
 
     Args:
         folder: The folder of the data set.
-        names: The names under which the file is published.
-        hint: Where the data set is published.
+        names: The possible names of the file.
+        hint: Where the data set is published, for the error.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If none of them exists.
     """
     for name in names:
         if (folder / name).is_file():
@@ -38,5 +38,5 @@ def find(folder: Path, names: Sequence[str], hint: str) -> Path:
 
 
 def find_splits(folder: Path, names: Sequence[str], hint: str) -> dict[str, Path]:
-    """Return the files of train, valid and test. "{}" in a name stands for the split; see find()."""
+    """Return the files of train, valid and test (see find()). "{}" in a name stands for the split."""
     return {split: find(folder, [name.format(split) for name in names], hint) for split in SPLITS}

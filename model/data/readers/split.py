@@ -1,4 +1,4 @@
-"""Splitting a log that is published as one file: at random by row, or by day."""
+"""Splitting a log that is published as a single file, either at random by row or by day."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from model.data.readers.log import LINE
 SHARES = (8, 1, 1)  # train : valid : test
 MIN_DAYS = 3
 
-# SplitMix64 (Steele, Lea and Flood 2014). polars' own hash may differ from one version to the next.
+# SplitMix64 (Steele, Lea and Flood 2014). polars' own hash function may change between versions.
 GOLDEN = 0x9E3779B97F4A7C15
 STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shift right and xor, then multiply
 WORD = 2**64
@@ -18,10 +18,10 @@ DRAW = "__draw__"
 
 
 def split_by_row(frame: pl.LazyFrame, seed: int) -> Mapping[str, pl.LazyFrame]:
-    """Return train, valid and test with about 8, 1 and 1 of ten rows, drawn at random.
+    """Return train, valid and test with about 80%, 10% and 10% of the rows, chosen at random.
 
-    The draw is a hash of the seed and the row's number in its file: the same file and seed give the same split in every
-    run, and no row is held in memory. Each split keeps the order of the file.
+    The choice is a hash of the seed and the row's number in the file. So the same file and seed always give the same
+    split, and no row has to be held in memory. Each split keeps the order of the file.
     """
     drawn = with_draw(frame, seed)
     train, valid = (pl.lit(edge, pl.UInt64) for edge in edges())
@@ -35,8 +35,8 @@ def split_by_day(frame: pl.LazyFrame, day: pl.Expr, path: Path) -> Mapping[str, 
 
     Args:
         frame: The log.
-        day: An expression over `frame` that is larger for a later day.
-        path: The log's file, for the error.
+        day: An expression over `frame` that increases with the day.
+        path: The log's file, for the error message.
 
     Raises:
         ValueError: If there are fewer than three days.
@@ -50,7 +50,7 @@ def split_by_day(frame: pl.LazyFrame, day: pl.Expr, path: Path) -> Mapping[str, 
 
 
 def with_draw(frame: pl.LazyFrame, seed: int) -> pl.LazyFrame:
-    """Return the frame with a column DRAW, uint64. The row at LINE n has output n of SplitMix64 started at the seed."""
+    """Return the frame with a column DRAW, uint64. The row at LINE n has output n of SplitMix64 with this seed."""
     drawn = frame.with_columns((pl.col(LINE).cast(pl.UInt64) * uint64(GOLDEN) + uint64(seed % WORD)).alias(DRAW))
     for shift, factor in STEPS:
         shifted = pl.col(DRAW) // uint64(2**shift)
@@ -59,7 +59,7 @@ def with_draw(frame: pl.LazyFrame, seed: int) -> pl.LazyFrame:
 
 
 def edges() -> tuple[int, int]:
-    """Return the draws, of 2**64, at which train and valid end."""
+    """Return the values of DRAW, below 2**64, at which train and valid end."""
     train, valid, _ = SHARES
     return train * WORD // sum(SHARES), (train + valid) * WORD // sum(SHARES)
 

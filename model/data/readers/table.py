@@ -1,4 +1,4 @@
-"""The reader for your own log: parquet, CSV or tab-separated files with the columns that the experiment names."""
+"""The reader for your own log: parquet, CSV or tab-separated files whose columns the experiment declares."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t", ".txt"
 
 
 def read(folder: Path, data: Data) -> Log:
-    """Return the log in the three files that `data` names.
+    """Return the log in the three files that `data` specifies.
 
-    A file's ending tells its format: .parquet, .csv, or .tsv and .txt with tabs; text files also with .gz. Text has no
-    types: a categorical value is kept character by character, so "0017" keeps its zeros, and "1.0" and "1" are two
-    tokens. Numeric fields are parsed.
+    The extension of a file determines its format: .parquet, .csv, or .tsv and .txt for tab-separated text. Text files
+    may also end in .gz. Text has no types: categorical values are kept unchanged, so "0017" keeps its zeros, and "1.0" and
+    "1" are different tokens. Numeric fields are parsed.
 
     Raises:
         ValueError: If a file or column is missing, or a line does not have all columns.
@@ -26,7 +26,7 @@ def read(folder: Path, data: Data) -> Log:
     paths = {split: folder / file for split, file in files.items()}
     fields = declared_fields(data)
     if data.label in (field.name for field in fields):
-        raise ValueError(f'the label "{data.label}" is also a field. Remove the field: a model could only copy it.')
+        raise ValueError(f'the label "{data.label}" is also a field. Remove the field: the model would only copy it.')
     columns = [data.label, *(field.name for field in fields)]
     return Log(fields, data.label, {split: scan(path, columns, data) for split, path in paths.items()}, paths)
 
@@ -48,7 +48,7 @@ def declared_fields(data: Data) -> tuple[Field, ...]:
 
 
 def scan(path: Path, columns: list[str], data: Data) -> pl.LazyFrame:
-    """Return the named columns of one file, and LINE."""
+    """Return the given columns of one file, with LINE."""
     if path.name.endswith(".parquet"):
         return scan_parquet(path, columns, HINT)
     for ending, separator in SEPARATORS.items():

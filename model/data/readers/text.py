@@ -1,4 +1,4 @@
-"""Checking that every line of a text file has all columns: polars silently fills a short line with nulls."""
+"""Checking that every line of a text file has all columns. polars silently fills short lines with nulls."""
 
 import csv
 import gzip
@@ -12,15 +12,15 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_BYTES = 1 << 20  # read at a time: small enough for a processor's cache
+BLOCK_BYTES = 1 << 20  # the size of one read, small enough for a processor's cache
 QUOTE = b'"'
 
 
 def header(path: Path, separator: str) -> list[str]:
-    """Return the column names in the first line.
+    """Return the column names from the first line.
 
     Raises:
-        ValueError: If the file is empty or damaged, or a column occurs twice.
+        ValueError: If the file is empty or damaged, or a column name occurs twice.
     """
     with open_text(path) as file:
         first = file.readline().decode("utf-8-sig", "replace")
@@ -29,7 +29,7 @@ def header(path: Path, separator: str) -> list[str]:
     except csv.Error as error:
         raise quoting_error(path, 1, error) from error
     if not names:
-        raise ValueError(f"{path}: the file is empty. Its first line must name the columns.")
+        raise ValueError(f"{path}: the file is empty. Its first line must contain the column names.")
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f'{path}:1: the column "{name}" occurs twice. Rename one of them.')
@@ -41,20 +41,20 @@ def check_lines(path: Path, separator: str, columns: int, quoted: bool) -> NDArr
 
     Args:
         path: The file, plain or .gz.
-        separator: One character.
+        separator: The separator, a single character.
         columns: The number of columns that every line must have.
-        quoted: Whether values may be in double quotes, and then contain the separator and line ends.
+        quoted: Whether values may be in double quotes. Quoted values may contain separators and line breaks.
 
     Returns:
-        The rows (from 1) whose values contain line ends, one entry for each of these line ends. Row r begins at line
-        r + (number of entries below r).
+        The numbers of the rows (from 1) whose values contain line breaks, with one entry per line break. Row r begins
+        at line r + (number of entries below r).
 
     Raises:
-        ValueError: If a line has another number of columns or is not UTF-8, or the file is damaged. The message names
+        ValueError: If a line has the wrong number of columns or is not UTF-8, or the file is damaged. The message names
             the file and the line.
     """
     line = 0
-    # Counting in bytes is what makes this fast. A count may wrap, but polars rejects a line with 256 columns too many.
+    # Counting in uint8 makes this fast. A count may wrap around, but polars rejects a line with 256 excess columns.
     dtype = np.uint8 if columns < 256 else np.uint32
     for block in read_blocks(path):
         if quoted and QUOTE in block:
@@ -72,7 +72,7 @@ def check_lines(path: Path, separator: str, columns: int, quoted: bool) -> NDArr
 
 
 def check_quoted_rows(path: Path, separator: str, columns: int) -> NDArray[np.int64]:
-    """Check a file in which values are in double quotes; slower than check_lines(), which calls it."""
+    """Check a file that contains double quotes. Slower than check_lines(), which calls this function."""
     begin, multiline_rows = 1, array("q")
     with open_text(path) as file:
         text = (decode(path, line, before) for before, line in enumerate(file))
@@ -89,15 +89,15 @@ def check_quoted_rows(path: Path, separator: str, columns: int) -> NDArray[np.in
 
 
 def decode(path: Path, lines: bytes, before: int) -> str:
-    """Return lines of a file as text.
+    """Decode lines of a file.
 
     Args:
         path: The file.
-        lines: Whole lines.
-        before: How many lines of the file come before them.
+        lines: One or more complete lines.
+        before: The number of lines in the file before them.
 
     Raises:
-        ValueError: If they are not UTF-8. The message names the file and the line.
+        ValueError: If the lines are not UTF-8. The message names the file and the line.
     """
     try:
         return lines.decode()
@@ -112,19 +112,17 @@ def decode(path: Path, lines: bytes, before: int) -> str:
 def column_error(path: Path, line: int, found: int, columns: int) -> ValueError:
     """Return the error for a line with too few or too many columns."""
     return ValueError(
-        f"{path}:{line}: expected {columns} columns, found {found}. Write every value, and nothing for a missing one."
+        f"{path}:{line}: expected {columns} columns, found {found}. Write every column, leaving missing values empty."
     )
 
 
 def quoting_error(path: Path, line: int, error: csv.Error) -> ValueError:
     """Return the error for a line that the csv module cannot read."""
-    return ValueError(
-        f"{path}:{line}: {error}. Close every double quote, and write a double quote inside a value twice."
-    )
+    return ValueError(f"{path}:{line}: {error}. Close every double quote, and double those inside a value.")
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
-    """Yield the file in blocks of whole lines. The last line gets its line end if the file has none."""
+    """Yield the file in blocks of complete lines. If the last line has no line break, one is added."""
     rest = b""
     with open_text(path) as file:
         while block := file.read(BLOCK_BYTES):
@@ -143,7 +141,7 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
     """Open a file, plain or .gz.
 
     Raises:
-        ValueError: If a .gz file turns out to be damaged, also while the block reads it.
+        ValueError: If a .gz file is damaged. This may also be raised while the `with` block reads the file.
     """
     try:
         with cast(IO[bytes], gzip.open(path) if path.name.endswith(".gz") else path.open("rb")) as file:

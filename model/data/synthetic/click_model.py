@@ -1,4 +1,4 @@
-"""The click model behind the generated log: the effects that a good model has to learn."""
+"""The click model of the synthetic log: the effects that a good model has to learn."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,10 +7,10 @@ Codes = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 CLICK_RATE = 0.048
-LOGIT_STD = 1.25  # over the impressions; the true probabilities then have an AUC of about 0.80
+LOGIT_STD = 1.25  # over the impressions; this gives the true probabilities an AUC of about 0.80
 
-# The standard deviation, over the impressions, of each field's own effect on the logit. An ad's own effect is small.
-# Its campaign, advertiser, category and format matter, so that an ad which train does not have can be scored.
+# The standard deviation, over the impressions, of each field's own effect on the logit. An ad's own effect is small,
+# but its campaign, advertiser, category and format matter, so that ads that are not in the training set can be scored.
 MAIN = {
     "user": 0.03,
     "age_band": 0.2,
@@ -28,17 +28,17 @@ MAIN = {
     "language": 0.05,
     "sensitive": 0.05,
 }
-# The rank of the latent vectors and the standard deviation of the effect of pairs of fields.
+# The rank of the latent vectors, and the standard deviation of the effect, of pairs of fields.
 PAIRS = {
     ("age_band", "category"): (1, 0.35),
     ("device", "format"): (1, 0.3),
     ("hour", "category"): (1, 0.1),
     ("country", "language"): (1, 0.25),
 }
-# In addition, a user's taste interacts with the ad's topic: its campaign's, with a smaller part of the ad's own.
+# In addition, a user's taste interacts with the ad's topic, which is the campaign's plus a smaller part of its own.
 TASTE_RANK = 4
 TASTE_STD = 0.04
-# The usual mean and standard deviation of a number, with which it is normalized, and its effect.
+# The mean and standard deviation that normalize a numeric field, and its effect.
 NUMBERS = {"session_depth": (4.0, 3.5, -0.15), "bid": (2.3, 1.2, 0.15)}
 
 
@@ -46,9 +46,9 @@ def click_probability(rng: np.random.Generator, codes: dict[str, Codes], numbers
     """Return the click probability of each impression, float64 (impressions).
 
     Args:
-        rng: Draws the effects.
+        rng: The random generator that samples the effects.
         codes: The codes of each categorical field.
-        numbers: The values of each numeric field; NaN is missing and has no effect.
+        numbers: The values of each numeric field. NaN means missing and has no effect.
     """
     logit = np.zeros(len(codes["user"]))
     for field, std in MAIN.items():
@@ -63,25 +63,25 @@ def click_probability(rng: np.random.Generator, codes: dict[str, Codes], numbers
 
 
 def draw_vectors(rng: np.random.Generator, codes: Codes, rank: int) -> Floats:
-    """Draw a random vector for each code, and return that of each impression, float64 (impressions, rank)."""
+    """Sample a vector for each code, and return the vector of each impression, float64 (impressions, rank)."""
     vectors: Floats = rng.standard_normal((int(codes.max()) + 1, rank))
     return vectors[codes]
 
 
 def dot_rows(left: Floats, right: Floats) -> Floats:
-    """Return the inner product of each pair of rows, (rows)."""
+    """Return the inner products of corresponding rows, (rows)."""
     product: Floats = np.einsum("ir,ir->i", left, right)
     return product
 
 
 def scale(effect: Floats, std: float) -> Floats:
-    """Shift an effect to mean 0 and scale it to `std`, so that the numbers above hold for every seed."""
+    """Shift an effect to mean 0 and scale it to `std`, so that the constants above apply to every seed."""
     scaled: Floats = (effect - effect.mean()) * (std / (effect.std() or 1.0))
     return scaled
 
 
 def with_click_rate(logit: Floats) -> Floats:
-    """Return probabilities with the mean CLICK_RATE, finding the one intercept that gives it by bisection."""
+    """Return probabilities whose mean is CLICK_RATE. Bisection finds the required intercept."""
     low, high = -20.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -93,6 +93,6 @@ def with_click_rate(logit: Floats) -> Floats:
 
 
 def sigmoid(logit: Floats) -> Floats:
-    """Return the probabilities of logits."""
+    """Convert logits to probabilities."""
     probability: Floats = 1 / (1 + np.exp(-logit))
     return probability

@@ -1,8 +1,8 @@
-"""Write a generated ad log that is free to use: DIR/generated/{train,valid,test}.parquet.
+"""Write a synthetic ad log that is free to use: DIR/generated/{train,valid,test}.parquet.
 
-Every request shows five candidates. `click` is drawn from `true_ctr`, so a model's probabilities can be compared with
-the true ones. The log has the features of real logs: users and ads of which few are frequent and many rare, missing
-values, fields that hardly vary, and new ads in `test`.
+Every request shows five candidates. `click` is sampled with probability `true_ctr`, so a model's probabilities can be
+compared with the true ones. The log resembles real logs: a few users and ads are frequent and many are rare, values are
+missing, some fields hardly vary, and `test` contains new ads.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from model.data.readers.log import SPLITS
 from model.data.synthetic.click_model import Codes, Floats, click_probability
 
 FOLDER = "generated"
-MARKER = "test.parquet"  # the file that is written last
+MARKER = "test.parquet"  # the last file to be written
 CANDIDATES = 5
 USERS, ADS, NEW_ADS, CAMPAIGNS, ADVERTISERS = 5000, 2000, 100, 100, 25
 ZIPF = 1.1
@@ -63,16 +63,16 @@ def zipf_shares(ranks: int) -> Floats:
 
 
 def draw(rng: np.random.Generator, shares: Floats, size: int) -> Codes:
-    """Draw codes, int64 (size). Code c has the probability shares[c] / sum(shares)."""
+    """Sample codes, int64 (size). Code c has the probability shares[c] / sum(shares)."""
     edges = np.cumsum(shares / shares.sum())[:-1]
     return np.searchsorted(edges, rng.random(size), side="right")
 
 
 def draw_requests(rng: np.random.Generator, requests: int) -> tuple[dict[str, Codes], Floats]:
-    """Draw the codes of the context's categorical fields, in time order, and session_depth, (requests) each."""
+    """Sample the codes of the context's categorical fields and session_depth, (requests) each, in time order."""
     time = np.sort(rng.integers(0, DAYS, requests) * 24 + draw(rng, HOURS, requests))
     user = rng.permutation(USERS)[draw(rng, zipf_shares(USERS), requests)]
-    # These belong to a user. The device mostly does.
+    # Age band and country are fixed per user. The device is the user's usual one in most requests.
     age_band = draw(rng, np.array([5, 7, 6, 5, 4, 3.0]), USERS)
     country = draw(rng, np.array([8, 6, 5, 5, 4, 2, 2, 2.0]), USERS)
     usual_device = draw(rng, np.array([6, 1, 3.0]), USERS)
@@ -92,7 +92,7 @@ def draw_requests(rng: np.random.Generator, requests: int) -> tuple[dict[str, Co
 
 
 def draw_ads(rng: np.random.Generator, requests: int) -> Codes:
-    """Draw ad codes, int64 (requests * CANDIDATES). The ads with the highest codes are new: only test shows them."""
+    """Sample ad codes, int64 (requests * CANDIDATES). Ads with the highest codes are new: only `test` contains them."""
     old = ADS - NEW_ADS
     ads = rng.permutation(old)[draw(rng, zipf_shares(old), requests * CANDIDATES)]
     test = np.arange(split_edges(requests)[2] * CANDIDATES, len(ads))
@@ -102,13 +102,14 @@ def draw_ads(rng: np.random.Generator, requests: int) -> Codes:
 
 
 def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes], Floats]:
-    """Draw the codes of the candidate's categorical fields, and bid in euros per 1,000 impressions, (impressions) each.
+    """Sample the codes of the candidate's categorical fields and bid (euros per 1,000 impressions), (impressions) each.
 
     Args:
-        rng: Draws the ads' attributes.
+        rng: The random generator that samples the ads' attributes.
         ads: The ad codes, (impressions).
     """
-    # Every campaign has an old ad, and every advertiser a campaign, so train has those of every new ad.
+    # Every campaign has an old ad, and every advertiser has a campaign. So the training set contains the campaign and
+    # the advertiser of every new ad.
     campaign = np.append(rng.permutation(ADS - NEW_ADS) % CAMPAIGNS, rng.integers(0, CAMPAIGNS, NEW_ADS))[ads]
     advertiser = (rng.permutation(CAMPAIGNS) % ADVERTISERS)[campaign]
     codes = {
@@ -132,7 +133,7 @@ def generate(seed: int, requests: int) -> pl.DataFrame:
     request = np.repeat(np.arange(requests), CANDIDATES)
     codes = {field: column[request] for field, column in context.items()} | candidate
     numbers = {"session_depth": session_depth[request], "bid": bid}
-    # A value is missing for all candidates of a request. For the click model, a missing age band is one more band.
+    # A value is missing for all candidates of a request. The click model treats a missing age band as another band.
     missing = {field: (rng.random(requests) < MISSING_SHARE)[request] for field in ("age_band", "session_depth")}
     numbers["session_depth"][missing["session_depth"]] = np.nan
     known = {"age_band": np.where(missing["age_band"], len(NAMES["age_band"]), codes["age_band"])}
@@ -155,16 +156,16 @@ def split_edges(requests: int) -> tuple[int, int, int, int]:
 
 
 def write(root: Path, seed: int, requests: int, progress: Progress) -> Path:
-    """Write root/generated, complete or not at all, and return its path.
+    """Write root/generated atomically and return its path.
 
     Raises:
-        ValueError: If there are too few requests, or root/generated is something else.
+        ValueError: If there are too few requests, or root/generated exists and is not a generated log.
     """
     if requests < MIN_REQUESTS:
         raise ValueError(f"requests = {requests}: at least {MIN_REQUESTS} are needed to fill every split")
     target = root / FOLDER
     check_replaceable(target, MARKER)
-    task = progress.add_task("drawing requests and clicks", total=1 + len(SPLITS))
+    task = progress.add_task("sampling requests and clicks", total=1 + len(SPLITS))
     frame = generate(seed, requests)
     progress.advance(task)
     edges = [edge * CANDIDATES for edge in split_edges(requests)]

@@ -93,7 +93,7 @@ def test_each_of_several_bases_has_all_points(toml: Path) -> None:
         ('["tiny.toml", "copy.toml"]', "two with the same name"),
         ('["tiny.toml", "below/other.toml"]', "files of several folders"),
         ('["tiny.toml", "fm.toml"]', r"around fm\.toml: 'blocks' is not a key"),
-        ('["tiny.toml", "other.toml"]', "Use experiments of one log"),
+        ('["tiny.toml", "other.toml"]', "Use experiments with the same log"),
         ("[]", "length >= 1"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_base_without_a_choice_is_reported(
     assert main() == 2
     said = capsys.readouterr()
     assert re.findall("best on valid: (.*)", said.out) == ["tiny: epochs 1"]
-    assert "ctr-sweep: hot: no point has all its runs" in said.err
+    assert "ctr-sweep: hot: no point has completed all its runs" in said.err
 
 
 def assert_page_of_both(toml: Path) -> None:

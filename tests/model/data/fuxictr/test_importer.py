@@ -142,7 +142,7 @@ def test_an_absolute_path_must_be_below_the_data_folder(tmp_path: Path) -> None:
         ({"type": "categoric"}, "type: 'categoric' is not supported. Write one of categorical, numeric"),
         ({"dtype": "list"}, "dtype: 'list' is not supported. Write one of str, int, float"),
         ({"dtype": "__import__('os').getcwd()"}, "dtype: .* is not supported"),
-        ({"type": "numeric"}, "dtype: 'str' is not supported. A numeric feature is int or float"),
+        ({"type": "numeric"}, "dtype: 'str' is not supported. A numeric feature must be int or float"),
         ({"source": "shop"}, "source: 'shop' is not supported. Write one of user, context, item, ad, candidate"),
         ({"category_processor": "hash_bucket"}, "category_processor: 'hash_bucket'.*Write the bucket or the hash"),
         ({"feature_encoder": "layers.MaskedSumPooling()"}, "feature_encoder: 'layers.*Write null"),
@@ -174,13 +174,13 @@ def test_a_feature_without_an_equivalent_is_an_error_that_names_the_key(
     [
         ({"data_format": "h5"}, "data_format: 'h5'.*Use the raw csv or parquet"),
         ({"data_format": "parquet"}, r"train_data: .*ends in \.parquet"),
-        ({"train_data": "../data/Shop"}, "train_data: .*Name one file"),
+        ({"train_data": "../data/Shop"}, "train_data: .*Specify one file"),
         ({"train_data": "../data/../../etc/train.csv"}, "train_data: .*without .. in the middle"),
-        ({"label_col": [{"name": "a"}, {"name": "b"}]}, "label_col: .*There is one label"),
+        ({"label_col": [{"name": "a"}, {"name": "b"}]}, "label_col: .*Exactly one label"),
         ({"feature_cols": []}, "feature_cols: .*Write a list of features"),
         ({"feature_cols": ["user"]}, "feature_cols: 'user'.*must be a mapping with a name"),
         ({"feature_cols": FEATURES[:1]}, "no categorical feature has source: item.*with --candidate"),
-        ({"feature_cols": FEATURES[1:2]}, "every categorical feature is the candidate's"),
+        ({"feature_cols": FEATURES[1:2]}, "every categorical feature belongs to the candidate"),
         ({"feature_cols": [*FEATURES, FEATURES[1]]}, "feature 'item' occurs twice"),
         ({"train_dta": "x"}, "train_dta: 'x'.*Remove it"),
     ],
@@ -200,12 +200,12 @@ def test_an_invalid_configuration_is_an_error_that_names_the_file(tmp_path: Path
         ("a: [", "cannot be read as YAML"),
         ("shop: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
         ("[1, 2]", "has no data sets"),
-        ("shop: 3", "has no dataset 'shop'. --dataset takes one of shop"),
+        ("shop: 3", "has no dataset 'shop'. --dataset must be one of shop"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=rf"c\.yaml: {message}"):
             read_dataset(path, "shop", (), tmp_path)
-    with pytest.raises(ValueError, match="--candidate nobody: no such feature, only user, weekday, item, price"):
+    with pytest.raises(ValueError, match="--candidate nobody: no such feature. Choose from user, weekday, item, price"):
         read(tmp_path, candidate=("nobody",))
 
 
@@ -271,7 +271,7 @@ def test_a_file_that_is_not_a_vocabulary_is_an_error_that_names_it(tmp_path: Pat
 def test_the_vocabulary_of_a_bucketed_feature_cannot_be_imported(tmp_path: Path) -> None:
     features = read(tmp_path, with_feature({"preprocess": "convert_to_bucket", "dtype": "float"})).features
     path = vocab(tmp_path, VERSION_2 | {"extra": {"__OOV__": 0, "1": 1}})
-    with pytest.raises(ValueError, match="feature 'extra': log_square makes other tokens than FuxiCTR does"):
+    with pytest.raises(ValueError, match="feature 'extra': log_square creates different tokens than FuxiCTR"):
         read_vocabularies(path, features)
 
 

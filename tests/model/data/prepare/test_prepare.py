@@ -364,7 +364,7 @@ def test_a_missing_extra_column_is_an_error(small: Prepared) -> None:
 
 
 def test_a_folder_that_prepare_did_not_write_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Make it with: ctr-prepare"):
+    with pytest.raises(ValueError, match="Create it with: ctr-prepare"):
         read_prepared(tmp_path)
 
 

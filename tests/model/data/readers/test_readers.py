@@ -87,7 +87,7 @@ def test_a_table_may_be_parquet_or_compressed(tmp_path: Path, ending: str) -> No
             r'train\.csv:3: column "age" holds "old"; expected a number\. Add "old" to missing',
         ),
         (HEAD, r"train\.csv: no rows for train"),
-        ("", r"train\.csv: the file is empty\. Its first line must name the columns"),
+        ("", r"train\.csv: the file is empty\. Its first line must contain the column names"),
         ("a,b,a\n", r'train\.csv:1: the column "a" occurs twice'),
         (f"{HEAD}1,u,3,a,b,c,d\n", r"train\.csv:2: expected 4 columns, found 7"),
         (f"{HEAD}1,u,3,a\n0,u,3\n", r"train\.csv:3: expected 4 columns, found 3"),
