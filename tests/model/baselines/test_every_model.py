@@ -46,7 +46,7 @@ def train_step(model: nn.Module, rows: int = 400) -> None:
 
 @of_every_case
 def test_a_model_has_no_tensor_on_another_device(name: str, options: dict[str, Any]) -> None:
-    """The meta device rejects CPU tensors in sums but, unlike a GPU, not in products, so the test also finds them.
+    """The test also searches for CPU tensors, because the meta device, unlike a GPU, rejects them only in sums.
 
     STEC is tested in its plain form, because the factorized form uses autocast, which the meta device does not support.
     """
@@ -89,7 +89,7 @@ def test_a_row_has_the_same_logit_in_any_batch(name: str, options: dict[str, Any
 
 @of_every_case
 def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
-    """The loss depends on every parameter by more than rounding."""
+    """Every parameter has a gradient that is larger than rounding errors."""
     model = a_model(name, **options)
     train_step(model)
     sizes = {n: 0.0 if p.grad is None else p.grad.abs().max().item() for n, p in model.named_parameters() if p.numel()}
