@@ -138,7 +138,7 @@ def test_runs_are_found_by_name_or_digest(tmp_path: Path) -> None:
 def test_a_run_is_counted_once_whatever_its_name(tmp_path: Path) -> None:
     runs = RunList(tmp_path / RUNS)
     renamed = msgspec.structs.replace(run(2), experiment=msgspec.structs.replace(run(2).experiment, name="y"))
-    older = msgspec.structs.replace(run(3), digest="of an older version that had one key less")
+    older = msgspec.structs.replace(run(3), digest="of an older version with one key fewer")
     for one in (run(1), renamed, older, run(1), run(4, embedding=32)):
         runs.append(one)
     assert len(read_seeds(run(1).digest, runs.path).aucs) == 3

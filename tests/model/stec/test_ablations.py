@@ -65,7 +65,7 @@ def test_added_levels_equal_concatenated_ones_with_the_same_weights() -> None:
     torch.testing.assert_close(train_step(added, 16)["logits"], train_step(whole, 16)["logits"])
 
 
-def test_the_interaction_of_the_last_block_equals_a_standalone_one_with_one_block_less() -> None:
+def test_the_interaction_of_the_last_block_equals_a_standalone_one_with_one_block_fewer() -> None:
     """With last = "block", the last block has no parameters for attention and FFN."""
     by_block = msgspec.structs.replace(SIZE, fusion="last", last="block")
     by_layer = ablation("STEC_LO", msgspec.structs.replace(SIZE, blocks=1))
