@@ -137,7 +137,7 @@ def test_named_pipe_is_refused_and_never_opened(bundle: Path, name: str) -> None
         open_bundle(bundle)
 
 
-def test_at_most_16_mib_of_a_manifest_are_read(bundle: Path) -> None:
+def test_manifest_over_16_mib_is_refused(bundle: Path) -> None:
     with (bundle / MANIFEST).open("wb") as file:
         file.truncate(2**34)
     with pytest.raises(BundleError, match="larger than 16777216 bytes"):
@@ -166,7 +166,7 @@ def test_file_outside_the_folder_is_refused_even_with_a_valid_manifest(bundle: P
 
 
 def reseal(bundle: Path, listed: str | None = None, **changes: object) -> None:
-    """Write an attacker's manifest, which lists another file or has wrong values, but has a valid digest."""
+    """Write a manifest that lists an extra file or has wrong values, but has a valid digest, as an attacker could."""
     import contract.bundle as module
 
     manifest = msgspec.json.decode((bundle / MANIFEST).read_bytes(), type=module.Manifest)
@@ -191,7 +191,7 @@ def test_listed_name_must_be_canonical(bundle: Path, spelled: str) -> None:
         open_bundle(bundle)
 
 
-def test_manifest_with_another_number_of_fields_is_refused(bundle: Path) -> None:
+def test_manifest_with_a_wrong_number_of_fields_is_refused(bundle: Path) -> None:
     reseal(bundle, fields=4)
     with pytest.raises(BundleError, match=r"3 fields, but manifest\.json has 4"):
         open_bundle(bundle)

@@ -50,7 +50,7 @@ def test_absent_null_and_blank_values_are_missing_and_counted() -> None:
     assert model_input.candidate_values.tolist() == [[0.0], [0.0], [0.0]]
 
 
-def test_numbers_outside_of_the_training_range_are_counted_by_field() -> None:
+def test_numbers_outside_the_training_range_are_counted_by_field() -> None:
     bid = Field("bid", "candidate", "numeric", mean=2.0, std=0.5, seen=(1.0, 4.0))
     encoder = Encoder(FeatureSchema((Field("user", "context"), Field("ad", "candidate"), bid)))
     assert encoder.tokens({}, [{"bid": 4}, {"bid": 4_000_000}, {"bid": -1}, {}]).outside == {"bid": 2}
@@ -112,7 +112,7 @@ def test_invalid_candidate_can_be_skipped_with_a_reason() -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_candidates_that_are_known_to_be_bad_are_left_out_and_keep_their_errors(strict: bool) -> None:
+def test_candidates_with_known_errors_are_skipped_and_keep_their_errors(strict: bool) -> None:
     candidates: list[dict[str, Any]] = [{}, {"ad": "ad-1", "bid": 3}, {"ad": [1], "bid": 2}, {"ad": [1], "bid": 2}]
     known = {0: BadFeature("$.candidates[0].features", "not JSON"), 3: BadFeature("$.candidates[3].features.ad", "")}
     tokens = Encoder(SCHEMA, strict).tokens(CONTEXT, candidates, skip_bad=True, errors=known)
@@ -204,7 +204,7 @@ def test_list_among_known_tokens_is_refused_with_its_path() -> None:
     ),
     st.dictionaries(st.sampled_from(["user", "hour"]), st.sampled_from(["u1", "8", 8, None, "new"])),
 )
-def test_known_ids_change_no_id_and_no_count(candidates: list[dict[str, Any]], context: dict[str, Any]) -> None:
+def test_known_ids_do_not_change_ids_or_counts(candidates: list[dict[str, Any]], context: dict[str, Any]) -> None:
     encoder = Encoder(SCHEMA)
     lookup = {name: lambda token, ids=ids: ids.get(token, 0) for name, ids in KNOWN.items()}
     for candidate in candidates:

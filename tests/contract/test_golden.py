@@ -1,4 +1,4 @@
-"""Golden requests: strict reading, and a comparison that catches NaN and missing answers."""
+"""Golden requests: invalid files are refused, and the comparison detects NaN and missing answers."""
 
 import math
 from pathlib import Path

@@ -17,7 +17,7 @@ def test_plain_name_is_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "..", ".x", "-x", "a/b", "a b", "a\\b", "ü", "a{b}", "a:b", "a\n", "a" * 65])
-def test_name_that_could_leave_its_folder_or_break_a_key_is_refused(name: str) -> None:
+def test_name_that_could_escape_its_folder_or_break_a_key_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="field name"):
         Field(name, "context")
 
@@ -81,7 +81,7 @@ def test_schema_is_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
         '{"fields": [{"name": "x", "side": "context", "color": "red"}]}',
     ],
 )
-def test_file_that_is_not_a_schema_is_named(tmp_path: Path, text: str) -> None:
+def test_error_for_a_file_that_is_not_a_schema_names_it(tmp_path: Path, text: str) -> None:
     (tmp_path / "schema.json").write_text(text)
     with pytest.raises(ValueError, match=r"schema\.json"):
         read_schema(tmp_path / "schema.json")

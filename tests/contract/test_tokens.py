@@ -69,7 +69,7 @@ def test_nan_and_infinities_are_refused_with_a_fix(value: float) -> None:
 
 
 @pytest.mark.parametrize(("value", "kind"), [({}, "an object"), ([1], "a list"), ((1,), "a list"), (b"x", "a bytes")])
-def test_value_of_another_type_is_refused_by_name(value: object, kind: str) -> None:
+def test_value_of_another_type_is_refused_and_the_type_is_named(value: object, kind: str) -> None:
     with pytest.raises(ValueError, match=f"got {kind}"):
         token(value)
     with pytest.raises(ValueError, match=f"must be a number or null, got {kind}"):
@@ -103,14 +103,14 @@ def test_outlier_is_clipped() -> None:
     assert scaled.tolist() == [[MAX_NORMALIZED], [-MAX_NORMALIZED]]
 
 
-def test_number_outside_of_the_training_range_is_clipped_to_it() -> None:
+def test_number_outside_the_training_range_is_clipped_to_it() -> None:
     bids = Numbers([Field("bid", "candidate", "numeric", mean=2.0, std=0.5, seen=(1.0, 4.0))])
     values = np.array([[1.0], [4.0], [0.999], [1.2e6], [math.nan]])
     assert bids.outside(values)[:, 0].tolist() == [False, False, True, True, False]
     assert bids.normalize(values)[:, 0].tolist() == [-2.0, 4.0, -2.0, 4.0, 0.0]
 
 
-def test_no_numeric_fields_give_no_columns() -> None:
+def test_without_numeric_fields_there_are_no_columns() -> None:
     assert Numbers([]).normalize(np.empty((3, 0))).shape == (3, 0)
 
 
@@ -123,7 +123,7 @@ def test_number_falls_into_the_bucket_of_its_squared_logarithm(value: float | No
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
-def test_number_in_bucket_falls_into_the_bucket(value: float) -> None:
+def test_number_in_bucket_returns_a_number_of_that_bucket(value: float) -> None:
     bucket = log_square(value)
     assert bucket is not None
     assert log_square(number_in_bucket(bucket)) == bucket

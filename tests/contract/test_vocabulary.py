@@ -31,7 +31,7 @@ def test_token_has_the_id_of_its_rank_after_writing_and_reading(
     assert len(opened) == len(ranked) + 2
 
 
-def test_empty_vocabulary_has_unknown_and_missing(tmp_path: Path) -> None:
+def test_empty_vocabulary_has_only_unknown_and_missing(tmp_path: Path) -> None:
     opened = through_disk(tmp_path, build_vocabulary([]))
     assert (UNKNOWN, MISSING) == (0, 1)
     assert len(opened) == 2
@@ -68,7 +68,7 @@ def test_files_of_different_vocabularies_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", [[1, 2], [2, 4], [-1, 3]])
-def test_id_outside_of_the_embedding_table_is_refused(tmp_path: Path, ids: list[int]) -> None:
+def test_id_outside_the_embedding_table_is_refused(tmp_path: Path, ids: list[int]) -> None:
     through_disk(tmp_path, build_vocabulary(["a", "b"]))
     np.save(tmp_path / "ad.ids.npy", np.array(ids, np.int32))
     with pytest.raises(ValueError, match=r"'ad': ids from .* but they must be 2 to 3: create it again"):

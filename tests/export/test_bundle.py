@@ -1,4 +1,4 @@
-"""Exporting a run: the bundle is complete and checked, or there is none."""
+"""Exporting a run: the export writes either a complete and verified bundle, or none."""
 
 import math
 import shutil
@@ -63,7 +63,7 @@ def test_the_calibration_corrects_for_a_log_that_kept_half_of_its_negatives(bund
     assert open_bundle(bundle_folder).manifest.calibration == Calibration(scale=1, shift=math.log(0.5))
 
 
-def test_the_folded_graph_has_no_batch_norm_and_its_weights_are_in_another_file(bundle_folder: Path) -> None:
+def test_the_folded_graph_has_no_batch_norm_and_its_weights_are_in_a_separate_file(bundle_folder: Path) -> None:
     graph = onnx.load(bundle_folder / MODEL, load_external_data=False).graph
     assert not any("BatchNorm" in node.op_type for node in graph.node)
     assert (bundle_folder / WEIGHTS).stat().st_size > (bundle_folder / MODEL).stat().st_size
@@ -71,7 +71,7 @@ def test_the_folded_graph_has_no_batch_norm_and_its_weights_are_in_another_file(
 
 
 def test_weights_outside_the_bundle_are_not_read(bundle_folder: Path, tmp_path: Path) -> None:
-    """The known path traversal: external data outside the model's folder."""
+    """A known path traversal attack: external data outside the model's folder."""
     model = onnx.load(bundle_folder / MODEL, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
@@ -101,15 +101,15 @@ def test_a_folder_of_another_kind_is_not_replaced(run_folder: Path, tmp_path: Pa
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
-def test_without_parity_there_is_no_bundle(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.parity.TOLERANCE", 0.0)  # float32 cannot pass
-    run = untrained(run_folder, tmp_path / "run", MLP)  # it has one graph, so it is the fastest to export
+def test_no_bundle_is_written_without_parity(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.parity.TOLERANCE", 0.0)  # float32 cannot be this accurate.
+    run = untrained(run_folder, tmp_path / "run", MLP)  # It has one graph, so its export is the fastest.
     with pytest.raises(ParityError, match="differs from torch by"):
         export(run, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == [run]
 
 
-def test_parity_detects_a_graph_with_other_weights(bundle_folder: Path) -> None:
+def test_parity_detects_a_graph_with_different_weights(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder)
     golden = read_golden(bundle_folder / GOLDEN)
     inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, golden))
@@ -119,7 +119,7 @@ def test_parity_detects_a_graph_with_other_weights(bundle_folder: Path) -> None:
 
 
 def test_parity_detects_a_relative_difference_if_clicks_are_rare(run_folder: Path, bundle_folder: Path) -> None:
-    """A difference of 1% of a probability of about 1e-6, which is below the absolute tolerance."""
+    """The difference is 1% of a probability of about 1e-6, which is below the absolute tolerance."""
     bundle = open_bundle(bundle_folder)
     inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, read_golden(bundle_folder / GOLDEN)))
     rare = Calibration.of_log(1e-6)
@@ -131,7 +131,7 @@ def test_parity_detects_a_relative_difference_if_clicks_are_rare(run_folder: Pat
 
 
 def untrained(run: Path, folder: Path, size: STECConfig) -> Path:
-    """Copy a run, with an untrained model of another size."""
+    """Copy a run, and replace its model with an untrained one of another size."""
     copy_to_change(run, folder)
     _, experiment, schema, _ = open_run(run)
     (folder / EXPERIMENT).write_bytes(msgspec.json.encode(msgspec.structs.replace(experiment, model=size)))
@@ -162,7 +162,7 @@ MLP = STECConfig(
     ],
     ids=["mlp", "no ffn", "last"],
 )
-def test_models_are_exported_with_parity_and_a_message_about_missing_parts(
+def test_models_are_exported_with_parity_and_missing_parts_are_reported(
     run_folder: Path, tmp_path: Path, size: STECConfig, files: set[str], words: str
 ) -> None:
     run = untrained(run_folder, tmp_path / "run", size)
@@ -176,7 +176,7 @@ def test_models_are_exported_with_parity_and_a_message_about_missing_parts(
     assert any(sentence.startswith(words) for sentence in said)
 
 
-def test_drawing_again_gives_the_same_golden_requests(bundle_folder: Path) -> None:
+def test_sampling_again_gives_the_same_golden_requests(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder)
     drawn = draw_golden(bundle.schema, bundle.vocabularies)
     stored = read_golden(bundle_folder / GOLDEN)

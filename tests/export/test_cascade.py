@@ -1,4 +1,4 @@
-"""The cascade's margins keep the share of the best candidates that they promise."""
+"""The cascade's margins keep at least the promised share of the best candidates."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,13 +33,13 @@ def test_the_best_k_of_the_first_level_always_survive(
     screen: NDArray[np.float32], k: int, margin: float, slate: int
 ) -> None:
     kept = survivors(screen, k, margin, slate)
-    assert (kept | ~survivors(screen, k, margin, 1000)).all()  # in slates, more candidates survive, never fewer
+    assert (kept | ~survivors(screen, k, margin, 1000)).all()  # Splitting into slates never removes survivors.
     best = np.argsort(-screen, kind="stable")[:k]
     assert kept[best].all()
     assert kept.sum() >= min(k, len(screen))
 
 
-def test_recall_on_the_requests_of_the_calibration_is_the_target() -> None:
+def test_recall_on_the_calibration_requests_is_the_target() -> None:
     random = np.random.default_rng(0)
     full = random.normal(size=(200, 50)).astype(np.float32)
     screen = (full + 0.3 * random.normal(size=full.shape)).astype(np.float32)
@@ -56,7 +56,9 @@ def test_a_first_level_that_ranks_perfectly_needs_no_margin() -> None:
     assert measure(full, full, 5, 0.0).scored == pytest.approx(5 / 50)
 
 
-def test_a_bundle_with_its_log_has_a_cascade_and_its_weights_once(cascade_bundle: Path, bundle_folder: Path) -> None:
+def test_a_bundle_exported_with_its_log_has_a_cascade_and_stores_the_weights_once(
+    cascade_bundle: Path, bundle_folder: Path
+) -> None:
     manifest = open_bundle(cascade_bundle).manifest
     assert {rule.k for rule in manifest.cascade} <= set(KS)
     assert manifest.cascade
@@ -64,15 +66,15 @@ def test_a_bundle_with_its_log_has_a_cascade_and_its_weights_once(cascade_bundle
     assert all(rule.recall > 0.99 and 0 < rule.scored <= 0.5 for rule in manifest.cascade)
     assert manifest.files.keys() >= {MODEL, EXPLAIN, SCREEN}
     assert (KERNEL in manifest.files) == kernel.is_usable()
-    without = open_bundle(bundle_folder).manifest  # a run of the same size, exported without its log
+    without = open_bundle(bundle_folder).manifest  # A run of the same size that was exported without its log.
     assert without.cascade == ()
     assert SCREEN not in without.files
     sizes = [(folder / WEIGHTS).stat().st_size for folder in (cascade_bundle, bundle_folder)]
-    assert sizes[0] - sizes[1] < 20_000  # of the first level; not another embedding table
+    assert sizes[0] - sizes[1] < 20_000  # The difference is the first level, not a second embedding table.
 
 
-def test_a_first_level_that_rules_nothing_out_gives_no_cascade(run_folder: Path, tmp_path: Path) -> None:
-    """As with the recipe's L2: the embeddings are small compared with the eps of the first batch norm."""
+def test_a_first_level_that_rules_out_no_candidate_gives_no_cascade(run_folder: Path, tmp_path: Path) -> None:
+    """The recipe's L2 has the same effect: embeddings become small compared with the eps of the first batch norm."""
     prepared = read_prepared(run_folder.parent / DATA.prepared)
     run = with_weights(
         run_folder, tmp_path / "run", lambda w: w | {"embedding.table.weight": w["embedding.table.weight"] / 1e3}
@@ -82,7 +84,7 @@ def test_a_first_level_that_rules_nothing_out_gives_no_cascade(run_folder: Path,
     assert SCREEN not in manifest.files
 
 
-def test_another_log_is_rejected(run_folder: Path, tmp_path: Path) -> None:
+def test_a_log_that_the_run_was_not_trained_on_is_rejected(run_folder: Path, tmp_path: Path) -> None:
     prepared = read_prepared(run_folder.parent / DATA.prepared)
     facts = msgspec.structs.replace(prepared.facts, data=msgspec.structs.replace(DATA, min_count=2))
     prepared = replace(prepared, facts=facts)
@@ -90,7 +92,7 @@ def test_another_log_is_rejected(run_folder: Path, tmp_path: Path) -> None:
         export(run_folder, tmp_path / "bundle", prepared)
 
 
-def test_a_drawn_request_has_the_context_of_a_row_and_candidates_of_other_rows(run_folder: Path) -> None:
+def test_a_sampled_request_has_the_context_of_one_row_and_candidates_of_other_rows(run_folder: Path) -> None:
     prepared = read_prepared(run_folder.parent / DATA.prepared)
     requests = draw_requests(prepared, "test")
     assert len(requests) == REQUESTS
@@ -104,7 +106,7 @@ def test_a_drawn_request_has_the_context_of_a_row_and_candidates_of_other_rows(r
         assert all(tuple(row) in candidates for row in one.candidate_ids.tolist())
 
 
-def test_recall_holds_for_smaller_k_and_larger_slates_than_in_the_calibration() -> None:
+def test_recall_holds_for_a_smaller_k_and_more_candidates_than_in_the_calibration() -> None:
     random = np.random.default_rng(0)
     full = random.normal(size=(300, 1000)).astype(np.float32)
     screen = (full + 0.5 * random.normal(size=full.shape)).astype(np.float32)

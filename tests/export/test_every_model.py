@@ -1,4 +1,4 @@
-"""Every model of the zoo can be trained on the generated log, exported and served."""
+"""Every model in the zoo can be trained on the generated log, exported and served."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.support.app import JSON, PATIENT_MS, client_of, post
 from tests.support.models import small
 from tests.support.runs import DATA
 
-SCORED = 40  # of the golden requests
+SCORED = 40  # Number of golden requests to score.
 # STEC, and the baseline whose options name fields. tests/export/graphs/test_share.py exports a graph of every baseline.
 USUAL = ("stec", "finalmlp")
 
@@ -25,7 +25,9 @@ USUAL = ("stec", "finalmlp")
 @pytest.mark.parametrize(
     "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.full) for name in MODELS]
 )
-async def test_it_trains_exports_and_answers_its_golden_requests(name: str, run_folder: Path, tmp_path: Path) -> None:
+async def test_a_model_can_be_trained_and_exported_and_reproduces_its_golden_requests(
+    name: str, run_folder: Path, tmp_path: Path
+) -> None:
     training = Training(epochs=1, batch_size=1024, learning_rate=0.01)
     config = small(name, context1=("user", "bid")) if name == "finalmlp" else small(name)
     experiment = Experiment(name=f"small-{name}", data=DATA, model=config, training=training)
@@ -37,7 +39,7 @@ async def test_it_trains_exports_and_answers_its_golden_requests(name: str, run_
     assert EXPLAIN in manifest.files
     assert manifest.model == name
     golden = read_golden(tmp_path / "bundle" / "golden.jsonl")[:SCORED]
-    assert len({ctr for one in golden for ctr in one.ctr or []}) > SCORED  # they depend on the request
+    assert len({ctr for one in golden for ctr in one.ctr or []}) > SCORED  # The scores depend on the request.
     app = create_app(Settings(bundle=tmp_path / "bundle", timeout_ms=PATIENT_MS))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await app.state.serving.model.scorer.readiness.tested.wait()

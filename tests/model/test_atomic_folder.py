@@ -1,4 +1,4 @@
-"""Output folders appear complete or not at all, and replace only folders of the same kind."""
+"""Output folders are written atomically, and replace only folders of the same kind."""
 
 import multiprocessing
 import os
@@ -35,7 +35,7 @@ def names(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir())
 
 
-def test_a_folder_appears_with_its_parents(tmp_path: Path) -> None:
+def test_a_folder_is_created_with_its_parents(tmp_path: Path) -> None:
     write(tmp_path / "a" / "b", "new")
     assert (tmp_path / "a" / "b" / MARKER).read_text() == "new"
     assert names(tmp_path / "a") == ["b"]
@@ -122,7 +122,7 @@ def leftovers(path: Path) -> list[Path]:
     return list(path.parent.glob(f".{path.name}.*"))
 
 
-def test_leftovers_of_a_killed_process_are_removed_by_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed_by_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "run"
     process = multiprocessing.get_context("fork").Process(target=write_until_killed, args=(path,))
     process.start()

@@ -1,4 +1,4 @@
-"""Experiment files: a mistake is an error that names the key."""
+"""Experiment files: the error for a mistake names the key."""
 
 import codecs
 from pathlib import Path
@@ -24,17 +24,17 @@ def toml(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=str)
-def test_every_sweep_of_this_repository_is_valid(path: Path) -> None:
+def test_every_sweep_in_this_repository_is_valid(path: Path) -> None:
     _, bases = read_sweep(path)
     assert all(base.points for base in bases)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
-def test_every_experiment_of_this_repository_is_valid(path: Path) -> None:
+def test_every_experiment_in_this_repository_is_valid(path: Path) -> None:
     assert read_experiment(path).name
 
 
-def test_a_key_that_is_not_set_has_the_papers_value(toml: Path) -> None:
+def test_a_key_that_is_not_set_has_the_value_of_the_paper(toml: Path) -> None:
     toml.write_text(f'name = "x"\n{DATA}')
     experiment = read_experiment(toml)
     assert experiment.training.learning_rate == 1e-3
@@ -80,7 +80,7 @@ def test_a_misspelled_key_is_an_error_that_names_it(toml: Path, text: str, key: 
         ("negative_rate = 1.5", "negative_rate"),
     ],
 )
-def test_a_value_out_of_range_is_an_error_that_names_the_key(toml: Path, lines: str, key: str) -> None:
+def test_an_out_of_range_value_is_an_error_that_names_the_key(toml: Path, lines: str, key: str) -> None:
     toml.write_text(f'name = "x"\n{DATA}{lines}\n')
     with pytest.raises(ValueError, match=key):
         read_experiment(toml)
@@ -101,7 +101,7 @@ def test_a_table_without_a_required_key_is_rejected(toml: Path, gone: str) -> No
 
 
 @pytest.mark.parametrize("lines", ['context = ["user", "ad"]', 'context = ["user", "user"]'])
-def test_a_field_is_listed_once(toml: Path, lines: str) -> None:
+def test_a_field_must_not_be_listed_twice(toml: Path, lines: str) -> None:
     toml.write_text(f'name = "x"\n{TABLE}'.replace('context = ["user", "age"]', lines))
     with pytest.raises(ValueError, match="is listed twice in context and candidate"):
         read_experiment(toml)
@@ -113,7 +113,7 @@ def test_a_numeric_field_must_be_on_a_side(toml: Path) -> None:
         read_experiment(toml)
 
 
-def test_a_reader_with_fixed_columns_takes_none(toml: Path) -> None:
+def test_a_reader_with_fixed_columns_accepts_no_columns(toml: Path) -> None:
     toml.write_text(f'name = "x"\n{DATA}context = ["user"]\n')
     with pytest.raises(ValueError, match='reader = "frappe" has fixed files and columns'):
         read_experiment(toml)

@@ -1,4 +1,4 @@
-"""A small bundle, the app around it, and a real Redis."""
+"""Fixtures: a small bundle, an app that serves it, and a real Redis."""
 
 import asyncio
 import os
@@ -27,19 +27,19 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared: do not change it."""
+    """The small bundle. Tests share it: do not change it."""
     return write_small_bundle(tmp_path_factory.mktemp("bundles") / "small")
 
 
 @pytest.fixture
 def own_bundle(bundle: Path, tmp_path: Path) -> Path:
-    """A copy, to be broken."""
+    """A copy of the small bundle, which a test may damage."""
     return Path(shutil.copytree(bundle, tmp_path / "own"))
 
 
 @pytest.fixture
 def start(bundle: Path) -> StartApp:
-    """start(**settings): a client of an app whose self-test is over."""
+    """start(**settings), which yields a client of an app that has finished its self-test."""
 
     @asynccontextmanager
     async def started(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
@@ -59,7 +59,7 @@ async def client(start: StartApp) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture(scope="session")
 def server(bundle: Path) -> Iterator[Server]:
-    """A running ctr-serve. Shared: do not stop it."""
+    """A running ctr-serve. Tests share it: do not stop it."""
     with serving(bundle, CTR_TIMEOUT_MS="5000") as server:
         yield server
 
@@ -72,7 +72,7 @@ def running_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSer
 
 @pytest.fixture
 def redis_server(running_redis: RedisServer) -> RedisServer:
-    """Empty. Do not stop it: that is what `start_redis` is for."""
+    """An empty Redis. Do not stop it; use `start_redis` for a Redis that a test stops."""
     with running_redis.client() as client:
         client.flushall()
     return running_redis

@@ -1,4 +1,4 @@
-"""Starting, readiness, and bundles that must not be served."""
+"""Startup, readiness, and bundles that must not be served."""
 
 import asyncio
 import json
@@ -30,10 +30,10 @@ async def test_a_ready_server_reports_its_version(start: StartApp, bundle: Path)
         assert f'ctr_model_info{{model="small",version="{served}"}} 1.0' in (await client.get("/metrics")).text
 
 
-async def test_nothing_is_scored_before_the_self_test_is_over(bundle: Path) -> None:
+async def test_nothing_is_scored_before_the_self_test_has_finished(bundle: Path) -> None:
     app = create_app(Settings(bundle=bundle))
     async with app.router.lifespan_context(app), client_of(app) as client:
-        # The self-test runs in a thread, and the event loop has not seen its end.
+        # The self-test runs in a thread, and the event loop has not yet been notified of its end.
         assert (await client.get("/livez")).status_code == 200
         ready, score = await asyncio.gather(client.get("/readyz"), client.post("/v1/score", json=a_request()))
     assert {ready.status_code, score.status_code} <= {200, 503}
@@ -51,7 +51,7 @@ async def test_a_model_that_does_not_reproduce_its_golden_requests_is_never_read
     assert [record.levelname for record in caplog.records if "golden requests" in record.message] == ["ERROR"]
 
 
-async def test_a_strict_server_passes_its_self_test_although_golden_requests_have_missing_values(
+async def test_a_strict_server_passes_its_self_test_even_if_golden_requests_have_missing_values(
     start: StartApp,
 ) -> None:
     async with start(strict=True) as client:
@@ -69,7 +69,7 @@ async def test_settings_come_from_the_environment_when_none_are_given(
         assert (await client.get("/livez")).status_code == 200
 
 
-async def test_the_same_app_may_be_started_again(start: StartApp, bundle: Path) -> None:
+async def test_the_same_app_can_be_started_again(start: StartApp, bundle: Path) -> None:
     app = create_app(Settings(bundle=bundle, timeout_ms=5000))
     for _ in range(2):
         async with app.router.lifespan_context(app), client_of(app) as client:
@@ -83,7 +83,7 @@ async def test_the_openapi_document_has_the_version_of_the_distribution(start: S
 
 
 @pytest.mark.parametrize("admin_port", [None, 1])
-async def test_the_openapi_document_lists_metrics_only_on_the_port_that_has_it(
+async def test_the_openapi_document_lists_metrics_only_on_the_port_that_serves_it(
     start: StartApp, admin_port: int | None
 ) -> None:
     async with start(admin_port=admin_port) as client:
@@ -96,7 +96,7 @@ async def test_a_trailing_slash_is_a_404_and_not_a_redirect(start: StartApp) -> 
         assert (await client.post("/v1/score/", json=a_request())).status_code == 404
 
 
-async def test_the_batcher_is_closed_when_the_app_ends(start: StartApp) -> None:
+async def test_the_batcher_is_closed_when_the_app_shuts_down(start: StartApp) -> None:
     async with start() as client:
         scorer = app_of(client).state.serving.model.scorer
     assert scorer.batcher._closed

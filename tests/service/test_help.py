@@ -1,4 +1,4 @@
-"""The commands answer --help without importing libraries that take long to import."""
+"""The commands print --help without importing libraries that are slow to import."""
 
 import subprocess
 import sys

@@ -84,7 +84,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     assert read(monkeypatch, CTR_REDIS_URL="").redis_url is None
 
 
-def test_settings_are_frozen_and_have_no_other_names() -> None:
+def test_settings_are_frozen_and_unknown_names_are_rejected() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings(bundle=Path("x")).port = 1
     with pytest.raises(ValueError, match="Extra"):

@@ -1,4 +1,4 @@
-"""Explanations: a run and its bundle give the same ones, the numbers add up, and the pictures are complete."""
+"""Explanations: a run and its bundle give the same results, the numbers add up, and the plots are complete."""
 
 import asyncio
 import dataclasses
@@ -94,7 +94,7 @@ def test_contributions_and_bias_add_up_to_the_logit_and_the_logit_to_the_ctr(exp
         assert explanation.ctr == pytest.approx(1 / (1 + math.exp(-(explanation.logit + math.log(0.5)))), abs=1e-9)
 
 
-def test_a_drawn_case_has_the_probability_in_the_bundle(bundle_folder: Path) -> None:
+def test_a_sampled_case_has_the_probability_stored_in_the_bundle(bundle_folder: Path) -> None:
     explainer = open_explainer(bundle_folder)
     golden = read_golden(bundle_folder / GOLDEN)
     for case in drawn_cases(explainer.schema, explainer.vocabularies, 10):
@@ -113,7 +113,7 @@ def test_a_number_that_means_missing_is_shown_as_the_model_reads_it(explainer: E
     assert shown == {-1: "(missing)", 1.5: "1.5", None: "(missing)"}
 
 
-def test_drawn_cases_have_the_fewest_missing_and_unknown_values(explainer: Explainer) -> None:
+def test_sampled_cases_have_the_fewest_missing_and_unknown_values(explainer: Explainer) -> None:
     def lacking(case: Case) -> int:
         return sum("missing" in value or "unknown" in value for value in explainer.explain(case).values)
 
@@ -123,7 +123,7 @@ def test_drawn_cases_have_the_fewest_missing_and_unknown_values(explainer: Expla
 
 
 @pytest.mark.parametrize("count", [0, -1, 301])
-def test_a_number_of_cases_out_of_range_is_an_error(explainer: Explainer, count: int) -> None:
+def test_an_out_of_range_number_of_cases_is_an_error(explainer: Explainer, count: int) -> None:
     with pytest.raises(ValueError, match="Choose a number from 1 to 300"):
         drawn_cases(explainer.schema, explainer.vocabularies, count)
 
@@ -179,7 +179,7 @@ def test_a_candidate_is_chosen_by_its_id(tmp_path: Path) -> None:
         request_cases(path, "ad-9")
 
 
-def test_keys_that_concern_only_the_server_are_allowed(tmp_path: Path) -> None:
+def test_keys_that_only_the_server_uses_are_allowed(tmp_path: Path) -> None:
     answering = {"timeout_ms": 20, "on_bad_candidate": "skip", "top_k": 3, "cascade": True, "pairs": 3}
     assert len(request_cases(request_file(tmp_path, REQUEST | answering))) == 2
 
@@ -263,7 +263,7 @@ def test_the_command_prints_numbers_that_add_up_and_names_ignored_features(
     assert "context weather" in warned
 
 
-def test_the_command_writes_a_picture_of_each_candidate_and_all_numbers(
+def test_the_command_writes_all_numbers_and_a_picture_for_each_candidate(
     bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "why"
@@ -278,14 +278,14 @@ def test_the_command_writes_a_picture_of_each_candidate_and_all_numbers(
     assert str(out) in capsys.readouterr().out
 
 
-def test_an_older_output_is_replaced(tmp_path: Path) -> None:
+def test_older_output_is_replaced(tmp_path: Path) -> None:
     write([invented(), invented()], tmp_path / "why")
     write([invented(id="other")], tmp_path / "why")
     assert sorted(path.name for path in (tmp_path / "why").iterdir()) == ["1-other.png", NUMBERS]
     assert [path.name for path in tmp_path.iterdir()] == ["why"]
 
 
-def test_drawn_cases_can_share_one_picture(run_folder: Path, tmp_path: Path) -> None:
+def test_sampled_cases_can_share_one_picture(run_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "pictures" / "cases.png"
     assert main([str(run_folder), "--golden", "2", "--out", str(out)]) == 0
     assert [path.name for path in out.parent.iterdir()] == ["cases.png"]
@@ -293,10 +293,10 @@ def test_drawn_cases_can_share_one_picture(run_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("fields", "blocks", "heads"), [(2, 1, 1), (10, 1, 5), (40, 2, 2)])
-def test_a_picture_has_room_for_every_fields_name(tmp_path: Path, fields: int, blocks: int, heads: int) -> None:
+def test_a_picture_has_space_for_every_field_name(tmp_path: Path, fields: int, blocks: int, heads: int) -> None:
     draw([invented(fields, blocks, heads)], tmp_path / "one.png")
     height, width, _ = imread(tmp_path / "one.png").shape
-    assert min(height, width) / DPI > 0.2 * fields  # inches: a line of text for each field
+    assert min(height, width) / DPI > 0.2 * fields  # inches: one line of text for each field
 
 
 def test_a_picture_can_show_any_value_of_a_request(tmp_path: Path) -> None:
@@ -305,13 +305,13 @@ def test_a_picture_can_show_any_value_of_a_request(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").exists()
 
 
-def test_the_longest_names_leave_room_for_the_maps(tmp_path: Path) -> None:
+def test_the_longest_names_leave_space_for_the_maps(tmp_path: Path) -> None:
     names = [f"{number}{'W' * 62}" for number in range(4)]
     draw([Explanation(**{**vars(invented()), "fields": names, "values": names})], tmp_path / "one.png")
     assert (tmp_path / "one.png").exists()
 
 
-def test_an_explanation_without_contributions_can_be_drawn(tmp_path: Path) -> None:
+def test_an_explanation_without_contributions_can_be_plotted(tmp_path: Path) -> None:
     draw([invented(contribution=np.zeros((3, 4, 4)))], tmp_path / "one.png")
     assert (tmp_path / "one.png").exists()
 

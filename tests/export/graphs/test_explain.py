@@ -24,8 +24,8 @@ def test_contributions_and_bias_add_up_to_the_models_logit(numeric: bool, attent
     torch.testing.assert_close(contribution.double().sum((1, 2, 3)) + bias, expected, rtol=0, atol=1e-5)
 
 
-def test_a_contribution_is_the_heads_weight_times_the_normalized_interaction() -> None:
-    """Compare every pair of every level with the model's plain form."""
+def test_a_contribution_is_the_head_weight_times_the_normalized_interaction() -> None:
+    """Compare the contribution of every pair and level with the plain form of the model."""
     schema = mixed_schema(False)
     model, inputs = trained(schema, 0.3), request(schema, (9,))
     _, contribution, attention, _ = ExplainGraph(model, schema)(**single(inputs))
@@ -37,7 +37,7 @@ def test_a_contribution_is_the_heads_weight_times_the_normalized_interaction() -
     head = model.head[0]
     assert isinstance(head, torch.nn.Linear)
     for level, ((q, k), norm, weight) in enumerate(zip(levels, model.norms, head.weight[0].chunk(3), strict=True)):
-        beta = norm.bias  # not part of a contribution
+        beta = norm.bias  # The bias is not part of a contribution.
         share = (norm(interaction(q, k).flatten(1)) - beta) * weight
         expected = share.view(9, fields, fields, -1).sum(3)[:, order][:, :, order]
         torch.testing.assert_close(contribution[:, level].double(), expected.detach(), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The kernel equals the model, in any batch and for any size, and does not read out of range."""
+"""The kernel gives the same logits as the model, for any batch and size, and never reads out of bounds."""
 
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_the_kernel_gives_the_models_logits(
 @needs_kernel
 @pytest.mark.parametrize("attention", ["full", "request"])
 def test_attention_scores_of_any_size_are_safe(attention: Attention) -> None:
-    """Scores in the hundreds would overflow exp."""
+    """Scores in the hundreds would overflow exp()."""
     schema = schema_of(4, 3, 0)
     model = a_model(schema, STECConfig(embedding=16, embedding_std=20.0, attention=attention))
     feed = a_feed(schema, [40])
@@ -97,7 +97,7 @@ def test_a_request_without_candidates_has_no_logits() -> None:
         ("request_index", -1, "a request index is out of range"),
     ],
 )
-def test_ids_out_of_range_are_an_error(name: str, value: int, words: str) -> None:
+def test_out_of_range_ids_are_an_error(name: str, value: int, words: str) -> None:
     schema = schema_of(2, 2, 0)
     session = session_of(kernel_graph(a_model(schema, STECConfig(embedding=8)), schema))
     feed = a_feed(schema, [3])
@@ -122,7 +122,7 @@ def test_ids_out_of_range_are_an_error(name: str, value: int, words: str) -> Non
         ("offsets", lambda a: np.full_like(a, -(2**63)), "offset is out of range"),
     ],
 )
-def test_constants_of_wrong_sizes_are_an_error(constant: str, changed: Any, words: str) -> None:
+def test_constants_with_wrong_sizes_are_an_error(constant: str, changed: Any, words: str) -> None:
     schema = schema_of(2, 2, 0)
     graph = kernel_graph(a_model(schema, STECConfig(embedding=8)), schema)
     for tensor in graph.graph.initializer:
@@ -132,7 +132,9 @@ def test_constants_of_wrong_sizes_are_an_error(constant: str, changed: Any, word
         session_of(graph).run(["logit"], a_feed(schema, [3]))
 
 
-def test_a_kernel_that_was_not_built_is_an_error_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_kernel_that_was_not_built_says_how_to_fix_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(kernel.NoKernel, match=r"was not built: run `make kernel`, or install"):
         kernel.register(onnxruntime.SessionOptions())

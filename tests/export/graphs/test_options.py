@@ -1,4 +1,4 @@
-"""With any options, a model with a linear head folds, has an explanation and gives the same logits."""
+"""A model with a linear head can be folded and explained with any options, and gives the same logits."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from tests.support.stec_models import models
 
 pytestmark = pytest.mark.numeric
 
-# Each option at least once, in two graphs: the other exports are in test_write.py.
+# Two models that together use each option at least once. tests/export/test_bundle.py exports other combinations.
 EXPORTED: list[dict[str, Any]] = [
     {"interaction": "xwx", "scale": "mean", "fusion": "add", "pairs": "upper", "attention": "request", "blocks": 1},
     {"interaction": "separate", "fusion": "last", "last": "block", "pairs": "upper_diag"},
@@ -69,10 +69,10 @@ def test_the_folded_graph_and_the_contributions_give_the_models_logit(
     torch.testing.assert_close(attention.sum(4), torch.ones(attention.shape[:4]))
 
 
-def test_pairs_and_levels_that_the_head_does_not_see_contribute_nothing() -> None:
+def test_pairs_and_levels_that_are_not_inputs_of_the_head_contribute_nothing() -> None:
     feed = tensors(a_feed(SCHEMA, [5]))
     upper = ExplainGraph(a_model(SCHEMA, STECConfig(embedding=8, pairs="upper")), SCHEMA)(**feed)[1]
-    # In the model's order, which differs from the graph's: categorical fields are first.
+    # The fields are in the model's order, categorical fields first. The graph's order is different.
     assert ((upper != 0).any(0).any(0).sum()) == 7 * 6 // 2
     assert (upper.diagonal(dim1=2, dim2=3) == 0).all()
     last = ExplainGraph(a_model(SCHEMA, STECConfig(embedding=8, fusion="last")), SCHEMA)(**feed)[1]
@@ -107,7 +107,7 @@ def test_an_option_that_the_kernel_cannot_compute_is_named(size: STECConfig, opt
 
 
 @pytest.mark.parametrize("interaction", ["qk", "xwx", "separate"])
-def test_the_screen_graph_is_the_first_level_for_any_interaction(interaction: str) -> None:
+def test_the_screen_graph_computes_the_first_level_for_any_interaction(interaction: str) -> None:
     schema = mixed_schema(True)
     model, inputs = trained(schema, 0.3, interaction=interaction, pairs="upper"), request(schema, (20, 3))
     assert first_in_head(model) == 0

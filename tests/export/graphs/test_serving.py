@@ -1,4 +1,4 @@
-"""The folded graph equals the model."""
+"""The folded graph gives the same logits as the model."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def test_the_folded_graph_gives_the_models_logits(numeric: bool, sizes: tuple[in
 def test_near_constant_fields_at_a_large_scale_stay_within_the_tolerance() -> None:
     schema = mixed_schema(False)
     model, inputs = trained(schema, 3.0, near_constant=True), request(schema, (257,))
-    inputs["context_ids"][:, :] = 2  # the usual value, for which all constants must cancel
+    inputs["context_ids"][:, :] = 2  # For the most frequent value, all constants must cancel.
     expected = PlainGraph(model, schema).double().eval()(**inputs).sigmoid()
     answered = ServingGraph(model, schema)(**single(inputs)).double().sigmoid()
     assert (answered - expected).abs().max() <= 1e-5
@@ -67,13 +67,13 @@ def test_folding_does_not_change_the_model() -> None:
     assert all(torch.equal(t, before[name]) and t.dtype == before[name].dtype for name, t in model.state_dict().items())
 
 
-def test_the_serving_order_has_every_field_of_the_model_once() -> None:
+def test_the_serving_order_contains_every_field_once() -> None:
     schema = mixed_schema(True)
     assert sorted(serving_order(schema)) == list(range(len(schema.fields)))
 
 
-def test_the_screen_graph_is_the_model_with_the_other_levels_at_their_average() -> None:
-    """With zero weights for the other levels in the head, only the first level remains."""
+def test_the_screen_graph_is_the_model_with_the_other_levels_at_their_mean() -> None:
+    """Set the head's weights for the other levels to zero, so that only the first level remains."""
     schema = mixed_schema(True)
     model, inputs = trained(schema, 0.3), request(schema, (20, 3))
     head = model.head[0]

@@ -1,4 +1,4 @@
-"""The share graph: what each field adds to the logit of a model that is not a sum over fields."""
+"""The share graph: how much each field adds to the logit of a model that is not a sum over fields."""
 
 import itertools
 import math
@@ -50,7 +50,7 @@ def test_the_shares_and_the_bias_add_up_to_the_models_logit(name: str, numeric: 
     fields = len(schema.fields)
     assert contribution_NLFF.shape == (8, 1, fields, fields)
     assert attention.shape == (8, 0, 1, fields, fields)
-    tolerance = 1e-3 if name == "afn" else 1e-5  # float32, through an exponential
+    tolerance = 1e-3 if name == "afn" else 1e-5  # AFN applies an exponential in float32.
     torch.testing.assert_close(logit_N.double(), expected, rtol=0, atol=tolerance)
     torch.testing.assert_close(contribution_NLFF.sum((1, 2, 3)) + bias_N, logit_N, rtol=0, atol=tolerance)
     assert (contribution_NLFF[:, 0] * (1 - torch.eye(fields))).abs().max() == 0
@@ -69,7 +69,7 @@ def test_onnxruntime_scores_and_explains_as_torch_does(name: str) -> None:
 
 
 def value(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], present: set[int]) -> float:
-    """Return the logit with only these fields, in serving order, and the others missing."""
+    """Return the logit when only these fields (positions in serving order) are present and all others are missing."""
     known: dict[str, Any] = {name: t.clone() for name, t in row.items()}
     for position, field in enumerate(schema.in_serving_order()):
         if position in present:
@@ -81,7 +81,7 @@ def value(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], prese
 
 
 def shapley(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], field: int) -> float:
-    """Return the Shapley value by its definition, over every set of the other fields."""
+    """Compute the Shapley value from its definition, over every set of the other fields."""
     count = len(schema.fields)
     others = [f for f in range(count) if f != field]
     total = 0.0
@@ -95,7 +95,7 @@ def shapley(model: nn.Module, schema: FeatureSchema, row: dict[str, Tensor], fie
 
 @pytest.mark.parametrize("name", ["lr", "fm"])
 def test_without_interactions_of_three_fields_a_share_is_the_shapley_value(name: str) -> None:
-    """Half of the orders are the reverse of the other half, so pairs are shared evenly."""
+    """Half of the orders are the reverse of the other half, so each pair is split evenly between its fields."""
     schema = mixed_schema(True)
     model, row = a_model(name, schema), request(schema, (1,))
     assert sorted(serving_order(schema)) == list(range(len(schema.fields)))

@@ -1,4 +1,4 @@
-"""Properties of every model in the zoo."""
+"""Properties that every model in the zoo has."""
 
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from model.zoo import MODELS, Config, name_of
 from tests.support.models import CASES, a_model, batch, small
 from tests.support.paths import EXPERIMENTS
 
-# The parts that an option with dropout in its name drops from; another one than these is of `mlp`.
+# The parts that a dropout option applies to. Options that are not listed here apply to `mlp`.
 DROPPED: dict[tuple[str, str], tuple[str, ...]] = {
     ("afn", "afn_dropout"): ("cross_mlp",),
     ("edcn", "dropout"): ("deeps",),
@@ -46,9 +46,9 @@ def train_step(model: nn.Module, rows: int = 400) -> None:
 
 @of_every_case
 def test_a_model_has_no_tensor_on_another_device(name: str, options: dict[str, Any]) -> None:
-    """The meta device rejects CPU tensors in sums, but unlike a GPU not in products, so the test also looks for them.
+    """The test also searches for CPU tensors, because the meta device, unlike a GPU, rejects them only in sums.
 
-    STEC is tested in its plain form, because the other one uses autocast, which the meta device does not have.
+    STEC is tested in its plain form, because the factorized form uses autocast, which the meta device does not support.
     """
     model = a_model(name, **options).to("meta")
     left = [name for m in model.modules() for name, t in vars(m).items() if isinstance(t, Tensor) and not t.is_meta]
@@ -62,7 +62,7 @@ def test_a_model_has_no_tensor_on_another_device(name: str, options: dict[str, A
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_type_in_the_experiment_names_the_model(name: str) -> None:
+def test_name_of_returns_the_models_type(name: str) -> None:
     assert name_of(small(name)) == name
 
 
@@ -79,7 +79,7 @@ def test_a_row_has_one_logit(name: str, options: dict[str, Any], rows: int) -> N
 @of_every_case
 def test_a_row_has_the_same_logit_in_any_batch(name: str, options: dict[str, Any]) -> None:
     model = a_model(name, **options)
-    train_step(model)  # so that the running statistics are not the initial ones
+    train_step(model)  # This changes the running statistics.
     ids, values, _ = batch(20)
     model.eval()
     logits = model(ids, values)
@@ -91,7 +91,7 @@ def test_a_row_has_the_same_logit_in_any_batch(name: str, options: dict[str, Any
 @pytest.mark.numeric
 @of_every_case
 def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
-    """The loss depends on every parameter by more than rounding."""
+    """Every parameter has a gradient that is larger than rounding errors."""
     model = a_model(name, **options)
     train_step(model)
     sizes = {n: 0.0 if p.grad is None else p.grad.abs().max().item() for n, p in model.named_parameters() if p.numel()}
@@ -99,7 +99,7 @@ def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "key"), DROPOUTS)
-def test_a_dropout_option_applies_to_its_part_only(name: str, key: str) -> None:
+def test_a_dropout_option_applies_only_to_its_part(name: str, key: str) -> None:
     model = a_model(name, **{key: 0.5})
     rates = [(place.split(".")[0], m.p) for place, m in model.named_modules() if isinstance(m, nn.Dropout)]
     dropping = {place for place, rate in rates if rate == 0.5}
@@ -113,7 +113,7 @@ def test_a_dropout_option_applies_to_its_part_only(name: str, key: str) -> None:
 
 
 @of_every_case
-def test_embedding_l2_applies_to_every_table_and_nothing_else(name: str, options: dict[str, Any]) -> None:
+def test_embedding_l2_applies_to_all_embedding_tables_and_nothing_else(name: str, options: dict[str, Any]) -> None:
     model = a_model(name, **options)
     found = {id(p) for p in embedding_parameters(model)}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -123,9 +123,9 @@ def test_embedding_l2_applies_to_every_table_and_nothing_else(name: str, options
 
 
 @of_every_case
-def test_its_flops_are_counted(name: str, options: dict[str, Any]) -> None:
+def test_the_flops_of_every_model_are_counted(name: str, options: dict[str, Any]) -> None:
     flops = count_flops(a_model(name, **options).float(), batch(2)[0], batch(2)[1].float())
-    assert (flops == 0) == (name in ("lr", "fm"))  # sums and element-wise products do not count
+    assert (flops == 0) == (name in ("lr", "fm"))  # Sums and element-wise products are not counted.
 
 
 def test_an_experiment_can_use_every_model() -> None:

@@ -1,4 +1,4 @@
-"""The logits of each baseline, against its formula as slow loops over Python floats."""
+"""Compare the logits of each baseline with its formula, written as slow loops over Python floats."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -52,7 +52,7 @@ LOOPS: Mapping[str, Callable[..., Vector]] = {
     "destine": destine,
 }
 
-# Sizes that are small enough for loops, and all different.
+# Sizes that are small enough for loops, and that all differ.
 SMALLER: dict[str, dict[str, Any]] = {
     "xdeepfm": {"cin": (7,)},
     "afn": {"neurons": 9, "afn": (7, 5)},
@@ -62,7 +62,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "autoint": {"attention": 8, "layers": 3},
     "destine": {"attention": 6, "layers": 3},
 }
-# Options whose other value is in test_every_model.py.
+# More values of options that test_every_model.py also tests.
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("ipnn", {"mlp_batch_norm": False}),
     ("dcn", {"mlp": ()}),
@@ -76,7 +76,7 @@ BASELINES = [(name, options) for name, options in CASES + MORE if name != "stec"
 
 
 def perturb(model: nn.Module) -> nn.Module:
-    """Change the initial parameters: with biases of zero and gains of one, a formula without them would pass."""
+    """Change the initial parameters. If biases were 0 and gains 1, a formula that omits them would pass."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -92,7 +92,7 @@ def test_logits_in_training_equal_loops_over_rows_fields_pairs_and_dimensions(
     sizes = SMALLER.get(name, {}) | options
     model: Any = perturb(a_model(name, **sizes))
     ids, values, _ = batch(5)
-    values[0, 0] = 0.0  # for AFN's logarithm
+    values[0, 0] = 0.0  # Zero is the special case of AFN's logarithm.
     embedded = [table(ids, values).tolist() for table in model.embeddings]
     weights = {key: weight.tolist() for key, weight in model.state_dict().items()}
     expected = LOOPS[name](weights, small(name, **sizes), *embedded)

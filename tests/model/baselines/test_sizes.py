@@ -1,7 +1,7 @@
-"""The baselines have the published sizes: BARS logged their parameters, and the paper's Fig. 3 has their FLOPs.
+"""The baselines have the published sizes: the parameter counts that BARS logged, and the FLOPs of the paper's Fig. 3.
 
-The hyperparameters are those of experiments/, and the tables those of Frappe_x1 and MovielensLatest_x1. A NOTE[DIFF]
-explains every difference in parameters. Except for FinalMLP, the differences are below 1%.
+The hyperparameters come from experiments/, and the table sizes from Frappe_x1 and MovielensLatest_x1. Comments marked
+NOTE[DIFF] in the models explain every difference in parameters. Except for FinalMLP, the differences are below 1%.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from model.training.flops import count_flops
 from model.zoo import MODELS, build
 from tests.support.paths import EXPERIMENTS
 
-# Rows of Frappe_x1's and MovielensLatest_x1's tables. How they are distributed over user and item, and over MovieLens's
-# fields, is a guess, on which no count depends.
+# The rows of the tables of Frappe_x1 and MovielensLatest_x1. Only their totals are known. How they are divided between
+# user and item, and among MovieLens's fields, is a guess that no count depends on.
 FRAPPE = Fields(
     [958, 4080, 8, 8, 3, 4, 3, 10, 81, 234],
     names=("user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"),
 )
 MOVIELENS = Fields([30_000, 30_000, 30_239], names=("user_id", "item_id", "tag_id"))
 
-NORMS = 3 * 400  # FuxiCTR's biases before the batch norms of the deep part
+NORMS = 3 * 400  # FuxiCTR also has biases before the batch norms of the deep part.
 
-# Name, the parameters that BARS logged, and how many fewer this project has.
+# Name, number of parameters that BARS logged, and how many fewer parameters the model has here.
 ON_FRAPPE = [
     ("lr", 5_390, 0),
     ("fm", 59_280, 0),
@@ -34,7 +34,7 @@ ON_FRAPPE = [
     ("dcn", 418_591, NORMS),
     ("deepfm", 423_280, NORMS),
     ("xdeepfm", 429_809, NORMS),
-    ("fibinet", 743_480, NORMS - 10 * 10),  # one more W
+    ("fibinet", 743_480, NORMS - 10 * 10),  # This project has one more W.
     ("afn", 4_482_205, 0),
     ("deepim", 417_922, NORMS),
     ("aoanet", 418_331, NORMS),
@@ -43,7 +43,7 @@ ON_FRAPPE = [
     ("masknet", 571_691, 0),
     ("afm", 60_826, 0),
     ("autoint", 622_180, NORMS),
-    ("destine", 623_346, NORMS + 4 * (3 * 128 + 1)),  # the biases of q, k, v and u
+    ("destine", 623_346, NORMS + 4 * (3 * 128 + 1)),  # FuxiCTR also has biases for q, k, v and u.
 ]
 ON_MOVIELENS = [
     ("lr", 90_240, 0),
@@ -93,20 +93,21 @@ def test_a_model_has_the_parameters_that_bars_logged_on_movielens(name: str, log
     assert found == pytest.approx(logged, rel=0.01)
 
 
-# BARS ran only FinalMLP on FuxiCTR 2, whose tables have one more row per field. Its fusion has a second bias.
+# FinalMLP is the only model that BARS ran on FuxiCTR 2, whose tables have one more row per field.
+# The fusion of FuxiCTR also has a second bias.
 
 
-def test_finalmlps_shared_gate_table_has_1_percent_more_parameters() -> None:
+def test_finalmlp_with_its_shared_gate_table_has_1_percent_more_parameters() -> None:
     found = on_frappe("finalmlp")
-    more = 10 * sum(FRAPPE.sizes[2:])  # in FuxiCTR, user and item have their own tables
+    more = 10 * sum(FRAPPE.sizes[2:])  # In FuxiCTR, user and item have their own tables.
     biases, rows = 400 + 100 + 1, 10 * (FRAPPE.count + 2)
     assert found == 253_392 + more - biases - rows
     assert found / 253_392 == pytest.approx(1.011, abs=0.0005)
 
 
-def test_finalmlps_gate_without_fields_has_6_percent_fewer_parameters() -> None:
+def test_finalmlp_with_gates_without_fields_has_6_percent_fewer_parameters() -> None:
     found = on_movielens("finalmlp")
-    gate = 10 + (10 * 800 + 800) + 800 * 30  # FuxiCTR's vector and its MLP, except for the last biases
+    gate = 10 + (10 * 800 + 800) + 800 * 30  # FuxiCTR's vector and its MLP, without the last biases.
     biases, rows = 400 + 800 + 1, 10 * MOVIELENS.count
     assert found == 1_040_902 - 2 * gate - biases - rows
     assert found / 1_040_902 == pytest.approx(0.936, abs=0.0005)
@@ -120,7 +121,9 @@ def test_finalmlps_gate_without_fields_has_6_percent_fewer_parameters() -> None:
         ("interhat", {"attention": 64, "heads": 1, "hidden": 500, "order": 3, "mlp": ()}, 717_782),  # 720k
     ],
 )
-def test_a_row_of_avazu_has_the_flops_of_the_papers_figure(name: str, options: dict[str, Any], flops: int) -> None:
+def test_a_row_of_avazu_has_the_flops_of_the_figure_in_the_paper(
+    name: str, options: dict[str, Any], flops: int
+) -> None:
     config, _ = MODELS[name]
     model = build(Fields([3] * 22), config(**options))
     assert count_flops(model, torch.full((2, 22), 2), torch.zeros(2, 0)) == flops

@@ -1,4 +1,4 @@
-"""ctr-compare against known results."""
+"""Compare the results of ctr-compare with known ones."""
 
 import json
 from pathlib import Path
@@ -22,20 +22,20 @@ PAIR = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 
 OTHER = [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1, 22.9, 20.5, 24.4]
 
 
-def test_welchs_t_test_gives_the_published_example() -> None:
+def test_welchs_t_test_reproduces_the_published_example() -> None:
     difference = welch(PAIR, OTHER)
     assert difference.value == pytest.approx(20.82 - 22.98667, abs=1e-4)
     assert difference.p == pytest.approx(0.021, abs=5e-4)  # t = -2.46, 24.99 degrees of freedom
     assert difference.low < difference.value < difference.high < 0
 
 
-def test_equal_samples_have_no_difference() -> None:
+def test_equal_samples_do_not_differ() -> None:
     difference = welch(PAIR, PAIR)
     assert (difference.value, difference.p) == (0, 1)
     assert difference.low == pytest.approx(-difference.high)
 
 
-def test_one_side_without_variance_is_enough() -> None:
+def test_one_of_the_samples_may_have_no_variance() -> None:
     assert welch([0.5, 0.5, 0.5], [0.6, 0.61, 0.59]).p < 0.01
 
 
@@ -50,14 +50,14 @@ def test_samples_that_cannot_be_tested_are_rejected(a: list[float], b: list[floa
         st.tuples(st.booleans(), st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 3)), min_size=4, max_size=30
     )
 )
-def test_the_weighted_auc_equals_scikit_learns(rows: list[tuple[bool, float, int]]) -> None:
+def test_the_weighted_auc_equals_that_of_scikit_learn(rows: list[tuple[bool, float, int]]) -> None:
     rows = [*rows, (True, 0.3, 1), (False, 0.3, 1)]
     labels, ctr, counts = (np.array(column) for column in zip(*rows, strict=True))
     expected = roc_auc_score(labels, ctr, sample_weight=counts)
     assert WeightedAuc(labels.astype(float), ctr)(counts) == pytest.approx(expected)
 
 
-def test_the_bootstrap_tells_a_better_model_from_an_equal_one() -> None:
+def test_the_bootstrap_distinguishes_a_better_model_from_an_equal_one() -> None:
     random = np.random.default_rng(3)
     true = random.uniform(0.05, 0.95, 3000)
     labels = (random.random(3000) < true).astype(float)
@@ -84,7 +84,7 @@ def test_the_bootstrap_is_deterministic() -> None:
 
 
 def report(path: Path, aucs: list[float], reader: str = "frappe", fingerprint: str | None = None) -> str:
-    """Write a report; without a fingerprint, in the format of older versions."""
+    """Write a report. Without a fingerprint, it has the format of older versions."""
     runs = [{"seed": n, "test": {"auc": auc / 100, "logloss": auc / 300}} for n, auc in enumerate(aucs, 1)]
     experiment = {"name": path.stem, "data": {"reader": reader, "folder": "logs"}}
     facts = {"data": {"fingerprint": fingerprint}} if fingerprint else {}
@@ -103,14 +103,14 @@ def test_the_command_compares_two_reports(
     assert "p: 0.02" in text
 
 
-def test_the_committed_reports_can_be_compared() -> None:
+def test_reports_in_this_repository_can_be_compared() -> None:
     names = ("experiments/frappe/results/stec.json", "experiments/frappe/results/stec-request.json")
     differences = compare_seeds(*(read_seeds(name, None) for name in names))
     assert 0 <= differences["test AUC"].p <= 1
 
 
 def test_reports_of_two_logs_cannot_be_compared(tmp_path: Path) -> None:
-    """The logs of two readers may be in one folder, and one log may have been prepared in two ways."""
+    """Two readers may use logs in the same folder, and a log may have been prepared in two different ways."""
     a = report(tmp_path / "a.json", PAIR, "movielens_1m")
     b = report(tmp_path / "b.json", OTHER, "movielens_tag")
     with pytest.raises(ValueError, match=r"movielens_1m in logs, .*cannot be compared"):
@@ -135,10 +135,10 @@ def test_runs_are_found_by_name_or_digest(tmp_path: Path) -> None:
         read_seeds("x", runs.path)
 
 
-def test_a_run_counts_once_whatever_its_name(tmp_path: Path) -> None:
+def test_a_run_is_counted_once_whatever_its_name(tmp_path: Path) -> None:
     runs = RunList(tmp_path / RUNS)
     renamed = msgspec.structs.replace(run(2), experiment=msgspec.structs.replace(run(2).experiment, name="y"))
-    older = msgspec.structs.replace(run(3), digest="of an older version with a key less")
+    older = msgspec.structs.replace(run(3), digest="of an older version with one key fewer")
     for one in (run(1), renamed, older, run(1), run(4, embedding=32)):
         runs.append(one)
     assert len(read_seeds(run(1).digest, runs.path).aucs) == 3

@@ -19,7 +19,7 @@ AUCS = {"stec": (0.80, 0.81), "dcn": (0.79, 0.795), "lr": (0.70,)}
 
 
 def run(seed: int, auc: float) -> FinishedRun:
-    """A finished run with what a report needs and that AUC."""
+    """Return a finished run that has this AUC and everything that a report needs."""
     made = a_run(seed)
     test = dataclasses.replace(made.metrics.test, auc=auc, logloss=1 - auc)
     metrics = msgspec.structs.replace(made.metrics, test=test, flops=10 * seed, rows_per_s=1000.0)
@@ -28,7 +28,7 @@ def run(seed: int, auc: float) -> FinishedRun:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three reports: STEC's and DCN's of two seeds, LR's of one. Shared: do not change them."""
+    """Three reports: two seeds each for STEC and DCN, and one for LR. Tests share them: do not change them."""
     folder = tmp_path_factory.mktemp("leaderboard") / "results"
     for name, aucs in AUCS.items():
         write_report(folder / name, experiment(1), [run(seed, auc) for seed, auc in enumerate(aucs, 1)])
@@ -37,7 +37,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(reports: Path, tmp_path: Path) -> Path:
-    """A copy of the three reports, to be changed."""
+    """A copy of the three reports, which a test may change."""
     return Path(shutil.copytree(reports, tmp_path / "results"))
 
 
@@ -46,28 +46,28 @@ def cells(page: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_models_are_sorted_by_auc_and_the_page_says_stecs_rank(folder: Path) -> None:
+def test_models_are_sorted_by_auc_and_the_page_gives_the_rank_of_stec(folder: Path) -> None:
     page = write_leaderboard(folder.parent).read_text()
     assert [s.name for s in read_leaderboard(folder.parent)] == ["stec", "dcn", "lr"]
     assert "STEC is number 1 of 3 models by mean test AUC" in page
 
 
-def test_a_model_that_beats_stec_is_above_it(folder: Path) -> None:
+def test_a_model_that_is_better_than_stec_is_listed_above_it(folder: Path) -> None:
     write_report(folder / "fm", experiment(1), [run(1, 0.9)])
     page = write_leaderboard(folder.parent).read_text()
     assert "STEC is number 2 of 4 models" in page
     assert cells(page, "fm")[3] == "-10.56%"
 
 
-def test_a_row_has_the_papers_improvement_and_a_p_value(folder: Path) -> None:
+def test_a_row_has_the_improvement_as_defined_in_the_paper_and_a_p_value(folder: Path) -> None:
     page = write_leaderboard(folder.parent).read_text()
     assert cells(page, "stec")[1:4] == ["2", "80.50 ± 0.71", "base"]
     assert cells(page, "dcn")[1:4] == ["2", "79.25 ± 0.35", "+1.58%"]
     assert 0 < float(cells(page, "dcn")[5]) < 1
-    assert cells(page, "lr")[5] == ""  # one seed has no variance
+    assert cells(page, "lr")[5] == ""  # A single seed has no variance.
 
 
-def test_speed_is_shown_and_drawn_if_it_was_measured(folder: Path) -> None:
+def test_speed_is_listed_and_plotted_if_it_was_measured(folder: Path) -> None:
     assert cells(write_leaderboard(folder.parent).read_text(), "dcn")[-1] == ""
     assert not (folder / "models-serving.png").exists()
     measured = {"stec": {"us": 1.25, "rows_per_s": 9000.4}, "dcn": {"us": 3.5, "rows_per_s": 12345.6}}
@@ -113,7 +113,7 @@ def test_a_report_with_invalid_numbers_is_an_error(folder: Path, lines: dict[str
         write_leaderboard(folder.parent)
 
 
-def test_reports_without_flops_have_no_picture_of_flops(folder: Path) -> None:
+def test_without_flops_in_the_reports_no_plot_of_flops_is_written(folder: Path) -> None:
     for path in folder.glob("*.json"):
         report = json.loads(path.read_bytes())
         path.write_text(json.dumps({key: value for key, value in report.items() if key != "flops"}))
@@ -126,7 +126,7 @@ def test_hidden_files_are_ignored(folder: Path) -> None:
     assert [s.name for s in read_leaderboard(folder.parent)] == ["stec", "dcn", "lr"]
 
 
-def test_a_leaderboard_needs_stecs_report(
+def test_a_leaderboard_needs_the_report_of_stec(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "stec.json").unlink()
@@ -136,7 +136,7 @@ def test_a_leaderboard_needs_stecs_report(
 
 
 @pytest.mark.parametrize("words", [["a.json"], ["a.json", "b.json", "--all", "experiments"], []])
-def test_the_command_takes_two_names_or_a_folder(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_accepts_either_two_names_or_a_folder(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["ctr-compare", *words])
     with pytest.raises(SystemExit):
         main()
@@ -150,7 +150,7 @@ def test_a_report_of_another_log_is_rejected_even_with_one_seed(folder: Path) ->
         write_leaderboard(folder.parent)
 
 
-def test_a_number_that_an_older_report_does_not_have_is_blank(folder: Path) -> None:
+def test_a_number_that_is_missing_in_an_older_report_is_blank(folder: Path) -> None:
     report = json.loads((folder / "lr.json").read_bytes())
     del report["flops"], report["runs"][0]["rows_per_s"]
     (folder / "lr.json").write_text(json.dumps(report))

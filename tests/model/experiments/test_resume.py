@@ -1,4 +1,4 @@
-"""A killed run that is started again ends with the same weights as an uninterrupted one, bit for bit."""
+"""A run that is killed and started again ends with exactly the same weights as an uninterrupted one."""
 
 import shutil
 import signal
@@ -28,7 +28,10 @@ EPOCHS = 5
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its experiment uses everything that a checkpoint must keep: dropout, hidden tokens, a falling learning rate."""
+    """A folder whose experiment uses all state that a checkpoint must keep.
+
+    The experiment has dropout, hidden tokens and a falling learning rate.
+    """
     root = make_root(tmp_path_factory.mktemp("resume"), requests=300)
     toml = root / "experiments" / "tiny.toml"
     text = (
@@ -85,7 +88,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(
     assert list((root / UNFINISHED).iterdir()) == []
 
 
-def test_the_learning_rate_of_the_run_falls_so_that_losing_it_would_be_noticed(root: Path) -> None:
+def test_the_learning_rate_of_the_run_decreases_so_that_its_loss_would_be_detected(root: Path) -> None:
     *_, metrics = open_run(root / "whole")
     assert len({e.learning_rate for e in metrics.history}) > 1
 
@@ -135,7 +138,7 @@ def test_a_broken_checkpoint_is_ignored_with_a_message(
     "name", ["model/head.0.weight", "best/head.0.weight", "adam/0/exp_avg", "adam/0/step", "generator"]
 )
 @pytest.mark.parametrize("change", ["shape", "name"])
-def test_a_checkpoint_that_does_not_fit_is_ignored_and_the_model_is_unchanged(
+def test_a_checkpoint_of_another_model_is_ignored_and_the_model_is_unchanged(
     checkpoint: Path, experiment: Experiment, name: str, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with safe_open(checkpoint, framework="pt") as file:
@@ -151,7 +154,7 @@ def test_a_checkpoint_that_does_not_fit_is_ignored_and_the_model_is_unchanged(
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
-def test_other_data_give_another_fingerprint(root: Path, tmp_path: Path) -> None:
+def test_different_data_has_a_different_fingerprint(root: Path, tmp_path: Path) -> None:
     experiment = read_experiment(root / "experiments" / "tiny.toml")
     shutil.copytree(root / "prepared", tmp_path / "prepared")
     same = open_log(experiment.data, tmp_path).facts

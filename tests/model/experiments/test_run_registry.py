@@ -1,4 +1,4 @@
-"""runs.jsonl: it has only complete lines, whatever happens to the processes that write it."""
+"""runs.jsonl contains only complete lines, whatever happens to the processes that write it."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ def test_a_run_is_read_as_it_was_written(runs: RunList) -> None:
     assert runs.read() == [run(1), run(2)]
 
 
-def test_a_run_is_found_by_settings_seed_and_data_and_not_by_its_name(runs: RunList) -> None:
+def test_a_run_is_found_by_its_settings_seed_and_data_and_not_by_its_name(runs: RunList) -> None:
     runs.append(run(1))
     renamed = msgspec.structs.replace(experiment(1), name="y")
     assert runs.find(renamed, "f00d") == run(1)
@@ -36,7 +36,7 @@ def test_a_run_is_found_by_settings_seed_and_data_and_not_by_its_name(runs: RunL
     assert runs.find(experiment(1), "other data") is None
 
 
-def test_a_run_without_a_newer_key_has_its_default(runs: RunList) -> None:
+def test_a_key_that_is_missing_in_an_older_run_has_its_default(runs: RunList) -> None:
     runs.append(run(1))
     text = runs.path.read_text()
     assert '"clip":10.0,' in text
@@ -44,7 +44,7 @@ def test_a_run_without_a_newer_key_has_its_default(runs: RunList) -> None:
     assert runs.find(experiment(1), "f00d") is not None
 
 
-def test_a_run_without_a_model_type_is_stecs(runs: RunList) -> None:
+def test_a_run_without_a_model_type_belongs_to_stec(runs: RunList) -> None:
     runs.append(run(1))
     text = runs.path.read_text()
     assert '"type":"stec",' in text
@@ -52,7 +52,7 @@ def test_a_run_without_a_model_type_is_stecs(runs: RunList) -> None:
     assert runs.read() == [run(1)]
 
 
-def test_the_digest_covers_everything_but_name_and_seed() -> None:
+def test_the_digest_covers_everything_except_name_and_seed() -> None:
     assert digest(experiment(1)) == digest(msgspec.structs.replace(experiment(2), name="y"))
     assert digest(experiment(1)) != digest(experiment(1, embedding=32))
 
@@ -79,13 +79,14 @@ def append_many(path: Path, first: int) -> None:
         RunList(path).append(run(seed))
 
 
-# A fork has torch imported already; what it runs here takes no lock that another thread could hold.
+# A forked process does not have to import torch again. It is safe here, because the forked code acquires no lock that
+# another thread could hold.
 FORK = multiprocessing.get_context("fork")
 may_fork = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 
 
 @may_fork
-def test_processes_that_append_at_once_lose_nothing(runs: RunList) -> None:
+def test_processes_that_append_concurrently_lose_no_runs(runs: RunList) -> None:
     writers = [FORK.Process(target=append_many, args=(runs.path, first)) for first in (0, 100)]
     for writer in writers:
         writer.start()
@@ -95,7 +96,7 @@ def test_processes_that_append_at_once_lose_nothing(runs: RunList) -> None:
 
 
 def append_on_a_full_disk(path: Path) -> None:
-    """Append with a limit on the file size: the kernel writes only what still fits, as on a full disk."""
+    """Append with a limit on the file size, so that the kernel truncates the write, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limit = path.stat().st_size + 50
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -104,7 +105,7 @@ def append_on_a_full_disk(path: Path) -> None:
 
 
 @may_fork
-def test_a_full_disk_leaves_the_list_as_it_was(runs: RunList) -> None:
+def test_a_full_disk_leaves_the_list_unchanged(runs: RunList) -> None:
     runs.append(run(1))
     before = runs.path.read_bytes()
     writer = FORK.Process(target=append_on_a_full_disk, args=(runs.path,))
@@ -114,7 +115,7 @@ def test_a_full_disk_leaves_the_list_as_it_was(runs: RunList) -> None:
     assert runs.path.read_bytes() == before
 
 
-def test_a_claim_excludes_others_until_it_ends(tmp_path: Path) -> None:
+def test_a_claim_excludes_others_until_it_is_released(tmp_path: Path) -> None:
     path = tmp_path / "below" / "run.lock"
     with claim(path) as ours:
         assert ours
@@ -127,7 +128,7 @@ def test_a_claim_excludes_others_until_it_ends(tmp_path: Path) -> None:
 
 
 class Vanishing(type(Path())):  # type: ignore[misc]
-    """A path whose file another process removes just before stat()."""
+    """A path whose file is removed just before stat(), as another process could do."""
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         return True
@@ -143,7 +144,7 @@ def test_a_claim_on_a_file_that_was_just_removed_fails(tmp_path: Path) -> None:
         assert not ours
 
 
-def test_a_claim_ends_when_its_process_is_killed(tmp_path: Path) -> None:
+def test_a_claim_is_released_when_its_process_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     script = (
         "import sys, time; from pathlib import Path; from model.experiments.run_registry import claim\n"

@@ -25,7 +25,7 @@ from tests.support.runs import TINY, make_root
 
 @dataclass(frozen=True)
 class Shared:
-    """The seeds that this process (ours) and another one (theirs) trained."""
+    """The seeds that this process (`ours`) and another one (`theirs`) trained."""
 
     root: Path
     ours: list[int]
@@ -42,7 +42,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(prepared: Path) -> Shared:
-    """Three seeds, trained by two processes: this one, and one that starts when this one has the first."""
+    """Train three seeds in two processes. The second process starts after this one has claimed its first seed."""
     toml, others = prepared / "experiments" / "tiny.toml", list[subprocess.Popen[str]]()
     command = [sys.executable, "-m", "model.cli.train", str(toml), "--data", str(prepared), "--seeds", "3"]
 
@@ -68,7 +68,7 @@ def trained(shared: Shared) -> Path:
     return shared.root
 
 
-def test_two_processes_share_the_runs_and_train_none_twice(shared: Shared) -> None:
+def test_two_processes_share_the_runs_and_train_each_once(shared: Shared) -> None:
     assert shared.ours[0] == 1
     assert shared.theirs
     assert sorted([*shared.ours, *shared.theirs]) == [1, 2, 3]
@@ -79,7 +79,7 @@ def test_two_processes_share_the_runs_and_train_none_twice(shared: Shared) -> No
     assert list((trained / UNFINISHED).iterdir()) == []
 
 
-def test_a_line_has_everything_that_its_numbers_depend_on(trained: Path) -> None:
+def test_a_line_records_everything_that_its_numbers_depend_on(trained: Path) -> None:
     line = json.loads((trained / "experiments" / "results" / "runs.jsonl").read_text().splitlines()[0])
     assert line["data"]["rows"]["train"] > line["data"]["rows"]["test"] > 0
     assert line["experiment"]["model"]["embedding"] == 8
@@ -92,7 +92,7 @@ def test_a_line_has_everything_that_its_numbers_depend_on(trained: Path) -> None
     assert line["versions"]["cores"] >= 1
 
 
-def test_the_report_is_written_to_the_results_folder_beside_the_experiment(trained: Path) -> None:
+def test_the_report_is_written_to_the_results_folder_next_to_the_experiment(trained: Path) -> None:
     folder = trained / "experiments" / "results"
     report = json.loads((folder / "tiny.json").read_text())
     aucs = [run.metrics.test.auc for run in run_list(trained / TINY).read()]
@@ -117,7 +117,7 @@ def test_the_report_is_written_to_the_results_folder_beside_the_experiment(train
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_second_call_trains_only_the_missing_runs_and_keeps_their_weights(
+def test_a_second_call_trains_only_the_missing_runs_and_saves_their_weights(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained, tmp_path / "copy")
@@ -144,7 +144,7 @@ def test_another_kind_of_folder_is_rejected_before_any_seed_is_trained(prepared:
     assert run_list(toml).read() == []
 
 
-def test_a_report_of_one_seed_says_so(trained: Path, tmp_path: Path) -> None:
+def test_a_report_of_a_single_seed_states_it(trained: Path, tmp_path: Path) -> None:
     runs = run_list(trained / TINY).read()[:1]
     page = write_report(tmp_path / "one", runs[0].experiment, runs)
     assert "one seed" in page
@@ -157,7 +157,9 @@ def test_out_is_required_without_seeds(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "--out is missing" in capsys.readouterr().err
 
 
-def test_runs_where_older_versions_kept_them_are_not_trained_again(prepared: Path, tmp_path: Path) -> None:
+def test_runs_in_the_folder_of_older_versions_are_an_error_and_not_trained_again(
+    prepared: Path, tmp_path: Path
+) -> None:
     toml = tmp_path / "experiments" / "tiny.toml"
     toml.parent.mkdir()
     shutil.copy(prepared / TINY, toml)

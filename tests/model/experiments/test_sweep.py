@@ -1,4 +1,4 @@
-"""ctr-sweep: the points of a file are trained once each, and the best is chosen on valid."""
+"""ctr-sweep trains each point of a file once, and chooses the best one on valid."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def toml(tmp_path: Path) -> Path:
     return tmp_path / "size.toml"
 
 
-def test_a_grid_gives_every_combination_and_a_point_one_more(toml: Path) -> None:
+def test_a_grid_gives_every_combination_and_a_point_adds_one(toml: Path) -> None:
     toml.write_text('base = "tiny.toml"\n[grid]\nembedding = [4, 16]\nnet_l2 = [0.0, 0.1]\n[[point]]\nmlp = [400]\n')
     _, [base] = read_sweep(toml)
     points = base.points
@@ -75,7 +75,7 @@ def test_a_missing_file_is_an_error_that_names_it(toml: Path) -> None:
         read_sweep(toml)
 
 
-def test_each_of_several_bases_has_all_points(toml: Path) -> None:
+def test_every_base_has_all_points(toml: Path) -> None:
     (toml.parent / "big.toml").write_text(TOML.replace('"tiny"', '"big"'))
     toml.write_text('base = ["tiny.toml", "big.toml"]\n[grid]\nembedding = [4, 16]\n[[point]]\n')
     _, bases = read_sweep(toml)
@@ -97,7 +97,7 @@ def test_each_of_several_bases_has_all_points(toml: Path) -> None:
         ("[]", "length >= 1"),
     ],
 )
-def test_several_bases_must_have_one_log(toml: Path, bases: str, words: str) -> None:
+def test_several_bases_must_use_the_same_log(toml: Path, bases: str, words: str) -> None:
     other = TOML.replace('"prepared"', '"other"').replace('"tiny"', '"other"')
     (toml.parent / "below").mkdir()
     for path in ("other.toml", "below/other.toml"):
@@ -123,7 +123,7 @@ def test_an_incomplete_point_is_not_ranked_first() -> None:
     assert [m.point.label for m in rank(points, "auc")] == ["good", "poor", "lucky", "none"]
 
 
-def test_a_sweep_in_which_every_point_fails_chooses_none(
+def test_a_sweep_whose_points_all_fail_chooses_none(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     toml = root / "experiments" / "hopeless.toml"
@@ -132,7 +132,7 @@ def test_a_sweep_in_which_every_point_fails_chooses_none(
     assert main() == 2
     said = capsys.readouterr()
     assert "Lower training.learning_rate" in said.out
-    assert f"embedding {2**42}, seed 1: " in said.out  # more memory than any machine has
+    assert f"embedding {2**42}, seed 1: " in said.out  # No machine has enough memory for this.
     assert "best on valid" not in said.out
     assert "none is chosen" in said.err
     page = (toml.parent / "results" / f"{toml.stem}.md").read_text()
@@ -164,7 +164,7 @@ def test_points_are_trained_once_and_ranked_by_valid_and_a_failed_one_is_skipped
     assert re.search(r"learning_rate 1e\+30, .* failed: .*Lower training\.learning_rate", page)
 
 
-def test_a_page_of_several_bases_has_a_section_and_a_choice_for_each(
+def test_the_report_on_several_bases_has_a_section_and_a_choice_for_each(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "experiments" / "big.toml").write_text(TOML.replace('"tiny"', '"big"'))

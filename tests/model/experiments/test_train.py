@@ -1,4 +1,4 @@
-"""ctr-train, the run folder and the report, on a small generated log."""
+"""Test ctr-train, the run folder and the report on a small generated log."""
 
 import json
 import shutil
@@ -38,14 +38,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_run_folder_has_the_files_that_the_exporter_and_a_reader_need(root: Path) -> None:
+def test_a_run_folder_has_the_files_that_the_exporter_and_people_need(root: Path) -> None:
     names = {path.name for path in (root / "run").iterdir()}
     assert names >= {"experiment.json", "weights.safetensors", "metrics.json", "versions.json", "curve.png"}
     assert names >= {"schema.json", "vocabulary"}
     assert json.loads((root / "run" / "versions.json").read_text())["torch"].startswith("2.")
 
 
-def test_an_opened_run_has_the_auc_that_it_measured(root: Path) -> None:
+def test_the_model_of_an_opened_run_has_the_auc_in_its_metrics(root: Path) -> None:
     model, experiment, schema, metrics = open_run(root / "run")
     test = load_split(read_prepared(root / "prepared"), "test")
     assert evaluate(test.labels, predict(model, test)).auc == pytest.approx(metrics.test.auc, abs=1e-6)
@@ -68,7 +68,7 @@ def test_another_kind_of_folder_is_rejected_before_training(root: Path, tmp_path
         train(read_experiment(root / TINY), root, tmp_path)
 
 
-def test_an_unprepared_log_says_which_command_prepares_it(
+def test_the_error_for_an_unprepared_log_names_the_command_that_prepares_it(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["ctr-train", str(root / TINY), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
@@ -110,7 +110,7 @@ def test_a_run_that_was_changed_is_rejected(root: Path, tmp_path: Path, change: 
         open_run(tmp_path / "run")
 
 
-def test_the_error_about_weights_of_another_size_names_them(root: Path, tmp_path: Path) -> None:
+def test_the_error_for_weights_of_another_size_names_them(root: Path, tmp_path: Path) -> None:
     copy_to_change(root / "run", tmp_path / "run")
     weights = load_file(tmp_path / "run" / WEIGHTS)
     save_file(weights | {"head.0.bias": torch.zeros(7)}, tmp_path / "run" / WEIGHTS)
@@ -126,7 +126,7 @@ def test_weights_that_are_not_finite_are_rejected(root: Path, tmp_path: Path) ->
         open_run(tmp_path / "run")
 
 
-def test_a_lack_of_memory_and_an_unwritable_folder_are_reported_in_one_line(
+def test_running_out_of_memory_and_an_unwritable_folder_are_reported_in_one_line(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     large = tmp_path / "large.toml"
@@ -183,7 +183,7 @@ def test_an_empty_prepared_file_is_an_error_that_names_it(root: Path, tmp_path: 
         train(read_experiment(root / TINY), tmp_path, tmp_path / "run")
 
 
-def test_data_prepared_for_another_experiment_are_rejected(root: Path, tmp_path: Path) -> None:
+def test_data_prepared_for_another_experiment_is_rejected(root: Path, tmp_path: Path) -> None:
     experiment = read_experiment(root / TINY)
     other = msgspec.structs.replace(experiment, data=msgspec.structs.replace(experiment.data, min_count=2))
     with pytest.raises(ValueError, match="ctr-prepare again"):
@@ -212,7 +212,9 @@ def test_a_folder_without_metrics_is_not_a_run(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def test_the_report_says_command_versions_and_truth(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_has_versions_and_a_comparison_with_the_true_probabilities(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = root / "report"
     monkeypatch.setattr("sys.argv", ["report", str(root / "run"), "--out", str(out)])
     assert report_main() == 0

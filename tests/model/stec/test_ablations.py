@@ -1,4 +1,4 @@
-"""The ablations are STEC with the changes of the paper's Table 6 and no others."""
+"""The ablations are STEC with only the changes in the paper's Table 6."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def test_an_explicit_bilinear_layer_has_one_matrix_per_head_and_block() -> None:
 
 
 def test_the_explicit_interaction_shares_nothing_with_the_attention() -> None:
-    """Changing the bilinear matrix changes that block's interaction and nothing else."""
+    """A change to the bilinear matrix of a block changes only the interaction of that block."""
     model = build(ablation("STEC_BL", SIZE), False).eval()
     ids, values = torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, 2, dtype=torch.float64)
     before = model.levels(model.embedding(ids, values))
@@ -56,8 +56,8 @@ def test_the_explicit_interaction_shares_nothing_with_the_attention() -> None:
 def test_fewer_levels_give_a_smaller_head() -> None:
     level = 7 * 7 * 8
     lo, added = ablation("STEC_LO", SIZE), ablation("STEC_F", SIZE)
-    assert parameters(added) == parameters(SIZE) - 2 * level  # of the head
-    assert parameters(lo) == parameters(added) - 2 * 2 * level  # and two norms
+    assert parameters(added) == parameters(SIZE) - 2 * level  # The head is smaller.
+    assert parameters(lo) == parameters(added) - 2 * 2 * level  # It also lacks two norms.
 
 
 def test_added_levels_equal_concatenated_ones_with_the_same_weights() -> None:
@@ -67,8 +67,8 @@ def test_added_levels_equal_concatenated_ones_with_the_same_weights() -> None:
     torch.testing.assert_close(train_step(added, 16)["logits"], train_step(whole, 16)["logits"])
 
 
-def test_the_last_blocks_interaction_is_the_standalone_one_with_a_block_less() -> None:
-    """The last block has no parameters for its attention and FFN."""
+def test_the_interaction_of_the_last_block_equals_a_standalone_one_with_one_block_fewer() -> None:
+    """With last = "block", the last block has no parameters for attention and FFN."""
     by_block = msgspec.structs.replace(SIZE, fusion="last", last="block")
     by_layer = ablation("STEC_LO", msgspec.structs.replace(SIZE, blocks=1))
     a, b = (build(size, False) for size in (by_block, by_layer))

@@ -1,4 +1,4 @@
-"""The C++ functions for training equal torch's, forward and backward."""
+"""The C++ functions for training give the same results and gradients as torch."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -33,20 +33,20 @@ def results(function: Function, inputs: Sequence[Tensor], *others: object) -> li
 
 
 def largest_difference(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
-    """Return the largest difference, relative to the largest number of each tensor."""
+    """Return the largest difference, relative to the largest number in each tensor."""
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-6)).item() for a, b in zip(ours, exact, strict=True))
 
 
 @st.composite
 def sizes(draw: st.DrawFn) -> tuple[int, int, int, int]:
-    """Draw rows, fields, width and heads, including sizes that do not fill a vector register."""
+    """Generate rows, fields, width and heads, including sizes that do not fill a vector register."""
     heads = draw(st.integers(1, 3))
     return draw(st.integers(2, 70)), draw(st.integers(1, 12)), heads * draw(st.integers(1, 9)), heads
 
 
 @given(sizes(), st.integers(0, 99))
 @settings(max_examples=examples(60), deadline=None)
-def test_batch_statistics_and_weighted_sums_equal_torchs_in_double_precision(
+def test_batch_statistics_and_weighted_sums_equal_those_of_torch_in_double_precision(
     size: tuple[int, int, int, int], seed: int
 ) -> None:
     rows, fields, width, _ = size
@@ -64,7 +64,7 @@ def test_batch_statistics_and_weighted_sums_equal_torchs_in_double_precision(
 
 @given(sizes(), st.booleans(), st.integers(0, 99))
 @settings(max_examples=examples(60), deadline=None)
-def test_attention_equals_torchs_in_double_precision_also_where_not_every_field_may_attend(
+def test_attention_with_and_without_a_mask_equals_that_of_torch_in_double_precision(
     size: tuple[int, int, int, int], is_request: bool, seed: int
 ) -> None:
     rows, fields, width, heads = size
@@ -93,7 +93,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_rows_are_split_between_torchs_threads() -> None:
+def test_rows_are_split_between_the_threads_of_torch() -> None:
     torch.manual_seed(0)
     rows = [torch.randn(3 * fused.MIN_ROWS_PER_THREAD + 5, 4, 8) for _ in range(3)]
     exact = results(batch_moments, [t.double() for t in rows[:2]])
@@ -121,7 +121,7 @@ def test_nan_stays_nan() -> None:
     assert all(t.isnan().all() for t in results(fused.attend, [rows, rows, torch.ones(3, 2, 4)], 1, 1.0, None)[:3])
 
 
-def test_the_torch_form_runs_in_double_precision_without_gradients_and_on_other_devices() -> None:
+def test_torch_is_used_in_double_precision_without_gradients_and_on_other_devices() -> None:
     x = torch.randn(3, 2, 4, requires_grad=True)
     assert fused.can_train(x)
     assert not fused.can_train(x.double())

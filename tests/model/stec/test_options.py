@@ -1,4 +1,4 @@
-"""Every combination of the model's options follows docs/decisions/0008, in both forms."""
+"""Every combination of the model's options computes what docs/decisions/0008 defines, in both forms."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: STECC
     assert not fast.plain
     expected, found = train_step(plain, rows), train_step(fast, rows)
     assert expected.keys() == found.keys()
-    # A gradient that is zero except for rounding is compared with the largest one.
+    # A gradient that is zero except for rounding errors is compared with the largest gradient.
     largest = max(t.abs().max().item() for name, t in expected.items() if name.startswith("gradient"))
     for name, difference in error(found, expected).items():
         scale = max(expected[name].abs().max().item(), largest * 1e-3)
@@ -57,7 +57,7 @@ def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: STECC
 @settings(max_examples=examples(25), deadline=None)
 @given(size=models(**HEADS), seed=st.integers(0, 99))
 def test_every_parameter_is_trained(size: STECConfig, seed: int) -> None:
-    """The loss depends on every parameter by more than rounding."""
+    """Every parameter has a gradient that is larger than rounding errors."""
     gradients = {n: g for n, g in train_step(build(size, False, seed), 64).items() if n.startswith("gradient")}
     largest = max(g.abs().max().item() for g in gradients.values())
     assert {n for n, g in gradients.items() if g.abs().max().item() <= 1e-12 * largest} == set()
@@ -77,7 +77,7 @@ def test_a_row_has_the_same_logit_in_any_batch_and_in_the_other_form(size: STECC
     torch.testing.assert_close(other.eval()(ids, values), logits, rtol=1e-9, atol=1e-12)
 
 
-# Recorded before the options existed: sums of absolute values at seed 7.
+# Sums of absolute values with seed 7, recorded before the options existed.
 INITIAL = {
     "embedding.alpha": 0.134176,
     "embedding.table.weight": 1.822907,
@@ -107,7 +107,7 @@ LOGITS = {
 }
 
 
-def test_without_options_the_model_equals_that_of_earlier_versions() -> None:
+def test_without_options_the_model_equals_the_model_of_earlier_versions() -> None:
     torch.manual_seed(7)
     model = STEC(Fields((6, 5, 4), 1), STECConfig())
     sums = {name: p.double().abs().sum().item() for name, p in model.named_parameters()}
@@ -123,7 +123,7 @@ def test_without_options_the_model_equals_that_of_earlier_versions() -> None:
         assert model.eval()(ids, values).tolist() == pytest.approx(LOGITS["evaluation"], abs=2e-5)
 
 
-def test_an_mlp_head_has_fuxictrs_order_and_its_own_dropout() -> None:
+def test_an_mlp_head_has_the_layer_order_of_fuxictr_and_its_own_dropout() -> None:
     head = build(STECConfig(embedding=8, mlp=(6, 4), mlp_batch_norm=True, mlp_dropout=0.2, dropout=0.1), False).head
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
     assert [type(layer) for layer in head] == [*hidden, *hidden, nn.Linear]
@@ -162,12 +162,12 @@ def test_one_matrix_per_head_equals_a_block_diagonal_matrix() -> None:
         ({"interaction": "separate", "fusion": "last"}, 'uses no interaction of a block.* or last = "block"'),
     ],
 )
-def test_contradictory_options_are_an_error_with_the_fix(options: dict[str, Any], words: str) -> None:
+def test_the_error_for_contradictory_options_says_how_to_fix_them(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         STECConfig(**options)
 
 
-def test_an_mlp_head_has_a_note_about_its_cost_and_a_linear_one_has_none() -> None:
+def test_only_an_mlp_head_has_a_note_about_its_cost() -> None:
     assert cost_note(STECConfig(), 22) is None
     note = cost_note(STECConfig(embedding=16, mlp=(400,)), 22)
     assert note is not None

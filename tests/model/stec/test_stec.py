@@ -1,4 +1,4 @@
-"""STEC's two forms are the same model."""
+"""The two forms of STEC are the same model."""
 
 import copy
 import math
@@ -35,7 +35,7 @@ def test_both_forms_agree_in_float64(
     size = STECConfig(embedding=8, blocks=blocks, heads=heads, ffn=16, embedding_std=std, attention=attention)
     plain, fast = build(size, True, seed), build(size, False, seed)
     expected, found = train_step(plain, rows), train_step(fast, rows)
-    # A gradient that is zero except for rounding is compared with the largest one.
+    # A gradient that is zero except for rounding errors is compared with the largest gradient.
     largest = max(t.abs().max().item() for name, t in expected.items() if name.startswith("gradient"))
     for name, difference in error(found, expected).items():
         scale = max(expected[name].abs().max().item(), largest * 1e-3)
@@ -128,8 +128,8 @@ def test_an_mlp_head_trains_in_the_plain_form() -> None:
     assert [len(p) for name, p in model.head.named_parameters() if name.endswith("weight")] == [16, 8, 1]
 
 
-def test_the_head_sees_every_level() -> None:
-    """N blocks give N + 1 levels of F * F * D (Eq. 11)."""
+def test_every_level_is_an_input_of_the_head() -> None:
+    """N blocks give N + 1 levels of F * F * D numbers each (Eq. 11)."""
     model = build(STECConfig(embedding=8, blocks=3), plain=True)
     fields = len(SIZES) + NUMERIC
     head = model.head[0]

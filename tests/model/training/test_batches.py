@@ -1,4 +1,4 @@
-"""Batches: an epoch has every row once, in an order that depends on the seed."""
+"""Batches: an epoch contains every row once, in an order that depends on the seed."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from model.training.batches import Batches, Split
 
 
 def numbered(rows: int) -> Split:
-    """Return rows whose id is their number, from 2."""
+    """Return rows whose id is their row number, starting at 2."""
     ids = np.arange(2, rows + 2, dtype=np.int32)[:, None]
     return Split(ids, ids.astype(np.float32), (ids[:, 0] % 2).astype(np.float32))
 
@@ -30,7 +30,9 @@ def order(epoch: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> l
 
 
 @given(st.integers(2, 200), st.integers(2, 40), st.integers(1, 80), st.integers(1, 30))
-def test_an_epoch_has_every_row_once_except_a_single_last_one(rows: int, size: int, block: int, run: int) -> None:
+def test_an_epoch_contains_every_row_once_except_a_single_leftover_row(
+    rows: int, size: int, block: int, run: int
+) -> None:
     several = batches(numbered(rows), size, block, run)
     for _ in range(2):
         epoch = list(several.epoch())
@@ -51,14 +53,14 @@ def test_a_split_of_one_block_is_shuffled_as_a_whole() -> None:
     assert order(batches(numbered(100), 16, 100, 4, seed=7).epoch()) == expected
 
 
-def test_blocks_mix_distant_rows_and_each_epoch_and_seed_has_its_own_order() -> None:
+def test_blocks_mix_distant_rows_and_the_order_depends_on_epoch_and_seed() -> None:
     first = batches(numbered(1000), 10, 200, 10)
     one, two = order(first.epoch()), order(first.epoch())
     assert one != two
     assert one == order(batches(numbered(1000), 10, 200, 10).epoch())
     assert one != order(batches(numbered(1000), 10, 200, 10, seed=2).epoch())
     block = sorted(one[:200])
-    assert max(np.diff(block)) > 10  # runs from all over the file
+    assert max(np.diff(block)) > 10  # A block mixes runs of rows from the whole file.
     assert one[:200] != block
 
 
@@ -80,7 +82,7 @@ class Mean(nn.Module):
 ids = np.load(sys.argv[1], mmap_mode="r")
 split = Split(ids, np.zeros((len(ids), 0), np.float32), (np.arange(len(ids)) % 2).astype(np.float32))
 model, valid = Mean(), Split(split.ids[:1000], split.values[:1000], split.labels[:1000])
-fit(model, [], valid, valid, Training(epochs=1, batch_size=512))  # torch has started its threads and pools
+fit(model, [], valid, valid, Training(epochs=1, batch_size=512))  # Now torch has started its threads and pools.
 now = sum(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmData")) * 1024
 budget = now + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_DATA, (budget, budget))
@@ -93,7 +95,7 @@ BUDGET = 200 * 2**20
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """480 MB of ids in a sparse file, which takes no disk space."""
+    """480 MB of ids in a sparse file, which uses no disk space."""
     path = tmp_path_factory.mktemp("large") / "train.ids.npy"
     np.lib.format.open_memmap(path, mode="w+", dtype=np.int32, shape=(ROWS, FIELDS))
     return path

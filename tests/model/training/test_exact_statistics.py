@@ -1,4 +1,4 @@
-"""Exact statistics: a batch norm gets those of all of train, and nothing else of the model changes."""
+"""Exact statistics: each batch norm gets the statistics of all of train, and the rest of the model is unchanged."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def rows(count: int = 640) -> Split:
     return Split(ids, random.normal(3.0, 2.0, (count, 3)).astype(np.float32), np.ones(count, np.float32))
 
 
-def test_the_statistics_are_those_of_all_of_train() -> None:
+def test_the_statistics_are_computed_from_all_of_train() -> None:
     model, train = OneNorm(), rows()
     measure_batch_norms(model, train, RECIPE)
     assert model.norm.running_mean is not None
@@ -46,12 +46,12 @@ def test_the_statistics_are_those_of_all_of_train() -> None:
     np.testing.assert_allclose(model.norm.running_mean, train.values.mean(0), rtol=1e-5)
     np.testing.assert_allclose(
         model.norm.running_var, train.values.var(0), rtol=0.02
-    )  # the mean variance within the batches
+    )  # This is the mean of the variances within the batches.
     assert model.norm.momentum == 0.1
     assert not model.norm.training
 
 
-def test_measuring_again_changes_nothing_and_keeps_the_weights() -> None:
+def test_measuring_again_changes_neither_statistics_nor_weights() -> None:
     for name in MODELS:
         torch.manual_seed(1)
         model = build(Fields([8] * 3, 3, [True] * 6, [*"abcdef"]), small(name, **without_context(name)))
@@ -68,7 +68,7 @@ def without_context(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def test_the_mean_prediction_no_longer_depends_on_the_last_batches() -> None:
-    """The model's running statistics were changed."""
+    """Measuring restores the predictions of a model whose running statistics were reset."""
     torch.manual_seed(0)
     train = rows()
     model = STEC(Fields([8] * 3, 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1))

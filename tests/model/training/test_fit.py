@@ -1,4 +1,4 @@
-"""The training loop follows the recipe of section 4.1.5."""
+"""The training loop follows the recipe in section 4.1.5 of the paper."""
 
 import copy
 import itertools
@@ -25,11 +25,11 @@ def train(model: STEC, recipe: Training) -> list[Epoch]:
     return fit(model, embedding_parameters(model), clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2), recipe)
 
 
-def test_training_learns_an_interaction_that_no_single_field_shows() -> None:
+def test_training_learns_an_interaction_that_no_single_field_reveals() -> None:
     model = stec()
     train(model, Training(epochs=12, batch_size=128, learning_rate=0.01))
     test = clicks_of_pairs(2000, 3)
-    assert evaluate(test.labels, predict(model, test)).auc > 0.88  # the true probabilities have 0.9
+    assert evaluate(test.labels, predict(model, test)).auc > 0.88  # The AUC of the true probabilities is 0.9.
 
 
 def test_the_model_has_the_weights_of_the_best_epoch() -> None:
@@ -41,8 +41,8 @@ def test_the_model_has_the_weights_of_the_best_epoch() -> None:
     assert evaluate(valid.labels, predict(model, valid)).logloss == pytest.approx(best, abs=1e-9)
 
 
-def test_a_model_that_diverges_in_an_epochs_last_step_is_an_error_with_the_fix() -> None:
-    """Its loss was finite until then."""
+def test_the_error_for_a_model_that_diverges_in_the_last_step_of_an_epoch_says_how_to_fix_it() -> None:
+    """The loss was finite until that step."""
     with pytest.raises(
         ValueError,
         match=r"after epoch 1, some predictions are not finite. Training diverged. Lower training.learning_rate",
@@ -50,7 +50,7 @@ def test_a_model_that_diverges_in_an_epochs_last_step_is_an_error_with_the_fix()
         train(stec(), Training(epochs=2, batch_size=2000, learning_rate=1e30))
 
 
-def test_the_learning_rate_falls_to_a_tenth_and_patience_ends_training() -> None:
+def test_the_learning_rate_drops_to_a_tenth_and_patience_stops_training() -> None:
     history = train(stec(), Training(epochs=50, batch_size=64, learning_rate=0.03, patience=2))
     assert len(history) < 50
     assert [e.improved for e in history[-2:]] == [False, False]
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_model() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-def test_embedding_l2_shrinks_rows_that_no_batch_has() -> None:
+def test_embedding_l2_shrinks_rows_that_are_in_no_batch() -> None:
     model = stec()
     before = model.embedding.table.weight[0].detach().norm()
     train(model, Training(epochs=2, batch_size=128, embedding_l2=0.1, unknown_rate=0.0))
@@ -79,7 +79,7 @@ def test_the_penalty_is_half_l2_times_the_squared_norm() -> None:
     assert torch.as_tensor(l2_penalty(tables, 0.1)).item() == pytest.approx(0.05 * (6 + 4))
 
 
-def test_net_l2_shrinks_weights_and_no_embedding() -> None:
+def test_net_l2_shrinks_weights_but_not_embeddings() -> None:
     free, held = stec(), stec()
     train(free, Training(epochs=3, batch_size=128, learning_rate=0.01))
     train(held, Training(epochs=3, batch_size=128, learning_rate=0.01, net_l2=1.0))
@@ -90,7 +90,7 @@ def test_net_l2_shrinks_weights_and_no_embedding() -> None:
     assert held.embedding.table.weight.norm() > 0.5 * free.embedding.table.weight.norm()
 
 
-def test_a_share_of_the_known_tokens_becomes_unknown_and_no_missing_one() -> None:
+def test_a_share_of_the_known_tokens_becomes_unknown_but_missing_values_do_not() -> None:
     ids = torch.full((10_000, 2), 5)
     ids[:5000, 1] = MISSING
     never_missing = torch.tensor([True, False])
@@ -108,7 +108,7 @@ def test_tokens_become_missing_only_in_fields_that_are_never_missing() -> None:
     assert not (hidden[:, 1] == MISSING).any()
 
 
-def test_a_last_batch_of_one_row_is_left_out() -> None:
+def test_a_last_batch_of_one_row_is_skipped() -> None:
     seen: list[int] = []
     model = stec()
     split = clicks_of_pairs(129, 1)
@@ -132,7 +132,7 @@ class Exploding(nn.Module):
         return self.weight * torch.inf + ids[:, 0]
 
 
-def test_a_loss_that_is_not_finite_is_an_error_with_the_fix() -> None:
+def test_the_error_for_a_loss_that_is_not_finite_says_how_to_fix_it() -> None:
     model = Exploding()
     with pytest.raises(ValueError, match="learning_rate"):
         fit(model, [model.weight], clicks_of_pairs(64, 1), clicks_of_pairs(64, 2), Training(epochs=1))

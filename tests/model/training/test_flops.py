@@ -1,4 +1,4 @@
-"""FLOPs as the paper counts them, against numbers counted by hand."""
+"""Compare FLOPs, as the paper counts them, with numbers that were counted by hand."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ IDS, VALUES = torch.full((2, 3), 2), torch.zeros(2, 0)
 
 
 class OfValues(nn.Module):
-    """A module on the values, with the inputs of a model."""
+    """A wrapper that gives a module the inputs of a model."""
 
     def __init__(self, inner: nn.Module, width: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class OfValues(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head of width 4 over 3 fields, with torch's fused kernel."""
+    """One attention head of width 4 over 3 fields, which uses torch's fused kernel."""
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         x = torch.zeros(len(ids), 1, 3, 4)
@@ -57,18 +57,18 @@ def test_the_flops_of_an_mlp_are_the_sum_of_its_weights() -> None:
     assert count_flops(OfValues(net, 23), IDS, VALUES) == 23 * 400 + 400
 
 
-def test_both_products_of_a_fused_attention_count() -> None:
+def test_both_products_of_a_fused_attention_are_counted() -> None:
     assert count_flops(Attention(), IDS, VALUES) == 2 * 3 * 3 * 4
 
 
-def test_afm_has_the_flops_of_the_paper() -> None:
+def test_afm_has_the_flops_in_the_paper() -> None:
     assert count_flops(FactorizationMachine(), IDS, VALUES) == 40_666  # Fig. 3: 41k
 
 
 @pytest.mark.parametrize("fields", [2, 10, 22])
 @pytest.mark.parametrize(("embedding", "heads", "blocks", "ffn"), [(8, 1, 1, 16), (16, 4, 2, 64), (12, 3, 3, 5)])
 @pytest.mark.parametrize("attention", ["full", "request"])
-def test_stec_has_the_flops_of_the_closed_form(
+def test_the_flops_of_stec_equal_the_closed_form(
     fields: int, embedding: int, heads: int, blocks: int, ffn: int, attention: str
 ) -> None:
     size = STECConfig(embedding=embedding, heads=heads, blocks=blocks, ffn=ffn, attention=attention)  # type: ignore[arg-type]
@@ -78,12 +78,12 @@ def test_stec_has_the_flops_of_the_closed_form(
     assert count_flops(model, torch.full((2, fields), 2), VALUES) == expected
 
 
-def test_stec_on_avazu_has_the_100_thousand_flops_of_the_paper() -> None:
+def test_stec_on_avazu_has_100_thousand_flops_as_in_the_paper() -> None:
     model = STEC(Fields([3] * 22), STECConfig(embedding=16, blocks=1, heads=2, ffn=64))
     assert count_flops(model, torch.full((2, 22), 2), VALUES) == pytest.approx(100_000, rel=0.05)
 
 
-def test_numeric_fields_and_an_mlp_head_count() -> None:
+def test_numeric_fields_and_an_mlp_head_are_counted() -> None:
     model = STEC(Fields([3], 1), STECConfig(embedding=8, blocks=1, heads=2, ffn=16, mlp=(5,)))
     encoder = 4 * 2 * 64 + 4 * 8 + 2 * 2 * 8 * 16 + 2 * 2 * 64
     assert count_flops(model, torch.full((2, 1), 2), torch.zeros(2, 1)) == encoder + 2 * 4 * 8 * 5 + 5

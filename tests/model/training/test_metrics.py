@@ -1,4 +1,4 @@
-"""The metrics, above all calibration."""
+"""Tests of the metrics, mainly calibration."""
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ def test_the_error_of_predicting_twice_the_click_rate_is_the_click_rate() -> Non
     assert metrics.predicted_over_observed == pytest.approx(2)
 
 
-def test_errors_that_cancel_in_the_mean_count_in_the_calibration_error() -> None:
+def test_errors_that_cancel_in_the_mean_still_increase_the_calibration_error() -> None:
     labels = np.repeat([0.0, 1.0], 500)
     ctr = np.repeat([0.2, 0.8], 500)
     metrics = evaluate(labels, ctr)
@@ -32,7 +32,7 @@ def test_errors_that_cancel_in_the_mean_count_in_the_calibration_error() -> None
     assert metrics.calibration_error == pytest.approx(0.2)
 
 
-def test_clicks_drawn_from_the_predictions_are_calibrated_in_bins_of_equal_mass() -> None:
+def test_clicks_sampled_from_the_predictions_are_calibrated_in_bins_of_equal_size() -> None:
     random = np.random.default_rng(0)
     ctr = random.beta(1, 20, 60_000)
     labels = (random.random(60_000) < ctr).astype(float)

@@ -1,4 +1,4 @@
-"""API keys: a request without one is answered with 401, and no log or response ever shows a key."""
+"""API keys: a request without a key gets a 401, and no log or response ever contains a key."""
 
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def test_the_admin_key_must_be_alone_in_its_file(file: Path, tmp_path: Path) -> 
         read_admin_key(tmp_path / "none")
 
 
-def test_a_file_that_every_user_can_read_is_logged_as_a_warning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_every_user_can_read_causes_a_warning(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_keys(file)
     assert caplog.text == ""
     file.chmod(0o644)
@@ -95,7 +95,7 @@ def test_a_file_that_every_user_can_read_is_logged_as_a_warning(file: Path, capl
     assert "readable by every user" in caplog.text
 
 
-async def test_without_a_key_the_api_answers_401_and_the_probes_answer_200(start: StartApp, file: Path) -> None:
+async def test_without_a_key_the_api_returns_401_and_the_probes_return_200(start: StartApp, file: Path) -> None:
     async with start(api_keys_file=file) as client:
         for headers in ({}, {"X-Api-Key": "not-the-right-secret"}):
             for path in ("/v1/score", "/v1/explain"):
@@ -122,7 +122,7 @@ async def test_requests_are_counted_by_the_name_of_their_key(start: StartApp, fi
     assert "secret" not in counted
 
 
-async def test_without_a_file_of_keys_no_key_is_required(client: httpx.AsyncClient) -> None:
+async def test_without_a_key_file_no_key_is_required(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/score", json=a_request())).status_code == 200
     assert "ctr_requests_by_key_total{" not in (await client.get("/metrics")).text
 

@@ -1,4 +1,4 @@
-"""Decoding bodies from a hostile client: any bytes give a request or a Problem, and no other exception."""
+"""Decoding bodies from a hostile client: any bytes give a request or raise a Problem, but no other exception."""
 
 import json
 import time
@@ -76,7 +76,7 @@ def test_any_bytes_give_a_request_or_a_problem(body: bytes) -> None:
 
 @settings(deadline=None, max_examples=examples(1000))
 @given(st.data())
-def test_any_change_of_a_valid_body_gives_a_request_or_a_problem(data: st.DataObject) -> None:
+def test_any_change_to_a_valid_body_gives_a_request_or_a_problem(data: st.DataObject) -> None:
     body = VALID
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(body)))
@@ -115,7 +115,7 @@ def give_a_request_or_a_problem(body: bytes) -> None:
 
 
 @pytest.mark.timing
-def test_too_many_candidates_are_refused_before_each_is_decoded() -> None:
+def test_too_many_candidates_are_refused_before_they_are_decoded() -> None:
     candidate = b'{"id":1,"features":[]},'
     body = b'{"context":{},"on_bad_candidate":"skip","candidates":[' + (candidate * 91_000)[:-1] + b"]}"
     start_s = time.perf_counter()

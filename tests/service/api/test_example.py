@@ -1,4 +1,4 @@
-"""The example request has only known values, whatever values are missing in the golden requests."""
+"""The example request has only known values, even if values are missing in the golden requests."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from service.api.example import example_request
 
 
 def bad_values(bundle: Path, golden: list[GoldenRequest], max_candidates: int) -> int:
-    """Return how many values of the example are unknown, missing or not the model's."""
+    """Return how many values of the example are unknown, missing or not in a field of the model."""
     opened = open_bundle(bundle)
     request = example_request(opened, golden, max_candidates)
     encoder = Encoder(opened.schema, strict=True)
@@ -33,6 +33,6 @@ def test_an_example_of_one_golden_request_has_no_bad_values(bundle: Path) -> Non
         assert bad_values(bundle, [request], 3) == 0
 
 
-def test_values_that_no_golden_request_has_are_made_up(bundle: Path) -> None:
+def test_values_that_are_in_no_golden_request_are_made_up(bundle: Path) -> None:
     golden = [GoldenRequest({"user": "nobody", "planet": "mars"}, [GoldenCandidate("a", {"item": None})], [0.5])]
     assert bad_values(bundle, golden, 3) == 0

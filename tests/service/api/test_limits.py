@@ -19,7 +19,7 @@ async def test_too_many_candidates_are_a_422(start: StartApp) -> None:
         assert answer.status_code == 200
 
 
-async def test_a_body_whose_announced_length_exceeds_the_limit_is_a_413(client: httpx.AsyncClient) -> None:
+async def test_a_body_whose_declared_length_exceeds_the_limit_is_a_413(client: httpx.AsyncClient) -> None:
     problem(await post(client, b"x" * 10_000_000), 413, None, "CTR_MAX_BODY_BYTES")
 
 

@@ -1,6 +1,6 @@
-"""The wording of msgspec's messages that service/api/msgspec_errors.py parses, and what it makes of them.
+"""The messages of msgspec that service/api/msgspec_errors.py parses, and the results of parsing them.
 
-When an upgrade of msgspec fails a test here, its messages have changed: adapt the patterns in msgspec_errors.py.
+If a test here fails after an upgrade of msgspec, the messages have changed: update the patterns in msgspec_errors.py.
 """
 
 from typing import Any
@@ -125,13 +125,13 @@ def test_a_wrong_choice_is_quoted_and_may_look_like_a_path(value: str) -> None:
         ),
     ],
 )
-def test_a_value_in_a_dict_has_no_path_of_its_own(body: str, type_: Any, message: str, parsed: InvalidValue) -> None:
+def test_an_error_in_a_dict_has_the_path_of_the_dict(body: str, type_: Any, message: str, parsed: InvalidValue) -> None:
     error = validation_error(body, type_)
     assert str(error) == message
     assert parse_validation_error(error) == parsed
 
 
-def test_a_message_of_an_unknown_form_is_returned_as_it_is_but_not_at_any_length() -> None:
+def test_a_message_in_an_unknown_format_is_returned_unchanged_but_truncated() -> None:
     assert parse_validation_error(msgspec.ValidationError("Bad luck")) == InvalidValue((), message="Bad luck")
     parsed = parse_validation_error(msgspec.ValidationError("x" * 5000 + " - at `$.top_k`"))
     assert parsed.path == ("top_k",)

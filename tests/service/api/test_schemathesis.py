@@ -1,4 +1,4 @@
-"""Requests that schemathesis generates from the OpenAPI document: every response is one that it documents."""
+"""Requests that schemathesis generates from the OpenAPI document get only responses that the document describes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from tests.support.paths import DEMO
 from tests.support.processes import serving
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-# 504 is correct for a deadline of a millisecond. No other status from 500 on is.
+# 504 is correct for a deadline of a millisecond. Any other 5xx status is an error.
 CONFIGURATION = '[checks.not_a_server_error]\nexpected-statuses = ["2xx", "4xx", 504]\n'
 KEY = "a-key-for-these-tests"
 

@@ -98,7 +98,7 @@ def test_too_many_pipelined_requests_are_refused(short_timeouts: Server) -> None
     assert b"Read the responses first" in said
 
 
-def test_a_client_that_reads_no_response_loses_its_connection(short_timeouts: Server) -> None:
+def test_a_client_that_does_not_read_responses_is_disconnected(short_timeouts: Server) -> None:
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
     with connected(short_timeouts) as connection:
         start_s = time.monotonic()
@@ -130,7 +130,7 @@ def one_at_a_time(bundle: Path, redis: RedisServer) -> Iterator[Server]:
 
 @pytest.fixture
 def narrow(one_at_a_time: Server, redis: RedisServer) -> Iterator[Server]:
-    """A server that admits one request at a time, which waits for a stopped Redis: one second, or until `thaw`."""
+    """A server that admits one request at a time. The request waits for a stopped Redis for 1 s, or until `thaw()`."""
     eventually(lambda: in_flight(one_at_a_time) == 0, "no request is in flight")
     redis.process.send_signal(signal.SIGSTOP)
     yield one_at_a_time
@@ -146,7 +146,7 @@ def in_flight(server: Server) -> float:
 
 
 @pytest.mark.timing
-def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(
+def test_a_request_above_the_limit_gets_429_immediately_and_keeps_its_connection(
     narrow: Server, redis: RedisServer
 ) -> None:
     before = metric(narrow.url, 'ctr_request_seconds_count{outcome="overloaded"}')
@@ -158,7 +158,7 @@ def test_a_request_above_the_limit_gets_429_at_once_and_keeps_its_connection(
             status, problem = answer(second)
             assert (status, problem["request_id"]) == (429, "mine")
             assert problem["type"] == "urn:problem-type:ctr:overloaded"
-        # In two pieces, with the rest of the body after the response.
+        # The request is sent in two pieces, the rest of the body after the response.
         second.sendall(PART)
         assert answer(second)[0] == 429
         thaw(redis)
@@ -180,13 +180,13 @@ def test_a_429_has_retry_after_and_other_routes_are_served(narrow: Server, redis
         assert httpx.get(f"{narrow.url}/readyz", timeout=30).status_code == 200
         second.sendall(HEAD + b"Expect: 100-continue\r\n" + LENGTH)
         assert answer(second)[0] == 429
-        assert second.recv(1) == b""  # Closed: the next bytes could be the body or a request.
+        assert second.recv(1) == b""  # The server closes it: the next bytes could be the body or a request.
         thaw(redis)
         assert answer(first)[0] == 200
 
 
 @pytest.mark.timing
-def test_clients_that_send_no_body_do_not_keep_others_out(narrow: Server, redis: RedisServer) -> None:
+def test_clients_that_send_no_body_do_not_block_others(narrow: Server, redis: RedisServer) -> None:
     thaw(redis)
     with ExitStack() as stack:
         for _ in range(5):
@@ -197,7 +197,7 @@ def test_clients_that_send_no_body_do_not_keep_others_out(narrow: Server, redis:
 
 
 @pytest.mark.timing
-def test_a_client_disconnect_frees_its_place(narrow: Server, redis: RedisServer) -> None:
+def test_a_client_disconnect_releases_its_in_flight_slot(narrow: Server, redis: RedisServer) -> None:
     with connected(narrow) as first:
         first.sendall(HEAD + LENGTH + BODY)
         eventually(lambda: in_flight(narrow) == 1, "the first request is in flight")
@@ -207,7 +207,7 @@ def test_a_client_disconnect_frees_its_place(narrow: Server, redis: RedisServer)
 
 
 @pytest.mark.timing
-def test_a_client_that_reads_no_429_loses_its_connection(narrow: Server) -> None:
+def test_a_client_that_does_not_read_its_429_is_disconnected(narrow: Server) -> None:
     ask = HEAD + b"Content-Length: 0\r\n\r\n"
     with connected(narrow) as first, connected(narrow) as greedy:
         first.sendall(HEAD + LENGTH + BODY)

@@ -1,4 +1,4 @@
-"""Known problems of other servers: files opened per request, garbage collection pauses, growing latency."""
+"""Problems that are known from other servers: files opened per request, garbage collection pauses, growing latency."""
 
 import gc
 import sys
@@ -25,7 +25,7 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
 
 @contextmanager
 def noted() -> Iterator[list[str]]:
-    """Record the files that this process opens in the block."""
+    """Record the files that this process opens while the block runs."""
     global _opened
     files: list[str] = []
     _opened = files
@@ -38,7 +38,7 @@ def noted() -> Iterator[list[str]]:
 sys.addaudithook(_note)  # An audit hook cannot be removed.
 
 
-async def test_a_request_opens_no_file(start: StartApp) -> None:
+async def test_requests_open_no_files(start: StartApp) -> None:
     async with start() as client:
         await client.post("/v1/score", json=a_request())
         with noted() as files:
@@ -47,7 +47,7 @@ async def test_a_request_opens_no_file(start: StartApp) -> None:
     assert files == []
 
 
-async def test_long_lived_objects_are_frozen_out_of_garbage_collection(start: StartApp) -> None:
+async def test_long_lived_objects_are_excluded_from_garbage_collection(start: StartApp) -> None:
     gc.unfreeze()
     async with start():
         assert gc.get_freeze_count() > 10_000
@@ -108,7 +108,7 @@ async def test_no_response_contains_a_file_path(start: StartApp, bundle: Path) -
 @pytest.mark.timing
 @pytest.mark.parametrize("budget_ms", [1, 2, 3, 5, 8])
 async def test_the_deadline_covers_all_phases(start: StartApp, budget_ms: int) -> None:
-    """The response is a 200 in time, a 429 or a 504, and never a 200 that is much too late."""
+    """The response is a timely 200, a 429 or a 504, but never a 200 that is much too late."""
     async with start(bundle=DEMO) as client:
         many = [{"id": n, "features": {"ad": f"ad-{n}"}} for n in range(500)]
         await client.post("/v1/score", json={"context": {}, "candidates": many, "timeout_ms": 5000})

@@ -45,7 +45,7 @@ def test_an_endless_head_gets_431_and_closes_the_connection(server: Server, star
         assert time.perf_counter() - start_s < 2
         status, problem = answer(connection)
         assert (status, problem["status"]) in ((431, 431), (400, 400))
-        assert status == 431 or start == b"\r\n"  # Letters without a space are not a method.
+        assert status == 431 or start == b"\r\n"  # After b"\r\n", the letters are an invalid method.
 
 
 def test_a_head_in_one_piece_has_the_same_limits(server: Server) -> None:
@@ -131,7 +131,7 @@ def test_an_invalid_chunk_gets_a_problem_document(server: Server) -> None:
         (65, HEAD + H2C + LENGTH + BODY, 429),
     ],
 )
-def test_complete_requests_are_answered_before_the_connection_is_refused(
+def test_complete_requests_are_answered_before_the_connection_is_closed(
     server: Server, whole: int, broken: bytes, status: int
 ) -> None:
     with connected(server) as connection:
@@ -140,8 +140,8 @@ def test_complete_requests_are_answered_before_the_connection_is_refused(
     assert statuses_of(text) == [200] * whole + [status]
 
 
-def test_no_response_follows_the_last_one(bundle: Path) -> None:
-    """A 429 to a request that expects `100 Continue` closes the connection: its body may or may not follow."""
+def test_no_response_follows_one_that_closes_the_connection(bundle: Path) -> None:
+    """A 429 for a request that expects `100 Continue` closes the connection, because the body may or may not follow."""
     body = json.dumps(a_request(candidates=[{"id": 1, "features": {}}] * 1000, timeout_ms=5000)).encode()
     two = HEAD + b"Expect: 100-continue\r\nContent-Length: 0\r\n\r\n" + HEAD + b"Connection: close\r\n" + LENGTH + BODY
     full = serving(bundle, CTR_WORKERS="1", CTR_MAX_IN_FLIGHT="1", CTR_TIMEOUT_MS="5000")
@@ -162,11 +162,11 @@ def test_a_client_disconnect_releases_all_of_its_pipelined_requests(bundle: Path
             with connected(server) as connection:
                 connection.sendall((HEAD + LENGTH + BODY) * 2)
         eventually(lambda: metric(server.url, "ctr_in_flight_requests") == 0, "no request is in flight")
-        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the connection for the metrics is left")
+        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the connection for the metrics is open")
 
 
 def test_any_number_of_upgrades_can_be_pipelined(server: Server) -> None:
-    """More than the depth of Python's stack."""
+    """There are more requests than Python's stack is deep."""
     with connected(server) as connection:
         connection.sendall((b"GET /livez HTTP/1.1\r\n" + H2C + b"\r\n") * 3000)
         assert statuses_of(read_all(connection)) == [200] * 65 + [429]
@@ -193,7 +193,7 @@ def test_bad_clients_are_not_logged(bundle: Path) -> None:
 
 
 def test_a_client_that_sends_its_next_request_after_the_response_has_one_request_in_flight(bundle: Path) -> None:
-    """With as many clients as the limit allows, no request is refused."""
+    """If there are as many clients as the limit allows, no request is refused."""
 
     def ask(server: Server, times: int) -> list[int]:
         with httpx.Client(base_url=server.url, timeout=30) as client:
@@ -205,7 +205,7 @@ def test_a_client_that_sends_its_next_request_after_the_response_has_one_request
     assert statuses == [200] * 450
 
 
-def test_a_client_that_stops_reading_loses_its_connection(bundle: Path) -> None:
+def test_a_client_that_stops_reading_is_disconnected(bundle: Path) -> None:
     candidates = [{"id": "i" * 1900 + str(number), "features": {"ad": 1}} for number in range(1000)]
     body = json.dumps(a_request(candidates=candidates, timeout_ms=5000)).encode()
     short_timeouts = serving(bundle, CTR_WORKERS="1", CTR_HEAD_TIMEOUT_MS="1000", CTR_KEEP_ALIVE_MS="60000")
@@ -215,8 +215,10 @@ def test_a_client_that_stops_reading_loses_its_connection(bundle: Path) -> None:
         silent.connect((host, int(port)))
         for _ in range(2):
             silent.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        eventually(lambda: metric(server.url, 'ctr_request_seconds_count{outcome="ok"}') == 2, "both are answered")
-        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the connection for the metrics is left")
+        eventually(
+            lambda: metric(server.url, 'ctr_request_seconds_count{outcome="ok"}') == 2, "both requests are answered"
+        )
+        eventually(lambda: metric(server.url, "ctr_connections") <= 1, "only the connection for the metrics is open")
 
 
 def test_a_head_request_is_not_subject_to_admission_control(bundle: Path) -> None:
@@ -233,7 +235,7 @@ def test_a_head_request_is_not_subject_to_admission_control(bundle: Path) -> Non
 
 @pytest.mark.parametrize("path", [b"score", b"explain"])
 def test_an_error_before_an_expected_body_closes_the_connection(server: Server, path: bytes) -> None:
-    """The client may or may not send the body: the next bytes could be a body or a request."""
+    """The client may or may not send the body, so the next bytes could be a body or a request."""
     head = HEAD.replace(b"json", b"text").replace(b"score", path)
     with connected(server) as connection:
         connection.sendall(head + b"Expect: 100-continue\r\nContent-Length: 300\r\n\r\n")

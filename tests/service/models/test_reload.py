@@ -1,4 +1,4 @@
-"""Load a new model by pointer, SIGHUP or POST /admin/reload; a bad model is refused and the old one stays in use."""
+"""Reloading by pointer, SIGHUP or POST /admin/reload: a bad model is refused, and the old one stays in use."""
 
 import os
 import shlex
@@ -39,7 +39,7 @@ KEY = "a-key-of-the-operator"
 
 @pytest.fixture
 def two_versions(bundle: Path, tmp_path: Path) -> Path:
-    """A store of two versions, of which the small bundle is current."""
+    """A store with two versions. The small bundle is current."""
     folder = tmp_path / "store"
     assert stores.main(["add", str(folder), str(another_bundle(tmp_path / "another"))]) == 0
     assert stores.main(["add", str(folder), str(bundle), "--activate"]) == 0
@@ -61,7 +61,7 @@ def serving_store(
     with serving("", program, CTR_STORE=str(store), **more) as server:
         port = more.get("CTR_ADMIN_PORT", server.url.rpartition(":")[2])
         metrics = f"http://127.0.0.1:{port}"
-        eventually(lambda: metric(metrics, "ctr_workers") == int(more["CTR_WORKERS"]), "all workers")
+        eventually(lambda: metric(metrics, "ctr_workers") == int(more["CTR_WORKERS"]), "all workers are running")
         yield server
 
 
@@ -70,7 +70,7 @@ def reload(url: str, key: str = KEY) -> httpx.Response:
 
 
 def reloads(url: str) -> float:
-    """Count reloads. A worker that is not ready yet counts as loaded, even if it already has the current version."""
+    """Count reloads with either outcome: if a worker is not ready yet, even an unchanged version counts as loaded."""
     return sum(metric(url, f'ctr_reloads_total{{outcome="{outcome}"}}') for outcome in ("loaded", "unchanged"))
 
 
@@ -81,7 +81,7 @@ def all_serve(server: Server, version: str) -> bool:
 
 @contextmanager
 def constant_load(url: str) -> Iterator[list[httpx.Response]]:
-    """Score without a pause in two threads, and yield the answers."""
+    """Send requests continuously from two threads, and yield the responses."""
     stop, answers = Event(), []
 
     def ask() -> None:
@@ -108,9 +108,9 @@ def test_changed_pointer_replaces_the_model_under_load(
     with serving_store(two_versions, tmp_path, SERVICE) as server, constant_load(server.url) as answers:
         assert all_serve(server, small)
         stores.main(["activate", str(two_versions), another])
-        eventually(lambda: all_serve(server, another), "the other model")
+        eventually(lambda: all_serve(server, another), "the other model is served")
         stores.main(["rollback", str(two_versions)])
-        eventually(lambda: all_serve(server, small), "the first again")
+        eventually(lambda: all_serve(server, small), "the first model is served again")
     assert [answer.status_code for answer in answers] == [200] * len(answers)
     right = {small: expected(server, answers, small), another: expected(server, answers, another)}
     assert right[small] != right[another]
@@ -119,7 +119,7 @@ def test_changed_pointer_replaces_the_model_under_load(
 
 
 def expected(server: Server, answers: list[httpx.Response], version: str) -> list[float]:
-    """Return the first answer of a version, which all later answers must equal."""
+    """Return the scores in the first response of a version. All later ones must be equal."""
     first = next(answer.json() for answer in answers if answer.json()["version"] == version)
     return [score["ctr"] for score in first["scores"]]
 
@@ -127,13 +127,13 @@ def expected(server: Server, answers: list[httpx.Response], version: str) -> lis
 def test_sighup_loads_the_current_version(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path) as server:
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: reloads(server.url) == 1, "a reload of the same")
+        eventually(lambda: reloads(server.url) == 1, "the same version is reloaded")
         stores.main(["activate", str(two_versions), versions[1]])
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: all_serve(server, versions[1]), "the other model")
+        eventually(lambda: all_serve(server, versions[1]), "the other model is served")
         stores.main(["rollback", str(two_versions)])
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: all_serve(server, versions[0]), "the first again")
+        eventually(lambda: all_serve(server, versions[0]), "the first model is served again")
         assert all_serve(server, versions[0])
 
 
@@ -170,9 +170,9 @@ def test_bad_bundle_is_refused_and_the_old_one_stays_in_use(
         assert str(tmp_path) not in refused["detail"]
         assert metric(server.url, 'ctr_reloads_total{outcome="refused"}') >= 1
         assert all_serve(server, small)
-        # A worker that replaces a killed one does not load it either.
+        # A worker that replaces a killed one does not load the bad bundle either.
         os.kill(children(server.process.pid)[0], signal.SIGKILL)
-        eventually(lambda: metric(server.url, "ctr_workers") == 2, "a worker in its place")
+        eventually(lambda: metric(server.url, "ctr_workers") == 2, "the worker is replaced")
         assert all_serve(server, small)
 
 
@@ -188,7 +188,7 @@ def test_concurrent_reload_requests_are_combined(two_versions: Path, versions: t
 
 
 def point_to(store: Path, version: str) -> None:
-    """Change the pointer without ctr-store."""
+    """Change the pointer without using ctr-store."""
     text = (store / "current").read_text()
     small = next(name for name in text.split('"') if len(name) == 64)
     aside = store / "aside"
@@ -206,14 +206,14 @@ def test_model_with_wrong_answers_is_refused(bundle: Path, tmp_path: Path) -> No
         assert served_version(server.url) == open_bundle(bundle).manifest.version
 
 
-def test_admin_requires_its_key(two_versions: Path, tmp_path: Path) -> None:
+def test_admin_routes_require_their_key(two_versions: Path, tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path) as server:
         for answer in (reload(server.url, "a-wrong-key-of-somebody"), httpx.post(f"{server.url}/admin/reload")):
             problem(answer, 401, None, "CTR_ADMIN_KEY_FILE")
         assert metric(server.url, 'ctr_reloads_total{outcome="loaded"}') == 0
 
 
-def test_admin_does_not_exist_without_a_key(bundle: Path) -> None:
+def test_admin_routes_do_not_exist_without_a_key(bundle: Path) -> None:
     with serving(bundle, CTR_WORKERS="1") as server:
         assert reload(server.url).status_code == 404
 
@@ -237,10 +237,10 @@ def test_model_activated_while_no_worker_runs_is_served(
 ) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         (worker,) = children(server.process.pid)
-        os.kill(worker, signal.SIGKILL)  # a worker that was started recently is replaced only after a pause
-        eventually(lambda: worker not in children(server.process.pid), "the worker is gone")
+        os.kill(worker, signal.SIGKILL)  # A worker that was started recently is replaced after a delay.
+        eventually(lambda: worker not in children(server.process.pid), "the worker has exited")
         assert stores.main(["activate", str(two_versions), versions[1]]) == 0
-        eventually(lambda: served_version(server.url) == versions[1], "the new model")
+        eventually(lambda: served_version(server.url) == versions[1], "the new model is served")
 
 
 def test_store_without_a_current_version_cannot_be_served(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def versions(bundles: list[Path]) -> list[str]:
 
 @pytest.fixture
 def store(bundles: list[Path], tmp_path: Path) -> Path:
-    """A store of all three bundles. The one added last is current."""
+    """A store with all three bundles. The one that was added last is current."""
     for bundle in bundles:
         assert main(["add", str(tmp_path / "store"), str(bundle), "--activate"]) == 0
     return tmp_path / "store"
@@ -170,7 +170,7 @@ def test_concurrent_adds_lose_nothing(bundles: list[Path], versions: list[str], 
         ('{"version": 1}', "activate a version again"),
     ],
 )
-def test_pointer_never_leads_out_of_the_store(store: Path, versions: list[str], pointer: str, message: str) -> None:
+def test_pointer_never_points_outside_the_store(store: Path, versions: list[str], pointer: str, message: str) -> None:
     (store / "current").write_text(pointer)
     with pytest.raises(StoreError, match=message):
         current_bundle(store)

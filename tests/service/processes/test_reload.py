@@ -1,4 +1,4 @@
-"""Reloads: those requested together run once, a failure rolls back every worker, and a new worker catches up."""
+"""Reloads: concurrent requests are combined, a failure rolls back every worker, and a new worker catches up."""
 
 import asyncio
 import signal
@@ -39,14 +39,14 @@ def new(store: Path, tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def started(folder: Path, on_load: OnLoad) -> AsyncIterator[tuple[WorkerProcess, list[Path]]]:
-    """Start a process that does nothing, and reply to the worker's Load messages from here.
+    """Start an idle process as a worker, and reply to the Load messages that are sent to it.
 
     Args:
         folder: The bundle that the worker serves.
-        on_load: Returns the problem of the reply.
+        on_load: Called with the folder of each Load message. Returns the problem for the reply, or None.
 
     Yields:
-        The worker, and the folders that it has been told to load.
+        The worker, and the folders of the Load messages so far.
     """
     loads: list[Path] = []
 
@@ -126,7 +126,7 @@ async def test_a_worker_that_does_not_reply_is_killed_and_the_others_are_loaded(
     assert second.folder == new
 
 
-async def test_requests_during_a_reload_share_the_next_one(store: Path, new: Path) -> None:
+async def test_requests_during_a_reload_share_the_next_reload(store: Path, new: Path) -> None:
     loading, go_on = asyncio.Event(), asyncio.Event()
 
     async def load_slowly(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ SETTINGS = {"CTR_WORKERS": "1", "CTR_TIMEOUT_MS": "5000", "CTR_DRAIN_NOTICE_MS":
 
 
 class Balancer:
-    """Sends requests to the servers that are ready, over keep-alive connections, without retries."""
+    """A load balancer that sends requests to the ready servers over keep-alive connections, without retries."""
 
     def __init__(self) -> None:
         self.answers: list[int] = []
@@ -40,7 +40,9 @@ class Balancer:
                 thread.join(30)
 
     def _probe(self, servers: list[Server]) -> None:
-        with httpx.Client(timeout=5) as client:  # Creating one per probe can take longer than the notice period.
+        with httpx.Client(
+            timeout=5
+        ) as client:  # Creating a client for each probe can take longer than the notice period.
             while not self._stop.is_set():
                 ready = [server for server in list(servers) if is_ready(client, server)]
                 with self._lock:
@@ -88,14 +90,14 @@ def test_replacing_one_server_after_another_loses_no_request(bundle: Path) -> No
                 assert old.process.wait(30) == 0
                 servers.remove(old)
             before = len(balancer.answers)
-            eventually(lambda: len(balancer.answers) > before + 20, "the new servers answer")
+            eventually(lambda: len(balancer.answers) > before + 20, "the new servers answer requests")
     assert balancer.answers == [200] * len(balancer.answers)
-    assert balancer.closed  # Responses announced the end of their connection.
+    assert balancer.closed  # Responses announced that the server would close the connection.
 
 
 @pytest.mark.parametrize("requests", [1500, pytest.param(6000, marks=pytest.mark.full)])
 def test_memory_is_flat_under_mixed_traffic(bundle: Path, requests: int) -> None:
-    """Valid and invalid requests, new tokens and closed connections, as many as a small site has in an hour."""
+    """The traffic has valid and invalid requests, new tokens and closed connections, like an hour on a small site."""
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_CACHE_TOKENS="2000") as server:
         (worker,) = children(server.process.pid)
         mixed_traffic(server.url, requests // 3, first=0)

@@ -1,4 +1,4 @@
-"""`python -m service` as a separate process: start it, send requests, verify it and stop it."""
+"""Start `python -m service` as a separate process, send requests, verify it and stop it."""
 
 import json
 import shlex

@@ -27,17 +27,17 @@ def test_sigterm_lets_a_request_finish(bundle: Path) -> None:
         head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(head.encode() + b"\r\n\r\n" + body[:10])
-            httpx.get(f"{server.url}/livez", timeout=30)  # After this the server has read the head.
+            httpx.get(f"{server.url}/livez", timeout=30)  # After this response, the server has read the head.
             server.process.send_signal(signal.SIGTERM)
             connection.sendall(body[10:])
             assert b"200 OK" in connection.recv(100)
         assert server.process.wait(30) == 0
 
 
-def test_sigterm_during_the_start_stops_the_server_with_exit_code_0(bundle: Path) -> None:
+def test_sigterm_during_startup_stops_the_server_with_exit_code_0(bundle: Path) -> None:
     port = a_free_port()
     with start(CTR_BUNDLE=str(bundle), CTR_PORT=str(port)) as process:
-        wait_until_the_port_is_open(port)  # Which is before the bundle is opened.
+        wait_until_the_port_is_open(port)  # The server opens the port before the bundle.
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
@@ -46,14 +46,14 @@ def test_sigterm_during_the_start_stops_the_server_with_exit_code_0(bundle: Path
     assert "Traceback" not in errors
 
 
-def test_sighup_during_the_start_changes_nothing(bundle: Path) -> None:
+def test_sighup_during_startup_has_no_effect(bundle: Path) -> None:
     port = a_free_port()
     with start(CTR_BUNDLE=str(bundle), CTR_PORT=str(port)) as process:
         try:
             wait_until_the_port_is_open(port)
             process.send_signal(signal.SIGHUP)
             assert process.stdout is not None
-            assert process.stdout.readline().startswith("curl ")  # It is ready.
+            assert process.stdout.readline().startswith("curl ")  # The server is ready.
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         finally:
@@ -74,7 +74,7 @@ def test_readyz_returns_503_on_an_open_connection_while_the_server_drains(bundle
     with slowly as server, httpx.Client(base_url=server.url, timeout=30) as client:
         assert client.get("/readyz").status_code == 200
         server.process.send_signal(signal.SIGTERM)
-        eventually(lambda: client.get("/readyz").status_code == 503, "it drains")
+        eventually(lambda: client.get("/readyz").status_code == 503, "the server is draining")
         ready = client.get("/readyz")
         assert ready.headers["content-type"] == "application/problem+json"
         assert "draining" in ready.json()["detail"]

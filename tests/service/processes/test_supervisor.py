@@ -1,4 +1,4 @@
-"""Workers that cannot be started, or that die before they are ready."""
+"""Workers that cannot be started, or that exit before they are ready."""
 
 import asyncio
 import os
@@ -83,7 +83,7 @@ async def test_starting_a_later_worker_is_retried_while_the_first_serves(
 
 def test_a_first_worker_that_is_killed_is_reported(bundle: Path) -> None:
     with start(CTR_BUNDLE=str(bundle)) as process:
-        eventually(lambda: len(children(process.pid)) > 0, "a worker")
+        eventually(lambda: len(children(process.pid)) > 0, "a worker is running")
         os.kill(children(process.pid)[0], signal.SIGKILL)
         out, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""Several workers on one port: their metrics add up, dead ones are replaced, none outlives the supervisor."""
+"""Several workers on one port: metrics are summed, exited workers are replaced, and none outlives the supervisor."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ OK_COUNT = 'ctr_request_seconds_count{outcome="ok"}'
 @pytest.fixture
 def two(bundle: Path) -> Iterator[Server]:
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
-        eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers")
-        eventually(lambda: served_by(server, 20) == 2, "both accept connections")
+        eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers are running")
+        eventually(lambda: served_by(server, 20) == 2, "both workers accept connections")
         yield server
 
 
-def test_the_counts_of_all_workers_add_up_and_outlive_a_worker(two: Server) -> None:
+def test_counts_are_summed_over_all_workers_and_survive_the_exit_of_a_worker(two: Server) -> None:
     before = metric(two.url, OK_COUNT)
     for _ in range(30):
         score(two)
@@ -33,7 +33,7 @@ def test_the_counts_of_all_workers_add_up_and_outlive_a_worker(two: Server) -> N
     rows = metric(two.url, "ctr_candidates_total")
     victim = children(two.process.pid)[0]
     os.kill(victim, signal.SIGKILL)
-    eventually(lambda: not is_alive(victim) and metric(two.url, "ctr_workers") == 2, "a new worker")
+    eventually(lambda: not is_alive(victim) and metric(two.url, "ctr_workers") == 2, "a new worker is running")
     assert metric(two.url, OK_COUNT) == before + 30
     assert metric(two.url, "ctr_candidates_total") == rows
     assert metric(two.url, "ctr_worker_deaths_total") == 1
@@ -42,9 +42,9 @@ def test_the_counts_of_all_workers_add_up_and_outlive_a_worker(two: Server) -> N
     assert metric(two.url, 'ctr_request_latency_seconds{quantile="0.5"}') > 0
 
 
-def test_new_connections_are_served_while_a_worker_dies(two: Server) -> None:
+def test_new_connections_are_served_after_a_worker_is_killed(two: Server) -> None:
     os.kill(children(two.process.pid)[0], signal.SIGKILL)
-    for _ in range(50):  # Each on a new connection, so that none belonged to the dead worker.
+    for _ in range(50):  # Each request uses a new connection, so none of them belonged to the killed worker.
         score(two)
 
 
@@ -68,13 +68,13 @@ def test_sigterm_stops_all_workers_and_removes_the_metrics_folder(two: Server) -
     assert not metrics.exists()
 
 
-def test_a_worker_that_dies_young_is_replaced_after_a_pause(bundle: Path) -> None:
+def test_a_worker_that_exits_soon_after_its_start_is_replaced_after_a_delay(bundle: Path) -> None:
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000") as server:
         (worker,) = children(server.process.pid)
         start_s = time.monotonic()
         os.kill(worker, signal.SIGKILL)
-        eventually(lambda: children(server.process.pid) not in ([worker], []), "another worker")
-        assert time.monotonic() - start_s >= 0.1  # It died young.
+        eventually(lambda: children(server.process.pid) not in ([worker], []), "another worker is running")
+        assert time.monotonic() - start_s >= 0.1  # It exited soon after its start.
         score(server)
 
 
@@ -99,17 +99,17 @@ def test_available_cpus_follow_the_cgroup_quota(tmp_path: Path, files: dict[str,
 
 
 def test_a_new_worker_gets_its_share_of_the_connections(bundle: Path) -> None:
-    """Otherwise clients that keep their connections would leave it without work."""
+    """Otherwise it would get no requests from clients that keep their connections."""
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
-        eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers")
-        eventually(lambda: served_by(server, 20) == 2, "both accept connections")
+        eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers are running")
+        eventually(lambda: served_by(server, 20) == 2, "both workers accept connections")
         with ExitStack() as stack:
             killed, left = children(server.process.pid)
             os.kill(killed, signal.SIGKILL)
             clients = [stack.enter_context(httpx.Client(base_url=server.url, timeout=30)) for _ in range(16)]
-            for client in clients:  # All on the remaining worker, unless the new one is ready first.
+            for client in clients:  # The remaining worker accepts all of them, unless the new one is ready first.
                 assert client.post("/v1/score", json=a_request()).status_code == 200
-            eventually(lambda: len({*ready(server)} - {killed}) == 2, "a new worker")
+            eventually(lambda: len({*ready(server)} - {killed}) == 2, "a new worker is running")
 
             def is_balanced() -> bool:
                 for client in clients:
@@ -119,7 +119,7 @@ def test_a_new_worker_gets_its_share_of_the_connections(bundle: Path) -> None:
             eventually(is_balanced, "the connections are balanced")
 
 
-OTHER_SOCKETS = 4  # The listening one, the supervisor's, and the event loop's.
+OTHER_SOCKETS = 4  # The listening socket, the supervisor's, and those of the event loop.
 
 
 def ready(server: Server) -> list[int]:

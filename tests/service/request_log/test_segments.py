@@ -1,4 +1,4 @@
-"""Segments: every line is written whole or not at all, whatever happens to the disk and the folder."""
+"""Segments: they contain only complete lines, whatever happens to the disk and the folder."""
 
 import resource
 import shutil
@@ -16,7 +16,7 @@ LINE = b"x" * 19_999 + b"\n"
 
 @contextmanager
 def full_at(size: int) -> Iterator[None]:
-    """Limit the size of this process's files. A write beyond it is cut off there, as on a full disk."""
+    """Limit the size of files that this process writes. A longer write is truncated, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -29,7 +29,7 @@ def lines_of(folder: Path) -> list[bytes]:
     return [line for path in finished_files(folder) for line in path.read_bytes().splitlines(keepends=True)]
 
 
-def test_nothing_is_left_of_a_line_that_a_full_disk_cuts_off(tmp_path: Path) -> None:
+def test_a_line_that_a_full_disk_truncates_is_removed(tmp_path: Path) -> None:
     segments = Segments(tmp_path, 1 << 30, time.time)
     segments.write(LINE)
     with full_at(30_000):
@@ -51,5 +51,5 @@ def test_a_folder_that_is_moved_keeps_its_lines_and_later_lines_go_to_a_new_fold
     (left,) = (tmp_path / "old").glob(f"*{UNFINISHED}")
     assert left.read_bytes() == b"first\n"
     assert lines_of(tmp_path / "log") == [b"second\n"]
-    Segments(tmp_path / "old", 1 << 30, time.time)  # the next writer there finishes the file
+    Segments(tmp_path / "old", 1 << 30, time.time)  # The next writer in the folder finishes the file.
     assert lines_of(tmp_path / "old") == [b"first\n"]

@@ -20,7 +20,7 @@ A_SALT = "a salt of sixteen or more bytes"
 
 
 async def log_of(start: StartApp, folder: Path, requests: list[dict[str, Any]], **settings: Any) -> list[Line]:
-    """Return the log after these requests, all of which are sampled."""
+    """Send these requests to a server that logs all of them, and return the lines of the log."""
     async with start(request_log=folder, **{"request_log_sample": 1.0, **settings}) as client:
         for request in requests:
             assert (await client.post("/v1/score", json=request)).status_code == 200
@@ -29,7 +29,7 @@ async def log_of(start: StartApp, folder: Path, requests: list[dict[str, Any]], 
     return lines
 
 
-async def test_a_line_has_what_the_model_read_and_answered(start: StartApp, tmp_path: Path, bundle: Path) -> None:
+async def test_a_line_has_the_inputs_and_the_scores_of_the_model(start: StartApp, tmp_path: Path, bundle: Path) -> None:
     request = a_request(context={"user": "u1", "age": 31, "cookie": "not a field of the model"})
     (line,) = await log_of(start, tmp_path / "log", [request])
     assert line.version == open_bundle(bundle).manifest.version
@@ -62,7 +62,7 @@ async def test_equal_values_have_equal_hashes_and_are_not_in_the_log(start: Star
     assert all(line.candidates[0].features["item"].startswith("h:") for line in lines)
     raw = "".join(path.read_text() for path in (tmp_path / "log").iterdir())
     assert '"u1"' not in raw
-    assert '"4082"' not in raw  # with the colon, as a hash may contain these four digits
+    assert '"4082"' not in raw  # A hash may contain these digits, so search for them with quotes or a colon.
     assert ":4082" not in raw
     salt.write_text(A_SALT + "another")
     other = await log_of(start, tmp_path / "other", requests[:1], **settings)
@@ -114,7 +114,7 @@ def dropped(metrics: Metrics, reason: str) -> float:
     return metrics.not_logged.labels(reason)._value.get()  # type: ignore[no-any-return]
 
 
-def test_a_disk_that_cannot_be_written_only_loses_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_if_the_disk_is_not_writable_only_lines_are_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "log"
     log, metrics = a_log(folder)
     shutil.rmtree(folder)
@@ -141,7 +141,7 @@ def test_a_folder_that_is_removed_is_created_again(tmp_path: Path) -> None:
     assert dropped(metrics, "write") == 0
 
 
-def test_when_the_writer_is_too_slow_lines_are_dropped_and_no_request_waits(
+def test_if_the_writer_is_too_slow_lines_are_dropped_and_no_request_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, metrics = a_log(tmp_path)
@@ -172,7 +172,7 @@ def test_the_oldest_segments_are_removed_when_the_folder_is_full(tmp_path: Path)
     assert sum(path.stat().st_size for path in files) <= 1024**2
 
 
-def test_the_file_of_a_killed_process_is_kept_up_to_its_last_whole_line(tmp_path: Path) -> None:
+def test_the_file_of_a_killed_process_is_kept_up_to_its_last_complete_line(tmp_path: Path) -> None:
     log, _ = a_log(tmp_path)
     for _ in range(3):
         log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
@@ -190,7 +190,7 @@ def wait_until(condition: Any) -> None:
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("not within 30 s")
+    raise AssertionError("the condition was not met within 30 s")
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ async def test_replaying_a_log_with_another_bundle_shows_the_differences(
     assert int(out.split("different best candidate: ")[1].split()[0]) > 0
 
 
-async def test_a_different_answer_from_the_same_version_is_exit_code_1(
+async def test_a_different_answer_from_the_same_version_gives_exit_code_1(
     folder: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (file,) = folder.glob("*.ndjson")

@@ -1,4 +1,4 @@
-"""The GPU code path: padding, binding and warm-up are tested on the CPU, the answers on a GPU if there is one."""
+"""The GPU code path: padding, binding and warm-up are tested on the CPU, and the logits on a GPU if there is one."""
 
 import numpy as np
 import onnxruntime
@@ -31,7 +31,7 @@ def golden_inputs() -> list[ModelInput]:
 
 
 @pytest.mark.parametrize("batch", [slice(0, 1), slice(0, 3), slice(0, 30)])
-def test_padded_and_bound_run_answers_like_a_plain_run(batch: slice) -> None:
+def test_padded_and_bound_run_gives_the_same_logits_as_a_plain_run(batch: slice) -> None:
     session = open_graph(open_bundle(DEMO), MODEL)
     feed = join(golden_inputs()[batch])
     (expected,) = session.run(["logit"], feed)
@@ -71,7 +71,7 @@ def test_warm_up_runs_every_shape_that_a_batch_can_have() -> None:
     CUDA not in onnxruntime.get_available_providers(), reason="this onnxruntime has no CUDA: install the extra cuda"
 )
 @pytest.mark.parametrize("batch", [slice(0, 1), slice(0, 3), slice(0, 30)])
-def test_gpu_answers_like_the_cpu(batch: slice) -> None:
+def test_gpu_gives_the_same_logits_as_the_cpu(batch: slice) -> None:
     bundle, feed = open_bundle(DEMO), join(golden_inputs()[batch])
     (expected,) = open_graph(bundle, MODEL).run(["logit"], feed)
     opened = open_serving_graph(bundle, threads=1, device="cuda", strict=True)

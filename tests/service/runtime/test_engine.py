@@ -1,4 +1,4 @@
-"""The engine: right answers, rejected graphs, and fallbacks to the CPU and to onnxruntime's own operators."""
+"""The engine: correct scores, rejected graphs, and fallbacks to the CPU and to onnxruntime's own operators."""
 
 import shutil
 import sys
@@ -33,7 +33,7 @@ def golden_difference(engine: Engine, bundle: Bundle) -> float:
     return max(largest_difference(golden.ctr, answer(golden)) for golden in read_golden(bundle.folder / GOLDEN))
 
 
-def test_answers_to_the_golden_requests_are_right(engine: Engine, opened: Bundle) -> None:
+def test_golden_requests_are_reproduced(engine: Engine, opened: Bundle) -> None:
     assert golden_difference(engine, opened) <= TOLERANCE
 
 
@@ -69,7 +69,7 @@ def a_graph(candidate_width: int = 2) -> onnx.ModelProto:
     return graph(tables, candidate_width)
 
 
-def test_graph_with_another_width_is_refused(own_bundle: Path) -> None:
+def test_graph_with_a_wrong_width_is_refused(own_bundle: Path) -> None:
     with pytest.raises(
         BundleError, match=r"input candidate_ids is tensor\(int64\).*schema needs.*export the run again"
     ):
@@ -117,7 +117,7 @@ def test_without_cuda_a_strict_server_does_not_start_and_any_other_uses_the_cpu(
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        # Hides the GPU. onnxruntime then uses the CPU, and reports it only in its own log.
+        # This hides the GPU. onnxruntime then uses the CPU, and reports that only in its own log.
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     why = r"CTR_DEVICE=cuda, but .*CPUExecutionProvider.*or set CTR_DEVICE=cpu"
     with pytest.raises(EngineMissing, match=why):
@@ -134,7 +134,7 @@ def test_kernel_scores_if_it_is_usable() -> None:
     assert golden_difference(engine, demo) <= TOLERANCE
 
 
-def test_without_the_kernel_the_bundle_is_served_by_onnxruntimes_operators_and_it_is_logged(
+def test_without_the_kernel_onnxruntimes_operators_are_used_and_a_message_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))

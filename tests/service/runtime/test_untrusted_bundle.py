@@ -1,4 +1,4 @@
-"""A bundle from an attacker who can write a matching manifest: it is refused, or it does no harm."""
+"""A bundle from an attacker who can write a matching manifest is either refused or harmless."""
 
 import io
 import zipfile
@@ -135,7 +135,7 @@ def test_invalid_cascade_is_refused(own_bundle: Path) -> None:
         open_bundle(own_bundle)
 
 
-def test_bundle_may_lack_only_its_vocabulary(own_bundle: Path) -> None:
+def test_only_the_vocabulary_of_a_bundle_may_be_missing(own_bundle: Path) -> None:
     for path in (own_bundle / "vocabulary").iterdir():
         path.unlink()
     with pytest.raises(BundleError, match=r"vocabulary/.* is missing"):

@@ -1,4 +1,4 @@
-"""The limit of requests in flight falls when requests wait, and recovers."""
+"""The limit on requests in flight drops when requests have to wait, and recovers afterwards."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ MAX_IN_FLIGHT = 200
 
 
 class Simulated:
-    """A server that answers one request after another, and needs `work_s` for each."""
+    """A simulated server that processes one request at a time, and needs `work_s` for each."""
 
     def __init__(self, work_s: float) -> None:
         self.now = 0.0
@@ -21,7 +21,7 @@ class Simulated:
         self._queue: list[float] = []
 
     def run(self, seconds: float, rate: float) -> tuple[int, int]:
-        """Send `rate` requests/s at even intervals. Return how many were answered and how many refused."""
+        """Send `rate` requests/s at even intervals. Return how many were answered and how many were refused."""
         answered = refused = 0
         end_s, next_s = self.now + seconds, self.now
         while self.now < end_s:
@@ -44,7 +44,7 @@ class Simulated:
         return answered, refused
 
 
-def test_at_three_times_its_capacity_a_server_works_at_capacity_and_requests_do_not_wait_long() -> None:
+def test_at_three_times_its_capacity_a_server_keeps_its_throughput_and_waits_stay_short() -> None:
     server = Simulated(work_s=0.001)
     server.run(5, rate=3000)
     server.waits.clear()
@@ -59,7 +59,7 @@ def test_below_capacity_no_request_is_refused() -> None:
     assert server.run(20, rate=900)[1] == 0
 
 
-def test_after_an_overload_the_limit_recovers() -> None:
+def test_the_limit_recovers_after_an_overload() -> None:
     server = Simulated(work_s=0.001)
     server.run(5, rate=3000)
     low = server.admission.limit
@@ -88,7 +88,7 @@ def test_the_limit_stays_within_its_bounds(waits: list[float]) -> None:
 
 
 @given(st.lists(st.integers(0, 400), max_size=20))
-def test_buffered_bytes_are_released_also_after_an_error(sizes: list[int]) -> None:
+def test_buffered_bytes_are_released_even_after_an_error(sizes: list[int]) -> None:
     admission = Admission(MAX_IN_FLIGHT, 0.01, 1000)
     for size in sizes:
         with pytest.raises(Overloaded), admission.buffer() as hold:  # noqa: PT012

@@ -29,7 +29,7 @@ async def batching(
 
 @asynccontextmanager
 async def busy(max_rows: int = 8, max_queued_rows: int = 16) -> AsyncIterator[tuple[Batcher, WaitingModel]]:
-    """A request of one row occupies the only slot."""
+    """Yield a batcher whose only slot is occupied by a request with one row."""
     model = WaitingModel()
     async with batching(model, 1, max_rows, max_queued_rows) as batcher:
         first = batcher.submit(rows(1), soon())
@@ -41,7 +41,7 @@ async def busy(max_rows: int = 8, max_queued_rows: int = 16) -> AsyncIterator[tu
 
 
 @pytest.mark.timing
-async def test_a_lone_request_runs_at_once() -> None:
+async def test_a_lone_request_runs_immediately() -> None:
     model = WaitingModel()
     model.go.set()
     async with batching(model) as batcher:
@@ -52,7 +52,7 @@ async def test_a_lone_request_runs_at_once() -> None:
 
 @asynccontextmanager
 async def inline(model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int = 1) -> AsyncIterator[Batcher]:
-    """Runs of fewer than five rows are short enough for the event loop."""
+    """Yield a batcher for which runs of fewer than five rows are short enough for the event loop."""
     batcher = Batcher(
         model, Metrics(), slots=slots, max_rows=8, max_queued_rows=16, cost=RunCost(0.0, 0.01), inline_s=0.05
     )
@@ -91,7 +91,7 @@ async def test_a_short_run_that_fails_does_not_affect_the_next_request() -> None
 
 
 async def test_rows_that_a_cascade_rules_out_do_not_lower_the_estimated_cost() -> None:
-    """The first level rules out all rows but one, so that a run takes as long as one row."""
+    """The first level rules out all rows except one, so a run takes as long as a run of one row."""
 
     def model(batch: Sequence[ModelInput]) -> list[Ctr]:
         time.sleep(0.01)
@@ -100,8 +100,8 @@ async def test_rows_that_a_cascade_rules_out_do_not_lower_the_estimated_cost() -
     cost = RunCost(0.0, 0.01)
     batcher = Batcher(model, Metrics(), slots=1, max_rows=8, max_queued_rows=16, cost=cost, inline_s=0.05)
     for _ in range(20):
-        await batcher.submit(rows(*range(8)), soon())  # in a thread
-        await batcher.submit(rows(*range(4)), soon())  # in the event loop
+        await batcher.submit(rows(*range(8)), soon())  # This runs in a thread.
+        await batcher.submit(rows(*range(4)), soon())  # This runs in the event loop.
     await batcher.close()
     assert cost.seconds(8) > 0.07
 
@@ -126,7 +126,7 @@ async def test_requests_are_merged_only_while_the_slots_are_busy() -> None:
     assert model.batches == [[1], [2, 2, 2]]
 
 
-async def test_rows_are_counted_and_not_requests() -> None:
+async def test_batch_sizes_are_counted_in_rows_and_not_in_requests() -> None:
     async with busy(max_rows=4) as (batcher, model):
         waiting = [batcher.submit(rows(*range(size)), soon()) for size in (3, 1, 2, 1, 2)]
         model.go.set()
@@ -174,7 +174,7 @@ async def test_client_disconnect_does_not_affect_other_requests_in_the_batch() -
         model.go.clear()
         while len(model.batches) < 2:
             await asyncio.sleep(0.001)
-        four[1].cancel()  # the model is running on all four
+        four[1].cancel()  # The model is scoring all four.
         model.go.set()
         answers = await asyncio.wait_for(asyncio.gather(four[0], four[2], four[3]), 5)
         assert [ctr(answer) for answer in answers] == [[10], [30], [40]]
@@ -232,7 +232,7 @@ async def test_a_full_queue_refuses_requests_until_a_queued_one_is_cancelled() -
         assert ctr(await again) == [7]
 
 
-async def test_a_request_that_cannot_be_scored_in_time_is_refused_at_once() -> None:
+async def test_a_request_that_cannot_be_scored_in_time_is_refused_immediately() -> None:
     def slow(batch: Sequence[ModelInput]) -> list[Ctr]:
         time.sleep(0.05)
         return [request.candidate_ids[:, 0] / 1000 for request in batch]

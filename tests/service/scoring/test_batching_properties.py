@@ -1,4 +1,4 @@
-"""In any order of arrival, failure and cancellation, every caller gets its own scores or one expected error, once."""
+"""In any order of arrival, failure and cancellation, every caller gets either its own scores or one expected error."""
 
 import asyncio
 import threading
@@ -23,13 +23,13 @@ EXPECTED = (DeadlineExceeded, NotReady, Overloaded, ArithmeticError)
 
 @dataclass(frozen=True)
 class Caller:
-    """A request, and when it comes and goes.
+    """A request, and when it is submitted and cancelled.
 
     Attributes:
-        rows: How many candidates it has.
+        rows: Number of candidates.
         comes_after: Iterations of the event loop before it is submitted.
-        leaves_after: Iterations of the event loop before it is cancelled. None: it waits for its answer.
-        in_ms: Its deadline.
+        leaves_after: Iterations of the event loop before it is cancelled. None if it is not cancelled.
+        in_ms: Deadline, in milliseconds after submission.
         breaks: Whether the model fails for it.
     """
 
@@ -54,7 +54,7 @@ callers = st.lists(
 
 
 class Model:
-    """Answers each row with its id / 1000, and records its batches and how many run at once."""
+    """A model that scores each row as its id / 1000, and records its batches and how many run concurrently."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -76,7 +76,7 @@ class Model:
 
 
 async def ask(batcher: Batcher, number: int, caller: Caller) -> None:
-    """Submit a request. Raises AssertionError for a wrong answer, and any error that is not expected."""
+    """Submit a request. Raise AssertionError if the answer is wrong, and pass on unexpected errors."""
     for _ in range(caller.comes_after):
         await asyncio.sleep(0)
     ids = [1000 * (number + 1) + row for row in range(caller.rows)]
@@ -118,7 +118,7 @@ def test_every_caller_gets_its_own_rows_or_one_expected_error(
         await asyncio.gather(*tasks)
         assert batcher._queued_rows == 0
         if not closes:
-            await asyncio.wait_for(batcher.submit(rows(7), soon()), 20)  # it still works
+            await asyncio.wait_for(batcher.submit(rows(7), soon()), 20)  # The batcher still works.
             await batcher.close()
 
     asyncio.run(all_of_them())
@@ -134,7 +134,7 @@ def test_a_lone_request_never_waits_for_others(slots: int, number_of_rows: int) 
     async def alone() -> None:
         batcher = Batcher(model, Metrics(), slots=slots, max_rows=MAX_ROWS, max_queued_rows=1000)
         future = batcher.submit(rows(*range(number_of_rows)), soon())
-        # As much of it as there are slots for is running already: no timer has to fire first.
+        # The request already occupies all slots that it can use. No timer has to fire first.
         assert batcher._free == max(0, slots - -(-number_of_rows // MAX_ROWS))
         assert ctr(await asyncio.wait_for(future, 20)) == list(range(number_of_rows))
         await batcher.close()

@@ -1,4 +1,4 @@
-"""A field that is sent as a number and scored as a category, from training to the response."""
+"""A field that clients send as a number and the model reads as a category, from training to the response."""
 
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ async def ctr(client: httpx.AsyncClient, visits: Any) -> float:
 
 async def test_a_raw_number_is_scored_by_its_bucket(start: StartApp, bucket_bundle: Path) -> None:
     async with start(bundle=bucket_bundle) as client:
-        for _ in range(2):  # the second time from the token cache
-            assert await ctr(client, 30) == await ctr(client, 31.5)  # log(30)^2 and log(31.5)^2 begin with 11
+        for _ in range(2):  # The second time, the ids come from the token cache.
+            assert await ctr(client, 30) == await ctr(client, 31.5)  # log(30)^2 and log(31.5)^2 are both 11.x.
             assert await ctr(client, 30) != await ctr(client, 350)
             assert await ctr(client, -1) == await ctr(client, None) != await ctr(client, 0)
 

@@ -70,7 +70,7 @@ async def test_each_pair_appears_once_in_descending_order_and_the_rest_is_summed
     assert short["others"] == pytest.approx(sum(pair["contribution"] for pair in whole["pairs"][4:]))
 
 
-async def test_attention_is_returned_on_request_and_context_attends_to_context_only(
+async def test_attention_is_returned_on_request_and_context_attends_only_to_context(
     demo: httpx.AsyncClient,
 ) -> None:
     assert "attention" not in (await explanations(demo))[0]
@@ -125,23 +125,23 @@ async def test_a_model_without_explanations_is_a_404(client: httpx.AsyncClient) 
 async def test_only_one_explanation_runs_at_a_time_and_a_late_one_is_a_504(
     demo: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The real engine, blocked until the test lets it continue."""
+    """Block the real engine until the test lets it continue."""
     engine: Engine = app_of(demo).state.serving.model.engine
     go, explain = threading.Event(), engine.explain
     monkeypatch.setattr(engine, "explain", lambda request: (go.wait(30), explain(request))[1])
     late = asyncio.create_task(ask(demo, body(timeout_ms=200)))
     await asyncio.sleep(0.1)
     problem(await ask(demo, body()), 429, None, "Try again later")
-    assert (await post(demo, body())).status_code == 200  # scoring is not blocked
+    assert (await post(demo, body())).status_code == 200  # Scoring is not blocked.
     problem(await late, 504, None, "Allow more time")
     go.set()
-    async with asyncio.timeout(10):  # until the late explanation is over
+    async with asyncio.timeout(10):  # Wait until the late explanation has finished.
         while (await ask(demo, body())).status_code == 429:
             await asyncio.sleep(0.01)
     assert (await ask(demo, body())).status_code == 200
 
 
-async def test_explanations_are_counted_by_outcome_and_apart_from_scored_requests(demo: httpx.AsyncClient) -> None:
+async def test_explanations_are_counted_by_outcome_and_separately_from_scored_requests(demo: httpx.AsyncClient) -> None:
     await explanations(demo)
     await ask(demo, b"{")
     text = (await demo.get("/metrics")).text

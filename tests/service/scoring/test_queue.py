@@ -17,8 +17,8 @@ from tests.support.batching import Ctr, WaitingModel
 
 @asynccontextmanager
 async def app_with(model: WaitingModel, start: StartApp, **settings: int) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the real app, with `model` in place of the graph."""
-    async with start(inline_ms=0, **settings) as client:  # an inline run would block the event loop
+    """Yield a client of the real app, in which `model` replaces the graph."""
+    async with start(inline_ms=0, **settings) as client:  # An inline run would block the event loop.
         scorer: Scorer = app_of(client).state.serving.model.scorer
         real, scorer.batcher._run = scorer.batcher._run, model
         yield client
@@ -45,7 +45,7 @@ async def test_a_deadline_that_passes_in_the_queue_is_a_504(start: StartApp) -> 
         assert "ctr_queued_rows 0.0" in counted
 
 
-async def test_a_full_queue_answers_429_with_retry_after(start: StartApp) -> None:
+async def test_a_full_queue_returns_429_with_retry_after(start: StartApp) -> None:
     model = WaitingModel()
     async with app_with(model, start, max_candidates=2, max_queued_rows=3) as client:
         accepted = [asyncio.create_task(client.post("/v1/score", json=a_request())) for _ in range(2)]

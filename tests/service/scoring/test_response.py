@@ -23,7 +23,7 @@ MANIFEST = Manifest(
     files={},
 )
 ERROR = BadFeature("$.candidates[1].features.ad", "too long")
-CTR = {0: 0.2, 2: math.nan, 3: 0.4, 4: 0.2}  # candidate 1 was skipped, and a cascade ruled out candidate 2
+CTR = {0: 0.2, 2: math.nan, 3: 0.4, 4: 0.2}  # Candidate 1 was skipped, and a cascade ruled out candidate 2.
 
 
 @pytest.mark.parametrize(

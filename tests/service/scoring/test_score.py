@@ -1,4 +1,4 @@
-"""POST /v1/score over HTTP: responses, and where and why bad requests are refused."""
+"""POST /v1/score over HTTP: the responses, and the path and reason in the error for a bad request."""
 
 import asyncio
 import json
@@ -164,7 +164,7 @@ async def test_ids_may_be_integers_of_any_size(client: httpx.AsyncClient) -> Non
     assert json.loads(answer.text)["scores"][0]["id"] == 123456789012345678901234567890
 
 
-async def test_a_number_beyond_the_range_of_train_is_scored_as_the_nearest_and_counted(
+async def test_a_number_outside_the_range_of_train_is_clipped_to_it_and_counted(
     client: httpx.AsyncClient,
 ) -> None:
     assert AGE.seen is not UNSET
@@ -222,7 +222,7 @@ async def test_the_openapi_document_describes_the_types_that_decode_requests(cli
     assert "openapi.json" in (await client.get("/docs")).text
 
 
-async def test_client_disconnect_while_it_sends_the_body_is_counted(start: StartApp) -> None:
+async def test_client_disconnect_while_sending_the_body_is_counted(start: StartApp) -> None:
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""on_bad_candidate: a bad candidate makes the whole request fail, or is skipped."""
+"""on_bad_candidate: a bad candidate either fails the whole request or is skipped."""
 
 import json
 from typing import Any

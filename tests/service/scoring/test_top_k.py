@@ -104,7 +104,7 @@ async def test_over_all_golden_requests_a_cascade_finds_97_percent_of_the_best_a
     assert scored / candidates < 0.8
 
 
-async def test_a_k_beyond_all_rules_is_scored_in_full(
+async def test_all_candidates_are_scored_in_full_if_k_exceeds_all_rules(
     demo: httpx.AsyncClient, cascade_bundle: Path, largest: GoldenRequest
 ) -> None:
     max_k = max(rule.k for rule in open_bundle(cascade_bundle).manifest.cascade)

@@ -56,7 +56,7 @@ def test_exception_is_logged_in_its_line() -> None:
 
 
 async def failing(client: httpx.AsyncClient) -> dict[str, Any]:
-    """Send a request on which the service fails with an error that quotes a feature value."""
+    """Send a request for which the service fails with an error that quotes a feature value."""
 
     value = "u1-the-user"
 

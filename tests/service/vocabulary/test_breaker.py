@@ -1,4 +1,4 @@
-"""The circuit breaker, in any order of events that Hypothesis generates."""
+"""The circuit breaker, including random sequences of events."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ def opened() -> tuple[CircuitBreaker, Clock]:
     return breaker, clock
 
 
-def test_breaker_opens_after_consecutive_failures_only() -> None:
+def test_breaker_opens_only_after_consecutive_failures() -> None:
     breaker = CircuitBreaker(Clock())
     for _ in range(20):
         for _ in range(FAILURES - 1):
@@ -33,7 +33,7 @@ def test_breaker_opens_after_consecutive_failures_only() -> None:
     assert not breaker.allows()
 
 
-def test_permanent_failure_opens_the_breaker_at_once() -> None:
+def test_permanent_failure_opens_the_breaker_immediately() -> None:
     breaker = CircuitBreaker(Clock())
     assert breaker.record_failure(permanent=True)
     assert not breaker.allows()
@@ -84,9 +84,9 @@ def test_open_breaker_allows_at_most_one_probe_and_can_always_close_again(events
             out -= 1
             breaker.record_success() if event == "good" else breaker.record_failure()
         if was_closed and not breaker.is_closed:
-            out = 0  # calls that are still in flight no longer count
+            out = 0  # Calls that are still in flight no longer count.
     if not breaker.is_closed:
-        breaker.record_failure()  # in case a probe is in flight
+        breaker.record_failure()  # A probe may still be in flight.
         clock.now += MAX_PAUSE_S
         assert breaker.allows()
         assert breaker.record_success()

@@ -1,4 +1,4 @@
-"""The token cache, compared with a dictionary: every id is right, and the limits hold."""
+"""The token cache, compared with a dictionary: every id is correct, and the limits are never exceeded."""
 
 import sys
 import tracemalloc
@@ -32,7 +32,7 @@ requests = st.lists(
 
 
 @given(requests, st.integers(0, 40), st.integers(0, 3000))
-def test_ids_are_right_and_limits_hold_for_any_sequence_of_requests(
+def test_ids_are_correct_and_limits_hold_for_any_sequence_of_requests(
     asked: list[dict[str, list[str]]], tokens: int, size: int
 ) -> None:
     cache = a_cache(tokens, size)

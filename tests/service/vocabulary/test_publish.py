@@ -80,7 +80,7 @@ def test_keep_deletes_the_oldest_versions_but_never_the_one_just_published(
         assert not any(version in key.decode() for key in left for version in versions[:2])
         assert all(client.exists(ready_key(version)) for version in versions[2:])
         assert f"dropped {versions[1]}" in capsys.readouterr().out
-        # After a clock went backward, another version looks newer than the one just published.
+        # If the clock was set back, another version looks newer than the one just published.
         client.zadd(VERSIONS, {versions[2]: 1e12})
         assert main([str(folders[0]), "--redis-url", redis_server.url, "--keep", "1"]) == 0
         members: Any = client.zrange(VERSIONS, 0, -1)

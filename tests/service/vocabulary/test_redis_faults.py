@@ -1,4 +1,4 @@
-"""Faults of a real Redis: answers stay right and in time, report that they are degraded, and recover."""
+"""Faults of a real Redis: responses stay correct and in time, report that they are degraded, and recover."""
 
 import asyncio
 import contextlib
@@ -30,14 +30,14 @@ TIMEOUT_MS = 500
 
 
 async def expected_of(start: StartApp) -> list[float]:
-    """The answer of the bundle without Redis."""
+    """Return the scores that the bundle gives without Redis."""
     async with start() as client:
         return (await score(client))[0]
 
 
 @asynccontextmanager
 async def scoring(start: StartApp, url: str) -> AsyncIterator[Callable[[], Awaitable[list[str]]]]:
-    """Yield a function that scores once, checks that the answer is right and in time, and returns `degraded`."""
+    """Yield a function that scores once, checks that the response is correct and in time, and returns `degraded`."""
     expected = await expected_of(start)
     settings = {"redis_url": url, "redis_timeout_ms": TIMEOUT_MS, "cache_tokens": 0, "timeout_ms": DEADLINE_MS}
     async with start(**settings) as client:
@@ -57,7 +57,7 @@ async def recovers(once: Callable[[], Awaitable[list[str]]]) -> None:
         if await once() == []:
             return
         await asyncio.sleep(0.1)
-    raise AssertionError("it did not recover within 20 s")
+    raise AssertionError("responses were still degraded after 20 s")
 
 
 async def is_degraded(once: Callable[[], Awaitable[list[str]]]) -> None:
@@ -76,7 +76,7 @@ async def test_redis_that_is_killed_and_restarts_empty(start: StartApp, bundle: 
             await is_degraded(once)
             with start_redis(tmp_path, port=server.port) as again:
                 await asyncio.sleep(1.2)
-                await is_degraded(once)  # it restarted empty
+                await is_degraded(once)  # Redis restarted empty.
                 with again.client() as client:
                     publish(client, open_bundle(bundle))
                 await recovers(once)
@@ -94,7 +94,7 @@ async def test_redis_that_hangs_and_continues(start: StartApp, bundle: Path, tmp
             start_s = time.perf_counter()
             for _ in range(20):
                 await once()
-            assert time.perf_counter() - start_s < 20 * TIMEOUT_MS / 1e3 / 2  # requests no longer wait for it
+            assert time.perf_counter() - start_s < 20 * TIMEOUT_MS / 1e3 / 2  # Requests no longer wait for Redis.
             os.kill(server.process.pid, signal.SIGCONT)
             await recovers(once)
 
@@ -159,7 +159,7 @@ async def test_full_redis_keeps_serving_and_publishing_reports_it(
             await recovers(once)
 
 
-async def test_tokens_that_redis_evicted_are_answered_by_the_bundle(
+async def test_tokens_that_redis_evicted_are_looked_up_in_the_bundle(
     start: StartApp, bundle: Path, tmp_path: Path
 ) -> None:
     with start_redis(tmp_path) as server, server.client() as client:
@@ -219,7 +219,7 @@ class FaultyPipeline:
 
 
 async def wait_and_cancel(trips: "set[asyncio.Task[Any]]", wait_s: float) -> None:
-    """The obvious implementation, which is wrong: cancel the command when the time is up."""
+    """Cancel the command after a timeout. This is the obvious implementation, but it is wrong."""
     for trip in trips:
         with contextlib.suppress(Exception):
             await asyncio.wait_for(trip, wait_s)
@@ -229,7 +229,7 @@ async def wait_and_cancel(trips: "set[asyncio.Task[Any]]", wait_s: float) -> Non
 async def test_reply_reaches_its_own_caller_even_with_a_client_that_mixes_up_cancelled_commands(
     bundle: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, cancels: bool
 ) -> None:
-    """With an implementation that cancels commands, `storm` detects the mix-up."""
+    """If the implementation cancels commands, `storm` detects that replies reach the wrong caller."""
     opened = open_bundle(bundle)
     with redis_server.client() as client:
         publish(client, opened)
@@ -237,7 +237,7 @@ async def test_reply_reaches_its_own_caller_even_with_a_client_that_mixes_up_can
         monkeypatch.setattr("service.vocabulary.tiered.wait_for_round_trips", wait_and_cancel)
 
     async def storms() -> None:
-        for _ in range(100 if cancels else 1):  # Every second or third storm finds the fault.
+        for _ in range(100 if cancels else 1):  # Every second or third storm detects the fault.
             async with looking_up(redis_server.url, opened, 2.0) as lookup:
                 await lookup._redis.aclose()
                 lookup._redis = FaultyClient(redis_server)
@@ -259,14 +259,14 @@ async def test_requests_for_the_same_tokens_share_a_round_trip(bundle: Path, red
                 each.degraded == () and each.lookup["user"]("u2") == found[0].lookup["user"]("u2") for each in found
             )
             await lookup.find({"user": ["u1", "u2"]}, 4.0)
-            assert asked(client) == before + 1  # the ids are cached now
+            assert asked(client) == before + 1  # The ids are cached now.
             await lookup.find({"user": ["nobody"]}, 4.0)
             await lookup.find({"user": ["nobody"]}, 4.0)
-            assert asked(client) == before + 2  # the unknown token is cached as well
+            assert asked(client) == before + 2  # The unknown token is cached as well.
 
 
-async def test_request_that_shares_a_round_trip_may_want_fewer_fields(bundle: Path, redis_server: RedisServer) -> None:
-    """A request does not name a field whose tokens are all cached."""
+async def test_request_that_shares_a_round_trip_may_need_fewer_fields(bundle: Path, redis_server: RedisServer) -> None:
+    """A request does not look up a field whose tokens are all cached."""
     opened = open_bundle(bundle)
     with redis_server.client() as client:
         publish(client, opened)
@@ -304,7 +304,7 @@ async def test_cached_tokens_need_no_redis(start: StartApp, bundle: Path, tmp_pa
 async def test_vocabulary_that_is_only_in_redis(
     start: StartApp, own_bundle: Path, bundle: Path, tmp_path: Path
 ) -> None:
-    """Without Redis tokens are unknown then, and the answer reports it."""
+    """If Redis does not reply, tokens are unknown, and the response reports it."""
     expected = await expected_of(start)
     for path in (own_bundle / "vocabulary").iterdir():
         path.unlink()
@@ -363,7 +363,7 @@ def test_server_that_waits_for_its_vocabulary_can_be_stopped(own_bundle: Path) -
     settings = {"CTR_BUNDLE": str(own_bundle), "CTR_VOCABULARY": "redis", "CTR_REDIS_URL": url, "CTR_WORKERS": "1"}
     port = a_free_port()
     with start_process(**settings, CTR_PORT=str(port)) as process:
-        eventually(lambda: says_503(port), "a reason in /readyz")
+        eventually(lambda: says_503(port), "/readyz gives the reason")
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors

@@ -1,4 +1,4 @@
-"""A Redis that is late or silent: requests are answered in time, and Redis is soon no longer called."""
+"""A slow or silent Redis: requests are answered in time, and Redis is soon no longer called."""
 
 import asyncio
 import socket
@@ -23,12 +23,12 @@ def a_silent_server() -> Iterator[str]:
 
 
 @pytest.mark.timing
-async def test_budget_below_the_redis_timeout_is_kept_and_opens_the_breaker(start: StartApp) -> None:
+async def test_budget_below_the_redis_timeout_is_met_and_opens_the_breaker(start: StartApp) -> None:
     with a_silent_server() as url:
         async with start(cache_tokens=0, redis_url=url, redis_timeout_ms=10, timeout_ms=8) as client:
             answers = [await client.post("/v1/score", json=a_request()) for _ in range(40)]
             scored = [answer.json()["degraded"] for answer in answers if answer.status_code == 200]
-            assert len(scored) > 20  # all, unless the machine is loaded
+            assert len(scored) > 20  # All of them, unless the machine is busy.
             assert scored == [["redis"]] * len(scored)
             assert not app_of(client).state.serving.model.scorer.vocabulary._breaker.is_closed
 

@@ -1,4 +1,4 @@
-"""Redis URLs of every kind, and real servers: TLS, Sentinel with a failover, a Cluster that moves its slots."""
+"""All kinds of Redis URLs, and real servers: TLS, Sentinel with a failover, and a Cluster that moves its slots."""
 
 import asyncio
 import contextlib
@@ -70,7 +70,7 @@ def test_valid_url_is_accepted(url: str) -> None:
         "redis+cluster://:secret@h?nonsense=1",
     ],
 )
-def test_invalid_url_is_refused_and_not_repeated(url: str) -> None:
+def test_invalid_url_is_refused_and_not_quoted_in_the_error(url: str) -> None:
     with pytest.raises(ValueError, match="not a valid Redis URL") as raised:
         check_redis_url(url)
     assert "secret" not in str(raised.value)
@@ -94,7 +94,7 @@ async def found_in_redis(lookup: TieredVocabulary, bundle: Bundle) -> bool:
 async def eventually_found(lookup: TieredVocabulary, bundle: Bundle) -> None:
     end_s = time.monotonic() + 30
     while not await found_in_redis(lookup, bundle):
-        assert time.monotonic() < end_s, "not within 30 s"
+        assert time.monotonic() < end_s, "the tokens were not found in Redis within 30 s"
         await asyncio.sleep(0.1)
 
 
@@ -110,7 +110,7 @@ async def test_tls_checks_the_certificate(bundle: Path, redis_server: RedisServe
         url = through(redis_server, port).replace("redis://", "rediss://")
         async with looking_up(f"{url}?ssl_ca_certs={tmp_path / 'ca.pem'}", opened, 1.0) as lookup:
             assert await found_in_redis(lookup, opened)
-        async with looking_up(url, opened, 1.0) as lookup:  # the certificate is not trusted
+        async with looking_up(url, opened, 1.0) as lookup:  # The certificate is not trusted.
             assert not await found_in_redis(lookup, opened)
 
 
@@ -139,7 +139,7 @@ def wait_for(answer: Any) -> None:
             if answer():
                 return
         time.sleep(0.1)
-    raise AssertionError("not within 30 s")
+    raise AssertionError("the condition was not met within 30 s")
 
 
 async def test_client_follows_a_sentinel_failover(
@@ -164,7 +164,7 @@ async def test_client_follows_a_sentinel_failover(
                 await storm(lookup, opened)
                 primary.process.kill()
                 primary.process.wait()
-                assert not await found_in_redis(lookup, opened)  # degraded, but the ids are right
+                assert not await found_in_redis(lookup, opened)  # The lookup is degraded, but the ids are correct.
                 await eventually_found(lookup, opened)
                 with replica.client() as client:
                     assert client.role()[0] == b"master"
@@ -172,13 +172,13 @@ async def test_client_follows_a_sentinel_failover(
 
 @asynccontextmanager
 async def a_cluster(tmp_path: Path) -> AsyncIterator[list[RedisServer]]:
-    """Start two nodes, of which the first has all slots."""
+    """Start two nodes. The first one has all slots."""
     with contextlib.ExitStack() as stack:
         nodes = []
         for name in ("one", "two"):
             (tmp_path / name).mkdir()
             options = ["--cluster-enabled", "yes", "--cluster-config-file", str(tmp_path / name / "nodes.conf")]
-            # The default, 10,000 above the port, may not be a valid port.
+            # The default is the port plus 10,000, which may not be a valid port.
             options += ["--cluster-port", str(a_free_port())]
             nodes.append(stack.enter_context(start_redis(tmp_path / name, *options)))
         first, second = (stack.enter_context(node.client()) for node in nodes)

@@ -1,4 +1,4 @@
-"""Redis and the bundle: whatever Redis does, the answers are equal and in time."""
+"""Redis and the bundle: whatever Redis does, the scores are correct and in time."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from tests.support.app import StartApp, a_request, app_of, score
 from tests.support.redis_server import RedisServer, looking_up, start_redis, stopped
 from tests.support.small_bundle import write_small_bundle
 
-QUICK_MS = 1000.0  # generous: the machine may be loaded
+QUICK_MS = 1000.0  # Generous, because the machine may be busy.
 
 
 def unpause(client: httpx.AsyncClient) -> None:
@@ -28,7 +28,7 @@ def unpause(client: httpx.AsyncClient) -> None:
 
 @pytest.fixture
 async def expected(client: httpx.AsyncClient) -> list[float]:
-    """The answer of the bundle without Redis."""
+    """The scores that the bundle gives without Redis."""
     ctr, degraded = await score(client)
     assert degraded == []
     return ctr
@@ -42,7 +42,7 @@ async def test_published_version_is_read_from_redis(
         publish(redis, opened)
         async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
             assert await score(client) == (expected, [])
-            # Proves that Redis is read: another id in Redis gives another answer.
+            # Redis is read, because a different id in Redis gives different scores.
             redis.hset(hash_key(opened.manifest.version, "user"), "u1", 9)
             ctr, degraded = await score(client)
             assert ctr != expected
@@ -73,7 +73,7 @@ async def test_unknown_token_is_not_reported_as_degraded(
 
 
 @pytest.mark.parametrize("garbage", ["-1", "0", "1", "92", "1.5", "", "eleven", "9" * 40, "٣", "1 "])
-async def test_invalid_id_in_redis_is_answered_by_the_bundle(
+async def test_token_with_an_invalid_id_in_redis_is_looked_up_in_the_bundle(
     start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float], garbage: str
 ) -> None:
     opened = open_bundle(bundle)
@@ -85,7 +85,7 @@ async def test_invalid_id_in_redis_is_answered_by_the_bundle(
         assert 'ctr_degraded_total{reason="redis"} 1.0' in (await client.get("/metrics")).text
 
 
-async def test_token_that_redis_lost_is_answered_by_the_bundle(
+async def test_token_that_redis_lost_is_looked_up_in_the_bundle(
     start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float]
 ) -> None:
     opened = open_bundle(bundle)
@@ -98,7 +98,7 @@ async def test_token_that_redis_lost_is_answered_by_the_bundle(
             assert await score(client) == (expected, ["redis"])
 
 
-async def test_key_of_the_wrong_type_is_answered_by_the_bundle(
+async def test_tokens_in_a_key_of_the_wrong_type_are_looked_up_in_the_bundle(
     start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float]
 ) -> None:
     opened = open_bundle(bundle)
@@ -143,14 +143,14 @@ async def test_missing_redis_only_sets_the_degraded_flag(start: StartApp, expect
 
 
 @pytest.mark.timing
-async def test_hanging_redis_does_not_use_up_the_deadline(
+async def test_hanging_redis_does_not_exhaust_the_deadline(
     start: StartApp, bundle: Path, tmp_path: Path, expected: list[float]
 ) -> None:
     with start_redis(tmp_path) as server:
         with server.client() as redis:
             publish(redis, open_bundle(bundle))
         async with start(cache_tokens=0, redis_url=server.url, redis_timeout_ms=200) as client:
-            await score(client)  # connects
+            await score(client)  # This request connects to Redis.
             unpause(client)
             with stopped(server):
                 start_s = time.perf_counter()
@@ -164,7 +164,7 @@ async def test_hanging_redis_does_not_use_up_the_deadline(
                 assert time.perf_counter() - start_s - waited_s < 20 * 0.2 / 2
             await asyncio.sleep(0.1)
             unpause(client)
-            await score(client)  # may still be late
+            await score(client)  # This reply may still be late.
             unpause(client)
             assert await score(client) == (expected, [])
 
@@ -177,7 +177,7 @@ async def test_abandoned_reply_never_reaches_the_next_caller(bundle: Path, redis
     async with looking_up(redis_server.url, opened, 5.0) as lookup:
         await lookup.find({"user": ["u0"]}, 5.0)
         for number, user in enumerate(users):
-            # One caller has hardly any time, and one is cancelled while it waits.
+            # One caller has almost no time, and one is cancelled while it waits.
             await lookup.find({"user": [user]}, 1e-6)
             cancelled = asyncio.create_task(lookup.find({"user": [user]}, 5.0))
             await asyncio.sleep(0)
@@ -189,7 +189,7 @@ async def test_abandoned_reply_never_reaches_the_next_caller(bundle: Path, redis
             assert found.lookup["user"](wanted) == opened.vocabularies["user"](wanted)
 
 
-async def test_redis_that_comes_back_is_used_again_after_a_pause(bundle: Path, redis_server: RedisServer) -> None:
+async def test_redis_that_recovers_is_used_again_after_a_pause(bundle: Path, redis_server: RedisServer) -> None:
     opened = open_bundle(bundle)
     now = 0.0
     async with looking_up(redis_server.url, opened, 1.0, clock=lambda: now) as lookup:

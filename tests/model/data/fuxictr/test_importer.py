@@ -1,4 +1,4 @@
-"""The importer of FuxiCTR's configurations and vocabularies."""
+"""Importing FuxiCTR's configurations and vocabularies."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ SHOP: dict[str, Any] = {
     "feature_cols": FEATURES,
     "label_col": {"name": "clk", "dtype": "float"},
 }
-# As FuxiCTR 2 numbers them, and as FuxiCTR 1 does.
+# The ids that FuxiCTR 2 and FuxiCTR 1 assign.
 VERSION_2 = {
     "user": {"__PAD__": 0, "9.0": 1, "2.5": 2, "0.0": 3, "__OOV__": 4},
     "weekday": {"__PAD__": 0, "1.0": 1, "__OOV__": 2},
@@ -91,17 +91,17 @@ def test_features_keep_their_order_kind_and_side(tmp_path: Path) -> None:
     assert (dataset.label, dataset.min_count) == ("clk", 2)
 
 
-def test_meta_and_inactive_columns_are_left_out(tmp_path: Path) -> None:
+def test_meta_and_inactive_columns_are_skipped(tmp_path: Path) -> None:
     assert read(tmp_path).left_out == ("group", "note")
 
 
-def test_a_feature_without_a_source_is_the_contexts_unless_candidate_names_it(tmp_path: Path) -> None:
+def test_a_feature_without_a_source_belongs_to_the_context_unless_candidate_names_it(tmp_path: Path) -> None:
     sides = {f.field.name: f.field.side for f in read(tmp_path, with_feature({}), ("extra", "price")).features}
     assert sides["extra"] == sides["price"] == "candidate"
     assert sides["user"] == "context"
 
 
-def test_the_fill_value_means_missing(tmp_path: Path) -> None:
+def test_the_fill_value_is_treated_as_missing(tmp_path: Path) -> None:
     for key, value, expected in (("fill_na", "-1", "-1"), ("na_value", 0, "0"), ("fill_na", 0.0, "0")):
         assert read(tmp_path, with_feature({key: value})).features[-1].missing == (expected,)
     assert read(tmp_path, with_feature({"fill_na": ""})).features[-1].missing == ()
@@ -210,10 +210,10 @@ def test_an_invalid_configuration_is_an_error_that_names_the_file(tmp_path: Path
 
 
 @pytest.mark.parametrize("tables", [VERSION_1, VERSION_2])
-def test_ids_of_both_versions_become_ours_plus_one(tmp_path: Path, tables: dict[str, dict[str, int]]) -> None:
+def test_imported_ids_are_the_ids_of_either_version_plus_one(tmp_path: Path, tables: dict[str, dict[str, int]]) -> None:
     vocabularies = read_vocabularies(vocab(tmp_path, tables), read(tmp_path).features)
     assert dict(vocabularies["user"].items()) == {"9": 2, "2.5": 3, "0": 4}
-    assert dict(vocabularies["item"].items()) == {"03349703": 2, "1.0": 3}  # its dtype is str
+    assert dict(vocabularies["item"].items()) == {"03349703": 2, "1.0": 3}  # The dtype of item is str.
     assert len(vocabularies["weekday"]) == 3
 
 
@@ -312,7 +312,7 @@ def test_the_command_writes_an_experiment_and_its_vocabulary(
     assert "Choose another file" in capsys.readouterr().err
 
 
-def test_the_imported_experiment_reads_fuxictrs_log(tmp_path: Path) -> None:
+def test_the_imported_experiment_reads_the_log_of_fuxictr(tmp_path: Path) -> None:
     out = tmp_path / "shop.toml"
     assert main([str(config(tmp_path)), "--dataset", "shop", "--out", str(out), "--data", str(tmp_path)]) == 0
     folder = tmp_path / "Shop" / "x1"
@@ -335,7 +335,7 @@ def test_prepare_uses_the_imported_vocabulary_instead_of_counting(tmp_path: Path
     for split in SPLITS:
         (folder / f"{split}.csv").write_text("\n".join(["clk,user,weekday,item,price", *rows]) + "\n")
     prepared = prepare(tmp_path, read_experiment(out).data)
-    # FuxiCTR's ids plus one; 0 what it does not have, 1 what is missing.
+    # The ids are FuxiCTR's plus one. Tokens that are not in its vocabulary get 0, missing values 1.
     assert prepared.split("train")[0].tolist() == [[4, 2, 2], [4, 2, 3], [3, 0, 0], [2, 1, 0]]
     assert prepared.vocabulary_sizes == (5, 3, 4)
 
@@ -364,7 +364,9 @@ def test_a_failed_import_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFi
 
 @settings(max_examples=examples(50), deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_label_and_missing_value_survive_the_toml_file(tmp_path_factory: Any, label: str, missing: str) -> None:
+def test_any_label_and_missing_value_are_unchanged_in_the_toml_file(
+    tmp_path_factory: Any, label: str, missing: str
+) -> None:
     folder = tmp_path_factory.mktemp("toml")
     dataset = read(folder)
     feature = Feature(Field("item", "candidate"), "str", (missing,), None, None)

@@ -1,4 +1,4 @@
-"""Preparing a log: the ids and numbers must be those of serving, for any log."""
+"""Preparing a log: for any log, the ids and numbers must be the same as in serving."""
 
 import math
 import subprocess
@@ -57,7 +57,10 @@ COUNTS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
     (st.integers(-3, 30), pl.Int64()),
     (st.sampled_from([-1.0, 2.0, 2.1, 2.5]), pl.Float64()),
 ]
-HUGE = (st.sampled_from([-1.0, 2.5, 1e300]), pl.Float64())  # whose variance no numeric field has
+HUGE = (
+    st.sampled_from([-1.0, 2.5, 1e300]),
+    pl.Float64(),
+)  # A numeric field is limited to smaller numbers, because its variance must be finite.
 NUMBERS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
     (st.floats(-1e9, 1e9), pl.Float64()),
     (st.integers(-(2**53), 2**53), pl.Int64()),
@@ -66,7 +69,7 @@ NUMBERS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
 
 
 def columns(kinds: Sequence[tuple[st.SearchStrategy[Any], pl.DataType]]) -> st.SearchStrategy[list[pl.Series]]:
-    """Draw three columns of one type: train, valid and test."""
+    """Generate three columns of one type: for train, valid and test."""
 
     def of(kind: tuple[st.SearchStrategy[Any], pl.DataType]) -> st.SearchStrategy[list[pl.Series]]:
         column = st.lists(st.none() | kind[0], min_size=8, max_size=8)
@@ -91,7 +94,7 @@ def write(folder: Path, log: Log, min_count: int = 1, given: Path | None = None)
 
 
 def as_sent(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows as a client's JSON has them: a float32 is its shortest decimal."""
+    """Return the rows as a client sends them in JSON: a float32 is written as its shortest decimal."""
     sent = frame.with_columns(
         pl.Series(c.name, [None if v is None else float(str(np.float32(v))) for v in c.to_list()], dtype=pl.Float64)
         for c in frame.get_columns()
@@ -131,7 +134,7 @@ def test_prepare_and_serving_agree_on_buckets_and_missing_values(
 
 
 @given(st.lists(st.sampled_from(["-1", "-1.0", "1e0", "1.00", "2", " 3"]), min_size=1, unique=True), MEANS_MISSING)
-def test_text_means_missing_if_the_same_number_does(written: list[str], missing: list[str]) -> None:
+def test_text_is_missing_if_the_same_number_is(written: list[str], missing: list[str]) -> None:
     bid = Field("bid", "candidate", "numeric", missing=tuple(missing))
     read = number_reader(bid)
     absent = [math.isnan(read(float(text))) for text in written]
@@ -144,8 +147,8 @@ def test_text_means_missing_if_the_same_number_does(written: list[str], missing:
 
 
 @pytest.mark.parametrize("other", ["2", " 2", "", "n/a", "nan"])
-def test_a_word_means_missing_whatever_the_rest_of_the_batch_holds(other: str) -> None:
-    """A parser may read "nan" as a number."""
+def test_a_missing_marker_is_recognized_whatever_else_the_batch_contains(other: str) -> None:
+    """A parser could read "nan" as a number."""
     field = Field("bid", "candidate", "numeric", missing=("nan", "n/a", "1e0"))
     found = number_column(pl.Series(["nan", "1", "1.00", "3", other]), field)
     assert np.isnan(found[:4]).tolist() == [True, True, True, False]
@@ -157,7 +160,7 @@ def test_a_word_means_missing_whatever_the_rest_of_the_batch_holds(other: str) -
 
 @pytest.mark.parametrize("batch", [3, 1000])
 def test_the_batch_size_does_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """There are more rows than in one batch, and values that occur again in later batches."""
+    """There are more rows than fit in one batch, and later batches repeat values of earlier ones."""
     monkeypatch.setattr(reading, "BATCH_ROWS", batch)
     monkeypatch.setattr(writing, "CHUNK_ROWS", batch)
     rows = [f"v{n * n % 17}" for n in range(50)]
@@ -181,7 +184,7 @@ def test_a_useless_field_of_a_published_log_is_only_a_warning(tmp_path: Path) ->
     assert 'column "bid" holds 1 in every row of train that has a number, so no weight can be trained on it' in number
 
 
-def test_numbers_are_measured_in_train_and_clipped_to_its_range(tmp_path: Path) -> None:
+def test_numbers_get_their_mean_and_range_from_train_and_are_clipped_to_the_range(tmp_path: Path) -> None:
     bids = [pl.Series(numbers * 2) for numbers in ([1.0, 3.0, None, 2.0], [2.0] * 4, [3.0, 1e9, -5.0, None])]
     ads, places = [pl.Series(["a", "b"] * 4)] * 3, [pl.Series(["p", "q"] * 4)] * 3
     prepared = write(tmp_path, log_of({"place": places, "ad": ads, "bid": bids}))
@@ -277,13 +280,13 @@ def test_tokens_are_ordered_by_frequency_and_then_alphabetically(small: Prepared
     assert small.vocabulary_sizes == (5, 3)
 
 
-def test_missing_has_id_1_and_a_token_that_train_lacks_id_0(small: Prepared) -> None:
+def test_missing_has_id_1_and_a_token_that_is_not_in_train_has_id_0(small: Prepared) -> None:
     assert small.split("train")[0][:, 0].tolist() == [2, 2, 3, 1, 4, 4, 1, 3]
     assert small.split("valid")[0][:3].tolist() == [[2, 2], [0, 2], [1, 2]]
     assert small.split("test")[0][:, 1].tolist() == [0] * 8
 
 
-def test_numbers_are_normalized_by_train_and_missing_ones_are_the_mean(small: Prepared) -> None:
+def test_numbers_are_normalized_with_the_statistics_of_train_and_missing_ones_become_the_mean(small: Prepared) -> None:
     bid = small.schema.select("numeric")[0]
     assert (bid.mean, bid.std) == (2.0, 1.0)
     assert small.split("train")[1][:4, 0].tolist() == [-1.0, 1.0, 0.0, 0.0]
@@ -297,7 +300,7 @@ def test_arrays_have_the_types_that_training_reads(small: Prepared) -> None:
     assert labels.tolist() == [0.0, 1.0] * 4
 
 
-def test_the_facts_about_the_log_are_written(small: Prepared) -> None:
+def test_facts_about_the_log_are_written(small: Prepared) -> None:
     assert small.facts.splits["test"].click_rate == 0.5
     assert small.facts.missing == {"place": 0.25, "ad": 0.0, "bid": 0.25}
     assert small.facts.data.negative_rate == 1.0
@@ -355,7 +358,7 @@ def test_the_generated_log_is_prepared_completely(tmp_path: Path) -> None:
     assert prepared.column("test", "true_ctr").tolist() == raw["true_ctr"].to_list()
     assert prepared.column("test", "request").dtype == np.int64
     assert prepared.facts.splits["train"].click_rate == pytest.approx(labels.mean())
-    prepare(tmp_path, GENERATED)  # and again, over its own folder
+    prepare(tmp_path, GENERATED)  # Preparing again replaces the folder.
 
 
 def test_a_missing_extra_column_is_an_error(small: Prepared) -> None:
@@ -363,7 +366,7 @@ def test_a_missing_extra_column_is_an_error(small: Prepared) -> None:
         small.column("test", "true_ctr")
 
 
-def test_a_folder_that_prepare_did_not_write_is_rejected(tmp_path: Path) -> None:
+def test_a_folder_that_ctr_prepare_did_not_write_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Create it with: ctr-prepare"):
         read_prepared(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The readers for Avazu, on invented lines in its formats."""
+"""The Avazu readers, tested with synthetic rows in Avazu's file formats."""
 
 import gzip
 from pathlib import Path
@@ -30,7 +30,7 @@ def rows_of(splits: dict[str, pl.LazyFrame]) -> pl.DataFrame:
 
 
 def test_the_hour_becomes_hour_of_day_weekday_and_weekend(tmp_path: Path) -> None:
-    # A Tuesday, a Saturday, a Sunday and a Monday.
+    # These are a Tuesday, a Saturday, a Sunday and a Monday.
     write_raw(tmp_path / "train.csv", ["14102100", "14102509", "14102623", "14102712"])
     rows = rows_of(dict(avazu.read(tmp_path, RAW).splits))
     assert rows["hour_of_day"].to_list() == [0, 9, 23, 12]
@@ -47,7 +47,7 @@ def test_every_column_except_id_and_date_is_a_feature(tmp_path: Path) -> None:
     assert set(rows_of(dict(log.splits)).columns) == {LINE, "click", *names}
 
 
-def test_with_split_time_the_last_day_is_test(tmp_path: Path) -> None:
+def test_a_split_by_time_uses_the_last_day_as_test(tmp_path: Path) -> None:
     write_raw(tmp_path / "train.csv", ["14102300", "14102101", "14102223", "14102202", "14102323", "14102003"])
     splits = avazu.read(tmp_path, BY_TIME).splits
     lines = {split: splits[split].collect()[LINE].to_list() for split in SPLITS}
@@ -55,7 +55,7 @@ def test_with_split_time_the_last_day_is_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train.csv.gz", "train.gz"])
-def test_the_compressed_file_reads_like_the_plain_one(tmp_path: Path, name: str) -> None:
+def test_a_compressed_file_gives_the_same_rows_as_the_plain_one(tmp_path: Path, name: str) -> None:
     for file in ("train.csv", name):
         write_raw(tmp_path / file, ["14102100", "14102509", "14102623"] * 20)
     plain = rows_of(dict(avazu.read(tmp_path, RAW).splits))
@@ -78,7 +78,7 @@ def test_a_missing_column_is_an_error_that_names_it(tmp_path: Path) -> None:
         avazu.read(tmp_path, RAW)
 
 
-def test_x1_has_22_columns_of_which_the_last_eight_are_the_ads(tmp_path: Path) -> None:
+def test_x1_has_22_columns_and_the_last_eight_belong_to_the_candidate(tmp_path: Path) -> None:
     for split in SPLITS:
         values = ",".join(str(n) for n in range(22))
         (tmp_path / f"{split}.csv").write_text(f"label,{','.join(avazu.X1_COLUMNS)}\n0,{values}\n")

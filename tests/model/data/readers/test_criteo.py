@@ -1,4 +1,4 @@
-"""The readers for Criteo, on invented lines in its formats."""
+"""The Criteo readers, tested with synthetic rows in Criteo's file formats."""
 
 import gzip
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_an_empty_value_of_a_raw_line_is_missing(tmp_path: Path) -> None:
     assert seen == {row + 1: raw_line(row) for row in range(200)}
 
 
-def test_the_compressed_file_reads_like_the_plain_one(tmp_path: Path) -> None:
+def test_a_compressed_file_gives_the_same_rows_as_the_plain_one(tmp_path: Path) -> None:
     write_raw(tmp_path)
     plain = {split: part.collect() for split, part in criteo.read(tmp_path, RAW).splits.items()}
     text = (tmp_path / "train.txt").read_bytes()
@@ -45,7 +45,7 @@ def test_the_compressed_file_reads_like_the_plain_one(tmp_path: Path) -> None:
     assert log.paths["valid"].name == "train.txt.gz"
 
 
-def test_counts_are_numeric_and_c14_to_c26_are_the_candidates(tmp_path: Path) -> None:
+def test_counts_are_numeric_and_c14_to_c26_belong_to_the_candidate(tmp_path: Path) -> None:
     write_raw(tmp_path)
     fields = criteo.read(tmp_path, RAW).fields
     assert [f.name for f in fields if f.kind == "numeric"] == [f"I{n}" for n in range(1, 14)]
@@ -72,7 +72,7 @@ def test_x1_keeps_the_published_split_and_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [39, 41])
-def test_a_line_with_another_number_of_columns_is_an_error_that_names_it(tmp_path: Path, columns: int) -> None:
+def test_a_line_with_a_wrong_number_of_columns_is_an_error_that_names_it(tmp_path: Path, columns: int) -> None:
     wrong = "\t".join(["0"] * columns)
     (tmp_path / "train.txt").write_text(f"{raw_line(0)}\n{wrong}\n{raw_line(1)}\n")
     with pytest.raises(ValueError, match=rf"train\.txt:2: expected 40 columns, found {columns}"):

@@ -1,4 +1,4 @@
-"""The readers for Frappe, on invented rows in its formats."""
+"""The Frappe readers, tested with synthetic rows in Frappe's file formats."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ X1 = Data(reader="frappe_x1", folder=".", prepared="p")
 
 
 def x1_rows(split: str) -> pl.DataFrame:
-    """Return rows in which each number belongs to one field, as in Frappe_x1."""
+    """Return rows in which no number occurs in two fields, as in Frappe_x1."""
     columns = {name: [100 * n, 100 * n + SPLITS.index(split)] for n, name in enumerate(frappe.SIDES)}
     return pl.DataFrame({"label": [1, 0]} | columns)
 
 
 @pytest.mark.parametrize("name", ["{}.csv", "{}.csv.gz", "x1_ids_{}.csv.gz"])
-def test_x1_is_read_under_each_of_its_file_names(tmp_path: Path, name: str) -> None:
+def test_x1_is_read_from_any_of_its_file_names(tmp_path: Path, name: str) -> None:
     for split in SPLITS:
         file = tmp_path / name.format(split)
         x1_rows(split).write_csv(file, compression="gzip" if name.endswith("gz") else "uncompressed")

@@ -1,4 +1,4 @@
-"""The readers for MovieLens, on invented rows in its formats."""
+"""The MovieLens readers, tested with synthetic rows in MovieLens's file formats."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def sides(log: Log) -> dict[str, list[str]]:
 def ratings(rows: int) -> pl.DataFrame:
     return pl.DataFrame(
         {
-            "label": [9] * rows,  # ours is made of the rating
+            "label": [9] * rows,  # The reader ignores this label and derives its own from the rating.
             "user": range(rows),
             "item": range(rows),
             "rating": [row % 5 + 1 for row in range(rows)],
@@ -37,7 +37,7 @@ def ratings(rows: int) -> pl.DataFrame:
     )
 
 
-def test_tags_are_read_as_published_and_film_and_tag_are_the_candidates(tmp_path: Path) -> None:
+def test_tags_are_read_as_published_and_film_and_tag_belong_to_the_candidate(tmp_path: Path) -> None:
     for split in SPLITS:
         frame = pl.DataFrame({"label": [1, 0], "user": [1, 2], "item": [3, 4], "tag": [split, "007"], "note": [0, 0]})
         frame.write_parquet(tmp_path / f"ml10m_tag_{split}.parquet")
@@ -54,7 +54,7 @@ def test_latest_x1_is_read_as_published(tmp_path: Path) -> None:
     assert log.splits["test"].collect().row(0) == (2, "0", "1", "2", "2")
 
 
-def test_a_rating_of_four_is_a_positive_and_not_a_feature(tmp_path: Path) -> None:
+def test_ratings_of_at_least_four_are_positives_and_ratings_are_not_a_feature(tmp_path: Path) -> None:
     ratings(100).write_parquet(tmp_path / "ml1m_ratings.parquet")
     log = movielens.read_1m(tmp_path, ONE_M)
     assert sides(log) == {
@@ -67,7 +67,7 @@ def test_a_rating_of_four_is_a_positive_and_not_a_feature(tmp_path: Path) -> Non
     assert "rating" not in rows.columns
 
 
-def test_another_seed_gives_another_split(tmp_path: Path) -> None:
+def test_a_different_seed_gives_a_different_split(tmp_path: Path) -> None:
     ratings(100).write_parquet(tmp_path / "ml1m_ratings.parquet")
     other = Data(reader="movielens_1m", folder=".", prepared="p", split_seed=2)
     tests = [movielens.read_1m(tmp_path, data).splits["test"].collect() for data in (ONE_M, ONE_M, other)]

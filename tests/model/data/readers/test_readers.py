@@ -1,4 +1,4 @@
-"""The reader for your own log, and the errors about a log that cannot be read."""
+"""The reader for your own log, and the errors for a log that cannot be read."""
 
 import gzip
 import os
@@ -51,7 +51,7 @@ def test_a_table_has_the_fields_of_the_experiment(tmp_path: Path) -> None:
     assert log.extra == ()
 
 
-def test_an_id_in_a_csv_file_keeps_its_zeros(tmp_path: Path) -> None:
+def test_an_id_in_a_csv_file_keeps_its_leading_zeros(tmp_path: Path) -> None:
     assert read_own(tmp_path).splits["train"].collect()["user"].to_list() == ["0017", "18"]
 
 
@@ -111,7 +111,7 @@ def test_an_invalid_table_is_an_error_that_names_file_line_column_and_value(
     assert not (tmp_path / "prepared").exists()
 
 
-def test_a_line_that_is_256_columns_short_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_line_with_256_missing_columns_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "train.csv"
     path.write_text(",".join(f"c{n}" for n in range(300)) + f"\n{'1,' * 299}1\n{'1,' * 43}1\n")
     with pytest.raises(ValueError, match=r"train\.csv:3: expected 300 columns, found 44"):
@@ -133,7 +133,7 @@ WHOLE = gzip.compress((HEAD + "".join(f"{n % 2},{n * n},{n % 7},a\n" for n in ra
 @pytest.mark.parametrize(
     "damaged",
     [GOOD.encode(), WHOLE[:-9], WHOLE[:5000], WHOLE[:12], WHOLE[:5000] + b"\xff" * 200 + WHOLE[5200:], WHOLE + b"more"],
-    ids=["no gzip", "without its end", "cut", "cut in the header", "damaged", "with something after it"],
+    ids=["not gzip", "end missing", "cut off", "cut off in the header", "damaged", "trailing bytes"],
 )
 def test_a_damaged_gzip_file_is_an_error_that_names_it(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "train.csv.gz"
@@ -147,7 +147,7 @@ def test_quoted_values_may_contain_commas_and_line_ends(tmp_path: Path) -> None:
     assert log.splits["train"].collect()["user"].to_list() == ["u,\nv", "w"]
 
 
-def test_fields_may_be_declared_one_by_one(tmp_path: Path) -> None:
+def test_fields_may_be_declared_individually(tmp_path: Path) -> None:
     fields = (
         FieldSpec(name="user", side="context", missing=("-1",), min_count=2),
         FieldSpec(name="age", side="context", transform="log_square"),
@@ -197,7 +197,7 @@ def test_the_error_about_a_missing_log_says_where_it_comes_from(tmp_path: Path) 
         table.read(tmp_path, OWN)
 
 
-def test_the_generated_log_has_true_probabilities_but_not_as_a_feature(tmp_path: Path) -> None:
+def test_the_true_probabilities_of_the_generated_log_are_not_a_feature(tmp_path: Path) -> None:
     assert generate(["--data", str(tmp_path), "--requests", "200"]) == 0
     log = generated.read(tmp_path / "generated", Data(reader="generated", folder="generated", prepared="p"))
     assert log.extra == ("request", "true_ctr")

@@ -1,4 +1,4 @@
-"""Splitting a log: every row is in one split, and always in the same."""
+"""Splitting a log: every row is in exactly one split, and always in the same one."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def lines_of(splits: dict[str, pl.LazyFrame]) -> dict[str, list[int]]:
 
 
 def splitmix64(seed: int, outputs: int) -> list[int]:
-    """Return the outputs one after the other, as in the authors' code."""
+    """Compute the outputs sequentially, as the authors' code does."""
     state, drawn = seed % WORD, []
     for _ in range(outputs):
         state = (state + GOLDEN) % WORD
@@ -36,7 +36,7 @@ def splitmix64(seed: int, outputs: int) -> list[int]:
 
 @settings(max_examples=examples(50), deadline=None)
 @given(SEEDS, st.integers(0, 300), st.integers(1, 2))
-def test_a_split_by_row_has_every_row_once_and_in_order(seed: int, rows: int, first_line: int) -> None:
+def test_a_split_by_row_contains_every_row_once_and_in_order(seed: int, rows: int, first_line: int) -> None:
     parts = lines_of(dict(split_by_row(log_of(rows, first_line), seed)))
     assert tuple(parts) == SPLITS
     assert all(lines == sorted(lines) for lines in parts.values())
@@ -55,24 +55,24 @@ def test_a_row_stays_in_its_split_when_the_file_grows(seed: int, rows: int, more
 
 @settings(max_examples=examples(20), deadline=None)
 @given(SEEDS)
-def test_the_draws_are_those_of_splitmix64(seed: int) -> None:
+def test_the_random_numbers_are_those_of_splitmix64(seed: int) -> None:
     assert with_draw(log_of(20), seed).collect()[DRAW].to_list() == splitmix64(seed, 20)
 
 
 def test_the_split_of_a_seed_does_not_change_between_versions() -> None:
-    assert splitmix64(1234567, 1) == [6457827717110365317]  # of the reference implementation in C
+    assert splitmix64(1234567, 1) == [6457827717110365317]  # The value comes from the reference implementation in C.
     assert lines_of(dict(split_by_row(log_of(30), 1)))["test"] == [3, 30]
     assert edges() == (8 * WORD // 10, 9 * WORD // 10)
 
 
-def test_the_shares_are_8_1_1_and_seeds_differ() -> None:
+def test_the_ratio_is_8_to_1_to_1_and_depends_on_the_seed() -> None:
     one, other = (lines_of(dict(split_by_row(log_of(50_000), seed))) for seed in (1, 2))
     for split, share in zip(SPLITS, (0.8, 0.1, 0.1), strict=True):
         assert len(one[split]) / 50_000 == pytest.approx(share, abs=0.006)
         assert one[split] != other[split]
 
 
-def test_the_values_of_a_split_are_those_of_its_lines() -> None:
+def test_values_stay_with_their_lines() -> None:
     part = split_by_row(log_of(100), 1)["valid"].collect()
     assert part.columns == [LINE, "value"]
     assert part["value"].to_list() == [f"v{line}" for line in part[LINE]]
@@ -80,7 +80,7 @@ def test_the_values_of_a_split_are_those_of_its_lines() -> None:
 
 @settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=3, max_size=60).filter(lambda days: len(set(days)) >= 3))
-def test_the_last_day_is_test_and_the_day_before_it_valid(days: list[int]) -> None:
+def test_the_last_day_is_test_and_the_day_before_is_valid(days: list[int]) -> None:
     frame = log_of(len(days)).with_columns(day=pl.Series(days))
     parts = {split: part.collect() for split, part in split_by_day(frame, pl.col("day"), Path("log")).items()}
     last = sorted(set(days))[-2:]

@@ -1,4 +1,4 @@
-"""The properties of the generated log."""
+"""Properties of the generated log."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def splits(log: pl.DataFrame) -> dict[str, pl.DataFrame]:
 
 
 def shares(column: pl.Series) -> list[float]:
-    """Return the share of each value, the most frequent first."""
+    """Return the share of each value, in descending order."""
     return (column.value_counts(sort=True)["count"] / len(column)).to_list()
 
 
-def test_the_same_seed_gives_the_same_log_and_another_seed_another() -> None:
+def test_the_same_seed_gives_the_same_log_and_another_seed_a_different_one() -> None:
     first = generate(seed=7, requests=500)
     assert first.equals(generate(seed=7, requests=500))
     assert not first.equals(generate(seed=8, requests=500))
@@ -49,7 +49,7 @@ def test_no_request_is_in_two_splits(splits: dict[str, pl.DataFrame]) -> None:
     assert ends == [(0, 95_999), (96_000, 107_999), (108_000, 119_999)]
 
 
-def test_there_are_fields_of_every_kind_on_both_sides(log: pl.DataFrame) -> None:
+def test_both_sides_have_categorical_and_numeric_fields(log: pl.DataFrame) -> None:
     assert len(CONTEXT) + len(CANDIDATE) >= 15
     assert set(log.columns) == {*CONTEXT, *CANDIDATE, REQUEST, TRUE_CTR, LABEL}
     assert [len(set(NUMERIC) & set(side)) for side in (CONTEXT, CANDIDATE)] == [1, 1]
@@ -59,7 +59,7 @@ def test_there_are_fields_of_every_kind_on_both_sides(log: pl.DataFrame) -> None
     assert (log["bid"] > 0).all()
 
 
-def test_there_are_many_users_and_ads_of_which_few_are_frequent(log: pl.DataFrame) -> None:
+def test_there_are_many_users_and_ads_but_few_frequent_ones(log: pl.DataFrame) -> None:
     assert log["ad"].n_unique() == 2000
     assert 4000 < log["user"].n_unique() <= 5000
     for field, ranks in (("user", 5000), ("ad", 1900)):
@@ -68,13 +68,13 @@ def test_there_are_many_users_and_ads_of_which_few_are_frequent(log: pl.DataFram
         assert np.allclose(shares(old[field])[:100], expected, rtol=0.15)
 
 
-def test_some_fields_hardly_vary(log: pl.DataFrame) -> None:
+def test_some_fields_are_nearly_constant(log: pl.DataFrame) -> None:
     for field in ("private_mode", "sensitive"):
         assert shares(log[field])[0] == pytest.approx(0.99, abs=0.002)
     assert log["exchange"].n_unique() == 1
 
 
-def test_five_percent_of_two_fields_are_missing(log: pl.DataFrame) -> None:
+def test_two_fields_are_missing_in_five_percent_of_rows(log: pl.DataFrame) -> None:
     missing = {name: count / len(log) for name, count in log.null_count().row(0, named=True).items() if count}
     assert missing == {
         "session_depth": pytest.approx(0.05, abs=0.003),
@@ -83,7 +83,7 @@ def test_five_percent_of_two_fields_are_missing(log: pl.DataFrame) -> None:
     assert not log["session_depth"].cast(pl.Float64).is_nan().any()
 
 
-def test_clicks_are_drawn_from_the_true_probabilities(splits: dict[str, pl.DataFrame]) -> None:
+def test_clicks_are_sampled_from_the_true_probabilities(splits: dict[str, pl.DataFrame]) -> None:
     for frame in splits.values():
         click, truth = frame[LABEL].to_numpy(), frame[TRUE_CTR].to_numpy()
         assert 0.03 < click.mean() < 0.05
@@ -96,7 +96,7 @@ def test_the_true_probabilities_have_the_auc_of_a_good_model(splits: dict[str, p
         assert 0.75 < roc_auc_score(frame[LABEL].to_numpy(), frame[TRUE_CTR].to_numpy()) < 0.82
 
 
-def test_five_percent_of_test_shows_ads_that_train_does_not_have(splits: dict[str, pl.DataFrame]) -> None:
+def test_five_percent_of_test_rows_show_ads_that_are_not_in_train(splits: dict[str, pl.DataFrame]) -> None:
     train, test = splits["train"], splits["test"]
     new = test.filter(~pl.col("ad").is_in(train["ad"].unique().implode()))
     assert len(new) / len(test) == pytest.approx(0.05, abs=0.005)
