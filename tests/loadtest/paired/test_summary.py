@@ -164,7 +164,7 @@ def test_a_comparison_without_problems_passes() -> None:
 def test_failed_and_wrong_answers_are_problems_of_their_checkout() -> None:
     found = problems_of(results([run(failed=3), run()], [run(wrong=2), run(wrong=1)]), None)
     assert found == [
-        "this: 3 requests got no scores",
+        "this: 3 requests were not answered with scores",
         "other: 3 answers were wrong. The first: probabilities are off by 0.1",
     ]
 
@@ -175,12 +175,12 @@ def test_scores_that_differ_are_a_problem(difference: float) -> None:
     assert "more than 1e-05" in found
 
 
-def test_the_upper_end_of_the_cpu_ratio_decides_about_fail_above() -> None:
+def test_fail_above_is_compared_with_the_upper_bound_of_the_cpu_ratio() -> None:
     found = results([run(1000), run(1100), run(1050)], [run(1000), run(1000), run(1000)])
     high = ratio_interval([1000, 1100, 1050], [1000, 1000, 1000]).high
     assert problems_of(found, high + 0.01) == []
     assert problems_of(found, high - 0.01) == [
-        f"the interval of the CPU ratio ends at {high:.3f}, above --fail-above {high - 0.01:g}"
+        f"the upper bound of the CPU ratio is {high:.3f}, above --fail-above {high - 0.01:g}"
     ]
 
 
