@@ -191,7 +191,7 @@ def test_the_highest_rate_is_found_by_bisection() -> None:
 def test_a_generator_that_fails_is_an_error() -> None:
     with listening(always(answer(RIGHT))) as url, begin(load(url, seconds=5), [REQUEST]) as running:
         running.processes[0].kill()
-        with pytest.raises(RuntimeError, match="ended with exit code -9"):
+        with pytest.raises(RuntimeError, match="exited with code -9"):
             running.wait()
 
 

@@ -99,7 +99,7 @@ def test_a_server_that_does_not_start_is_an_error_with_its_log(
     other = write_checkout(tmp_path / "other", "raise SystemExit('there is a bug in this checkout')")
     assert paired.main([str(other), *SHORT]) == 2
     errors = capsys.readouterr().err
-    assert "ended with exit code 1" in errors
+    assert "exited with code 1" in errors
     assert "there is a bug in this checkout" in errors
 
 
