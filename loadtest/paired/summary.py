@@ -139,7 +139,7 @@ def describe(results: Results) -> str:
         pinned = f"server on CPU {', '.join(map(str, plan.server_cpus))}, generator on CPU {plan.client_cpus[0]}"
     load = f"The load is a closed loop of {CONNECTIONS} connections"
     if plan.rate is not None:
-        load = f"The load is Poisson at {plan.rate:.0f} requests/s, with the same arrival times for both runs of a pair"
+        load = f"The load has Poisson arrivals at {plan.rate:.0f} requests/s, at the same times for both runs of a pair"
     versions = sides["this"].probe.versions
     others = [f"{name} {v}" for name, v in sides["other"].probe.versions.items() if v != versions[name]]
     libraries = f"`other` runs {', '.join(others)}." if others else "Both run the same versions of their libraries."

@@ -27,19 +27,19 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared: do not change it."""
+    """A small bundle. Shared: do not change it."""
     return write_small_bundle(tmp_path_factory.mktemp("bundles") / "small")
 
 
 @pytest.fixture
 def own_bundle(bundle: Path, tmp_path: Path) -> Path:
-    """A copy, to be broken."""
+    """A copy of the bundle that a test may corrupt."""
     return Path(shutil.copytree(bundle, tmp_path / "own"))
 
 
 @pytest.fixture
 def start(bundle: Path) -> StartApp:
-    """start(**settings): a client of an app whose self-test is over."""
+    """A function, start(**settings), that returns a client of an app that has finished its self-test."""
 
     @asynccontextmanager
     async def started(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
@@ -72,7 +72,7 @@ def running_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSer
 
 @pytest.fixture
 def redis_server(running_redis: RedisServer) -> RedisServer:
-    """Empty. Do not stop it: that is what `start_redis` is for."""
+    """An empty Redis. Shared: do not stop it. To stop a Redis in a test, use `start_redis`."""
     with running_redis.client() as client:
         client.flushall()
     return running_redis
