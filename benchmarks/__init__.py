@@ -1,4 +1,4 @@
-"""Benchmarks: one module for each question, which writes its answer to results/<question>.md."""
+"""Benchmarks. Each module answers one question and writes its report to results/<question>.md."""
 
 from pathlib import Path
 

@@ -1,8 +1,9 @@
-"""Cost of serving and of training each model of a data set.
+"""Cost of serving and training each model of a data set.
 
-Measures every experiment in a folder with its initial weights, because speed does not depend on weights. Serving: the
-graph that ctr-export writes, run on one thread as a worker runs it on a CPU. Training: steps on as many threads as
-torch uses. The models run alternately. Also writes FOLDER/results/speed.json, which `ctr-compare --all FOLDER` reads.
+The benchmark measures every experiment in a folder with its initial weights, because speed does not depend on the
+weights. For serving, it runs the graph that ctr-export writes on one thread, as a worker does on a CPU. For training,
+it runs steps on torch's default number of threads. The models run alternately. It also writes
+FOLDER/results/speed.json, which `ctr-compare --all FOLDER` reads.
 """
 
 import argparse
@@ -43,15 +44,16 @@ from model.zoo import build
 CANDIDATES = (1, 100)
 STEPS, WARM_UP = 7, 1
 LIBRARIES = ("onnxruntime", "torch")
-TEXT = f"""Serving: one request of {" or ".join(map(str, CANDIDATES))} candidates, with ids drawn at random from the
-vocabulary, through each model's serving graph on one thread; the models run alternately. STEC's graph is the kernel.
-The others are onnxruntime's own operators, which look up a context's embeddings once a request. Median run time in ms,
-and µs a candidate. Training: rows/s of the median step, from forward pass to optimizer, of {STEPS} steps of each model
-on one batch of real rows; the models run alternately on {torch.get_num_threads()} threads, without evaluation."""
+TEXT = f"""Serving: one request with {" or ".join(map(str, CANDIDATES))} candidates, with ids sampled uniformly from the
+vocabulary, through each model's serving graph on one thread. STEC's graph uses the kernel. The other graphs use
+onnxruntime's own operators, and look up a context's embeddings once per request. The figures are the median run time in
+ms and in µs per candidate. Training: rows/s of the median of {STEPS} steps, from forward pass to optimizer, on one
+batch of real rows with {torch.get_num_threads()} threads, without evaluation. In both cases, the models run
+alternately."""
 
 
 def open_model(experiment: Experiment, prepared: Prepared, folder: Path, name: str) -> Run:
-    """Return the serving graph of an experiment's model, as the service would run it."""
+    """Return a function that runs an experiment's serving graph in the same way as the service."""
     torch.manual_seed(0)
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).eval()
     model_folder = folder / name
@@ -62,7 +64,7 @@ def open_model(experiment: Experiment, prepared: Prepared, folder: Path, name: s
 
 
 def feed(prepared: Prepared, candidates: int, random: np.random.Generator) -> Feed:
-    """Draw the ids of one request. All fields must be categorical, as in Frappe and MovieLens tags."""
+    """Sample the ids of one request. All fields must be categorical, as in Frappe and MovieLens tags."""
     sizes = list(zip(prepared.schema.select("categorical"), prepared.vocabulary_sizes, strict=True))
     context, candidate = ([size for field, size in sizes if field.side == side] for side in ("context", "candidate"))
     return {
@@ -84,7 +86,7 @@ def measure(runs: Mapping[str, Run], prepared: Prepared) -> dict[str, list[float
 
 
 def measure_training(experiments: Mapping[str, Experiment], prepared: Prepared) -> dict[str, float]:
-    """Return the rows/s of a training step of each model."""
+    """Return the training speed of each model in rows/s."""
     train = load_split(prepared, "train")
     rows = {name: min(experiment.training.batch_size, len(train)) for name, experiment in experiments.items()}
     steps = {
@@ -100,7 +102,7 @@ def measure_training(experiments: Mapping[str, Experiment], prepared: Prepared) 
 
 
 def training_step(experiment: Experiment, prepared: Prepared, rows: Rows) -> Callable[[], object]:
-    """Return a function that runs one more training step of the experiment's model on these rows."""
+    """Return a function that runs one training step of the experiment's model on these rows each time it is called."""
     torch.manual_seed(0)
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).train()
     batch = rows.ids.long(), rows.values, rows.labels
@@ -111,20 +113,20 @@ def training_step(experiment: Experiment, prepared: Prepared, rows: Rows) -> Cal
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "folder", type=Path, help="with experiments named after their models, for example experiments/frappe"
+        "folder", type=Path, help="folder with experiments named after their models, such as experiments/frappe"
     )
     add_data_argument(parser)
     options = parser.parse_args()
     paths = [path for path in sorted(options.folder.glob("*.toml")) if "sweep" not in path.stem]
     experiments = {path.stem: read_experiment(path) for path in paths}
     if len(experiments) < 2:
-        parser.error(f"{options.folder} has {len(experiments)} experiments: a comparison needs two or more")
+        parser.error(f"{options.folder} has {len(experiments)} experiments; a comparison requires two or more")
     try:
         prepared = read_prepared(options.data / common_data(list(experiments.values())).prepared)
     except ValueError as error:
         parser.error(str(error))
     if prepared.schema.select("numeric"):
-        parser.error(f"{prepared.folder} has numeric fields: this benchmark draws requests of categorical fields only")
+        parser.error(f"{prepared.folder} has numeric fields; this benchmark supports only categorical fields")
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: open_model(experiment, prepared, Path(folder), name) for name, experiment in experiments.items()}
         found = measure(runs, prepared)

@@ -22,11 +22,12 @@ TITLE = "Preparing a log of Criteo's size and format"
 CORES = 2
 MIN_COUNT = 10
 TRAIN, REST = "train.txt", "rest.txt"
-TEXT = f"""A generated log in Criteo's format: a label, 13 numbers and 26 columns of hashed ids. Values are missing as
-often as in Criteo's log, and ids follow Zipf's law. `ctr-prepare` with `min_count = {MIN_COUNT}` runs in its own
-process on {CORES} threads, from the text to ids, numbers, labels and vocabularies on disk. Another hundredth of the
-rows is the valid split and the test split. Peak memory: the process's `ru_maxrss`. Cores busy: CPU time over seconds.
-Reading alone: polars' streaming reader on the same text, with every value as text, discarding each batch."""
+TEXT = f"""The input is a generated log in Criteo's format: a label, 13 numbers and 26 columns of hashed ids. Values are
+missing as often as in Criteo's log, and ids follow Zipf's law. `ctr-prepare` with `min_count = {MIN_COUNT}` runs in its
+own process on {CORES} threads. It reads the text and writes ids, numbers, labels and vocabularies to disk. An
+additional 1% of rows serves as both the valid and the test split. Peak memory is the process's `ru_maxrss`. Cores busy
+is CPU time divided by seconds. Reading alone is polars' streaming reader on the same text, with every value as text,
+discarding each batch."""
 READ_ALONE = """
 import sys
 import polars as pl
@@ -35,7 +36,7 @@ for path in sys.argv[1:]:
     for batch in scan.collect_batches(engine="streaming", chunk_size=200_000, maintain_order=True):
         pass
 """
-# Distinct values of C1 to C26 in Criteo's 46 million rows.
+# Numbers of distinct values of C1 to C26 in Criteo's 46 million rows.
 SIZES = [
     *(1460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3, 93_145, 5683, 8_351_593, 3194),
     *(27, 14_992, 5_461_306, 10, 5652, 2173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572),
@@ -48,7 +49,7 @@ HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
 def hashed(column: int, size: int) -> pl.Series:
-    """Return `size` ids of eight hexadecimal digits. Like hashes, some occur twice."""
+    """Return `size` ids of eight hexadecimal digits. Like hashes, some of them collide."""
     codes = np.random.default_rng(column).integers(0, 2**32, size, dtype=np.uint32)
     digits = HEX[(codes[:, None] >> np.arange(28, -4, -4, dtype=np.uint32)) & 15]
     lines = np.concatenate([digits, np.full((size, 1), ord("\n"), np.uint8)], 1).tobytes()
@@ -56,7 +57,7 @@ def hashed(column: int, size: int) -> pl.Series:
 
 
 def draw(random: np.random.Generator, ids: list[pl.Series], rows: int) -> pl.DataFrame:
-    """Draw rows with the columns label, I1 to I13 and C1 to C26. ids: those of each of C1 to C26."""
+    """Sample rows with the columns label, I1 to I13 and C1 to C26. ids: the ids of each column from C1 to C26."""
     columns = {"label": pl.Series((random.random(rows) < 0.25).astype(np.int8))}
     for i, missing in enumerate(NO_NUMBER):
         numbers = pl.Series(np.floor(random.lognormal(2, 1.8, rows)).astype(np.int64) - (i == 1))
@@ -96,32 +97,32 @@ def experiment(folder: Path) -> Path:
     path = folder / "criteo.toml"
     lines = (
         f"{key} = {json.dumps(value)}" for key, value in data.items()
-    )  # TOML writes strings and lists as JSON does
+    )  # strings and lists have the same syntax in TOML and JSON
     path.write_text("\n".join(["[data]", *lines, ""]))
     return path
 
 
 def prepare(folder: Path) -> tuple[float, float, float]:
-    """Run ctr-prepare on the log, and return what `run` returns."""
+    """Run ctr-prepare on the log. Return the same values as `run`."""
     return run(["-m", "model.cli.prepare", "--config", str(experiment(folder)), "--data", str(folder)])
 
 
 def read_alone(folder: Path) -> tuple[float, float, float]:
-    """Read the same files with polars alone, and return what `run` returns."""
+    """Read the same files with polars alone. Return the same values as `run`."""
     return run(["-c", READ_ALONE, str(folder / TRAIN), *[str(folder / REST)] * 2])
 
 
 def run(arguments: list[str]) -> tuple[float, float, float]:
-    """Run this interpreter with these arguments, and return seconds, CPU seconds and peak memory in GB.
+    """Run this interpreter with these arguments, and return the seconds, CPU seconds and peak memory in GB.
 
     Raises:
-        subprocess.CalledProcessError: It failed.
+        subprocess.CalledProcessError: The command failed.
     """
     start = time.perf_counter()
     command = [sys.executable, *arguments]
     environment = os.environ | {"POLARS_MAX_THREADS": str(CORES)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)  # os.wait4 gives the usage of this process alone
+    _, status, usage = os.wait4(process.pid, 0)  # os.wait4 returns the usage of this process only
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
@@ -129,7 +130,7 @@ def run(arguments: list[str]) -> tuple[float, float, float]:
 
 
 def distinct(path: Path) -> int:
-    """Return the number of distinct values of C1 to C26, added up."""
+    """Return the total number of distinct values in C1 to C26."""
     scan = pl.scan_csv(path, separator="\t", has_header=False, infer_schema=False, quote_char=None)
     columns = scan.collect_schema().names()[14:]
     return sum(scan.select(pl.col(name).drop_nulls().n_unique()).collect(engine="streaming").item() for name in columns)
@@ -139,14 +140,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument(
-        "--folder", type=Path, help="where the log is written, which takes 5 GB (default: a temporary folder)"
+        "--folder", type=Path, help="folder for the log, which takes 5 GB (default: a temporary folder)"
     )
     options = parser.parse_args()
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        # In another process, because a child inherits the peak memory of its parent.
+        # Runs in another process, because a child inherits the peak memory of its parent.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             process.submit(generate, folder / TRAIN, options.rows).result()
             process.submit(generate, folder / REST, options.rows // 100, seed=2).result()

@@ -1,4 +1,4 @@
-"""Effect of another draw of Frappe's train negatives on a model's AUC."""
+"""Effect of resampling Frappe's train negatives on a model's AUC."""
 
 import argparse
 from collections.abc import Sequence
@@ -23,19 +23,19 @@ from model.training.device import keep_freed_memory
 from model.training.progress import EpochTable
 
 TITLE = "Frappe with other train negatives"
-TEXT = """Valid and test are the official files. Train has the official rows, but the items of its negatives are
-drawn again: each from all items except those that the user has in a positive of any file, in a negative of valid or
-test, or in another negative of train. The train file that the experiments use (`given`) was drawn by the same rule. The
-figures are test AUCs of seed 1. Another seed alone changes them by 0.05 to 0.1."""
+TEXT = """Valid and test are the official files. Train contains the official rows, but the items in its negatives are
+resampled. Each is sampled from all items except those that the same user has in a positive of any file, in a negative
+of valid or test, or in another negative of train. The train file that the experiments use (`given`) was sampled by the
+same rule. The figures are test AUCs for seed 1. A different seed alone changes them by 0.05 to 0.1."""
 READER = "frappe"
 USER, ITEM, LABEL = "user", "item", "label"
 
 
 def redraw(splits: dict[str, pl.DataFrame], seed: int) -> pl.DataFrame:
-    """Return train with other items in its negatives and everything else unchanged.
+    """Return train with resampled items in its negatives and everything else unchanged.
 
     Raises:
-        ValueError: A user has more negatives than there are items to draw from.
+        ValueError: A user has more negatives than there are items to sample from.
     """
     random, train = np.random.default_rng(seed), splits["train"]
     negative = pl.col(LABEL) == 0
@@ -47,13 +47,13 @@ def redraw(splits: dict[str, pl.DataFrame], seed: int) -> pl.DataFrame:
     for user, index in negatives.iter_rows():
         left = items.filter(~items.is_in(taken.get(user, []))).to_numpy()
         if len(left) < len(index):
-            raise ValueError(f"user {user} has {len(index)} negatives in train, and {len(left)} items to draw from")
+            raise ValueError(f"user {user} has {len(index)} negatives in train, but only {len(left)} items to sample")
         drawn[index] = random.choice(left, len(index), replace=False)
     return train.with_columns(pl.Series(ITEM, drawn, train[ITEM].dtype))
 
 
 def write_draw(given: Path, folder: Path, seed: int) -> None:
-    """Write train, valid and test as the experiments read them. given: the folder with the official files."""
+    """Write train, valid and test in the format that the experiments read. given: folder with the official files."""
     splits = {name: pl.read_parquet(given / f"{name}.parquet") for name in SPLITS}
     folder.mkdir(parents=True, exist_ok=True)
     for name, split in (splits | {"train": redraw(splits, seed)}).items():
@@ -61,7 +61,7 @@ def write_draw(given: Path, folder: Path, seed: int) -> None:
 
 
 def run_on_draw(draw: int, experiments: Sequence[Experiment], data: Path, folder: Path) -> list[FinishedRun]:
-    """Train each experiment on this draw, and return the runs. Those that `folder` already has are not repeated."""
+    """Train each experiment on this draw, and return the runs. Runs that are already in `folder` are not repeated."""
     raw, prepared = f"draw-{draw}", f"prepared/draw-{draw}"
     section = msgspec.structs.replace(experiments[0].data, folder=raw, prepared=prepared)
     if not (folder / prepared).is_dir():
@@ -72,20 +72,20 @@ def run_on_draw(draw: int, experiments: Sequence[Experiment], data: Path, folder
 
 
 def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[str]:
-    """Return a model's row: test AUC on the given file, on each draw, and their mean."""
+    """Return a model's row: test AUC on the given file, on each draw, and the mean over the draws."""
     percent = [run.metrics.test.auc * 100 for run in on_draws]
     return [name, f"{given.metrics.test.auc * 100:.2f}", *(f"{p:.2f}" for p in percent), mean_and_std(percent, 2)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", type=Path, nargs="+", help="on Frappe, for example experiments/frappe/dcn.toml")
+    parser.add_argument("experiments", type=Path, nargs="+", help="on Frappe, e.g. experiments/frappe/dcn.toml")
     parser.add_argument("--draws", type=positive_int, default=3)
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path("runs/draws"),
-        help="where draws and runs are stored (default: %(default)s)",
+        help="folder for draws and runs (default: %(default)s)",
     )
     add_data_argument(parser)
     options = parser.parse_args()
@@ -96,7 +96,7 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     if log.reader != READER:
-        parser.error(f"{options.experiments[0]} reads {log.reader}: only the train file of {READER} can be drawn again")
+        parser.error(f"{options.experiments[0]} reads {log.reader}; only the train file of {READER} can be resampled")
     place = RunContext(open_log(log, options.data), run_list(options.experiments[0]), options.data)
     given = run_missing(experiments, place, EpochTable)
     draws = [run_on_draw(draw, experiments, options.data, options.folder) for draw in range(1, options.draws + 1)]

@@ -1,8 +1,8 @@
 """Speedup of the service's graphs over a plain export of the same model.
 
-Three graphs with the same weights and requests run alternately on one thread of onnxruntime, as in the service: plain
-(the model as torch exports it), folded (onnxruntime's own operators) and kernel (the operator of kernel/). A large
-matrix product shows the peak of the core.
+Three graphs with the same weights and requests run alternately on one onnxruntime thread, as in the service: plain (the
+model as exported by torch), folded (onnxruntime's own operators) and kernel (the operator from kernel/). A large matrix
+product measures the core's peak performance.
 """
 
 import itertools
@@ -37,11 +37,11 @@ Feed = dict[str, NDArray[np.int64]]
 Run = Callable[[Feed], NDArray[np.float32]]
 
 ATTENTIONS: tuple[Attention, Attention] = ("full", "request")
-TOKENS = 1000  # a field
+TOKENS = 1000  # per field
 CONTEXT_FIELDS = {10: 8, 23: 18, 39: 30}
 CANDIDATES = (1, 10, 100, 500, 1000)
-BATCHES = ((1, 100), (4, 100), (16, 100), (4, 1), (16, 1))  # requests, and candidates of each
-SECONDS = 1.5  # about, for a row of a table
+BATCHES = ((1, 100), (4, 100), (16, 100), (4, 1), (16, 1))  # (requests, candidates per request)
+SECONDS = 1.5  # approximate time per table row
 WARM_UP, MIN_ROUNDS, MAX_ROUNDS = 5, 30, 400
 PEAK_SIZE = 768
 
@@ -51,7 +51,7 @@ def size(attention: Attention) -> STECConfig:
 
 
 def trained(fields: int, attention: Attention) -> tuple[STEC, FeatureSchema]:
-    """Return a model with running statistics but otherwise initial weights: speed does not depend on them."""
+    """Return a model with running statistics but otherwise initial weights, because speed does not depend on them."""
     context = CONTEXT_FIELDS[fields]
     schema = FeatureSchema(tuple(Field(f"f{i}", "context" if i < context else "candidate") for i in range(fields)))
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def trained(fields: int, attention: Attention) -> tuple[STEC, FeatureSchema]:
 
 
 def feed(fields: int, requests: int, candidates: int, random: np.random.Generator) -> Feed:
-    """Draw the ids of a batch. candidates: of each request."""
+    """Sample the ids of a batch. candidates: number of candidates per request."""
     context = CONTEXT_FIELDS[fields]
     return {
         "context_ids": random.integers(TOKENS, size=(requests, context)),
@@ -114,7 +114,7 @@ def alternate(runs: Mapping[str, Run], draw: Callable[[], Feed], title: str) -> 
                 times[name].append((time.perf_counter() - before) * 1e3)
             plain, *others = (1 / (1 + np.exp(-logit.astype(np.float64))) for logit in answers)
             difference = max(difference, *(float(np.abs(other - plain).max()) for other in others))
-            if round_ == WARM_UP:  # the warm-up shows how long a round takes
+            if round_ == WARM_UP:  # the warm-up rounds measure how long a round takes
                 each_s = (time.perf_counter() - start) / WARM_UP
                 rounds = WARM_UP + max(MIN_ROUNDS, min(MAX_ROUNDS, int(SECONDS / each_s)))
             if round_ == rounds:
@@ -219,11 +219,12 @@ def main() -> None:
     text = (
         f"STEC with a linear head, D = {fit.embedding}, N = {fit.blocks}, {fit.heads} heads, FFN {fit.ffn}; fields: "
         + ", ".join(f"{f} = {c} + {f - c}" for f, c in CONTEXT_FIELDS.items())
-        + " (context + candidate). The three graphs run alternately in one process, on one thread of onnxruntime; "
-        "median ms of a run. Ratios over the plain export: median over pairs of runs (quartiles). µs a candidate: of "
-        "the kernel. GFLOP/s: the factorized model's matrix products for each candidate alone, so work that is shared "
-        f"or saved counts as done, and its share of {peak:.0f} GFLOP/s, which a MatMul of size {PEAK_SIZE} reaches in "
-        "the same onnxruntime. Difference: the largest in probability from the plain export."
+        + " (context + candidate). The three graphs run alternately in one process, on one onnxruntime thread; "
+        "times are the median run time in ms. Ratios to the plain export are medians over pairs of runs (with "
+        "quartiles). µs a candidate is for the kernel. GFLOP/s counts the factorized model's matrix products for each "
+        "candidate alone, so work that is shared or avoided counts as done; the percentage is relative to "
+        f"{peak:.0f} GFLOP/s, which a MatMul of size {PEAK_SIZE} reaches in the same onnxruntime. Difference is the "
+        "largest difference in probability from the plain export."
     )
     header = ["fields", "candidates", "plain ms", "folded ms", "kernel ms", "plain / folded", "plain / kernel"]
     header += ["µs a candidate", "GFLOP/s", "difference"]

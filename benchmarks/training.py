@@ -1,7 +1,7 @@
-"""Speedup of a training step without the f x f x d tensor.
+"""Speedup of a training step that avoids the f x f x d tensor.
 
-All forms of one model run alternately in one process with the same weights and batch. A step is the forward pass, the
-loss and the backward pass of the whole model: embedding, attention and head.
+All variants of one model run alternately in one process with the same weights and batch. A step is the forward pass,
+the loss and the backward pass of the whole model: embedding, attention and head.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from model.stec.stec import STEC, Block, STECConfig
 
 ROWS = 4096
 SIZE = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=0.1)
-TOKENS = 1000  # a field
+TOKENS = 1000  # per field
 FIELDS = (10, 22, 39)
 ROUNDS = 7
 
@@ -41,7 +41,7 @@ def step(model: STEC, ids: Tensor, values: Tensor, labels: Tensor) -> Step:
 
 
 def flipped(plain: STEC, fast: STEC, ids: Tensor, values: Tensor) -> int:
-    """Count the hidden units whose input has a different sign in the two forms, which only rounding can cause."""
+    """Count the hidden units whose input has a different sign in the two variants, which only rounding can cause."""
     signs: dict[bool, list[Tensor]] = {}
     with torch.no_grad():
         for model in (plain, fast):
@@ -57,7 +57,7 @@ def flipped(plain: STEC, fast: STEC, ids: Tensor, values: Tensor) -> int:
 
 
 def compare(fields: int) -> list[str]:
-    """Return the row of the table for a model with this number of fields."""
+    """Return the table row for a model with this number of fields."""
     torch.manual_seed(0)
     plain = STEC(Fields([TOKENS] * fields), SIZE, plain=True)
     fast = STEC(Fields([TOKENS] * fields), SIZE)
@@ -69,7 +69,7 @@ def compare(fields: int) -> list[str]:
         with torch_only():
             a, b = step(plain, ids, values, labels), step(fast, ids, values, labels)
         c = step(fast, ids, values, labels)
-        if round_:  # the first warms up
+        if round_:  # the first round is the warm-up
             times.append((a[0], b[0], c[0]))
     logit = max((a[1] - other[1]).abs().max().item() for other in (b, c))
     gradient = max(
@@ -105,11 +105,11 @@ def main() -> None:
         f"STEC, batch {ROWS}, D = {SIZE.embedding}, N = {SIZE.blocks}, {SIZE.heads} heads, float32 with float64 batch "
         f"statistics, {torch.get_num_threads()} threads. Plain: with the f x f x d interaction in memory. Factorized: "
         "without it, in torch (model/stec/factorized.py). Kernel: without it, in C++ (model/stec/fused.py), as in "
-        f"training. Median of {ROUNDS} steps of each form, run alternately; a ratio is the median over rounds (minimum "
-        "to maximum). Differences from plain: the largest over the batch's logits, and the largest over all "
-        "parameters' gradients, relative to the parameter's largest gradient. Among millions of hidden units, one may "
-        "be so close to zero that rounding decides its ReLU (last column). That alone changes the gradients of its row "
-        "by a thousandth."
+        f"training. Times are medians of {ROUNDS} steps of each variant, run alternately. Ratios are medians over "
+        "rounds (minimum to maximum). The differences from plain are the largest difference over the batch's logits, "
+        "and the largest over all parameters' gradients, relative to the parameter's largest gradient. Among millions "
+        "of hidden units, one may be so close to zero that rounding decides its ReLU (last column). This alone changes "
+        "the gradients of its row by 0.1%."
     )
     header = [
         "fields",

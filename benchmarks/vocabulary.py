@@ -1,4 +1,4 @@
-"""Memory and lookup time of 2.1 million tokens: for the first worker, for each further one, and for each token."""
+"""Memory and lookup time for 2.1 million tokens: memory per worker, and time per token."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 
 def tokens(field: str, number: int) -> list[str]:
-    """Return hexadecimal ids in no order, like those of ad platforms."""
+    """Return hexadecimal ids in no particular order, like those of ad platforms."""
     return [f"{field}-{(rank * 2654435761) % 2**32:08x}" for rank in range(number)]
 
 
@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     text = (
         f"{TOKENS:,} tokens in {len(FIELDS)} fields ({size:.0f} MiB of files), each looked up once, with a cache of "
-        f"{CACHE_TOKENS:,} tokens. Memory: the increase over a process without a vocabulary; for a further worker, "
-        f"only pages that are not shared. Time: the best of {ROUNDS} rounds, 100 tokens at a time, through the code "
-        "path of a request (`TokenCache.split`, then the bundle's vocabulary)."
+        f"{CACHE_TOKENS:,} tokens. Memory is the increase over a process without a vocabulary; for each further "
+        f"worker, it includes only pages that are not shared. Time is the best of {ROUNDS} rounds, 100 tokens at a "
+        "time, through the request path (`TokenCache.split`, then the bundle's vocabulary)."
     )
     table = Table("", ["what", "measured", "target"], rows)
     command = "python -m benchmarks.vocabulary"
@@ -65,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def memory_mib(folder: Path) -> tuple[float, float]:
-    """Return the memory of the first worker and of a second one beside it, in MiB.
+    """Return the memory of the first worker and of a second worker that runs at the same time, in MiB.
 
-    Of the first one, all pages that a process without a vocabulary does not have. Of the second one, its private pages.
+    For the first worker, this is the increase over a process without a vocabulary. For the second worker, it includes
+    only private pages.
     """
     command = [sys.executable, "-m", "benchmarks.vocabulary", "--process"]
     pipe, processes = subprocess.PIPE, []
@@ -79,7 +80,7 @@ def memory_mib(folder: Path) -> tuple[float, float]:
         assert process.stdout is not None
         found.append(json.loads(process.stdout.readline()))
     for process in processes:
-        process.communicate()  # closes stdin, which ends it
+        process.communicate()  # closes stdin, which makes the worker exit
     without, first, second = found
     base = without["private"]
     return (first["rss_files"] + first["private"] - base) / 1024, (second["private"] - base) / 1024
@@ -101,13 +102,13 @@ def run_worker(folder: Path) -> None:
 
 
 def private_kib() -> int:
-    """Return this process's private and swapped pages in KiB."""
+    """Return the size of this process's private and swapped pages in KiB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Swap:")))
 
 
 def mapped_kib(folder: Path) -> int:
-    """Return the resident pages of the files in a folder in KiB, shared or not."""
+    """Return the size of the resident pages of the files in a folder in KiB, shared or not."""
     total, inside = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         words = line.split()
@@ -119,7 +120,7 @@ def mapped_kib(folder: Path) -> int:
 
 
 def times_us(folder: Path, number: int = 20_000) -> tuple[float, float, float]:
-    """Return the lookup time in µs of a cached token, of another known token, and of an unknown one."""
+    """Return the lookup times in µs for a cached token, another known token, and an unknown token."""
     vocabulary = open_vocabulary(folder, "user")
     known = tokens("user", number)
     cache = TokenCache(["user"], 4 * number, 2**30, 60.0)

@@ -1,7 +1,7 @@
 """Test compose.yaml with a real Docker engine: make compose-test
 
-Needs the image stec-ctr, which `make compose-test` builds. Grafana is not started: the project has only its
-configuration, which tests/deploy checks.
+Requires the image stec-ctr, which `make compose-test` builds. Grafana is not started, because the project contains only
+its configuration, which tests/deploy checks.
 """
 
 import os
@@ -40,7 +40,7 @@ class Compose:
 
     def __init__(self, compose: Sequence[str]) -> None:
         self._compose = [*compose, "--project-name", PROJECT, "--file", str(ROOT / "compose.yaml")]
-        # The demo bundle is served, whatever the caller's environment sets.
+        # Serve the demo bundle, whatever is set in the caller's environment.
         self._ports = {"BUNDLE": "./deploy/demo", "PORT": str(free_port()), "PROMETHEUS_PORT": str(free_port())}
         self.service = f"http://127.0.0.1:{self._ports['PORT']}"
         self.prometheus = f"http://127.0.0.1:{self._ports['PROMETHEUS_PORT']}"
@@ -49,7 +49,7 @@ class Compose:
         """Run a Compose command and return its standard output.
 
         Raises:
-            Failed: If the command fails.
+            Failed: The command failed.
         """
         return run([*self._compose, *arguments], self._ports)
 
@@ -63,13 +63,13 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> st
         command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise Failed(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise Failed(f"{' '.join(command)} exited with code {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
 @contextmanager
 def up(compose: Compose) -> Iterator[None]:
-    """Start the services, and remove them at the end. After a failure, print the end of their logs."""
+    """Start the services, and remove them on exit. After a failure, print the end of their logs."""
     try:
         compose("up", "--detach", "--no-build", *SERVICES)
         yield
@@ -98,7 +98,7 @@ def is_locked_down(compose: Compose) -> str:
         raise Failed("the service's root file system is writable")
     for module in ("torch", "onnx"):
         if "spec" in compose("exec", "-T", "service", "python", "-c", FIND.format(module)):
-            raise Failed(f"the image has {module}")
+            raise Failed(f"the image contains {module}")
     return f"the service runs as user {user}, with a read-only root file system, without torch"
 
 
@@ -120,7 +120,7 @@ IN_REDIS = 'ctr_vocabulary_tokens_total{tier="redis"}'
 
 
 def is_recorded(compose: Compose, requests: Sequence[Prepared]) -> str:
-    """Send requests until Prometheus has a p99. A rate needs two scrapes with requests between them."""
+    """Send requests until Prometheus has recorded a p99, which requires two scrapes with requests between them."""
     found: list[float] = []
 
     def recorded() -> bool:
@@ -147,7 +147,7 @@ def scores_without_redis(compose: Compose, fresh: Sequence[Prepared]) -> str:
 
     Args:
         compose: The running project.
-        fresh: Requests with tokens that no worker has seen, so that the service would ask Redis.
+        fresh: Requests with tokens that no worker has cached, so that the service must look them up in Redis.
     """
     compose("kill", "redis")
     degraded = score_all(compose, fresh)
@@ -157,10 +157,10 @@ def scores_without_redis(compose: Compose, fresh: Sequence[Prepared]) -> str:
 
 
 def score_all(compose: Compose, requests: Sequence[Prepared]) -> int:
-    """Return the number of degraded answers.
+    """Score all requests, and return the number of degraded answers.
 
     Raises:
-        Failed: For a wrong answer.
+        Failed: An answer was wrong.
     """
     degraded = 0
     with httpx.Client(base_url=compose.service, timeout=10) as client:
@@ -174,7 +174,7 @@ def score_all(compose: Compose, requests: Sequence[Prepared]) -> int:
 
 
 def stops_without_losing_any(compose: Compose, requests: Sequence[Prepared]) -> str:
-    """Stop the service under load. Clients send until /readyz answers 503, as behind a load balancer."""
+    """Stop the service under load. Clients send requests until /readyz answers 503, as behind a load balancer."""
     leaving, counted, lost = threading.Event(), [0] * 4, []
 
     def send(number: int) -> None:

@@ -3,18 +3,18 @@
 //     make serve                                           # in another terminal
 //     node examples/client.mjs http://127.0.0.1:8000
 //
-// Needs Node.js 20 or newer, and no package: fetch() keeps its connections open.
+// Requires Node.js 20 or newer, and no packages. fetch() keeps its connections open.
 
 import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 
-const RETRIED = new Set([429, 503]); // overloaded, or about to shut down: the same request can succeed a moment later
+const RETRIED = new Set([429, 503]); // overloaded or shutting down: the same request can succeed a moment later
 const DEFAULT_PAUSE_MS = 5;
 
 export class DeadlineError extends Error {}
 
-/** A refusal of the server, with its problem details (RFC 9457). */
+/** An error response from the server, with its problem details (RFC 9457). */
 export class ScoringError extends Error {
   constructor(problem) {
     super(`${problem.status} ${problem.title}: ${problem.path ?? ""} ${problem.detail}`);
@@ -25,20 +25,21 @@ export class ScoringError extends Error {
 /**
  * Return the response of POST /v1/score: `scores` in the order of the candidates, and `degraded`.
  *
- * A request that the server refuses with 429 is sent again after `Retry-After`, as long as the budget allows it.
- * Throws DeadlineError when the budget is spent (fall back to your default ranking) and ScoringError for a refusal.
+ * If the server answers with 429 or 503, the request is sent again after `Retry-After`, if the budget allows it.
+ * Throws DeadlineError when the budget is exhausted (fall back to your default ranking), and ScoringError when the
+ * server refuses the request for another reason.
  */
 export async function score(url, context, candidates, { budgetMs = 50, apiKey } = {}) {
   const deadline = performance.now() + budgetMs;
   const headers = { "content-type": "application/json", ...(apiKey && { authorization: `Bearer ${apiKey}` }) };
   for (let left = budgetMs; left > 1; left = deadline - performance.now()) {
-    // The server drops the request when its deadline has passed, so tell it how much time is left.
+    // Send the remaining time, because the server drops a request whose deadline has passed.
     const body = JSON.stringify({ context, candidates, timeout_ms: Math.max(1, Math.floor(left)) });
     let response;
     let answer;
     try {
       response = await fetch(`${url}/v1/score`, { method: "POST", headers, body, signal: AbortSignal.timeout(left) });
-      answer = await response.json(); // read it to the end: only then is the connection free for the next request
+      answer = await response.json(); // read the whole body, so that the connection can be reused
     } catch (error) {
       if (error.name === "TimeoutError") break;
       throw error;

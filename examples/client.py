@@ -3,7 +3,7 @@
     make serve                                             # in another terminal
     python examples/client.py http://127.0.0.1:8000
 
-Needs httpx. Copy the class into your ad server and adjust the error handling.
+Requires httpx. Copy the class into your ad server and adapt the error handling.
 """
 
 import sys
@@ -13,17 +13,17 @@ from typing import Any, Self
 
 import httpx
 
-RETRIED = {429, 503}  # overloaded, or about to shut down: the same request can succeed a moment later
-MAX_PAUSE_S = 0.005  # before a retry on a connection that the server closed
+RETRIED = {429, 503}  # overloaded or shutting down: the same request can succeed a moment later
+MAX_PAUSE_S = 0.005  # before a retry after the server closed the connection
 
 
 class ScoringClient:
-    """A client for POST /v1/score. Use one per process: it keeps its connections open and is safe to share by threads.
+    """A client for POST /v1/score. It keeps connections open and is thread-safe, so use one client per process.
 
     Args:
         url: The server, for example "http://127.0.0.1:8000".
-        budget_s: The time that a call to `score` may take, retries included.
-        api_key: Sent as a bearer token. Leave it out when the server has no CTR_API_KEYS_FILE.
+        budget_s: Maximum duration of a call to `score`, including retries.
+        api_key: Sent as a bearer token. Omit it if the server has no CTR_API_KEYS_FILE.
     """
 
     def __init__(self, url: str, budget_s: float = 0.05, api_key: str | None = None) -> None:
@@ -35,25 +35,25 @@ class ScoringClient:
     def score(self, context: dict[str, Any], candidates: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the response of POST /v1/score: `scores` in the order of the candidates, and `degraded`.
 
-        A request that the server refuses with 429 is sent again after `Retry-After`, as long as the budget allows it.
-        One connection that the server has just closed is replaced.
+        If the server answers with 429 or 503, the request is sent again after `Retry-After`, if the budget allows it.
+        If the server has just closed the connection, the request is retried once on a new one.
 
         Raises:
-            TimeoutError: When the budget is spent. Fall back to your default ranking.
-            httpx.HTTPStatusError: For any other refusal. Its message holds the problem's detail.
-            httpx.TransportError: When the server cannot be reached.
+            TimeoutError: The budget is exhausted. Fall back to your default ranking.
+            httpx.HTTPStatusError: The server refused the request for another reason. The message contains the details.
+            httpx.TransportError: The server cannot be reached.
         """
         deadline_s = time.monotonic() + self._budget_s
         body = {"context": context, "candidates": candidates, "timeout_ms": 1}
         retried_connection = False
         while (left_s := deadline_s - time.monotonic()) > 0.001:
-            # The server drops the request when its deadline has passed, so tell it how much time is left.
+            # Send the remaining time, because the server drops a request whose deadline has passed.
             body["timeout_ms"] = max(1, int(left_s * 1000))
             try:
                 response = self._http.post("/v1/score", json=body, timeout=left_s)
             except httpx.TimeoutException as error:
                 raise TimeoutError(f"no answer within {self._budget_s * 1000:g} ms") from error
-            except httpx.RemoteProtocolError:  # the server closed an idle connection while the request was on its way
+            except httpx.RemoteProtocolError:  # the server closed an idle connection while the request was being sent
                 if retried_connection:
                     raise
                 retried_connection = True

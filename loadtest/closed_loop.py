@@ -13,11 +13,11 @@ PERCENTS = (50, 90, 99, 99.9)
 
 @dataclass(frozen=True)
 class Slo:
-    """A service level objective. `None` leaves a limit out.
+    """A service level objective. A limit that is `None` is not checked.
 
     Args:
-        p99_ms: Highest p99 of the answered requests.
-        failures: Highest share of failed requests, from 0 to 1.
+        p99_ms: Maximum p99 of the answered requests.
+        failures: Maximum share of failed requests, from 0 to 1.
     """
 
     p99_ms: float | None = None
@@ -59,7 +59,7 @@ class Latencies:
             self._by_tag[tag].decode_and_add(encoded.encode())
 
     def total(self) -> HdrHistogram:
-        """Return one histogram of all tags."""
+        """Return one histogram that covers all tags."""
         total = new_histogram()
         for histogram in self._by_tag.values():
             total.add(histogram)
@@ -71,7 +71,7 @@ class Latencies:
         return [quantile_line("all", self.total()), *(quantile_line(tag, histogram) for tag, histogram in by_size)]
 
     def violations(self, slo: Slo) -> list[str]:
-        """Return a message for each limit of the SLO that was exceeded. Without requests, any SLO is violated."""
+        """Return a message for each limit of the SLO that was exceeded. If no request was sent, any SLO is violated."""
         sent = self.answered + self.failed
         if slo.p99_ms is None and slo.failures is None:
             return []
@@ -94,7 +94,7 @@ def new_histogram() -> HdrHistogram:
 
 
 def quantile_line(tag: str, histogram: HdrHistogram) -> str:
-    """Return a line such as "all: answered 100 requests: p50 0.11 ms, ...", from a histogram of microseconds."""
+    """Return a line such as "all: answered 100 requests: p50 0.11 ms, ...", from a histogram in microseconds."""
     count = histogram.get_total_count()
     if not count:
         return f"{tag}: answered 0 requests"

@@ -1,14 +1,15 @@
 """Closed-loop load on a running service: locust -f loadtest/ctr.py --host http://127.0.0.1:8000
 
-Each user sends one request a second on average, at random times: `--users 100` is a Poisson stream of 100 requests/s,
-drawn as in loadtest/openloop/bodies.py. Requests have 1, 10, 100 or 500 candidates in the proportions of WEIGHTS.
-`--tags candidates-10` sends only requests of 10 candidates, `--candidates 7` only requests of 7, and
+Each user sends one request per second on average, at random times: `--users 100` is a Poisson stream of 100 requests/s.
+loadtest/openloop/bodies.py generates the requests. They have 1, 10, 100 or 500 candidates, in the proportions given by
+WEIGHTS. `--tags candidates-10` sends only requests with 10 candidates, `--candidates 7` only requests with 7, and
 `--shape ramp-steady-spike` varies the number of users.
 
-At the end it prints p50, p90, p99 and p99.9 as measured by the client, and by how much the limits of --slo-p99-ms or
---slo-failures were exceeded. In that case the exit code is 1.
+At the end it prints p50, p90, p99 and p99.9 as measured by the client. If --slo-p99-ms or --slo-failures is exceeded,
+it also prints by how much, and the exit code is 1.
 
-A closed loop sends less to a server that stalls, so use it as a smoke test, and loadtest/openloop/load.py to measure.
+A closed loop sends fewer requests to a server that stalls. Use this script as a smoke test, and
+loadtest/openloop/load.py to measure latency.
 """
 
 import json
@@ -30,14 +31,14 @@ from loadtest.closed_loop import Latencies, Slo
 from loadtest.load_shape import RAMP_STEADY_SPIKE, Shape
 from loadtest.openloop.bodies import Requests
 
-WEIGHTS = {1: 20, 10: 40, 100: 35, 500: 5}  # percent of the requests by number of candidates: 64 on average
+WEIGHTS = {1: 20, 10: 40, 100: 35, 500: 5}  # number of candidates -> percent of the requests; 64 candidates on average
 MIN_BODIES, MAX_BODIES, DRAWN_CANDIDATES = 20, 200, 20_000  # of each size
 JSON = {"Content-Type": "application/json"}
 PATH = "/v1/score"
 
 
 def scoring(candidates: int) -> Callable[["AdServer"], None]:
-    """Return a task that sends requests of this size, with the tag candidates-<candidates>."""
+    """Return a task, tagged candidates-<candidates>, that sends requests with this many candidates."""
 
     def score(user: "AdServer") -> None:
         user.score(candidates)
@@ -49,18 +50,18 @@ def scoring(candidates: int) -> Callable[["AdServer"], None]:
 
 class AdServer(FastHttpUser):
     tasks = [task for candidates, weight in WEIGHTS.items() for task in [scoring(candidates)] * weight]  # noqa: RUF012
-    # Drawn before the first request: work of the client between two requests would be measured as latency.
+    # Generated before the first request, because client work between two requests would be measured as latency.
     bodies: ClassVar[dict[int, list[str]]] = {}
 
     def wait_time(self) -> float:
-        """Return seconds until the next request, exponentially distributed.
+        """Return the seconds until the next request, exponentially distributed.
 
-        All users together are then a Poisson stream. locust's constant_throughput would send a burst each second.
+        All users together then form a Poisson stream. locust's constant_throughput would send a burst every second.
         """
         return random.expovariate(1.0)
 
     def on_start(self) -> None:
-        self.wait()  # otherwise all users that start together would send their first request together
+        self.wait()  # otherwise users that start together would send their first requests together
 
     def score(self, candidates: int) -> None:
         body, name = random.choice(self.bodies[candidates]), f"{PATH} {candidates}"  # noqa: S311
@@ -72,11 +73,11 @@ class AdServer(FastHttpUser):
 
 
 class Shaped(LoadTestShape):
-    """A Shape for locust.
+    """Adapts a Shape to locust.
 
     Args:
         shape: The number of users over time.
-        max_s: Seconds after which it ends, even if the shape goes on.
+        max_s: Seconds after which the load ends, even if the shape is longer.
     """
 
     abstract = True  # otherwise locust would use it in every run and ignore --users
@@ -91,24 +92,24 @@ class Shaped(LoadTestShape):
         users = self._shape.users_at(since_s)
         if users is None or (self._max_s and since_s >= self._max_s):
             return None
-        # Locust calls this once a second and waits until the users have started. All users of a second start at once:
-        # with a lower spawn rate it would fall behind the shape.
+        # Locust calls this once a second and waits until the users have started. The spawn rate is high enough to start
+        # all users of a second together; with a lower one, locust would fall behind the shape.
         return users, max(self._shape.users, self._shape.spike_users)
 
 
 @events.init_command_line_parser.add_listener
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--bundle", default="deploy/demo", help="the bundle that the server serves")
-    parser.add_argument("--candidates", type=int, default=0, help="in every request (default: a mix, see --tags)")
+    parser.add_argument("--bundle", default="deploy/demo", help="bundle that the server serves")
+    parser.add_argument("--candidates", type=int, default=0, help="candidates per request (default: a mix, see --tags)")
     parser.add_argument("--load-seed", type=int, default=1)
-    parser.add_argument("--slo-p99-ms", type=float, help="highest p99 of the answers; above it the exit code is 1")
-    parser.add_argument("--slo-failures", type=float, help="highest share of failed requests, 0 to 1; else exit code 1")
-    parser.add_argument("--shape", choices=[RAMP_STEADY_SPIKE], help="vary --users over time; the run ends by itself")
-    parser.add_argument("--ramp-s", type=float, default=Shape.ramp_s, help="from 1 user to --users")
-    parser.add_argument("--steady-s", type=float, default=Shape.steady_s, help="at --users")
-    parser.add_argument("--spike-s", type=float, default=Shape.spike_s, help="at --spike-users")
+    parser.add_argument("--slo-p99-ms", type=float, help="maximum p99 of the answers; exit code 1 if exceeded")
+    parser.add_argument("--slo-failures", type=float, help="maximum share of failures, 0 to 1; exit code 1 if exceeded")
+    parser.add_argument("--shape", choices=[RAMP_STEADY_SPIKE], help="vary --users over time; the run ends on its own")
+    parser.add_argument("--ramp-s", type=float, default=Shape.ramp_s, help="seconds from 1 user to --users")
+    parser.add_argument("--steady-s", type=float, default=Shape.steady_s, help="seconds at --users")
+    parser.add_argument("--spike-s", type=float, default=Shape.spike_s, help="seconds at --spike-users")
     parser.add_argument("--spike-users", type=int, default=0, help="default: three times --users")
-    parser.add_argument("--down-s", type=float, default=Shape.down_s, help="from --users to none")
+    parser.add_argument("--down-s", type=float, default=Shape.down_s, help="seconds from --users to 0")
 
 
 @events.init.add_listener
@@ -117,24 +118,24 @@ def prepare(environment: Environment, **_: object) -> None:
     if options is None:
         return
     if options.candidates and (options.tags or options.exclude_tags):
-        raise SystemExit("--candidates sets one size and --tags chooses among several: use only one of them")
+        raise SystemExit("--candidates sets one size and --tags selects among several: use only one of them")
     locust.stats.bucket_response_time = three_digits  # type: ignore[assignment]  # annotated as int, works with floats
     draw_bodies(options)
     observe(environment, Slo(options.slo_p99_ms, options.slo_failures))
     if options.shape:
         environment.shape_class = Shaped(shape(options), options.run_time)
         environment.shape_class.runner = environment.runner
-    # gevent's clock stands still while nothing waits. Without this, a slow start would count towards --run-time.
+    # gevent's clock does not advance while nothing waits. Without this, a slow start would count towards --run-time.
     gevent.get_hub().loop.update_now()
 
 
 def three_digits(ms: float) -> float:
-    """Return a response time as locust's HTML and JSON reports store it. By default they store whole milliseconds."""
+    """Round a response time for locust's HTML and JSON reports. By default, they store whole milliseconds."""
     return float(f"{ms:.3g}")
 
 
 def draw_bodies(options: Namespace) -> None:
-    """Draw the requests of all sizes that the options ask for."""
+    """Generate the requests for all sizes that the options select."""
     if options.candidates:
         AdServer.tasks = [scoring(options.candidates)]
     bundle = open_bundle(Path(options.bundle))
@@ -151,7 +152,7 @@ def shape(options: Namespace) -> Shape:
 
 
 def observe(environment: Environment, slo: Slo) -> None:
-    """Record latencies. If locust runs in several processes, its workers send theirs to the master, which reports."""
+    """Record latencies. With several processes, locust's workers send theirs to the master, which writes the report."""
     latencies = Latencies()
 
     def record(name: str, response_time: float, exception: Exception | None, **_: object) -> None:
@@ -176,13 +177,13 @@ def observe(environment: Environment, slo: Slo) -> None:
 
 
 def report_at_end(environment: Environment, latencies: Latencies, slo: Slo) -> None:
-    """Set the exit code by the SLO, and log the latencies and what violates it, when locust ends."""
+    """When locust ends, log the latencies and SLO violations, and set the exit code accordingly."""
 
     def set_exit_code(**_: object) -> None:
         if latencies.violations(slo):
             environment.process_exit_code = 1
         elif slo.failures is not None and environment.runner and not environment.runner.exceptions:
-            environment.process_exit_code = 0  # by default locust's exit code is 1 after any failure
+            environment.process_exit_code = 0  # by default, locust exits with 1 after any failure
 
     def report(**_: object) -> None:
         log = logging.getLogger("ctr")

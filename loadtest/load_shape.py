@@ -1,4 +1,4 @@
-"""The number of users over time: a ramp, a steady stretch, a spike, and a ramp down to none.
+"""The number of users over time: a ramp up, a steady phase, a spike, and a ramp down to zero.
 
     users
       |              ____
@@ -19,12 +19,12 @@ RAMP_STEADY_SPIKE = "ramp-steady-spike"
 
 @dataclass(frozen=True)
 class Shape:
-    """A load shape. A part of 0 s is left out.
+    """A load shape. A phase of 0 s is skipped.
 
-    After the spike, the extra users leave at once and the others one after another.
+    After the spike, the extra users stop immediately and the remaining users stop one by one.
 
     Raises:
-        ValueError: Users below 1, or a time below 0.
+        ValueError: A number of users is below 1, or a time is negative or infinite.
     """
 
     users: int
@@ -43,7 +43,7 @@ class Shape:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more, and finite")
 
     def users_at(self, since_s: float) -> int | None:
-        """Return the number of users `since_s` seconds after the start. None: the load is over."""
+        """Return the number of users `since_s` seconds after the start, or None when the load is over."""
         spike_from_s = self.ramp_s + self.steady_s
         down_from_s = spike_from_s + self.spike_s
         if since_s < self.ramp_s:

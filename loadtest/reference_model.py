@@ -1,7 +1,7 @@
-"""The model that the load tests serve: 23 categorical fields, 18 of the context and 5 of a candidate, full attention.
+"""The model for the load tests: 23 categorical fields (18 context and 5 candidate fields) and full attention.
 
-A generated log runs through the usual pipeline: ctr-prepare, ctr-train, ctr-export. Its vocabularies have the sizes of
-an ad server's. Its clicks are simple, because a model's speed does not depend on what it learned.
+A generated log goes through the usual pipeline: ctr-prepare, ctr-train, ctr-export. Its vocabularies are as large as an
+ad server's. Its clicks follow a simple rule, because a model's speed does not depend on what it learned.
 
     python -m loadtest.reference_model        # writes bundles/stec-23 in about a minute
 """
@@ -30,7 +30,7 @@ EXPERIMENT = Path("experiments/load/stec-23.toml")
 BUNDLE = Path("bundles/stec-23")
 DATA, RUN = Path("data"), Path("runs/stec-23")
 ROWS = {"train": 300_000, "valid": 30_000, "test": 30_000}
-# Users and ads have many tokens. The other fields are like pages, locations, devices, campaigns and formats.
+# Users and ads have many tokens. The other fields model pages, locations, devices, campaigns and formats.
 TOKENS = {"user": 100_000, "ad": 20_000}
 OTHERS = (2, 7, 24, 50, 200, 1000, 5000)
 SKEW = 1.1
@@ -38,7 +38,7 @@ CLICK_RATE = 0.1
 
 
 def ensure_bundle() -> Path:
-    """Return BUNDLE, and make it first if it does not exist.
+    """Return BUNDLE, after building it if it does not exist.
 
     Raises:
         subprocess.CalledProcessError: A step of the pipeline failed.
@@ -58,11 +58,11 @@ def ensure_bundle() -> Path:
 def write_plain(
     model: STEC, schema: FeatureSchema, vocabularies: Mapping[str, Mapping[str, int]], folder: Path
 ) -> None:
-    """Write the model for servers that do not use this project.
+    """Write the model in a form that servers other than this project's can load.
 
     Args:
-        folder: It gets plain.onnx, as torch exports the model; model.onnx, our graph of onnxruntime's own operators;
-            and vocabulary.json, the ids of each side's fields in the graph's order.
+        folder: The output folder. The files are plain.onnx (the model as exported by torch), model.onnx (our graph with
+            onnxruntime's own operators) and vocabulary.json (the ids of each side's fields in the graph's order).
     """
     graphs = {"plain.onnx": PlainGraph(model, schema), "model.onnx": ServingGraph(model, schema)}
     save_together({name: to_onnx(graph, schema) for name, graph in graphs.items()}, folder)
@@ -72,7 +72,7 @@ def write_plain(
 
 
 def write_log(root: Path, rows: dict[str, int] = ROWS, seed: int = 1) -> Path:
-    """Write {train,valid,test}.parquet to root/load and return that folder. Equal seeds give equal files."""
+    """Write {train,valid,test}.parquet to root/load and return that folder. The same seed gives the same files."""
     data = read_experiment(EXPERIMENT).data
     fields = [*data.context, *data.candidate]
     random = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def write_log(root: Path, rows: dict[str, int] = ROWS, seed: int = 1) -> Path:
 def draw(
     fields: Sequence[str], sizes: dict[str, int], weights: dict[str, np.ndarray], rows: int, random: np.random.Generator
 ) -> pl.DataFrame:
-    """Draw tokens by a power law, and clicks whose logit adds the tokens' weights and a term of user and ad."""
+    """Sample tokens from a power law, and clicks whose logit is the sum of the tokens' weights and a user-ad term."""
     codes = {name: power_law(random, sizes[name], rows) for name in fields}
     single = np.mean([weights[name][codes[name]] for name in fields], axis=0)
     pair = weights["user"][codes["user"]] * weights["ad"][codes["ad"]]
@@ -98,7 +98,7 @@ def draw(
 
 
 def power_law(random: np.random.Generator, tokens: int, rows: int) -> np.ndarray:
-    """Draw `rows` tokens from 0 to `tokens` - 1, with a probability proportional to 1 / (token + 1)^SKEW."""
+    """Sample `rows` tokens from 0 to `tokens` - 1, with a probability proportional to 1 / (token + 1)^SKEW."""
     shares = np.arange(1, tokens + 1, dtype=np.float64) ** -SKEW
     return np.searchsorted(np.cumsum(shares / shares.sum())[:-1], random.random(rows), side="right")
 

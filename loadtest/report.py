@@ -1,4 +1,4 @@
-"""Write a benchmark's or load test's report: tables, command, versions and machine."""
+"""Write the report of a benchmark or load test: tables, command, versions and machine."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from model.training.device import cpu_name
 
 @dataclass(frozen=True)
 class Table:
-    """A Markdown table. An empty `title` gives it no heading."""
+    """A Markdown table. If `title` is empty, the table has no heading."""
 
     title: str
     header: Sequence[str]
@@ -32,15 +32,15 @@ class Table:
 def write_report(
     path: Path | None, title: str, text: str, tables: Sequence[Table], libraries: Sequence[str], command: str
 ) -> None:
-    """Print a Markdown report, and write it to `path`, whole or not at all.
+    """Print a Markdown report, and write it to `path` atomically.
 
     Args:
-        path: The report's file, whose folder is created. None: print the report only.
+        path: The report's file. Its folder is created if needed. None: only print the report.
         title: The heading.
         text: The paragraph below it: what was measured, and how.
         tables: The results.
-        libraries: Distributions whose versions the report states.
-        command: The shell command that makes the report again.
+        libraries: Distributions whose versions are listed in the report.
+        command: The shell command that reproduces the report.
     """
     lines = [f"# {title}", "", text, "", *(line for table in tables for line in table.lines())]
     used = ", ".join(f"{name} {version(name)}" for name in libraries)

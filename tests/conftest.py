@@ -1,4 +1,4 @@
-"""Runs and bundles that tests share, made by the real pipeline, and the profiles of hypothesis."""
+"""Runs and bundles that tests share, built by the real pipeline, and hypothesis profiles."""
 
 import gc
 from pathlib import Path
@@ -17,33 +17,33 @@ from model.stec.stec import STECConfig
 from tests.support.runs import DATA, with_weights
 from tests.support.sharing import made_once, session_folder
 
-# Without a deadline, for a busy machine is no reason to fail. `--hypothesis-profile full` replaces "default".
+# No deadline, because tests must not fail on a busy machine. `--hypothesis-profile full` replaces "default".
 settings.register_profile("default", deadline=None)
 settings.register_profile("full", deadline=None, max_examples=1000)
 settings.load_profile("default")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the modules without a test that measures time when only those are run: to import all takes longer."""
+    """When only timing tests run, skip modules that have none, because importing all modules takes longer."""
     if config.option.markexpr.startswith("timing") and collection_path.name.startswith("test_"):
         return "mark.timing" not in collection_path.read_text() or None
     return None
 
 
 def pytest_collection_finish() -> None:
-    # What is imported and collected by now lives as long as the process: the garbage collector may pass it over.
+    # Objects created by now exist as long as the process, so the garbage collector does not have to scan them.
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what all workers share."""
+    """A folder that all test workers share."""
     return session_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def run_folder(shared_folder: Path) -> Path:
-    """A small run of STEC: a generated log, prepared, two epochs. Shared: do not change it."""
+    """A small STEC run: two epochs on a prepared generated log. Shared: do not change it."""
 
     def make(root: Path) -> None:
         assert generate.main(["--data", str(root), "--requests", "1500", "--seed", "3"]) == 0
@@ -67,7 +67,7 @@ def bundle_folder(shared_folder: Path, run_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def first_level_run(shared_folder: Path, run_folder: Path) -> Path:
-    """The small run with the other levels' weights in the head at a hundredth. Shared: do not change it."""
+    """The small run, with the head's weights for all levels but the first scaled to 1%. Shared: do not change it."""
 
     def weaken(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         head = weights["head.0.weight"].clone()
@@ -79,6 +79,6 @@ def first_level_run(shared_folder: Path, run_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def cascade_bundle(shared_folder: Path, run_folder: Path, first_level_run: Path) -> Path:
-    """The bundle of `first_level_run` with a cascade, calibrated on its log. Shared: do not change it."""
+    """The bundle of `first_level_run`, with a cascade calibrated on its log. Shared: do not change it."""
     prepared = read_prepared(run_folder.parent / DATA.prepared)
     return made_once(shared_folder / "cascade-bundle", lambda folder: export(first_level_run, folder, prepared))

@@ -1,4 +1,4 @@
-"""The training and export commands of pyproject.toml."""
+"""The training and export commands defined in pyproject.toml."""
 
 import subprocess
 import sys
@@ -22,12 +22,12 @@ finally:
 """
 
 
-def test_every_command_of_training_and_export_is_found() -> None:
+def test_every_training_and_export_command_exists() -> None:
     assert {*COMMANDS} == {"ctr-prepare", "ctr-train", "ctr-sweep", "ctr-compare", "ctr-export", "ctr-explain"}
 
 
 @pytest.mark.parametrize("command", [*COMMANDS])
-def test_help_imports_no_library_that_takes_long_to_import(command: str) -> None:
+def test_help_does_not_import_slow_libraries(command: str) -> None:
     arguments = [sys.executable, "-c", PRINT_IMPORTS, COMMANDS[command], "--help"]
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

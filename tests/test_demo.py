@@ -1,4 +1,4 @@
-"""The bundle that the repository carries is small, whole, and as good as its report says."""
+"""The demo bundle in the repository is small, complete, and as accurate as its report states."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def demo() -> Bundle:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """The whole generated log, as `make demo-bundle` makes it."""
+    """The complete generated log, prepared as in `make demo-bundle`."""
     root = tmp_path_factory.mktemp("demo")
     assert generate.main(["--data", str(root)]) == 0
     return prepare(root, read_experiment(ROOT / "experiments" / "generated" / "stec.toml").data)
@@ -33,7 +33,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 @pytest.fixture(scope="module")
 def ctr(demo: Bundle, prepared: Prepared) -> NDArray[np.float64]:
-    """The test split, scored by the demo bundle as the service does it: each row a request of one candidate."""
+    """The demo bundle's scores for the test split, computed as in the service. Each row is a one-candidate request."""
     ids, values, _ = prepared.split("test")
     ids = ids.astype(np.int64)
     categorical = np.array([f.side == "context" for f in prepared.schema.select("categorical")])
@@ -54,7 +54,7 @@ def test_it_is_under_two_megabytes() -> None:
     assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 2_000_000
 
 
-def test_its_vocabulary_is_that_of_the_generated_log(demo: Bundle, prepared: Prepared) -> None:
+def test_its_vocabulary_matches_the_generated_log(demo: Bundle, prepared: Prepared) -> None:
     assert demo.schema == prepared.schema
     sizes = tuple(len(demo.vocabularies[f.name]) for f in demo.schema.select("categorical"))
     assert sizes == prepared.vocabulary_sizes

@@ -1,4 +1,4 @@
-"""docs/operations.md leaves nothing out: settings, metrics, members of the log, outcomes."""
+"""docs/operations.md covers all settings, metrics, log fields and outcomes."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ def test_it_names_every_setting() -> None:
         assert f"`CTR_{name.upper()}`" in PAGE, name
 
 
-def test_the_defaults_that_it_states_are_the_settings() -> None:
+def test_the_defaults_that_it_states_match_the_settings() -> None:
     rows = [line.split(" | ") for line in PAGE.splitlines() if line.startswith("| `CTR_")]
     stated = 0
     for names, defaults, *_ in rows:
@@ -46,7 +46,7 @@ def _exposed(name: str, kind: str) -> str:
     return f"{name}_total" if kind == "counter" else name
 
 
-def test_it_names_every_member_of_the_log() -> None:
+def test_it_names_every_log_field() -> None:
     members = set(re.findall(r'^\s+"(\w+)": ', inspect.getsource(json_logging.JsonLines), re.MULTILINE))
     for member in (*members, "request_id", "path", "error", "frames", "exception", "body"):
         assert f"`{member}`" in PAGE.split("## Log")[1], member
@@ -56,6 +56,6 @@ def test_it_names_every_outcome_and_status() -> None:
     problems = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, Problem)]
     counted = PAGE.split("`ctr_request_seconds{outcome}`")[1].splitlines()[0]
     for one in problems:
-        if one.outcome not in ("not_found", "refused"):  # of no score
+        if one.outcome not in ("not_found", "refused"):  # not outcomes of scoring requests
             assert one.outcome in counted
         assert str(one.status) in PAGE or one.status in (400, 404, 499)

@@ -1,4 +1,4 @@
-"""The README's quick start is answered as it says, and the settings that it names exist."""
+"""The README's quick start works as shown, and the settings that it names exist."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.support.paths import DEMO
 TEXT = README.read_text()
 
 
-async def test_the_example_is_answered_as_the_readme_says() -> None:
+async def test_the_example_is_answered_as_shown_in_the_readme() -> None:
     blocks = list(blocks_of(README))
     curl = next(words for b in blocks if b.language == "sh" for words in commands(b.text) if words[0] == "curl")
     promised = json.loads(next(block.text for block in blocks if block.language == "json"))
@@ -39,7 +39,7 @@ def test_the_settings_that_the_readme_names_exist() -> None:
     assert named <= {name.upper() for name in Settings.model_fields}
 
 
-def test_the_defaults_that_the_readme_states_are_the_settings() -> None:
+def test_the_defaults_that_the_readme_states_match_the_settings() -> None:
     rows = [line.split(" | ") for line in TEXT.splitlines() if line.startswith("| `CTR_")]
     stated = 0
     for names, defaults, *_ in rows:

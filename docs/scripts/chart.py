@@ -1,4 +1,4 @@
-"""The README's chart: throughput beside other servers, drawn from the committed report."""
+"""The README's chart: throughput compared with other servers, from the committed report."""
 
 from docs.scripts.reports import find_table
 from docs.scripts.tables import NAMES, OURS, PEERS
@@ -6,12 +6,12 @@ from docs.scripts.tables import NAMES, OURS, PEERS
 CANDIDATES = "100"
 WIDTH, LEFT, RIGHT, TOP, ROW, BAR = 760, 270, 70, 64, 30, 18
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
-SUBTITLE = "The same model on the same two cores; more is better"
+SUBTITLE = "The same model on the same two cores; higher is better"
 BLUE, GRAY, INK, MUTED = "#1f6feb", "#a8b1bb", "#1f2328", "#59636e"
 
 
 def throughput_chart() -> str:
-    """Return an SVG with a bar for each server: requests/s with 100 candidates each."""
+    """Return an SVG bar chart of each server's requests/s with 100 candidates each."""
     table = find_table(PEERS, r"^(requests/s|Throughput)")
     column = table.column(CANDIDATES)
     rates = [(NAMES.get(row[0], row[0]).strip("*"), int(row[column].replace(",", ""))) for row in table.rows]

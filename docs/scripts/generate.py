@@ -1,10 +1,11 @@
-"""Write what README.md and docs/ take from reports and from the code's types: tables, a chart, the configuration.
+"""Write the parts of README.md and docs/ that are generated from reports and from the code's types.
 
-Run it after a report, a setting or a key of an experiment's TOML file has changed:
+These are tables, a chart, and the configuration reference. Run it after changing a report, a setting, or a key of an
+experiment's TOML file:
 
     python -m docs.scripts.generate
 
-With --check it writes nothing, and its exit code is 1 if a file is out of date.
+With --check, it writes nothing, and exits with code 1 if a file is out of date.
 """
 
 import argparse
@@ -23,15 +24,15 @@ BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 
 def pages() -> list[Path]:
-    """Return the pages that may have generated blocks."""
+    """Return the pages that may contain generated blocks."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def files() -> dict[Path, str]:
-    """Return the text that each generated file must have.
+    """Return the expected text of each generated file.
 
     Raises:
-        ValueError: If a page names an unknown block, or a block is on no page.
+        ValueError: A page names an unknown block, or a block is not used on any page.
     """
     known = blocks() | configuration()
     texts = {CHART: throughput_chart()}
@@ -60,9 +61,9 @@ def filled(text: str, known: Mapping[str, Sequence[str]], page: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the files. Return 0, or 1 with --check if one is out of date."""
+    """Write the files and return 0. With --check, write nothing, and return 1 if a file is out of date."""
     parser = argparse.ArgumentParser("python -m docs.scripts.generate", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with code 1 if a file is out of date")
     arguments = parser.parse_args(argv)
     stale = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
     if arguments.check:

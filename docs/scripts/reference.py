@@ -1,4 +1,4 @@
-"""The configuration reference, made from the types that read settings and TOML files."""
+"""The configuration reference, generated from the types that read settings and TOML files."""
 
 import inspect
 import re
@@ -23,9 +23,9 @@ from service.settings import Settings
 HEADER = ("Key", "Type", "Default", "Bounds", "Meaning")
 SETTINGS_HEADER = ("Variable", "Type", "Default", "Bounds", "Meaning")
 LIMITS = ("ge", "gt", "le", "lt")
-LARGEST_INT = 2**63 - 1  # of a positive whole number in a TOML file; not worth a word
+LARGEST_INT = 2**63 - 1  # upper bound of positive integers in TOML files; not shown in the reference
 
-# Every setting is in one group. A new setting without a group makes the generator fail.
+# Every setting belongs to one group. The generator fails if a new setting has no group.
 GROUPS: Mapping[str, Sequence[str]] = {
     "model": ("bundle", "store", "device", "device_strict"),
     "processes": ("host", "port", "workers", "threads", "slots", "drain_notice_ms", "drain_ms"),
@@ -43,19 +43,20 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 
 
-# Meanings of settings and keys that their types do not state.
+# Descriptions of settings and keys whose types have none.
 FALLBACKS: Mapping[str, str] = {
     "CTR_HOST": "Address to listen on.",
-    "CTR_REDIS_URL": "Redis with the published vocabulary. Operations lists the schemes.",
-    "CTR_MAX_BODY_BYTES": "Bytes in the body of one request; beyond: 413.",
-    "CTR_MAX_CONNECTIONS": "Open connections; more of them wait to be accepted.",
+    "CTR_REDIS_URL": "URL of the Redis with the published vocabulary. Operations lists the schemes.",
+    "CTR_MAX_BODY_BYTES": "Maximum bytes in a request body. Larger requests get a 413.",
+    "CTR_MAX_CONNECTIONS": "Maximum open connections. Further connections wait to be accepted.",
     "Experiment.name": "Name of the experiment: the model's name in reports, in the bundle and in responses.",
-    "Sweep.base": "The base experiment's TOML file, beside the sweep's; or several on one log, each with all points.",
-    "Sweep.seeds": "Runs for each point.",
-    "Sweep.grid": "Lists of values by key. Every combination is a point.",
+    "Sweep.base": "The base experiment's TOML file, next to the sweep's, or a list of several on one log. "
+    "Each is run with all points.",
+    "Sweep.seeds": "Number of runs per point.",
+    "Sweep.grid": "Lists of values by key. Each combination is one point.",
     "Sweep.point": "Values by key. Each entry is one point.",
 }
-# What a key counts, for docstrings that only give the symbol in the model's formula.
+# Meaning of a key whose docstring only gives the symbol from the model's formula.
 SYMBOLS: Mapping[str, str] = {
     "embedding": "Width of the embeddings",
     "blocks": "Number of blocks",
@@ -74,7 +75,7 @@ SYMBOL = re.compile(r"([A-Z]|[Tt]au)((?:, .*)?)\.")
 
 @dataclass(frozen=True)
 class Entry:
-    """A setting, or a key of a TOML file, as the reference shows it."""
+    """A setting or TOML key, as shown in the reference."""
 
     name: str
     type: str
@@ -89,7 +90,7 @@ class Entry:
 
 
 def configuration() -> dict[str, list[str]]:
-    """Return the lines of each block of docs/configuration.md by the block's name."""
+    """Return the lines of each block in docs/configuration.md, by block name."""
     blocks = {
         f"settings-{group}": _table(SETTINGS_HEADER, [setting(name) for name in names])
         for group, names in _checked(GROUPS).items()
@@ -108,7 +109,7 @@ def configuration() -> dict[str, list[str]]:
 
 
 def setting(name: str) -> Entry:
-    """Return the entry of a `CTR_*` setting by its field's name."""
+    """Return the entry of the `CTR_*` setting with this field name."""
     field = Settings.model_fields[name]
     return Entry(
         f"CTR_{name.upper()}",
@@ -135,7 +136,7 @@ def keys(struct: type[msgspec.Struct]) -> Iterator[Entry]:
 
 
 def without_meaning() -> set[str]:
-    """Return the settings and keys that the code does not explain."""
+    """Return the settings and keys that have no description in the code."""
     missing = {entry.name for name in Settings.model_fields if not (entry := setting(name)).meaning}
     structs: dict[str, type[msgspec.Struct]] = {
         "data": Data,
@@ -187,7 +188,7 @@ def _settings_bounds(field: FieldInfo) -> str:
 
 
 def _kind(kind: types.Type) -> tuple[str, str]:
-    """Return a TOML value's type in words, and its bounds."""
+    """Return descriptions of a TOML value's type and bounds."""
     if isinstance(kind, types.Metadata):
         return _kind(kind.type)
     if isinstance(kind, types.IntType | types.FloatType):
@@ -245,7 +246,7 @@ def _default(value: Any) -> str:
 
 
 def _description(kind: types.Type) -> str:
-    """Return the description that msgspec's Meta gives, of the type or of one of its alternatives."""
+    """Return the description in msgspec's Meta, for the type or for one of its alternatives."""
     if isinstance(kind, types.Metadata):
         described = (kind.extra_json_schema or {}).get("description", "")
         return str(described) or _description(kind.type)
@@ -255,7 +256,7 @@ def _description(kind: types.Type) -> str:
 
 
 def _meanings(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Return what the docstrings of a struct and its bases say of its fields. A derived class overrides its bases."""
+    """Return the field descriptions from the docstrings of a struct and its bases. Derived classes take precedence."""
     found: dict[str, str] = {}
     for base in reversed(struct.__mro__):
         if issubclass(base, msgspec.Struct) and base is not msgspec.Struct and base.__doc__:
@@ -264,7 +265,7 @@ def _meanings(struct: type[msgspec.Struct]) -> dict[str, str]:
 
 
 def _explained(doc: str, fields: Sequence[str]) -> dict[str, str]:
-    """Return the explanations in a docstring, which have the form `name: text` or `name, other: text`."""
+    """Return a docstring's descriptions, which have the form `name: text` or `name, other: text`."""
     names = "|".join(sorted(map(re.escape, fields), key=len, reverse=True))
     begin = re.compile(rf"(?:^|(?<=[.;)] )|(?<=\n))\s*((?:{names})(?:,\s+(?:{names}))*)(?: \([^)]*\))?: ")
     found: dict[str, str] = {}
@@ -278,7 +279,7 @@ def _explained(doc: str, fields: Sequence[str]) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    """Return a text that begins with a capital letter and ends with a period. An empty one stays empty."""
+    """Capitalize the first letter of a text and add a final period. Return an empty text unchanged."""
     text = " ".join(text.split()).rstrip(";,")
     if not text:
         return ""

@@ -24,10 +24,10 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def column(self, name: str) -> int:
-        """Return the position of a column.
+        """Return the index of a column.
 
         Raises:
-            ValueError: If no column has this name.
+            ValueError: No column has this name.
         """
         if name not in self.header:
             raise ValueError(f"table {self.title!r} has no column {name!r}, only {', '.join(self.header)}")
@@ -37,7 +37,7 @@ class Table:
         """Return the cell in the row whose first cell is `row`.
 
         Raises:
-            ValueError: If there is no such row or column.
+            ValueError: There is no such row or column.
         """
         position = self.column(column)
         for cells in self.rows:
@@ -68,15 +68,15 @@ def tables_in(markdown: str) -> Iterator[Table]:
 
 
 def cells_of(line: str) -> tuple[str, ...]:
-    """Return the cells of a table's row."""
+    """Return the cells of a table row."""
     return tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1])
 
 
 def find_row(path: str, pattern: str) -> tuple[str, ...]:
-    """Return the one row of a report whose first cell matches a regular expression.
+    """Return the only row of a report whose first cell matches a regular expression.
 
     Raises:
-        ValueError: If no row matches, or several rows match.
+        ValueError: No row matches, or several rows match.
     """
     rows = [row for table in read_report(path) for row in table.rows if re.search(pattern, row[0])]
     if len(rows) != 1:
@@ -88,9 +88,9 @@ def find_table(path: str, pattern: str) -> Table:
     """Return the first table of a report whose title matches a regular expression.
 
     Raises:
-        ValueError: If no title matches.
+        ValueError: No title matches.
     """
     for table in read_report(path):
         if re.search(pattern, table.title):
             return table
-    raise ValueError(f"{path}: no table below a heading that matches {pattern!r}")
+    raise ValueError(f"{path}: no table has a heading that matches {pattern!r}")

@@ -1,7 +1,7 @@
-"""A hook for MkDocs: files outside docs/ that a page links to become a part of the site, and the links lead there.
+"""A MkDocs hook that adds files outside docs/ to the site if a page links to them, and rewrites the links.
 
-In the repository a page links to a report as it lies there, `../loadtest/results/soak.md` for example. The site has the
-report, and every other file that is linked to, below `repository/`.
+In the repository, a page links to a report by its relative path, for example `../loadtest/results/soak.md`. On the
+site, the report and all other linked files are below `repository/`.
 """
 
 import posixpath
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs/"
-OUTSIDE = "repository/"  # where the site has files from outside docs/
+OUTSIDE = "repository/"  # path on the site of files from outside docs/
 REPORTS = (
     "experiments/ablations.md",
     "experiments/*/results/*.md",
@@ -26,7 +26,7 @@ FENCE = re.compile(r"^ *(```|~~~)", re.MULTILINE)
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the reports, and what the pages and the reports link to, to the files of the site."""
+    """Add the reports, and all files that the pages and reports link to, to the site."""
     from mkdocs.structure.files import File
 
     pages = [DOCS + file.src_uri for file in files if file.is_documentation_page()]
@@ -41,7 +41,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def outside_files(pages: Iterable[str]) -> list[str]:
-    """Return the files outside docs/ that belong to the site: the reports, and what is linked to, also by a report.
+    """Return the files outside docs/ that belong to the site: the reports, and all files that pages or reports link to.
 
     Args:
         pages: The pages below docs/, relative to the repository's root.
@@ -68,7 +68,7 @@ def relative_targets(path: str) -> Iterator[str]:
 
 
 def links(markdown: str) -> Iterator[tuple[str, str]]:
-    """Yield the relative links and images of a page, outside code, as target and anchor. Either may be empty."""
+    """Yield target and anchor of each relative link or image outside code blocks. Either may be empty."""
     for text in _prose(markdown)[::2]:
         for match in LINK.finditer(re.sub(r"`[^`\n]*`", "", text)):
             if "://" not in match[3] and not match[3].startswith("mailto:"):
@@ -77,10 +77,10 @@ def links(markdown: str) -> Iterator[tuple[str, str]]:
 
 
 def rewritten(markdown: str, uri: str) -> str:
-    """Return a page with links that lead to files where the site has them.
+    """Return a page with its links changed to the files' locations on the site.
 
     Args:
-        markdown: The page's text, as it is in the repository.
+        markdown: The page's text in the repository.
         uri: The page's path in the site's sources.
     """
     source = uri.removeprefix(OUTSIDE) if uri.startswith(OUTSIDE) else DOCS + uri
@@ -99,7 +99,7 @@ def rewritten(markdown: str, uri: str) -> str:
 
 
 def _prose(markdown: str) -> list[str]:
-    """Return the page in parts: prose and fenced blocks by turns, prose first."""
+    """Split a page into alternating parts of prose and fenced blocks, starting with prose."""
     parts, start, fence = [], 0, ""
     for match in FENCE.finditer(markdown):
         if not fence:

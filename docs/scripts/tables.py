@@ -1,4 +1,4 @@
-"""Tables in README.md and docs/ that repeat figures from committed reports."""
+"""Tables in README.md and docs/ with figures from committed reports."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ FRAPPE = "experiments/frappe/results/models.md"
 MOVIELENS_TAG = "experiments/movielens_tag/results/models.md"
 ABLATIONS = "experiments/ablations.md"
 
-ROOT_MARK = "{root}"  # in a link: the way from the page to the repository's root
+ROOT_MARK = "{root}"  # in a link: replaced with the path from the page to the repository's root
 GENERATED = "experiments/generated/results/stec.md"
 
 PASSED, FAILED = ("kept", "pass"), ("missed", "fail")
-PREPARE_ROWS_PER_S = 300_000  # the target; its report does not state one
+PREPARE_ROWS_PER_S = 300_000  # the target, because the report does not state one
 OURS = "**stec-ctr**"
 NAMES = {"ours": OURS, "plain FastAPI": "FastAPI", "plain FastAPI, our graph": "FastAPI with our exported graph"}
 MODEL_NAMES = {
@@ -55,13 +55,13 @@ MODEL_NAMES = {
 
 @dataclass(frozen=True)
 class Copy:
-    """A table of a report, repeated with its figures unchanged.
+    """A copy of a report's table, with unchanged figures.
 
     Attributes:
         report: The report, relative to the repository's root.
-        title: Matches the heading above the table.
-        header: The columns' names on the page, in the report's order. Empty keeps the report's.
-        labels: What the first cell of a row becomes: a regular expression and its replacement.
+        title: A regular expression that matches the heading above the table.
+        header: The column names on the page, in the report's order. If empty, the report's names are used.
+        labels: Replacements for the first cell of a row, as regular expression -> replacement.
     """
 
     report: str
@@ -85,14 +85,14 @@ class Copy:
 
 
 def verdict(cell: str) -> str:
-    """Return `pass` or `**fail**` for a cell that says so in another way, and any other cell as it is."""
+    """Normalize a cell that means pass or fail to `pass` or `**fail**`. Return any other cell unchanged."""
     if cell.strip("*") in PASSED:
         return "pass"
     return "**fail**" if cell.strip("*") in FAILED else cell
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table in Markdown: the first column to the left, the others to the right."""
+    """Return a Markdown table with the first column left-aligned and the others right-aligned."""
     rule = ["---", *["--:"] * (len(header) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
 
@@ -238,10 +238,10 @@ class Highlight:
 
     Attributes:
         name: What was measured.
-        report: The report that has the figure, relative to the repository's root.
-        row: Matches the first cell of the report's row.
+        report: The report with the figure, relative to the repository's root.
+        row: A regular expression that matches the first cell of the report's row.
         target: The target. Empty if the report states it.
-        passed: Whether the target was met, if the report does not say.
+        passed: Whether the target was met, if the report does not state it.
     """
 
     name: str
@@ -279,7 +279,7 @@ def highlights() -> list[str]:
 
 
 def key_figures() -> list[str]:
-    """Return the three figures at the top of the README."""
+    """Return the three headline figures at the top of the README."""
     throughput = find_table(PEERS, r"^(requests/s|Throughput)").cell("ours", "100")
     relative = find_row(PEERS, r"^requests/s of 100")[1]
     p99 = find_row(LATENCY, r"^p99.*100 candidates")
@@ -296,18 +296,18 @@ def key_figures() -> list[str]:
 
 
 def auc(cell: str) -> str:
-    """Return the mean of a cell with mean and standard deviation."""
+    """Return the mean from a cell with mean and standard deviation."""
     return cell.split(" ± ")[0]
 
 
 def place(table: Table, name: str) -> str:
-    """Return a model's place by mean AUC among the models of a data set, each counted once."""
+    """Return a model's rank by mean AUC among the models of a data set. Each model counts once."""
     models = [row[0] for row in table.rows if row[0] != "stec-request"]
     return f"place {models.index(name) + 1} of {len(models)}"
 
 
 def results() -> list[str]:
-    """Return the README's table of the paper's data sets."""
+    """Return the README's table of results on the paper's data sets."""
     rows = []
     for label, report, row in (
         ("Frappe", FRAPPE, "stec"),
@@ -329,12 +329,12 @@ def results() -> list[str]:
 
 
 def headline_line(report: str) -> list[str]:
-    """Return the line of an experiment's report that sums up its seeds."""
+    """Return the line of an experiment's report that summarizes its seeds."""
     return [next(line for line in (ROOT / report).read_text().splitlines() if line.startswith("Test AUC"))]
 
 
 def headline(report: str) -> tuple[str, str]:
-    """Return test AUC and logloss, each with its standard deviation, from the first line of an experiment's report."""
+    """Return test AUC and logloss, each with standard deviation, from the summary line of an experiment's report."""
     pattern = r"Test AUC \*\*([\d.]+)\*\*( ± [\d.]+)?, logloss \*\*([\d.]+)\*\*( ± [\d.]+)?"
     found = re.search(pattern, (ROOT / report).read_text())
     if found is None:
@@ -351,7 +351,7 @@ def production() -> list[str]:
         line,
     )
     if found is None:
-        raise ValueError(f"{LATENCY}: the line about the paper's production has another form: adapt production()")
+        raise ValueError(f"{LATENCY}: the line about the paper's production has a new format; adapt production()")
     mean, times, peak, cpu, busy, cores = found.groups()
     return [
         f"- 400,000,000 impressions a day are {mean} requests/s on average.",
@@ -362,7 +362,7 @@ def production() -> list[str]:
 
 
 def expected_p99() -> list[str]:
-    """Return the sentence that answers which p99 to expect."""
+    """Return the sentence that states the p99 to expect."""
     table = find_table(LATENCY, BY_RATE)
     share, p99 = 1, table.column("p99 ms")
     half = [row for row in table.rows if int(row[share].rstrip("%")) <= 50]
@@ -374,13 +374,13 @@ def expected_p99() -> list[str]:
 
 
 def tenths() -> list[str]:
-    """Return mean predicted over mean true click probability for each tenth of the predictions."""
+    """Return the ratio of mean predicted to mean true click probability for each tenth of the predictions."""
     table = next(table for table in read_report(GENERATED) if table.header[0] == "1")
     return markdown(("Tenth of the predictions", *table.header), [("Mean predicted / mean true", *table.rows[0])])
 
 
 def blocks() -> dict[str, list[str]]:
-    """Return the lines of each generated table by its name."""
+    """Return the lines of each generated table, by table name."""
     copied = {name: copy.lines() for name, copy in COPIES.items()}
     return copied | {
         "highlights": highlights(),

@@ -1,4 +1,4 @@
-"""Command line of the open loop: python -m loadtest.openloop --rate 500 (see loadtest/openloop/load.py)."""
+"""Command line of the open-loop load test: python -m loadtest.openloop --rate 500 (see loadtest/openloop/load.py)."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from loadtest.openloop.phases import scrape, server_times
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the load and print its figures. The exit code is 1 when an answer was wrong."""
+    """Run the load and print its results. Return 1 if an answer was wrong."""
     options = parse_arguments(argv)
     requests = prepare([open_bundle(options.bundle)], {options.candidates: 300}, options.timeout_ms)
     hostile = hostile_requests() if options.hostile else []
@@ -48,21 +48,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loadtest.openloop", description=open_loop.__doc__, formatter_class=raw)
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--metrics-url", help="where the server's own figures are read (default: --url with /metrics)")
-    parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"), help="the bundle that the server serves")
+    parser.add_argument("--metrics-url", help="URL of the server's metrics (default: --url with /metrics)")
+    parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"), help="bundle that the server serves")
     parser.add_argument("--rate", type=float, default=500, help="requests/s; with --find-max, the first rate")
     parser.add_argument("--profile", choices=list(CURVES), default="steady", help="how the rate varies around its mean")
     parser.add_argument("--seconds", type=float, default=30, help="length of one load")
-    parser.add_argument("--candidates", type=int, default=100, help="in every request")
-    parser.add_argument("--timeout-ms", type=int, default=50, help="deadline of every request")
+    parser.add_argument("--candidates", type=int, default=100, help="candidates per request")
+    parser.add_argument("--timeout-ms", type=int, default=50, help="deadline of each request")
     parser.add_argument("--processes", type=int, default=1, help="generator processes")
-    parser.add_argument("--connections", type=int, default=64, help="highest number of connections of each process")
-    parser.add_argument("--check", type=float, default=0.05, help="share of the answers whose scores are checked")
+    parser.add_argument("--connections", type=int, default=64, help="maximum connections per process")
+    parser.add_argument("--check", type=float, default=0.05, help="share of answers whose scores are checked")
     parser.add_argument("--hostile", type=float, default=0.0, help="share of malformed and malicious requests")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--cpus", type=int, nargs="*", default=[], help="CPUs of the generators (default: any)")
-    parser.add_argument("--find-max", action="store_true", help="search the highest rate that passes --slo-p99-ms")
-    parser.add_argument("--slo-p99-ms", type=float, default=10, help="with --find-max: the highest p99 that passes")
+    parser.add_argument("--cpus", type=int, nargs="*", default=[], help="CPUs to pin the generators to (default: any)")
+    parser.add_argument("--find-max", action="store_true", help="search for the highest rate that meets --slo-p99-ms")
+    parser.add_argument("--slo-p99-ms", type=float, default=10, help="with --find-max: maximum p99")
     return parser.parse_args(argv)
 
 

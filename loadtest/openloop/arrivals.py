@@ -1,8 +1,7 @@
-"""Arrival times of requests: a steady rate, bursts, or the course of a day.
+"""Arrival times of requests at a steady rate, in bursts, or with a daily cycle.
 
-Each profile is a Poisson process whose rate varies around the mean that was asked for. A process of rate 1 is drawn and
-then stretched: each of its times is mapped through the inverse of the expected number of arrivals (Lewis and Shedler
-1979).
+Each profile is a Poisson process whose rate varies around the requested mean. To generate it, a process of rate 1 is
+sampled and its times are mapped through the inverse of the expected number of arrivals (Lewis and Shedler 1979).
 """
 
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 Profile = Literal["steady", "bursts", "day"]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Times, and for each how many seconds at the mean rate bring as many arrivals. Both rise from 0 to the end."""
+"""Times, and for each the number of seconds at the mean rate with the same expected number of arrivals. Both increase
+from 0 to the end."""
 
 BURST = 5.0  # times the mean rate
 BURST_SHARE = 0.1  # of the time
@@ -25,12 +25,12 @@ STEPS = 10_000  # points of a day's curve
 def arrival_times(
     profile: Profile, rate: float, seconds: float, random: np.random.Generator, shared: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Return arrival times in seconds from the start, rising, in [0, seconds).
+    """Return arrival times in [0, seconds), in seconds from the start, in ascending order.
 
     Args:
-        rate: Arrivals/s on average.
-        random: Draws the arrivals. Each process has its own.
-        shared: Draws when the bursts are. Processes with equal ones have their bursts at the same time.
+        rate: Mean arrivals/s.
+        random: Generator for the arrivals. Each process has its own.
+        shared: Generator for the bursts. Processes whose generators have the same seed have bursts at the same times.
     """
     at_s, mean_s = CURVES[profile](seconds, shared)
     unit = np.cumsum(random.exponential(1, int(rate * seconds * 1.5) + 100))
@@ -47,7 +47,7 @@ def steady(seconds: float, shared: np.random.Generator) -> Curve:
 def bursts(seconds: float, shared: np.random.Generator) -> Curve:
     """A Markov-modulated Poisson process with two states: bursts, and the time between them.
 
-    The number of bursts and their share of the time are fixed, so that a short load has its mean rate too.
+    The number of bursts and their share of the time are fixed, so that even a short load has the requested mean rate.
     """
     number = max(1, round(seconds * BURST_SHARE / BURST_S))
     within, between = shared.exponential(1, number), shared.exponential(1, number + 1)

@@ -1,8 +1,8 @@
-"""Requests that a load test sends, drawn from a bundle, with the expected probabilities of each.
+"""Requests for a load test, sampled from a bundle, with the expected probabilities for each.
 
-By default half of the requests are made of the bundle's golden requests. The others draw each value from the
-vocabulary with a probability proportional to 1 / id^1.1. Ids are ranks by frequency, so this is a power law, as users
-and ads have.
+By default, half of the requests are built from the bundle's golden requests. For the others, each value is sampled from
+the vocabulary with a probability proportional to 1 / id^1.1. Ids are ranked by frequency, so the values follow a power
+law, as users and ads do in practice.
 """
 
 import math
@@ -23,12 +23,12 @@ MAX_CANDIDATES = 200
 
 
 class Requests:
-    """Draws request bodies from a bundle.
+    """Samples request bodies from a bundle.
 
     Args:
-        candidates: In each request. None: 1 to MAX_CANDIDATES, log-uniform.
-        seed: Equal seeds give the same requests.
-        golden: Share of the requests made of golden ones, whose values are sometimes missing or unknown.
+        candidates: Candidates per request. None: 1 to MAX_CANDIDATES, log-uniform.
+        seed: The same seed gives the same requests.
+        golden: Share of requests built from golden requests, which include missing and unknown values.
     """
 
     def __init__(self, bundle: Bundle, candidates: int | None, seed: int, golden: float = 0.5) -> None:
@@ -57,7 +57,7 @@ class Requests:
         return {"context": self._features("context"), "candidates": candidates}
 
     def _features(self, side: str) -> dict[str, Any]:
-        """Draw a value for each field of a side, "context" or "candidate"."""
+        """Sample a value for each field of a side, "context" or "candidate"."""
         features: dict[str, Any] = {}
         for field in self._fields:
             if field.side != side:
@@ -73,14 +73,14 @@ class Requests:
 def prepare(
     bundles: Sequence[Bundle], mix: Mapping[int, int], timeout_ms: int | None, seed: int = 1, golden: float = 0.5
 ) -> list[Prepared]:
-    """Draw requests from the first bundle and compute their probabilities by each bundle's model.
+    """Sample requests from the first bundle and compute their probabilities with each bundle's model.
 
     Args:
         bundles: All versions that may answer.
-        mix: Number of requests for each number of candidates.
-        timeout_ms: Deadline in the requests. None: they have none, and the server's default applies.
-        seed: Equal seeds give the same requests.
-        golden: Share of the requests made of golden ones.
+        mix: Number of candidates -> number of requests.
+        timeout_ms: Deadline in the requests. None: send no deadline, so that the server's default applies.
+        seed: The same seed gives the same requests.
+        golden: Share of requests built from golden requests.
     """
     deadline = {} if timeout_ms is None else {"timeout_ms": timeout_ms}
     bodies = [
@@ -99,7 +99,7 @@ def prepare(
 
 
 def expected_ctr(body: dict[str, Any], bundle: Bundle, engine: Engine) -> list[float]:
-    """Return the probability of each candidate of a request, by the bundle's model."""
+    """Return the bundle's probability for each candidate of a request."""
     encoder = Encoder(bundle.schema)
     tokens = encoder.tokens(body["context"], [candidate["features"] for candidate in body["candidates"]])
     ctr: list[float] = engine.run([encoder.ids(tokens, bundle.vocabularies)[0]])[0].tolist()

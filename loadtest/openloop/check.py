@@ -1,4 +1,4 @@
-"""Check a server's answer against the expected probabilities of the version that it names."""
+"""Check a server's answer against the probabilities expected from the version named in the answer."""
 
 import urllib.request
 
@@ -32,30 +32,30 @@ def what_is_wrong(request: Prepared, body: bytes) -> str | None:
     """Return what is wrong with the body of a 200, or None.
 
     Args:
-        request: It knows the expected probabilities of each version that may be served.
-        body: The JSON of the answer.
+        request: The request, with the expected probabilities for each version that may be served.
+        body: The answer as JSON.
     """
     try:
         answer = _ANSWER.decode(body)
     except msgspec.DecodeError as error:
-        return f"the body of a 200 is not an answer with scores: {error}"
+        return f"the body of the 200 contains no valid scores: {error}"
     expected = request.expected.get(answer.version)
     if expected is None:
-        return f"the answer is of version {answer.version}, which was not activated"
+        return f"the answer is from version {answer.version}, which was not activated"
     if [score.id for score in answer.scores] != request.ids:
-        return "the answer has other ids than the request, or another order"
+        return "the ids in the answer differ from those in the request, or are in a different order"
     difference = largest_difference(expected, [score.ctr for score in answer.scores])
     return None if difference <= TOLERANCE else f"probabilities of {answer.version} are off by {difference:.3g}"
 
 
 def fetch_scores(url: str, request: Prepared) -> list[float]:
-    """Send a request to a server and return the probabilities that it answers, in the request's order.
+    """Send a request to a server and return the probabilities from its answer, in the request's order.
 
-    It works for servers other than this project's too, whose answers have no version.
+    It also works with other servers, whose answers contain no version.
 
     Raises:
-        OSError: The server does not answer with 200.
-        msgspec.DecodeError: The answer has no scores.
+        OSError: The server did not answer with 200.
+        msgspec.DecodeError: The answer contains no scores.
     """
     headers = {"Content-Type": "application/json"}
     post = urllib.request.Request(f"{url}/v1/score", request.body, headers)  # noqa: S310  # a server under test

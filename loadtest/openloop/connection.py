@@ -1,4 +1,4 @@
-"""A client's keep-alive connection. It sends one request at a time and does as little work for each as possible."""
+"""A client's keep-alive connection. It sends one request at a time, with as little work per request as possible."""
 
 import asyncio
 import time
@@ -7,8 +7,8 @@ from typing import Protocol, cast
 
 import httptools
 
-# Statuses of requests without an HTTP status.
-LOST = 0  # sent, and the connection closed before the answer
+# Statuses for requests that have no HTTP status.
+LOST = 0  # sent, but the connection closed before the answer arrived
 REFUSED = -1  # no connection could be opened
 HUNG = -2  # the answer was not complete in time
 HUNG_UP = -3  # the client closed the connection on purpose
@@ -21,15 +21,15 @@ class Exchange(Protocol):
     sent_s: float
 
     def end(self, status: int, body: bytes) -> None:
-        """Take the result. status: the HTTP status, or one of the constants above."""
+        """Handle the result. status: the HTTP status, or one of the constants above."""
 
 
 class Connection(asyncio.Protocol):
     """One connection.
 
     Args:
-        released: Called when the connection has no request any more, with the connection and whether it can send
-            another one.
+        released: Called when the connection no longer has a request in flight, with the connection and whether it can
+            send another one.
     """
 
     def __init__(self, released: Callable[["Connection", bool], None]) -> None:
@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         body, self._body = b"".join(self._body), []
         exchange, self.exchange = self.exchange, None
         usable = self._parser.should_keep_alive()
-        if exchange is None:  # an answer that no request waits for
+        if exchange is None:  # an answer without a request
             self.close()
             return
         exchange.end(status, body)

@@ -1,7 +1,7 @@
-"""One process of an open loop. It sends at times that were drawn beforehand, whatever the server does.
+"""One process of an open-loop load. It sends requests at precomputed times, whatever the server does.
 
-loadtest/openloop/load.py starts it with a folder that holds the plan. It prints "ready", reads the start time from
-stdin, and writes its records to that folder.
+loadtest/openloop/load.py starts it with a folder that contains the plan. The process prints "ready", reads the start
+time from stdin, and writes its records to that folder.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from loadtest.openloop.records import RECORD, Records
 from loadtest.openloop.timer import Timer
 
 PLAN, RECORDS, NOTES = "plan.json", "records.npy", "notes.json"
-SWEEP_S = 0.25  # between two searches for requests that hang
+SWEEP_S = 0.25  # interval between searches for hung requests
 FIRST_CONNECTIONS = 16  # opened before the first request
 HANG_UP_S = 0.3
 NOT_DEGRADED = b'"degraded":[]}'
@@ -41,12 +41,12 @@ class Plan(msgspec.Struct, frozen=True):
         rate: Requests/s of this process.
         seconds: Length of the load.
         timeout_ms: Deadline of each request.
-        grace_s: An answer that is not complete this long after its deadline counts as hung.
-        connections: Highest number of connections.
-        check: Share of the answers whose scores are checked.
-        hostile: Share of the requests that are hostile.
-        seed: Draws this process's requests and arrival times.
-        shared_seed: Draws what all processes of a load have in common.
+        grace_s: A request counts as hung if its answer is not complete this long after its deadline.
+        connections: Maximum number of connections.
+        check: Share of answers whose scores are checked.
+        hostile: Share of requests that are hostile.
+        seed: Seed for this process's requests and arrival times.
+        shared_seed: Seed for what all processes of a load have in common.
         cpus: CPUs to run on. Empty: any.
     """
 
@@ -71,7 +71,7 @@ class Notes(msgspec.Struct, frozen=True):
     """What a process reports besides its records.
 
     Args:
-        cpu_s: Its CPU seconds while it sent.
+        cpu_s: CPU seconds that it used while sending.
         opened: Number of connections opened.
         examples: What was wrong with the first wrong answers.
     """
@@ -82,7 +82,7 @@ class Notes(msgspec.Struct, frozen=True):
 
 
 class InFlight:
-    """A request in flight, or one that waits for a connection."""
+    """A request that is in flight or waiting for a connection."""
 
     __slots__ = ("_generator", "_index", "hostile", "intended_s", "message", "request", "sent_s")
 
@@ -102,7 +102,7 @@ class InFlight:
 
 
 class Generator:
-    """Sends the plan's requests and records what becomes of them. It belongs to one event loop."""
+    """Sends the plan's requests and records their outcomes. It belongs to one event loop."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -125,13 +125,13 @@ class Generator:
         self._failure: BaseException | None = None
 
     async def run(self, start_s: float) -> None:
-        """Send everything and return when every request was answered or given up.
+        """Send all requests, and return when each has been answered or given up.
 
         Args:
             start_s: On the clock of time.monotonic().
         """
         self._start_s = start_s
-        # A client that has run for a while has open connections. One that is refused now can be opened later.
+        # A client that has run for a while has open connections. If one is refused now, it can be opened later.
         for _ in range(min(FIRST_CONNECTIONS, self._plan.connections)):
             with suppress(OSError):
                 self._release(await self._connect(self._release), True)
@@ -148,7 +148,7 @@ class Generator:
             connection.close()
 
     def _send_due(self) -> None:
-        """Send every request whose time has come, and set the timer for the next one."""
+        """Send every request that is due, and set the timer for the next one."""
         elapsed_s = time.monotonic() - self._start_s
         times = self._times
         while self._next < len(times) and times[self._next] <= elapsed_s:
@@ -158,7 +158,7 @@ class Generator:
             self._timer.set(self._start_s + times[self._next])
 
     def _send(self, index: int) -> None:
-        """Send a request on a free connection, or let it wait for one."""
+        """Send a request on a free connection, or queue it until one is free."""
         intended_s, kind, plan = self._start_s + self._times[index], self._kinds[index], self._plan
         if self._hostile[index]:
             hostile = plan.hostile_requests[self._attacks[index]]
@@ -166,7 +166,7 @@ class Generator:
             return
         request = InFlight(self, index, intended_s, plan.requests[kind], None)
         if self._free:
-            # The connection that has been idle the longest. Reusing the same few would always load the same worker.
+            # Use the connection that has been idle longest. Reusing the same few would always load the same worker.
             self._free.popleft().send(request)
             return
         self._waiting.append(request)
@@ -174,7 +174,7 @@ class Generator:
             self._connect_for_waiting()
 
     def record(self, index: int, request: InFlight, status: int, body: bytes) -> None:
-        """Check the answer if the plan says so, and store the request's record."""
+        """Check the answer if the plan requires it, and store the request's record."""
         prepared, hostile = request.request, request.hostile
         checked = status == 200 and prepared is not None and self._checked[index]
         problem = what_is_wrong(prepared, body) if checked and prepared is not None else None
@@ -204,7 +204,7 @@ class Generator:
         return connection
 
     def _release(self, connection: Connection, usable: bool) -> None:
-        """Give a connection the next waiting request, or keep it for later. An unusable one is replaced if needed."""
+        """Send the next waiting request on the connection, or mark it free. Replace unusable connections if needed."""
         if not usable:
             self._all.discard(connection)
             if connection in self._free:
@@ -233,7 +233,7 @@ class Generator:
             self._create_task(open_one())
 
     async def _attack(self, request: InFlight) -> None:
-        """Send a hostile request on its own connection, which cannot be used again."""
+        """Send a hostile request on its own connection, which is not reused."""
         done = asyncio.Event()
 
         def released(connection: Connection, usable: bool) -> None:
@@ -254,7 +254,7 @@ class Generator:
         connection.close()
 
     def _give_up_hung(self) -> None:
-        """End the requests whose deadline and grace period are over."""
+        """Give up requests whose deadline and grace period have passed."""
         limit_s = time.monotonic() - self._plan.timeout_ms / 1e3 - self._plan.grace_s
         for connection in list(self._all):
             if connection.exchange is not None and connection.exchange.sent_s < limit_s:
@@ -263,7 +263,7 @@ class Generator:
             self._waiting.pop(0).end(REFUSED, b"")
 
     def _create_task(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run work in the background. `run` raises its exception."""
+        """Run `work` in the background. If it fails, `run` raises its exception."""
 
         def done(task: "asyncio.Task[None]") -> None:
             self._tasks.discard(task)

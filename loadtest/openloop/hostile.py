@@ -1,10 +1,10 @@
-"""Malformed and malicious requests, and the statuses that a server may answer each with."""
+"""Malformed and malicious requests, and the statuses with which a server may answer each."""
 
 import msgspec
 
 from loadtest.openloop.message import message
 
-OVERLOADED = 429  # allowed for all requests for scores: admission control answers before the body is read
+OVERLOADED = 429  # allowed for all scoring requests: admission control answers before the body is read
 NESTING = 100_000
 
 
@@ -13,9 +13,9 @@ class Hostile(msgspec.Struct, frozen=True):
 
     Args:
         name: Shown in reports.
-        message: What is sent.
-        statuses: The HTTP statuses that are correct.
-        hangs_up: The client sends `message`, waits a moment, and closes the connection.
+        message: The bytes to send.
+        statuses: The HTTP statuses that count as correct.
+        hangs_up: Whether the client closes the connection shortly after sending `message`.
     """
 
     name: str

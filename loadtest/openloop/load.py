@@ -1,10 +1,10 @@
-"""Open loop: requests arrive at a stated rate, whatever the server does: python -m loadtest.openloop --rate 500
+"""Open-loop load: requests arrive at a given rate, whatever the server does: python -m loadtest.openloop --rate 500
 
---profile chooses a steady rate, bursts, or the course of a day (loadtest/openloop/arrivals.py).
+--profile selects a steady rate, bursts, or a daily cycle (loadtest/openloop/arrivals.py).
 
-Latency counts from the time when a request was meant to be sent, so a stall counts for every request that it delays.
-How late the client itself sent is reported as well: a slow client cannot be mistaken for a slow server. If the server
-is this project's, so is the time that it spent in each phase (loadtest/openloop/phases.py).
+Latency is measured from the intended send time, so a stall counts for every request that it delays. The report also
+shows how late the client sent its requests, so that a slow client is not mistaken for a slow server. For this project's
+server, it also shows the time spent in each phase (loadtest/openloop/phases.py).
 """
 
 import subprocess
@@ -28,9 +28,9 @@ from loadtest.openloop.message import Prepared
 from loadtest.openloop.records import Records, merge
 
 START_DELAY_S = 0.1  # from the start signal to the first request
-STOP_TIMEOUT_S = 60.0  # for a generator to end after its load
+STOP_TIMEOUT_S = 60.0  # for a generator to exit after its load
 MAX_FAILED = 0.001  # share of the requests, for find_max
-PRECISION = 0.03  # of the rate, where the bisection ends
+PRECISION = 0.03  # relative precision of the rate at which the bisection stops
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Load:
 
     Args:
         url: The server.
-        rate: Requests/s of all processes together.
+        rate: Total requests/s of all processes.
         seconds: Length of the load.
         timeout_ms: Deadline of each request.
-        processes: Generator processes.
-        connections: Highest number of connections of each process.
-        check: Share of the answers whose scores are checked.
-        hostile: Share of the requests that are hostile.
-        seed: Draws requests and arrival times.
+        processes: Number of generator processes.
+        connections: Maximum number of connections per process.
+        check: Share of answers whose scores are checked.
+        hostile: Share of requests that are hostile.
+        seed: Seed for requests and arrival times.
         cpus: CPUs that the generators are pinned to. Empty: any.
-        grace_s: An answer that is not complete this long after its deadline counts as hung.
+        grace_s: A request counts as hung if its answer is not complete this long after its deadline.
         profile: How the rate varies. The bursts of all processes coincide.
     """
 
@@ -96,7 +96,7 @@ class Running:
         for process in processes:
             assert process.stdout is not None
             if process.stdout.readline().strip() != "ready":
-                raise RuntimeError(f"a load generator ended with exit code {process.wait()}: its error is above")
+                raise RuntimeError(f"a load generator exited with code {process.wait()}; see its error above")
         self.begin_s = time.monotonic() + START_DELAY_S
         for process in processes:
             assert process.stdin is not None
@@ -104,7 +104,7 @@ class Running:
             process.stdin.flush()
 
     def wait(self) -> Outcome:
-        """Wait until every request was answered or given up.
+        """Wait until every request has been answered or given up.
 
         Raises:
             RuntimeError: A generator failed.
@@ -112,7 +112,7 @@ class Running:
         for process in self.processes:
             process.communicate(timeout=self.load.seconds + STOP_TIMEOUT_S)
             if process.returncode:
-                raise RuntimeError(f"a load generator ended with exit code {process.returncode}: its error is above")
+                raise RuntimeError(f"a load generator exited with code {process.returncode}; see its error above")
         parts = [self._folder / str(number) for number in range(len(self.processes))]
         records = merge([np.load(part / RECORDS, allow_pickle=False) for part in parts])
         notes = [msgspec.json.decode((part / NOTES).read_bytes(), type=Notes) for part in parts]
@@ -123,9 +123,10 @@ class Running:
 
 @contextmanager
 def begin(load: Load, requests: Sequence[Prepared], hostile: Sequence[Hostile] = ()) -> Iterator[Running]:
-    """Start the generators. The context is entered when all of them are about to send.
+    """Start the generators. The context is entered when all of them are ready to send.
 
-    Each has its own session: Ctrl-C in a terminal does not reach it, and leaving the context kills it.
+    Each generator runs in its own session, so Ctrl-C in a terminal does not reach it. It is killed when the context
+    exits.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="openloop-")))
@@ -144,13 +145,13 @@ def begin(load: Load, requests: Sequence[Prepared], hostile: Sequence[Hostile] =
 
 
 def run(load: Load, requests: Sequence[Prepared], hostile: Sequence[Hostile] = ()) -> Outcome:
-    """Run a load to its end. Raises RuntimeError when a generator fails."""
+    """Run a load until it ends. Raises RuntimeError if a generator fails."""
     with begin(load, requests, hostile) as running:
         return running.wait()
 
 
 def plan_of(load: Load, number: int, requests: Sequence[Prepared], hostile: Sequence[Hostile]) -> Plan:
-    """Return what one of the load's processes does. number: its place among them, from 0."""
+    """Return the plan for one of the load's processes. number: the process's index, from 0."""
     address = urlsplit(load.url)
     return Plan(
         host=address.hostname or "127.0.0.1",
@@ -172,7 +173,7 @@ def plan_of(load: Load, number: int, requests: Sequence[Prepared], hostile: Sequ
 
 
 def summary(outcome: Outcome) -> list[tuple[str, str]]:
-    """Return names and figures of a load. Latencies are those of the 200s."""
+    """Return the names and values of a load's results. Latencies cover only requests with status 200."""
     scores = read.scores(outcome.records)
     two_hundred = read.answered(scores)
     known = {200, 429, 504, 0, -1, -2}
@@ -196,7 +197,7 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def passes(outcome: Outcome, p99_ms: float) -> bool:
-    """Return whether p99 from the intended time is within `p99_ms` and almost all requests got scores."""
+    """Return whether p99 from the intended time is at most `p99_ms` and almost all requests were scored."""
     scores = read.scores(outcome.records)
     two_hundred = read.answered(scores)
     if not len(scores) or len(two_hundred) < (1 - MAX_FAILED) * len(scores):
@@ -208,8 +209,8 @@ def find_max(passes_at: Callable[[float], bool], first: float) -> float:
     """Return the highest rate that passes: double the rate until it fails, then bisect.
 
     Args:
-        passes_at: Whether a rate in requests/s passes.
-        first: The first rate. If not even a thousandth of it passes, the result is 0.
+        passes_at: Returns whether a rate in requests/s passes.
+        first: The first rate to try. If not even a thousandth of it passes, the result is 0.
     """
     low, high = 0.0, first
     while passes_at(high):

@@ -1,4 +1,4 @@
-"""A request as bytes of HTTP/1.1."""
+"""HTTP/1.1 requests as bytes."""
 
 import msgspec
 
@@ -7,9 +7,9 @@ class Prepared(msgspec.Struct, frozen=True):
     """A request that is ready to be sent.
 
     Args:
-        message: Head and body.
-        ids: Of its candidates, in order.
-        expected: For each version that may answer, the probability of each candidate.
+        message: HTTP head and body.
+        ids: The candidates' ids, in order.
+        expected: Version that may answer -> the probability of each candidate.
     """
 
     message: bytes

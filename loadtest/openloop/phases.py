@@ -21,8 +21,8 @@ class Counts:
     """The server's histograms since it started.
 
     Args:
-        phase_s, phase_count: Seconds in each phase, and requests that reached it.
-        by_bound: For each bucket's upper bound in seconds, the scored requests that took no longer.
+        phase_s, phase_count: Total seconds in each phase, and number of requests that reached it.
+        by_bound: Upper bound of each bucket in seconds -> number of scored requests that took no longer.
     """
 
     phase_s: dict[str, float] = field(default_factory=dict)
@@ -32,12 +32,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class ServerTimes:
-    """The server's own figures of one load.
+    """Server-side metrics for one load.
 
     Args:
-        mean_ms: Mean of each phase, over the requests that reached it.
+        mean_ms: Mean time in each phase, over the requests that reached it.
         scored: Number of scored requests.
-        p50_ms, p99_ms: Of the scored requests, to within a bucket's width, about a fifth. NaN without requests.
+        p50_ms, p99_ms: Latency of the scored requests, accurate to one histogram bucket (about 20%). NaN if there were
+            none.
     """
 
     mean_ms: dict[str, float]
@@ -46,7 +47,7 @@ class ServerTimes:
     p99_ms: float
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return names and figures, like the summary of a load."""
+        """Return names and values, in the format of a load's summary."""
         phases = ", ".join(f"{name} {ms:.2f}" for name, ms in self.mean_ms.items())
         return [
             ("server: phases, mean ms", phases),
@@ -55,7 +56,7 @@ class ServerTimes:
 
 
 def scrape(metrics_url: str) -> Counts | None:
-    """Return the server's counts, or None if it is another server or does not answer."""
+    """Return the server's counts, or None if it is not this project's server or does not answer."""
     try:
         with urllib.request.urlopen(metrics_url, timeout=SCRAPE_TIMEOUT_S) as answer:  # noqa: S310  # the user's URL
             return counts(answer.read().decode())
@@ -64,10 +65,10 @@ def scrape(metrics_url: str) -> Counts | None:
 
 
 def counts(text: str) -> Counts | None:
-    """Read a page in Prometheus's text format. Return None if this server's metrics are not in it.
+    """Parse metrics in Prometheus's text format. Return None if they are not from this project's server.
 
     Raises:
-        ValueError: It is not such a page.
+        ValueError: The text is not in Prometheus's format.
     """
     found = Counts()
     for family in text_string_to_metric_families(text):
@@ -83,7 +84,7 @@ def counts(text: str) -> Counts | None:
 
 
 def server_times(before: Counts | None, after: Counts | None) -> ServerTimes | None:
-    """Return the times between two scrapes. None if one is missing, or if the server restarted in between."""
+    """Return the times between two scrapes, or None if one is missing or the server restarted in between."""
     if before is None or after is None:
         return None
     phase_s = increase(before.phase_s, after.phase_s)
@@ -102,14 +103,14 @@ def increase(before: Mapping[Key, float], after: Mapping[Key, float]) -> dict[Ke
 
 
 def quantile(by_bound: Mapping[float, float], share: float) -> float:
-    """Return a quantile of a histogram, as if the values in a bucket were spread evenly.
+    """Return a quantile of a histogram, assuming that the values in each bucket are evenly spread.
 
     Args:
-        by_bound: For each bucket's upper bound, the number of values up to it.
-        share: From 0 to 1.
+        by_bound: Upper bound of each bucket -> number of values up to it.
+        share: Which quantile, from 0 to 1.
 
     Returns:
-        The quantile. The highest finite bound if it lies above that; NaN without values.
+        The quantile, capped at the highest finite bound. NaN if the histogram is empty.
     """
     bounds = sorted(by_bound)
     rank = share * by_bound[bounds[-1]]

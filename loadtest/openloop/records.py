@@ -1,6 +1,6 @@
-"""One record for each request of a load, and the figures computed from them.
+"""One record per request of a load, and the statistics computed from the records.
 
-Records are kept instead of histograms, so that any part of a run can be evaluated afterwards.
+Storing records instead of histograms makes it possible to evaluate any part of a run afterwards.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ RECORD = np.dtype(
         ("timeout_ms", "u2"),
         ("hostile", "?"),
         ("checked", "?"),
-        ("wrong", "?"),  # wrong scores, or a wrong status for a hostile request
+        ("wrong", "?"),  # wrong scores, or the wrong status for a hostile request
         ("degraded", "?"),
     ]
 )
@@ -38,7 +38,7 @@ def merge(parts: Sequence[Records]) -> Records:
 
 
 def scores(records: Records) -> Records:
-    """Return the records of requests for scores, without the hostile ones."""
+    """Return the records of scoring requests, that is, without the hostile requests."""
     return records.compress(~records["hostile"])
 
 
@@ -48,7 +48,7 @@ def between(records: Records, begin_s: float, end_s: float) -> Records:
 
 
 def answered(records: Records) -> Records:
-    """Return the records of requests that got a 200."""
+    """Return the records of requests answered with 200."""
     return records.compress(records["status"] == 200)
 
 
@@ -57,54 +57,57 @@ def count(records: Records, status: int) -> int:
 
 
 def unanswered(records: Records) -> int:
-    """Count the requests that were lost, refused a connection, or hung."""
+    """Count the requests that were lost, could not connect, or hung."""
     return int(np.isin(records["status"], (LOST, REFUSED, HUNG)).sum())
 
 
 def not_answered(records: Records) -> Counter[int]:
-    """Count the requests without a 200 by status."""
+    """Count the requests not answered with 200, by status."""
     return Counter(records["status"][records["status"] != 200].tolist())
 
 
 def described(statuses: Counter[int]) -> str:
-    """Return a text such as "3 (429 x2, lost x1)"."""
+    """Format counts by status, such as "3 (429 x2, lost x1)"."""
     names = ", ".join(f"{NAMES.get(status, status)} x{count}" for status, count in statuses.most_common())
     return f"{statuses.total()} ({names})" if names else "0"
 
 
 def from_sent_ms(records: Records) -> NDArray[np.float64]:
-    """Return the latencies from the time when each request was sent."""
+    """Return the latencies, measured from the time at which each request was sent."""
     return np.asarray((records["ended_s"] - records["sent_s"]) * 1e3)
 
 
 def from_intended_ms(records: Records) -> NDArray[np.float64]:
-    """Return the latencies from the intended time: what a user waits, including the time until the client sent."""
+    """Return the latencies, measured from the intended send time.
+
+    This is how long a user waits, including any delay before the client sent the request.
+    """
     return np.asarray((records["ended_s"] - records["intended_s"]) * 1e3)
 
 
 def lateness_ms(records: Records) -> NDArray[np.float64]:
-    """Return how late each request was sent. If this is large, the client was slow and not the server."""
+    """Return how late each request was sent. High values mean that the client, not the server, was slow."""
     sent = records[records["status"] != REFUSED]
     return np.asarray((sent["sent_s"] - sent["intended_s"]) * 1e3)
 
 
 def in_time(records: Records, since_ms: NDArray[np.float64], spare_ms: float = 0.0) -> NDArray[np.bool_]:
-    """Return which requests were answered, by any status, within their deadline.
+    """Return which requests were answered, with any status, within their deadline.
 
     Args:
-        since_ms: Latency of each request, from whichever time counts.
-        spare_ms: Added to the deadlines.
+        since_ms: Latency of each request, from the sent or the intended time.
+        spare_ms: Tolerance added to each deadline.
     """
     return np.asarray((records["status"] > 0) & (since_ms <= records["timeout_ms"] + spare_ms))
 
 
 def good(records: Records) -> int:
-    """Count the 200s within their deadline."""
+    """Count the requests answered with 200 within their deadline."""
     return int(np.count_nonzero(in_time(records, from_sent_ms(records)) & (records["status"] == 200)))
 
 
 def quantiles_ms(values_ms: NDArray[np.float64], percents: Sequence[float]) -> list[float]:
-    """Return the values' quantiles to three significant digits. NaN without values."""
+    """Return the values' quantiles to three significant digits, or NaN if there are no values."""
     if not len(values_ms):
         return [float("nan")] * len(percents)
     histogram = HdrHistogram(1, MAX_US, 3)

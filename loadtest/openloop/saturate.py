@@ -1,6 +1,7 @@
-"""Closed loop: each connection sends its next request as soon as its last one is answered.
+"""Closed-loop load: each connection sends its next request as soon as the previous one is answered.
 
-It measures throughput, not latency: a slow server is sent less. loadtest/openloop/load.py measures latency.
+It measures throughput, not latency, because a slow server gets fewer requests. loadtest/openloop/load.py measures
+latency.
 """
 
 import asyncio
@@ -17,21 +18,21 @@ from loadtest.openloop.connection import Connection
 
 MAX_PROBLEMS = 5
 Check = Callable[[int, bytes], str | None]
-"""From the index of a message and the body of its 200: what is wrong with the answer, or None."""
+"""Takes the index of a message and the body of its 200. Returns what is wrong with the answer, or None."""
 
 
 @dataclass
 class Throughput:
-    """What a closed loop was answered.
+    """The results of a closed-loop load.
 
     Args:
         seconds: The measured time.
         good: 200s within that time.
-        late: 200s after it, to requests that were in flight when it ended. The server did their work too.
-        other: Other answers, and connections lost before the answer.
-        wrong: 200s that the check found wrong.
-        problems: What was wrong with the first of them.
-        latencies_ms: From sending each request to its answer, of the good ones.
+        late: 200s after that time, for requests that were in flight when it ended. The server did their work too.
+        other: Other answers, and connections that were lost before the answer.
+        wrong: 200s that failed the check.
+        problems: What was wrong with the first wrong answers.
+        latencies_ms: Latency of each good request, from the sent time.
     """
 
     seconds: float
@@ -48,13 +49,13 @@ class Throughput:
 
 
 class ConnectionLoop:
-    """One connection, which sends one request after the other until `end_s`.
+    """One connection, which sends requests one after another until `end_s`.
 
     Args:
-        messages: Indexes and requests, without end.
+        messages: Endless iterator of indexes and requests.
         end_s: On the clock of time.monotonic().
-        results: Counts of all connections.
-        check: Run on each 200.
+        results: Results of all connections, which this connection updates.
+        check: Called for each 200.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class ConnectionLoop:
 def saturate(
     url: str, messages: Sequence[bytes], connections: int, seconds: float, check: Check | None = None
 ) -> Throughput:
-    """Keep `connections` connections busy for `seconds`, each starting at another message.
+    """Keep `connections` connections busy for `seconds`. Each starts with a different message.
 
     Raises:
         OSError: The server refused a connection.

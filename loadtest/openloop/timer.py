@@ -1,6 +1,6 @@
-"""A timer that is precise to some microseconds.
+"""A timer with a precision of a few microseconds.
 
-An event loop's own timers are precise to a millisecond, which is a third of an answer's time.
+An event loop's own timers have a precision of one millisecond, which is a third of a request's latency.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ class Timerspec(ctypes.Structure):
 
 
 class Timer:
-    """Calls `callback` in the running event loop at the time that was set last. Linux only.
+    """Calls `callback` in the running event loop at the most recently set time. Linux only.
 
     Raises:
-        OSError: The system has no timerfd.
+        OSError: The system does not support timerfd.
     """
 
     def __init__(self, callback: Callable[[], None]) -> None:
@@ -41,7 +41,7 @@ class Timer:
         self._loop.add_reader(self._descriptor, self._expired)
 
     def set(self, at_s: float) -> None:
-        """Set the timer to a time of time.monotonic(). It expires at once if the time is past."""
+        """Set the timer to a time of time.monotonic(). If the time has passed, the timer expires immediately."""
         self._spec.value_s, self._spec.value_ns = divmod(int(at_s * 1e9), 1_000_000_000)
         self._libc.timerfd_settime(self._descriptor, TFD_TIMER_ABSTIME, ctypes.byref(self._spec), None)
 

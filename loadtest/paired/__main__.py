@@ -1,12 +1,12 @@
-"""Compare two checkouts of this project as servers: python -m loadtest.paired OTHER_CHECKOUT
+"""Compare the servers of two checkouts of this project: python -m loadtest.paired OTHER_CHECKOUT
 
-Servers of this checkout and of the other one run in alternating pairs: this other, other this, and so on. A machine
-that gets slower or faster meanwhile affects both alike. Each run starts a new server, because two starts of the same
-code differ too, for example by memory layout and hash seed.
+The servers of this checkout and of the other one run in pairs of alternating order: this other, other this, and so on.
+If the machine gets slower or faster during the comparison, both are affected alike. Each run starts a new server,
+because two starts of the same code also differ, for example in memory layout and hash seed.
 
-The result is the ratio this / other of CPU time per request, throughput and latency, each with its 95% interval. A CPU
-ratio below 1 means that this checkout uses less. The exit code is 1 when a request failed, an answer was wrong, the two
-servers' scores differ, or --fail-above is exceeded, and 2 when the checkouts cannot be compared.
+The result is the ratio this / other of CPU time per request, throughput and latency, each with a 95% interval. A CPU
+ratio below 1 means that this checkout uses less CPU time. The exit code is 1 if a request failed, an answer was wrong,
+the two servers' scores differ, or --fail-above is exceeded. It is 2 if the checkouts cannot be compared.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from loadtest.servers import Checkout, ServerFailed
 from loadtest.targets import LIBRARIES, RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
-REQUESTS = 200  # distinct ones
-LOAD_SHARE = 0.5  # of the slower server's capacity: busy, and never overloaded
+REQUESTS = 200  # number of distinct requests
+LOAD_SHARE = 0.5  # share of the slower server's capacity: busy, but never overloaded
 TITLE = "Two checkouts, in pairs"
 
 
@@ -42,7 +42,7 @@ def compare(options: argparse.Namespace) -> Results:
 
     Raises:
         BundleError: The bundle cannot be opened.
-        CannotCompare: One of the checkouts cannot be run, or a run measured nothing.
+        CannotCompare: A checkout cannot be run, or a run measured nothing.
         ServerFailed: A server did not start.
     """
     sides: Sides = {
@@ -65,7 +65,7 @@ def compare(options: argparse.Namespace) -> Results:
 
 
 def run_pairs(sides: Sides, plan: Plan, pairs: int) -> dict[Name, list[Run]]:
-    """Measure each checkout `pairs` times, and print each pair's CPU time per request as it comes."""
+    """Measure each checkout `pairs` times, and print the CPU time per request after each pair."""
     runs: dict[Name, list[Run]] = {"this": [], "other": []}
     with Progress(transient=True) as progress:
         task = progress.add_task("", total=2 * pairs)
@@ -83,8 +83,8 @@ def run_pairs(sides: Sides, plan: Plan, pairs: int) -> dict[Name, list[Run]]:
 def assign_cpus(cpus: Iterable[int], workers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the CPUs that the server and the generator are pinned to.
 
-    The generator gets one, and the server others: one for each worker, as far as there are any. With a single CPU,
-    nothing is pinned.
+    The generator gets one CPU. The server gets one of the remaining CPUs per worker, if there are enough. On a machine
+    with a single CPU, nothing is pinned.
     """
     *others, last = sorted(cpus)
     return (tuple(others[:workers]), (last,)) if others else ((), ())
@@ -92,7 +92,7 @@ def assign_cpus(cpus: Iterable[int], workers: int) -> tuple[tuple[int, ...], tup
 
 @contextmanager
 def pinned(cpus: Sequence[int]) -> Iterator[None]:
-    """Pin this process, which runs the closed loop itself, to these CPUs. Empty: change nothing."""
+    """Pin this process, which runs the closed loop itself, to these CPUs. If `cpus` is empty, change nothing."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus or before)
     try:
@@ -104,15 +104,15 @@ def pinned(cpus: Sequence[int]) -> Iterator[None]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loadtest.paired", description=__doc__, formatter_class=raw)
-    parser.add_argument("other", type=Path, metavar="OTHER_CHECKOUT", help="folder; its .venv is used if it has one")
+    parser.add_argument("other", type=Path, metavar="OTHER_CHECKOUT", help="folder; its .venv is used if there is one")
     parser.add_argument("--pairs", type=int, default=30, help="runs of each checkout (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10, help="measured in each run (default: %(default)s)")
-    parser.add_argument("--warm-up", type=float, default=2, metavar="S", help="seconds of load before (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=10, help="seconds measured per run (default: %(default)s)")
+    parser.add_argument("--warm-up", type=float, default=2, metavar="S", help="warm-up before each run (%(default)s)")
     parser.add_argument(
         "--load",
         choices=["open", "closed"],
         default="open",
-        help="open: the same requests at the same times for both, at --rate; "
+        help="open: both get the same requests at the same times, at --rate; "
         f"closed: {CONNECTIONS} connections that are never idle (default: %(default)s)",
     )
     parser.add_argument(
@@ -120,24 +120,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         help=f"requests/s of the open loop (default: {LOAD_SHARE:.0%}% of the slower server's capacity)",
     )
-    parser.add_argument("--candidates", type=int, default=100, help="in every request (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes of each server (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=100, help="per request (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes per server (default: %(default)s)")
     demo = ROOT / "deploy" / "demo"
-    parser.add_argument("--bundle", type=Path, default=demo, help="served by both (default: this checkout's demo)")
-    parser.add_argument("--report", action="store_true", help=f"write {RESULTS.name}/paired.md as well")
+    parser.add_argument("--bundle", type=Path, default=demo, help="bundle for both (default: this checkout's demo)")
+    parser.add_argument("--report", action="store_true", help=f"also write {RESULTS.name}/paired.md")
     parser.add_argument(
         "--fail-above",
         type=float,
         metavar="RATIO",
-        help="exit code 1 if the interval of the CPU ratio this / other ends above it",
+        help="exit with code 1 if the upper bound of the CPU ratio this / other is above it",
     )
     options = parser.parse_args(argv)
     if not options.other.is_dir():
         parser.error(f"OTHER_CHECKOUT: {options.other} is not a folder")
     if options.pairs < 2:
-        parser.error("--pairs: an interval needs 2 or more")
+        parser.error("--pairs must be 2 or more, to compute an interval")
     if options.load == "closed" and options.rate is not None:
-        parser.error("--rate is for --load open: a closed loop sends as fast as it is answered")
+        parser.error("--rate requires --load open, because a closed loop sends as fast as the server answers")
     for name in ("seconds", "rate", "candidates", "workers", "fail_above"):
         if (value := getattr(options, name)) is not None and value <= 0:
             parser.error(f"--{name.replace('_', '-')}: {value:g} is not above 0")
@@ -147,7 +147,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0, 1 after a problem with answers or speed, 2 if the checkouts cannot be compared, 130 after Ctrl-C."""
+    """Return 0, 1 if answers were wrong or too slow, 2 if the checkouts cannot be compared, or 130 after Ctrl-C."""
     options = parse_arguments(argv)
     command = shlex.join(["python", "-m", "loadtest.paired", *(argv if argv is not None else sys.argv[1:])])
     try:
@@ -167,5 +167,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops the servers too, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM stops the servers too, like Ctrl-C
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The two checkouts that are compared: which interpreter runs each, and which files and libraries it imports."""
+"""The two checkouts of a comparison: the interpreter that runs each, and the files and libraries it imports."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ import msgspec
 from loadtest.servers import Checkout
 from loadtest.targets import LIBRARIES
 
-# Run by each checkout's interpreter, in its folder and environment. A checkout may have no package `kernel`.
+# Each checkout's interpreter runs this in its own folder and environment. A checkout may not have a `kernel` package.
 PROBE = f"""
 import json, os, platform
 from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +39,7 @@ class CannotCompare(RuntimeError):
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """What a checkout's interpreter imports. kernel_usable: None if the checkout has no package `kernel`."""
+    """What a checkout's interpreter imports. kernel_usable: None if the checkout has no `kernel` package."""
 
     files: list[str | None]
     kernel_usable: bool | None
@@ -48,7 +48,7 @@ class Probe(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two checkouts, and what was found about it."""
+    """One of the two checkouts, with its commit and what its interpreter imports."""
 
     checkout: Checkout
     commit: str
@@ -63,16 +63,16 @@ Sides = Mapping[Name, Side]
 
 
 def find_checkout(root: Path) -> Checkout:
-    """Return a checkout with its own .venv/bin/python, or else with this interpreter."""
+    """Return a checkout that uses its own .venv/bin/python if there is one, or this interpreter otherwise."""
     python = root / ".venv" / "bin" / "python"
     return Checkout(root, python if python.is_file() else Path(sys.executable))
 
 
 def probe(checkout: Checkout) -> Probe:
-    """Return what the checkout's interpreter imports when it is run as the server is.
+    """Return what the checkout's interpreter imports when it runs in the same way as the server.
 
     Raises:
-        CannotCompare: It cannot import the server, or imports it from somewhere else.
+        CannotCompare: The interpreter cannot import the server, or imports it from outside the checkout.
     """
     done = subprocess.run(  # noqa: S603
         [str(checkout.python), "-c", PROBE],
@@ -89,13 +89,13 @@ def probe(checkout: Checkout) -> Probe:
         if file is None or not Path(file).resolve().is_relative_to(checkout.root.resolve()):
             raise CannotCompare(
                 f"{checkout.python} imports {file}, which is not in {checkout.root}: "
-                "pass a checkout of this project, which has service/ and contract/"
+                "pass a checkout of this project that contains service/ and contract/"
             )
     return found
 
 
 def commit_of(root: Path) -> str:
-    """Return the commit that a checkout is at, with "-dirty" when files differ from it; "no commit" without git."""
+    """Return the checkout's commit, with "-dirty" if it has local changes, or "no commit" if git cannot find one."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
@@ -105,14 +105,14 @@ def commit_of(root: Path) -> str:
 
 
 def require_same_kernel(sides: Sides) -> None:
-    """Refuse a comparison in which the kernel's speed would dwarf every other difference.
+    """Reject a comparison in which the kernel's speed would dwarf every other difference.
 
     Raises:
-        CannotCompare: One checkout has its kernel compiled, and the other one only its source.
+        CannotCompare: The kernel is compiled in one checkout, but not in the other.
     """
     for side in sides.values():
         if side.probe.kernel_usable is False and any(other.probe.kernel_usable for other in sides.values()):
             raise CannotCompare(
-                f"the kernel of {side.checkout.root} is not compiled and the other checkout's is: "
-                "run `make kernel` there, or remove the other one's kernel/_stec*.so"
+                f"the kernel is compiled in the other checkout but not in {side.checkout.root}: "
+                "run `make kernel` there, or remove kernel/_stec*.so from the other checkout"
             )

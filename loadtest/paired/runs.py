@@ -21,22 +21,22 @@ from loadtest.servers import Checkout, Server, busy_s, serving, stolen_s
 
 CONNECTIONS = 8  # of the closed loop
 CALIBRATION_S = 3.0
-MARGIN_S = 0.5  # the load goes on for this long after the measured window
+MARGIN_S = 0.5  # the load continues for this long after the measured window
 TIMEOUT_MS = 10_000  # long enough that no deadline expires
-# Admission control and draining have no effect, so that both servers do all of the work. Checkouts refuse settings that
-# they do not know: use only settings that older ones have.
+# With these settings, admission control and draining have no effect, so both servers do all of the work. A server
+# refuses unknown settings, so use only settings that older checkouts support.
 SETTINGS = {"CTR_TIMEOUT_MS": str(TIMEOUT_MS), "CTR_QUEUE_TARGET_MS": "1000", "CTR_DRAIN_NOTICE_MS": "0"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What every run does.
+    """The parameters of every run.
 
     Args:
-        workers: Worker processes of a server.
+        workers: Number of worker processes per server.
         server_cpus, client_cpus: CPUs that servers and load generator are pinned to. Empty: any.
-        warm_up_s, seconds: Length of the load before the measured window, and of the window.
-        rate: Requests/s of the open loop, on average. None: a closed loop.
+        warm_up_s, seconds: Length of the load before the measured window, and length of the window.
+        rate: Mean requests/s of the open loop. None: use a closed loop.
     """
 
     bundle: Bundle
@@ -54,10 +54,10 @@ class Window:
     """The measured part of a run, in seconds.
 
     Args:
-        seconds: Its length.
-        cpu_s: CPU of supervisor and workers.
-        busy_s: CPU of all processes of the machine.
-        stolen_s: CPU that the host withheld from the machine, over all cores.
+        seconds: Length of the window.
+        cpu_s: CPU time of supervisor and workers.
+        busy_s: CPU time of all processes on the machine.
+        stolen_s: CPU time that the host withheld from the machine, summed over all cores.
     """
 
     seconds: float
@@ -72,12 +72,13 @@ class Run:
 
     Args:
         window: The measured window.
-        answered: Requests answered with scores in the window.
-        p50_ms, p99_ms: Of these answers, from the intended time. A closed loop sends when it intends to.
-        late_ms: p99 of how late the generator sent. 0 in a closed loop.
+        answered: Number of requests answered with scores in the window.
+        p50_ms, p99_ms: Latency of these requests from the intended time. In a closed loop, that is the sent time.
+        late_ms: p99 of how late the generator sent requests. 0 in a closed loop.
         client_cpu: CPU seconds of the generator per second.
-        checked, failed, wrong: Requests of the whole load whose scores were checked, that got none, whose scores were
-            wrong.
+        checked: Number of requests in the whole load whose scores were checked.
+        failed: Number of requests in the whole load that were not answered with scores.
+        wrong: Number of requests in the whole load whose scores were wrong.
         problems: What was wrong with the first wrong answers.
     """
 
@@ -94,7 +95,7 @@ class Run:
 
     @property
     def cpu_us(self) -> float:
-        """CPU per answered request."""
+        """CPU time per answered request in µs."""
         return self.window.cpu_s * 1e6 / self.answered
 
     @property
@@ -108,17 +109,17 @@ class Run:
 
     @property
     def other_cpu(self) -> float:
-        """CPU seconds per second of everything else on the machine, except the generator."""
+        """CPU seconds per second of everything on the machine except the server and the generator."""
         return max(0.0, self.window.busy_s / self.window.seconds - self.server_cpu - self.client_cpu)
 
 
 @contextmanager
 def started(checkout: Checkout, plan: Plan) -> Iterator[Server]:
-    """Run a checkout's server as the plan says.
+    """Run a checkout's server according to the plan.
 
     Raises:
         ServerFailed: The server did not start.
-        CannotCompare: The context raised it, or a request failed. The message has the end of the server's log.
+        CannotCompare: The context raised it, or a request failed. The message includes the end of the server's log.
     """
     settings = SETTINGS | {"CTR_BUNDLE": str(plan.bundle.folder.resolve())}
     with (
@@ -129,12 +130,12 @@ def started(checkout: Checkout, plan: Plan) -> Iterator[Server]:
             yield server
         except (CannotCompare, OSError, msgspec.DecodeError) as error:
             log = server.log.read_text(errors="replace")[-2000:]
-            raise CannotCompare(f"{checkout.root}: {error}. The end of its server's log:\n{log}") from error
+            raise CannotCompare(f"{checkout.root}: {error}. The server's log ends with:\n{log}") from error
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The clock, the CPU seconds of a server and of the machine, and the workers' pids, at one moment."""
+    """A snapshot of the clock, the CPU seconds of a server and of the machine, and the workers' pids."""
 
     at_s: float
     cpu_s: float
@@ -150,10 +151,10 @@ class Reading:
         """Return the window between two readings.
 
         Raises:
-            CannotCompare: The workers are not the same, so the CPU seconds do not compare.
+            CannotCompare: The workers have changed, so the CPU seconds are not comparable.
         """
         if self.workers != later.workers:
-            raise CannotCompare("a worker ended during the run")
+            raise CannotCompare("a worker exited during the run")
         return Window(
             later.at_s - self.at_s,
             later.cpu_s - self.cpu_s,
@@ -163,10 +164,10 @@ class Reading:
 
 
 def calibrate(checkout: Checkout, plan: Plan) -> tuple[float, list[list[float]]]:
-    """Return a checkout's capacity in requests/s, in a closed loop, and its probabilities for each request.
+    """Return a checkout's closed-loop capacity in requests/s, and its probabilities for each request.
 
     Raises:
-        CannotCompare: The server does not answer with scores.
+        CannotCompare: The server did not answer with scores.
         ServerFailed: The server did not start.
     """
     messages, seconds = [request.message for request in plan.requests], min(CALIBRATION_S, plan.seconds)
@@ -175,7 +176,7 @@ def calibrate(checkout: Checkout, plan: Plan) -> tuple[float, list[list[float]]]
         saturate(server.url, messages, CONNECTIONS, seconds)  # warms up
         found = saturate(server.url, messages, CONNECTIONS, seconds)
         if not found.good:
-            raise CannotCompare(f"no request was answered with scores within {seconds:g} s, {found.other} got none")
+            raise CannotCompare(f"no request was answered with scores within {seconds:g} s ({found.other} failed)")
         return found.per_s, scores
 
 
@@ -183,21 +184,21 @@ def measure(checkout: Checkout, plan: Plan, seed: int) -> Run:
     """Start a checkout's server, warm it up, and measure it under load.
 
     Args:
-        seed: Draws the requests and their times in the open loop. Equal seeds give the same load.
+        seed: Seed for the requests and their times in the open loop. The same seed gives the same load.
 
     Raises:
-        CannotCompare: A worker ended, or no request was answered in the measured window.
+        CannotCompare: A worker exited, or no request was answered in the measured window.
         ServerFailed: The server did not start.
     """
     with started(checkout, plan) as server:
         run = measure_closed(server, plan) if plan.rate is None else measure_open(server, plan, plan.rate, seed)
         if run.window.cpu_s <= 0 or not run.p50_ms > 0:  # NaN when nothing was answered
-            raise CannotCompare(f"no request was answered with scores in the window, {run.failed} got none")
+            raise CannotCompare(f"no request was answered with scores in the window ({run.failed} failed)")
         return run
 
 
 def measure_open(server: Server, plan: Plan, rate: float, seed: int) -> Run:
-    """Measure under Poisson arrivals. Requests go on coming at both ends of the window."""
+    """Measure under Poisson arrivals. The load starts before the measured window and continues after it."""
     length_s = plan.warm_up_s + plan.seconds + MARGIN_S
     load = Load(server.url, rate, length_s, TIMEOUT_MS, check=1.0, seed=seed, cpus=plan.client_cpus)
     with begin(load, plan.requests) as running:
@@ -235,7 +236,7 @@ def measure_closed(server: Server, plan: Plan) -> Run:
         server.url, messages, CONNECTIONS, plan.seconds, lambda index, body: what_is_wrong(plan.requests[index], body)
     )
     window, client_s = before.until(Reading.of(server)), time.process_time() - client_s
-    # The window ends with the last answer, so the answers that came late count too: their CPU time is in it.
+    # The window ends with the last answer, so late answers count too: the window includes their CPU time.
     answered = found.good + found.late
     p50_ms, p99_ms = read.quantiles_ms(np.array(found.latencies_ms), (50, 99))
     return Run(

@@ -1,4 +1,4 @@
-"""The statistics and the report of a comparison. Nothing here starts a process."""
+"""The statistics and the report of a comparison. This module starts no processes."""
 
 import math
 import os
@@ -19,7 +19,7 @@ CPU = "CPU µs/request"
 
 @dataclass(frozen=True)
 class Interval:
-    """A ratio and the ends of its confidence interval."""
+    """A ratio and the bounds of its confidence interval."""
 
     ratio: float
     low: float
@@ -31,12 +31,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Results:
-    """All that a comparison measured.
+    """All measurements of a comparison.
 
     Args:
-        capacities: Requests/s of each checkout in a closed loop, before the pairs.
-        difference: Largest difference between the two servers' probabilities of the same candidate.
-        runs: Of each checkout, in the order of the pairs.
+        capacities: Closed-loop requests/s of each checkout, measured before the pairs.
+        difference: Largest difference between the two servers' probabilities for the same candidate.
+        runs: Runs of each checkout, in the order of the pairs.
     """
 
     sides: Sides
@@ -46,7 +46,7 @@ class Results:
     runs: Mapping[Name, Sequence[Run]]
 
 
-# Of a run: the figure, and how it is printed.
+# The figures of a run: how to compute and how to print each.
 FIGURES: dict[str, tuple[Callable[[Run], float], str]] = {
     CPU: (lambda run: run.cpu_us, ",.0f"),
     "requests/s": (lambda run: run.per_s, ",.1f"),
@@ -58,19 +58,19 @@ FIGURES: dict[str, tuple[Callable[[Run], float], str]] = {
 def ratio_interval(this: Sequence[float], other: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
     """Return the geometric mean of the pairs' ratios this / other, with a t interval of their logarithms.
 
-    Logarithms, because swapping the checkouts must give the reciprocal. A t interval, because each run averages
-    thousands of requests, so the logarithms are close to normal; a bootstrap of few pairs gives intervals that are too
-    narrow.
+    It uses logarithms, because swapping the checkouts must give the reciprocal. It uses a t interval, because each run
+    averages thousands of requests, so the logarithms are close to normal. A bootstrap with few pairs gives intervals
+    that are too narrow.
 
     Raises:
-        ValueError: Fewer than two pairs, or a value that is not a positive number.
+        ValueError: There are fewer than two pairs, or a value is not a positive number.
     """
     if len(this) < 2:
-        raise ValueError(f"{len(this)} pairs: an interval needs 2 or more")
+        raise ValueError(f"{len(this)} pairs: an interval requires 2 or more")
     logs = []
     for this_value, other_value in zip(this, other, strict=True):
         if not (0 < this_value < math.inf and 0 < other_value < math.inf):
-            raise ValueError(f"{this_value} / {other_value}: a ratio needs two positive numbers")
+            raise ValueError(f"{this_value} / {other_value}: a ratio requires two positive numbers")
         logs.append(math.log(this_value) - math.log(other_value))
     mean = float(np.mean(logs))
     half = float(stats.t.ppf((1 + confidence) / 2, len(logs) - 1) * np.std(logs, ddof=1) / math.sqrt(len(logs)))
@@ -78,12 +78,12 @@ def ratio_interval(this: Sequence[float], other: Sequence[float], confidence: fl
 
 
 def schedule(pairs: int) -> list[tuple[Name, Name]]:
-    """Return the order of each pair's runs. It alternates, so that going first or second favors neither."""
+    """Return the order of each pair's runs. It alternates, so that neither checkout always goes first."""
     return [("this", "other") if pair % 2 == 0 else ("other", "this") for pair in range(pairs)]
 
 
 def ratios(results: Results) -> dict[str, Interval]:
-    """Return the ratio this / other of each of FIGURES."""
+    """Return the ratio this / other for each entry of FIGURES."""
     this, other = results.runs["this"], results.runs["other"]
     return {
         name: ratio_interval([figure(run) for run in this], [figure(run) for run in other])
@@ -105,7 +105,7 @@ def ratio_table(results: Results) -> Table:
 
 
 def check_table(results: Results) -> Table:
-    """Return the table that shows whether the answers were right and the load was as intended."""
+    """Return the table that shows whether the answers were correct and the load was as intended."""
     lines: list[tuple[str, Callable[[Sequence[Run]], str]]] = [
         ("answers checked", lambda runs: f"{sum(run.checked for run in runs):,}"),
         ("wrong scores", lambda runs: str(sum(run.wrong for run in runs))),
@@ -137,19 +137,20 @@ def describe(results: Results) -> str:
     pinned = "server and generator are not pinned"
     if plan.client_cpus:
         pinned = f"server on CPU {', '.join(map(str, plan.server_cpus))}, generator on CPU {plan.client_cpus[0]}"
-    load = f"A closed loop of {CONNECTIONS} connections loads it"
+    load = f"The load is a closed loop of {CONNECTIONS} connections"
     if plan.rate is not None:
-        load = f"Poisson arrivals at {plan.rate:.0f} requests/s load it, at the same times for both runs of a pair"
+        load = f"The load has Poisson arrivals at {plan.rate:.0f} requests/s, at the same times for both runs of a pair"
     versions = sides["this"].probe.versions
     others = [f"{name} {v}" for name, v in sides["other"].probe.versions.items() if v != versions[name]]
     libraries = f"`other` runs {', '.join(others)}." if others else "Both run the same versions of their libraries."
     return (
-        f"Bundle {plan.bundle.manifest.name}, {candidates} candidates in each request, {plan.workers} worker(s); "
+        f"Bundle {plan.bundle.manifest.name}, {candidates} candidates per request, {plan.workers} worker(s); "
         f"{pinned}. {pairs} pairs of runs, in alternating order. Each run starts a new server, warms it up for "
-        f"{plan.warm_up_s:g} s and measures {plan.seconds:g} s. {load}. {libraries}\n\n"
-        "CPU: user and system time of supervisor and workers in the measured window, over the requests answered in it. "
-        "Latency: from the intended time. `this` and `other`: geometric means over the runs. `this / other`: geometric "
-        f"mean of the pairs' ratios, with the {CONFIDENCE:.0%} t interval of their logarithms.\n\n"
+        f"{plan.warm_up_s:g} s and measures for {plan.seconds:g} s. {load}. {libraries}\n\n"
+        "CPU is the user and system time of supervisor and workers in the measured window, divided by the number of "
+        "requests answered in it. Latency is measured from the intended send time. `this` and `other` are geometric "
+        "means over the runs. `this / other` is the geometric mean of the pairs' ratios, with the "
+        f"{CONFIDENCE:.0%} t interval of their logarithms.\n\n"
         f"The two servers' probabilities differ by at most {results.difference:.1g} over "
         f"{len(plan.requests) * candidates:,} candidates; the limit is {TOLERANCE:g}. Every answer under load is "
         "compared with the bundle's own model."
@@ -157,16 +158,16 @@ def describe(results: Results) -> str:
 
 
 def problems_of(results: Results, fail_above: float | None) -> list[str]:
-    """Return a message for everything that makes the exit code 1."""
+    """Return a message for each problem that makes the exit code 1."""
     found = []
     for name, runs in results.runs.items():
         if failed := sum(run.failed for run in runs):
-            found.append(f"{name}: {failed} requests got no scores")
+            found.append(f"{name}: {failed} requests were not answered with scores")
         if wrong := sum(run.wrong for run in runs):
             first = next((problem for run in runs for problem in run.problems), "unknown")
             found.append(f"{name}: {wrong} answers were wrong. The first: {first}")
     if not results.difference <= TOLERANCE:
         found.append(f"the two servers' probabilities differ by {results.difference:.3g}, more than {TOLERANCE:g}")
     if fail_above is not None and (high := ratios(results)[CPU].high) > fail_above:
-        found.append(f"the interval of the CPU ratio ends at {high:.3f}, above --fail-above {fail_above:g}")
+        found.append(f"the upper bound of the CPU ratio is {high:.3f}, above --fail-above {fail_above:g}")
     return found

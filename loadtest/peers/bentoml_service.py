@@ -1,11 +1,11 @@
 """BentoML: worker processes, each with an ASGI application that validates types and scores in a thread.
 
-Tuned for two cores: one worker for each, with four threads. The workers share the listening socket unevenly, and one
-with most of the connections needs threads to use both cores. Requests/s of 100 candidates: 61 to 124 in six runs,
-median 107; with one thread 48 to 129 in six, median 61. `async def` (74 and 98) and disabled metrics (66 and 81) did
-not help. No adaptive batching: it expects a list of requests in each request, and mosec_server.py shows that batching
-does not help. The rates are from runs of some seconds on a shared machine: they justify these settings and do not
-compare servers.
+Tuned for two cores: one worker per core, with four threads each. Connections are spread unevenly over the workers, and
+a worker with most of the connections needs threads to use both cores. With 100 candidates, six runs gave 61 to 124
+requests/s (median 107); with one thread, 48 to 129 (median 61). `async def` (74 and 98) and disabled metrics (66 and
+81) did not help. Adaptive batching is off: it expects a list of requests in each request, and mosec_server.py shows
+that batching does not help. The rates come from runs of a few seconds on a shared machine. They justify these settings,
+but do not compare servers.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Compare this server with others on the same machine, alternately: python -m loadtest.peers.compare
 
-All serve the same trained model and get the same requests. Ours uses its bundle and Redis, the others a plain export of
-the model and a dictionary.
+All servers use the same trained model and get the same requests. Ours uses its bundle and Redis; the others use a plain
+export of the model and a dictionary.
 """
 
 import argparse
@@ -36,14 +36,14 @@ from service.runtime.cpu_quota import available_cpus
 
 OURS = "ours"
 WORKERS = 2
-REQUESTS = 200  # of each size
+REQUESTS = 200  # per size
 TITLE = "Ours and other servers"
 VENVS = Path(__file__).resolve().parents[2] / ".peers"
 
 
 @dataclass(frozen=True)
 class OurServer:
-    """Our server together with its Redis, whose CPU and memory count too. redis: its pid."""
+    """Our server and its Redis, whose CPU and memory count too. redis: the pid of Redis."""
 
     url: str
     server: Server
@@ -58,7 +58,7 @@ class OurServer:
 
 @contextmanager
 def start_ours(bundle: Bundle) -> Iterator[Serving]:
-    """Run our server with Redis, where the others have a dictionary."""
+    """Run our server with Redis. The other servers use a dictionary instead."""
     with tempfile.TemporaryDirectory() as name, redis_with(Path(name), [bundle]) as redis:
         settings = {"CTR_BUNDLE": str(bundle.folder), "CTR_REDIS_URL": redis.url}
         settings |= {"CTR_TIMEOUT_MS": str(TIMEOUT_MS), "CTR_QUEUE_TARGET_MS": "1000"}
@@ -75,16 +75,16 @@ def start_other(peer: Peer, folder: Path, body: bytes) -> Iterator[Serving]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write the report. The exit code is 1 when a target fails."""
+    """Measure and write the report. Return 1 if a target fails."""
     parser = argparse.ArgumentParser(
         "loadtest.peers.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4, help="of each figure")
-    parser.add_argument("--only", nargs="*", default=[], choices=list(PEERS), help="these servers (default: all)")
+    parser.add_argument("--seconds", type=float, default=4, help="duration of each measurement")
+    parser.add_argument("--only", nargs="*", default=[], choices=list(PEERS), help="servers to compare (default: all)")
     options = parser.parse_args(argv)
     bundle = open_bundle(ensure_bundle())
-    # Strings only, and no unknown tokens: the other servers' plain dictionaries support nothing else.
+    # Use only strings and known tokens, because the other servers' plain dictionaries support nothing else.
     requests = {size: prepare([bundle], {size: REQUESTS}, None, golden=0.0) for size in SIZES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -120,15 +120,16 @@ def describe(bundle: Bundle, peers: Sequence[Peer], options: argparse.Namespace)
     closed = ", ".join(map(str, CONNECTIONS))
     return (
         f"The same trained model ({bundle.manifest.name}: 18 context and 5 candidate fields, full attention), the same "
-        "JSON, two workers with one thread of onnxruntime each (front ends and pools as each file describes), and the "
+        "JSON, two workers with one onnxruntime thread each (see each server's file for front ends and pools), and the "
         f"generator on the same {available_cpus()} cores. "
-        f"{options.rounds} rounds, the servers alternately, {options.seconds:g} s for each figure; medians over "
-        f"rounds. requests/s: a closed loop of {closed} connections, the best for each server. p50 and p99: an open "
-        "loop (Poisson arrivals) at half of the server's own capacity, from the intended time. CPU and memory: of the "
-        "server's own processes, for ours including Redis; the generator does not count.\n\n"
-        "Ours looks tokens up in a cache and Redis, and its deadlines and admission control are set so long that they "
-        "have no effect. The other servers have a Python dictionary and a plain export of the model. Only the row "
-        f'"{OUR_GRAPH}" has our folded graph (of onnxruntime\'s own operators, without the kernel).\n\n{pins}.'
+        f"{options.rounds} rounds, in which the servers alternate, with {options.seconds:g} s per measurement; the "
+        f"figures are medians over rounds. requests/s: a closed loop of {closed} connections, whichever is best for "
+        "the server. p50 and p99: an open loop (Poisson arrivals) at half of the server's own capacity, measured from "
+        "the intended send time. CPU and memory: the server's own processes, for ours including Redis but not the "
+        "generator.\n\n"
+        "Ours looks tokens up in a cache and Redis, with deadlines and admission limits high enough to have no effect. "
+        "The other servers use a Python dictionary and a plain export of the model. Only the row "
+        f'"{OUR_GRAPH}" uses our folded graph (with onnxruntime\'s own operators, without the kernel).\n\n{pins}.'
     )
 
 

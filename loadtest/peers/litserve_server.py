@@ -1,10 +1,10 @@
 """LitServe: uvicorn processes for HTTP, and worker processes for the model, with queues between them.
 
-Tuned for two cores: one model process for each, with one thread of onnxruntime, and as many processes for HTTP.
-Requests/s of 100 candidates in three pairs of runs: 99, 131 and 131 with two HTTP processes; 90, 109 and 122 with one.
-`fast_queue` (ZeroMQ) is off: it was sometimes faster and sometimes slower for single candidates. No batching: see
-mosec_server.py. The rates are from runs of some seconds on a shared machine: they justify these settings and do not
-compare servers.
+Tuned for two cores: one model process per core with one onnxruntime thread, and the same number of HTTP processes. With
+100 candidates, three pairs of runs gave 99, 131 and 131 requests/s with two HTTP processes, and 90, 109 and 122 with
+one. `fast_queue` (ZeroMQ) is off: it was sometimes faster and sometimes slower for single candidates. Batching is off:
+see mosec_server.py. The rates come from runs of a few seconds on a shared machine. They justify these settings, but do
+not compare servers.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Measure one server: its throughput, CPU and memory, and its latency at half of that throughput."""
+"""Measure a server's throughput, CPU time and memory, and its latency at half of that throughput."""
 
 import statistics
 from collections import Counter
@@ -14,8 +14,8 @@ from loadtest.openloop.load import Load, run
 from loadtest.openloop.message import Prepared
 from loadtest.openloop.saturate import saturate
 
-CONNECTIONS = (4, 8, 16)  # of the closed loop; the best one counts, for each server its own
-TIMEOUT_MS = 10_000  # so long that nothing expires: the other servers have no deadlines
+CONNECTIONS = (4, 8, 16)  # of the closed loop; each server's best number is used
+TIMEOUT_MS = 10_000  # long enough that nothing expires, because the other servers have no deadlines
 
 
 class Serving(Protocol):
@@ -25,7 +25,7 @@ class Serving(Protocol):
     def url(self) -> str: ...
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds of all its processes so far."""
+        """Return the CPU seconds that all of the server's processes have used so far."""
 
     def memory_mib(self) -> float: ...
 
@@ -35,13 +35,13 @@ Start = Callable[[], AbstractContextManager[Serving]]
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one size in one round.
+    """Measurements for one request size in one round.
 
     Args:
         per_s: Answers per second in a closed loop.
-        cpu_us: CPU of the server's processes per candidate, in the closed loop.
-        p50_ms, p99_ms: At half of per_s, from the intended time.
-        not_answered: Requests without scores at half of per_s, by status.
+        cpu_us: CPU time of the server's processes per candidate, in the closed loop.
+        p50_ms, p99_ms: Latency at half of per_s, from the intended time.
+        not_answered: Status -> number of requests not answered with scores at half of per_s.
     """
 
     per_s: float
@@ -56,12 +56,12 @@ class MeasuredServer:
     """A server and its results.
 
     Args:
-        start: Starts it; the context is entered when it answers.
-        rounds: Figures of each round by number of candidates.
-        memory_mib: At the end of each round.
-        difference: Largest difference of its probabilities from the expected ones.
-        at_other_rates: Only of ours: p99 in ms of each round at half of another server's throughput, by that server's
-            name and the number of candidates.
+        start: Starts the server. The context is entered when the server answers.
+        rounds: Measurements of each round by number of candidates.
+        memory_mib: Memory at the end of each round.
+        difference: Largest difference between its probabilities and the expected ones.
+        at_other_rates: Only for our server. (Name of another server, number of candidates) -> p99 in ms of each round,
+            at half of that server's throughput.
     """
 
     name: str
@@ -75,7 +75,7 @@ class MeasuredServer:
         return statistics.median(figure(round_[size]) for round_ in self.rounds)
 
     def not_answered(self) -> Counter[int]:
-        """Return the requests without scores in all rounds and sizes, by status."""
+        """Count the requests not answered with scores over all rounds and sizes, by status."""
         return sum((figures.not_answered for round_ in self.rounds for figures in round_.values()), Counter())
 
 
@@ -88,9 +88,9 @@ def measure_round(
     """Start the server and add a round to its results.
 
     Args:
-        requests: By number of candidates.
-        seconds: Of each figure.
-        connections: The best number of connections for each server and size. The first round fills it in.
+        requests: Requests by number of candidates.
+        seconds: Duration of each measurement.
+        connections: Best number of connections for each server and size, filled in by the first round.
     """
     with measured.start() as server:
         measured.difference = max(measured.difference, score_difference(server.url, requests[100][:20]))
@@ -113,7 +113,7 @@ def warm_up(server: Serving, requests: Sequence[Prepared]) -> None:
 
 
 def throughput(server: Serving, requests: Sequence[Prepared], connections: int, seconds: float) -> tuple[float, float]:
-    """Return answers per second in a closed loop, and the CPU µs of each."""
+    """Return the answers per second in a closed loop, and the CPU time per answer in µs."""
     before_s = server.cpu_s()
     answers = saturate(server.url, [request.message for request in requests], connections, seconds)
     return answers.per_s, (server.cpu_s() - before_s) * 1e6 / max(1, answers.good + answers.other + answers.late)
@@ -122,7 +122,7 @@ def throughput(server: Serving, requests: Sequence[Prepared], connections: int, 
 def latency_at(
     url: str, requests: Sequence[Prepared], per_s: float, seconds: float
 ) -> tuple[float, float, Counter[int]]:
-    """Return p50 and p99 in ms of an open loop, and its requests without scores by status."""
+    """Return p50 and p99 of an open loop in ms, and its requests not answered with scores, by status."""
     outcome = run(Load(url, max(1.0, per_s), seconds, TIMEOUT_MS, check=0.0), requests)
     scores = read.scores(outcome.records)
     p50_ms, p99_ms = read.quantiles_ms(read.from_intended_ms(read.answered(scores)), (50, 99))
@@ -142,7 +142,7 @@ def measure_at_other_rates(
 
 
 def score_difference(url: str, requests: Sequence[Prepared]) -> float:
-    """Return the largest difference of a server's probabilities from the expected ones."""
+    """Return the largest difference between a server's probabilities and the expected ones."""
     largest = 0.0
     for request in requests:
         (expected,) = request.expected.values()

@@ -1,11 +1,11 @@
-"""FastAPI, pydantic and onnxruntime under uvicorn: a server that a careful engineer writes in a day.
+"""FastAPI, pydantic and onnxruntime under uvicorn: a server that a careful engineer could write in a day.
 
-Tuned for two cores: one process for each with one thread of onnxruntime, uvloop and httptools. Pydantic serializes the
-answer; FastAPI's documentation has deprecated ORJSONResponse for that. `async def`, although scoring blocks, answers
-1,200 to 2,200 requests/s of one candidate in four runs; `def` with its thread pool answers 800 to 1,400. At 100
-candidates they do not differ, except that `def` has the lower p99 with 8 connections (130 instead of 200 ms, twice),
-because uvicorn's workers share the listening socket unevenly. The rates are from runs of some seconds on a shared
-machine: they justify these settings and do not compare servers.
+Tuned for two cores: one process per core with one onnxruntime thread, uvloop and httptools. Pydantic serializes the
+answer; FastAPI's documentation has deprecated ORJSONResponse in favor of it. With one candidate, `async def` answers
+1,200 to 2,200 requests/s in four runs, although scoring blocks; `def` with its thread pool answers 800 to 1,400. With
+100 candidates they do not differ, except that `def` has a lower p99 with 8 connections (130 instead of 200 ms, twice),
+because connections are spread unevenly over uvicorn's workers. The rates come from runs of a few seconds on a shared
+machine. They justify these settings, but do not compare servers.
 """
 
 import os

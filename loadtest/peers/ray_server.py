@@ -1,12 +1,12 @@
-"""Ray Serve: HAProxy in front, and replicas, which are actors in their own processes.
+"""Ray Serve: HAProxy in front of replicas, which are actors in their own processes.
 
-Tuned for two cores: one replica for each, with one thread of onnxruntime, and the high-throughput settings of its
-documentation, which servers.py passes. These are HAProxy instead of the proxy in Python (640 to 1,100 requests/s of one
-candidate instead of 120 to 180; 95 to 124 instead of 43 to 83 of 100 candidates), and running a replica's code in the
-loop that received the request. At most 16 requests are in flight to a replica: with 100 clients that gives 150 and 73
-requests/s, and 61 with 100 in flight. No batching: see mosec_server.py. Ray's own token authentication stays on,
-because its internal ports listen on all interfaces. The rates are from runs of some seconds on a shared machine: they
-justify these settings and do not compare servers.
+Tuned for two cores: one replica per core, with one onnxruntime thread each, and the high-throughput settings from Ray's
+documentation, which servers.py passes. These settings replace the Python proxy with HAProxy (640 to 1,100 requests/s
+instead of 120 to 180 with one candidate, 95 to 124 instead of 43 to 83 with 100 candidates), and run a replica's code
+in the event loop that received the request. Each replica has at most 16 requests in flight: with 100 clients that gives
+150 and 73 requests/s, compared with 61 for 100 in flight. Batching is off: see mosec_server.py. Ray's own token
+authentication stays on, because its internal ports listen on all interfaces. The rates come from runs of a few seconds
+on a shared machine. They justify these settings, but do not compare servers.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""Scoring as all other servers do it: look up the tokens, run the graph, return probabilities.
+"""Scoring code shared by all other servers: look up the tokens, run the graph, return probabilities.
 
-The folder has the graph, its weights, and vocabulary.json: {"context": [[field, {token: id}], ...], "candidate": ...},
-with the fields in the graph's order. This file needs only numpy and onnxruntime, so every framework's environment can
-run it.
+The folder contains the graph, its weights, and vocabulary.json: {"context": [[field, {token: id}], ...],
+"candidate": ...}, with the fields in the graph's order. This file imports only numpy and onnxruntime, so that it runs
+in every framework's environment.
 """
 
 import json
@@ -24,7 +24,7 @@ class Side:
     """The fields of contexts or candidates, and the ids of their tokens."""
 
     def __init__(self, fields: Sequence[tuple[str, dict[str | None, int]]]) -> None:
-        # A missing field is looked up as None, so that a single look-up handles unknown and missing values.
+        # A missing field is looked up as None, so that a single lookup handles both unknown and missing values.
         self._fields = [(name, {**ids, None: MISSING}.get) for name, ids in fields]
 
     def ids(self, rows: Sequence[Features]) -> NDArray[np.int64]:
@@ -34,7 +34,7 @@ class Side:
 
 
 class Scorer:
-    """Runs the graph on one thread, without spinning: there is one worker process for each core."""
+    """Runs the graph on one thread, without spinning, because there is one worker process per core."""
 
     def __init__(self, folder: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -46,7 +46,7 @@ class Scorer:
         self._context, self._candidate = Side(vocabulary["context"]), Side(vocabulary["candidate"])
 
     def score(self, request: Request) -> dict[str, Any]:
-        """Return {"scores": [{"id": ..., "ctr": ...}, ...]} in the order of the candidates."""
+        """Return {"scores": [{"id": ..., "ctr": ...}, ...]} in the order of the request's candidates."""
         return self.score_many([request])[0]
 
     def score_many(self, requests: Sequence[Request]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Start the servers that ours is compared with. Each has its own environment; all have the same model and threads."""
+"""Start the servers that ours is compared with. Each has its own environment; all use the same model and threads."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from loadtest.servers import cpu_seconds, pss_mib
 HERE = Path(__file__).parent
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 10.0
-MARK = "PEER_RUN"  # an environment variable that all processes of a run inherit, and no other process has
+MARK = "PEER_RUN"  # environment variable that all processes of a run inherit, and that no other process has
 ENGINE = ("onnxruntime==1.32.0", "numpy==2.4.6")
 BENTOML = {"BENTOML_DO_NOT_TRACK": "True"}
 RAY = {
@@ -30,7 +30,7 @@ FASTAPI = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", *ENGINE)
 
 
 class PeerFailed(RuntimeError):
-    """A server could not be installed, or did not answer. The message has its error, or the end of its log."""
+    """A server could not be installed, or did not answer. The message includes the end of its log, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class Peer:
 
     Args:
         name: Shown in tables.
-        requirements: For pip, pinned.
+        requirements: Pinned requirements for pip.
         command: A program in the environment's bin folder, and its arguments.
-        settings: Environment variables that its documentation recommends, and PEER_GRAPH if it is not plain.onnx.
+        settings: Environment variables recommended by the server's documentation, and PEER_GRAPH if the graph is not
+            plain.onnx.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Peer:
 
     @property
     def environment(self) -> str:
-        """The name of its environment's folder. Servers of the same file share it."""
+        """The name of its environment's folder. Servers that run the same file share it."""
         return Path(self.command[-1]).stem
 
 
@@ -78,19 +79,19 @@ class Running:
     mark: str
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds of all its live processes since each started."""
+        """Return the CPU seconds of all live processes of the server since each started."""
         return sum(map(cpu_seconds, marked_processes(self.mark)))
 
     def memory_mib(self) -> float:
-        """Return the memory of all its processes. Pages that several share count once."""
+        """Return the total memory of the server's processes. Shared pages count once."""
         return sum(map(pss_mib, marked_processes(self.mark)))
 
 
 def ensure_venv(peer: Peer, root: Path) -> Path:
-    """Return root/<environment>, and install the server's requirements there first if they are not.
+    """Return root/<environment>, after installing the server's requirements there if necessary.
 
     Raises:
-        PeerFailed: Installing failed.
+        PeerFailed: The installation failed.
     """
     folder = root / peer.environment
     stamp, wanted = folder / "requirements.txt", "\n".join(peer.requirements)
@@ -99,7 +100,7 @@ def ensure_venv(peer: Peer, root: Path) -> Path:
     install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *peer.requirements]
     for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
         if subprocess.run(command, check=False).returncode != 0:  # noqa: S603
-            raise PeerFailed(f"{peer.name}: {' '.join(command)} failed: its error is above")
+            raise PeerFailed(f"{peer.name}: {' '.join(command)} failed; see its error above")
     stamp.write_text(wanted)
     return folder
 
@@ -108,18 +109,18 @@ def ensure_venv(peer: Peer, root: Path) -> Path:
 def peer_serving(
     peer: Peer, venv: Path, folder: Path, port: int, workers: int, log: Path, body: bytes
 ) -> Iterator[Running]:
-    """Run a server, and end all of its processes on exit.
+    """Run a server, and stop all of its processes on exit.
 
     Args:
-        venv: Its environment.
-        folder: The model's files, as `write_plain` writes them.
-        log: Gets its output.
-        body: A request for scores. The context is entered when the server has answered it.
+        venv: The server's environment.
+        folder: The model's files, as written by `write_plain`.
+        log: The file to which the server's output is written.
+        body: A scoring request. The context is entered when the server has answered it.
 
     Raises:
-        PeerFailed: It ended, or did not answer within START_TIMEOUT_S.
+        PeerFailed: The server exited, or did not answer within START_TIMEOUT_S.
     """
-    # Without our Python's variables, which would lead it to our libraries, and with one thread for each library.
+    # Remove this Python's variables, which would make the server import our libraries. Give each library one thread.
     settings = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     settings |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     settings |= {"PEER_FOLDER": str(folder), "PEER_PORT": str(port), "PEER_WORKERS": str(workers)}
@@ -141,7 +142,7 @@ def wait_for_answer(process: "subprocess.Popen[bytes]", url: str, body: bytes, l
     """Post `body` until the answer is 200.
 
     Raises:
-        PeerFailed: The process ended, or there was no such answer within START_TIMEOUT_S.
+        PeerFailed: The process exited, or did not answer with 200 within START_TIMEOUT_S.
     """
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310  # our own server
     end_s = time.monotonic() + START_TIMEOUT_S
@@ -150,21 +151,21 @@ def wait_for_answer(process: "subprocess.Popen[bytes]", url: str, body: bytes, l
             with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
                 if answer.status == 200:
                     return
-        except OSError:  # nothing listens on the port yet, or the server answers that it is not ready
+        except OSError:  # nothing listens on the port yet, or the server is not ready
             pass
         time.sleep(0.1)
     problem = f"no answer from {url} within {START_TIMEOUT_S:g} s"
-    raise PeerFailed(f"{problem}. The end of the log:\n{log.read_text(errors='replace')[-2000:]}")
+    raise PeerFailed(f"{problem}. The log ends with:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def end_all(process: "subprocess.Popen[bytes]", mark: str) -> None:
-    """Send SIGTERM to the first process, which ends its own children, and then SIGKILL to what still runs."""
+    """Send SIGTERM to the first process, which stops its children, and then SIGKILL to all that are still alive."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_TIMEOUT_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    # Ray's processes have their own groups, and some start others while they are being ended.
+    # Ray's processes have their own process groups, and some start other processes while they are being stopped.
     while left := marked_processes(mark):
         for pid in left:
             with suppress(ProcessLookupError):
@@ -174,11 +175,11 @@ def end_all(process: "subprocess.Popen[bytes]", mark: str) -> None:
 
 
 def marked_processes(mark: str) -> list[int]:
-    """Return the pids of live processes that were started with this mark in their environment. Linux only."""
+    """Return the pids of the live processes that have this mark in their environment. Linux only."""
     wanted, found = f"{MARK}={mark}".encode(), []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):  # it has ended, or belongs to another user
+            with suppress(OSError):  # the process has exited, or belongs to another user
                 if wanted in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
     return found

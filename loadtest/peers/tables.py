@@ -9,15 +9,15 @@ from loadtest.report import Table
 from loadtest.targets import Target
 
 OUR_GRAPH = "plain FastAPI, our graph"
-SIZES = (1, 10, 100, 500)  # candidates of a request
+SIZES = (1, 10, 100, 500)  # candidates per request
 MAX_DIFFERENCE = 1e-5
 
 
 def targets_of(servers: Sequence[MeasuredServer]) -> list[Target]:
-    """Return the targets of the first server, ours, against the others, except the one with our graph."""
+    """Return the targets for the first server, ours, compared with the others except the one with our graph."""
     ours, others = servers[0], [server for server in servers[1:] if server.name != OUR_GRAPH]
     at_100, at_1 = (throughput_ratios(ours, others, size) for size in (100, 1))
-    # Written so that NaN, for a server that answered nothing, is worse than everything.
+    # Written so that NaN, the result of a server that answered nothing, is worse than any other value.
     behind = [size for size in SIZES if not all(p99(ours, size) <= p99(other, size) for other in others)]
     slower = [
         f"{other.name} at {size}"
@@ -61,9 +61,9 @@ def targets_of(servers: Sequence[MeasuredServer]) -> list[Target]:
 
 
 def throughput_ratios(ours: MeasuredServer, others: Sequence[MeasuredServer], size: int) -> list[float]:
-    """Return our throughput over each other server's.
+    """Return the ratio of our throughput to each other server's.
 
-    Each is the median over rounds of the ratio within a round, because a round's runs are close in time.
+    Each is the median over rounds of the ratio within a round, because the runs of a round are close together in time.
     """
     return [
         statistics.median(
@@ -79,7 +79,7 @@ def p99(server: MeasuredServer, size: int) -> float:
 
 
 def p99_at_rate_of(other: MeasuredServer, ours: MeasuredServer, size: int) -> float:
-    """Return our median p99 at the rate of the other server's."""
+    """Return our median p99 at the rate at which the other server's p99 was measured."""
     return statistics.median(ours.at_other_rates[other.name, size])
 
 

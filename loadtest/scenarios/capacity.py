@@ -1,4 +1,4 @@
-"""Find a server's capacity: the most answers per second within their deadline, over rising rates."""
+"""Find a server's capacity, which is its highest number of answers per second within the deadline, at rising rates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from loadtest.openloop import records as read
 from loadtest.openloop.load import Outcome
 
 STEP = 1.25
-REPEATS = 2  # of the best rate
-MAX_WORSE = 2  # rates in a row that are no better than the best one; a single one may be noise of the machine
+REPEATS = 2  # how often to repeat the best rate
+MAX_WORSE = 2  # consecutive rates no better than the best one; a single one may be noise
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Step:
 
 
 def goodput(outcome: Outcome) -> float:
-    """Return the 200s per second within the deadline, counted from the time when each request was sent."""
+    """Return the 200s per second within the deadline, measured from the time at which each request was sent."""
     return read.good(read.scores(outcome.records)) / outcome.load.seconds
 
 
@@ -31,11 +31,11 @@ def find_capacity(offer: Callable[[float], Outcome], first: float) -> tuple[floa
 
     Args:
         offer: Runs a load at a rate in requests/s.
-        first: The first rate. The server must be able to answer it.
+        first: The first rate to try. The server must be able to handle it.
 
     Returns:
-        The capacity in requests/s, and every rate that was tried. The best of many rates is partly luck, so the best
-        rate is repeated and the capacity is the median.
+        The capacity in requests/s, and all rates that were tried. The best of many results is partly luck, so the best
+        rate is repeated, and the capacity is the median.
 
     Raises:
         RuntimeError: No request was answered within its deadline.
@@ -56,6 +56,6 @@ def find_capacity(offer: Callable[[float], Outcome], first: float) -> tuple[floa
             worse += 1
         rate *= STEP
     if not best:
-        raise RuntimeError("the server answers nothing within the deadline: check its URL and model")
+        raise RuntimeError("the server answered no request within the deadline: check its URL and model")
     repeated = [step(best_rate) for _ in range(REPEATS)]
     return median(found.goodput for found in (*repeated, steps[-MAX_WORSE - 1])), [*steps, *repeated]

@@ -1,7 +1,8 @@
 """Latency by request rate and number of candidates: python -m loadtest.scenarios.latency
 
-Two workers, Redis and the generator share the same cores. The model has 23 fields and the paper's attention. First a
-closed loop finds the server's capacity. Then an open loop runs at half of it for ten minutes, and for the curves.
+Two workers, Redis and the generator share the same cores. The model has 23 fields and the paper's attention. First, a
+closed loop finds the server's capacity. Then open loops measure the latency: for ten minutes at half of the capacity,
+and for a shorter time at each point of the curves.
 """
 
 import argparse
@@ -31,16 +32,16 @@ from loadtest.targets import RESULTS, Target, report
 from service.runtime.cpu_quota import available_cpus
 
 WORKERS = 2
-TARGET_CANDIDATES = 100  # of the requests that the target is about
+TARGET_CANDIDATES = 100  # the target applies to requests with this many candidates
 LARGE = 500
 P99_MS = 10.0
-TIMEOUT_MS = 1000  # long, so that slow answers are counted as slow and not as missing
-CONNECTIONS = (2, 4, 8)  # of the closed loop; the best one counts
-MAX_NOT_ANSWERED = 0.001  # of the requests at half of capacity: the latencies are those of the others
+TIMEOUT_MS = 1000  # long enough that slow answers count as slow, not as missing
+CONNECTIONS = (2, 4, 8)  # of the closed loop; the best number is used
+MAX_NOT_ANSWERED = 0.001  # share of the requests at half of capacity; latencies cover only the answered ones
 SIZES = (1, 3, 10, 30, 100, 300, 1000)
 ALL_SIZES = sorted({*SIZES, TARGET_CANDIDATES, LARGE})
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# Section 5 of the paper: 400 million impressions a day. The peak and the candidates are those of an ad server.
+# The paper's section 5 gives 400 million impressions a day. The peak factor and candidates are typical of ad servers.
 IMPRESSIONS, PEAK, SCORED = 400e6, 3, 100
 DAY_S = 86_400
 TITLE = "Latency, from the intended time"
@@ -48,12 +49,12 @@ TITLE = "Latency, from the intended time"
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the server answers in a closed loop.
+    """The server's capacity, measured in a closed loop.
 
     Args:
         per_s: Answered requests per second.
-        cpu_s: CPU of all of the server's processes per answer.
-        refused: Share of the requests that were refused. Their cost is part of `cpu_s`.
+        cpu_s: CPU seconds of all server processes per answer.
+        refused: Share of requests that were refused. Their cost is included in `cpu_s`.
     """
 
     per_s: float
@@ -71,10 +72,10 @@ class Measured:
     """One open-loop load.
 
     Args:
-        candidates: In each request.
-        share: Of the capacity.
-        times: The server's own figures.
-        cpu_s: CPU of the server's processes per request.
+        candidates: Candidates per request.
+        share: Offered rate as a share of the capacity.
+        times: Server-side metrics.
+        cpu_s: CPU seconds of the server's processes per request.
         stolen: Share of the cores' time that the host withheld from this machine.
     """
 
@@ -86,7 +87,7 @@ class Measured:
     stolen: float
 
     def quantiles_ms(self) -> list[float]:
-        """Return p50, p90, p99 and p99.9 of the answers, from the intended time."""
+        """Return p50, p90, p99 and p99.9 of the answers' latency, from the intended time."""
         answered = read.answered(read.scores(self.outcome.records))
         return read.quantiles_ms(read.from_intended_ms(answered), (50, 90, 99, 99.9))
 
@@ -120,7 +121,7 @@ class Bench:
         self._requests: Mapping[int, list[Prepared]] = {n: prepare([bundle], {n: 200}, TIMEOUT_MS) for n in ALL_SIZES}
 
     def capacity(self, candidates: int, seconds: float, rounds: int) -> Capacity:
-        """Return medians over the rounds, with the number of connections that is best."""
+        """Return medians over the rounds, for the best number of connections."""
         messages = [request.message for request in self._requests[candidates]]
         found = []
         for connections in CONNECTIONS:
@@ -149,9 +150,9 @@ class Results:
     """All measurements.
 
     Args:
-        capacities: By number of candidates.
+        capacities: Capacity by number of candidates.
         long: The two long loads, at half of capacity.
-        again: Capacities right after each long load. They show whether the machine has become slower.
+        again: Capacities measured right after each long load, to show whether the machine has become slower.
         over_candidates, over_rate: The points of the two curves.
     """
 
@@ -182,7 +183,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> Results:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write the report. The exit code is 1 when a target fails."""
+    """Measure and write the report. Return 1 if a target fails."""
     options = parse_arguments(argv)
     path = options.bundle or ensure_bundle()
     bundle = open_bundle(path)
@@ -206,18 +207,18 @@ def describe(bundle: Bundle, results: Results) -> str:
     return (
         f"{bundle.manifest.name}: {sides}, {bundle.manifest.attention} attention. {WORKERS} workers, the vocabulary in "
         f"Redis, and one generator (Poisson arrivals) share the same {available_cpus()} cores; none is pinned. "
-        "Latency counts from the time when a request was meant to be sent, so it includes the generator's own "
-        "lateness, which is shown beside it. "
-        "A request takes more CPU on cores that are not always busy (compare with the closed loop), so half of "
-        "capacity is more than half of the cores. "
-        f"Capacity: a closed loop of {', '.join(map(str, CONNECTIONS))} connections, the best of them.\n\n"
+        "Latency is measured from the intended send time, so it includes the generator's own lateness, which is shown "
+        "next to it. "
+        "A request takes more CPU time on cores that are not always busy (compare the closed loop), so half of "
+        "capacity uses more than half of the cores. "
+        f"Capacity: a closed loop of {', '.join(map(str, CONNECTIONS))} connections, whichever is best.\n\n"
         f"{cores_needed(results.capacities[SCORED])}\n\n"
         "![p50 and p99 over the rate](latency-rate.svg) ![p50 and p99 over candidates](latency-candidates.svg)"
     )
 
 
 def cores_needed(capacity: Capacity) -> str:
-    """Return how many cores the paper's production needs, calculated from the CPU time of a request here."""
+    """Describe how many cores the paper's production load needs, based on the CPU time per request measured here."""
     average = IMPRESSIONS / DAY_S
     peak = average * PEAK
     busy = peak * capacity.cpu_s
@@ -225,9 +226,9 @@ def cores_needed(capacity: Capacity) -> str:
         f"{IMPRESSIONS:,.0f} / {DAY_S:,} s = {average:,.0f}/s",
         f"x {PEAK} at the peak = {peak:,.0f} requests/s of {SCORED} candidates",
         f"x {capacity.cpu_s * 1e3:.2f} ms of CPU each = {busy:.1f} cores busy",
-        f"at half load, as measured here, **{math.ceil(2 * busy)} cores**",
+        f"at half load, as measured here: **{math.ceil(2 * busy)} cores**",
     )
-    return f"The paper's production, 400 million impressions a day: {'; '.join(steps)}."
+    return f"The paper's production load, 400 million impressions a day: {'; '.join(steps)}."
 
 
 def targets_of(results: Results) -> list[Target]:
@@ -267,9 +268,9 @@ def tables_of(results: Results) -> list[Table]:
 
 
 def draw(name: str, measured: Sequence[Measured], over: Literal["rate", "candidates"]) -> None:
-    """Draw p50 and p99 over the rate or the candidates, as results/<name>.svg."""
+    """Plot p50 and p99 over the rate or the number of candidates, as results/<name>.svg."""
     mpl.use("svg")
-    plt.rcParams["svg.hashsalt"] = name  # equal figures give equal files
+    plt.rcParams["svg.hashsalt"] = name  # so that the same data gives the same file
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     x = [m.outcome.load.rate if over == "rate" else m.candidates for m in measured]
     for index, label in ((0, "p50"), (2, "p99")):
@@ -288,10 +289,10 @@ def draw(name: str, measured: Sequence[Measured], over: Literal["rate", "candida
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loadtest.scenarios.latency", description=__doc__, formatter_class=raw)
-    parser.add_argument("--bundle", type=Path, help="default: that of loadtest/reference_model.py, made if needed")
-    parser.add_argument("--seconds", type=float, default=600, help="length of each of the two long loads")
-    parser.add_argument("--step-seconds", type=float, default=15, help="length of each point of the curves")
-    parser.add_argument("--rounds", type=int, default=3, help="of the closed loop")
+    parser.add_argument("--bundle", type=Path, help="default: built by loadtest/reference_model.py if needed")
+    parser.add_argument("--seconds", type=float, default=600, help="duration of each of the two long loads")
+    parser.add_argument("--step-seconds", type=float, default=15, help="duration of each point of the curves")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the closed loop")
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,7 @@
-"""Goodput of a server that is sent more than it can answer: python -m loadtest.scenarios.overload
+"""Goodput of a server that gets more requests than it can answer: python -m loadtest.scenarios.overload
 
-One worker runs on one core and the generator on another. First its capacity is found; then it is offered one, two and
-three times that rate, alternately.
+One worker runs on one core and the generator on another. The test first finds the server's capacity, and then offers
+one, two and three times that rate, alternately.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from loadtest.servers import Server, serving
 from loadtest.targets import Target, report
 
 FACTORS = (1, 2, 3)
-GOODPUT = 0.9  # of the capacity, at the highest factor
+GOODPUT = 0.9  # share of the capacity, at the highest factor
 REFUSAL_MS = 20.0  # p99 of a refusal
 SERVER_CPU, CLIENT_CPU = 0, 1
 CONNECTIONS = 256
@@ -32,7 +32,7 @@ TITLE = "Overload"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write the report. The exit code is 1 when a target fails."""
+    """Measure and write the report. Return 1 if a target fails."""
     options = parse_arguments(argv)
     requests = prepare([open_bundle(options.bundle)], {options.candidates: 300}, options.timeout_ms)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,11 +137,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loadtest.scenarios.overload", description=__doc__, formatter_class=raw)
     parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"))
-    parser.add_argument("--candidates", type=int, default=100, help="in every request")
-    parser.add_argument("--timeout-ms", type=int, default=50, help="deadline of every request")
-    parser.add_argument("--first-rate", type=float, default=150, help="requests/s that the server can surely answer")
-    parser.add_argument("--step-seconds", type=float, default=8, help="length of each rate while capacity is sought")
-    parser.add_argument("--seconds", type=float, default=20, help="length of each load")
+    parser.add_argument("--candidates", type=int, default=100, help="candidates per request")
+    parser.add_argument("--timeout-ms", type=int, default=50, help="deadline of each request")
+    parser.add_argument("--first-rate", type=float, default=150, help="requests/s that the server can handle")
+    parser.add_argument("--step-seconds", type=float, default=8, help="duration of each step of the capacity search")
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each load")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args(argv)
 

@@ -1,6 +1,7 @@
 """Latency while new models are loaded: python -m loadtest.scenarios.reload
 
-Two workers and a store of two versions. The same load runs without and with reloads, alternately.
+The server runs two workers, with a store that contains two versions. The same load runs alternately without and with
+reloads.
 """
 
 import argparse
@@ -23,14 +24,14 @@ from loadtest.servers import Server, ServerFailed, serving
 from loadtest.targets import Target, report
 
 WORKERS = 2
-SHARE = 0.4  # of the capacity
-MAX_RATIO = 1.5  # of p99 with reloads to p99 without
+SHARE = 0.4  # offered share of the capacity
+MAX_RATIO = 1.5  # p99 with reloads / p99 without
 TITLE = "New models under load"
 
 
 @dataclass(frozen=True)
 class Round:
-    """One load. reloads_s: seconds of each reload, from the changed pointer until all workers serve the new model."""
+    """One load. reloads_s: seconds from each change of the store's pointer until all workers serve the new model."""
 
     outcome: Outcome
     reloads_s: list[float]
@@ -44,7 +45,7 @@ class Round:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write the report. The exit code is 1 when a target fails."""
+    """Measure and write the report. Return 1 if a target fails."""
     options = parse_arguments(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -72,19 +73,19 @@ def timed_reload(server: Server, versions: TwoVersions) -> float:
     """Switch to the other version and return the seconds until all workers serve it.
 
     Raises:
-        ServerFailed: The server refused the version, or serves a different one.
+        ServerFailed: The server refused the version, or is serving a different one.
     """
     version = versions.other(server.version())
     start_s = time.monotonic()
     versions.activate(version)
     served = server.reload()
     if served != version:
-        raise ServerFailed(f"version {version} was activated, but the server serves {served}")
+        raise ServerFailed(f"version {version} was activated, but the server is serving {served}")
     return time.monotonic() - start_s
 
 
 def run_round(server: Server, versions: TwoVersions, load: Load, requests: Sequence[Prepared], reloads: int) -> Round:
-    """Run one load with this number of reloads, evenly spread over its time."""
+    """Run one load with `reloads` reloads, evenly spaced over its duration."""
     reloads_s = []
     with begin(load, requests) as running:
         for number in range(reloads):
@@ -98,10 +99,10 @@ def describe(capacity: float, options: argparse.Namespace) -> str:
     """Return the report's paragraph: what was run and how it was measured."""
     return (
         f"{WORKERS} workers and the open-loop generator on the same cores, {options.candidates} candidates, "
-        f"{options.timeout_ms} ms to answer, {SHARE * capacity:.0f} requests/s: {SHARE:.0%} of the capacity of "
-        f"{capacity:.0f}/s. {options.seconds:g} s without and {options.seconds:g} s with {options.reloads} reloads, "
+        f"a deadline of {options.timeout_ms} ms, {SHARE * capacity:.0f} requests/s ({SHARE:.0%} of the capacity of "
+        f"{capacity:.0f}/s). {options.seconds:g} s without and {options.seconds:g} s with {options.reloads} reloads, "
         f"which switch between two versions of the model; {options.rounds} rounds. Every answer is checked against "
-        "the probabilities of the version that it names. Latencies in ms from the intended time."
+        "the probabilities of the version named in it. Latencies are in ms from the intended time."
     )
 
 
@@ -148,12 +149,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loadtest.scenarios.reload", description=__doc__, formatter_class=raw)
     parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"))
-    parser.add_argument("--candidates", type=int, default=100, help="in every request")
-    parser.add_argument("--timeout-ms", type=int, default=200, help="deadline of every request")
-    parser.add_argument("--first-rate", type=float, default=150, help="requests/s that the server can surely answer")
-    parser.add_argument("--step-seconds", type=float, default=6, help="length of each rate while capacity is sought")
-    parser.add_argument("--seconds", type=float, default=60, help="length of each load")
-    parser.add_argument("--reloads", type=int, default=10, help="in one load")
+    parser.add_argument("--candidates", type=int, default=100, help="candidates per request")
+    parser.add_argument("--timeout-ms", type=int, default=200, help="deadline of each request")
+    parser.add_argument("--first-rate", type=float, default=150, help="requests/s that the server can handle")
+    parser.add_argument("--step-seconds", type=float, default=6, help="duration of each step of the capacity search")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of each load")
+    parser.add_argument("--reloads", type=int, default=10, help="reloads per load")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args(argv)
 

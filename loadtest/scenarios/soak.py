@@ -1,7 +1,8 @@
-"""Ten minutes of load with failures of every kind: python -m loadtest.scenarios.soak
+"""Ten minutes of load with all kinds of failures: python -m loadtest.scenarios.soak
 
-Two workers, Redis and the generator share the same cores. The load is 70% of the capacity, which is found first, with
-requests of many sizes and 1% hostile requests. Redis dies and freezes, models are replaced, and a worker is killed.
+Two workers, Redis and the generator share the same cores. The test first finds the server's capacity, and then offers
+70% of it, with requests of many sizes and 1% hostile requests. During the load, Redis is killed and frozen, models are
+replaced, and a worker is killed.
 """
 
 import argparse
@@ -21,15 +22,15 @@ from loadtest.scenarios.versions import two_versions
 from loadtest.servers import redis_with, serving
 
 WORKERS = 2
-SHARE = 0.7  # of the capacity
-HOSTILE = 0.01  # of the requests
-MIX = {1: 75, 10: 60, 100: 105, 300: 60}  # requests by number of candidates: 97 on average
+SHARE = 0.7  # offered share of the capacity
+HOSTILE = 0.01  # share of the requests
+MIX = {1: 75, 10: 60, 100: 105, 300: 60}  # number of candidates -> number of requests; 97 candidates on average
 STEP_S = 6.0
 
 
 @dataclass(frozen=True)
 class Soaked:
-    """What a soak measured. capacity: answers/s within the deadline, before the soak. exit_code: the server's."""
+    """The results of a soak. capacity: answers/s within the deadline, measured before. exit_code: the server's."""
 
     capacity: float
     outcome: Outcome
@@ -38,13 +39,13 @@ class Soaked:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write the report. The exit code is 1 when a target fails."""
+    """Measure and write the report. Return 1 if a target fails."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loadtest.scenarios.soak", description=__doc__, formatter_class=raw)
     parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"))
-    parser.add_argument("--minutes", type=float, default=10, help="2 or more: the failures take that long")
-    parser.add_argument("--timeout-ms", type=int, default=100, help="deadline of every request")
-    parser.add_argument("--first-rate", type=float, default=150, help="requests/s that the server can surely answer")
+    parser.add_argument("--minutes", type=float, default=10, help="2 or more, because the failures take that long")
+    parser.add_argument("--timeout-ms", type=int, default=100, help="deadline of each request")
+    parser.add_argument("--first-rate", type=float, default=150, help="requests/s that the server can handle")
     options = parser.parse_args(argv)
     command = " ".join(["python -m loadtest.scenarios.soak", *(argv if argv is not None else sys.argv[1:])])
     soaked = soak(options.bundle, options.minutes * 60, options.timeout_ms, options.first_rate)
@@ -55,11 +56,11 @@ def soak(bundle: Path, seconds: float, timeout_ms: int, first_rate: float) -> So
     """Run the soak.
 
     Args:
-        seconds: Length of the load, without the search for the capacity.
-        first_rate: Requests/s that the server can surely answer.
+        seconds: Duration of the load, without the capacity search.
+        first_rate: Requests/s that the server can handle.
 
     Raises:
-        ServerFailed: The server or Redis did not start, or a reload was refused. There is nothing to report then.
+        ServerFailed: The server or Redis did not start, or a reload was refused. In this case there is no report.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -10,25 +10,25 @@ from loadtest.report import Table
 from loadtest.scenarios.timeline import History, Phase
 from loadtest.targets import Target, report
 
-SPARE_MS = 20.0  # after the deadline, for the network and for a client that shares the cores
-KILL_S = 0.1  # from a worker's death until all of its connections are seen closed
-MAX_GROWTH = 1.15  # of the workers' memory, from start to end
+SPARE_MS = 20.0  # tolerance after the deadline, for the network and because the client shares the cores
+KILL_S = 0.1  # from a worker's death until the client has noticed that all of its connections are closed
+MAX_GROWTH = 1.15  # the workers' memory at the end / at the start
 TITLE = "A soak with failures of every kind"
 PHASES = ("phase", "s", "sent", "200", "429", "504", "no answer", "late", "degraded", "p50", "p99")
 
 
 def write(workers: int, capacity: float, outcome: Outcome, history: History, exit_code: int, command: str) -> int:
-    """Write loadtest/results/soak.md and return the exit code: 1 when a target fails."""
+    """Write loadtest/results/soak.md and return the exit code: 1 if a target fails."""
     load, scores = outcome.load, read.scores(outcome.records)
     text = (
         f"{workers} workers, Redis and the open-loop generator on the same cores; {load.seconds / 60:g} minutes at "
         f"{load.rate:.0f} requests/s, {load.rate / capacity:.0%} of the capacity of {capacity:.0f}/s; 1, 10, 100 and "
-        f"300 candidates, 97 on average; {load.timeout_ms} ms to answer; {load.hostile:.0%} of the requests are "
-        "hostile. Every answer is checked against the probabilities of the version that it names. Redis was killed "
-        "and came back empty, Redis was "
-        f"frozen, {len(history.reloads_s)} new models were loaded, and a worker was killed. Latencies in ms, of the "
-        "200s, from the intended time. The client was late by "
-        "{:.2f}, {:.2f} and {:.2f} ms (p50, p99, max) and took {:.0%} of a core.".format(
+        f"300 candidates, 97 on average; deadline {load.timeout_ms} ms; {load.hostile:.0%} of the requests are "
+        "hostile. Every answer is checked against the probabilities of the version named in it. Redis was killed and "
+        "restarted empty, Redis was "
+        f"frozen, {len(history.reloads_s)} new models were loaded, and a worker was killed. Latencies are those of the "
+        "200s, in ms from the intended time. The client was late by "
+        "{:.2f}, {:.2f} and {:.2f} ms (p50, p99, max) and used {:.0%} of a core.".format(
             *read.quantiles_ms(read.lateness_ms(scores), (50, 99, 100)), outcome.client_cpu
         )
     )
@@ -62,7 +62,7 @@ def targets_of(outcome: Outcome, history: History, exit_code: int) -> list[Targe
     return [
         Target("wrong scores", f"{wrong} of {checked} checked", "0", wrong == 0),
         Target("without an answer, except those of the killed worker", str(others), "0", others == 0),
-        # A connection has one request at a time, and may send one just before it is seen closed.
+        # A connection has one request in flight at a time, and may send it just before the client sees it closed.
         Target(
             "lost with the killed worker",
             f"{lost_with_worker}; both workers had {number} in flight{note}",
@@ -84,9 +84,9 @@ def targets_of(outcome: Outcome, history: History, exit_code: int) -> list[Targe
 
 
 def of_killed_worker(records: Records, killed_s: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return which requests were lost with the worker killed at `killed_s`.
+    """Return which requests were lost with the worker that was killed at `killed_s`.
 
-    They were in flight when it died, or sent before their connection was seen closed.
+    They were in flight when it died, or were sent before the client noticed that their connection was closed.
     """
     soon_s = killed_s + KILL_S
     at_that_time = (records["sent_s"] <= soon_s) & (records["ended_s"] >= killed_s) & (records["ended_s"] <= soon_s)
@@ -94,10 +94,10 @@ def of_killed_worker(records: Records, killed_s: float) -> np.ndarray[tuple[int]
 
 
 def late_requests(scores: Records, latency_ms: np.ndarray[tuple[int], np.dtype[np.float64]], killed_s: float) -> int:
-    """Count the requests not answered within their deadline and SPARE_MS, except those of the killed worker.
+    """Count the requests not answered within their deadline plus SPARE_MS, except those lost with the killed worker.
 
     Args:
-        latency_ms: From the time that counts, sent or intended.
+        latency_ms: Latency of each request, from the sent or the intended time.
     """
     late = ~read.in_time(scores, latency_ms, SPARE_MS)
     return int(np.count_nonzero(late & ~of_killed_worker(scores, killed_s)))

@@ -1,4 +1,7 @@
-"""The failures during a soak, and when each happens. Times are shares of the whole, so a short soak has all of them."""
+"""The failures during a soak, and the time of each.
+
+Times are shares of the total duration, so that even a short soak includes every failure.
+"""
 
 import os
 import signal
@@ -11,7 +14,7 @@ from loadtest.scenarios.versions import TwoVersions
 from loadtest.servers import RedisServer, Server
 
 MAX_FROZEN_S = 10.0
-MAX_AFTER_S = 10.0  # requests this soon after a worker's death belong to that phase
+MAX_AFTER_S = 10.0  # the "worker killed" phase includes requests up to this long after the worker's death
 RELOADS = 5
 
 
@@ -29,9 +32,9 @@ class History:
     """What happened during a soak.
 
     Args:
-        phases: Without gaps, in order.
-        memory_mib: Memory of each worker at named moments.
-        reloads_s: Seconds that each reload took.
+        phases: Phases in order, without gaps.
+        memory_mib: Memory of each worker at named times.
+        reloads_s: Duration of each reload in seconds.
         killed_s: When the worker was killed, on the clock of time.monotonic().
     """
 
@@ -42,11 +45,11 @@ class History:
 
 
 class Timeline:
-    """Causes the failures, in the caller's thread, while generators send from their own processes.
+    """Causes the failures in the caller's thread, while the generators send requests from their own processes.
 
     Args:
         begin_s: Start of the load on the clock of time.monotonic().
-        length_s: Its length.
+        length_s: Duration of the load.
     """
 
     def __init__(
@@ -61,10 +64,10 @@ class Timeline:
         self.history = History()
 
     def run(self) -> History:
-        """Cause every failure at its time, and return at the end of the load.
+        """Cause each failure at its scheduled time, and return when the load ends.
 
         Raises:
-            ServerFailed: A reload was refused, or Redis did not start again.
+            ServerFailed: A reload was refused, or Redis did not restart.
         """
         failures: list[tuple[float, str, Callable[[], None]]] = [
             (0.15, "Redis dead", self._kill_redis),
@@ -75,7 +78,7 @@ class Timeline:
         self._wait_until(0.03)
         self._record_memory("start")
         for share, name, cause in failures:
-            self._wait_until(share)  # later if the failure before took longer
+            self._wait_until(share)  # later if the previous failure took longer
             start_s = time.monotonic()
             self.history.phases.append(Phase("normal", self._normal_since_s, start_s))
             cause()
@@ -89,7 +92,7 @@ class Timeline:
         return self.history
 
     def _kill_redis(self) -> None:
-        """Kill Redis, start it again later, empty, and publish the vocabularies."""
+        """Kill Redis, restart it empty some time later, and publish the vocabularies again."""
         self._redis.signal(signal.SIGKILL)
         self._wait_until(0.23)
         self._redis.start()
@@ -116,5 +119,5 @@ class Timeline:
         self.history.memory_mib.append((when, self._server.memory_mib()))
 
     def _wait_until(self, share: float) -> None:
-        """Sleep until this share of the load is over."""
+        """Sleep until this share of the load's duration has passed."""
         time.sleep(max(0.0, self._begin_s + share * self._length_s - time.monotonic()))

@@ -1,4 +1,4 @@
-"""Two versions of a model, made of one bundle, in a store. Reloads switch between them."""
+"""A store with two versions of a model, both made from one bundle. Reloads switch between them."""
 
 import shutil
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from contract.bundle import GOLDEN, Bundle, Calibration, open_bundle, write_mani
 from contract.golden import read_golden, write_golden
 from service.models import store as stores
 
-SHIFT = 0.7  # added to the logit: it changes every probability
+SHIFT = 0.7  # added to every logit, so that every probability changes
 
 
 @dataclass(frozen=True)
 class TwoVersions:
-    """A store that holds both versions. At first, `first` is current."""
+    """A store that contains both versions. Initially, `first` is current."""
 
     store: Path
     first: Bundle
@@ -35,10 +35,10 @@ class TwoVersions:
 
 
 def two_versions(bundle: Path, folder: Path) -> TwoVersions:
-    """Make the second version and the store.
+    """Create the second version and the store.
 
     Args:
-        folder: An existing folder, which gets `store` and `second`.
+        folder: An existing folder, in which `store` and `second` are created.
 
     Raises:
         RuntimeError: The store refused a bundle.
@@ -47,12 +47,12 @@ def two_versions(bundle: Path, folder: Path) -> TwoVersions:
     store = folder / "store"
     for arguments in (["add", str(store), str(second)], ["add", str(store), str(bundle), "--activate"]):
         if stores.main(arguments) != 0:
-            raise RuntimeError(f"ctr-store {' '.join(arguments)} failed: its error is above")
+            raise RuntimeError(f"ctr-store {' '.join(arguments)} failed; see its error above")
     return TwoVersions(store, open_bundle(bundle), open_bundle(second))
 
 
 def shifted(bundle: Path, folder: Path) -> Path:
-    """Copy a bundle, and add SHIFT to every logit by its calibration. Return the copy's folder."""
+    """Copy a bundle, and change the copy's calibration to add SHIFT to every logit. Return the copy's folder."""
     shutil.copytree(bundle, folder)
     manifest = open_bundle(bundle).manifest
     golden = []

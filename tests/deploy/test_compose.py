@@ -1,4 +1,4 @@
-"""compose.yaml and the Dockerfile, as far as they can be read without an engine: make compose-test runs them."""
+"""Checks of compose.yaml and the Dockerfile that need no Docker engine. `make compose-test` runs them for real."""
 
 import re
 from typing import Any
@@ -17,20 +17,20 @@ LASTING = sorted(set(SERVICES) - {"publish"})
 
 
 @pytest.mark.parametrize("name", LASTING)
-def test_what_goes_on_says_whether_it_is_well_has_limits_and_comes_back(name: str) -> None:
+def test_a_long_running_service_has_a_health_check_limits_and_a_restart_policy(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"
     assert {"cpus", "memory"} <= service["deploy"]["resources"]["limits"].keys()
     assert "healthcheck" in service or "HEALTHCHECK" in DOCKERFILE
 
 
-def test_every_port_is_open_on_this_machine_only() -> None:
+def test_ports_are_published_only_on_localhost() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(ports) == 3
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_nothing_starts_before_what_it_needs_is_well() -> None:
+def test_services_start_after_their_dependencies_are_healthy() -> None:
     needs = {
         name: {on: how["condition"] for on, how in s.get("depends_on", {}).items()} for name, s in SERVICES.items()
     }
@@ -43,7 +43,7 @@ def test_nothing_starts_before_what_it_needs_is_well() -> None:
     }
 
 
-def test_every_file_that_is_mounted_is_there_and_cannot_be_written_to() -> None:
+def test_every_mounted_folder_exists_and_is_read_only() -> None:
     mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
     files = [re.sub(r"\$\{\w+:-(.*?)\}", r"\1", mount) for mount in mounts if not mount.startswith("prometheus:")]
     assert len(files) == 5
@@ -54,18 +54,18 @@ def test_every_file_that_is_mounted_is_there_and_cannot_be_written_to() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_no_container_has_a_capability_or_can_get_one(name: str) -> None:
+def test_a_container_has_no_capabilities_and_cannot_gain_any(name: str) -> None:
     assert SERVICES[name]["cap_drop"] == ["ALL"]
     assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
 
 
-def test_the_service_is_nobody_and_can_write_nowhere() -> None:
+def test_the_service_runs_without_root_on_a_read_only_file_system() -> None:
     service = SERVICES["service"]
     assert service["read_only"] is True
     assert re.search(r"^USER [1-9]\d*$", DOCKERFILE, re.MULTILINE)
 
 
-def test_it_has_longer_to_end_than_it_takes() -> None:
+def test_the_stop_grace_period_is_longer_than_draining_takes() -> None:
     fields = Settings.model_fields
     needs_s = (fields["drain_notice_ms"].default + fields["drain_ms"].default) / 1e3 + KILL_S
     assert float(SERVICES["service"]["stop_grace_period"].removesuffix("s")) > needs_s
@@ -76,7 +76,7 @@ def test_signals_reach_the_supervisor_and_not_a_shell() -> None:
     assert "ENTRYPOINT" not in DOCKERFILE
 
 
-def test_the_image_states_the_version_that_it_has() -> None:
+def test_the_image_has_the_projects_version() -> None:
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert f"ARG VERSION={version[1]}\n" in DOCKERFILE

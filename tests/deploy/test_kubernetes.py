@@ -1,4 +1,4 @@
-"""The manifests are valid, and what they say fits what the service does."""
+"""The manifests are valid and consistent with the service's behavior."""
 
 import re
 import tomllib
@@ -75,28 +75,28 @@ def test_a_manifest_is_valid(manifest: Manifest) -> None:
     kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
 
 
-def test_every_manifest_is_applied_in_whatever_namespace_one_chooses() -> None:
+def test_every_manifest_can_be_applied_in_any_namespace() -> None:
     assert set(kustomization()["resources"]) == {path.name for path in FOLDER.glob("*.yaml")} - NO_MANIFESTS
     assert "namespace" not in kustomization()
     assert not [one for one in manifests() if "namespace" in one["metadata"]]
 
 
-def test_the_image_is_this_version() -> None:
+def test_the_image_has_the_projects_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert kustomization()["images"] == [{"name": project["name"], "newTag": project["version"]}]
     assert container(SERVICE)["image"] == container(PUBLISH)["image"] == project["name"]
 
 
-def test_the_settings_are_known_and_have_values_that_the_service_takes() -> None:
+def test_the_settings_are_valid() -> None:
     assert settings().host == "0.0.0.0"  # noqa: S104
-    assert settings().workers is None, "they follow from the CPU limit"
+    assert settings().workers is None, "the service derives the number of workers from the CPU limit"
     generated = kustomization()["configMapGenerator"]
     assert generated == [{"name": SERVICE, "envs": ["settings.env"]}]
     for name in (SERVICE, PUBLISH):
         assert container(name)["envFrom"] == [{"configMapRef": {"name": SERVICE}}]
 
 
-def test_every_variable_of_a_container_is_a_setting() -> None:
+def test_every_container_variable_is_a_setting() -> None:
     known = {f"CTR_{name.upper()}" for name in Settings.model_fields}
     component = yaml.safe_load((FOLDER / "components" / "api-keys" / "kustomization.yaml").read_text())
     patched = yaml.safe_load(component["patches"][0]["patch"])["spec"]["template"]["spec"]["containers"]
@@ -104,23 +104,23 @@ def test_every_variable_of_a_container_is_a_setting() -> None:
     assert set(variables) == {"CTR_REDIS_URL", "CTR_API_KEYS_FILE"} <= known
 
 
-def test_a_service_of_the_namespace_becomes_no_setting_that_stops_the_start() -> None:
+def test_other_services_in_the_namespace_do_not_add_unknown_settings() -> None:
     for name, template in templates():
         assert template["spec"]["enableServiceLinks"] is False, name
 
 
-def test_a_pod_has_the_time_to_end_that_the_service_takes() -> None:
+def test_the_termination_grace_period_is_longer_than_draining_takes() -> None:
     takes_s = (settings().drain_notice_ms + settings().drain_ms) / 1e3 + KILL_S
     assert pod(SERVICE)["terminationGracePeriodSeconds"] > takes_s
 
 
-def test_a_pod_that_ends_takes_requests_until_nobody_sends_any() -> None:
+def test_a_terminating_pod_accepts_requests_until_it_is_seen_as_not_ready() -> None:
     probe = container(SERVICE)["readinessProbe"]
     assert settings().drain_notice_ms / 1e3 > 2 * probe["periodSeconds"] * probe["failureThreshold"]
-    assert "lifecycle" not in container(SERVICE), "the notice begins with SIGTERM, and a preStop would delay that"
+    assert "lifecycle" not in container(SERVICE), "a preStop hook would delay SIGTERM and the notice period"
 
 
-def test_the_probes_ask_routes_of_the_app_on_the_port_where_it_listens() -> None:
+def test_the_probes_use_existing_routes_on_the_port_of_the_app() -> None:
     app = create_app(Settings(bundle=ROOT / "deploy" / "demo"))
     routes = {route.path for route in app.router.routes if hasattr(route, "path")}
     only = container(SERVICE)
@@ -134,7 +134,7 @@ def test_the_probes_ask_routes_of_the_app_on_the_port_where_it_listens() -> None
     assert int(annotations["prometheus.io/port"]) == settings().port
 
 
-def test_only_what_a_restart_can_mend_restarts_a_pod() -> None:
+def test_a_pod_is_restarted_only_if_a_restart_can_help() -> None:
     only = container(SERVICE)
     assert only["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert only["livenessProbe"]["httpGet"]["path"] == only["startupProbe"]["httpGet"]["path"] == "/livez"
@@ -154,7 +154,7 @@ def test_selectors_match_the_labels_of_pods() -> None:
         assert not selector.items() <= labels[REDIS].items()
 
 
-def test_services_lead_to_ports_that_containers_have() -> None:
+def test_services_target_ports_of_their_containers() -> None:
     for name in (SERVICE, REDIS):
         (port,) = the("Service", name)["spec"]["ports"]
         assert port["targetPort"] in {one["name"] for one in container(name)["ports"]}
@@ -163,7 +163,7 @@ def test_services_lead_to_ports_that_containers_have() -> None:
 
 
 @pytest.mark.parametrize("name", [SERVICE, REDIS, PUBLISH])
-def test_it_runs_without_root_without_privileges_and_on_a_file_system_that_it_cannot_write(name: str) -> None:
+def test_a_pod_runs_without_root_or_privileges_on_a_read_only_file_system(name: str) -> None:
     of_pod, of_container = pod(name)["securityContext"], container(name)["securityContext"]
     assert of_pod["runAsNonRoot"] is True
     assert of_pod["runAsUser"] > 0
@@ -177,13 +177,13 @@ def test_it_runs_without_root_without_privileges_and_on_a_file_system_that_it_ca
     assert the("ServiceAccount", pod(name)["serviceAccountName"])["automountServiceAccountToken"] is False
 
 
-def test_it_runs_as_the_user_of_the_image() -> None:
+def test_a_pod_runs_as_the_images_user() -> None:
     assert f"--uid {USER} " in (ROOT / "Dockerfile").read_text()
     for name in (SERVICE, PUBLISH):
         assert pod(name)["securityContext"]["runAsUser"] == USER
 
 
-def test_it_can_write_its_metrics_to_memory_and_has_a_folder_for_what_is_temporary() -> None:
+def test_the_service_can_write_metrics_to_shared_memory_and_temporary_files() -> None:
     volumes = {one["name"]: one["emptyDir"] for one in pod(SERVICE)["volumes"]}
     mounts = {one["mountPath"]: volumes[one["name"]] for one in container(SERVICE)["volumeMounts"]}
     assert set(mounts) == {"/tmp", "/dev/shm"}  # noqa: S108
@@ -193,27 +193,27 @@ def test_it_can_write_its_metrics_to_memory_and_has_a_folder_for_what_is_tempora
 
 
 @pytest.mark.parametrize("name", [SERVICE, REDIS, PUBLISH])
-def test_it_has_whole_cpus_that_nobody_else_is_promised(name: str) -> None:
+def test_a_pod_has_whole_guaranteed_cpus(name: str) -> None:
     resources = container(name)["resources"]
     assert resources["requests"] == resources["limits"]
     assert resources["limits"]["cpu"].isdecimal()
 
 
-def test_redis_holds_less_than_its_container_and_forgets_no_part_of_a_vocabulary() -> None:
+def test_redis_fits_into_its_container_and_evicts_nothing() -> None:
     arguments = container(REDIS)["args"]
     most = megabytes(arguments[arguments.index("--maxmemory") + 1].replace("mb", "Mi"))
     assert most <= megabytes(container(REDIS)["resources"]["limits"]["memory"]) * 0.7
     assert arguments[arguments.index("--maxmemory-policy") + 1] == "noeviction"
 
 
-def test_the_bundle_that_is_published_is_the_one_that_is_served() -> None:
+def test_the_published_bundle_is_the_served_one() -> None:
     command, bundle, *keep = container(PUBLISH)["command"]
     assert command in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert Path(bundle) == settings().bundle
-    assert keep == ["--keep", "2"], "the old pods' version, too, while they are replaced"
+    assert keep == ["--keep", "2"], "also keep the old pods' version while they are being replaced"
 
 
-def test_the_autoscaler_has_a_target_and_nobody_else_sets_its_replicas() -> None:
+def test_the_autoscaler_has_a_target_and_only_it_sets_the_replicas() -> None:
     spec = the("HorizontalPodAutoscaler", SERVICE)["spec"]
     target = the(spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
     assert target["apiVersion"] == spec["scaleTargetRef"]["apiVersion"]
@@ -221,20 +221,20 @@ def test_the_autoscaler_has_a_target_and_nobody_else_sets_its_replicas() -> None
     assert spec["minReplicas"] >= 2
 
 
-def test_it_adds_pods_before_requests_are_refused() -> None:
+def test_the_autoscaler_adds_pods_before_requests_are_refused() -> None:
     metrics = the("HorizontalPodAutoscaler", SERVICE)["spec"]["metrics"]
     (queue,) = [one["pods"] for one in metrics if one["type"] == "Pods"]
     assert "milliseconds" in queue["metric"]["name"]
     assert float(queue["target"]["averageValue"]) <= settings().queue_target_ms / 2
 
 
-def test_a_rollout_and_a_drained_node_take_no_more_than_one_pod() -> None:
+def test_rollouts_and_node_drains_replace_one_pod_at_a_time() -> None:
     rollout = the("Deployment", SERVICE)["spec"]["strategy"]["rollingUpdate"]
     assert rollout == {"maxUnavailable": 0, "maxSurge": 1}
     assert the("PodDisruptionBudget", SERVICE)["spec"]["maxUnavailable"] == 1
 
 
-def test_only_clients_and_monitoring_reach_the_service_and_it_reaches_redis_and_names_only() -> None:
+def test_only_clients_and_monitoring_reach_the_service_which_reaches_only_redis_and_dns() -> None:
     policy = the("NetworkPolicy", SERVICE)["spec"]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     (way_in,) = policy["ingress"]

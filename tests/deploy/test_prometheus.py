@@ -1,4 +1,4 @@
-"""What rules, alerts, dashboard and autoscaler ask for is what the service says."""
+"""The rules, alerts, dashboard and autoscaler query only metrics that exist."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ SELECTOR = re.compile(rf"({NAME.pattern}){{([^}}]*)}}")
 MATCHER = re.compile(r'(\w+)(?:=~|!=|!~|=)"([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left)\s*\(([^)]*)\)")
 
-Series = dict[str, dict[str, set[str]]]  # the values of each label, by the series' name
+Series = dict[str, dict[str, set[str]]]  # name of the series -> label -> values
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def all_that_an_app_can_count() -> str:
     for error in (*problems, RuntimeError, asyncio.CancelledError, None):
         with suppress(Problem, RuntimeError, asyncio.CancelledError), metrics.request(key=lambda: "a key"):
             if error is not None:
-                raise error("told to")
+                raise error("raised on purpose")
     with metrics.explanation():
         kinds = {kind: Counter(user=1) for kind in ("missing", "unknown", "outside")}
         metrics.count_tokens(kinds, Counter({"context": 1, "candidate": 1}))
@@ -73,7 +73,7 @@ def is_a_problem(one: object) -> bool:
 
 
 def of_a_running_service() -> Iterator[str]:
-    """With what its supervisor adds."""
+    """Yield the metrics of a running service, which include those of its supervisor."""
     port = a_free_port()
     settings = {"CTR_BUNDLE": str(DEMO), "CTR_PORT": str(port), "CTR_WORKERS": "1", "CTR_DRAIN_NOTICE_MS": "0"}
     with subprocess.Popen([sys.executable, "-m", "service"], env=without_settings() | settings) as process:
@@ -124,18 +124,18 @@ def queries() -> list[str]:
     ]
 
 
-def test_every_name_that_is_asked_for_is_a_metric_of_the_service_or_a_recording_rule(series: Series) -> None:
+def test_every_queried_name_is_a_metric_of_the_service_or_a_recording_rule(series: Series) -> None:
     names = {name for query in queries() for name in NAME.findall(query)}
     assert len(names) > 40
     assert names - set(series) - set(RECORDED) == set()
 
 
-def test_every_recording_rule_that_an_alert_speaks_of_is_there() -> None:
+def test_every_recording_rule_that_an_alert_names_exists() -> None:
     texts = [text for alert in ALERTS for text in alert["annotations"].values()]
     assert {name for text in texts for name in re.findall(r"\bctr:[\w:]*\w", text)} <= set(RECORDED)
 
 
-def test_every_label_that_is_asked_for_has_that_value_somewhere(series: Series) -> None:
+def test_every_queried_label_value_exists(series: Series) -> None:
     of_all: dict[str, set[str]] = defaultdict(set)
     for labels in series.values():
         for label, values in labels.items():
@@ -149,7 +149,7 @@ def test_every_label_that_is_asked_for_has_that_value_somewhere(series: Series) 
     assert len(asked) > 40
 
 
-def test_every_label_that_is_grouped_by_is_one_of_the_service_or_of_prometheus(series: Series) -> None:
+def test_every_grouping_label_comes_from_the_service_or_from_prometheus(series: Series) -> None:
     known = OF_PROMETHEUS.union(*series.values())
     groupings = [grouping for query in queries() for grouping in GROUPING.findall(query)]
     assert len(groupings) > 20
@@ -157,7 +157,7 @@ def test_every_label_that_is_grouped_by_is_one_of_the_service_or_of_prometheus(s
         assert {label.strip() for label in grouping.split(",") if label.strip()} <= known
 
 
-def test_every_query_is_balanced() -> None:
+def test_every_query_has_balanced_brackets() -> None:
     closes = {")": "(", "]": "[", "}": "{"}
     for query in queries():
         opened: list[str] = []
@@ -170,14 +170,14 @@ def test_every_query_is_balanced() -> None:
         assert not opened, query
 
 
-def test_an_outcome_is_either_a_failure_of_the_server_or_none_of_the_objective(series: Series) -> None:
+def test_every_outcome_counts_for_the_objective_or_is_caused_by_the_client(series: Series) -> None:
     of_the_client = {"bad_request", "too_large", "wrong_type", "unauthorized", "client_gone", "not_found", "refused"}
     counted = set(re.findall(r"\w+", RECORDED["ctr:requests:error_ratio_5m"].split("=~")[2].split('"')[1]))
     assert series["ctr_request_seconds_count"]["outcome"] == counted | of_the_client
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
-def test_an_alert_says_what_it_is_and_where_to_read_on(alert: dict[str, Any]) -> None:
+def test_an_alert_has_a_summary_and_refers_to_the_documentation(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert alert["annotations"]["summary"]
     _, file, after = alert["annotations"]["description"].partition("docs/operations.md")
@@ -189,22 +189,22 @@ def test_an_alert_says_what_it_is_and_where_to_read_on(alert: dict[str, Any]) ->
     assert named
     for row in named:
         after = after.replace(f'"{row}"', "")
-    assert '"' not in after.replace('"What goes wrong"', ""), "a row that is not there"
+    assert '"' not in after.replace('"What goes wrong"', ""), "the alert refers to a row that does not exist"
 
 
-def test_prometheus_loads_these_rules_and_scrapes_the_job_that_they_ask_for() -> None:
+def test_prometheus_loads_these_rules_and_scrapes_the_job_that_they_query() -> None:
     for file in ("prometheus.yml", "kubernetes.yml"):
         configuration = read(PROMETHEUS / file)
         assert configuration["rule_files"] == ["rules.yml", "alerts.yml"]
         assert [job["job_name"] for job in configuration["scrape_configs"]] == ["ctr"]
 
 
-def test_no_two_rules_or_alerts_have_one_name() -> None:
+def test_names_of_rules_and_alerts_are_unique() -> None:
     assert len(RECORDED) == len(rules("rules.yml"))
     assert len({alert["alert"] for alert in ALERTS}) == len(ALERTS)
 
 
-def test_every_panel_has_an_id_of_its_own_and_asks_the_data_source_that_is_provisioned() -> None:
+def test_every_panel_has_a_unique_id_and_uses_the_provisioned_data_source() -> None:
     sources = read(GRAFANA / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
     source = {"type": "prometheus", "uid": sources[0]["uid"]}
     assert len({panel["id"] for panel in panels()}) == len(panels()) > 20
@@ -217,7 +217,7 @@ def test_every_panel_has_an_id_of_its_own_and_asks_the_data_source_that_is_provi
     assert dashboard["schemaVersion"] >= 38
 
 
-def test_no_two_panels_lie_on_each_other() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: dict[tuple[int, int], str] = {}
     for panel in panels():
         at = panel["gridPos"]
@@ -227,21 +227,21 @@ def test_no_two_panels_lie_on_each_other() -> None:
                 assert taken.setdefault((x, y), panel["title"]) is panel["title"]
 
 
-def test_the_autoscaler_asks_for_what_the_adapter_makes_of_a_recording_rule() -> None:
+def test_the_autoscaler_uses_the_metrics_that_the_adapter_makes_from_recording_rules() -> None:
     autoscaler = read(KUBERNETES / "autoscaler.yaml")
     asked = {one["pods"]["metric"]["name"] for one in autoscaler["spec"]["metrics"] if one["type"] == "Pods"}
     assert asked == {rule["name"]["as"] for rule in adapted()}
     for rule in adapted():
         recorded = rule["seriesQuery"].split("{")[0]
         assert re.fullmatch(rule["name"]["matches"], recorded)
-        # Or it would be the mean of all pods: the rule has to leave their names alone.
+        # The rule must keep the pods' names, because otherwise the metric would be the mean over all pods.
         assert " by " not in RECORDED[recorded]
 
 
-def test_the_rules_give_what_their_own_tests_say() -> None:
+def test_the_rules_pass_their_own_tests() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("no promtool on PATH")
+        pytest.skip("promtool is not on PATH")
     for command in (["check", "config", "prometheus.yml"], ["test", "rules", "tests.yml"]):
         done = subprocess.run([promtool, *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

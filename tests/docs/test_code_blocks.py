@@ -1,4 +1,4 @@
-"""Every code block works: commands and their flags exist, requests are answered, TOML and JSON are what they seem."""
+"""Every code block works: commands and flags exist, requests are answered, and TOML and JSON are valid."""
 
 import argparse
 import importlib
@@ -55,7 +55,7 @@ class Parsed(Exception):
 
 
 def parse(main: Any, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs a command's `main` up to its argument parser, which has to accept the words behind the command's name."""
+    """Run a command's `main` up to its argument parser, which must accept the arguments in `words`."""
     original = argparse.ArgumentParser.parse_args
 
     def parse_args(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> NoReturn:
@@ -63,7 +63,7 @@ def parse(main: Any, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-    monkeypatch.setattr(sys, "argv", ["cpu" if word == "cuda" else word for word in words])  # not every machine has it
+    monkeypatch.setattr(sys, "argv", ["cpu" if word == "cuda" else word for word in words])  # there may be no GPU
     with pytest.raises(Parsed):
         main()
 
@@ -89,7 +89,7 @@ def test_a_documented_command_exists(page: str, words: list[str], monkeypatch: p
     elif words[:2] == ["python", "-m"]:
         check_module(words[2:], monkeypatch)
     else:
-        assert words[0] in OTHER_PROGRAMS, f"{words[0]}: say here how to check it"
+        assert words[0] in OTHER_PROGRAMS, f"{words[0]}: add a check for this program"
         for argument in words[1:]:
             if argument.startswith(("deploy/", "loadtest/")):
                 assert (ROOT / argument).exists(), argument
@@ -105,7 +105,7 @@ def check_make(arguments: list[str]) -> None:
 
 
 def check_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The words behind `python -m`: the module exists, and takes the arguments."""
+    """Check that a module exists and accepts its arguments. words: the words after `python -m`."""
     package = importlib.util.find_spec(words[0])
     assert package is not None, f"there is no module {words[0]}"
     if words[1:]:
@@ -114,7 +114,7 @@ def check_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_variable(name: str) -> None:
-    """A variable before a command is a setting, or one of compose.yaml's."""
+    """Check that a variable set before a command is a setting or a variable of compose.yaml."""
     known = {f"CTR_{field.upper()}" for field in Settings.model_fields}
     known |= set(re.findall(r"\$\{(\w+):-", (ROOT / "compose.yaml").read_text()))
     assert name in known, f"{name} is neither a setting nor a variable of compose.yaml"
@@ -132,7 +132,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("page", "words"), CURLS, ids=[f"{page}: {w[2]}" for page, w in CURLS])
-async def test_a_curl_line_is_answered(page: str, words: list[str], client: httpx.AsyncClient) -> None:
+async def test_a_curl_command_is_answered(page: str, words: list[str], client: httpx.AsyncClient) -> None:
     response = await send(words, client)
     assert response.status_code == 200, response.text
 
@@ -155,7 +155,7 @@ def test_a_toml_block_is_an_experiment_a_sweep_or_a_part_of_one(block: CodeBlock
 
 
 def merged(base: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """The smallest experiment, with a part that replaces what it has of it."""
+    """Return `base` with the values of `part`, merging nested tables."""
     result = dict(base)
     for key, value in part.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -164,7 +164,7 @@ def merged(base: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("block", code_blocks("json"), ids=str)
-def test_a_json_block_is_of_the_type_that_it_shows(block: CodeBlock) -> None:
+def test_a_json_block_matches_its_type(block: CodeBlock) -> None:
     document = json.loads(block.text)
     kinds: list[tuple[str, type[msgspec.Struct]]] = [
         ("candidates", ScoreRequest),

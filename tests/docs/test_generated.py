@@ -1,4 +1,4 @@
-"""What the pages take from reports and from the code is up to date, and every figure is in the report that is named."""
+"""Generated parts of pages are up to date, and every figure is in the report that the page links to."""
 
 import re
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ DOCS = ROOT / "docs"
 MEASURED = [README, DOCS / "benchmarks.md", *sorted((DOCS / "results").glob("*.md"))]
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]\d+)?")
 REPORT = re.compile(r"\]\(([\w./-]+\.md)\)")
-TARGETS = {"300,000"}  # of benchmarks without a target in their report
+TARGETS = {"300,000"}  # targets that are not stated in the benchmark's report
 COUNTED = re.compile(r"place (\d+) of (\d+)")
 
-# Keys whose meaning the code does not state yet. A new key needs one: describe it where its type is declared.
+# Keys that the code does not describe yet. Describe new keys where their type is declared.
 WITHOUT_MEANING = {
     "CTR_MAX_CANDIDATES",
     "CTR_MAX_TOKEN_CHARS",
@@ -64,7 +64,7 @@ def test_generated_blocks_and_the_chart_are_up_to_date() -> None:
         assert path.read_text() == text, f"{path} is out of date: run python -m docs.scripts.generate"
 
 
-def test_every_setting_and_key_has_a_meaning() -> None:
+def test_every_setting_and_key_has_a_description() -> None:
     assert without_meaning() <= WITHOUT_MEANING
 
 
@@ -77,12 +77,12 @@ def test_every_figure_in_a_table_is_in_the_report_that_its_section_links_to(page
         known = {number for report in reports for number in NUMBER.findall(report.read_text())} | TARGETS
         for number in NUMBER.findall(COUNTED.sub("", REPORT.sub("", row))):
             checked += 1
-            assert number in known, f"{number} of {row} is in none of {links}"
+            assert number in known, f"{number} in {row} is not in any of {links}"
     assert checked > 5, page
 
 
 def measured_rows(page: Path) -> Iterator[tuple[str, str]]:
-    """The lines of the generated blocks in sections that link to a report, with their section. No tables' headers."""
+    """Yield the lines of generated blocks in sections that link to a report, with their section, without headers."""
     for section in re.split(r"^## ", FENCED.sub("", page.read_text()), flags=re.MULTILINE):
         if "results/" in section or "ablations.md" in section:
             for block in re.findall(r"<!-- generated: [\w-]+ -->\n(.*?)<!-- end -->", section, re.DOTALL):
@@ -91,7 +91,7 @@ def measured_rows(page: Path) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("label", "data"), [("Frappe", "frappe"), ("MovieLens tags", "movielens_tag")])
-def test_the_place_of_stec_is_its_place_by_mean_auc(label: str, data: str) -> None:
+def test_the_stated_place_of_stec_is_its_rank_by_mean_auc(label: str, data: str) -> None:
     row = next(line for line in README.read_text().splitlines() if line.startswith(f"| {label} |"))
     report = (ROOT / "experiments" / data / "results" / "models.md").read_text()
     table = next(tables_in(report))
@@ -100,7 +100,7 @@ def test_the_place_of_stec_is_its_place_by_mean_auc(label: str, data: str) -> No
     assert f"place {better + 1} of {len(aucs)}" in row
 
 
-def test_the_readme_says_where_stec_is_not_first_and_which_targets_failed() -> None:
+def test_the_readme_states_where_stec_is_not_first_and_which_targets_failed() -> None:
     text = README.read_text()
     assert "tenth of twenty" in text
     assert "place 10 of 20" in text

@@ -1,4 +1,4 @@
-"""Every relative link, anchor and path in README.md and docs/ leads somewhere."""
+"""Every relative link, anchor and path in README.md and docs/ exists."""
 
 import re
 import unicodedata
@@ -24,7 +24,7 @@ def page_id(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that both GitHub and MkDocs give a page's headings."""
+    """Return the anchors that both GitHub and MkDocs generate for a page's headings."""
     headings = re.findall(r"^#+ (.+?)\s*$", FENCED.sub("", page.read_text()), re.MULTILINE)
     texts = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "") for heading in headings]
     return {github_slug(text) for text in texts} & {mkdocs_slug(text) for text in texts}
@@ -51,20 +51,20 @@ def test_every_relative_link_and_anchor_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_every_path_that_is_named_exists(page: Path) -> None:
+def test_every_named_path_exists(page: Path) -> None:
     for path in PATH.findall(without_code(page)):
         if path.split("/")[0] in TOP_LEVEL and not path.startswith(UNTRACKED):
             assert list(ROOT.glob(path.rstrip("/"))), f"{path} does not exist"
 
 
-def test_a_page_of_the_site_links_to_files_and_not_to_folders() -> None:
+def test_a_page_links_to_files_and_not_to_folders() -> None:
     """The site has no page for a folder."""
     for page in PAGES[1:]:
         for target, _ in links(page.read_text()):
             assert not target or (page.parent / target).is_file(), f"{page_id(page)} links to the folder {target}"
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_every_page_is_reachable_from_the_readme() -> None:
     reached, unread = set(), [ROOT / "README.md"]
     while unread:
         page = unread.pop().resolve()

@@ -1,4 +1,4 @@
-"""Pages that are written by hand beside the reports of experiments agree with them."""
+"""Hand-written pages next to the experiments' reports agree with the reports."""
 
 import re
 
@@ -11,8 +11,8 @@ from tests.support.paths import EXPERIMENTS, ROOT
 
 
 @pytest.mark.parametrize(("data", "columns"), [("frappe", (1, 2, 3)), ("movielens_tag", (5, 6, 7))])
-def test_the_page_of_ablations_repeats_its_sweeps(data: str, columns: tuple[int, ...]) -> None:
-    """AUC, logloss and parameters of each variant."""
+def test_the_page_of_ablations_matches_its_sweeps(data: str, columns: tuple[int, ...]) -> None:
+    """It compares AUC, logloss and parameters of each variant."""
     sweep = (EXPERIMENTS / data / "results" / "sweep-ablations.md").read_text()
     lines = (EXPERIMENTS / "ablations.md").read_text().splitlines()
     page = [line for line in lines if line.startswith("| STEC")]
@@ -25,14 +25,14 @@ def test_the_page_of_ablations_repeats_its_sweeps(data: str, columns: tuple[int,
 
 
 @pytest.mark.parametrize("data", ["frappe", "movielens_tag"])
-def test_a_table_of_every_model_is_that_of_the_reports_beside_it(data: str) -> None:
+def test_a_table_of_all_models_matches_the_reports_next_to_it(data: str) -> None:
     folder = EXPERIMENTS / data
     made = [line for line in markdown(folder, read_leaderboard(folder), []).splitlines() if line.startswith("|")]
     there = [line for line in (folder / "results" / "models.md").read_text().splitlines() if line.startswith("|")]
-    assert there == made, f"ctr-compare --all experiments/{data} makes it again"
+    assert there == made, f"run ctr-compare --all experiments/{data} to update it"
 
 
-def test_the_page_of_baselines_has_a_row_for_every_model_with_what_its_report_says() -> None:
+def test_the_page_of_baselines_has_a_row_for_every_model_that_matches_its_report() -> None:
     page = (ROOT / "model" / "baselines" / "README.md").read_text()
     ours = dict(re.findall(r"^\| [^|]+ \| \[(\w+)\.py\].*\| ([^|]+) \|$", page, re.MULTILINE))
     assert {*ours, "stec"} == {*MODELS}

@@ -1,4 +1,4 @@
-"""The site: links to files outside docs/ lead to copies of them, and nothing is loaded from elsewhere."""
+"""The site: links to files outside docs/ lead to copies of these files, and nothing is loaded from other hosts."""
 
 import importlib.util
 import re
@@ -15,12 +15,12 @@ from tests.support.paths import ROOT
 ASSET = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"(https?:)?//|<link\b[^>]*\bhref=\"(https?:)?//")
 
 
-def test_a_link_to_a_report_leads_to_its_copy_in_the_site() -> None:
+def test_a_link_to_a_report_leads_to_its_copy_on_the_site() -> None:
     page = "See [the report](../loadtest/results/soak.md#phases)."
     assert rewritten(page, "benchmarks.md") == "See [the report](repository/loadtest/results/soak.md#phases)."
 
 
-def test_a_link_to_a_page_of_the_site_stays() -> None:
+def test_a_link_to_a_page_of_the_site_is_unchanged() -> None:
     page = "[a](training.md) [b](results/frappe.md#data) [c](#here) [d](https://example.com)"
     assert rewritten(page, "data-format.md") == page
 
@@ -36,7 +36,7 @@ def test_code_is_not_rewritten() -> None:
     assert rewritten(page, "data-format.md") == page
 
 
-def test_the_site_has_every_report_and_what_is_linked_to() -> None:
+def test_the_site_has_every_report_and_every_linked_file() -> None:
     files = outside_files([str(page.relative_to(ROOT)) for page in PAGES[1:]])
     reports = [path for pattern in ("loadtest/results/*.md", "benchmarks/results/*.md") for path in ROOT.glob(pattern)]
     assert {str(report.relative_to(ROOT)) for report in reports} <= set(files)
@@ -45,8 +45,8 @@ def test_the_site_has_every_report_and_what_is_linked_to() -> None:
     assert not [path for path in files if path.startswith("docs/")]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="MkDocs is not installed: make docs")
-def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="MkDocs is not installed: run make docs")
+def test_the_site_builds_without_warnings_and_loads_nothing_from_other_hosts(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

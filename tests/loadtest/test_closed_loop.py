@@ -1,4 +1,4 @@
-"""Latencies of a closed loop: quantiles, merging across processes, and the check against an SLO."""
+"""Latencies of a closed-loop load: quantiles, merging across processes, and the check against an SLO."""
 
 import pytest
 

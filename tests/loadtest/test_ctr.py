@@ -1,4 +1,7 @@
-"""locust -f loadtest/ctr.py against a real server. Locust runs in its own process: it replaces sockets on import."""
+"""locust -f loadtest/ctr.py against a real server.
+
+Locust runs in its own process, because it replaces the socket module on import.
+"""
 
 import os
 import re
@@ -48,7 +51,7 @@ def url() -> Iterator[str]:
 def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        assert server.poll() is None, "the server ended"
+        assert server.poll() is None, "the server exited"
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=2):  # noqa: S310  # our own server
                 return
@@ -58,7 +61,7 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def run_locust(url: str, *arguments: str, files: str = "loadtest/ctr.py") -> subprocess.CompletedProcess[str]:
-    """Run locust to its end. All of its output is in stdout."""
+    """Run locust until it exits. All of its output is in stdout."""
     command = [sys.executable, "-m", "locust", "-f", files, "--headless", "--host", url]
     command += ["--users", "20", "--spawn-rate", "20", "--only-summary", *arguments]
     return subprocess.run(
@@ -67,7 +70,7 @@ def run_locust(url: str, *arguments: str, files: str = "loadtest/ctr.py") -> sub
 
 
 def answered(output: str, tag: str) -> int:
-    """Return how many requests of a tag were answered, and check that their quantiles rise."""
+    """Return how many requests with a tag were answered, and check that their quantiles are in ascending order."""
     found = re.search(rf" {tag}: answered (\d+) requests: (.*)", output)
     assert found is not None, output
     quantiles = re.fullmatch(r"p50 (\S+) ms, p90 (\S+) ms, p99 (\S+) ms, p99.9 (\S+) ms", found[2])
@@ -96,7 +99,7 @@ def test_a_slow_start_does_not_count_towards_the_run_time(url: str, tmp_path: Pa
     assert answered(done.stdout, "all") > 5
 
 
-def test_a_tag_selects_requests_of_its_size(url: str) -> None:
+def test_a_tag_selects_requests_with_its_number_of_candidates(url: str) -> None:
     done = run_locust(url, "--run-time", "3s", "--tags", "candidates-10", "--slo-p99-ms", "0.01")
     assert set(re.findall(r"/v1/score (\d+)", done.stdout)) == {"10"}
     assert answered(done.stdout, "candidates-10") == answered(done.stdout, "all")
@@ -141,7 +144,7 @@ def test_latencies_of_several_processes_are_in_one_report(url: str) -> None:
     assert answered(done.stdout, "all") == answered(done.stdout, "candidates-5") == int(total[1]) >= 10
 
 
-def test_a_shape_ramps_holds_spikes_and_ends_by_itself(url: str) -> None:
+def test_a_shape_ramps_holds_spikes_and_ends_on_its_own(url: str) -> None:
     parts = ("--ramp-s", "2", "--steady-s", "2", "--spike-s", "2", "--down-s", "2")
     done = run_locust(url, "--shape", "ramp-steady-spike", "--spike-users", "30", *parts)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""The number of users of a load shape over time."""
+"""A load shape's number of users over time."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_users_ramp_up_stay_spike_and_ramp_down(since_s: float, users: int | Non
     assert SHAPE.users_at(since_s) == users
 
 
-def test_a_part_of_zero_seconds_is_left_out() -> None:
+def test_a_phase_of_zero_seconds_is_skipped() -> None:
     spike = Shape(10, 20, ramp_s=0, steady_s=0, spike_s=5, down_s=0)
     assert [spike.users_at(since_s) for since_s in (0, 4.9, 5)] == [20, 20, None]
 

@@ -26,14 +26,14 @@ def test_the_log_has_the_fields_of_its_experiment_and_clicks(log: Path) -> None:
         assert 0.02 < frame[data.label].cast(pl.Float64).mean() < 0.5  # type: ignore[operator]
 
 
-def test_tokens_are_strings_of_which_few_are_frequent_and_most_are_rare(log: Path) -> None:
+def test_tokens_are_strings_few_frequent_and_most_rare(log: Path) -> None:
     users = pl.read_parquet(log / "train.parquet")["user"]
     assert users.dtype == pl.String
     assert users.value_counts()["count"].max() > 20  # type: ignore[operator]
     assert users.n_unique() > 500
 
 
-def test_the_same_seed_draws_the_same_log(log: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_log(log: Path, tmp_path: Path) -> None:
     again, other = write_log(tmp_path / "a", ROWS), write_log(tmp_path / "b", ROWS, seed=2)
     first = pl.read_parquet(log / "train.parquet")
     assert first.equals(pl.read_parquet(again / "train.parquet"))

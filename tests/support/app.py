@@ -1,4 +1,4 @@
-"""The app in this process: a client of it, a request, and what an answer should look like."""
+"""The app in this process: a client, a request, and checks of its answers."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-PATIENT_MS = 5000  # a loaded machine is no reason for a test to fail
+PATIENT_MS = 5000  # long enough that tests do not fail on a busy machine
 StartApp = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 JSON = {"content-type": "application/json"}
 
@@ -37,7 +37,14 @@ async def post(client: httpx.AsyncClient, body: bytes | str, **headers: str) -> 
 
 
 def problem(answer: httpx.Response, status: int, path: str | None, *words: str) -> dict[str, Any]:
-    """Checks that a refusal is RFC 9457, points there and says that."""
+    """Check an error response, and return its problem details (RFC 9457).
+
+    Args:
+        answer: The response.
+        status: The expected status.
+        path: The expected location of the error in the request.
+        words: Texts that the detail must contain.
+    """
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     details: dict[str, Any] = answer.json()

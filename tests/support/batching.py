@@ -1,4 +1,4 @@
-"""What batching is asked, and a model that waits until the test lets it go."""
+"""Inputs for batching, and a model that waits until the test releases it."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ BROKEN = 666
 
 
 class WaitingModel:
-    """Answers each candidate with its id / 1000, once `go` is set; fails for a batch with BROKEN in it."""
+    """Returns id / 1000 for each candidate once `go` is set. Fails if the batch contains BROKEN."""
 
     def __init__(self) -> None:
         self.go = Event()
@@ -25,7 +25,7 @@ class WaitingModel:
         self.batches.append([len(one.candidate_ids) for one in batch])
         assert self.go.wait(30)
         if any(BROKEN in one.candidate_ids for one in batch):
-            raise ArithmeticError("the model fell over")
+            raise ArithmeticError("the model failed")
         return [one.candidate_ids[:, 0] / 1000 for one in batch]
 
 

@@ -20,7 +20,7 @@ FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """A fenced block of a page."""
+    """A fenced code block on a page."""
 
     page: Path
     language: str
@@ -31,7 +31,7 @@ class CodeBlock:
 
 
 def code_blocks(*languages: str) -> list[CodeBlock]:
-    """Return the blocks of all pages in these languages, or in all."""
+    """Return the blocks in these languages, or in all languages, from all pages."""
     return [block for page in PAGES for block in blocks_of(page) if not languages or block.language in languages]
 
 
@@ -47,13 +47,13 @@ def without_code(page: Path) -> str:
 
 
 def commands(block: str) -> Iterator[list[str]]:
-    """Yield the simple commands of a shell block, each as its words. A quoted word may span lines."""
+    """Yield the simple commands of a shell block, each as a list of words. A quoted word may span several lines."""
     pending = ""
     for line in block.splitlines():
         pending += line + "\n"
         try:
             words = shlex.split(pending, comments=True)
-        except ValueError:  # a quotation that a later line closes
+        except ValueError:  # a quote that is closed on a later line
             continue
         pending = ""
         while "&&" in words:
@@ -61,11 +61,11 @@ def commands(block: str) -> Iterator[list[str]]:
             words = words[words.index("&&") + 1 :]
         if words:
             yield words
-    assert not pending, f"a quotation is not closed: {pending}"
+    assert not pending, f"a quote is not closed: {pending}"
 
 
 async def send(curl: list[str], client: httpx.AsyncClient) -> httpx.Response:
-    """Send what a curl command would send, with a longer deadline: the machine may be busy."""
+    """Send the request of a curl command, with a longer deadline, because the machine may be busy."""
     assert curl[:2] == ["curl", "-sS"]
     url = curl[2]
     assert url.startswith(SERVER)

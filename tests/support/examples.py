@@ -1,4 +1,4 @@
-"""How many examples of a property hypothesis tries."""
+"""The number of examples that hypothesis tries per property."""
 
 from hypothesis import settings
 
@@ -6,5 +6,5 @@ USUAL = 100  # hypothesis's own default
 
 
 def examples(count: int) -> int:
-    """Return `count` in the default profile, and ten times as many in the profile `full`."""
+    """Return `count` in the `default` profile, and ten times as much in the `full` profile."""
     return count * settings().max_examples // USUAL

@@ -1,4 +1,4 @@
-"""Schemas, models as training leaves them, and requests to ask their graphs."""
+"""Schemas, models with realistic weights and statistics, and inputs for their graphs."""
 
 import itertools
 import random
@@ -18,12 +18,12 @@ from export.graphs.plain import PlainGraph
 from model.stec.stec import STEC, STECConfig, stec_for
 
 TOKENS = 12
-needs_kernel = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel cannot be used here: no C++20 compiler?")
+needs_kernel = pytest.mark.skipif(not kernel.is_usable(), reason="the kernel is not usable: no C++20 compiler?")
 Feed = dict[str, NDArray[Any]]
 
 
 def mixed_schema(numeric: bool) -> FeatureSchema:
-    """Sides and kinds in no tidy order, as a user may write them."""
+    """Return a schema with sides and kinds in arbitrary order, as a user may write them."""
     kinds: list[Kind] = ["categorical", "numeric"] if numeric else ["categorical"]
     sides: list[Side] = ["candidate", "context"]
     fields = [Field(f"f{i}", side, kind) for i, (kind, side) in enumerate(itertools.product(kinds * 2, sides))]
@@ -39,7 +39,7 @@ def trained(
     size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
     model = stec_for(schema, [TOKENS] * categorical, size)
     for norm in model.modules():
-        if isinstance(norm, torch.nn.LayerNorm):  # as training leaves them, not as they start
+        if isinstance(norm, torch.nn.LayerNorm):  # values as after training, not the initial ones
             torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
             torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
     for _ in range(30):
@@ -52,7 +52,7 @@ def trained(
 
 
 def request(schema: FeatureSchema, sizes: tuple[int, ...]) -> dict[str, Tensor]:
-    """As many candidates for each request as sizes says."""
+    """Return random inputs for several requests. sizes: the number of candidates of each request."""
     torch.manual_seed(1)
     rows = {"context": len(sizes), "candidate": sum(sizes)}
     inputs = {}
@@ -68,7 +68,7 @@ def single(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
-    """`numeric` more fields on either side."""
+    """Return a schema with these numbers of categorical fields, and `numeric` numeric fields on each side."""
     fields = [Field(f"u{i}", "context") for i in range(context)]
     fields += [Field(f"c{i}", "candidate") for i in range(candidate)]
     for i in range(numeric):
@@ -77,7 +77,7 @@ def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
 
 
 def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
-    """With statistics and norms as training leaves them."""
+    """Return a model whose batch-norm statistics and norm weights look like those of a trained model."""
     torch.manual_seed(seed)
     categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
     model = stec_for(schema, [TOKENS] * categorical, size)

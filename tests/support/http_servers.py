@@ -1,4 +1,4 @@
-"""Small HTTP servers that misbehave as they are told, on real sockets, in a thread of their own."""
+"""Small HTTP servers with scripted misbehavior, on real sockets and in their own thread."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @contextmanager
 def listening(serve: Serve) -> Iterator[str]:
-    """Its URL."""
+    """Run a server that handles connections with `serve`, and yield its URL."""
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(_closing(serve), "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever)
@@ -25,7 +25,7 @@ def listening(serve: Serve) -> Iterator[str]:
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes | None:
-    """Its body; None when the client is gone."""
+    """Read a request and return its body, or None if the client has disconnected."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, ConnectionError):

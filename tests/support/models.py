@@ -1,4 +1,4 @@
-"""A small config of every model of the zoo, and rows to compute with."""
+"""A small config for every model, and rows to run the models on."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {name: {"mlp": (8, 6)} for name in MODELS} | 
     "interhat": {"mlp": (8, 6), "attention": 16, "hidden": 10},
     "finalmlp": {"mlp": (8, 6), "mlp2": (4,), "gate": (5,), "heads": 2, "context1": ("user", "age")},
 }
-# Options that take another way through a model.
+# Options that use a different code path in a model.
 OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("xdeepfm", {"cin": (5, 4, 3)}),
     ("fibinet", {"bilinear": "field_interaction", "reduction": 0.5}),
@@ -38,7 +38,7 @@ CASES = [*((name, {}) for name in MODELS), *OTHERS]
 
 
 def small(name: str, **changes: Any) -> Config:
-    """A config whose model trains on a few rows; embeddings wide enough that all of it matters."""
+    """Return a config that trains on a few rows, with embeddings that vary enough for every part to have an effect."""
     config, _ = MODELS[name]
     width = {} if name == "lr" else {"embedding": 4}
     return config(**{"embedding_std": 0.3} | width | SMALL[name] | changes)

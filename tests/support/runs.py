@@ -1,4 +1,4 @@
-"""Small logs, experiments on them, and runs."""
+"""Small logs, experiments on these logs, and runs."""
 
 import shutil
 from collections.abc import Callable
@@ -38,7 +38,7 @@ batch_size = 512
 
 
 def make_root(root: Path, requests: int = 1500) -> Path:
-    """A data folder with a prepared log and TINY."""
+    """Create a data folder with a prepared log and the experiment TINY, and return it."""
     toml = root / TINY
     toml.parent.mkdir(parents=True)
     toml.write_text(TOML)
@@ -53,13 +53,13 @@ def trained_with(experiment: Experiment, **changes: object) -> Experiment:
 
 
 def copy_to_change(run: Path, copy: Path) -> None:
-    """Without the digests that would tell."""
+    """Copy a run without its digests, so that changes to the copy are not detected."""
     shutil.copytree(run, copy)
     (copy / DIGESTS).unlink()
 
 
 def with_weights(run: Path, copy: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
-    """A copy of a run with other weights."""
+    """Copy a run, apply `change` to the copy's weights, and return the copy."""
     copy_to_change(run, copy)
     save_file(change(load_file(run / WEIGHTS)), copy / WEIGHTS)
     return copy

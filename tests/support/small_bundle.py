@@ -1,4 +1,7 @@
-"""A small real bundle: the sum of weights and of context-candidate products. Its golden answers come from numpy."""
+"""A small real bundle whose logit is a sum of weights and context-candidate products.
+
+Its golden answers are computed with numpy.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from contract.schema import FeatureSchema, Field, write_schema
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, build_vocabulary
 
 SHIFT = -0.5
-WIDTH = 4  # of an embedding
+WIDTH = 4  # embedding size
 TOKENS = {
     "user": [f"u{i}" for i in range(40)],
     "weekday": ["monday", "saturday", "sunday"],
@@ -30,7 +33,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 
 def write_small_bundle(folder: Path, seed: int = 0, golden_shift: float = 0.0, name: str = "small") -> Path:
-    """`golden_shift` makes golden answers that the model does not give."""
+    """Write the bundle and return its folder. A nonzero `golden_shift` makes the golden answers differ from its own."""
     random = np.random.default_rng(seed)
     (folder / VOCABULARY).mkdir(parents=True)
     write_schema(FIELDS, folder / SCHEMA)
@@ -45,7 +48,7 @@ def write_small_bundle(folder: Path, seed: int = 0, golden_shift: float = 0.0, n
 
 
 def graph(weights: Weights, candidate_width: int = 2) -> onnx.ModelProto:
-    """Logit = u . i + weekday . cost + 0.3 age + 0.7 price, with u of the candidate's own request."""
+    """Return the graph of u . i + weekday . cost + 0.3 age + 0.7 price, with u from the candidate's own request."""
     constants = {**weights, "age": np.array([[0.3]], np.float32), "price": np.array([[0.7]], np.float32)}
     columns = {"column_0": np.array(0, np.int64), "column_1": np.array(1, np.int64)}
     nodes = [

@@ -1,4 +1,4 @@
-"""Small models of STEC with any options, one step of training, and clicks that a small one can learn."""
+"""Small STEC models with any options, a single training step, and clicks that a small model can learn."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ from model.training.batches import Split
 
 SIZES = (30, 8, 5, 4, 3)
 NUMERIC = 2
-TOKENS = 8  # of each field of clicks_of_pairs
-# Fields 0, 2 and 5 are the context's.
+TOKENS = 8  # per field in clicks_of_pairs
+# Fields 0, 2 and 5 are context fields.
 IS_CONTEXT = (True, False, True, False, False, True, False)
 
 
 def build(size: STECConfig, plain: bool, seed: int = 0, dtype: torch.dtype = torch.float64) -> STEC:
     torch.manual_seed(seed)
     model = STEC(Fields(SIZES, NUMERIC, IS_CONTEXT), size, plain=plain).to(dtype)
-    for norm in model.norms:  # a norm as training leaves it, not as it starts
+    for norm in model.norms:  # values as after training, not the initial ones
         assert isinstance(norm, nn.BatchNorm1d)
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         if norm.bias is not None:
@@ -31,7 +31,7 @@ def build(size: STECConfig, plain: bool, seed: int = 0, dtype: torch.dtype = tor
 
 
 def batch(rows: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids as logs have them: one field constant, one at 99.9% one value."""
+    """Return ids, values and labels. As in real logs, one field is constant and one has one value in 99.9% of rows."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randint(2, n, (rows,), generator=generator) for n in SIZES], 1)
     ids[:, 3] = 2
@@ -43,7 +43,7 @@ def batch(rows: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train_step(model: STEC, rows: int) -> dict[str, Tensor]:
-    """Logits, every gradient and the running statistics after one step's forward and backward."""
+    """Return the logits, all gradients and the running statistics after one forward and backward pass."""
     ids, values, labels = batch(rows)
     dtype = model.embedding.alpha.dtype
     model.train()
@@ -68,7 +68,7 @@ def is_valid(options: dict[str, Any]) -> bool:
 
 
 def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[STECConfig]:
-    """Each combination of options that is one."""
+    """Return a strategy for all valid combinations of options."""
     options: dict[str, st.SearchStrategy[Any]] = {
         "embedding": st.just(8),
         "blocks": st.integers(1, 3),
@@ -86,7 +86,7 @@ def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[STECConfig]:
 
 
 def clicks_of_pairs(rows: int, seed: int) -> Split:
-    """A click depends on two fields together and on neither alone."""
+    """Return a split in which clicks depend on two fields together, but on neither of them alone."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, TOKENS, (rows, 3), generator=generator)
     chance = torch.where((ids[:, 0] + ids[:, 1]) % 2 == 0, 0.9, 0.1)

@@ -1,4 +1,4 @@
-"""Arrivals of each profile: their mean, dispersion and shape over time."""
+"""Mean, dispersion and shape over time of each profile's arrivals."""
 
 import numpy as np
 import pytest
@@ -21,14 +21,14 @@ def counts(times: NDArray[np.float64], window_s: float) -> NDArray[np.int64]:
 
 
 def dispersion(times: NDArray[np.float64], window_s: float) -> float:
-    """Return the variance of the number of arrivals in a window over its mean: 1 for a Poisson process at one rate."""
+    """Return the variance of the number of arrivals per window over its mean: 1 for a steady Poisson process."""
     found = counts(times, window_s)
     return float(found.var() / found.mean())
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize(("rate", "seconds"), [(RATE, SECONDS), (2000, 0.5), (40, 3)])
-def test_times_rise_and_lie_within_the_load(profile: Profile, rate: float, seconds: float) -> None:
+def test_times_increase_and_lie_within_the_load(profile: Profile, rate: float, seconds: float) -> None:
     times = draw(profile, rate=rate, seconds=seconds)
     assert (np.diff(times) >= 0).all()
     assert times[0] >= 0
@@ -37,8 +37,8 @@ def test_times_rise_and_lie_within_the_load(profile: Profile, rate: float, secon
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("seconds", [0.5, 6, SECONDS])
-def test_the_mean_rate_is_the_one_asked_for(profile: Profile, seconds: float) -> None:
-    """Within five standard deviations of a Poisson count."""
+def test_the_mean_rate_is_the_requested_rate(profile: Profile, seconds: float) -> None:
+    """The tolerance is five standard deviations of a Poisson count."""
     number, expected = len(draw(profile, seconds=seconds)), RATE * seconds
     assert abs(number - expected) < 5 * expected**0.5
 
@@ -61,7 +61,7 @@ def test_bursts_are_far_more_dispersed_than_a_poisson_process() -> None:
     assert dispersion(draw("bursts"), 0.1) > 30
 
 
-def test_a_tenth_of_the_time_has_half_of_the_arrivals_of_bursts() -> None:
+def test_bursts_contain_half_of_the_arrivals_in_a_tenth_of_the_time() -> None:
     found = np.sort(counts(draw("bursts", rate=5000), 0.02))[::-1]
     busiest = found[: len(found) // 10]
     assert busiest.sum() / found.sum() == pytest.approx(0.5, abs=0.03)
@@ -72,7 +72,7 @@ def test_a_tenth_of_the_time_has_half_of_the_arrivals_of_bursts() -> None:
 def test_a_burst_lasts_a_fifth_of_a_second_on_average() -> None:
     busy = counts(draw("bursts", rate=5000), 0.01) > 2 * 5000 * 0.01
     bursts = np.count_nonzero(np.diff(busy.astype(int)) == 1)
-    assert 20 <= bursts <= 30  # some are too short to be seen, or adjacent
+    assert 20 <= bursts <= 30  # some are adjacent, or too short to be detected
     assert np.count_nonzero(busy) * 0.01 / bursts == pytest.approx(0.2, abs=0.1)
 
 

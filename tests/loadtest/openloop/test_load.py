@@ -1,4 +1,7 @@
-"""The open loop against servers that stall, close connections, answer wrongly or not at all: each is told apart."""
+"""The open-loop load against servers that stall, close connections, give wrong answers, or do not answer.
+
+Each failure is reported differently.
+"""
 
 import asyncio
 import itertools
@@ -40,16 +43,16 @@ def test_arrivals_are_a_poisson_stream() -> None:
     with listening(always(answer(RIGHT))) as url:
         gaps_s = np.diff(run(load(url, rate=500, seconds=2), [REQUEST]).records["intended_s"])
     assert gaps_s.mean() == pytest.approx(1 / 500, rel=0.15)
-    assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.2)  # of an even stream it is 0
+    assert gaps_s.std() == pytest.approx(gaps_s.mean(), rel=0.2)  # 0 for an even stream
 
 
-def test_the_bursts_of_several_processes_come_together() -> None:
+def test_the_bursts_of_several_processes_coincide() -> None:
     with listening(always(answer(RIGHT))) as url:
         outcome = run(load(url, rate=200, seconds=3, profile="bursts", processes=2, check=0.0), [REQUEST])
     intended_s = outcome.records["intended_s"] - outcome.begin_s
     found = np.sort(np.histogram(intended_s, bins=60, range=(0, 3))[0])[::-1]
     assert 450 < found.sum() < 750
-    assert found[:9].sum() > 0.45 * found.sum()  # a seventh of the time; of an even stream it has a fifth
+    assert found[:9].sum() > 0.45 * found.sum()  # 15% of the time; it would contain about a fifth of an even stream
     assert dict(summary(outcome))["offered"] == "200/s for 3 s, bursts"
 
 
@@ -60,13 +63,13 @@ def test_a_stall_of_the_server_counts_for_every_request_that_it_delays() -> None
         while await read_request(reader) is not None:
             if not stalled.is_set():
                 stalled.set()
-                time.sleep(stall_s)  # the whole server
+                time.sleep(stall_s)  # blocks the whole server
             writer.write(answer(RIGHT))
 
     with listening(serve) as url:
         records = run(load(url, seconds=1.2), [REQUEST]).records
     slow = np.count_nonzero(read.from_intended_ms(records) > 200)
-    assert slow > 20  # the requests of two thirds of the stall; a closed loop would have noticed one
+    assert slow > 20  # requests sent during two thirds of the stall; a closed loop would have recorded only one
 
 
 def test_a_client_without_a_free_connection_reports_that_it_is_late() -> None:
@@ -115,7 +118,7 @@ def test_requests_are_refused_when_nothing_listens() -> None:
     assert read.count(records, -1) == len(records)
 
 
-def test_an_answer_that_is_never_complete_hangs() -> None:
+def test_a_request_whose_answer_is_never_completed_counts_as_hung() -> None:
     with listening(always(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{")) as url:
         records = run(load(url, rate=30, seconds=0.3, timeout_ms=1, grace_s=0.3), [REQUEST]).records
     assert len(records)
@@ -128,11 +131,11 @@ def test_an_answer_that_is_never_complete_hangs() -> None:
         (SCORES % (b"v1", b"0.2501"), "off by"),
         (SCORES % (b"v2", b"0.25"), "off by"),  # the scores of a version other than the one named
         (SCORES % (b"v3", b"0.25"), "not activated"),
-        (RIGHT.replace(b'"a"', b'"b"'), "other ids"),
-        (b"[]", "not an answer"),
+        (RIGHT.replace(b'"a"', b'"b"'), "differ from those"),
+        (b"[]", "no valid scores"),
     ],
 )
-def test_a_wrong_answer_is_told_from_a_right_one(body: bytes, problem: str) -> None:
+def test_a_wrong_answer_is_detected(body: bytes, problem: str) -> None:
     assert what_is_wrong(REQUEST, RIGHT) is None
     assert problem in str(what_is_wrong(REQUEST, body))
 
@@ -191,7 +194,7 @@ def test_the_highest_rate_is_found_by_bisection() -> None:
 def test_a_generator_that_fails_is_an_error() -> None:
     with listening(always(answer(RIGHT))) as url, begin(load(url, seconds=5), [REQUEST]) as running:
         running.processes[0].kill()
-        with pytest.raises(RuntimeError, match="ended with exit code -9"):
+        with pytest.raises(RuntimeError, match="exited with code -9"):
             running.wait()
 
 
@@ -203,4 +206,4 @@ def test_the_command_prints_a_table_and_reports_wrong_answers(capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "client late, ms" in printed
     assert "not activated" in printed
-    assert "server:" not in printed  # it has no metrics
+    assert "server:" not in printed  # this server has no metrics

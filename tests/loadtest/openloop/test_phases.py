@@ -1,4 +1,4 @@
-"""The server's own times during one load."""
+"""Server-side times during one load."""
 
 import math
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_requests_before_the_load_do_not_count() -> None:
     assert found.p99_ms == pytest.approx(1 + 148 / 150)
 
 
-def test_there_are_no_times_when_the_server_restarted() -> None:
+def test_there_are_no_times_if_the_server_restarted() -> None:
     assert server_times(page(300, 9.5, 150), page(100, 0.5, 50)) is None
     assert server_times(None, page(1, 1, 1)) is None
     assert server_times(page(1, 1, 1), None) is None
@@ -78,7 +78,7 @@ def test_the_server_reports_the_phases_of_a_load(tmp_path: Path, capsys: pytest.
     settings = {"CTR_BUNDLE": str(DEMO), "CTR_TIMEOUT_MS": "5000", "CTR_QUEUE_TARGET_MS": "1000"}
     with serving(tmp_path, 2, settings) as server:
         load = Load(server.url, 50, 2, timeout_ms=5000)
-        run(load, requests)  # does not count
+        run(load, requests)  # runs before the measured load, so it does not count
         before = scrape(f"{server.url}/metrics")
         accepted = read.answered(run(load, requests).records)
         found = server_times(before, scrape(f"{server.url}/metrics"))

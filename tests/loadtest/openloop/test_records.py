@@ -1,4 +1,4 @@
-"""The figures computed from records."""
+"""Statistics computed from records."""
 
 import numpy as np
 import pytest

@@ -11,15 +11,15 @@ MESSAGES = [message(b"{}")]
 
 
 @pytest.mark.timing
-def test_each_connection_sends_one_request_after_the_other() -> None:
-    """A server that takes a tenth of a second answers ten times a second on each connection."""
+def test_each_connection_sends_requests_one_after_another() -> None:
+    """A server that takes 0.1 s per request answers ten requests per second on each connection."""
     with listening(always(answer(b"ok"), pause_s=0.1)) as url:
         alone = saturate(url, MESSAGES, connections=1, seconds=1.0)
         four = saturate(url, MESSAGES, connections=4, seconds=1.0)
     assert 6 <= alone.good <= 10
     assert 3 * alone.good <= four.good <= 40
     assert alone.per_s == alone.good / 1.0
-    assert alone.late == 1  # in flight when the time was up
+    assert alone.late == 1  # in flight when the measured time ended
     assert len(alone.latencies_ms) == alone.good
     assert min(alone.latencies_ms) > 90
 
@@ -50,6 +50,6 @@ def test_every_answer_is_checked_with_the_index_of_its_request() -> None:
     assert set(found.problems) == {"wrong"}
 
 
-def test_a_server_that_is_not_there_is_an_error() -> None:
+def test_an_unreachable_server_is_an_error() -> None:
     with pytest.raises(OSError, match=r"refused|Connect"):
         saturate(f"http://127.0.0.1:{free_port()}", MESSAGES, connections=1, seconds=0.1)

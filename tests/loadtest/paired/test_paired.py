@@ -1,4 +1,4 @@
-"""python -m loadtest.paired with real servers: which code it runs, what it reports, and how it ends."""
+"""python -m loadtest.paired with real servers: which code it runs, what it reports, and how it exits."""
 
 import os
 import re
@@ -23,7 +23,7 @@ SHORT = ("--pairs", "2", "--seconds", "1", "--warm-up", "0.5")
 
 
 def write_checkout(root: Path, main: str) -> Path:
-    """A folder with the packages that a checkout must have, and this `python -m service`."""
+    """Create a folder with the packages that a checkout must contain. `main`: the code of `python -m service`."""
     for package in ("contract", "service"):
         (root / package).mkdir(parents=True)
         (root / package / "__init__.py").touch()
@@ -34,7 +34,7 @@ def write_checkout(root: Path, main: str) -> Path:
 def test_a_checkout_compared_with_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both servers answer, all answers are right, and each ratio has an interval around it."""
+    """Both servers answer, all answers are correct, and each ratio lies within its interval."""
     monkeypatch.setattr(paired, "RESULTS", tmp_path)
     code = paired.main([str(ROOT), *SHORT, "--report"])
     assert code == 0, capsys.readouterr()
@@ -56,7 +56,7 @@ def test_a_checkout_compared_with_itself(
 
 @pytest.mark.parametrize("rate", [100.0, None], ids=["open", "closed"])
 def test_wrong_answers_under_load_are_counted(rate: float | None) -> None:
-    """Half of the requests expect other probabilities than the bundle's."""
+    """Half of the requests expect probabilities that differ from the bundle's."""
     bundle = open_bundle(DEMO)
     right, wrong = prepare([bundle], {5: 2}, None)
     shifted = {version: [ctr + 0.01 for ctr in expected] for version, expected in wrong.expected.items()}
@@ -84,7 +84,7 @@ def test_ctrl_c_stops_the_servers() -> None:
 
     try:
         eventually(serves, "a server runs")
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
         _, errors = process.communicate(timeout=30)
     finally:
         process.kill()
@@ -99,12 +99,12 @@ def test_a_server_that_does_not_start_is_an_error_with_its_log(
     other = write_checkout(tmp_path / "other", "raise SystemExit('there is a bug in this checkout')")
     assert paired.main([str(other), *SHORT]) == 2
     errors = capsys.readouterr().err
-    assert "ended with exit code 1" in errors
+    assert "exited with code 1" in errors
     assert "there is a bug in this checkout" in errors
 
 
 def test_a_folder_without_the_project_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Even where the project is installed, so that its packages could be imported from somewhere else."""
+    """This also holds if the project is installed, so that its packages could be imported from elsewhere."""
     assert paired.main([str(tmp_path), *SHORT]) == 2
     errors = capsys.readouterr().err
     assert f"not in {tmp_path}" in errors or "No module named" in errors
@@ -124,7 +124,7 @@ def test_a_checkout_with_its_own_environment_is_run_with_it(tmp_path: Path) -> N
     assert find_checkout(tmp_path).python == python
 
 
-def test_a_compiled_kernel_is_not_compared_with_one_that_is_not() -> None:
+def test_a_compiled_kernel_is_not_compared_with_an_uncompiled_one() -> None:
     def side(usable: bool | None) -> Side:
         return Side(Checkout(Path("/a"), Path("/a/python")), "", Probe([], usable, {}))
 
@@ -143,12 +143,10 @@ def test_a_compiled_kernel_is_not_compared_with_one_that_is_not() -> None:
         ([".", "--pairs", "1"], "2 or more"),
         ([".", "--seconds", "0"], "--seconds: 0 is not above 0"),
         ([".", "--warm-up", "-1"], "--warm-up: -1 is below 0"),
-        ([".", "--load", "closed", "--rate", "10"], "--rate is for --load open"),
+        ([".", "--load", "closed", "--rate", "10"], "--rate requires --load open"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         paired.main(arguments)
     assert message in capsys.readouterr().err

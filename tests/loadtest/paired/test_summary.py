@@ -1,4 +1,4 @@
-"""The ratio of two checkouts: its interval, the order of the runs, and what makes a comparison fail."""
+"""The ratio of two checkouts: its interval, the order of the runs, and the conditions that fail a comparison."""
 
 import itertools
 import math
@@ -55,7 +55,7 @@ def test_swapping_the_checkouts_gives_the_reciprocal(pairs: list[tuple[float, fl
 
 
 @given(pairs_of_values, st.data())
-def test_what_slows_both_runs_of_a_pair_alike_has_no_effect(
+def test_slowing_down_both_runs_of_a_pair_alike_has_no_effect(
     pairs: list[tuple[float, float]], data: st.DataObject
 ) -> None:
     factors = data.draw(st.lists(st.floats(0.1, 10), min_size=len(pairs), max_size=len(pairs)))
@@ -66,7 +66,7 @@ def test_what_slows_both_runs_of_a_pair_alike_has_no_effect(
 
 
 @given(st.floats(0.1, 10), st.lists(values, min_size=2, max_size=40))
-def test_the_same_ratio_in_every_pair_has_an_interval_without_width(ratio: float, other: list[float]) -> None:
+def test_the_same_ratio_in_every_pair_gives_an_interval_of_zero_width(ratio: float, other: list[float]) -> None:
     found = ratio_interval([ratio * value for value in other], other)
     assert [found.low, found.ratio, found.high] == pytest.approx([ratio] * 3)
 
@@ -77,7 +77,7 @@ def test_more_confidence_gives_a_wider_interval(pairs: list[tuple[float, float]]
     assert wide.low <= narrow.low <= narrow.high <= wide.high
 
 
-def test_the_interval_is_that_of_a_t_test() -> None:
+def test_the_interval_matches_a_t_test() -> None:
     this, other = [1.10, 0.95, 1.02, 1.30], [1.00, 1.00, 1.05, 1.10]
     expected = stats.ttest_1samp(np.log(this) - np.log(other), 0).confidence_interval(0.95)
     found = ratio_interval(this, other)
@@ -104,7 +104,7 @@ def test_nineteen_of_twenty_intervals_contain_the_true_ratio() -> None:
         ([1.0, 1.0], [1.0], "shorter"),
     ],
 )
-def test_a_ratio_needs_pairs_of_positive_numbers(this: list[float], other: list[float], message: str) -> None:
+def test_a_ratio_requires_pairs_of_positive_numbers(this: list[float], other: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ratio_interval(this, other)
 
@@ -136,7 +136,7 @@ def test_a_steady_drift_of_the_machine_cancels(pairs: int, drift: float) -> None
         ({2, 5, 3, 7}, 2, ((2, 3), (7,))),
     ],
 )
-def test_the_generator_has_a_cpu_of_its_own(
+def test_the_generator_has_its_own_cpu(
     cpus: set[int], workers: int, expected: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> None:
     assert assign_cpus(cpus, workers) == expected
@@ -161,10 +161,10 @@ def test_a_comparison_without_problems_passes() -> None:
     assert problems_of(found, fail_above=1.5) == []
 
 
-def test_failed_and_wrong_answers_are_problems_of_their_checkout() -> None:
+def test_failed_and_wrong_answers_are_reported_for_their_checkout() -> None:
     found = problems_of(results([run(failed=3), run()], [run(wrong=2), run(wrong=1)]), None)
     assert found == [
-        "this: 3 requests got no scores",
+        "this: 3 requests were not answered with scores",
         "other: 3 answers were wrong. The first: probabilities are off by 0.1",
     ]
 
@@ -175,16 +175,16 @@ def test_scores_that_differ_are_a_problem(difference: float) -> None:
     assert "more than 1e-05" in found
 
 
-def test_the_upper_end_of_the_cpu_ratio_decides_about_fail_above() -> None:
+def test_fail_above_is_compared_with_the_upper_bound_of_the_cpu_ratio() -> None:
     found = results([run(1000), run(1100), run(1050)], [run(1000), run(1000), run(1000)])
     high = ratio_interval([1000, 1100, 1050], [1000, 1000, 1000]).high
     assert problems_of(found, high + 0.01) == []
     assert problems_of(found, high - 0.01) == [
-        f"the interval of the CPU ratio ends at {high:.3f}, above --fail-above {high - 0.01:g}"
+        f"the upper bound of the CPU ratio is {high:.3f}, above --fail-above {high - 0.01:g}"
     ]
 
 
-def test_the_tables_have_the_means_the_ratios_and_the_checks() -> None:
+def test_the_tables_contain_the_means_the_ratios_and_the_checks() -> None:
     found = results([run(800), run(1250)], [run(1000), run(1000)])
     cpu, per_s, _, _ = ratio_table(found).rows
     assert cpu[:4] == ["CPU µs/request", "1,000", "1,000", "1.000"]
@@ -208,6 +208,6 @@ def test_the_description_states_the_load_and_the_versions_that_differ() -> None:
     assert "`other` runs Python 3.12." in describe(closed)
 
 
-def test_the_stolen_share_is_one_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stolen_share_is_relative_to_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert stolen_share([run(stolen_s=0.4), run()]) == pytest.approx(0.4 / 4 / 4)

@@ -1,4 +1,4 @@
-"""The comparison's targets on given figures: each can fail."""
+"""The comparison's targets, evaluated on made-up figures. Each target can fail."""
 
 from collections import Counter
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ AT_OTHER_RATES_MS = 4.0
 
 
 def server(name: str, rates: list[float], p99_ms: float = 5.0, difference: float = 1e-7) -> MeasuredServer:
-    """rates: requests/s of each round, at every size."""
+    """Return a server's results. rates: requests/s of each round, the same for every size."""
     nowhere: Any = nullcontext
     rounds = [{size: Figures(rate, 10.0, 1.0, p99_ms, Counter()) for size in SIZES} for rate in rates]
     return MeasuredServer(name, nowhere, rounds, [100.0] * len(rates), difference)
@@ -62,7 +62,7 @@ def test_a_server_that_answers_nothing_fails_the_latency_targets() -> None:
     assert passed(silent, server("a", [100, 120, 80], 6.0))[3::2] == [False, False]
 
 
-def test_our_own_graph_behind_another_server_is_shown_and_is_not_a_target() -> None:
+def test_another_server_with_our_graph_is_shown_but_has_no_target() -> None:
     graph = server(OUR_GRAPH, [900, 900, 900], 1.0)
     other = server("a", [100, 120, 80], 6.0)
     assert passed(MINE, graph, other) == [True] * 7

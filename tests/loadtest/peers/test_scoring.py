@@ -22,7 +22,7 @@ from loadtest.reference_model import write_plain
 from loadtest.servers import free_port
 from model.stec.stec import STEC, STECConfig, stec_for
 
-# Not in the order of the model's inputs: a candidate field lies between two context fields.
+# The order differs from that of the model's inputs: a candidate field is between two context fields.
 SCHEMA = FeatureSchema((Field("user", "context"), Field("ad", "candidate"), Field("page", "context")))
 TOKENS = 12
 VOCABULARY = {name: {f"{name}-{token}": token for token in range(2, TOKENS)} for name in ("user", "ad", "page")}
@@ -35,7 +35,7 @@ REQUEST: dict[str, Any] = {
         {"id": "without", "features": {}},
     ],
 }
-IDS = [[3, 2, 9], [3, 11, 9], [3, UNKNOWN, 9], [3, MISSING, 9]]  # of REQUEST, in the schema's order
+IDS = [[3, 2, 9], [3, 11, 9], [3, UNKNOWN, 9], [3, MISSING, 9]]  # ids of REQUEST, in the schema's order
 ANONYMOUS: dict[str, Any] = {
     "context": {"page": "unknown"},
     "candidates": [{"id": 1, "features": {"ad": "ad-5"}}],
@@ -53,7 +53,7 @@ def model() -> STEC:
 
 @pytest.fixture(scope="module")
 def folder(model: STEC, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model's files as the other servers get them."""
+    """The model's files in the form that the other servers load."""
     path = tmp_path_factory.mktemp("peer")
     write_plain(model, SCHEMA, VOCABULARY, path)
     return path
@@ -70,7 +70,7 @@ def ctr_of(answer: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("graph", ["plain.onnx", "model.onnx"])
-def test_the_other_servers_score_as_the_model_does(
+def test_the_other_servers_scores_match_the_models(
     model: STEC, folder: Path, graph: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PEER_GRAPH", graph)
@@ -123,7 +123,7 @@ def test_the_plain_server_reports_what_is_wrong_with_a_request(url: str) -> None
         assert b"candidates" in error.read()
 
 
-def test_all_processes_of_a_server_end_with_it(folder: Path, tmp_path: Path) -> None:
+def test_all_processes_of_a_server_are_stopped_with_it(folder: Path, tmp_path: Path) -> None:
     peer, body = PEERS["plain FastAPI, our graph"], json.dumps(REQUEST).encode()
     with peer_serving(peer, Path(sys.prefix), folder, free_port(), 2, tmp_path / "log", body) as running:
         assert len(peers.marked_processes(running.mark)) >= 3  # the parent and two workers
@@ -134,7 +134,7 @@ def test_all_processes_of_a_server_end_with_it(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_log(tmp_path: Path) -> None:
-    """The folder has no graph."""
+    """The folder contains no graph."""
     with (
         pytest.raises(PeerFailed, match=r"plain\.onnx"),
         peer_serving(PEERS["plain FastAPI"], Path(sys.prefix), tmp_path, free_port(), 1, tmp_path / "log", b"{}"),

@@ -1,4 +1,4 @@
-"""The latency report: cores for the paper's production, and targets that fail."""
+"""The latency report: the cores for the paper's production load, and targets that fail."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from loadtest.scenarios.latency import Capacity, Measured, Results, cores_needed
 
 
 def measured(latency_ms: float, late: int = 0, wrong: int = 0) -> Measured:
-    """1,000 requests, of which `late` took a second longer."""
+    """Return results of 1,000 requests, of which `late` took a second longer."""
     records = np.zeros(1000, RECORD)
     records["intended_s"] = records["sent_s"] = np.arange(1000) / 100
     records["ended_s"] = records["sent_s"] + latency_ms / 1e3

@@ -1,4 +1,4 @@
-"""The counts of a soak's report, and the search for a capacity."""
+"""The counts in a soak's report, and the capacity search."""
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from tests.support.records import record, records
 KILLED_S = 10.0
 
 
-def test_only_requests_lost_at_that_moment_belong_to_the_killed_worker() -> None:
+def test_only_requests_lost_at_the_time_of_the_kill_belong_to_the_killed_worker() -> None:
     found = records(
         record(9.99, took_s=0.02, status=0),  # in flight
-        record(10.01, took_s=0.01, status=0),  # sent before its death was seen
+        record(10.01, took_s=0.01, status=0),  # sent before the client noticed the worker's death
         record(8, took_s=0.1, status=0),
         record(12, status=0),
         record(9.99, took_s=0.02, status=200),
@@ -24,7 +24,7 @@ def test_only_requests_lost_at_that_moment_belong_to_the_killed_worker() -> None
 
 def test_requests_are_late_after_the_deadline_or_without_an_answer() -> None:
     found = records(
-        record(1, took_s=0.06),  # within the 20 ms on top
+        record(1, took_s=0.06),  # within the tolerance of 20 ms
         record(2, took_s=0.08),
         record(3, took_s=0.08, status=504),
         record(4, status=0),
@@ -35,7 +35,7 @@ def test_requests_are_late_after_the_deadline_or_without_an_answer() -> None:
 
 def test_the_capacity_is_the_highest_goodput_over_rising_rates() -> None:
     def offer(rate: float) -> Outcome:
-        """A server that answers 300/s, and fewer when it is offered more."""
+        """Simulate a server that answers 300 requests/s, and fewer if it is offered more."""
         answers = int(rate if rate <= 300 else 300 - (rate - 300) / 4)
         rows = [record(status=200)] * answers + [record(status=429)] * (int(rate) - answers)
         return Outcome(Load("", rate, 1.0), records(*rows), 0.0, 0.0, 1, [])

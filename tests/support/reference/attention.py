@@ -1,4 +1,4 @@
-"""The logits of the baselines with attention over pairs or fields, in loops (see reference_products.py)."""
+"""The logits of the baselines with attention over pairs or fields, in loops (see products.py)."""
 
 import math
 from itertools import combinations
@@ -27,14 +27,14 @@ from tests.support.reference.math import (
 
 
 def by_heads(weights: Weights, name: str, part: str, heads: int, e: Row) -> list[Row]:
-    """Return the fields' queries, keys or values: a row for each head, with the head's columns."""
+    """Return the fields' queries, keys or values: one row per head, with the head's columns."""
     projected = [product(weights[f"{name}.{part}.weight"], v) for v in e]
     width = len(projected[0]) // heads
     return [[v[h * width : (h + 1) * width] for v in projected] for h in range(heads)]
 
 
 def attention(weights: Weights, name: str, heads: int, is_scaled: bool, e: Row) -> Row:
-    """Return what each field reads from all fields, its heads concatenated."""
+    """Return each field's attention output over all fields, with the heads concatenated."""
     attended: Row = [[] for _ in e]
     parts = (by_heads(weights, name, part, heads, e) for part in ("query", "key", "value"))
     for q, k, v in zip(*parts, strict=True):
@@ -113,7 +113,7 @@ def destine(weights: Weights, config: DESTINEConfig, x: list[Row], wide: list[Ro
 
 
 def disentangled(weights: Weights, config: DESTINEConfig, name: str, e: Row) -> Row:
-    """Return A V: what each field reads from all fields."""
+    """Return A V, which is each field's attention output over all fields."""
     attended: Row = [[] for _ in e]
     parts = (by_heads(weights, name, part, config.heads, e) for part in ("query", "key", "value"))
     for (q, k, v), u in zip(zip(*parts, strict=True), weights[f"{name}.unary.weight"], strict=True):

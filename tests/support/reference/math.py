@@ -1,4 +1,4 @@
-"""Functions that the loops of several baselines share, number by number in Python's float64."""
+"""Functions that several baselines' loops share. They compute each number individually, in Python's float64."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any
 
 from model.layers import BaselineConfig
 
-EPS = 1e-5  # of torch's layer norm and batch norm
+EPS = 1e-5  # default of torch's layer norm and batch norm
 
 Vector = list[float]
-Row = list[Vector]  # a vector for each field
+Row = list[Vector]  # one vector per field
 Weights = dict[str, Any]  # a state_dict as nested lists
 
 
@@ -84,9 +84,10 @@ def channel_norm(weights: Weights, name: str, rows: list[Row]) -> list[Row]:
 
 
 def hidden(weights: Weights, name: str, rows: list[Vector], layers: int, has_norm: bool) -> list[Vector]:
-    """Return the hidden layers in FuxiCTR's order: linear, batch norm, ReLU, dropout. Each has a number in the weights.
+    """Return the output of the hidden layers.
 
-    The linear layer has no bias before a batch norm, which would subtract it.
+    The order is FuxiCTR's: linear, batch norm, ReLU, dropout. Each of these has its own number in the weights. A linear
+    layer before a batch norm has no bias, because the batch norm would subtract it.
     """
     step = 4 if has_norm else 3
     for number in range(0, layers * step, step):
@@ -100,18 +101,18 @@ def hidden(weights: Weights, name: str, rows: list[Vector], layers: int, has_nor
 
 
 def mlp(weights: Weights, name: str, rows: list[Vector], layers: int, has_norm: bool) -> list[Vector]:
-    """Return hidden() with a linear output."""
+    """Return the output of hidden(), followed by a linear layer."""
     rows = hidden(weights, name, rows, layers, has_norm)
     return [linear(weights, f"{name}.{layers * (4 if has_norm else 3)}", row) for row in rows]
 
 
 def deep(weights: Weights, config: BaselineConfig, rows: list[Vector], name: str = "mlp") -> Vector:
-    """Return the output of the deep part, a number for each row."""
+    """Return the output of the deep part, one number per row."""
     return flat(mlp(weights, name, rows, len(config.mlp), config.mlp_batch_norm))
 
 
 def deep_hidden(weights: Weights, config: BaselineConfig, rows: list[Vector]) -> list[Vector]:
-    """Return the deep part's last hidden layer."""
+    """Return the output of the deep part's last hidden layer."""
     return hidden(weights, "mlp", rows, len(config.mlp), config.mlp_batch_norm)
 
 

@@ -1,6 +1,6 @@
 """The logits of the baselines that multiply fields, in loops over rows, fields, pairs and dimensions.
 
-A loop takes the model's weights, its config, and for a batch the output of each embedding table.
+Each function takes the model's weights, its config, and the output of each embedding table for a batch.
 """
 
 import math
@@ -102,7 +102,7 @@ def xdeepfm(weights: Weights, config: XDeepFMConfig, x: list[Row], wide: list[Ro
 
 
 def compressed(weights: Weights, config: XDeepFMConfig, e: Row) -> float:
-    """Return CIN."""
+    """Return the linear output of the compressed interaction network (CIN)."""
     before, pooled = e, []
     for layer, maps in enumerate(config.cin):
         new: Row = [[weights[f"cin.{layer}.bias"][h]] * config.embedding for h in range(maps)]
@@ -126,7 +126,7 @@ def fibinet(weights: Weights, config: FiBiNETConfig, x: list[Row], wide: list[Ro
 
 
 def bilinear(config: FiBiNETConfig, matrices: list[Row], e: Row) -> Vector:
-    """Return (e_i W) * e_j of each pair."""
+    """Return (e_i W) * e_j for each pair."""
     out: Vector = []
     for number, (a, b) in enumerate(combinations(e, 2)):
         matrix = matrices[0 if config.bilinear == "field_all" else number]
@@ -147,7 +147,7 @@ def afn(weights: Weights, config: AFNConfig, x: list[Row], second: list[Row]) ->
 
 
 def deepim(weights: Weights, config: DeepIMConfig, x: list[Row]) -> Vector:
-    """Return the sum over all sets of k fields of their products, computed without sums of powers."""
+    """Return the logits. The products of all sets of k fields are summed directly, without sums of powers."""
     rows = [[total for k in range(config.order) for total in products_of(k + 1, e)] for e in x]
     if config.interaction_batch_norm:
         rows = batch_norm(weights, "out.0", rows)

@@ -1,4 +1,4 @@
-"""STEC as loops over rows, pairs, heads and dimensions in Python's float64: slow, but easy to check."""
+"""STEC as loops over rows, pairs, heads and dimensions, in Python's float64. It is slow, but easy to verify."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,10 +6,10 @@ from typing import Any
 
 from model.stec.stec import STEC, STECConfig
 
-EPS = 1e-5  # of torch's layer norm and batch norm
+EPS = 1e-5  # default of torch's layer norm and batch norm
 
 Vector = list[float]
-Row = list[Vector]  # a vector for each field
+Row = list[Vector]  # one vector per field
 Pairs = dict[tuple[int, int, int], float]  # (i, j, c) -> the interaction
 
 
@@ -45,7 +45,7 @@ def _keys(size: STECConfig, fields: int) -> list[tuple[int, int, int]]:
 
 
 def _levels(weights: dict[str, Any], size: STECConfig, x: Row, allowed: list[list[bool]] | None) -> dict[int, Pairs]:
-    """Return each interaction that a head could see, by level. With last = "block" there is one block less."""
+    """Return every interaction that a head can use, by level. With last = "block", there is one block fewer."""
     levels = {}
     blocks = size.blocks - 1 if size.last == "block" else size.blocks
     for number in range(blocks):
@@ -115,7 +115,7 @@ def _head(weights: dict[str, Any], size: STECConfig, rows: list[Vector]) -> Vect
             layer += 1
             rows = _batch_norm(rows, weights[f"head.{layer}.weight"], weights[f"head.{layer}.bias"])
         rows = [[max(0.0, value) for value in row] for row in rows]
-        layer += 3  # this layer, the activation and the dropout
+        layer += 3  # skips this layer, the activation and the dropout
     return [_linear(weights, f"head.{layer}", row)[0] for row in rows]
 
 
