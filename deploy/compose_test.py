@@ -1,7 +1,7 @@
 """Test compose.yaml with a real Docker engine: make compose-test
 
-Needs the image stec-ctr, which `make compose-test` builds. Grafana is not started: the project has only its
-configuration, which tests/deploy checks.
+This needs the image stec-ctr, which `make compose-test` builds. Grafana is not started, because the project contains
+only its configuration, which tests/deploy checks.
 """
 
 import os
@@ -40,7 +40,7 @@ class Compose:
 
     def __init__(self, compose: Sequence[str]) -> None:
         self._compose = [*compose, "--project-name", PROJECT, "--file", str(ROOT / "compose.yaml")]
-        # The demo bundle is served, whatever the caller's environment sets.
+        # Serve the demo bundle, regardless of the caller's environment.
         self._ports = {"BUNDLE": "./deploy/demo", "PORT": str(free_port()), "PROMETHEUS_PORT": str(free_port())}
         self.service = f"http://127.0.0.1:{self._ports['PORT']}"
         self.prometheus = f"http://127.0.0.1:{self._ports['PROMETHEUS_PORT']}"
@@ -49,7 +49,7 @@ class Compose:
         """Run a Compose command and return its standard output.
 
         Raises:
-            Failed: If the command fails.
+            Failed: The command failed.
         """
         return run([*self._compose, *arguments], self._ports)
 
@@ -63,7 +63,7 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None) -> st
         command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        raise Failed(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise Failed(f"{' '.join(command)} exited with code {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
@@ -147,7 +147,7 @@ def scores_without_redis(compose: Compose, fresh: Sequence[Prepared]) -> str:
 
     Args:
         compose: The running project.
-        fresh: Requests with tokens that no worker has seen, so that the service would ask Redis.
+        fresh: Requests with tokens that no worker has seen, so that the service would look them up in Redis.
     """
     compose("kill", "redis")
     degraded = score_all(compose, fresh)
@@ -157,10 +157,10 @@ def scores_without_redis(compose: Compose, fresh: Sequence[Prepared]) -> str:
 
 
 def score_all(compose: Compose, requests: Sequence[Prepared]) -> int:
-    """Return the number of degraded answers.
+    """Score requests and return the number of degraded answers.
 
     Raises:
-        Failed: For a wrong answer.
+        Failed: An answer is wrong.
     """
     degraded = 0
     with httpx.Client(base_url=compose.service, timeout=10) as client:
@@ -174,7 +174,7 @@ def score_all(compose: Compose, requests: Sequence[Prepared]) -> int:
 
 
 def stops_without_losing_any(compose: Compose, requests: Sequence[Prepared]) -> str:
-    """Stop the service under load. Clients send until /readyz answers 503, as behind a load balancer."""
+    """Stop the service under load. As behind a load balancer, clients send requests until /readyz returns 503."""
     leaving, counted, lost = threading.Event(), [0] * 4, []
 
     def send(number: int) -> None:
@@ -200,7 +200,7 @@ def stops_without_losing_any(compose: Compose, requests: Sequence[Prepared]) -> 
         thread.start()
     time.sleep(1.0)
     stopping.start()
-    eventually(lambda: not is_ready(compose), STOP_S, "/readyz still answers 200")
+    eventually(lambda: not is_ready(compose), STOP_S, "/readyz did not stop returning 200")
     leaving.set()
     for thread in (*clients, stopping):
         thread.join(STOP_S)

@@ -42,7 +42,7 @@ class Settings(BaseModel):
     device_strict: bool = Field(default=False, description="refuse to start if that device cannot be used")
 
     vocabulary: Literal["bundle", "redis"] = Field(
-        default="bundle", description="redis: the bundle need not contain the vocabulary, because Redis does"
+        default="bundle", description="with redis, the bundle need not contain the vocabulary, because Redis has it"
     )
     redis_url: SecretStr | None = None
     redis_timeout_ms: float = Field(
