@@ -30,15 +30,15 @@ OUTPUT = "logit"  # an output of every graph
 EXPLANATION = (OUTPUT, "contribution", "attention", "bias")  # the outputs of EXPLAIN
 MAX_FILES = 100_000
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
-HOW_TO_EXPORT = "Make a bundle with: ctr-export RUN BUNDLE"
+HOW_TO_EXPORT = "Create a bundle with: ctr-export RUN BUNDLE"
 
 
 class BundleError(ValueError):
-    """The bundle must not be served. The message names the file and says how to fix it."""
+    """The bundle cannot be served. The message names the file and says how to fix it."""
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Turn logits into probabilities: ctr = sigmoid(scale * logit + shift)."""
+    """Turns logits into probabilities: ctr = sigmoid(scale * logit + shift)."""
 
     scale: float = 1.0
     shift: float = 0.0
@@ -59,18 +59,18 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CascadeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When the first level alone may rule out a candidate from the best k.
+    """Whether the first level alone may rule out that a candidate is among the best k.
 
-    It may if the candidate's logit on the first level is more than `margin` below that of the k-th best candidate.
+    It may if the candidate's logit at the first level is more than `margin` below the k-th best candidate's.
 
     Attributes:
         k: Number of best candidates.
-        margin: Maximum distance from the logit of the k-th best candidate on the first level.
+        margin: Maximum distance from the logit of the k-th best candidate at the first level.
         recall: Share of the true best k that the rule keeps.
         scored: Share of all candidates that the rule keeps.
         candidates: Number of candidates per request for which the margin was calibrated.
-        requests: Number of requests on which `recall` and `scored` were measured. These are other requests than those
-            on which the margin was calibrated.
+        requests: Number of requests on which `recall` and `scored` were measured. These requests differ from those on
+            which the margin was calibrated.
     """
 
     k: int
@@ -82,7 +82,7 @@ class CascadeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a bundle contains.
+    """Describes a bundle's content.
 
     Attributes:
         name: The experiment's name.
@@ -95,8 +95,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         files: The SHA-256 of each file.
         attention: The attention of a STEC.
         cascade: The cascade rules in ascending order of k. Empty if the bundle has no SCREEN.
-        type: The type of the model, as in model/zoo.py. Older bundles, which all hold a STEC, do not have it.
-        digest: SHA-256 over the rest of the manifest, so that changes to the manifest are detected, too.
+        type: The type of the model, as in model/zoo.py. Older bundles, which all contain a STEC, do not have it.
+        digest: SHA-256 over the rest of the manifest, so that changes to the manifest are detected as well.
     """
 
     format_version: int
@@ -116,7 +116,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def model(self) -> str:
-        """The type of the model, also for bundles without `type`."""
+        """The type of the model, including for bundles without `type`."""
         return STEC if self.type is UNSET else self.type
 
 
@@ -140,7 +140,7 @@ def write_manifest(
     cascade: Sequence[CascadeRule] = (),
     model: str = STEC,
 ) -> Manifest:
-    """Write a bundle's manifest, with the digests of all files that are in the folder now. Return it."""
+    """Write a bundle's manifest, with the digests of all files that are now in the folder. Return it."""
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
     schema = read_schema(folder / SCHEMA)
     manifest = Manifest(
@@ -158,7 +158,7 @@ def write_manifest(
         cascade=tuple(cascade),
         type=model,
     )
-    # Decoded as a reader will decode it, because an integer among the metrics is read as a float.
+    # Decode the manifest as a reader will, because an integer among the metrics is read as a float.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
     sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed)) + b"\n")
@@ -170,8 +170,8 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
 
     Args:
         folder: The bundle's folder.
-        vocabulary: False if the vocabulary comes from somewhere else. Its files may be missing then, and `vocabularies`
-            is empty.
+        vocabulary: False if the vocabulary comes from elsewhere. Its files may then be missing, and `vocabularies` is
+            empty.
         verify: False if the digests of the files have just been checked.
 
     Raises:
@@ -206,13 +206,15 @@ def _read_manifest(folder: Path) -> Manifest:
     with path.open("rb") as file:
         raw = file.read(MAX_MANIFEST_BYTES + 1)
     if len(raw) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is: export the run again")
+        raise BundleError(
+            f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, too large for a manifest: export the run again"
+        )
     try:
         # The format version is decoded on its own first, because another format may have other keys.
         found = msgspec.json.decode(raw, type=dict[str, object]).get("format_version")
         if found != FORMAT_VERSION:
             raise BundleError(
-                f"{path}: format version {found!r}, this server reads {FORMAT_VERSION}: "
+                f"{path}: format version is {found!r}, but this server reads {FORMAT_VERSION}: "
                 "export the run again with the version of ctr-export that you serve with"
             )
         manifest = msgspec.json.decode(raw, type=Manifest)
@@ -220,12 +222,12 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: {error}: copy or export the bundle again") from error
     _check_numbers(path, manifest)
     if manifest.digest != _digest(manifest):
-        raise BundleError(f"{path}: was changed after the export: copy or export the bundle again")
+        raise BundleError(f"{path} was changed after the export: copy or export the bundle again")
     return manifest
 
 
 def _check_numbers(path: Path, manifest: Manifest) -> None:
-    """Reject numbers with which every probability would be wrong or not a number."""
+    """Reject numbers that would make every probability wrong or NaN."""
     scale, shift = manifest.calibration.scale, manifest.calibration.shift
     if not (math.isfinite(scale) and scale > 0 and math.isfinite(shift)):
         raise BundleError(
@@ -242,7 +244,7 @@ def _check_numbers(path: Path, manifest: Manifest) -> None:
 
 def _check_names(folder: Path, files: list[str], manifest: Manifest, vocabulary: bool) -> None:
     for listed in manifest.files:
-        # Names are compared with those of the files, so each must be spelled in the same canonical form.
+        # These names are compared with the names of the files, so they must be spelled in the same canonical form.
         if (
             listed != PurePosixPath(listed).as_posix()
             or PurePosixPath(listed).is_absolute()
@@ -270,11 +272,11 @@ def _files(folder: Path) -> list[str]:
     paths = sorted(islice(folder.rglob("*"), MAX_FILES + 1))
     if len(paths) > MAX_FILES:
         raise BundleError(
-            f"bundle {folder}: has more than {MAX_FILES} files, which no bundle has: is this the right folder?"
+            f"bundle {folder}: has more than {MAX_FILES} files, too many for a bundle: check that the folder is right"
         )
     for path in paths:
         if path.is_symlink():
-            raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is a link: put the file itself there")
+            raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is a link: replace it with the file itself")
         if not path.is_file() and not path.is_dir():
             raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is not a regular file: remove it")
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]

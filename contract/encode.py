@@ -1,7 +1,7 @@
 """Encode a request for the model in two steps: values to tokens, then tokens to ids with any lookup.
 
-The steps are separate because the lookup may need the network. Between them the caller gets the tokens that the request
-needs, and fetches all of their ids at once.
+The steps are separate because the lookup may need the network. Between them, the caller gets the tokens that the
+request needs, and fetches all of their ids at once.
 """
 
 import sys
@@ -30,7 +30,7 @@ class Tokens:
         rows: Positions of the N candidates in the request.
         errors: Position in the request -> why the candidate was left out.
         missing: Field -> number of missing values.
-        outside: Field -> number of values outside of the range of the training data.
+        outside: Field -> number of values outside the range of the training data.
         ignored: Side -> number of names that are not in the schema.
     """
 
@@ -125,11 +125,11 @@ class Encoder:
             candidates: Values by field name, for each candidate.
             skip_bad: Leave out a candidate with a bad value and report it in `Tokens.errors`, instead of raising.
             known: Ids that need no lookup.
-            errors: Candidates that are known to be bad already, by position. They are left out without a look at
-                their values.
+            errors: Candidates that are already known to be bad, by position. They are left out, and their values are
+                not read.
 
         Raises:
-            BadFeature: A value does not fit its field. In a candidate, only without `skip_bad`.
+            BadFeature: A value does not fit its field. For a value of a candidate, only without `skip_bad`.
         """
         if self._strict:
             self._context.check(context, "$.context", True)
@@ -137,14 +137,14 @@ class Encoder:
         try:
             return self._read(context, candidates, errors, known)
         except ValueError:
-            # Reading whole columns does not tell which value is bad. Check value by value to find it.
+            # Reading whole columns does not show which value is bad. Check value by value to find it.
             self._context.check(context, "$.context", self._strict)
             return self._read(context, candidates, self._all_errors(candidates, skip_bad, errors), known)
 
     def _all_errors(
         self, candidates: Sequence[Features], skip_bad: bool, known: Mapping[int, BadFeature]
     ) -> dict[int, BadFeature]:
-        """Return the error of each bad candidate by position, the known ones included."""
+        """Return the error of each bad candidate by position, including the known ones."""
         errors = dict(known)
         for index, features in enumerate(candidates):
             if index in errors:

@@ -9,7 +9,7 @@ import msgspec
 from contract.encode import Encoder, ModelInput
 from contract.reader import Lookup
 
-TOLERANCE = 1e-5  # Right answers may differ by this much, because float32 sums depend on the order.
+TOLERANCE = 1e-5  # Correct answers may differ by this much, because float32 sums depend on the order.
 
 
 class GoldenCandidate(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ def write_golden(golden: Sequence[GoldenRequest], path: Path) -> None:
 
 
 def golden_input(encoder: Encoder, request: GoldenRequest, vocabularies: Lookup) -> ModelInput:
-    """Encode a golden request like the service does.
+    """Encode a golden request as the service does.
 
     Args:
         encoder: An encoder that is not strict, because a tenth of the golden values are missing.

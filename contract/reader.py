@@ -13,7 +13,7 @@ from contract.schema import FeatureSchema, Side
 from contract.tokens import Numbers, number_reader, token, tokenizer
 from contract.vocabulary import MISSING, UNKNOWN
 
-MAX_NAME_CHARS = 100  # of a name that a client sent, in an error message or a log
+MAX_NAME_CHARS = 100  # maximum characters of a client's name in an error message or a log
 
 Features = Mapping[str, Any]
 # Field name -> function from a token to its id, which is 0 for an unknown token.
@@ -112,11 +112,11 @@ class Reader:
         return np.array(columns, np.float64).reshape(len(self.numeric), len(rows)).T
 
     def normalize(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the numbers, normalized. Shape: (rows, numeric fields), as before."""
+        """Return the normalized numbers. The shape stays (rows, numeric fields)."""
         return self._numbers.normalize(numbers) if self.numeric else numbers.astype(np.float32)
 
     def check(self, features: Features, path: str, strict: bool) -> None:
-        """Raise BadFeature for the first invalid value of a row. This is slow, so call it only if there is one."""
+        """Raise BadFeature for the first invalid value of a row. Slower than reading whole columns."""
         if len(features) > self._max_names:
             raise BadFeature(path, f"{len(features)} fields, but the limit is {self._max_names}: send fewer")
         if strict:
@@ -153,7 +153,7 @@ class Reader:
         return rows
 
     def count_outside(self, numbers: NDArray[np.float64], into: Counter[str]) -> None:
-        """Count the numbers of each field that are outside of the range of the training data."""
+        """Count the numbers of each field that are outside the range of the training data."""
         if self.numeric:
             _add(self.numeric, self._numbers.outside(numbers).sum(0).tolist(), into)
 
@@ -194,16 +194,16 @@ def _column(
 
     Args:
         values: The field's value in each row.
-        known: Canonical token -> id. A value found here is a canonical token already, as most are, and is not read. A
-            request has hundreds of values, so this saves time.
+        known: Canonical token -> id. A value that is found here is already a canonical token, as most values are, and
+            is not read. This saves time, because a request has hundreds of values.
         read: Returns the token of a value.
-        transformed: The field has a transform, so its values are never canonical tokens.
+        transformed: Whether the field has a transform, so that its values are never canonical tokens.
     """
     if transformed:
         values, read = [read(value) for value in values], token
     try:
         ids = [known.get(value) for value in values]
-    except TypeError:  # A list or an object cannot be looked up. token() will refuse it.
+    except TypeError:  # A list or an object cannot be looked up. token() will reject it.
         ids = [None] * len(values)
     if None not in ids:
         return Column(ids, [], [])

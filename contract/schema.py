@@ -27,12 +27,12 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     when a new attribute is added to the format.
 
     Attributes:
-        mean: Normalizes a numeric field. Has no effect on a categorical one.
-        std: Normalizes a numeric field. Has no effect on a categorical one.
+        mean: Mean with which a numeric field is normalized. Has no effect on a categorical field.
+        std: Standard deviation with which a numeric field is normalized. Has no effect on a categorical field.
         missing: Values that mean "missing", such as "-1" in some logs.
         transform: Turns the numbers of a categorical field into tokens.
         seen: The smallest and the largest number in the training data. The model has not learned anything about numbers
-            outside of this range.
+            outside this range.
     """
 
     name: str
@@ -72,7 +72,7 @@ class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         twice = [name for name, count in Counter(f.name for f in self.fields).items() if count > 1]
         if twice:
-            raise ValueError(f"field {twice[0]!r} appears twice: give every field its own name")
+            raise ValueError(f"field {twice[0]!r} appears twice: give every field a different name")
         for side in ("context", "candidate"):
             if not any(f.side == side and f.kind == "categorical" for f in self.fields):
                 raise ValueError(f"no categorical {side} field: a schema needs at least one on each side")

@@ -65,8 +65,8 @@ def number(value: Any) -> float:
 def log_square(value: Any) -> str | None:
     """Return a number's bucket, or None if it is missing.
 
-    The bucket is floor(log(x)^2) for x > 2, otherwise "SP" and floor(x). The winners of Criteo's challenge turned its
-    counts into categories like this (Juan, Zhuang, Chin: "3 Idiots").
+    The bucket is floor(log(x)^2) for x > 2, otherwise "SP" and floor(x). The winners of Criteo's challenge turned
+    counts into categories in this way (Juan, Zhuang, Chin: "3 Idiots").
 
     Raises:
         ValueError: See `number`.
@@ -114,7 +114,7 @@ def number_reader(field: Field) -> Callable[[Any], float]:
 def absent_numbers(field: Field) -> frozenset[float]:
     """Return the field's "missing" values that are finite numbers, in any notation: "-1.0" is -1.
 
-    The others, including NaN and infinities, may occur in a log as text. A client cannot send them as numbers.
+    The other values, including NaN and infinities, may occur in a log as text. A client cannot send them as numbers.
     """
     found = set()
     for text in field.missing or ():
@@ -135,14 +135,14 @@ class Numbers:
         self._low, self._high = np.array(seen).reshape(-1, 2).T
 
     def outside(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return which numbers are outside of the range of the training data."""
+        """Return which numbers are outside the range of the training data."""
         return (values < self._low) | (values > self._high)
 
     def normalize(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return (value - mean) / std, and 0 for a missing value, which is the mean.
 
-        A number outside of the range of the training data is replaced by the nearest end of the range. The result is
-        clipped to ±10,000, mainly for schemas that do not state the range.
+        A number outside the range of the training data is clipped to the range. The result is clipped to ±10,000,
+        mainly for schemas that do not state the range.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # An overflow is clipped below.
             scaled = (np.clip(values, self._low, self._high) - self._mean) / self._std

@@ -1,4 +1,4 @@
-"""The vocabulary of one field, memory-mapped: it opens at once, and processes share its pages."""
+"""The vocabulary of one field. It is memory-mapped, so it opens instantly, and processes share its pages."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,12 +17,15 @@ HOW_TO_FIX = ": create it again with ctr-prepare and ctr-export"
 class Vocabulary:
     """The ids of a field's tokens.
 
-    Ids 0 (unknown) and 1 (missing) always exist. The tokens have the ids from 2 on, the most frequent token first.
+    Ids 0 (unknown) and 1 (missing) always exist. The ids of the tokens start at 2, the most frequent token first.
     """
 
     def __init__(self, trie: marisa_trie.Trie, ids: NDArray[np.int32]) -> None:
         if ids.dtype != np.int32 or ids.shape != (len(trie),):
-            raise ValueError(f"{len(trie)} tokens, but ids {ids.dtype}{list(ids.shape)}{HOW_TO_FIX}")
+            raise ValueError(
+                f"found {len(trie)} tokens, but the ids are {ids.dtype}{list(ids.shape)}; "
+                f"expected one int32 id per token{HOW_TO_FIX}"
+            )
         self._trie = trie
         # Reading one element as a Python int is about three times faster from a memoryview than from an array.
         self._ids = memoryview(np.asarray(ids))  # type: ignore[arg-type]  # mypy does not know numpy's buffers.
@@ -33,7 +36,7 @@ class Vocabulary:
 
     def __call__(self, token: str) -> int:
         """Return the token's id, or 0 if it is unknown."""
-        if NUL in token:  # marisa ends a key at NUL, and would find the part before it.
+        if NUL in token:  # marisa truncates a key at NUL, and would find the part before it.
             return UNKNOWN
         try:
             index = self._trie.get(token)
@@ -82,7 +85,7 @@ def open_vocabulary(folder: Path, name: str) -> Vocabulary:
         ids = np.lib.format.open_memmap(folder / f"{name}.ids.npy", mode="r")
         vocabulary = Vocabulary(trie, ids)
         if len(ids) and not FIRST <= ids.min() <= ids.max() < len(vocabulary):
-            raise ValueError(f"ids from {ids.min()} to {ids.max()}, but they must be {FIRST} to {len(vocabulary) - 1}")
+            raise ValueError(f"found ids {ids.min()} to {ids.max()}; expected {FIRST} to {len(vocabulary) - 1}")
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         reason = str(error).removesuffix(HOW_TO_FIX)
         raise ValueError(f"vocabulary of field {name!r}: {reason}{HOW_TO_FIX}") from error

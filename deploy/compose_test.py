@@ -200,7 +200,7 @@ def stops_without_losing_any(compose: Compose, requests: Sequence[Prepared]) -> 
         thread.start()
     time.sleep(1.0)
     stopping.start()
-    eventually(lambda: not is_ready(compose), STOP_S, "/readyz still answers 200")
+    eventually(lambda: not is_ready(compose), STOP_S, "/readyz did not stop returning 200")
     leaving.set()
     for thread in (*clients, stopping):
         thread.join(STOP_S)

@@ -1,4 +1,4 @@
-"""STEC in C++. It is optional: it must be built, and on x86-64 it needs a processor with AVX2 and FMA.
+"""STEC in C++. It is optional, because it must be built, and on x86-64 it needs a processor with AVX2 and FMA.
 
 For serving, the kernel is a single onnxruntime operator, `ctr.stec::Score`. stec.cpp implements the model, and op.cpp
 registers it with onnxruntime. export/graphs/kernel.py creates graphs that use it. Without the kernel, onnxruntime's own
@@ -20,7 +20,7 @@ class NoKernel(RuntimeError):
 
 def built() -> Path:
     """Return the path of the kernel's library. Raises NoKernel if it was not built."""
-    # In the order of an import: the library for this interpreter comes before one for another version.
+    # In the same order as an import, so that the library for this interpreter comes before one for another version.
     named = [Path(__file__).parent / f"_stec{suffix}" for suffix in EXTENSION_SUFFIXES]
     for path in named:
         if path.exists():

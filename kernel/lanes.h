@@ -46,14 +46,14 @@ inline Lanes exp_of_negative(Lanes x) {
 }
 
 inline Lanes inverse_root(Lanes x) {
-  float roots[LANES];  // Through memory, because the compiler does not vectorize square roots of single lanes.
+  float roots[LANES];  // Goes through memory, because the compiler does not vectorize square roots of single lanes.
   std::memcpy(roots, &x, sizeof x);
   for (float& root : roots) root = std::sqrt(root);
   std::memcpy(&x, roots, sizeof x);
   return 1.0f / x;
 }
 
-// What is done to a product before it is stored.
+// What to do with a product before it is stored.
 enum class Then { AddBias, AddBiasAndRelu, AddTo };
 
 // A matrix of Lanes. Element (row, column) is at index row * row_step + column * column_step.

@@ -1,4 +1,4 @@
-// The sizes of a model, and the checks of its inputs.
+// The sizes of a model, and the validation of its inputs.
 #include "stec.h"
 
 namespace stec {

@@ -1,7 +1,7 @@
 // The part of onnxruntime's C API that one operator needs. onnxruntime's Python wheels contain no headers.
 //
 // All functions belong to version 1 of OrtApi, in which each function has a fixed index that onnxruntime guarantees not
-// to change. OrtCustomOp is that of version 17. onnxruntime reads no fields that were added after `version`.
+// to change. OrtCustomOp is the struct of version 17. onnxruntime does not read fields that were added after `version`.
 #pragma once
 
 #include <cstddef>

@@ -13,10 +13,10 @@
 namespace stec {
 namespace {
 
-constexpr int64_t CHUNK = 6;  // columns at a time, so that intermediate results stay in the L1 cache
+constexpr int64_t CHUNK = 6;  // Columns at a time, so that intermediate results stay in the L1 cache.
 constexpr int64_t LONG = 8;   // A request with at least this many candidates gets its own groups.
 
-// The part of a level that depends only on the context, and is shared by all candidates of a request.
+// The part of a level that depends only on the context. All candidates of a request share it.
 struct Shared {
   Lanes* logit;                    // [1]
   Lanes *by_query, *by_key;        // [D][F - U]: factors for the keys and queries of a candidate
@@ -30,7 +30,7 @@ struct Level {
 
 thread_local Memory memory;
 
-// Scores groups of up to eight candidates, and computes what they share only once per request.
+// Scores groups of up to eight candidates. What they share is computed only once per request.
 class Scorer {
  public:
   explicit Scorer(const Model& model)
@@ -78,7 +78,7 @@ class Scorer {
     return end;
   }
 
-  // Assigns memory to the intermediate results. If `start` is null, only counts how much is needed.
+  // Assigns memory to the intermediate results. If `start` is null, only counts how much memory is needed.
   void place_intermediates(Lanes* start) {
     taken = 0;
     const auto take = [&](int64_t count) {
@@ -177,9 +177,9 @@ class Scorer {
     }
   }
 
-  // If all lanes hold the same row, a column holds each number eight times. This happens for the fields of a single
+  // If all lanes hold the same row, a column contains each number eight times. This happens for the fields of a single
   // candidate, or for the context of a single request. An operation that treats all columns alike can then process
-  // eight columns packed into one.
+  // eight columns that are packed into one.
   static int64_t packed_columns(int64_t columns) { return (columns + LANES - 1) / LANES; }
 
   // [D][columns] -> [D][packed columns]
@@ -262,8 +262,8 @@ class Scorer {
     return logit;
   }
 
-  // Whole: the softmax over all keys. Keep: over the keys of the context, with a state that is kept. GoOn: continues
-  // from that state with the keys of a candidate.
+  // Whole: softmax over all keys. Keep: softmax over the keys of the context, whose state is kept. GoOn: continues from
+  // that state with the keys of a candidate.
   enum class Softmax { Whole, Keep, GoOn };
 
   // Fields begin..end attend to fields from..to, one head at a time. Writes attended [D][F], or its shared part.
@@ -320,7 +320,7 @@ class Scorer {
     }
   }
 
-  // Completes a softmax that Softmax::Keep started, if no keys of a candidate follow.
+  // Completes a softmax that Softmax::Keep started, when no keys of a candidate follow.
   void normalise_attended(int64_t l) {
     const Shared& shared = levels[size_t(l)].shared;
     const int64_t K = D / s.heads;

@@ -1,5 +1,5 @@
 // A folded STEC (see export/graphs/pack.py) on the CPU. It computes eight candidates at a time, one in each lane of a
-// vector, and so avoids the time that onnxruntime's operators spend on short rows, small products and copies.
+// vector. This avoids the time that onnxruntime's operators spend on short rows, small products and copies.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ struct Input {
   const float *context_values, *candidate_values;
 };
 
-// Returns null if every offset, id and index is in range, otherwise a message that names the one that is not.
+// Returns null if every offset, id and index is in range, otherwise a message that says what is out of range.
 const char* problem(const Model& model, const Input& input);
 
 // Writes the logits, float [N]. Call this only if problem() returns null.

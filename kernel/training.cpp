@@ -1,6 +1,6 @@
-// The operations on all pairs of fields in training, forward and backward, without storing a number for each pair and
-// row: the batch statistics and logit of a level (model/stec/factorized.py), and attention. model/stec/fused.py calls
-// these functions.
+// The operations on all pairs of fields in training, forward and backward: the batch statistics and logit of a level
+// (model/stec/factorized.py), and attention. They do not store a number for each pair and row. model/stec/fused.py
+// calls these functions.
 // Legend: B rows, F fields, D width, H heads, K = D / H. Rows are stored as [B][F][D], and pairs as [D][F][F].
 #include <algorithm>
 #include <cmath>
@@ -79,7 +79,7 @@ void add_group(const Doubles* left, const Doubles* right, int64_t fields, Double
   }
 }
 
-// first[D][F][F] = sum over rows of scale * left * right. second[D][F][F], if not null: the sum of their squares.
+// first[D][F][F] = sum over rows of scale * left * right. second[D][F][F], if not null, is the sum of their squares.
 // A null scale means 1.
 void moments(const float* left, const float* right, const float* scale, Rows s, double* first, double* second) {
   const int64_t pairs = s.pairs(), sums = s.tiles() * pairs, group = s.fields * GROUP;
@@ -180,8 +180,8 @@ void transpose(const Lanes* from, int64_t rows, int64_t columns, Lanes* to) {
     for (int64_t column = 0; column < columns; ++column) to[column * rows + row] = *from++;
 }
 
-// Attention (Eq. 5 and 6) for eight rows at a time. A head's arrays are parts of the [F][D] and [D][F] arrays of all
-// heads.
+// Attention (Eq. 5 and 6) for eight rows at a time. The arrays of a head are parts of the [F][D] and [D][F] arrays of
+// all heads.
 class Attention {
  public:
   Attention(Rows rows, int64_t heads, float divisor, const uint8_t* allowed)

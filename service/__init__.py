@@ -1,1 +1,1 @@
-"""The scoring service. It imports no training library."""
+"""The scoring service. It does not import any training library."""

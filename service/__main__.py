@@ -1,4 +1,4 @@
-"""The command ctr-serve, also `python -m service`: a supervisor and its workers."""
+"""The command ctr-serve, also `python -m service`: run a supervisor, which starts the workers."""
 
 import argparse
 import asyncio
@@ -27,15 +27,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Returns:
-        The exit code: 0 after a signal, 2 if the server cannot start. Then one line on stderr says why.
+        The exit code: 0 after a signal, or 2 if the server cannot start. In that case, the reason is printed to stderr
+        as one line.
     """
     arguments = parse_arguments(argv)
-    # Importing it takes 0.1 s (numpy), which --help does not need.
+    # Imported here because the import takes 0.1 s (numpy), and --help does not need it.
     from service.models.store import StoreError
 
     json_logging.set_up()
-    # Until the supervisor handles signals: stop at once, and ignore a reload, because the current bundle is loaded
-    # anyway.
+    # Until the supervisor handles signals, exit immediately on SIGTERM and SIGINT. Ignore a reload, because startup
+    # loads the current bundle anyway.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -53,23 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line's flags."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         "ctr-serve",
         description="Serve a click-through-rate model over HTTP. All settings are CTR_* environment variables, listed "
         "in docs/operations.md; the flags below override three of them.",
     )
     parser.add_argument("--bundle", type=Path, help="folder of the bundle to serve (CTR_BUNDLE)")
-    parser.add_argument("--store", type=Path, help="folder of a ctr-store; serves its current bundle (CTR_STORE)")
-    parser.add_argument("--workers", type=int, help="number of workers (CTR_WORKERS); default: the CPU quota")
+    parser.add_argument("--store", type=Path, help="folder of a store; serves its current bundle (CTR_STORE)")
+    parser.add_argument("--workers", type=int, help="number of workers (CTR_WORKERS); default: one per available CPU")
     parser.add_argument("--print-curl", action="store_true", help="print an example request when the server is ready")
     return parser.parse_args(argv)
 
 
 def export_flags(arguments: argparse.Namespace) -> None:
-    """Set the environment variables that the flags stand for, so that the workers inherit them.
+    """Set the environment variables that correspond to the flags, so that the workers inherit them.
 
-    `--bundle` and `--store` replace both CTR_BUNDLE and CTR_STORE.
+    Either of `--bundle` and `--store` overrides both CTR_BUNDLE and CTR_STORE.
     """
     given = {name: str(value) for name in FLAGS if (value := getattr(arguments, name)) is not None}
     replaced = set(given) | ({"bundle", "store"} if {"bundle", "store"} & set(given) else set())
@@ -83,7 +84,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens on an IPv4 or IPv6 address.
 
     Raises:
-        CannotListen: The address is in use, or is not one of this machine.
+        CannotListen: The address is in use, or does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -94,7 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def supervise(settings: Settings, listeners: Sequence[socket.socket], metrics: Path, print_curl: bool) -> int:
     """Run the supervisor, and return the exit code."""
-    # Imported here because prometheus_client reads the variable that shared_folder sets when it is imported.
+    # Imported here because prometheus_client reads an environment variable at import, and shared_folder() sets it.
     from service.processes.supervisor import Supervisor
 
     workers = settings.workers or available_cpus()

@@ -1,6 +1,6 @@
-"""/admin: what an operator may ask of a running server.
+"""The /admin API, with which an operator controls a running server.
 
-It has its own key and, if CTR_ADMIN_PORT is set, its own port.
+It has its own API key and, if CTR_ADMIN_PORT is set, its own port.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,13 +17,13 @@ from service.errors import Unauthorized
 
 
 class Reloaded(msgspec.Struct):
-    """The version that all workers serve now."""
+    """The version that all workers now serve."""
 
     version: str
 
 
 def admin_app(app: FastAPI) -> FastAPI:
-    """Return the application of the admin port: the probes and metrics of `app`, whose state it shares."""
+    """Return the application for the admin port. It shares the state of `app`, and serves its probes and metrics."""
     admin = FastAPI(docs_url=None, openapi_url=None, redoc_url=None, redirect_slashes=False)
     admin.state = app.state
     add_error_handlers(admin)
@@ -41,9 +41,9 @@ def add_admin(app: FastAPI, keys: ApiKeys, reload_model: Callable[[], Awaitable[
     """
 
     async def reload(request: Request) -> Response:
-        """Return 200 once all workers serve the current bundle, or 409 when it is refused and the old one stays."""
+        """Return 200 once all workers serve the current bundle, or 409 if it is refused and the old one stays."""
         if keys.name_of(request.headers) is None:
-            raise Unauthorized("Send the key in CTR_ADMIN_KEY_FILE, in the header Authorization: Bearer KEY.")
+            raise Unauthorized("Send the key from CTR_ADMIN_KEY_FILE in the header Authorization: Bearer KEY.")
         return Response(msgspec.json.encode(Reloaded(await reload_model())), media_type=JSON)
 
     app.add_route("/admin/reload", reload, methods=["POST"])

@@ -1,4 +1,4 @@
-"""The ASGI application: routes requests, and opens what serves them when it starts."""
+"""The ASGI application. It routes requests, and opens the model at startup."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ DISTRIBUTION = "stec-ctr"
 
 
 class Application(FastAPI):
-    """FastAPI with a direct path for POST /v1/score: middleware and routing cost as much as scoring a candidate."""
+    """FastAPI with a shortcut for POST /v1/score: middleware and routing would take as long as scoring a candidate."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == SCORE_PATH and scope["method"] == "POST":
@@ -42,7 +42,7 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
 
     async def score(self, request: Request) -> Response:
-        """Return the response to a POST /v1/score, also when it fails."""
+        """Return the response to POST /v1/score, including error responses."""
         request.scope["app"] = self
         try:
             return await score(request)
@@ -78,13 +78,13 @@ def create_app(settings: Settings | None = None) -> Application:
     )
     app.state.draining = False
     app.state.metrics = Metrics()
-    app.state.scrape = app.state.metrics.text  # this process's; a supervisor replaces it by that of all processes
+    app.state.scrape = app.state.metrics.text  # this process only; a worker replaces it to return those of all workers
     app.state.admission = Admission(settings.max_in_flight, settings.queue_target_ms / 1e3, settings.max_buffered_bytes)
     add_error_handlers(app)
     has_metrics = settings.admin_port is None
     document = openapi(TITLE, app.version, has_metrics)
-    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI documents this way to replace it
-    # Starlette's routes rather than FastAPI's: the handlers read the raw body and parse it themselves.
+    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI documents replacing it this way
+    # These are Starlette routes rather than FastAPI routes, because the handlers read and parse the raw body.
     app.add_route(SCORE_PATH, score, methods=["POST"])
     app.add_route("/v1/explain", explain, methods=["POST"])
     app.add_route("/v1/model", describe_model, methods=["GET"])
@@ -99,7 +99,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def add_probes(app: FastAPI, metrics: bool = True) -> None:
-    """Add /livez and /readyz and, with `metrics`, /metrics."""
+    """Add /livez, /readyz and, if `metrics` is true, /metrics."""
     app.add_route("/livez", livez, methods=["GET"])
     app.add_route("/readyz", readyz, methods=["GET"])
     if metrics:
@@ -107,10 +107,10 @@ def add_probes(app: FastAPI, metrics: bool = True) -> None:
 
 
 async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:
-    """Open everything that serves requests, in order, and leave it to `stack` to close it in reverse.
+    """Open everything that serves requests, in order. `stack` closes it in reverse order.
 
     Raises:
-        SettingsError, BundleError, EngineMissing: The settings, the bundle or onnxruntime do not allow serving.
+        SettingsError, BundleError, EngineMissing: The settings, the bundle or onnxruntime cannot be used.
     """
     assert settings.bundle is not None, "the supervisor chooses a store's bundle"
     keys = None if settings.api_keys_file is None else read_keys(settings.api_keys_file)
@@ -125,12 +125,12 @@ async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) 
 
 
 def drain(app: FastAPI) -> None:
-    """Answer /readyz with 503 from now on. Requests are still answered until the process ends."""
+    """Return 503 from /readyz from now on. Other requests are still answered until the process exits."""
     app.state.draining = True
 
 
 def serving_of(request: Request) -> ModelManager:
-    """Return what serves a request."""
+    """Return the manager of the model that serves a request."""
     serving: ModelManager = request.app.state.serving
     return serving
 
@@ -177,7 +177,7 @@ async def readyz(request: Request) -> Response:
     model = serving_of(request).model
     model.readiness.check()
     if request.app.state.draining:
-        raise NotReady("The server is draining and will end soon. Send requests to another one.")
+        raise NotReady("The server is draining and will exit soon. Send requests to another server.")
     return PlainTextResponse(f"ready: {model.version}\n")
 
 

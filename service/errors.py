@@ -2,7 +2,7 @@
 
 * Problem
   x NotJson           400  the body is not JSON
-  x Unauthorized      401  the server requires an API key, and the request has none of its keys
+  x Unauthorized      401  the server requires an API key, and the request has no valid one
   x NotFound          404  the server or its model does not have what was requested
   x Refused           409  the new model cannot be served
   x TooLarge          413  the body is too large
@@ -10,7 +10,7 @@
   x BadRequest        422  the body is JSON, but not a request that this model can score
   x Overloaded        429  the client may try again after `Retry-After` seconds
   x ClientGone        499  the client disconnected before the response
-  x Failed            500  a bug or a defect of this server; the log has the request's id
+  x Failed            500  a bug or defect in this server; the log has the request's id
   x NotReady          503  starting, draining, or the self-test failed
   x DeadlineExceeded  504  the request's deadline passed
 """
@@ -23,7 +23,7 @@ class Problem(Exception):
 
     Attributes:
         status: HTTP status.
-        outcome: Label of the metrics. With dashes for underscores, also the end of the problem's type URN.
+        outcome: Label in the metrics. With dashes instead of underscores, also the last part of the problem's type URN.
         title: Short description of the class of problems.
         detail: What is wrong with this request, and what to change.
         path: JSON path of the wrong value in the request, if there is one.
@@ -77,7 +77,7 @@ class WrongType(Problem):
 class Overloaded(Problem):
     """More requests than the server can answer in time.
 
-    429 rather than 503: a load balancer takes a server that answers 503 out of rotation.
+    The status is 429 rather than 503, because a load balancer takes a server that returns 503 out of rotation.
     """
 
     status, outcome, title = 429, "overloaded", "The server is overloaded"

@@ -1,4 +1,4 @@
-"""Settings that an operator makes, as CTR_* environment variables. A misspelled name stops the start."""
+"""The operator's settings, read from CTR_* environment variables. A misspelled name prevents startup."""
 
 import difflib
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 PREFIX = "CTR_"
 MAX_TIMEOUT_MS = 10_000  # the longest deadline that a request or CTR_TIMEOUT_MS may set
 HOW_TO_SET_A_BUNDLE = (
-    "Set it to the folder of a bundle, for example CTR_BUNDLE=deploy/demo, or set CTR_STORE to a folder of ctr-store."
+    "Set it to the folder of a bundle, for example CTR_BUNDLE=deploy/demo, or set CTR_STORE to the folder of a store."
 )
-TRAINING_VARIABLES = frozenset({"CTR_DATA"})  # not settings of the service, but accepted in its environment
+TRAINING_VARIABLES = frozenset({"CTR_DATA"})  # not service settings, but allowed in its environment
 
 
 class SettingsError(ValueError):
@@ -22,63 +22,103 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     """The settings of the service. Limits are per worker process.
 
-    A name ends in its unit: ms and s, bytes, rows (candidates), chars.
+    Names end with their unit: ms, s, bytes, rows (candidates) or chars.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bundle: Path | None = Field(default=None, description="folder of the bundle to serve")
-    store: Path | None = Field(default=None, description="folder of ctr-store whose current bundle to serve")
+    store: Path | None = Field(
+        default=None, description="folder of a store (see ctr-store); its current bundle is served"
+    )
     host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65_535, description="0: any free port")
-    workers: int | None = Field(default=None, ge=1, le=256, description="processes; default: one per CPU of the quota")
-    threads: int = Field(default=1, ge=1, le=256, description="onnxruntime's threads for one run")
-    slots: int = Field(default=1, ge=1, le=256, description="runs at the same time")
-    device: Literal["cpu", "cuda"] = Field(default="cpu", description="where onnxruntime runs the model")
-    device_strict: bool = Field(default=False, description="do not start without that device")
+    port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0: any free port")
+    workers: int | None = Field(
+        default=None, ge=1, le=256, description="number of workers; default: one per available CPU"
+    )
+    threads: int = Field(default=1, ge=1, le=256, description="threads that onnxruntime uses for one run of the model")
+    slots: int = Field(default=1, ge=1, le=256, description="number of concurrent runs of the model")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="device that runs the model")
+    device_strict: bool = Field(default=False, description="refuse to start if that device cannot be used")
 
     vocabulary: Literal["bundle", "redis"] = Field(
-        default="bundle", description="redis: the bundle may come without its vocabulary"
+        default="bundle", description="with redis, the bundle need not contain the vocabulary, because Redis has it"
     )
     redis_url: SecretStr | None = None
-    redis_timeout_ms: float = Field(default=10, gt=0, le=1000, description="how long a request waits for Redis")
-    cache_tokens: int = Field(default=100_000, ge=0, le=100_000_000, description="size of the token cache, in tokens")
-    cache_bytes: int = Field(default=16 * 1024 * 1024, ge=0, le=2**40, description="size of the token cache, in bytes")
+    redis_timeout_ms: float = Field(
+        default=10, gt=0, le=1000, description="maximum time that a request waits for Redis"
+    )
+    cache_tokens: int = Field(
+        default=100_000, ge=0, le=100_000_000, description="maximum size of the token cache, in tokens"
+    )
+    cache_bytes: int = Field(
+        default=16 * 1024 * 1024, ge=0, le=2**40, description="maximum size of the token cache, in bytes"
+    )
     cache_unknown_s: float = Field(default=60, ge=0, le=86_400, description="how long an unknown token is cached")
 
-    timeout_ms: int = Field(default=50, ge=1, le=MAX_TIMEOUT_MS, description="deadline of a request that sets none")
-    max_rows: int = Field(default=1024, ge=1, le=100_000, description="rows in one run of the model")
-    inline_ms: float = Field(default=20, ge=0, le=1000, description="with one slot, shorter runs need no thread")
-    max_queued_rows: int = Field(default=16_384, ge=1, le=10_000_000, description="rows in the queue; beyond: 429")
-    max_in_flight: int = Field(default=512, ge=1, le=100_000, description="requests in flight; beyond: 429")
-    queue_target_ms: float = Field(default=10, gt=0, le=1000, description="wait that the limit in force adapts to")
+    timeout_ms: int = Field(default=50, ge=1, le=MAX_TIMEOUT_MS, description="deadline for requests that set none")
+    max_rows: int = Field(default=1024, ge=1, le=100_000, description="maximum rows in one run of the model")
+    inline_ms: float = Field(
+        default=20, ge=0, le=1000, description="with one slot, shorter runs do not use a separate thread"
+    )
+    max_queued_rows: int = Field(
+        default=16_384, ge=1, le=10_000_000, description="maximum rows in the queue; further requests get a 429"
+    )
+    max_in_flight: int = Field(
+        default=512, ge=1, le=100_000, description="maximum requests in flight; further requests get a 429"
+    )
+    queue_target_ms: float = Field(
+        default=10,
+        gt=0,
+        le=1000,
+        description="target for the wait in the queue; the limit on requests in flight adapts to it",
+    )
 
-    strict: bool = Field(default=False, description="refuse unknown fields and missing values")
-    max_candidates: int = Field(default=1000, ge=1, le=100_000, description="candidates in one request")
-    max_fields: int = Field(default=1000, ge=1, le=100_000, description="names in one object of features")
-    max_token_chars: int = Field(default=1024, ge=1, le=1_000_000, description="characters in one value")
+    strict: bool = Field(default=False, description="refuse requests with unknown fields or missing values")
+    max_candidates: int = Field(default=1000, ge=1, le=100_000, description="maximum candidates in one request")
+    max_fields: int = Field(default=1000, ge=1, le=100_000, description="maximum names in one object of features")
+    max_token_chars: int = Field(default=1024, ge=1, le=1_000_000, description="maximum characters in one value")
     max_body_bytes: int = Field(default=2 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     max_buffered_bytes: int = Field(
-        default=64 * 1024 * 1024, ge=1024, le=2**40, description="bytes of all bodies together; beyond: 429"
+        default=64 * 1024 * 1024,
+        ge=1024,
+        le=2**40,
+        description="maximum total bytes of the bodies in memory; further requests get a 429",
     )
     max_connections: int = Field(default=1000, ge=1, le=100_000)
-    head_timeout_ms: int = Field(default=5000, ge=1, le=600_000, description="for a request's head to arrive")
-    body_timeout_ms: int = Field(default=10_000, ge=1, le=600_000, description="for a request's body to arrive")
-    keep_alive_ms: int = Field(default=75_000, ge=1, le=3_600_000, description="for the next request on a connection")
-    drain_notice_ms: int = Field(default=500, ge=0, le=600_000, description="from SIGTERM until the port is closed")
-    drain_ms: int = Field(default=15_000, ge=1, le=600_000, description="after that, for the requests in flight")
+    head_timeout_ms: int = Field(
+        default=5000, ge=1, le=600_000, description="maximum time for a request's head to arrive"
+    )
+    body_timeout_ms: int = Field(
+        default=10_000, ge=1, le=600_000, description="maximum time for a request's body to arrive"
+    )
+    keep_alive_ms: int = Field(
+        default=75_000, ge=1, le=3_600_000, description="maximum time between two requests on a connection"
+    )
+    drain_notice_ms: int = Field(
+        default=500, ge=0, le=600_000, description="time from SIGTERM until the port is closed"
+    )
+    drain_ms: int = Field(
+        default=15_000, ge=1, le=600_000, description="maximum time after that for requests in flight to finish"
+    )
 
-    api_keys_file: Path | None = Field(default=None, description="lines of `name key`; none: clients need no key")
-    admin_key_file: Path | None = Field(default=None, description="key of /admin; none: there is no /admin")
-    admin_port: int | None = Field(default=None, ge=0, le=65_535, description="only port of /admin and /metrics")
+    api_keys_file: Path | None = Field(
+        default=None, description="file with a line `name key` per client; without it, clients need no key"
+    )
+    admin_key_file: Path | None = Field(
+        default=None, description="file with the key for /admin; without it, /admin does not exist"
+    )
+    admin_port: int | None = Field(
+        default=None, ge=0, le=65_535, description="separate port for /admin and /metrics; no other port serves them"
+    )
     docs: bool = Field(default=True, description="serve /docs and /openapi.json")
     log_values: bool = Field(default=False, description="log the feature values of requests that failed")
 
     request_log: Path | None = Field(default=None, description="folder for a sample of requests and their scores")
-    request_log_sample: float = Field(default=0.01, gt=0, le=1, description="share of requests in the request log")
-    request_log_max_bytes: int = Field(default=1024**3, ge=1024**2, le=2**50, description="size of that folder")
+    request_log_sample: float = Field(default=0.01, gt=0, le=1, description="share of requests that are logged")
+    request_log_max_bytes: int = Field(default=1024**3, ge=1024**2, le=2**50, description="maximum size of that folder")
     request_log_hash: str = Field(default="", description="fields to hash in the request log, separated by commas")
-    request_log_salt_file: Path | None = Field(default=None, description="file with the salt of these hashes")
+    request_log_salt_file: Path | None = Field(default=None, description="file with the salt for these hashes")
 
     @model_validator(mode="after")
     def check_model(self) -> Self:
@@ -93,33 +133,33 @@ class Settings(BaseModel):
     def check_dependencies(self) -> Self:
         """Require the settings that other settings need."""
         if self.vocabulary == "redis" and self.redis_url is None:
-            raise ValueError("CTR_VOCABULARY=redis needs CTR_REDIS_URL. Set it, or unset CTR_VOCABULARY.")
+            raise ValueError("CTR_VOCABULARY=redis requires CTR_REDIS_URL. Set it, or unset CTR_VOCABULARY.")
         if self.request_log_hash and self.request_log_salt_file is None:
             raise ValueError(
-                "CTR_REQUEST_LOG_HASH needs CTR_REQUEST_LOG_SALT_FILE: without a salt, hashed values can be guessed. "
-                "Set it to a file with 16 random bytes or more."
+                "CTR_REQUEST_LOG_HASH requires CTR_REQUEST_LOG_SALT_FILE: without a salt, hashed values can be "
+                "guessed. Set it to a file with 16 random bytes or more."
             )
         return self
 
     @model_validator(mode="after")
     def check_limits(self) -> Self:
-        """Require that the largest request fits the queue and the buffer."""
+        """Require that the largest request fits into the queue and into the buffer."""
         if self.max_queued_rows < self.max_candidates:
             raise ValueError(
                 f"CTR_MAX_QUEUED_ROWS={self.max_queued_rows} is less than CTR_MAX_CANDIDATES={self.max_candidates}, "
-                "so the largest request would never fit the queue. Raise CTR_MAX_QUEUED_ROWS."
+                "so the largest request would never fit into the queue. Raise CTR_MAX_QUEUED_ROWS."
             )
         if self.max_buffered_bytes < self.max_body_bytes:
             raise ValueError(
                 f"CTR_MAX_BUFFERED_BYTES={self.max_buffered_bytes} is less than "
-                f"CTR_MAX_BODY_BYTES={self.max_body_bytes}, so the largest body would never fit the buffer. "
+                f"CTR_MAX_BODY_BYTES={self.max_body_bytes}, so the largest body would never fit into the buffer. "
                 "Raise CTR_MAX_BUFFERED_BYTES."
             )
         return self
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Return the settings in CTR_* variables. Names may be in lower case, and an empty value counts as unset.
+    """Read the settings from CTR_* variables. Names may be in lower case, and an empty value counts as unset.
 
     Raises:
         SettingsError: A CTR_* name is unknown, no bundle is set, or a value is out of bounds.
@@ -140,7 +180,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def first_error(error: ValidationError) -> str:
-    """Return pydantic's first error as a line that names the variable. Not its value, which may be a password."""
+    """Return pydantic's first error as one line. It names the variable but not its value, which may be a password."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     reason = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:

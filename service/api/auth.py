@@ -23,23 +23,23 @@ MAX_FILE_BYTES = 1024 * 1024
 
 
 class KeysError(SettingsError):
-    """A file of keys cannot be used. The message names the file and the line, but never a key."""
+    """A key file cannot be used. The message names the file and the line, but never a key."""
 
 
 @dataclass(frozen=True)
 class ApiKeys:
-    """API keys by name. Holds digests instead of keys: as all have one length, comparing them takes constant time."""
+    """API keys by name. Stores digests, because they all have the same length and can be compared in constant time."""
 
     names: tuple[str, ...]
     _digests: tuple[bytes, ...] = field(repr=False)
 
     def name_of(self, headers: Mapping[str, str]) -> str | None:
-        """Return the name of the key in `Authorization: Bearer KEY` or `X-Api-Key: KEY`, or None if it is not valid."""
+        """Return the name of the key in `Authorization: Bearer KEY` or `X-Api-Key: KEY`, or None if it is invalid."""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         found = None
-        # Always compare all of them, so that the time it takes does not tell which key was found.
+        # Always compare with every key, so that the duration does not reveal which one matched.
         for name, known in zip(self.names, self._digests, strict=True):
             if hmac.compare_digest(digest, known):
                 found = name
@@ -59,7 +59,7 @@ def read_keys(path: Path) -> ApiKeys:
         key = key.strip()
         if not NAME.fullmatch(name):
             raise KeysError(
-                f"{path}:{number}: the name is not 1 to 64 letters, digits, '_', '.' or '-'. Write a line `name key`."
+                f"{path}:{number}: the name must be 1 to 64 letters, digits, '_', '.' or '-'. Write a line `name key`."
             )
         check_key(path, number, key)
         if name in names or key in keys:
@@ -79,26 +79,26 @@ def read_admin_key(path: Path) -> ApiKeys:
     for number, line in lines:
         check_key(path, number, line)
     if len(lines) > 1:
-        raise KeysError(f"{path}: {len(lines)} lines hold keys. Keep one.")
+        raise KeysError(f"{path}: found {len(lines)} keys; expected one. Remove the others.")
     return hashed(path, [ADMIN] * len(lines), [line for _, line in lines])
 
 
 def hashed(path: Path, names: Sequence[str], keys: Sequence[str]) -> ApiKeys:
-    """Return the keys of a file, of which there must be one at least."""
+    """Return the keys of a file. Raises KeysError if there are none."""
     if not keys:
-        raise KeysError(f"{path}: the file holds no key. Add one, or unset the setting.")
+        raise KeysError(f"{path}: the file contains no key. Add one, or unset the setting.")
     return ApiKeys(tuple(names), tuple(hashlib.sha256(key.encode()).digest() for key in keys))
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """Return the lines of a file with their numbers, without blank lines and comments. Raises KeysError."""
+    """Return the numbered lines of a file, without blank lines and comments. Raises KeysError."""
     try:
         if path.stat().st_mode & stat.S_IROTH:
             log.warning("%s is readable by every user: run chmod 600 on it", path)
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
         if len(raw) > MAX_FILE_BYTES:
-            raise KeysError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes. Remove keys that are not used.")
+            raise KeysError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes. Remove unused keys.")
         text = raw.decode()
     except OSError as error:
         raise KeysError(
@@ -113,4 +113,4 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 def check_key(path: Path, number: int, key: str) -> None:
     """Raise KeysError unless the key on this line of the file is valid."""
     if not KEY.fullmatch(key):
-        raise KeysError(f"{path}:{number}: the key is not 16 to 512 printable ASCII characters without a space.")
+        raise KeysError(f"{path}:{number}: the key must be 16 to 512 printable ASCII characters without spaces.")

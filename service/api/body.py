@@ -1,4 +1,4 @@
-"""Read a request before it is decoded: its content type, its body, when it arrived, and its deadline."""
+"""Read the content type, body, arrival time and deadline of a request."""
 
 import asyncio
 import time
@@ -10,11 +10,11 @@ from service.errors import BadRequest, DeadlineExceeded, TooLarge, WrongType
 from service.settings import MAX_TIMEOUT_MS
 
 JSON = "application/json"
-MAX_QUOTED_CHARS = 100  # of a client's header, in a message
+MAX_QUOTED_CHARS = 100  # maximum characters of a client's header that a message quotes
 
 
 def check_content_type(request: Request) -> None:
-    """Raise WrongType unless the body is JSON without compression."""
+    """Raise WrongType unless the body is uncompressed JSON."""
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != JSON:
         raise WrongType(f"Content-Type is {content_type[:MAX_QUOTED_CHARS]!r}. Send Content-Type: {JSON}.")
@@ -26,12 +26,12 @@ def check_content_type(request: Request) -> None:
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Callable[[int], None]) -> bytes:
-    """Return the body. Never holds more than `max_bytes` and one chunk in memory.
+    """Return the body. Never holds more than `max_bytes` plus one chunk in memory.
 
     Args:
         request: A request whose body has not been read.
-        max_bytes: The largest body.
-        timeout_s: How long the body may take to arrive.
+        max_bytes: Maximum size of the body.
+        timeout_s: Maximum time for the body to arrive.
         hold: Called with the size of each chunk, and may raise.
 
     Raises:
@@ -62,19 +62,19 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Ca
 
 
 def arrival_s(request: Request) -> float:
-    """Return when the request's head arrived, on time.perf_counter's clock."""
+    """Return the time at which the request's head arrived, on time.perf_counter's clock."""
     arrived_s: float = getattr(request.state, "arrived_s", None) or time.perf_counter()
     return arrived_s
 
 
 def deadline(request: Request, arrived_s: float, timeout_ms: int | None, default_ms: int) -> float:
-    """Return the time until which the client waits, on time.perf_counter's clock.
+    """Return the request's deadline, on time.perf_counter's clock.
 
     Args:
         request: A request that may have the header X-Timeout-Ms.
         arrived_s: When the request arrived.
         timeout_ms: The timeout in the body, which overrides the header.
-        default_ms: The timeout of a request that has neither.
+        default_ms: The timeout if the request sets neither.
 
     Raises:
         BadRequest: The header is not a valid timeout, and the body has none.
@@ -83,7 +83,7 @@ def deadline(request: Request, arrived_s: float, timeout_ms: int | None, default
         timeout_ms = default_ms
         if (header := request.headers.get("x-timeout-ms")) is not None:
             digits = header.strip()
-            # The length first: int() refuses thousands of digits.
+            # Check the length first, because int() rejects strings of thousands of digits.
             valid = digits.isascii() and digits.isdigit() and len(digits) < 8 and 1 <= int(digits) <= MAX_TIMEOUT_MS
             if not valid:
                 raise BadRequest(

@@ -1,4 +1,4 @@
-"""Decode request bodies. A bad body raises a Problem that says where it is wrong and what to send instead."""
+"""Decode request bodies. An invalid body raises a Problem that says where the error is and what to send instead."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ class CandidateWithRawFeatures(msgspec.Struct):
 
 
 class RequestWithRawFeatures(msgspec.Struct, forbid_unknown_fields=True):
-    """A ScoreRequest whose candidates may have anything for features."""
+    """A ScoreRequest in which the features of a candidate may be any JSON value."""
 
     context: Features
     candidates: list[CandidateWithRawFeatures]
@@ -45,7 +45,7 @@ class RawFeatures(msgspec.Struct):
 
 
 class RawRequest(msgspec.Struct):
-    """The parts of any request that hold features."""
+    """The parts of any request that contain features."""
 
     context: Raw = Raw(b"{}")
     candidates: list[RawFeatures] = []
@@ -85,17 +85,17 @@ def decode_score_request(body: bytes, max_candidates: int) -> tuple[ScoreRequest
     """Decode the body of POST /v1/score.
 
     Returns:
-        The request, and by position the candidates whose features are not an object of JSON values. There are such
-        candidates only with on_bad_candidate = "skip". Their features are empty.
+        The request, and the errors by position of the candidates whose features are not an object of JSON values.
+        Only a request with on_bad_candidate = "skip" may have such candidates. Their features are returned empty.
 
     Raises:
         NotJson: The body is not JSON.
-        BadRequest: The body is JSON, but not a request, or it has more than `max_candidates` candidates.
+        BadRequest: The body is JSON, but not a valid request, or it has more than `max_candidates` candidates.
     """
     try:
         request = SCORE_REQUEST.decode(body)
     except msgspec.ValidationError as error:
-        # msgspec stops at the first wrong value. What follows it may not even be JSON.
+        # msgspec stops at the first invalid value. What follows it may not even be JSON.
         check_json(body)
         return skip_bad_features(bad_request(error, body, ScoreRequest), body, max_candidates)
     except UNREADABLE as error:
@@ -109,7 +109,7 @@ def decode_explain_request(body: bytes) -> ExplainRequest:
 
     Raises:
         NotJson: The body is not JSON.
-        BadRequest: The body is JSON, but not a request.
+        BadRequest: The body is JSON, but not a valid request.
     """
     try:
         return EXPLAIN_REQUEST.decode(body)
@@ -123,16 +123,16 @@ def decode_explain_request(body: bytes) -> ExplainRequest:
 def skip_bad_features(
     problem: BadRequest, body: bytes, max_candidates: int
 ) -> tuple[ScoreRequest, dict[int, BadFeature]]:
-    """Decode a request with on_bad_candidate = "skip" again, each candidate's features on their own.
+    """Decode a request with on_bad_candidate = "skip" again, decoding the features of each candidate separately.
 
     Args:
-        problem: Why the request could not be decoded as a whole. Raised when bad features are not the reason, or the
-            request does not ask for bad candidates to be skipped.
+        problem: Why the request could not be decoded as a whole. It is raised if invalid features are not the reason,
+            or if the request does not have on_bad_candidate = "skip".
         body: The request, which is known to be JSON.
-        max_candidates: How many candidates a request may have.
+        max_candidates: Maximum number of candidates in a request.
 
     Returns:
-        What decode_score_request() returns.
+        See decode_score_request().
     """
     try:
         raw_request = REQUEST_WITH_RAW_FEATURES.decode(body)
@@ -140,7 +140,7 @@ def skip_bad_features(
         raise problem from None
     if raw_request.on_bad_candidate != "skip" or not raw_request.candidates:
         raise problem
-    # Before the candidates are decoded one by one: a body may hold a hundred thousand.
+    # Check this before decoding the candidates one by one, because a body may contain a hundred thousand.
     check_candidate_count(len(raw_request.candidates), max_candidates)
     candidates: list[Candidate] = []
     errors: dict[int, BadFeature] = {}
@@ -164,7 +164,7 @@ def skip_bad_features(
 
 
 def check_candidate_count(candidates: int, max_candidates: int) -> None:
-    """Raise BadRequest when a request has too many candidates."""
+    """Raise BadRequest if a request has too many candidates."""
     if candidates > max_candidates:
         raise BadRequest(
             f"{candidates} candidates exceed this server's limit of {max_candidates}. "
@@ -174,9 +174,9 @@ def check_candidate_count(candidates: int, max_candidates: int) -> None:
 
 
 def check_json(body: bytes) -> None:
-    """Raise NotJson for a body that is not JSON, and BadRequest for one that is nested too deeply."""
+    """Raise NotJson if a body is not JSON, or BadRequest if it is nested too deeply."""
     try:
-        body.decode()  # msgspec does not check the bytes of a string that it returns as Raw
+        body.decode()  # msgspec does not check that a string that it returns as Raw is valid UTF-8
         ANY_JSON.decode(body)
     except UNREADABLE as error:
         raise unreadable(error, body) from None
@@ -214,7 +214,7 @@ def describe(invalid: InvalidValue, path: Path, features: Raw | None) -> tuple[s
     Args:
         invalid: What msgspec reported.
         path: The path of the value in the request.
-        features: The object that holds the value, if `invalid.in_dict` and the object is known.
+        features: The object that contains the value, if `invalid.in_dict` and the object is known.
     """
     where, what = json_path(path), expected(path)
     if invalid.in_dict:
@@ -235,7 +235,7 @@ def expected(path: Path) -> str:
 def raw_features(path: Path, body: bytes) -> Raw | None:
     """Return the features at a path, undecoded.
 
-    None when they cannot be found: an object may have a name twice, and then only the last value is returned.
+    Return None if they cannot be found. If an object has a name twice, only the last value can be found.
     """
     try:
         request = RAW_REQUEST.decode(body)
@@ -245,7 +245,7 @@ def raw_features(path: Path, body: bytes) -> Raw | None:
 
 
 def bad_value_name(features: Raw) -> str | None:
-    """Return the name of the first value that cannot be decoded: msgspec does not report it."""
+    """Return the name of the first value that cannot be decoded, which msgspec does not report."""
     try:
         values = RAW_VALUES.decode(features)
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""Build an example request for a bundle. Every server of the bundle accepts it, even with CTR_STRICT."""
+"""Build an example request for a bundle. Every server that serves the bundle accepts it, even with CTR_STRICT."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from contract.tokens import number_in_bucket, tokenizer
 from contract.vocabulary import UNKNOWN, Vocabulary
 
 MAX_CANDIDATES = 3
-TIMEOUT_MS = 1000  # a person waits for the response, and not an auction
+TIMEOUT_MS = 1000  # a person waits for the response, not an auction
 
 
 def example_request(bundle: Bundle, golden: Sequence[GoldenRequest], max_candidates: int) -> dict[str, Any]:
-    """Return the request that has most known values, with known values in place of the others.
+    """Return the golden request with the most known values. Known values replace its unknown and missing ones.
 
     Args:
         bundle: The bundle whose fields and vocabularies the request must fit.
-        golden: Requests to choose from and to take values from.
-        max_candidates: How many candidates the server accepts. The example has at most three.
+        golden: Requests to choose from, which also provide the known values.
+        max_candidates: Maximum number of candidates that the server accepts. The example has at most three.
     """
     count = min(MAX_CANDIDATES, max_candidates)
     values = KnownValues(bundle, golden)
@@ -37,7 +37,7 @@ def example_request(bundle: Bundle, golden: Sequence[GoldenRequest], max_candida
 
 
 class KnownValues:
-    """Values of each field that are neither missing nor unknown to the bundle."""
+    """For each field, the values that are neither missing nor unknown to the bundle."""
 
     def __init__(self, bundle: Bundle, golden: Sequence[GoldenRequest]) -> None:
         self._vocabularies = bundle.vocabularies
@@ -58,7 +58,7 @@ class KnownValues:
         if field.kind == "numeric":
             return value is not None
         token, vocabulary = tokenizer(field)(value), self._vocabularies.get(field.name)
-        # A bundle whose vocabulary is only in Redis has none to ask.
+        # If the vocabulary is only in Redis, the bundle cannot tell whether a token is known.
         return token is not None and (vocabulary is None or vocabulary(token) != UNKNOWN)
 
     def count(self, request: GoldenRequest, candidates: int) -> int:
@@ -70,7 +70,7 @@ class KnownValues:
         )
 
     def fill(self, side: Side, features: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return the side's fields, each with a known value. `number` selects among the values to fill in."""
+        """Return the fields of a side, each with a known value. `number` selects which known value replaces another."""
         filled = {}
         for field in self._fields[side]:
             value, known = features.get(field.name), self._known[field.name]
@@ -79,7 +79,7 @@ class KnownValues:
 
 
 def placeholder(field: Field, vocabulary: Vocabulary | None) -> Any:
-    """Return a value of a field that no golden request has a known value of."""
+    """Return a value for a field that has no known value in any golden request."""
     if field.kind == "numeric":
         return field.mean
     if field.transform is not UNSET:

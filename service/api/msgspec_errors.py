@@ -1,8 +1,7 @@
 """Parse the messages of msgspec.ValidationError.
 
-msgspec reports what is wrong, and where, only as an English message. All code that depends on its wording is in this
-module, and tests/service/api/test_msgspec_errors.py pins that wording: a version of msgspec that words a message
-differently fails there.
+msgspec reports an error and its location only as an English message. All code that depends on the wording is in this
+module. tests/service/api/test_msgspec_errors.py pins the wording, and fails if a version of msgspec changes it.
 """
 
 import re
@@ -40,13 +39,13 @@ class InvalidValue:
     """The content of a ValidationError.
 
     Attributes:
-        path: Field names and list positions down to the value. For a value in a dict, down to the dict.
+        path: Field names and list positions that lead to the value. For a value in a dict, those that lead to the dict.
         in_dict: Whether the value is somewhere in the dict at `path`.
         unknown_field: Name of a field that the object at `path` must not have.
         missing_field: Name of a field that the object at `path` must have.
-        got: What was found, for example "a list". None when msgspec does not report it.
-        message: msgspec's message, for an error that none of the above describes. None when the value has the wrong
-            type or is out of bounds: then all there is to say is what was expected.
+        got: What was found, for example "a list". None if msgspec does not report it.
+        message: msgspec's message, for an error that the other attributes do not describe. None if the value has the
+            wrong type or is out of bounds, because then it is enough to say what was expected.
     """
 
     path: Path
@@ -58,13 +57,13 @@ class InvalidValue:
 
 
 def parse_validation_error(error: msgspec.ValidationError) -> InvalidValue:
-    """Return what the message of `error` says. A message of an unknown form is returned as it is."""
+    """Parse the message of `error`. A message in an unknown format is returned unchanged."""
     text = str(error)
     # The client chooses this name, which may look like a path. Only the top-level object forbids unknown fields, so
     # msgspec adds no path to this message.
     if unknown := UNKNOWN_FIELD.fullmatch(text):
         return InvalidValue((), unknown_field=unknown[1])
-    # The last one: the message before it may quote a value that looks like a path.
+    # Split at the last occurrence, because the message before it may quote a value that looks like a path.
     message, found, at = text.rpartition(AT)
     if not found:
         message, at = text, ""
@@ -82,5 +81,5 @@ def parse_validation_error(error: msgspec.ValidationError) -> InvalidValue:
 
 
 def json_path(path: Path) -> str:
-    """Return a path as JSON path: ("candidates", 3, "id") is "$.candidates[3].id"."""
+    """Return a path as a JSON path: ("candidates", 3, "id") becomes "$.candidates[3].id"."""
     return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)

@@ -12,14 +12,14 @@ from service.settings import MAX_TIMEOUT_MS
 
 PROBLEMS = {
     400: "The body is not JSON, or the request is not HTTP/1.1.",
-    401: "The server requires an API key, and the request has none of its keys.",
+    401: "The server requires an API key, and the request has no valid one.",
     408: "The request's head did not arrive in time.",
     413: "The body is too large.",
     415: "The content type is not application/json, or the body is compressed.",
-    422: "The request is invalid. The details say where, and what to send.",
+    422: "The request is invalid. The details say where the error is and what to send instead.",
     429: "The server is overloaded. Try again after Retry-After seconds.",
     431: "The request's head is too large.",
-    500: "The server failed. Its log has the request_id.",
+    500: "The server failed. Its log has the details under this request_id.",
     503: "The server is not ready.",
     504: "The deadline has passed.",
 }
@@ -27,7 +27,7 @@ SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
 }
-# The empty one: a server without a file of keys requires none.
+# The empty object means that no key is needed, because a server without CTR_API_KEYS_FILE requires none.
 KEYED: dict[str, Any] = {"security": [{}, {"bearer": []}, {"header": []}]}
 TIMEOUT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS}
 HEADERS: list[dict[str, Any]] = [
@@ -35,7 +35,7 @@ HEADERS: list[dict[str, Any]] = [
         "name": "X-Request-Id",
         "in": "header",
         "schema": {"type": "string", "maxLength": 128},
-        "description": "Returned in the response. Generated when it is missing.",
+        "description": "Returned in the response. Generated if it is missing.",
     },
     {"name": "X-Timeout-Ms", "in": "header", "schema": TIMEOUT, "description": "The body's timeout_ms overrides it."},
 ]
@@ -60,8 +60,8 @@ def openapi(title: str, version: str, metrics: bool = True) -> dict[str, Any]:
     """Return the OpenAPI document.
 
     Args:
-        title: Of the application.
-        version: Of the application.
+        title: The application's title.
+        version: The application's version.
         metrics: Whether this port serves /metrics.
     """
     types = (ScoreRequest, ScoreResponse, ModelResponse, ProblemDetails, ExplainRequest, ExplainResponse)
@@ -86,7 +86,7 @@ def openapi(title: str, version: str, metrics: bool = True) -> dict[str, Any]:
         },
         "/v1/explain": {
             "post": {
-                "summary": f"Return how pairs of fields make up the probability of up to {MAX_CANDIDATES} candidates",
+                "summary": f"Explain the probability of up to {MAX_CANDIDATES} candidates by pairs of fields",
                 **KEYED,
                 "parameters": HEADERS,
                 "requestBody": {"required": True, "content": json_content(explain_request, explain_example)},
@@ -123,13 +123,13 @@ def openapi(title: str, version: str, metrics: bool = True) -> dict[str, Any]:
 
 
 def problems(schema: Mapping[str, Any], descriptions: Mapping[int, str] = PROBLEMS) -> dict[str, Any]:
-    """Return a response for each status, with problem details."""
+    """Return a response with problem details for each status."""
     content = {"application/problem+json": {"schema": schema}}
     return {str(status): {"description": text, "content": content} for status, text in descriptions.items()}
 
 
 def probe(summary: str, failures: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the path of a GET that answers with text."""
+    """Return the path item of a GET endpoint that returns text."""
     ok = {"description": "OK.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     return {"get": {"summary": summary, "responses": {"200": ok, **(failures or {})}}}
 

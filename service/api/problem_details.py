@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457): turn exceptions into responses, and log the failures of the server."""
+"""Problem details (RFC 9457): turn exceptions into responses, and log server failures."""
 
 import asyncio
 import logging
@@ -19,12 +19,12 @@ from service.telemetry.json_logging import FIELDS, fields, frames
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")  # printable ASCII without the space: safe in a header and in a log
-MAX_QUOTED_CHARS = 100  # of a path or a method, in a message
+MAX_QUOTED_CHARS = 100  # maximum characters of a path or a method that a message quotes
 INTERNAL_ERROR = "The server failed to process this request. Its log has the details under this request_id."
 
 
 class ProblemDetails(msgspec.Struct, omit_defaults=True):
-    """Why a request was not answered (RFC 9457). Clients should rely on `type` and `status`: the texts may change."""
+    """Why a request failed (RFC 9457). Clients should rely on `type` and `status`, because the texts may change."""
 
     type: str
     title: str
@@ -35,7 +35,7 @@ class ProblemDetails(msgspec.Struct, omit_defaults=True):
 
 
 def request_id(request: Request) -> str:
-    """Return the id of a request: its X-Request-Id if that is valid, else a new one. The same at every call."""
+    """Return the id of a request: its X-Request-Id if valid, otherwise a new id. Every call returns the same id."""
     known: str | None = getattr(request.state, "request_id", None)
     if known is None:
         known = request_id_for(request.headers.get("x-request-id", ""))
@@ -44,7 +44,7 @@ def request_id(request: Request) -> str:
 
 
 def request_id_for(given: str) -> str:
-    """Return the client's id if it is valid, else a new one."""
+    """Return the client's id if it is valid, otherwise a new one."""
     return given if REQUEST_ID.fullmatch(given) else token_hex(16)
 
 
@@ -55,11 +55,11 @@ def problem_type(problem: Problem) -> str:
 
 @contextmanager
 def only_problems(request: Request, log_values: bool) -> Iterator[None]:
-    """Convert every exception to a Problem. Those that are the server's fault are logged.
+    """Convert every exception to a Problem. Log those that are the server's fault.
 
     Args:
-        request: The request that is processed.
-        log_values: Whether the log may have the exception's message and the request's body, which hold feature values.
+        request: The request being processed.
+        log_values: Whether to log the exception's message and the request's body, which contain feature values.
     """
     try:
         yield
@@ -73,7 +73,7 @@ def only_problems(request: Request, log_values: bool) -> Iterator[None]:
 
 
 def log_failure(request: Request, error: Exception, log_values: bool) -> None:
-    """Log that processing a request failed: the exception's type and frames or, with `log_values`, all of it."""
+    """Log that a request failed, with the exception's type and stack frames or, with `log_values`, all of it."""
     known_as = request_id(request)
     extra = fields(request_id=known_as, path=request.url.path, error=type(error).__name__)
     if log_values:
@@ -85,7 +85,7 @@ def log_failure(request: Request, error: Exception, log_values: bool) -> None:
 
 
 async def render_problem(request: Request, error: Exception) -> Response:
-    """Return the response to a request that raised: a Problem, Starlette's HTTPException, or anything unforeseen."""
+    """Return the error response for an exception: a Problem, Starlette's HTTPException, or an unexpected one."""
     if isinstance(error, Problem):
         details = ProblemDetails(
             problem_type(error), error.title, error.status, error.detail, request_id(request), error.path
@@ -99,7 +99,7 @@ async def render_problem(request: Request, error: Exception) -> Response:
 
 
 def http_error_details(request: Request, status: int, detail: str, headers: Mapping[str, str]) -> ProblemDetails:
-    """Return the details of an HTTP error that has no Problem, such as Starlette's own 404 and 405."""
+    """Return the details of an HTTP error that is not a Problem, such as Starlette's own 404 and 405."""
     path = request.url.path[:MAX_QUOTED_CHARS]
     if status == HTTPStatus.NOT_FOUND:
         docs = request.app.docs_url

@@ -1,4 +1,4 @@
-"""Types of requests and responses. The service decodes and encodes with them, and they make the OpenAPI document."""
+"""The types of requests and responses, which the service decodes and encodes. They define the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -13,27 +13,27 @@ RESERVED_FIELDS = ("debug",)
 MAX_PAIRS = 10_000
 DEFAULT_PAIRS = 20
 
-CandidateId = Annotated[str | int, Meta(description="Returned with the score. Need not be unique.")]
+CandidateId = Annotated[str | int, Meta(description="Returned with the score. It need not be unique.")]
 Features = Annotated[
     dict[str, Any], Meta(description="Values by field name. A value is a string, a number, a boolean or null.")
 ]
 TimeoutMs = Annotated[
-    int, Meta(ge=1, le=MAX_TIMEOUT_MS, description="Deadline of the response, in ms after the request's arrival.")
+    int, Meta(ge=1, le=MAX_TIMEOUT_MS, description="Deadline for the response, in ms after the request arrives.")
 ]
 OnBadCandidate = Literal["refuse", "skip"]
 TopK = Annotated[int, Meta(ge=1, description="Return only the k best candidates, in descending order of `ctr`.")]
 Cascade = Annotated[
     bool,
     Meta(
-        description="Only with `top_k`. A smaller model rules out candidates that are unlikely to be among the k best. "
-        "GET /v1/model lists what that saves and how many of the k best it finds."
+        description="Requires `top_k`. A smaller model rules out candidates that are unlikely to be among the k best. "
+        "GET /v1/model reports how much work this saves and how many of the k best it finds."
     ),
 ]
 RequestId = Annotated[str, Meta(description="The request's X-Request-Id, or a new id.")]
 Degraded = Annotated[
     list[str],
     Meta(
-        description='What was unavailable. "redis": the bundle answered for Redis, and the scores are the same. '
+        description='What was unavailable. "redis": the bundle was used instead of Redis, and the scores are the same. '
         '"vocabulary": tokens that are not in the cache were scored as unknown.'
     ),
 ]
@@ -50,7 +50,7 @@ class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
     timeout_ms: TimeoutMs | None = None
     on_bad_candidate: Annotated[
         OnBadCandidate,
-        Meta(description='What to do about a candidate with a bad value: "refuse" the request, or "skip" it.'),
+        Meta(description='If a candidate has an invalid value, "refuse" the request or "skip" the candidate.'),
     ] = "refuse"
     top_k: TopK | None = None
     cascade: Cascade = False
@@ -73,7 +73,7 @@ class ScoreResponse(msgspec.Struct):
     scores: list[Score]
     degraded: Degraded
     scored_in_full: Annotated[
-        int | UnsetType, Meta(description="Only with `cascade`. How many candidates the whole model scored.")
+        int | UnsetType, Meta(description="Only with `cascade`. Number of candidates that the whole model scored.")
     ] = UNSET
 
 
@@ -90,8 +90,10 @@ class ModelResponse(msgspec.Struct):
     created: str
     metrics: dict[str, float]
     fields: list[ModelField]
-    attention: Annotated[str, Meta(description="Which fields attend to each other, in a STEC model.")]
-    graph: Annotated[str, Meta(description="File of the bundle that scores. kernel.onnx is the fastest on a CPU.")]
+    attention: Annotated[str, Meta(description="In a STEC model, which fields attend to each other.")]
+    graph: Annotated[
+        str, Meta(description="The bundle's graph file that is used. kernel.onnx is the fastest on a CPU.")
+    ]
     device: Annotated[str, Meta(description='"cpu" or "cuda".')]
     cascade: tuple[CascadeRule, ...]
 
@@ -117,12 +119,13 @@ class Pair(msgspec.Struct):
 
 
 class Explanation(msgspec.Struct):
-    """Why a candidate has its probability: `logit` is `bias` + the contributions of all `pairs` + `others`.
+    """The parts of a candidate's logit: `logit` is `bias` + the contributions of all `pairs` + `others`.
 
-    At level 0 a pair is about its two fields alone. From level 1 on, attention has mixed other fields into each.
+    At level 0, a pair's contribution depends only on its two fields. At level 1 and above, attention has mixed other
+    fields into both.
 
-    For a model other than STEC, each pair is a field with itself: its contribution is the field's share of the logit,
-    and `bias` is the logit of a request in which every field is missing.
+    For models other than STEC, each pair consists of one field twice. Its contribution is the field's share of the
+    logit, and `bias` is the logit of a request in which every field is missing.
     """
 
     id: str | int
@@ -131,7 +134,7 @@ class Explanation(msgspec.Struct):
     bias: Annotated[float, Meta(description="The logit of the average row of the training data.")]
     levels: Annotated[list[float], Meta(description="The sum of all contributions at each level.")]
     pairs: list[Pair]
-    others: Annotated[float, Meta(description="The sum of the contributions that are not in `pairs`.")]
+    others: Annotated[float, Meta(description="The sum of the contributions of pairs that are not in `pairs`.")]
     attention: list[list[list[list[float]]]] | UnsetType = UNSET
 
 

@@ -2,7 +2,7 @@
 
 The kernel wakes the processes that wait on a listening socket in the same order every time. Clients that connect one
 after another would all reach the same worker, and the other cores would stay idle for as long as those connections
-live. A worker that has more connections than another one therefore yields new connections to it.
+are open. A worker that has more connections than another worker therefore yields new connections to it.
 """
 
 import mmap
@@ -17,7 +17,7 @@ UNUSED = -1
 class ConnectionCounts:
     """A memory-mapped file with one signed 64-bit count per worker slot.
 
-    Each worker writes the count of its own slot. The supervisor clears the slot of a worker that died.
+    Each worker writes the count to its own slot. The supervisor clears the slot of a worker that has exited.
     """
 
     def __init__(self, folder: Path, slots: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Limits for a request's head (URL and headers), and the head without the headers that ask for another protocol."""
+"""Limit the size of a request's head (URL and headers), and remove the headers that request another protocol."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ class HeadTooLarge(Exception):
 
 
 class HeadSize:
-    """The size of a head, and of the trailers after a chunked body, while they arrive.
+    """Counts the bytes of a head, and of the trailers after a chunked body, as they arrive.
 
     httptools calls back only when a URL or header is complete. Until then it concatenates the pieces on each read,
-    so bytes that have not caused a callback are counted as well.
+    so bytes that have not yet caused a callback are counted as well.
 
     Attributes:
         in_headers: True until the head is complete. Header callbacks after that are trailers.
@@ -35,7 +35,7 @@ class HeadSize:
 
     @property
     def has_endless_line(self) -> bool:
-        """Whether the parser has read more than MAX_HEAD_BYTES without completing anything."""
+        """Whether the parser has read more than MAX_HEAD_BYTES without completing a URL or header."""
         return self._pending_bytes > MAX_HEAD_BYTES
 
     def begin(self) -> None:
@@ -48,14 +48,14 @@ class HeadSize:
         self._pending_bytes += size
 
     def mark_progress(self) -> None:
-        """Record that the parser completed something."""
+        """Record that the parser has completed a part of the request."""
         self._pending_bytes = 0
 
     def add_parsed(self, size: int, headers: int = 0) -> None:
         """Count a complete URL or header.
 
         Args:
-            size: Its bytes.
+            size: Its size in bytes.
             headers: The number of headers before it.
 
         Raises:

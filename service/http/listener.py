@@ -1,8 +1,8 @@
 """Accept connections on a socket that all workers share.
 
-A worker accepts one connection each time the socket becomes readable. If it took all that wait, it would keep them
-for as long as they live. A worker that has more connections than another one yields: it leaves a new connection to the
-others for a moment.
+A worker accepts one connection each time the socket becomes readable. If it accepted all waiting connections, it would
+keep them until they are closed. A worker that has more connections than another worker yields: it waits briefly, so
+that another worker can accept a new connection.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from service.http.connection_counts import WorkerSlot
 log = logging.getLogger(__name__)
 
 YIELD_S = 0.005  # Longer than an idle worker takes to accept.
-MAX_UNUSED_YIELDS = 50  # A quarter of a second. Workers that accept nothing for so long are not just busy.
+MAX_UNUSED_YIELDS = 50  # A quarter of a second. Workers that accept nothing for that long are not just busy.
 NO_YIELD_S = 0.1  # How long a worker stops yielding after MAX_UNUSED_YIELDS.
-PAUSE_S = 0.1  # How long accepting pauses at the connection limit or without resources.
+PAUSE_S = 0.1  # How long accepting pauses at the connection limit, or when the system is out of resources.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Listener:
-    """Accepts connections. Has the two methods of asyncio's Server that uvicorn calls: close and wait_closed."""
+    """Accepts connections. Implements the two methods of asyncio's Server that uvicorn calls: close and wait_closed."""
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class Listener:
 
         Args:
             listening: The shared socket.
-            protocol: Makes the protocol of a new connection.
-            connections: The connections that are open.
-            max_connections: Above this, new connections wait in the socket's queue.
-            slot: Where the other workers read how many connections this worker has. None: never yield.
+            protocol: Creates the protocol for a new connection.
+            connections: The open connections.
+            max_connections: Maximum number of open connections. Further ones wait in the socket's queue.
+            slot: Slot in which this worker publishes its connection count for the other workers. None: never yield.
         """
         self._socket = listening
         self._protocol = protocol
@@ -73,7 +73,7 @@ class Listener:
         self._socket.close()
 
     async def wait_closed(self) -> None:
-        """Wait until every accepted connection has its protocol."""
+        """Wait until every accepted connection has been set up."""
         if self._connecting:
             await asyncio.wait(self._connecting)
 
@@ -98,7 +98,7 @@ class Listener:
         return self.accept()
 
     def accept_after_yield(self) -> None:
-        """Accept the connection if no other worker did: the others are busy or stopped."""
+        """Accept the connection if no other worker has, because the others are busy or stopped."""
         self._unused_yields = self._unused_yields + 1 if self.accept() else 0
         if self._unused_yields >= MAX_UNUSED_YIELDS:
             self._unused_yields = 0

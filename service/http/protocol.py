@@ -1,14 +1,14 @@
 """HTTP/1.1 on one connection: uvicorn's httptools protocol, with admission control and limits.
 
-What differs from uvicorn:
+Differences from uvicorn:
 
-* A request for scores that exceeds the limit of requests in flight gets a 429 before any of its body is decoded.
-  Refusing a request must cost next to nothing.
-* A client that starts a request and stalls, or does not read its responses, loses its connection.
-* Heads and trailers have a size limit. httptools concatenates the pieces of an endless header on every read.
-* A request for scores skips ASGI messages, which check and copy what is known to be correct.
-* `Upgrade:` is ignored. Java's HTTP client asks for h2c by default, and uvicorn would lose the body of its request.
-* Invalid HTTP gets a problem document, after the responses of the requests before it, and is not logged.
+* A scoring request over the limit on requests in flight gets a 429 before its body is decoded, because refusing a
+  request must cost almost nothing.
+* If a client stalls in the middle of a request, or does not read its responses, its connection is closed.
+* Heads and trailers have a size limit, because httptools concatenates the pieces of an endless header on every read.
+* Scoring requests bypass ASGI messages, which would validate and copy data that is known to be correct.
+* `Upgrade:` is ignored. Java's HTTP client requests h2c by default, and uvicorn would lose the body of its request.
+* Invalid HTTP is answered with a problem document, after the responses to earlier requests. It is not logged.
 * A client that closes its side of the connection is considered gone, as in uvicorn and most servers.
 
 Uvicorn must call `_start_asgi_task` for each request: see service/http/uvicorn_support.py.
@@ -32,8 +32,8 @@ from service.http.header_limits import HEAD_TOO_LARGE, HeadSize, HeadTooLarge, h
 from service.settings import Settings
 
 MAX_UNREAD_BYTES = 256 * 1024  # Unread 429 responses on one connection.
-LINGER_S = 1.0  # How long a connection stays open after an error, so that a client that still sends can read it.
-MAX_PIPELINED = 64  # Requests on one connection that wait for the responses before theirs.
+LINGER_S = 1.0  # How long a connection stays open after an error, so that a client that is still sending can read it.
+MAX_PIPELINED = 64  # Requests on one connection that wait for the responses to earlier requests.
 
 INVALID_HTTP = "This is not a valid HTTP/1.1 request. See /docs for an example."
 TOO_MANY_PIPELINED = f"More than {MAX_PIPELINED} requests are pipelined on this connection. Read the responses first."
@@ -48,8 +48,8 @@ class Limits:
     """Timeouts for a client, in seconds.
 
     Attributes:
-        head_s: For a request's head to arrive, and for a client to read a response.
-        idle_s: For the next request on a connection.
+        head_s: Maximum time for a request's head to arrive, and for a client to read a response.
+        idle_s: Maximum time until the next request on a connection.
     """
 
     head_s: float
@@ -65,12 +65,12 @@ class TooManyPipelined(Exception):
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection. A head that is too large is noticed at most one read (256 KiB) after its limit.
+    """One connection. A head that is too large is detected at most one read (256 KiB) past the limit.
 
     Args:
         limits: The client's timeouts.
         parts: The application's state, see service/app.py.
-        score: Answers POST requests to SCORE_PATH. None: the application does.
+        score: Answers POST requests to SCORE_PATH. If it is None, the application answers them.
 
     Attributes:
         close_after_response: Whether the next response is the last one on this connection.
@@ -90,13 +90,13 @@ class Protocol(HttpToolsProtocol):
         self._score = score
         self.close_after_response = False
         self._ignores_input = False
-        self._error_response = b""  # Ends the connection once the requests before it are answered.
+        self._error_response = b""  # Sent after the responses to earlier requests. Ends the connection.
         self._current: RequestResponseCycle | None = None  # The request being answered, or answered last.
         self._last_response_sent = False
         self._head = HeadSize()
         self._is_upgrade = False
         self._awaiting_body: RequestResponseCycle | None = None  # An admitted request whose body is incomplete.
-        self._unsent_bytes = 0  # Of responses, at the last check.
+        self._unsent_bytes = 0  # Unsent bytes of responses at the last check.
         self._in_flight: set[RequestResponseCycle] = set()
         self._in_message = True  # A new connection has to send a request.
         self._waiting_since_s = self.loop.time()  # When the server started to wait for the client.
@@ -106,7 +106,7 @@ class Protocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             unsent_bytes = self.transport.get_write_buffer_size()
             if unsent_bytes < self._unsent_bytes:
-                self._waiting_since_s = now  # The client reads, even if slowly.
+                self._waiting_since_s = now  # The client is reading, even if slowly.
             self._unsent_bytes = unsent_bytes
         waited_s = now - self._waiting_since_s
         if self._unsent_bytes:
@@ -130,7 +130,7 @@ class Protocol(HttpToolsProtocol):
             data = self.parse(data)
 
     def parse(self, data: bytes) -> bytes:
-        """Parse bytes from the client. Return what to parse next: a request that asks for an upgrade, without it."""
+        """Parse bytes from the client. Return the bytes to parse next: an upgrade request, with the upgrade removed."""
         self._head.add_fed(len(data))
         try:
             self.parser.feed_data(data)
@@ -162,7 +162,7 @@ class Protocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header. Trailers count towards the limits and are otherwise ignored (RFC 9110, section 6.5.1)."""
+        """Add a header. Trailers count toward the limits and are otherwise ignored (RFC 9110, section 6.5.1)."""
         self._head.add_parsed(len(name) + len(value), len(self.headers))
         if self._head.in_headers:
             super().on_header(name, value)
@@ -184,7 +184,7 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        # After a head with an upgrade, the parser leaves the body to the other protocol: the request is not complete.
+        # After a head with an upgrade, the parser leaves the body to the other protocol, so the request is incomplete.
         self._in_message = self._is_upgrade
         if not self._is_upgrade:
             super().on_message_complete()
@@ -196,7 +196,7 @@ class Protocol(HttpToolsProtocol):
 
         Args:
             now: The event loop's time.
-            min_idle_s: Only close a connection that has been idle for longer: its client is unlikely to be sending.
+            min_idle_s: Close only connections that have been idle for longer, whose clients are unlikely to be sending.
         """
         if self.cycle is None or self.cycle.response_complete:
             if now - self._waiting_since_s > min_idle_s:
@@ -210,7 +210,7 @@ class Protocol(HttpToolsProtocol):
         self.send_error_if_due()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Answer a request whose head is complete and whose turn it is. Called by uvicorn."""
+        """Start answering a request whose head is complete. Uvicorn calls this when it is the request's turn."""
         if self._last_response_sent:
             return
         self._current = cycle
@@ -231,9 +231,9 @@ class Protocol(HttpToolsProtocol):
             self.refuse_request(cycle)
 
     async def answer(self, cycle: RequestResponseCycle, score: Score) -> None:
-        """Score a request and write the response in one piece, in place of uvicorn's cycle and Starlette's response."""
+        """Score a request and write the response in one piece. Replaces uvicorn's cycle and Starlette's response."""
         try:
-            request = Request(cycle.scope, cycle.receive)  # type: ignore[arg-type]  # Uvicorn's types, and Starlette's
+            request = Request(cycle.scope, cycle.receive)  # type: ignore[arg-type]  # uvicorn's and Starlette's types
             response = await score(request)
             if self.flow.write_paused and not cycle.disconnected:
                 await self.flow.drain()
@@ -244,7 +244,7 @@ class Protocol(HttpToolsProtocol):
                 self.transport.close()
 
     def write_response(self, cycle: RequestResponseCycle, response: Response) -> None:
-        # Not when the task ends: by then the client may have sent its next request, which needs the room.
+        # Release it before the task ends, because by then the client may have sent its next request.
         self.release(cycle)
         disable_keep_alive_if_body_is_uncertain(cycle)
         headers = [*self.server_state.default_headers, *response.raw_headers]
@@ -262,8 +262,8 @@ class Protocol(HttpToolsProtocol):
         """Close the connection after its last response.
 
         Args:
-            at_once: Otherwise after LINGER_S, because closing a socket with unread input resets the connection and
-                discards the response.
+            at_once: Close immediately. Otherwise close after LINGER_S, because closing a socket with unread input
+                resets the connection and discards the response.
         """
         self._last_response_sent = True
         if at_once:
@@ -276,7 +276,7 @@ class Protocol(HttpToolsProtocol):
     def count_if_admitted(self, cycle: RequestResponseCycle) -> None:
         """Count an admitted request as in flight, now that its body is complete.
 
-        It does not count earlier: a client that sends a head and no body must not take another request's place.
+        It is not counted earlier, because a client that sends a head and no body must not use up the limit.
         """
         if cycle is self._awaiting_body:
             self._awaiting_body = None
@@ -296,7 +296,7 @@ class Protocol(HttpToolsProtocol):
             self._parts.admission.leave()
 
     def refuse_request(self, cycle: RequestResponseCycle) -> None:
-        """Answer this request with a 429. The connection stays open for the next one."""
+        """Answer this request with a 429. The connection stays open for the next request."""
         self._parts.metrics.count_early_rejection()
         if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             self.transport.abort()  # The client keeps sending requests and reads no response.
@@ -316,7 +316,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def restart_without_upgrade(self, rest: bytes) -> bytes:
-        """Replace the parser, which has stopped at an upgrade.
+        """Replace the parser, which stopped at an upgrade.
 
         Args:
             rest: The bytes after the head.
@@ -345,14 +345,14 @@ class Protocol(HttpToolsProtocol):
         self.send_error_if_due()
 
     def disconnect(self, cycle: RequestResponseCycle) -> None:
-        """Tell the application that nobody waits for this response."""
+        """Tell the application that the client no longer waits for this response."""
         cycle.disconnected = True
         cycle.message_event.set()
 
     def send_error_if_due(self) -> None:
-        """Send the error of refuse_connection, once the requests before it are answered and none closed the connection.
+        """Send the error from refuse_connection() once all earlier requests are answered.
 
-        Does nothing if there is no error to send.
+        Do nothing if there is no error to send, or if an earlier response closed the connection.
         """
         current = self._current
         if not self._error_response or (

@@ -3,8 +3,8 @@
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# As in pyproject.toml; `make test-uvicorn` tests both ends. Before 0.53, uvicorn closes a connection without announcing
-# it in the response's headers.
+# The same range as in pyproject.toml. `make test-uvicorn` tests its oldest and newest version. Versions before 0.53
+# close a connection without announcing it in the response's headers.
 SUPPORTED = "uvicorn>=0.53,<0.55"
 HOOK = "_start_asgi_task"
 
@@ -16,8 +16,8 @@ class UnsupportedUvicorn(RuntimeError):
 def check_uvicorn() -> None:
     """Check that uvicorn starts requests through a method that service/http/protocol.py can override.
 
-    The method is private. A release without it, such as 0.44 and older, starts each request itself: the server would
-    appear to work, with no limit of requests in flight.
+    The method is private. A release without it, such as 0.44 or older, starts requests in a different way. The server
+    would appear to work, but requests in flight would not be limited.
 
     Raises:
         UnsupportedUvicorn: The method is missing.

@@ -33,13 +33,13 @@ POLL_S = 0.05
 GOLDEN_LOOKUP_S = 2.0  # for the vocabulary lookup of one golden request
 RETRY_S = 1.0
 RECENT_REQUESTS = 64  # kept to warm up the next model
-MAX_USE_S = 30.0  # A request's body may take ten seconds to arrive, and its answer another ten.
+MAX_USE_S = 30.0  # A request's body may take ten seconds to arrive, and its response another ten.
 NO_VOCABULARY = "Redis does not have this bundle's vocabulary, and the bundle does not contain it: run ctr-publish"
 
 
 @dataclass
 class Model:
-    """The parts that score and explain with one bundle.
+    """The components that score and explain requests with one bundle.
 
     Attributes:
         golden: The golden requests of the self-test. Empty if another process has already verified the bundle.
@@ -68,7 +68,7 @@ class Model:
             self._users -= 1
 
     async def self_test(self) -> None:
-        """Mark the model ready if this machine gives the exporter's answers to the golden requests."""
+        """Mark the model ready if its answers to the golden requests match the exporter's on this machine."""
         try:
             inputs = await self.encode_golden()
             difference = await asyncio.to_thread(self.golden_difference, inputs)
@@ -123,7 +123,7 @@ class Model:
         return difference
 
     async def close(self) -> None:
-        """Close the model once no request uses it any more."""
+        """Close the model once no request uses it anymore."""
         for _ in range(round(MAX_USE_S / POLL_S)):
             if not self._users:
                 break
@@ -134,12 +134,12 @@ class Model:
 
 @dataclass(frozen=True)
 class SharedParts:
-    """What outlives a model: the parts that all models of a process share.
+    """The components that all models of a process share. They outlive each model.
 
     Attributes:
         keys: The clients' API keys. None if no key is required.
         log: The request log. None if it is off.
-        recent: Bodies of recent requests, with which a new model is warmed up.
+        recent: Bodies of recent requests, used to warm up a new model.
     """
 
     settings: Settings
@@ -151,12 +151,12 @@ class SharedParts:
 
 
 async def open_model(folder: Path, shared: SharedParts, verified: bool = False) -> Model:
-    """Open a bundle and everything that serves it. Slow work runs outside of the event loop.
+    """Open a bundle and everything that serves it. Slow work runs outside the event loop.
 
     Args:
         folder: The bundle's folder.
-        shared: The parts that outlive the model.
-        verified: Another process has just verified the files' digests and the golden requests.
+        shared: The components that outlive the model.
+        verified: Whether another process has just verified the files' digests and the golden requests.
 
     Raises:
         BundleError: See `open_bundle` and `open_engine`.
@@ -185,7 +185,7 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
         max_rows=settings.max_rows,
         max_queued_rows=settings.max_queued_rows,
         cost=cost,
-        # Runs in several slots must overlap, and so must a GPU's run with the work of the CPU. Both need threads.
+        # Runs in several slots must overlap, and a GPU's runs must overlap with CPU work. Both need threads.
         inline_s=settings.inline_ms / 1e3 if engine.device == "cpu" and settings.slots == 1 else 0.0,
     )
     readiness = Readiness()
@@ -206,7 +206,7 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
 
 
 def open_and_measure(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCost]:
-    """Open the bundle's engine and measure how long it runs."""
+    """Open the bundle's engine and measure how long a run takes."""
     threads = min(settings.threads, available_cpus())  # More threads than CPUs would only wait for each other.
     engine = open_engine(bundle, threads, settings.device, settings.device_strict, settings.max_rows)
     try:
@@ -217,7 +217,7 @@ def open_and_measure(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCos
 
 
 def open_tiered_vocabulary(bundle: Bundle, settings: Settings, metrics: Metrics) -> TieredVocabulary:
-    """Return the vocabulary that the settings ask for. Raises SettingsError for an invalid Redis URL."""
+    """Return the vocabulary that the settings configure. Raises SettingsError for an invalid Redis URL."""
     fields = [field.name for field in bundle.schema.select("categorical")]
     cache = TokenCache(fields, settings.cache_tokens, settings.cache_bytes, settings.cache_unknown_s)
     if settings.redis_url is None:

@@ -17,14 +17,14 @@ from service.settings import SettingsError
 log = logging.getLogger(__name__)
 
 VOCABULARY_TIMEOUT_S = 60.0
-WARM_UP_PAUSE_S = 0.005  # between two warm-up requests, so that clients' requests go first
+WARM_UP_PAUSE_S = 0.005  # between two warm-up requests, so that clients' requests take precedence
 
 
 class ModelManager:
-    """Holds the model that answers requests now, and loads new ones. Use it from one event loop only.
+    """Holds the current model, and loads new ones. Use it from one event loop only.
 
     Attributes:
-        model: The model that answers requests now.
+        model: The model that currently answers requests.
     """
 
     def __init__(self, model: Model, shared: SharedParts) -> None:
@@ -40,10 +40,10 @@ class ModelManager:
         self._testing = self._create_task(self._test_first_model())
 
     async def load(self, folder: Path) -> str | None:
-        """Replace the model by that of a bundle which another process has verified.
+        """Replace the model with the one in a bundle that another process has verified.
 
         Returns:
-            None if the new model is being served. Otherwise why it is not; the old model stays in use.
+            None if the new model is now served, otherwise the reason why not. In that case, the old model stays in use.
         """
         async with self._loading:
             old, metrics = self.model, self._shared.metrics
@@ -66,11 +66,11 @@ class ModelManager:
     async def make_ready(self, new: Model) -> str | None:
         """Warm up a new model and mark it ready. Return why it cannot be served, or None.
 
-        Another process has already checked the model's answers. Here it must run and find its vocabulary.
+        Another process has already checked the model's answers. In this process, it must run and find its vocabulary.
         """
         try:
             await asyncio.to_thread(new.engine.run, [empty_request(new.bundle)])
-            # Recent requests warm it up, so that the first requests after the replacement are not slow.
+            # Warm it up with recent requests, so that the first requests after the replacement are not slow.
             for body in list(new.scorer.recent):
                 with suppress(Problem):  # The new model may have other fields than the old one.
                     await new.scorer.warm_up(body)

@@ -20,14 +20,14 @@ async def check(folder: Path, vocabulary: str) -> str | None:
 
     Args:
         folder: The bundle's folder.
-        vocabulary: "redis" if the bundle may have no vocabulary. Its golden requests cannot be checked here then.
+        vocabulary: "redis" if the bundle may have no vocabulary. Then its golden requests cannot be checked here.
     """
     command = [sys.executable, "-m", "service.models.verify", str(folder)]
     command += ["--without-vocabulary"] if vocabulary == "redis" else []
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-    with suppress(OSError):  # The process has already ended, or a sandbox forbids the change.
-        # The check gets only the CPU time that the workers leave.
+    with suppress(OSError):  # The process has already exited, or a sandbox forbids the change.
+        # The check gets only the CPU time that the workers do not use.
         os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
         os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
     try:
@@ -40,7 +40,7 @@ async def check(folder: Path, vocabulary: str) -> str | None:
     if process.returncode == 0:
         return None
     lines = errors.decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("ctr-verify: ") if lines else f"the check exited with {process.returncode}"
+    return lines[-1].removeprefix("ctr-verify: ") if lines else f"the check exited with code {process.returncode}"
 
 
 def version_of(folder: Path) -> str:

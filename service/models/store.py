@@ -1,6 +1,6 @@
-"""ctr-store: keep versions of bundles side by side, and choose which one is served.
+"""ctr-store: keep several versions of a bundle, and choose which one is served.
 
-A server that is started with --store follows the current version.
+A server that is started with --store always serves the current version.
 
 STORE/versions/<version>/   a bundle
 STORE/current               the current version, and the previously current ones
@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 class StoreError(ValueError):
-    """The store does not allow the operation. The message says how to fix it."""
+    """The operation is not possible. The message says how to fix it."""
 
 
 class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,7 +56,7 @@ class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 0 on success, or 2 after an error message."""
     parser = argparse.ArgumentParser(
-        "ctr-store", description="Keep versions of bundles, and choose which one is served."
+        "ctr-store", description="Keep several versions of a bundle, and choose which one is served."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, text in COMMANDS.items():
@@ -113,7 +113,7 @@ def print_versions(store: Path) -> None:
         elif pointer is not None and version in pointer.previous:
             text += f"  previous {1 + pointer.previous.index(version)}"
         print(f"{version}  {text}")
-    read_pointer(store)  # Raises if the pointer is damaged, after all versions that can be activated were printed.
+    read_pointer(store)  # Raises if the pointer is damaged, but only after all versions have been printed.
 
 
 def current_bundle(store: Path) -> Path:
@@ -124,7 +124,7 @@ def current_bundle(store: Path) -> Path:
     """
     pointer = read_pointer(store)
     if pointer is None:
-        raise StoreError(f"{store} has no current version: ctr-store add {store} BUNDLE --activate")
+        raise StoreError(f"{store} has no current version: run ctr-store add {store} BUNDLE --activate")
     folder = store / VERSIONS / pointer.version
     if not folder.is_dir() or folder.is_symlink():
         raise StoreError(f"{store}: the current version {pointer.version} is missing: activate another version")
@@ -132,7 +132,7 @@ def current_bundle(store: Path) -> Path:
 
 
 def read_pointer(store: Path) -> Pointer | None:
-    """Return the store's pointer, or None if no version was ever activated.
+    """Return the store's pointer, or None if no version has ever been activated.
 
     Raises:
         StoreError: The pointer cannot be read, or it names something other than versions.
@@ -144,7 +144,7 @@ def read_pointer(store: Path) -> Pointer | None:
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read ({error}): activate a version again") from error
-    # A version is a name and not a path, so a pointer never leads out of the store.
+    # A version is a name, not a path, so a pointer cannot lead outside the store.
     for version in (pointer.version, *pointer.previous):
         if not VERSION.fullmatch(version):
             raise StoreError(f"{path} names {version[:100]!r}, which is not a version: activate a version again")
@@ -173,8 +173,8 @@ def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
     """Verify a bundle, copy it into the store, and verify the copy.
 
     Returns:
-        The bundle's manifest, and whether the version is new. If the store has the version and it is intact, nothing is
-        copied. If it is damaged, it is replaced.
+        The bundle's manifest, and whether the version is new. If the store already has an intact copy of the version,
+        nothing is copied. A damaged copy is replaced.
 
     Raises:
         StoreError: The bundle cannot be copied, or it changed during the copy.
@@ -195,8 +195,8 @@ def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
                 raise StoreError(f"{bundle} cannot be copied into the store: {reason}") from error
             copy.chmod(0o755)  # The server may run as another user.
             if open_bundle(copy).manifest.version != manifest.version:
-                raise StoreError(f"{bundle} changed while it was copied: add it again")
-            sync_to_disk(copy)  # Before the rename: once a version has its name, it counts as complete.
+                raise StoreError(f"{bundle} changed while it was being copied: add it again")
+            sync_to_disk(copy)  # Before the rename, because a version counts as complete once it has its name.
             if os.path.lexists(target):
                 target.rename(folder / "damaged")
             copy.rename(target)
@@ -204,14 +204,14 @@ def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
 
 
 def activate(store: Path, version: str) -> str:
-    """Make a version current. Return the whole version.
+    """Make a version current. Return the full version.
 
     Args:
         store: The store's folder.
         version: The version, or at least its first MIN_PREFIX_CHARS characters.
 
     Raises:
-        StoreError: There is no such store, or not exactly one version has this prefix.
+        StoreError: The store does not exist, or the prefix does not match exactly one version.
     """
     with locked(store):
         whole = find_version(store, version)
@@ -223,20 +223,20 @@ def activate(store: Path, version: str) -> str:
 
 
 def remove(store: Path, version: str) -> str:
-    """Delete a version from the store. Return the whole version.
+    """Delete a version from the store. Return the full version.
 
     Args:
         store: The store's folder.
         version: The version, or at least its first MIN_PREFIX_CHARS characters.
 
     Raises:
-        StoreError: The version is current, there is no such store, or not exactly one version has this prefix.
+        StoreError: The version is current, the store does not exist, or the prefix does not match exactly one version.
     """
     with locked(store):
         whole = find_version(store, version)
         pointer = readable_pointer(store)
         if pointer is not None and pointer.version == whole:
-            raise StoreError(f"{whole} is current: activate another version first, or ctr-store rollback {store}")
+            raise StoreError(f"{whole} is current: activate another version first, or run ctr-store rollback {store}")
         with temporary_folder(store) as folder:
             (store / VERSIONS / whole).rename(folder / whole)
         return whole
@@ -245,10 +245,10 @@ def remove(store: Path, version: str) -> str:
 def rollback(store: Path) -> str:
     """Make the previously current version current again. Return it.
 
-    Versions that were removed are skipped. A second rollback goes back one version further.
+    Versions that have been removed are skipped. A second rollback goes back one more version.
 
     Raises:
-        StoreError: There is no such store, or no previous version is left.
+        StoreError: The store does not exist, or no previous version is left.
     """
     with locked(store):
         pointer = read_pointer(store)
@@ -256,7 +256,7 @@ def rollback(store: Path) -> str:
         stored = stored_versions(store)
         index = next((index for index, version in enumerate(previous) if version in stored), None)
         if index is None:
-            raise StoreError(f"{store} has no previous version to go back to: ctr-store list {store}")
+            raise StoreError(f"{store} has no previous version to go back to: see ctr-store list {store}")
         write_pointer(store, Pointer(previous[index], previous[index + 1 :]))
         return previous[index]
 
@@ -264,11 +264,11 @@ def rollback(store: Path) -> str:
 def find_version(store: Path, prefix: str) -> str:
     """Return the one version that starts with a prefix. Raises StoreError if there is not exactly one."""
     if len(prefix) < MIN_PREFIX_CHARS:
-        raise StoreError(f"{prefix!r} is too short for a version: give at least {MIN_PREFIX_CHARS} characters")
+        raise StoreError(f"{prefix!r} is too short: give at least {MIN_PREFIX_CHARS} characters of the version")
     found = [version for version in stored_versions(store) if version.startswith(prefix)]
     if len(found) != 1:
         count = f"{len(found)} versions start" if found else "no version starts"
-        raise StoreError(f"in {store}, {count} with {prefix[:100]!r}: ctr-store list {store}")
+        raise StoreError(f"in {store}, {count} with {prefix[:100]!r}: see ctr-store list {store}")
     return found[0]
 
 
@@ -281,7 +281,7 @@ def stored_versions(store: Path) -> list[str]:
 
 
 def is_intact(folder: Path) -> bool:
-    """Return whether a folder of the store holds the version that it is named after, unchanged."""
+    """Return whether a folder of the store contains an unchanged copy of the version that it is named after."""
     try:
         return not folder.is_symlink() and open_bundle(folder).manifest.version == folder.name
     except BundleError:
@@ -290,7 +290,7 @@ def is_intact(folder: Path) -> bool:
 
 @contextmanager
 def temporary_folder(store: Path) -> Iterator[Path]:
-    """Create a folder in the store for files that are not complete yet, or that are about to be deleted."""
+    """Create a folder in the store for files that are not yet complete, or that are about to be deleted."""
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=store) as folder:
         yield Path(folder)
 
@@ -307,7 +307,7 @@ def sync_to_disk(folder: Path) -> None:
 
 @contextmanager
 def locked(store: Path) -> Iterator[None]:
-    """Hold the store's lock, and delete what a killed ctr-store left. Raises StoreError if there is no store."""
+    """Hold the store's lock, and delete what a killed ctr-store left behind. Raises StoreError if there is no store."""
     check_is_store(store)
     with (store / LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""ctr-verify: check the golden requests on a bundle or on a running server, or replay a request log on a bundle."""
+"""ctr-verify: check a bundle or a running server with the golden requests, or replay a request log with a bundle."""
 
 import argparse
 import http.client
@@ -22,7 +22,7 @@ MAX_LISTED_LINES = 10
 
 
 class CannotVerify(RuntimeError):
-    """The server does not answer, or it serves another model."""
+    """The server does not answer, or it serves a different model."""
 
 
 class RefusedAsStrict(Exception):
@@ -30,7 +30,7 @@ class RefusedAsStrict(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0 if the answers are equal, 1 if a probability differs, or 2 after an error message."""
+    """Return 0 if the answers match, 1 if a probability differs, or 2 after an error message."""
     parser = argparse.ArgumentParser("ctr-verify", description="Check a bundle, or a server that serves it.")
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     mode = parser.add_mutually_exclusive_group()
@@ -65,7 +65,7 @@ def verify_golden(bundle: Bundle, url: str | None) -> int:
 
     Args:
         bundle: The bundle.
-        url: A server that serves the bundle. None scores on this machine, without a server.
+        url: A server that serves the bundle. If it is None, the requests are scored on this machine, without a server.
     """
     golden = read_golden(bundle.folder / GOLDEN)
     answers: AbstractContextManager[Answer]
@@ -100,8 +100,8 @@ def compare(answer: Answer, golden: Sequence[GoldenRequest]) -> tuple[float, lis
             refused.append(line)
     if not differences:
         raise CannotVerify(
-            f"the server is strict (CTR_STRICT) and refuses {format_lines(refused)} of {GOLDEN}, which is all: "
-            "start it without CTR_STRICT to verify it"
+            f"the server is strict (CTR_STRICT) and refuses {format_lines(refused)} of {GOLDEN}, which is all of them: "
+            "start the server without CTR_STRICT to verify it"
         )
     return max(differences), refused
 
@@ -119,7 +119,7 @@ def ask_server(url: str, bundle: Bundle) -> Iterator[Answer]:
     The function raises RefusedAsStrict if the server refuses the request because it is strict.
 
     Raises:
-        CannotVerify: The URL is invalid, the server answers with an error, or it serves another version.
+        CannotVerify: The URL is invalid, the server returns an error, or it serves a different version.
     """
     # pydantic and Starlette take 0.2 s to import, and --help does not need them.
     from service.api.problem_details import ProblemDetails
@@ -150,7 +150,8 @@ def ask_server(url: str, bundle: Bundle) -> Iterator[Answer]:
             raise CannotVerify(f"the answer is not from a scoring server ({error}): check the URL") from error
         if scored.version != bundle.manifest.version:
             raise CannotVerify(
-                f"the server has version {scored.version}, the bundle is {bundle.manifest.version}: serve this bundle"
+                f"the server has version {scored.version}, but the bundle is {bundle.manifest.version}: "
+                "serve this bundle"
             )
         # NaN for a candidate without a ctr, because NaN differs from every number.
         return [float("nan") if score.ctr is None else score.ctr for score in scored.scores]
@@ -160,7 +161,7 @@ def ask_server(url: str, bundle: Bundle) -> Iterator[Answer]:
 
 
 def strict_refusal_path(golden: GoldenRequest, bundle: Bundle) -> str | None:
-    """Return the JSON path of the value for which a strict server refuses a golden request, or None."""
+    """Return the JSON path of the value that makes a strict server refuse a golden request, or None."""
     features = [candidate.features for candidate in golden.candidates]
     try:
         Encoder(bundle.schema, strict=True).tokens(golden.context, features)
@@ -181,7 +182,7 @@ def replay_log(paths: Sequence[Path], bundle: Bundle) -> int:
     """Score the requests of a log with a bundle, and print how its answers differ from the logged ones.
 
     Returns:
-        The exit code: 1 if the bundle's own version gave other answers in the log, else 0.
+        The exit code: 1 if the log has different answers from the bundle's own version, otherwise 0.
     """
     # These modules import Starlette and prometheus_client, which --help does not need.
     from service.request_log.replay import replay, report

@@ -14,7 +14,7 @@ MAX_LINE_BYTES = 64 * 1024 * 1024  # The metrics of all workers are the longest 
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
-    """Tell a worker to open a bundle, which has been checked, and to serve it."""
+    """Tell a worker to open and serve a bundle that has been checked."""
 
     folder: str
 
@@ -24,7 +24,7 @@ class Drain(msgspec.Struct, tag=True, frozen=True):
 
 
 class Rebalance(msgspec.Struct, tag=True, frozen=True):
-    """Tell a worker that another one has joined, so that it gives up that worker's share of its connections."""
+    """Tell a worker that a new worker has joined, so that it gives up the new worker's share of its connections."""
 
     workers: int  # Including the new one.
 
@@ -71,7 +71,7 @@ class PeerClosed(ConnectionError):
 
 
 class Channel:
-    """Sends messages and requests in both directions. Lives in one event loop.
+    """Sends messages and requests in both directions. Use it from one event loop only.
 
     Args:
         handle: Handles a message from the other process. Returns the reply, or None if the message needs none.

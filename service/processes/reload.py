@@ -1,4 +1,4 @@
-"""Load a new bundle in every worker, or none: check it, load it in one worker after another, roll back on failure."""
+"""Load a new bundle in all workers or in none: check it, load it in the workers one by one, roll back on failure."""
 
 import asyncio
 import logging
@@ -15,11 +15,11 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WATCH_S = 0.5  # Between two looks at the store's pointer.
+WATCH_S = 0.5  # Between two checks of the store's pointer.
 
 
 class Reloader:
-    """Changes the bundle that the workers serve. Lives in one event loop.
+    """Changes the bundle that the workers serve. Use it from one event loop only.
 
     Attributes:
         folder: The bundle to serve. New workers start with it.
@@ -29,7 +29,7 @@ class Reloader:
         """Find the bundle to start with.
 
         Args:
-            settings: Name the bundle or the store.
+            settings: The server's settings, which name the bundle or the store.
             workers: The running workers. The supervisor adds and removes them.
             registry: Where `ctr_reloads_total` is registered.
 
@@ -38,7 +38,7 @@ class Reloader:
         """
         self._settings = settings
         self._workers = workers
-        # Taken before the pointer is read, so that a change in between leads to a reload.
+        # Taken before the pointer is read, so that a change in between causes a reload.
         self._pointer_stamp = None if settings.store is None else pointer_stamp(settings.store)
         self.folder = current_folder(settings)
         self._lock = asyncio.Lock()
@@ -48,10 +48,10 @@ class Reloader:
             self._outcomes.labels(outcome)
 
     async def reload(self) -> Reply:
-        """Have every worker serve the current bundle, and return its version or why it is refused.
+        """Make every worker serve the current bundle. Return its version, or why it was refused.
 
-        Reloads run one at a time. All requests that arrive during one share the next one: the current bundle may have
-        changed since the running one read it.
+        Reloads run one at a time. All requests that arrive during a reload share the next one, because the current
+        bundle may have changed since the running reload read it.
         """
         if self._queued is None:
             self._queued = asyncio.create_task(self._run_queued())
@@ -67,30 +67,30 @@ class Reloader:
                 await self.reload()
 
     async def catch_up(self, worker: WorkerProcess) -> None:
-        """Have a new worker serve the bundle of the others, if that changed while the worker was starting."""
+        """Make a new worker serve the same bundle as the others, if that changed while the worker was starting."""
         async with self._lock:
             if worker.folder != self.folder and await worker.load(self.folder) is not None:
-                worker.kill()  # The worker in its place starts with the right bundle.
+                worker.kill()  # Its replacement starts with the right bundle.
 
     async def _run_queued(self) -> Reply:
-        """Run a reload when the one before it has finished. Log and count the outcome."""
+        """Run a reload when the previous one has finished. Log and count the outcome."""
         async with self._lock:
             self._queued = None
             try:
                 outcome, reply = await self.load_current()
-            except OSError as error:  # No memory or no file descriptors for the check, for example.
+            except OSError as error:  # For example, no memory or file descriptors for the check.
                 outcome, reply = "refused", Reply(problem=f"The bundle cannot be checked: {error.strerror}")
             self._outcomes.labels(outcome).inc()
             if reply.problem:
-                log.error("The new model is refused and the previous one stays in service: %s", reply.problem)
+                log.error("The new model was refused, and the previous one stays in service: %s", reply.problem)
             return reply
 
     async def load_current(self) -> tuple[str, Reply]:
         """Check the current bundle and load it in every worker that does not serve it.
 
         Returns:
-            The outcome for `ctr_reloads_total`, and the reply to whoever asked for the reload. The reply may reach a
-            client, so it does not contain the server's paths.
+            The outcome for `ctr_reloads_total`, and the reply to the request for the reload. The reply may reach a
+            client, so it does not contain paths on the server.
         """
         store = self._settings.store
         try:
@@ -99,7 +99,7 @@ class Reloader:
             return "refused", Reply(problem=hide_paths(str(error), store))
         version = version_of(folder)
         if version and self._workers and all(worker.version == version for worker in self._workers):
-            # Both a changed pointer and a request can ask for the same bundle.
+            # A changed pointer and a request can both cause a reload of the same bundle.
             log.info("All workers already serve model %s", version)
             return "unchanged", Reply(version)
         problem = await check(folder, self._settings.vocabulary)
@@ -110,7 +110,7 @@ class Reloader:
         return "loaded", Reply(version)
 
     async def load_in_workers(self, folder: Path) -> str | None:
-        """Load a bundle in one worker after another. Return why a worker cannot serve it, after rolling back."""
+        """Load a bundle in the workers one by one. If a worker cannot serve it, roll back and return the reason."""
         previous, self.folder = self.folder, folder
         for worker in list(self._workers):
             problem = await worker.load(folder)
@@ -124,7 +124,7 @@ class Reloader:
         self.folder = previous
         for worker in list(self._workers):
             if worker.folder != previous and await worker.load(previous) is not None:
-                worker.kill()  # The worker in its place starts with the previous bundle.
+                worker.kill()  # Its replacement starts with the previous bundle.
 
 
 def current_folder(settings: Settings) -> Path:
@@ -140,7 +140,7 @@ def current_folder(settings: Settings) -> Path:
 
 
 def pointer_stamp(store: Path) -> tuple[int, int] | None:
-    """Return what changes with the store's pointer: its inode and modification time, or None if it is missing."""
+    """Return the inode and modification time of the store's pointer, or None if it is missing."""
     try:
         stat = (store / CURRENT).stat()
     except OSError:
@@ -149,11 +149,11 @@ def pointer_stamp(store: Path) -> tuple[int, int] | None:
 
 
 def hide_paths(problem: str, *paths: Path | None) -> str:
-    """Replace paths in an error message by their last part.
+    """Replace paths in an error message with their last part.
 
     Args:
         problem: The message.
-        paths: Inner folders before the folders that contain them. None is skipped.
+        paths: The paths to replace, inner folders before the folders that contain them. None is skipped.
     """
     for path in paths:
         if path is not None:

@@ -1,4 +1,4 @@
-"""Uvicorn's server as a worker runs it: on shared sockets, with timeouts for clients and a notice before it stops."""
+"""Uvicorn's server, adapted for workers: shared sockets, client timeouts, and a notice period before it stops."""
 
 import asyncio
 import logging
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 CHECK_S = 0.25  # Between two checks of the clients' timeouts.
 LAG_INTERVAL_S = 0.01
-TIMER_RESOLUTION_S = 0.001  # Of the event loop.
-MIN_IDLE_S = 1.0  # Connections that were used more recently are not closed before one more response.
+TIMER_RESOLUTION_S = 0.001  # Resolution of the event loop's timers.
+MIN_IDLE_S = 1.0  # Connections that were used more recently are only closed after one more response.
 POLL_S = 0.02
 
 
@@ -39,12 +39,12 @@ class BoundApp:
 
 
 class Server(uvicorn.Server):
-    """Handles signals from the start, and reports that it drains before it stops.
+    """A uvicorn server that handles signals from startup, and reports that it is draining before it stops.
 
     Args:
         app: The scoring application.
         settings: The server's settings.
-        slot: Where the other workers read this worker's number of connections. None: there are no others.
+        slot: Slot in which this worker publishes its connection count for the other workers. None: there are no others.
 
     Raises:
         UnsupportedUvicorn: The installed uvicorn would bypass admission control.
@@ -59,9 +59,9 @@ class Server(uvicorn.Server):
         self._bound_apps: list[BoundApp] = []
 
     def handle_signals(self) -> None:
-        """Let SIGTERM and SIGINT stop the server, for the rest of the process's life.
+        """Make SIGTERM and SIGINT stop the server, until the process exits.
 
-        Uvicorn raises the signal again when it has stopped. The process must survive that to close the model.
+        Uvicorn raises the signal again after it has stopped. The process must survive that to close the model.
         """
         for number in HANDLED_SIGNALS:
             signal.signal(number, self.handle_exit)
@@ -71,14 +71,14 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
-        """Stop like a signal does."""
+        """Stop the server, as a signal does."""
         drain(self._app)
         self.should_exit = True
 
     def rebalance(self, workers: int) -> None:
-        """Close this worker's share of the connections, after their next response.
+        """Close the new worker's share of this worker's connections, each after its next response.
 
-        Their clients connect again, and the worker with the fewest connections accepts them.
+        The clients connect again, and the worker with the fewest connections accepts them.
 
         Args:
             workers: The number of workers, including the one that has joined.
@@ -115,8 +115,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve for the notice period, close the sockets, then finish the requests in flight.
 
-        Responses in the notice period say `Connection: close`. After it, a connection in use gets one more response,
-        and a connection that has been idle for a while is closed.
+        Responses in the notice period have the header `Connection: close`. After it, a connection in use gets one more
+        response, and a connection that has been idle for a while is closed.
         """
         await asyncio.sleep(self._settings.drain_notice_ms / 1e3)
         for server in self.servers:
@@ -148,7 +148,7 @@ class Server(uvicorn.Server):
             admission.lag_s = max(0.0, time.perf_counter() - due_s - TIMER_RESOLUTION_S)
 
     async def check_connections(self) -> None:
-        """Apply the clients' timeouts, and update this worker's connection count and gauges."""
+        """Enforce the clients' timeouts, and update this worker's connection count and gauges."""
         metrics, admission = self._app.state.metrics, self._app.state.admission
         while True:
             await asyncio.sleep(CHECK_S)

@@ -26,14 +26,14 @@ from service.telemetry.multiprocess import forget_latencies, forget_process, mer
 log = logging.getLogger(__name__)
 
 KILL_S = 5.0  # How long after CTR_DRAIN_MS a worker that is still running is killed.
-MIN_LIFETIME_S = 10.0  # A worker that dies younger is replaced after a pause, which is longer the younger it died.
+MIN_LIFETIME_S = 10.0  # A worker that dies sooner is replaced after a pause. The sooner it died, the longer the pause.
 MAX_PAUSE_S = 10.0
 KEEP_LATENCIES_S = 60.0  # The latency quantiles cover the last minute, including dead workers.
 CANNOT_START = 2  # Exit code.
 
 
 class Supervisor:
-    """Runs the workers of one server. Lives in one event loop.
+    """Runs the workers of one server. Use it from one event loop only.
 
     Args:
         settings: The server's settings.
@@ -103,9 +103,9 @@ class Supervisor:
         task.add_done_callback(finish)
 
     async def start_all(self) -> None:
-        """Start the first worker, and the others once it is ready.
+        """Start the first worker and, once it is ready, the others.
 
-        What prevents the first worker from starting would prevent the others, and should be reported once.
+        A problem that prevents the first worker from starting would affect them all, and should be reported only once.
         """
         try:
             worker = await self.start(*(["--print-curl"] if self._print_curl else []))
@@ -152,7 +152,7 @@ class Supervisor:
         channel = Channel(lambda message: self.handle(message, worker))
         worker = WorkerProcess(process, channel, time.monotonic(), folder, slot)
         if self._stopping.is_set():
-            worker.kill()  # The server began to stop during the start. This worker has no request in flight.
+            worker.kill()  # The server began to stop while this worker was starting, so it has no request in flight.
         self._workers.add(worker)
         self._alive.set(len(self._workers))
         self.run_in_background(channel.run(control))
@@ -167,7 +167,7 @@ class Supervisor:
                 worker.version = message.version
                 worker.ready.set()
                 self._has_served = True
-                # Connections live long. Without this the new worker would have no work until clients reconnect.
+                # Connections are long-lived. Without this, the new worker would have no work until clients reconnect.
                 for other in self._workers - {worker}:
                     if other.ready.is_set():
                         with suppress(PeerClosed):
@@ -200,22 +200,22 @@ class Supervisor:
         pause_s = 0.0 if lifetime_s > MIN_LIFETIME_S else min(MAX_PAUSE_S, 10 / max(1.0, lifetime_s) ** 2)
         log.error("Worker %d died (%s). A new one starts in %.1f s.", pid, cause, pause_s)
         await asyncio.sleep(pause_s)
-        # Until its self-test has passed, a new worker leaves connections to the others. If there are none, connections
-        # wait for a moment. But if Redis has lost the vocabulary the test can take long, and a worker that accepts
-        # connections meanwhile can at least say why nothing is scored.
+        # A new worker accepts no connections until its self-test has passed. If no other worker is ready, connections
+        # wait briefly. But if Redis has lost the vocabulary, the test can take a long time. A worker that accepts
+        # connections during the test can at least report why it cannot score.
         none_ready = not any(other.ready.is_set() for other in self._workers)
         await self.start_with_retries(*([] if none_ready and self._settings.vocabulary == "redis" else [WAIT_FOR_TEST]))
 
     def retire_metrics(self, pid: int) -> None:
-        """Drop the gauges of a process that has exited, and keep its counts."""
+        """Remove the gauges of a process that has exited, but keep its counts."""
         try:
             forget_process(self._metrics, pid)
         except (OSError, ValueError, RuntimeError):  # The process died while it wrote a file.
-            log.exception("The metrics of process %d are lost", pid)
+            log.exception("The metrics of process %d were lost", pid)
         asyncio.get_running_loop().call_later(KEEP_LATENCIES_S, forget_latencies, self._metrics, pid)
 
     async def stop_all(self) -> None:
-        """Let every worker finish its requests in flight, and kill those that take too long."""
+        """Let every worker finish its requests in flight, and kill workers that take too long."""
         for worker in self._workers:
             with suppress(PeerClosed):
                 worker.channel.send(Drain())

@@ -32,7 +32,7 @@ from service.telemetry import json_logging
 from service.telemetry.metrics_folder import metrics_folder
 
 SCRAPE_TIMEOUT_S = 10.0
-RELOAD_TIMEOUT_S = 600.0  # To check a large bundle, and to load it in one worker after another.
+RELOAD_TIMEOUT_S = 600.0  # Enough to check a large bundle and to load it in the workers one by one.
 POLL_S = 0.01
 
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker until it is told to stop.
 
     Returns:
-        The exit code: 0 after a stop, 2 if the worker cannot start. Then it prints why, in one line.
+        The exit code: 0 after a stop, or 2 if the worker cannot start. In that case, the reason is printed as one line.
     """
     parser = argparse.ArgumentParser("worker", description="Started by ctr-serve. Not meant to be run by hand.")
     parser.add_argument("--listener", type=int, required=True, help="file descriptor of the socket for requests")
@@ -90,7 +90,7 @@ class Worker:
             # Uvicorn's lifespan would print a traceback where main prints one line.
             await stack.enter_async_context(self._app.router.lifespan_context(self._app))
             self._opened.set()
-            if self._server.should_exit:  # Stopped during the start.
+            if self._server.should_exit:  # Stopped during startup.
                 return
             if arguments.tested and not await self.passes_self_test():
                 return
@@ -99,10 +99,10 @@ class Worker:
             await self._server.serve_on(bound_apps)
 
     def bind_admin(self, descriptor: int | None) -> list[BoundApp]:
-        """Add the admin routes, if there is a key for them.
+        """Add the admin routes, if there is an admin key.
 
         Returns:
-            The admin application, if it has a socket. Without one, the routes are part of the scoring application.
+            The admin application, if it has its own socket. Otherwise the scoring application serves the routes.
         """
         app = self._app if descriptor is None else admin_app(self._app)
         if self._settings.admin_key_file is not None:
@@ -110,7 +110,7 @@ class Worker:
         return [] if descriptor is None else [BoundApp(socket.socket(fileno=descriptor), app)]
 
     async def follow_supervisor(self, control: socket.socket) -> None:
-        """Handle the supervisor's messages. Stop when it exits: nothing else would stop this process."""
+        """Handle the supervisor's messages. Stop when it exits, because nothing else would stop this process."""
         try:
             await self._channel.run(control)
         finally:
@@ -130,7 +130,7 @@ class Worker:
         return None
 
     async def passes_self_test(self) -> bool:
-        """Wait for the end of the self-test. Return False if the server was stopped meanwhile.
+        """Wait until the self-test is done. Return False if the server is stopped before that.
 
         Raises:
             BundleError: The self-test failed.
@@ -145,7 +145,7 @@ class Worker:
         return True
 
     async def announce(self, listening: socket.socket, print_curl: bool) -> None:
-        """Tell the supervisor when this worker accepts requests, and print an example request if asked to."""
+        """Tell the supervisor when this worker accepts requests. With `print_curl`, also print an example request."""
         await self._serving.model.readiness.tested.wait()
         while not self._server.started:
             await asyncio.sleep(POLL_S)
@@ -154,14 +154,14 @@ class Worker:
         if print_curl and model.readiness.problem is None:
             host, port = listening.getsockname()[:2]
             request = example_request(model.bundle, model.golden, self._settings.max_candidates)
-            with contextlib.suppress(BrokenPipeError):  # The service goes on without a reader of its output.
+            with contextlib.suppress(BrokenPipeError):  # The service continues without a reader for its output.
                 print(curl(host, port, request), flush=True)
 
     async def reload(self) -> str:
-        """Have all workers serve the current bundle, and return its version.
+        """Make all workers serve the current bundle, and return its version.
 
         Raises:
-            Refused: The bundle cannot be served. The workers go on with the previous one.
+            Refused: The bundle cannot be served. The workers continue to serve the previous one.
             NotReady: The supervisor did not reply.
         """
         reply = await self._ask_supervisor(Reload(), RELOAD_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""A worker as the supervisor sees it: a process, and a channel to it."""
+"""The supervisor's view of a worker: a process, and a channel to it."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ class WorkerProcess:
         started_s: When it was started, on the clock of `time.monotonic`.
         folder: The bundle that it was told to serve.
         slot: Its slot in ConnectionCounts.
-        version: The version that it reported to serve. Empty until it is ready.
+        version: The version that it reports that it serves. Empty until it is ready.
         ready: Set when it accepts requests.
     """
 
@@ -38,11 +38,11 @@ class WorkerProcess:
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def load(self, folder: Path) -> str | None:
-        """Have the worker serve a bundle that has been checked.
+        """Make the worker serve a bundle that has been checked.
 
         Returns:
-            Why the worker cannot serve it, or None. A worker that does not reply is killed, which also returns None:
-            the worker in its place starts with the right bundle.
+            Why the worker cannot serve it, or None. A worker that does not reply is killed. In that case, None is
+            returned as well, because the worker's replacement starts with the right bundle.
         """
         try:
             reply = await self.channel.request(Load(str(folder)), LOAD_TIMEOUT_S)
@@ -61,7 +61,7 @@ class WorkerProcess:
 async def spawn(
     listeners: Sequence[socket.socket], folder: Path, slot: int, options: Sequence[str]
 ) -> tuple[asyncio.subprocess.Process, socket.socket]:
-    """Start a worker's process.
+    """Start a worker process.
 
     Args:
         listeners: The socket for requests, and the one for /admin if there is one.
@@ -80,7 +80,7 @@ async def spawn(
     command = [sys.executable, "-m", "service.processes.worker", "--listener", str(descriptors[0])]
     command += ["--control", str(theirs.fileno()), "--slot", str(slot)]
     command += ["--admin-listener", str(descriptors[1])] if len(descriptors) > 1 else []
-    # A worker is always given a bundle: the supervisor resolves CTR_STORE.
+    # A worker always gets the folder of a bundle, because the supervisor resolves CTR_STORE.
     environment = {name: value for name, value in os.environ.items() if name.upper() not in ("CTR_STORE", "CTR_BUNDLE")}
     try:
         process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Compare the answers in a request log with those of a bundle: `ctr-verify BUNDLE --log`."""
+"""Compare the answers in a request log with a bundle's answers: `ctr-verify BUNDLE --log`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from service.vocabulary.tiered import WITHOUT_VOCABULARY
 
 
 class NothingToReplay(ValueError):
-    """The files hold no line of a request log."""
+    """The files contain no lines of a request log."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The requests that one version answered, answered again by a bundle. Shapes: N candidates scored both times.
+    """Compares the logged answers of one version with a bundle's. Legend: N candidates that were scored both times.
 
     Attributes:
         version: The version that answered the requests.
         requests: How many requests it answered.
         not_compared: How many of them have no candidate that was scored both times.
-        other_best: How many of them have another best candidate now.
-        hashed: Fields whose values the log does not have. The bundle scores them as unknown, so that not all
-            differences are due to the model.
+        other_best: How many of them now have a different best candidate.
+        hashed: Fields whose values are hashed in the log. The bundle scores them as unknown, so not all differences
+            are due to the model.
         before: The ctr in the log (N).
         after: The ctr from the bundle (N).
         with_vocabulary: Whether the logged ctr was computed with the model's vocabulary (N).
@@ -51,17 +51,17 @@ class Comparison:
         return np.abs(self.after - self.before)
 
     def is_unexplained(self, bundle: Bundle) -> bool:
-        """Return whether the same version gives other answers for the same values."""
+        """Return whether the same version gives different answers for the same values."""
         same = self.version == bundle.manifest.version and not self.hashed
         return same and bool((self.difference[self.with_vocabulary] > TOLERANCE).any())
 
 
 def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[Comparison], int]:
-    """Answer the requests of a log again.
+    """Score the requests of a log again, and compare the answers.
 
     Args:
-        paths: Files, and folders of files.
-        bundle: The bundle to answer with.
+        paths: Log files, and folders of log files.
+        bundle: The bundle to score with.
         engine: The bundle's engine.
 
     Returns:
@@ -73,7 +73,7 @@ def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[
     lines, unreadable = read_lines(paths)
     if not lines:
         unfinished = sum(len(unfinished_files(path)) for path in paths)
-        reason = f"{', '.join(map(str, paths))}: no line of a request log (lines that could not be read: {unreadable})."
+        reason = f"{', '.join(map(str, paths))}: found no lines of a request log (unreadable lines: {unreadable})."
         if unfinished:
             reason += f" Files still being written: {unfinished}. Wait {MAX_SEGMENT_S:g} s, or stop the server."
         raise NothingToReplay(reason)
@@ -85,7 +85,7 @@ def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[
 
 
 def compare(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Engine) -> Comparison:
-    """Answer the requests of one version again, and compare the answers."""
+    """Score the requests that one version answered, and compare the answers."""
     before, after, with_vocabulary = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, bool)]
     not_compared = other_best = 0
     for line in lines:
@@ -112,7 +112,7 @@ def compare(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Eng
 
 
 def score_line(line: Line, encoder: Encoder, bundle: Bundle, engine: Engine) -> NDArray[np.float64]:
-    """Return the ctr of each candidate; NaN for one that cannot be read, and for all when the context cannot be."""
+    """Return the ctr of each candidate. It is NaN if the candidate is invalid, and for all if the context is."""
     # The hash of a category is an unknown token. The hash of a number is not a number, so the field counts as missing.
     numbers = {field.name for field in bundle.schema.fields if field.kind == "numeric" or field.transform}
     lost = numbers.intersection(line.hashed)

@@ -1,7 +1,7 @@
 """Write lines to a folder, as files of limited size and age. The oldest files are removed when the folder is full.
 
-A file is being written while it is named `.ndjson.part`, and complete when it is named `.ndjson`. Several processes may
-write to one folder: each locks the file that it writes.
+The name of a file ends in `.ndjson.part` while it is being written, and in `.ndjson` when it is complete. Several
+processes may write to the same folder, because each locks the file that it writes.
 """
 
 import fcntl
@@ -23,15 +23,15 @@ class Segments:
     """The files of one writer. Every method may raise OSError, and can be called again after that."""
 
     def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float]) -> None:
-        """Create the folder, and finish the files that dead processes left there.
+        """Create the folder, and finish the files that dead processes left behind.
 
         Args:
-            folder: Where the files go.
-            max_bytes: The size of all files in it. An open file may come on top.
+            folder: The folder for the files.
+            max_bytes: Maximum total size of the files in the folder. The file being written may exceed it.
             clock: Returns seconds since the epoch.
 
         Raises:
-            SettingsError: The folder cannot be written.
+            SettingsError: The folder is not writable.
         """
         self._folder = folder
         self._max_bytes = max_bytes
@@ -44,11 +44,11 @@ class Segments:
             prepare_folder(folder)
         except OSError as error:
             raise SettingsError(
-                f"CTR_REQUEST_LOG: {folder} cannot be written ({error.strerror}). Set it to a folder that can."
+                f"CTR_REQUEST_LOG: {folder} is not writable ({error.strerror}). Set it to a writable folder."
             ) from error
 
     def write(self, line: bytes) -> None:
-        """Append a line. When the disk is full, nothing of it is kept: half a line would spoil the next one."""
+        """Append a line. If the disk is full, remove the partial line, because it would corrupt the next one."""
         if self._file is not None and not is_at(self._path, self._file):
             self.close()
         if self._file is None:
@@ -69,7 +69,7 @@ class Segments:
             self.close_if_old()
 
     def close_if_old(self) -> None:
-        """Finish the current file if it has been open for long, even when nothing is written."""
+        """Finish the current file if it has been open for a long time, even if nothing is being written."""
         if self._file is not None and self._clock() - self._opened_s >= MAX_SEGMENT_S:
             self.close()
 
@@ -95,7 +95,7 @@ class Segments:
         unnamed = self._path.with_suffix(".new")
         self._file = unnamed.open("xb", buffering=0)
         os.fchmod(self._file.fileno(), 0o600)
-        # Locked before it has the name that prepare_folder() looks for, and for as long as it is written.
+        # Lock it before it gets the name that prepare_folder() looks for. The lock is held until the file is closed.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         unnamed.rename(self._path)
         self._size = 0
@@ -115,13 +115,13 @@ def finish(path: Path) -> None:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create the folder, and finish the files in it that no process writes, without a last line that was cut off.
+    """Create the folder. Finish the files in it that no process is writing, and remove their truncated last lines.
 
-    Processes that died left such files, or a full disk kept them from being renamed.
+    Such files were left behind by processes that died, or could not be renamed because the disk was full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob(f"requests-*{UNFINISHED}"):
-        # A living process has its file locked. Another process may finish the same file first.
+        # A running process has locked its file. Another process may finish the same file first.
         with suppress(BlockingIOError, FileNotFoundError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(file.read().rfind(b"\n") + 1)
@@ -142,10 +142,10 @@ def remove_oldest(folder: Path, max_bytes: int) -> None:
 
 
 def unfinished_files(folder: Path) -> list[Path]:
-    """Return the files that a process is writing, or left when it died."""
+    """Return the files that a process is writing, or left behind when it died."""
     return sorted(folder.glob(f"*{UNFINISHED}"))
 
 
 def finished_files(folder: Path) -> list[Path]:
-    """Return the complete files, the oldest first."""
+    """Return the complete files, oldest first."""
     return sorted(folder.glob(f"*{FINISHED}"))

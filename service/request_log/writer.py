@@ -1,7 +1,7 @@
-"""Log a sample of requests and their scores, to inspect or to replay. Off by default, and never in a request's way.
+"""Log a sample of requests and their scores, for inspection or replay. Off by default. Never delays a request.
 
-The log is NDJSON, one request a line: what the model read and answered. Fields that the model does not know are left
-out, and fields may be hashed.
+The log is NDJSON with one request per line: the values that the model read, and its answers. Fields that are not in the
+model's schema are left out, and fields may be hashed.
 """
 
 import hashlib
@@ -45,10 +45,10 @@ class Line(msgspec.Struct):
 
     Attributes:
         time: When the request was answered, in UTC.
-        request_id: As in the response, like model, version and degraded.
+        request_id: Same as in the response, as are model, version and degraded.
         context: The values that the model read.
         candidates: In the order of the request.
-        ctr: Probabilities in the order of the candidates. None for one that was not scored.
+        ctr: Probabilities in the order of the candidates. None for a candidate that was not scored.
         hashed: Names of the fields whose values are hashes.
     """
 
@@ -65,7 +65,7 @@ class Line(msgspec.Struct):
 
 @dataclass(frozen=True)
 class QueuedLine:
-    """What a line is made of. The writer's thread makes it, so that a request does not wait for that."""
+    """The data for a line. The writer's thread encodes the line, so that the request does not wait for that."""
 
     answered_s: float
     request: ScoreRequest
@@ -75,10 +75,10 @@ class QueuedLine:
 
 
 class RequestLog:
-    """The log of one process. It is kept when the model is reloaded. offer() never waits."""
+    """The request log of one process. It stays open when the model is reloaded. offer() never blocks."""
 
     def __init__(self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.time) -> None:
-        """Start the thread that writes.
+        """Start the writer's thread.
 
         Raises:
             SettingsError: The folder or the salt cannot be used.
@@ -97,10 +97,10 @@ class RequestLog:
         self._thread.start()
 
     def check(self, schema: FeatureSchema) -> None:
-        """Check that the model has the fields that are to be hashed: values of a misspelled one would be logged as is.
+        """Check that the model has all fields to be hashed, because values of a misspelled one would not be hashed.
 
         Raises:
-            SettingsError: The model does not have one of them.
+            SettingsError: The model does not have one of these fields.
         """
         names = {field.name for field in schema.fields}
         for name in self._hasher.fields:
@@ -112,13 +112,13 @@ class RequestLog:
     def offer(
         self, request: ScoreRequest, ctr: Mapping[int, float], response: ScoreResponse, fields: frozenset[str]
     ) -> None:
-        """Queue a request for the log, if it is sampled. When the queue is full, the request is dropped and counted.
+        """Queue a request for the log, if it is sampled. If the queue is full, the request is dropped and counted.
 
         Args:
             request: The request.
             ctr: The probability of each scored candidate, by position.
             response: The response.
-            fields: The names that the model knows.
+            fields: The names of the model's fields.
         """
         if random.random() >= self._sample:  # noqa: S311  # sampling needs no secure random numbers
             return
@@ -131,7 +131,7 @@ class RequestLog:
         self._queue.put_nowait(QueuedLine(self._clock(), request, ctr, response, fields))
 
     def close(self) -> None:
-        """Write what is queued, and wait for that for a limited time."""
+        """Write the queued lines. Wait for that for a limited time."""
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
 
@@ -149,7 +149,7 @@ class RequestLog:
                 LoggedCandidate(candidate.id, self._hasher.hashed(candidate.features, known))
                 for candidate in request.candidates
             ],
-            # NaN is the value of a candidate that a cascade ruled out, and not JSON.
+            # A candidate that a cascade ruled out has NaN, which is not valid JSON.
             ctr=[value if value == value else None for value in ctr],
             degraded=response.degraded,
             hashed=list(self._hasher.fields),
@@ -175,7 +175,7 @@ class RequestLog:
                 self._metrics.not_logged.labels("write").inc()
 
     def _attempt(self, step: Callable[[], None]) -> bool:
-        """Return whether the step succeeded: a full disk, or a line that cannot be encoded, must not end the thread."""
+        """Run a step. Return whether it succeeded: a full disk or an invalid line must not end the thread."""
         try:
             step()
         except Exception as error:
@@ -191,9 +191,9 @@ class RequestLog:
 
 
 class ValueHasher:
-    """Replaces the values of some fields by HMAC-SHA256 of their token.
+    """Replaces the values of some fields with the HMAC-SHA256 of their tokens.
 
-    Equal values have equal hashes. Without the salt, a value cannot be found by hashing guesses.
+    Equal values have equal hashes. Without the salt, nobody can find a value by hashing guesses.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -201,7 +201,7 @@ class ValueHasher:
         self._salt = b"" if settings.request_log_salt_file is None else read_salt(settings.request_log_salt_file)
 
     def hashed(self, features: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-        """Return the features that are known, those of `fields` hashed."""
+        """Return the known features, with the values of `fields` hashed."""
         return {
             name: self.digest(value) if name in self.fields else value
             for name, value in features.items()
@@ -209,10 +209,10 @@ class ValueHasher:
         }
 
     def digest(self, value: Any) -> str | None:
-        """Return the hash of a value, or None when it is missing."""
+        """Return the hash of a value, or None if it is missing."""
         try:
             text = token(value)
-        except ValueError:  # the value is why its candidate was skipped
+        except ValueError:  # the candidate was skipped because of this value
             text = repr(value)
         if text is None:
             return None
@@ -227,7 +227,7 @@ def read_salt(path: Path) -> bytes:
         raise SettingsError(f"CTR_REQUEST_LOG_SALT_FILE: {path} cannot be read ({error.strerror}).") from error
     if len(salt) < MIN_SALT_BYTES:
         raise SettingsError(
-            f"CTR_REQUEST_LOG_SALT_FILE: {path} holds {len(salt)} bytes. Write at least {MIN_SALT_BYTES} random bytes."
+            f"CTR_REQUEST_LOG_SALT_FILE: {path} has {len(salt)} bytes. Write at least {MIN_SALT_BYTES} random bytes."
         )
     return salt
 

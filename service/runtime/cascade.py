@@ -1,6 +1,6 @@
 """The cascade of a request: the model's first level rules out candidates that cannot be among the best k.
 
-The rules belong to the bundle. See contract/cascade.py.
+The bundle contains the rules. See contract/cascade.py.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class Screened(ModelInput):
 def screened(request: ModelInput, k: int, rules: Sequence[CascadeRule]) -> ModelInput:
     """Return the request with the cascade rule for its best k candidates.
 
-    If there is no rule for k, the rule for the next larger k is used. Without such a rule, or with too few candidates
-    for it, the request is returned as it is.
+    If there is no rule for k, the rule for the next larger k is used. If there is no such rule, or there are too few
+    candidates for it, the request is returned unchanged.
 
     Args:
         request: The encoded request.

@@ -1,7 +1,7 @@
 """Run the serving graph on a GPU, with few distinct shapes and with bound arrays.
 
-The GPU libraries plan anew for every shape that they have not seen. Padding to the next power of two keeps the number
-of shapes small. Bound arrays are copied once in each direction and are not looked up by name in every run.
+The GPU libraries create a new plan for every new shape. Padding to the next power of two keeps the number of shapes
+small. Bound arrays are copied once in each direction and are not looked up by name in every run.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ MIN_ROWS = 16
 
 
 class BucketRunner:
-    """Run an onnxruntime session with numbers of rows that are powers of two. Calls from several threads are safe."""
+    """Runs an onnxruntime session with row counts that are powers of two. Safe to call from several threads."""
 
     def __init__(self, session: Any) -> None:
         self._session = session

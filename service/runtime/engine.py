@@ -40,7 +40,7 @@ class Explained:
 
     Attributes:
         logit: Shape (N).
-        contribution: Of each pair of fields on each level. Shape (N, L, F, F).
+        contribution: Contribution of each pair of fields at each level. Shape (N, L, F, F).
         attention: Shape (N, B, H, F, F).
         bias: Shape (N).
     """
@@ -55,7 +55,7 @@ class Engine:
     """The opened graphs of one bundle. `run` and `explain` may be called from several threads at once.
 
     Attributes:
-        graph: Name of the graph's file that `run` uses.
+        graph: File name of the graph that `run` uses.
         device: The device that `run` uses.
         calibration: Turns logits into probabilities.
     """
@@ -131,7 +131,7 @@ def open_engine(
         threads: See `open_serving_graph`.
         device: See `open_serving_graph`.
         strict: See `open_serving_graph`.
-        max_rows: Maximum number of candidates in one run. A GPU is warmed up for up to so many.
+        max_rows: Maximum number of candidates in one run. A GPU is warmed up for all sizes up to this number.
 
     Raises:
         EngineMissing: onnxruntime is not installed, or `strict` is set and CUDA cannot be used.
@@ -155,11 +155,11 @@ def open_engine(
 
 
 def warmed_up_runner(opened: OpenedGraph, bundle: Bundle, max_rows: int) -> BucketRunner:
-    """Return a runner for a graph on a GPU after a run of each shape. Raises EngineMissing if a run fails."""
+    """Return a runner for a graph on a GPU, after one run with each shape. Raises EngineMissing if a run fails."""
     runner = BucketRunner(opened.session)
     try:
         runner.warm_up(join([empty_request(bundle)]), max_rows)
-    except Exception as error:  # onnxruntime's own classes, mostly for lack of GPU memory.
+    except Exception as error:  # onnxruntime's own classes, usually when GPU memory runs out.
         raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot run the model ({error}): {FIX_GPU}") from error
     return runner
 
@@ -189,9 +189,9 @@ def explained_difference(engine: Engine, request: ModelInput, ctr: Sequence[floa
     """Return the largest difference between the ctr that an explanation adds up to and the exporter's ctr.
 
     Args:
-        engine: An engine that explains.
+        engine: An engine that supports explanations.
         request: A golden request, encoded.
-        ctr: The exporter's answers to it.
+        ctr: The probabilities that the exporter recorded for the request.
     """
     explained = engine.explain(request)
     summed = explained.contribution.sum((1, 2, 3)) + explained.bias

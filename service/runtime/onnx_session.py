@@ -16,7 +16,7 @@ from contract.schema import FeatureSchema
 log = logging.getLogger(__name__)
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-# By default onnxruntime multiplies with TF32 on a GPU, whose 10-bit mantissa does not give the exporter's answers.
+# By default, onnxruntime multiplies with TF32 on a GPU. Its 10-bit mantissa cannot match the exporter's answers.
 NO_TF32 = {"use_tf32": "0"}
 EXPORT_AGAIN = "export the run again"
 FIX_GPU = "free GPU memory or fix the driver, or set CTR_DEVICE=cpu"
@@ -86,7 +86,7 @@ def open_on_cuda(bundle: Bundle, threads: int) -> OpenedGraph:
     try:
         session = open_graph(bundle, MODEL, session_options(threads), provider=CUDA)
     except BundleError as error:
-        open_graph(bundle, MODEL)  # Raises if the graph itself is at fault, and not the GPU.
+        open_graph(bundle, MODEL)  # Raises if the graph is the cause, not the GPU.
         raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot be used ({error}): {FIX_GPU}") from error
     # If a driver or a library is missing, onnxruntime silently uses the CPU.
     check_cuda(session.get_providers())
@@ -133,7 +133,7 @@ def open_graph(
 
 def import_onnxruntime() -> Any:
     """Import onnxruntime. Raises EngineMissing if it is not installed."""
-    # Not imported at the top, because CPU and GPU wheels are optional extras and take long to import.
+    # Not imported at the top, because the CPU and GPU wheels are optional extras and take a long time to import.
     try:
         import onnxruntime
     except ImportError as error:
@@ -144,15 +144,15 @@ def import_onnxruntime() -> Any:
 
 
 def session_options(threads: int) -> Any:
-    """Return the onnxruntime.SessionOptions of the service, with so many threads for one run."""
+    """Return the onnxruntime.SessionOptions of the service, with this many threads for one run."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    # By default onnxruntime sizes its thread pools to the host and ignores the container's CPU quota.
+    # By default, onnxruntime sizes its thread pools for the host and ignores the container's CPU quota.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin between runs would take the CPU from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Errors are raised as well. On standard error, where each line is JSON, they would only break the log's format.
+    # Errors are raised as well. Printed on standard error, where each line is JSON, they would only break the format.
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return options

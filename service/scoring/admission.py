@@ -1,7 +1,7 @@
-"""Limit how many requests may be in flight at once, by how long requests wait.
+"""Limit the number of requests in flight, depending on how long requests wait.
 
-A standing queue delays every response and does not increase their number. When even the fastest request of a time
-window waited longer than the target, the limit falls. When it did not, and the limit kept requests out, it rises.
+A standing queue delays every response without increasing throughput. If even the fastest request of a time window
+waited longer than the target, the limit falls. Otherwise, the limit rises, and faster if it turned requests away.
 """
 
 import math
@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from service.errors import Overloaded
 
 MIN_WINDOW_S = 0.2
-MIN_WINDOW_REQUESTS = 10  # a pause of the process that hits one or two requests is not a queue
+MIN_WINDOW_REQUESTS = 10  # a pause of the process that delays one or two requests is not a queue
 MIN_LIMIT = 4  # keeps the model busy while the next requests are read
-MIN_CUT = 0.7  # the limit falls to this share of itself at most, in one window
+MIN_CUT = 0.7  # in one window, the limit falls to this share of its value at most
 
 
 class Admission:
-    """Counts the requests in flight, and the bytes of their bodies. Lives in one event loop.
+    """Counts the requests in flight, and the bytes of their bodies. Use it from one event loop only.
 
     Attributes:
-        in_flight: Requests in flight.
-        limit: How many may be in flight now.
-        lag_s: How late the event loop is: how long requests that it reads now may have been waiting to be read.
+        in_flight: Number of requests in flight.
+        limit: How many requests may be in flight now.
+        lag_s: How late the event loop is, which is how long a request that it reads now may have been waiting.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Admission:
         """Start with the limit at `max_in_flight`, which it never exceeds.
 
         Args:
-            max_in_flight: The largest limit.
+            max_in_flight: Maximum value of the limit.
             target_s: How long the fastest request of a window may wait.
-            max_buffered_bytes: Bytes that all bodies may hold together.
+            max_buffered_bytes: Maximum total size of all bodies.
             clock: Returns seconds.
         """
         self.in_flight = 0
@@ -53,7 +53,7 @@ class Admission:
         self._start_window(clock())
 
     def has_room(self) -> bool:
-        """Return whether another request may come in."""
+        """Return whether another request can be admitted."""
         if self.in_flight < self.limit:
             return True
         self._was_full = True
@@ -89,11 +89,11 @@ class Admission:
 
     @contextmanager
     def buffer(self) -> Iterator[Callable[[int], None]]:
-        """Count the bytes of one body, until the context ends.
+        """Count the bytes of one body until the context ends.
 
         Yields:
-            A function that counts so many more bytes. It raises Overloaded when all bodies together would hold too
-            many.
+            A function that adds bytes to the count. It raises Overloaded if the total size of all bodies would exceed
+            the maximum.
         """
         held = 0
 

@@ -1,4 +1,4 @@
-"""Run the model on the candidates of several requests at once, but only while it is busy anyway."""
+"""Run the model on batches of requests. No request waits for a batch to fill: batches form while the model is busy."""
 
 import asyncio
 import time
@@ -18,9 +18,9 @@ from service.telemetry.metrics import Metrics
 
 Ctr = NDArray[np.float64]
 Run = Callable[[Sequence[ModelInput]], list[Ctr]]
-TimedRun = tuple[list[Ctr], float]  # with its duration in seconds
+TimedRun = tuple[list[Ctr], float]  # the answers, and the duration of the run in seconds
 
-SHUTTING_DOWN = "The server is shutting down. Send the request to another one."
+SHUTTING_DOWN = "The server is shutting down. Send the request to another server."
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Answer:
     """The scores of a request.
 
     Attributes:
-        ctr: Probability of each candidate; NaN for one that a cascade ruled out.
+        ctr: Probability of each candidate. NaN if a cascade ruled the candidate out.
         queue_s: How long the candidates waited for the model.
         run_s: How long the model ran for them.
     """
@@ -49,12 +49,12 @@ class PendingRequest:
     run_s: float = 0.0
 
     def fail(self, error: BaseException) -> None:
-        """Give the caller an error, unless it has an answer or has given up."""
+        """Return an error to the caller, unless it already has an answer or no longer waits."""
         if not self.future.done():
             self.future.set_exception(error)
 
     def answer_if_complete(self) -> None:
-        """Give the caller its answer once all chunks have been scored."""
+        """Return the answer to the caller once all chunks have been scored."""
         scored = [chunk.ctr for chunk in self.chunks if chunk.ctr is not None]
         if self.future.done() or len(scored) < len(self.chunks):
             return
@@ -75,9 +75,9 @@ class Chunk:
 
 
 class Batcher:
-    """Queues requests and runs the model on batches of rows, a row being a candidate.
+    """Queues requests and runs the model on batches of rows. A row is a candidate.
 
-    Lives in one event loop. The model runs in `slots` threads.
+    Use it from one event loop only. The model runs in `slots` threads.
     """
 
     def __init__(
@@ -94,15 +94,15 @@ class Batcher:
         """Start with an empty queue.
 
         Args:
-            run: The model: requests in, the ctr of each one's candidates out.
+            run: The model: a function from requests to the ctr of the candidates of each request.
             metrics: Counts runs and queued rows.
-            slots: How many runs there may be at the same time.
-            max_rows: How many rows a run may have.
-            max_queued_rows: How many rows may wait.
-            cost: How long runs take.
-            inline_s: A run that is expected to take less runs in the event loop. Passing it to a thread and back
-                costs as much as a short run, and while the model has the worker's only core, nothing else would
-                progress anyway.
+            slots: Maximum number of concurrent runs.
+            max_rows: Maximum rows in one run.
+            max_queued_rows: Maximum rows in the queue.
+            cost: Estimates how long runs take.
+            inline_s: A run that is expected to be shorter than this runs in the event loop. Passing it to a thread and
+                back costs as much as a short run, and nothing else could make progress anyway while the model uses the
+                worker's only core.
         """
         self._run = run
         self._metrics = metrics
@@ -118,17 +118,17 @@ class Batcher:
         self._closed = False
 
     def submit(self, request: ModelInput, deadline_s: float) -> "asyncio.Future[Answer]":
-        """Queue a request, or run it at once when a slot is free.
+        """Queue a request, or run it immediately if a slot is free.
 
-        Cancel the returned future to drop the rows that are not running yet.
+        Cancel the returned future to drop the rows that are not yet running.
 
         Args:
             request: The candidates of one request.
-            deadline_s: Until when the caller waits, on time.perf_counter's clock.
+            deadline_s: The caller's deadline, on time.perf_counter's clock.
 
         Returns:
-            The future answer. Its exception is DeadlineExceeded, NotReady (closed meanwhile), or what the model
-            raised.
+            The future answer. Its exception is DeadlineExceeded, NotReady if the batcher is closed first, or the
+            model's exception.
 
         Raises:
             Overloaded: The queue is full, or too long for this deadline.
@@ -158,9 +158,9 @@ class Batcher:
         return future
 
     def check_capacity(self, rows: int, left_s: float) -> None:
-        """Raise Overloaded when the queue has no room for so many rows, or they could not be scored in `left_s`."""
-        # With a free slot nothing is ahead of them. And were they refused because an estimate is too high, no run
-        # would ever correct it.
+        """Raise Overloaded if the queue has no room for this many rows, or they cannot be scored within `left_s`."""
+        # If a slot is free, no other rows are ahead. Besides, if requests were refused because the estimate is too
+        # high, there would be no runs to correct it.
         if self._free:
             return
         if self._queued_rows + rows > self._max_queued_rows:
@@ -173,7 +173,7 @@ class Batcher:
             )
 
     def expected_wait_s(self) -> float:
-        """Return how long it will take until all that is running or queued now is done."""
+        """Return how long it will take to finish all rows that are running or queued now."""
         now = time.perf_counter()
         running_s = sum(max(0.0, until_s - now) for until_s in self._busy_until_s.values())
         full_runs, rest = divmod(self._queued_rows, self._max_rows)
@@ -181,7 +181,7 @@ class Batcher:
         return (running_s + queued_s) / self._slots
 
     async def close(self) -> None:
-        """Wait for what is running, and fail what is queued with NotReady."""
+        """Wait for the current runs, and fail queued requests with NotReady."""
         self._closed = True
         for chunk in self._queue:
             chunk.request.fail(NotReady(SHUTTING_DOWN))
@@ -192,7 +192,7 @@ class Batcher:
         self._threads.shutdown()
 
     def _start_runs(self) -> None:
-        """Start a run in each free slot, for as long as rows are queued."""
+        """Start a run in each free slot, as long as rows are queued."""
         while self._free and (batch := self._next_batch()):
             self._free -= 1
             rows = sum(chunk.rows for chunk in batch)
@@ -203,7 +203,7 @@ class Batcher:
             running.add_done_callback(partial(self._finish, batch))
 
     def _next_batch(self) -> list[Chunk]:
-        """Take the oldest chunks that a caller still waits for from the queue, up to `max_rows` rows."""
+        """Remove the oldest chunks from the queue, up to `max_rows` rows. Return those whose caller still waits."""
         batch: list[Chunk] = []
         rows, now = 0, time.perf_counter()
         while self._queue:
@@ -217,7 +217,7 @@ class Batcher:
             self._add_queued_rows(-chunk.rows)
             if chunk.request.deadline_s <= now:
                 chunk.request.fail(DeadlineExceeded("The deadline passed before the model was free. Allow more time."))
-            # The future of a client that disconnected is cancelled: its rows are not scored.
+            # If the client has disconnected, the future is cancelled, and the rows are not scored.
             if not chunk.request.future.done():
                 batch.append(chunk)
                 rows += chunk.rows
@@ -226,7 +226,7 @@ class Batcher:
     def _finish(self, batch: list[Chunk], running: "asyncio.Future[TimedRun]") -> None:
         del self._busy_until_s[running]
         self._free += 1
-        self._start_runs()  # before anything else, so that the model does not wait for the answers
+        self._start_runs()  # first, so that the model does not wait until the answers are returned
         error = running.exception()
         if error is not None:
             for chunk in batch:
@@ -240,12 +240,12 @@ class Batcher:
             chunk.request.answer_if_complete()
 
     def _drop(self, request: PendingRequest) -> None:
-        """Free the queue of a request that is over. Otherwise abandoned rows would fill it and live ones be refused."""
+        """Remove a finished request's rows from the queue. Otherwise, abandoned rows would fill it."""
         for chunk in request.chunks:
             if chunk.queued:
                 chunk.queued = False
                 self._add_queued_rows(-chunk.rows)
-        request.chunks.clear()  # or chunks and request would be a cycle for the garbage collector
+        request.chunks.clear()  # otherwise, chunks and request would be a reference cycle
 
     def _add_queued_rows(self, rows: int) -> None:
         self._queued_rows += rows
@@ -253,7 +253,7 @@ class Batcher:
 
 
 def split(request: ModelInput, max_rows: int) -> list[ModelInput]:
-    """Return the request in parts of at most `max_rows` candidates."""
+    """Split a request into parts of at most `max_rows` candidates."""
     rows = len(request.candidate_ids)
     if rows <= max_rows:
         return [request]
@@ -265,12 +265,12 @@ def split(request: ModelInput, max_rows: int) -> list[ModelInput]:
 
 
 def count_scored(ctr: Ctr) -> int:
-    """Return how many rows the whole model scored. Those that a cascade ruled out are NaN, and cost next to nothing."""
+    """Return how many rows the whole model scored. Rows that a cascade ruled out are NaN, and cost almost nothing."""
     return int(np.count_nonzero(~np.isnan(ctr)))
 
 
 def timed(run: Run, batch: Sequence[ModelInput]) -> TimedRun:
-    """Run the model and measure how long it takes, in its own thread: the event loop may notice the end much later."""
+    """Run the model and measure how long it takes. Call this in the model's thread, as the event loop may be late."""
     start_s = time.perf_counter()
     ctr = run(batch)
     return ctr, time.perf_counter() - start_s

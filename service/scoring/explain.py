@@ -1,4 +1,4 @@
-"""POST /v1/explain: how each candidate's probability comes about. export/graphs/explain.py defines the contributions.
+"""POST /v1/explain: explain each candidate's probability. export/graphs/explain.py defines the contributions.
 
 Shape legend: L levels, F fields in serving order, P pairs of fields.
 """
@@ -28,7 +28,7 @@ from service.scoring.score import Scorer
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TIMEOUT_MS = 1000  # a person waits for an explanation, and not an auction
+DEFAULT_TIMEOUT_MS = 1000  # a person waits for an explanation, not an auction
 
 
 class Explainer:
@@ -86,7 +86,7 @@ class Explainer:
     ) -> bytes:
         """Run the explanation and return the body of the response.
 
-        Not for the event loop: the pairs of a hundred fields alone take milliseconds.
+        Do not call this in the event loop: the pairs of a hundred fields alone take milliseconds.
         """
         explained, manifest = self._engine.explain(model_input), self._scorer.manifest
         explanations = [self.explanation(request, row, explained) for row in range(len(request.candidates))]
@@ -95,7 +95,7 @@ class Explainer:
         )
 
     def explanation(self, request: ExplainRequest, row: int, explained: Explained) -> Explanation:
-        """Return what is known about the candidate in a row of `explained`, as the request wants it."""
+        """Return the explanation of the candidate in a row of `explained`, with the details that the request wants."""
         contribution_LFF, logit = explained.contribution[row], float(explained.logit[row])
         position_P2, by_level_PL = (ranked[: request.pairs] for ranked in ranked_pairs(contribution_LFF))
         names = [(self._fields[i], self._fields[j]) for i, j in position_P2]
@@ -113,6 +113,6 @@ class Explainer:
 
 
 def log_late_failure(late: "asyncio.Future[bytes]") -> None:
-    """Log that an explanation failed after its deadline. Not its message, which may hold a client's values."""
+    """Log that an explanation failed after its deadline. Omit the message, which may contain a client's values."""
     if not late.cancelled() and (error := late.exception()) is not None:
         log.error("an explanation failed after its deadline (%s)", type(error).__name__)

@@ -1,4 +1,4 @@
-"""Whether a model may score: only after its self-test has passed."""
+"""The readiness of a model, which may score requests only after its self-test has passed."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -11,15 +11,15 @@ class Readiness:
     """The result of a model's self-test.
 
     Attributes:
-        problem: Why the model is not ready. None when it is.
-        tested: Set when the self-test is over.
+        problem: Why the model is not ready. None if it is ready.
+        tested: Set when the self-test is done.
     """
 
     problem: str | None = "The server is starting: the model has not passed its self-test yet."
     tested: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set_result(self, problem: str | None) -> None:
-        """End the self-test. `problem` is None when it has passed."""
+        """Record the result of the self-test. `problem` is None if it passed."""
         self.problem = problem
         self.tested.set()
 

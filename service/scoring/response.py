@@ -20,9 +20,9 @@ def build_response(
 
     Args:
         request_id: The request's id.
-        manifest: The model's.
+        manifest: The model's manifest.
         request: The request.
-        ctr: The probability of each scored candidate, by position; NaN for one that a cascade ruled out.
+        ctr: The probability of each scored candidate, by position. NaN if a cascade ruled the candidate out.
         errors: Why each of the other candidates was skipped, by position.
         degraded: What was unavailable.
     """
@@ -40,10 +40,10 @@ def build_response(
 
 
 def rows_to_return(candidates: int, ctr: Mapping[int, float], top_k: int | None) -> Sequence[int]:
-    """Return the positions of the candidates in the response, in its order.
+    """Return the positions of the candidates to return, in the order of the response.
 
-    All candidates or, with `top_k`, the k best ones: equal ones keep their order, and skipped candidates are the
-    last. A candidate that a cascade ruled out is not among them.
+    These are all candidates or, with `top_k`, the k best ones. Candidates with equal probabilities keep their order,
+    and skipped candidates come last. Candidates that a cascade ruled out are left out.
     """
     if top_k is None:
         return range(candidates)

@@ -1,4 +1,4 @@
-"""How long a run of the model takes: measured before the first request, then corrected by every run."""
+"""Estimate how long a run of the model takes. Measured before the first request, then corrected after every run."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from contract.encode import ModelInput
 
 REPEATS = 5
-DRIFT_WEIGHT = 0.1  # of the newest run. Small: after one slow run the server must not refuse what it can serve
+DRIFT_WEIGHT = 0.1  # weight of the newest run; small, so that one slow run does not make the server refuse requests
 
 
 class RunCost:
@@ -21,11 +21,11 @@ class RunCost:
         self._drift = 1.0
 
     def seconds(self, rows: int) -> float:
-        """Return how long a run of so many candidates is expected to take."""
+        """Return how long a run with this many candidates is expected to take."""
         return (self._fixed_s + rows * self._per_row_s) * self._drift
 
     def record(self, rows: int, seconds: float) -> None:
-        """Correct the estimate by a run that took so long."""
+        """Correct the estimate with the measured duration of a run."""
         expected_s = self._fixed_s + rows * self._per_row_s
         if expected_s > 0:
             self._drift += DRIFT_WEIGHT * (seconds / expected_s - self._drift)
@@ -34,7 +34,7 @@ class RunCost:
 
 
 def measure(run: Callable[[Sequence[ModelInput]], object], one_row: ModelInput, max_rows: int) -> RunCost:
-    """Time runs of one row and of `max_rows`. The larger one also makes the model allocate all the memory it needs."""
+    """Time runs with one row and with `max_rows`. The latter also make the model allocate all the memory it needs."""
     many_rows = replace(
         one_row,
         candidate_ids=np.repeat(one_row.candidate_ids, max_rows, axis=0),

@@ -1,4 +1,4 @@
-"""The path of a POST /v1/score, top to bottom: admit, parse, encode, queue, run, answer."""
+"""Handle POST /v1/score in phases: admit, parse, encode, queue, run, answer."""
 
 import asyncio
 import math
@@ -40,17 +40,17 @@ class Scorer:
     """Scores requests with one model.
 
     Attributes:
-        settings: The operator's.
+        settings: The operator's settings.
         readiness: Whether the model has passed its self-test.
         encoder: Reads features into tokens and ids.
         vocabulary: Looks up the ids of tokens.
         batcher: Queues requests for the model and runs it.
-        metrics: The process's.
-        manifest: The model's.
+        metrics: The process's metrics.
+        manifest: The model's manifest.
         admission: Limits requests in flight and the bytes of their bodies.
-        keys: API keys; None when clients need none.
+        keys: API keys. None if clients need none.
         log: The request log, if there is one.
-        recent: The bodies of recent requests, with which a new model is warmed up. They outlive this model.
+        recent: The bodies of recent requests, used to warm up a new model. They outlive this model.
     """
 
     settings: Settings
@@ -78,7 +78,7 @@ class Scorer:
             try:
                 response = await self._score(request, arrived_s, timing, hold)
             except DeadlineExceeded:
-                # Its wait counts like that of a scored request. A refused request waits for nothing.
+                # Its wait counts in the same way as a scored request's. Refused requests do not wait.
                 if timing.read_s is not None:
                     self.admission.record_wait(timing.waited_s())
                 raise
@@ -89,7 +89,7 @@ class Scorer:
         with timing.phase("admit"):
             self.readiness.check()
             self.check_key(request)
-            # Before the body is read: to refuse a request must cost less than to answer it.
+            # Check this before reading the body, because refusing a request must cost less than answering it.
             self.batcher.check_capacity(1, math.inf)
             check_content_type(request)
             body = await self.read_body(request, hold)
@@ -98,7 +98,7 @@ class Scorer:
             parsed, errors = decode_score_request(body, self.settings.max_candidates)
             check_cascade(parsed, self.manifest)
             deadline_s = deadline(request, arrived_s, parsed.timeout_ms, self.settings.timeout_ms)
-            # Before the phases that cost most.
+            # Check these before the most expensive phases.
             left_s = deadline_s - time.perf_counter()
             if left_s <= 0:
                 raise DeadlineExceeded("The deadline passed before the request was parsed. Allow more time.")
@@ -120,7 +120,7 @@ class Scorer:
         return response
 
     async def _run(self, request: Request, model_input: ModelInput, deadline_s: float, timing: Timing) -> Answer | None:
-        """Return the model's answer, or None when not one candidate could be read."""
+        """Return the model's answer, or None if all candidates were skipped."""
         left_s = deadline_s - time.perf_counter()
         if left_s <= 0:
             raise DeadlineExceeded("The deadline passed before the request reached the model. Allow more time.")
@@ -140,7 +140,7 @@ class Scorer:
         return answer
 
     def _record(self, body: bytes, request: ScoreRequest, ctr: Mapping[int, float], response: ScoreResponse) -> None:
-        """Count a response, offer it to the request log, and keep its request for a new model."""
+        """Count a response, offer it to the request log, and keep its request to warm up a new model."""
         self.metrics.candidates.inc(len(ctr) if response.scored_in_full is UNSET else response.scored_in_full)
         for reason in response.degraded:
             self.metrics.degraded.labels(reason).inc()
@@ -150,7 +150,7 @@ class Scorer:
             self.recent.append(body)
 
     async def warm_up(self, body: bytes) -> None:
-        """Score a request that was served before and discard the result, so that the next request finds all warm."""
+        """Score an earlier request again and discard the result, so that the next request runs with warm caches."""
         parsed, errors = decode_score_request(body, self.settings.max_candidates)
         candidates = [candidate.features for candidate in parsed.candidates]
         tokens = self.tokens(parsed.context, candidates, True, errors)
@@ -160,7 +160,7 @@ class Scorer:
             await self.batcher.submit(model_input, deadline_s)
 
     def check_key(self, request: Request) -> None:
-        """Note whose API key a request has. Raises Unauthorized when it has none and needs one."""
+        """Record the name of a request's API key. Raises Unauthorized if it needs a valid key and has none."""
         if self.keys is None:
             return
         name = self.keys.name_of(request.headers)
@@ -169,7 +169,7 @@ class Scorer:
         request.state.api_key_name = name
 
     async def read_body(self, request: Request, hold: Callable[[int], None]) -> bytes:
-        """Return the request's body. `hold` is that of Admission.buffer(). Raises what read_body() and `hold` raise."""
+        """Return the request's body. `hold` is from Admission.buffer(). Raises what read_body() and `hold` raise."""
         timeout_s = self.settings.body_timeout_ms / 1e3
         body = await read_body(request, self.settings.max_body_bytes, timeout_s, hold)
         if self.settings.log_values:
@@ -183,7 +183,7 @@ class Scorer:
         skip_bad: bool = False,
         errors: Mapping[int, BadFeature] = NO_ERRORS,
     ) -> Tokens:
-        """Return the request's values as tokens, as Encoder.tokens() does. Raises BadRequest for a bad value."""
+        """Return the request's values as tokens. See Encoder.tokens(). Raises BadRequest for an invalid value."""
         try:
             return self.encoder.tokens(context, candidates, skip_bad, self.vocabulary.known, errors)
         except BadFeature as error:
@@ -204,12 +204,12 @@ class Scorer:
 
 
 def check_cascade(request: ScoreRequest, manifest: Manifest) -> None:
-    """Raise BadRequest for a request with `cascade` that the model cannot fulfill."""
+    """Raise BadRequest if a request has `cascade`, but no `top_k`, or the model has no cascade."""
     if not request.cascade:
         return
     if request.top_k is None:
         raise BadRequest(
-            "cascade needs top_k, because it leaves out candidates that are not among the best. Send top_k as well.",
+            "cascade requires top_k, because it leaves out candidates that are not among the best. Send top_k as well.",
             "$.cascade",
         )
     if not manifest.cascade:
@@ -221,7 +221,7 @@ def check_cascade(request: ScoreRequest, manifest: Manifest) -> None:
 
 
 async def wait_for_answer(future: "asyncio.Future[Answer]", request: Request, timeout_s: float) -> Answer:
-    """Return the answer, or drop the queued rows when the time is up or the client disconnects.
+    """Return the answer. If the time is up or the client disconnects, drop the queued rows.
 
     Raises:
         DeadlineExceeded: There was no answer in time.

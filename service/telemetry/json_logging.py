@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-MAX_CHARS = 8 * 1024  # of one member
+MAX_CHARS = 8 * 1024  # maximum length of one member
 FIELDS = "fields"  # The attribute of a log record that holds what `extra=fields(...)` added.
 
 
@@ -38,7 +38,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         try:
             message = record.getMessage()
-        except Exception:  # The arguments do not match the format string. The line must not be lost for that.
+        except Exception:  # The arguments do not match the format string. This must not lose the line.
             message = str(record.msg)
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -63,7 +63,7 @@ def frames(error: BaseException) -> str:
 
 
 def truncate(value: Any) -> Any:
-    """Return a string cut to MAX_CHARS and encodable as UTF-8. Return any other value as it is."""
+    """Return a string cut to MAX_CHARS and encodable as UTF-8. Return any other value unchanged."""
     if not isinstance(value, str):
         return value
     # A lone surrogate cannot be encoded as UTF-8.

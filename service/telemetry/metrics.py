@@ -78,7 +78,7 @@ class Timing:
 
 
 class Metrics:
-    """The metrics of one application, in their own registry. They outlive reloads of the model."""
+    """The metrics of one application, in their own registry. They are kept when the model is reloaded."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = registry = CollectorRegistry()
@@ -163,7 +163,7 @@ class Metrics:
     async def text(self) -> bytes:
         """Return all metrics in Prometheus's text format.
 
-        Formats one metric family at a time, so that requests are handled in between.
+        One metric family is formatted at a time, so that requests can be handled in between.
         """
         parts = []
         for family in self.registry.collect():
@@ -177,8 +177,8 @@ class Metrics:
 
         Args:
             arrived_s: When the request arrived, on the clock of time.perf_counter. None means now.
-            key: Called at the end, returns the name of the request's API key, or "" if it had none. None if the server
-                requires no API key.
+            key: A function that returns the name of the request's API key, or "" if it had none. It is called at the
+                end. None if the server requires no API key.
         """
         start_s = time.perf_counter() if arrived_s is None else arrived_s
         timing = Timing(self._phases, start_s)
@@ -189,7 +189,7 @@ class Metrics:
             if key is not None:
                 self._by_key.labels(key(), outcome).inc()
             timing.observe()
-            # Requests that are rejected at once would make the quantiles look better than the latency of scoring.
+            # Requests that are rejected immediately would make the quantiles look better than the latency of scoring.
             if outcome in (OK, DeadlineExceeded.outcome):
                 self.rolling_latency.record(seconds)
 

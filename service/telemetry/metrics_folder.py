@@ -1,6 +1,6 @@
 """The folder in which several processes keep their metrics.
 
-This module must not import prometheus_client: that reads the folder's environment variable once, when it is imported.
+This module must not import prometheus_client, which reads the folder's environment variable once, at import.
 """
 
 import fcntl

@@ -9,7 +9,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from service.telemetry.rolling_latency import SUFFIX, MergedRollingLatency
 
 SUMMED = ("counter", "histogram")
-ENDED = "ended"  # Replaces the pid in the names of the files that hold the sums over all ended processes.
+ENDED = "ended"  # Replaces the pid in the names of the files with the sums over all exited processes.
 
 
 def merge_metrics(folder: Path) -> bytes:
@@ -21,10 +21,10 @@ def merge_metrics(folder: Path) -> bytes:
 
 
 def forget_process(folder: Path, pid: int) -> None:
-    """Remove an ended process's gauges, and keep its counts.
+    """Remove an exited process's gauges, but keep its counts.
 
-    The counts of all ended processes are added up in one file per kind. Otherwise the folder would grow with every
-    process that ends.
+    The counts of all exited processes are added up in one file per kind. Otherwise, the folder would grow with every
+    process that exits.
     """
     mark_process_dead(pid, str(folder))
     for kind in SUMMED:
@@ -35,12 +35,12 @@ def forget_process(folder: Path, pid: int) -> None:
 
 
 def forget_latencies(folder: Path, pid: int) -> None:
-    """Remove an ended process's latencies. Call this a minute after its end, when they no longer count."""
+    """Remove an exited process's latencies. Call this a minute after it exits, when they no longer count."""
     (folder / f"latency_{pid}{SUFFIX}").unlink(missing_ok=True)
 
 
 def add_counts(own: Path, ended: Path) -> None:
-    """Add the counts of a process's file to the file of the ended processes."""
+    """Add the counts in a process's file to the file of the exited processes."""
     files = [str(path) for path in (ended, own) if path.exists()]
     sums = MmapedDict(str(ended))
     try:

@@ -1,7 +1,7 @@
 """Latency quantiles over the last minute, accurate to 0.1%, for reading /metrics without a Prometheus server.
 
-Each process counts latencies in slices of ten seconds. The counts may lie in a memory-mapped file, so that another
-process can merge the files of all processes.
+Each process counts latencies in slices of ten seconds. The counts can be stored in a memory-mapped file, so that
+another process can merge the files of all processes.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ class RollingLatency(Collector):
     """The latencies of one process over the last minute.
 
     Args:
-        path: File to keep the counts in. None keeps them in this process's memory.
+        path: File for the counts. If it is None, they are kept in this process's memory.
         clock: Monotonic time in seconds. It must be the same for all processes whose files are merged.
     """
 

@@ -40,7 +40,7 @@ class CircuitBreaker:
     def record_success(self) -> bool:
         """Return whether this success closed the breaker.
 
-        A call that started before the breaker opened does not close it: its result is out of date.
+        A call that started before the breaker opened does not close it, because its result is out of date.
         """
         if self._open_until_s is None:
             self._failures = 0

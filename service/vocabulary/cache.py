@@ -25,7 +25,7 @@ class TokenCache:
         fields: Names of the categorical fields.
         max_tokens: Maximum number of tokens.
         max_bytes: Maximum size in bytes, estimated.
-        unknown_s: How long, at most, a token is remembered as unknown. 0 never remembers an unknown token.
+        unknown_s: Maximum time for which an unknown token is cached. If it is 0, unknown tokens are not cached.
         clock: Monotonic time in seconds.
     """
 

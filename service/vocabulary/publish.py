@@ -21,7 +21,7 @@ TIMEOUT_S = 10.0
 
 
 class PublishError(RuntimeError):
-    """Redis does not hold what was written."""
+    """Redis does not contain all tokens that were written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--redis-url", default=os.environ.get("CTR_REDIS_URL"), help="default: CTR_REDIS_URL")
     parser.add_argument(
-        "--keep", type=version_count, metavar="N", help="then delete all but the newest N versions from Redis"
+        "--keep", type=version_count, metavar="N", help="afterwards, delete all but the newest N versions from Redis"
     )
     arguments = parser.parse_args(argv)
     if not arguments.redis_url:
@@ -87,7 +87,7 @@ def publish(client: Any, bundle: Bundle) -> dict[str, int]:
     The ready key is written last, so no server uses a version that is only partly published.
 
     Raises:
-        PublishError: Redis holds a different number of tokens afterwards. The ready key is not written.
+        PublishError: Redis has a different number of tokens afterwards. In that case, the ready key is not written.
     """
     version, ready = bundle.manifest.version, ready_for(bundle)
     keys = {field: hash_key(version, field) for field in bundle.vocabularies}
@@ -103,7 +103,7 @@ def publish(client: Any, bundle: Bundle) -> dict[str, int]:
     if found != ready.counts:
         client.delete(ready_key(version))
         raise PublishError(
-            f"Redis holds {found} tokens and the bundle {ready.counts}. "
+            f"Redis has {found} tokens, but the bundle has {ready.counts}. "
             "Make sure that no other ctr-publish is running, then publish again"
         )
     client.set(ready_key(version), msgspec.json.encode(ready))
@@ -116,7 +116,7 @@ def is_published(client: Any, version: str, counts: dict[str, int]) -> bool:
 
 
 def count_tokens(client: Any, version: str, fields: dict[str, int]) -> dict[str, int]:
-    """Return the number of tokens in Redis of each of these fields."""
+    """Return the number of tokens that Redis has for each of these fields."""
     return {field: client.hlen(hash_key(version, field)) for field in fields}
 
 
@@ -132,7 +132,7 @@ def drop_older(client: Any, version: str, keep: int) -> list[str]:
     newest_first = [member.decode() for member in members]
     older = [member for member in newest_first if member != version][keep - 1 :]
     for dropped in older:
-        client.delete(ready_key(dropped))  # First, so that no server uses a version that is being deleted.
+        client.delete(ready_key(dropped))  # Deleted first, so that no server uses a version that is being deleted.
         keys = client.scan_iter(match=f"ctr:{{{dropped}}}:*", count=CHUNK)
         while chunk := list(itertools.islice(keys, CHUNK)):
             client.unlink(*chunk)

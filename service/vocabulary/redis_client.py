@@ -36,7 +36,7 @@ class Address:
     Attributes:
         kind: SENTINEL or CLUSTER.
         hosts: (host, port) of each Sentinel or node.
-        service: The name under which the Sentinels know the primary. Empty for a Cluster.
+        service: The Sentinels' name for the primary. Empty for a Cluster.
         options: redis-py's keyword arguments.
     """
 
@@ -46,7 +46,7 @@ class Address:
     options: Mapping[str, Any]
 
     def sentinel_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options for connections to the Sentinels: these have no databases, and usually no password."""
+        """Return the options for connections to the Sentinels, which have no databases and usually no password."""
         tls = {name: value for name, value in self.options.items() if name.startswith("ssl")}
         return {**options, **tls}
 
@@ -54,7 +54,7 @@ class Address:
 def connect(url: str, timeout_s: float, max_connections: int) -> Any:
     """Return an asyncio client that connects on first use.
 
-    The client does not retry: a request has only milliseconds to wait.
+    The client does not retry, because a request can wait only for milliseconds.
 
     Raises:
         ValueError: The URL is invalid. The message does not repeat the URL.
@@ -88,7 +88,7 @@ class SentinelManagedRedis(AsyncRedis):
 
 
 def connect_blocking(url: str, timeout_s: float) -> Any:
-    """Return a synchronous client with redis-py's own retries, for commands that have time to wait."""
+    """Return a synchronous client with redis-py's own retries, for commands that can wait."""
     options: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2}
     address = parse_address(url)
     if address is None:
@@ -157,7 +157,7 @@ def check_redis_url(url: str) -> None:
         raise ValueError(
             "not a valid Redis URL: use redis://[user:password@]host:port/db (or rediss://, unix://, "
             "redis+sentinel://host:port,host:port/service/db, redis+cluster://host:port). Percent-encode the password, "
-            "give the database as a number, and use only options that redis-py knows"
+            "give the database as a number, and use only options that redis-py supports"
         )
 
 

@@ -1,8 +1,8 @@
 """Look up token ids in three tiers: this process's cache, then Redis if it is configured, then the bundle.
 
 Redis holds one hash per field, `ctr:{<version>}:v:<field>`, and the key `ctr:{<version>}:ready`, which is written last.
-However Redis fails, a lookup returns in time, and with the right ids if the bundle has a vocabulary. The result reports
-that Redis was missing.
+If Redis fails in any way, a lookup still returns in time, with the right ids if the bundle has a vocabulary. The result
+reports that Redis was unavailable.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S = 1.0  # how long an abandoned round trip may hold its connection; no request waits that long
 LOOP_ITERATIONS = 4  # of the event loop, from a readable socket to a finished task
-MAX_ROUND_TRIPS = 64  # concurrently; each holds a connection until Redis replies or its socket times out
+MAX_ROUND_TRIPS = 64  # concurrent; each uses a connection until Redis replies or its socket times out
 WITHOUT_REDIS, WITHOUT_VOCABULARY = "redis", "vocabulary"
 
 
@@ -39,7 +39,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Unusable(Exception):
-    """Redis replied, but does not hold this bundle's vocabulary."""
+    """Redis replied, but does not have this bundle's vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TieredVocabulary:
     """The vocabulary of one bundle, looked up in the cache, in Redis, and in the bundle.
 
     Args:
-        bundle: May have no vocabulary of its own. Only Redis knows the ids then.
+        bundle: The bundle. If it has no vocabulary, only Redis has the ids.
         cache: Ids that need no lookup.
         metrics: Counts lookups by tier.
         redis: An asynchronous redis-py client, or None for no Redis.
@@ -154,7 +154,7 @@ class TieredVocabulary:
                 found = {token: self._bundle[field](token) for token in tokens}
                 self._cache.put(field, found)
                 tiers["bundle"] += len(found)
-            else:  # Not cached, because Redis may know these tokens.
+            else:  # Not cached, because Redis may have these tokens.
                 found = dict.fromkeys(tokens, UNKNOWN)
                 tiers["nowhere"] += len(found)
             ids[field].update(found)
@@ -259,7 +259,7 @@ class TieredVocabulary:
     ) -> dict[str, int]:
         """Return the ids that can be trusted.
 
-        A token that is missing from Redis is unknown if the bundle does not know it either. Without a vocabulary in the
+        A token that is missing from Redis is unknown if the bundle does not have it either. Without a vocabulary in the
         bundle, it is unknown only if Redis still has all of the field's tokens.
         """
         ids: dict[str, int] = {}
@@ -274,10 +274,10 @@ class TieredVocabulary:
 
 async def wait_for_round_trips(trips: "set[asyncio.Task[Ids]]", timeout_s: float) -> None:
     """Wait until all round trips are done or the time is up. Never cancels a round trip."""
-    # asyncio.wait() leaves the tasks alone when the time is up or the caller is cancelled. A command that is cancelled
-    # in flight would leave its reply on the pooled connection, where the next request would read it.
+    # asyncio.wait() does not cancel the tasks when the time is up or the caller is cancelled. A command that is
+    # cancelled in flight would leave its reply on the pooled connection, where the next request would read it.
     await asyncio.wait(trips, timeout=timeout_s)
-    # If this event loop was the one that was late, the reply has already arrived. A few iterations read it.
+    # If the event loop itself was late, the reply may have arrived already. A few iterations are enough to read it.
     for _ in range(LOOP_ITERATIONS):
         if all(trip.done() for trip in trips):
             break

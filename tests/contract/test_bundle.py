@@ -80,7 +80,7 @@ def edit(bundle: Path, **changes: object) -> None:
 
 def test_unsupported_format_is_reported_before_anything_else_is_read(bundle: Path) -> None:
     (bundle / MANIFEST).write_text('{"format_version": 9, "something": "new"}')
-    with pytest.raises(BundleError, match="format version 9, this server reads 2"):
+    with pytest.raises(BundleError, match="format version is 9, but this server reads 2"):
         open_bundle(bundle)
 
 
@@ -101,9 +101,9 @@ def test_invalid_manifest_is_refused(bundle: Path, raw: bytes) -> None:
 
 
 def test_missing_manifest_is_reported_with_the_export_command(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="Make a bundle with: ctr-export"):
+    with pytest.raises(BundleError, match="Create a bundle with: ctr-export"):
         open_bundle(tmp_path)
-    with pytest.raises(BundleError, match="Make a bundle with: ctr-export"):
+    with pytest.raises(BundleError, match="Create a bundle with: ctr-export"):
         open_bundle(tmp_path / "nowhere")
 
 

@@ -63,7 +63,7 @@ def test_missing_file_is_reported_with_the_field(tmp_path: Path, gone: str) -> N
 def test_files_of_different_vocabularies_are_refused(tmp_path: Path) -> None:
     through_disk(tmp_path, build_vocabulary(["a", "b"]))
     np.save(tmp_path / "ad.ids.npy", np.array([2], np.int32))
-    with pytest.raises(ValueError, match=r"'ad': 2 tokens, but ids int32\[1\]"):
+    with pytest.raises(ValueError, match=r"'ad': found 2 tokens, but the ids are int32\[1\]"):
         open_vocabulary(tmp_path, "ad")
 
 
@@ -71,7 +71,7 @@ def test_files_of_different_vocabularies_are_refused(tmp_path: Path) -> None:
 def test_id_outside_the_embedding_table_is_refused(tmp_path: Path, ids: list[int]) -> None:
     through_disk(tmp_path, build_vocabulary(["a", "b"]))
     np.save(tmp_path / "ad.ids.npy", np.array(ids, np.int32))
-    with pytest.raises(ValueError, match=r"'ad': ids from .* but they must be 2 to 3: create it again"):
+    with pytest.raises(ValueError, match=r"'ad': found ids .*; expected 2 to 3: create it again"):
         open_vocabulary(tmp_path, "ad")
 
 

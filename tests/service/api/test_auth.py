@@ -57,15 +57,15 @@ def test_no_other_text_is_accepted_as_a_key(given_key: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no key"),
-        ("# nothing\n", "holds no key"),
-        ("shop", "keys:1: the key is not 16"),
+        ("", "contains no key"),
+        ("# nothing\n", "contains no key"),
+        ("shop", "keys:1: the key must be 16"),
         (f"shop {FIRST}\nshop {SECOND}", "keys:2: this name or this key is already"),
         (f"shop {FIRST}\nnews {FIRST}", "keys:2: this name or this key is already"),
-        (f"a/b {FIRST}", "keys:1: the name is not 1 to 64"),
-        ("shop short", "keys:1: the key is not 16"),
-        (f"shop {FIRST} {SECOND}", "keys:1: the key is not 16"),
-        (f"shop {'x' * 600}", "keys:1: the key is not 16"),
+        (f"a/b {FIRST}", "keys:1: the name must be 1 to 64"),
+        ("shop short", "keys:1: the key must be 16"),
+        (f"shop {FIRST} {SECOND}", "keys:1: the key must be 16"),
+        (f"shop {'x' * 600}", "keys:1: the key must be 16"),
         (f"shop {FIRST}\n{'# no key' * 131_072}", "larger than 1048576 bytes"),
     ],
 )
@@ -81,7 +81,7 @@ def test_the_admin_key_must_be_alone_in_its_file(file: Path, tmp_path: Path) -> 
     (tmp_path / "admin").write_text(f"{FIRST}\n")
     assert read_admin_key(tmp_path / "admin").name_of({"x-api-key": FIRST}) == "admin"
     (tmp_path / "admin").write_text(f"{FIRST}\n{SECOND}\n")
-    with pytest.raises(KeysError, match="2 lines hold keys"):
+    with pytest.raises(KeysError, match="found 2 keys; expected one"):
         read_admin_key(tmp_path / "admin")
     with pytest.raises(KeysError, match="No such file"):
         read_admin_key(tmp_path / "none")

@@ -83,8 +83,8 @@ async def test_only_a_sample_is_logged_and_its_lines_are_counted(start: StartApp
     ("changes", "message"),
     [
         ({"request_log_hash": "usr"}, "the model has no field 'usr'"),
-        ({"salt": "short"}, "holds 5 bytes"),
-        ({"folder": "/proc/nothing"}, "cannot be written"),
+        ({"salt": "short"}, "has 5 bytes"),
+        ({"folder": "/proc/nothing"}, "is not writable"),
     ],
 )
 async def test_the_server_does_not_start_with_an_invalid_log(
@@ -246,7 +246,7 @@ async def test_hashed_fields_are_reported_as_unknown(
 
 def test_a_folder_without_a_log_is_an_error(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main([str(bundle), "--log", str(tmp_path)]) == 2
-    assert "no line of a request log (lines that could not be read: 0).\n" in capsys.readouterr().err
+    assert "found no lines of a request log (unreadable lines: 0).\n" in capsys.readouterr().err
 
 
 def test_the_error_for_a_log_that_is_still_being_written_says_when_it_can_be_read(
