@@ -32,7 +32,7 @@ from loadtest.load_shape import RAMP_STEADY_SPIKE, Shape
 from loadtest.openloop.bodies import Requests
 
 WEIGHTS = {1: 20, 10: 40, 100: 35, 500: 5}  # number of candidates -> percent of the requests; 64 candidates on average
-MIN_BODIES, MAX_BODIES, DRAWN_CANDIDATES = 20, 200, 20_000  # of each size
+MIN_BODIES, MAX_BODIES, DRAWN_CANDIDATES = 20, 200, 20_000  # per size
 JSON = {"Content-Type": "application/json"}
 PATH = "/v1/score"
 

@@ -16,7 +16,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 from 0 to the end."""
 
 BURST = 5.0  # times the mean rate
-BURST_SHARE = 0.1  # of the time
+BURST_SHARE = 0.1  # share of the time
 BURST_S = 0.2  # mean length of a burst
 PEAK_TO_TROUGH = 3.0
 STEPS = 10_000  # points of a day's curve

@@ -44,7 +44,7 @@ def test_every_relative_link_and_anchor_exists(page: Path) -> None:
     for target, anchor in links(page.read_text()):
         path = (page.parent / target).resolve() if target else page
         assert path.exists(), f"{target} does not exist"
-        assert path.is_relative_to(ROOT), f"{target} leaves the repository"
+        assert path.is_relative_to(ROOT), f"{target} is outside the repository"
         if anchor:
             assert path.suffix == ".md", f"{target}#{anchor}: only pages have anchors"
             assert anchor in anchors(path), f"{target}#{anchor}: choose one of {sorted(anchors(path))}"

@@ -33,7 +33,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 
 def write_small_bundle(folder: Path, seed: int = 0, golden_shift: float = 0.0, name: str = "small") -> Path:
-    """Write the bundle and return its folder. A nonzero `golden_shift` makes the golden answers differ from its own."""
+    """Write the bundle and return its folder. With a nonzero `golden_shift`, the golden answers are wrong."""
     random = np.random.default_rng(seed)
     (folder / VOCABULARY).mkdir(parents=True)
     write_schema(FIELDS, folder / SCHEMA)
