@@ -1,8 +1,9 @@
 """The reader for Criteo: display ads with 13 counts and 26 hashed categories, whose meaning is not published.
 
 Criteo did not publish which columns describe the ad. By convention, we assign C14 to C26 to the candidate and all
-others to the context, so that a request has both sides. With attention = "full", this choice does not affect predictions. An
-experiment can change the side of each column, for example with [[data.fields]] name = "C3", side = "candidate".
+others to the context, so that a request has both sides. With attention = "full", this choice does not affect
+predictions. An experiment can change the side of each column, for example with [[data.fields]] name = "C3",
+side = "candidate".
 """
 
 from pathlib import Path

@@ -45,8 +45,8 @@ def scan_text(path: Path, *, separator: str = ",", names: Sequence[str] | None =
     """Return a text file, plain or .gz, as a lazy frame of strings, with LINE.
 
     Types are not inferred, so a hashed id that looks like a number keeps its leading zeros. Empty values are null.
-    Double quotes are special only if the separator is a comma. This function reads the whole file once, to find lines with
-    missing columns.
+    Double quotes are special only if the separator is a comma. This function reads the whole file once, to find lines
+    with missing columns.
 
     Args:
         path: The file.

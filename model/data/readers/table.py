@@ -16,8 +16,8 @@ def read(folder: Path, data: Data) -> Log:
     """Return the log in the three files that `data` specifies.
 
     The extension of a file determines its format: .parquet, .csv, or .tsv and .txt for tab-separated text. Text files
-    may also end in .gz. Text has no types: categorical values are kept unchanged, so "0017" keeps its zeros, and "1.0" and
-    "1" are different tokens. Numeric fields are parsed.
+    may also end in .gz. Text has no types: categorical values are kept unchanged, so "0017" keeps its zeros, and "1.0"
+    and "1" are different tokens. Numeric fields are parsed.
 
     Raises:
         ValueError: If a file or column is missing, or a line does not have all columns.
