@@ -1,4 +1,4 @@
-"""What you need to know about a data set before you compare its numbers with published ones."""
+"""Notes on what to know about a data set before comparing results on it with published ones."""
 
 CRITEO = "Source: Criteo Labs, Display Advertising Challenge (Kaggle, 2014)"
 AVAZU = "Source: Avazu, Click-Through Rate Prediction (Kaggle, 2014)"
@@ -13,7 +13,7 @@ X1_CONVENTIONS = (
     "other models is BARS's. Differences below 0.05 points of AUC are within the variation of the seeds."
 )
 
-# By the reader in the experiment's [data] section. A reader that is not listed needs no note.
+# The notes by the reader in the experiment's [data] section. Readers that are not listed need no notes.
 NOTES: dict[str, tuple[str, ...]] = {
     "frappe": (
         "Frappe_x1's official split. The valid and test files are byte-exact. In train, the items of the negatives "
