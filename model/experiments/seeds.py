@@ -97,7 +97,7 @@ def run_unless_claimed(
     make_progress: Callable[[Experiment, int], TrainingProgress],
     on_finished: Callable[[FinishedRun], None],
 ) -> bool:
-    """Train and record a run unless another process is training it or has finished it. Return whether it was trained."""
+    """Train and record a run unless another process is training or has finished it. Return whether it was trained."""
     log = context.log
     with claim(unfinished(experiment, context.root).with_suffix(".lock")) as claimed:
         if not claimed or context.runs.find(experiment, log.facts.fingerprint) is not None:

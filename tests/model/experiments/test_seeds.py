@@ -164,6 +164,6 @@ def test_runs_where_older_versions_kept_them_are_not_trained_again(prepared: Pat
     (toml.parent / "runs.jsonl").write_text("")
     with pytest.raises(
         ValueError,
-        match=r"runs\.jsonl: since version 0.8, finished runs are stored in .*results.*\. Move the file there",
+        match=r"runs\.jsonl: since .*, finished runs are stored in .*results.*\. Move the file there",
     ):
         train_seeds(toml, 1, prepared, None)
