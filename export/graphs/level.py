@@ -3,8 +3,8 @@
     sum over c, i, j of left[i, c] * a_c[i, j] * right[j, c]
 
 There is one constant F x F matrix a_c for each embedding dimension c. All other constants are combined in one bias.
-left and right are q and k, or the factors selected by the model's option `interaction`. a_c is 0 for pairs that the head
-does not use.
+left and right are q and k, or the factors selected by the model's option `interaction`. a_c is 0 for pairs that the
+head does not use.
 
 Shape legend: R requests, N candidates, D width, U context fields, C candidate fields, F = U + C.
 """
