@@ -31,12 +31,12 @@ BASE = "stec"
 SPEED = "speed.json"
 Points = list[tuple[str, float, float]]  # a model's name, cost and AUC
 HEADER = "model | seeds | test AUC | Impr. | logloss | p of AUC | parameters | FLOPs | rows/s | µs per candidate"
-TEXT = """Impr. is how much STEC's mean AUC is above the model's, as in the paper. p is the p-value of Welch's t-test
-between the model's AUCs and STEC's; it needs two seeds. FLOPs are those of one row, with one for each multiply-add of
-linear layers and matrix products. rows/s is the training speed of one model at a time; the speeds in the reports are of
-runs that shared the machine. µs per candidate is the serving time on one thread, in a request of 100 candidates.
-`python -m benchmarks.models` measures both speeds on one CPU, alternating between the models. A blank cell was not
-measured; the benchmark does not support numeric fields."""
+TEXT = """Impr. is the relative improvement of STEC's mean AUC over the model's, as in the paper. p is the p-value of
+Welch's t-test between the model's AUCs and STEC's, which requires two seeds. FLOPs are per row and count one for each
+multiply-add of linear layers and matrix products. rows/s is the training speed of one model at a time; the speeds in
+the reports are from runs that shared the machine. µs per candidate is the serving time on one thread, for a request
+with 100 candidates. `python -m benchmarks.models` measures both speeds on one CPU, alternating between the models.
+Blank cells were not measured. The benchmark does not support numeric fields."""
 
 
 class Speed(msgspec.Struct, frozen=True):

@@ -173,8 +173,8 @@ def truth_lines(summary: dict[str, Any]) -> list[str]:
         lines += [
             f"Seed {seed} compared with the true click probabilities, whose AUC on these clicks is "
             f"{truth['true_auc'] * 100:.2f}, {difference:.2f} points higher. Mean predicted / mean true: "
-            f"**{truth['overall']:.3f}** overall, **{truth['unseen']:.3f}** for the ads that train does not have, "
-            "and by tenths of the prediction:",
+            f"**{truth['overall']:.3f}** overall, **{truth['unseen']:.3f}** for ads that are not in train, "
+            "and for each tenth of the predictions:",
             "",
             "| " + " | ".join(str(n) for n in range(1, TENTHS + 1)) + " |",
             "|--:" * TENTHS + "|",
