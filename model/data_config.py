@@ -145,7 +145,7 @@ def first_duplicate(names: Sequence[str]) -> str | None:
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An experiment's file of which only [data] is checked. The other sections are checked when a model is built."""
+    """An experiment's file, of which only [data] is validated. Building a model validates the other sections."""
 
     data: Data
     name: str = ""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.experiment_config import Training
 from model.training.metrics import Metrics
 
-MIN_IMPROVEMENT = 1e-6  # of the monitored metric
+MIN_IMPROVEMENT = 1e-6  # the smallest change of the monitored metric that counts
 
 
 @dataclass(frozen=True)
