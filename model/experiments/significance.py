@@ -171,9 +171,7 @@ def read_seeds(name: str, runs: Path | None) -> Seeds:
     if not matches:
         raise ValueError(f"{runs} has no run with the name or digest {name!r}")
     if len(matches) > 1:
-        raise ValueError(
-            f"{runs}: the runs of {name!r} have different settings or data. Use a digest, or split the file."
-        )
+        raise ValueError(f"{runs}: runs of {name!r} have different settings or data. Use a digest or split the file.")
     found = [run for (settings, _, data), run in index.items() if (settings, data) in matches]
     tests = [run.metrics.test for run in found]
     log = msgspec.convert(msgspec.to_builtins(found[0].experiment.data), LogKeys)
