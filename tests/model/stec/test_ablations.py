@@ -78,7 +78,7 @@ def test_the_last_blocks_interaction_is_the_standalone_one_with_a_block_less() -
     ("name", "changed", "words"),
     [
         ("STEC_XX", {}, "'STEC_XX' is not an ablation. Choose one of STEC_BL, STEC_NF, STEC_LO, STEC_F"),
-        ("STEC_F", {"fusion": "last"}, "but fusion = 'last' is not STEC. Remove fusion"),
+        ("STEC_F", {"fusion": "last"}, "but fusion = 'last' makes it another model. Remove fusion"),
         ("STEC_BL", {"ffn": 0}, "but ffn = 0 is not STEC"),
         ("STEC_LO", {"interaction": "separate"}, "but interaction = 'separate' is not STEC"),
     ],
