@@ -130,7 +130,7 @@ def test_paths_are_relative_to_fuxictrs_data_folder(tmp_path: Path, path: str, e
 def test_an_absolute_path_must_be_below_the_data_folder(tmp_path: Path) -> None:
     inside = {"train_data": str(tmp_path.resolve() / "a" / "train.csv")}
     assert str(read(tmp_path, inside).files["train"]) == "a/train.csv"
-    with pytest.raises(ValueError, match=r"dataset 'shop': train_data: '/else/train\.csv'.*below --data"):
+    with pytest.raises(ValueError, match=r"dataset 'shop': train_data: '/else/train\.csv'.*inside --data"):
         read(tmp_path, {"train_data": "/else/train.csv"})
 
 
