@@ -127,7 +127,7 @@ def test_a_second_call_trains_only_the_missing_runs_and_keeps_their_weights(
     said = capsys.readouterr()
     assert "seed 4: test AUC" in said.out
     assert "seed 1:" not in said.out
-    assert "runs.jsonl already has seeds 1, 2, 3, whose weights were not kept" in said.err
+    assert "runs.jsonl already has seeds 1, 2, 3, whose weights were not saved" in said.err
     assert runs.read()[:3] == before
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["seed-4"]
     assert (tmp_path / "kept" / "seed-4" / METRICS).is_file()
