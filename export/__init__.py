@@ -1,1 +1,1 @@
-"""From a trained run to a bundle that the service opens."""
+"""Exporting a trained run to a bundle that the service can open."""

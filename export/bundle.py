@@ -1,4 +1,4 @@
-"""Exporting a run to a bundle, which is checked before it appears."""
+"""Exporting a run to a bundle. The bundle is checked before it is moved into place."""
 
 import copy
 import shutil
@@ -47,17 +47,18 @@ from model.zoo import name_of
 
 
 def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
-    """Write a bundle, complete or not at all, and return its manifest and the largest difference from torch.
+    """Write a bundle atomically, and return its manifest and the largest difference from torch.
 
     Args:
         run: The run folder.
         bundle: The folder to write.
-        prepared: The run's log, on which the cascade is calibrated. Without it, the bundle has no cascade. Neither has
-            a model whose head is an MLP or does not see the first level.
+        prepared: The run's log, which is used to calibrate the cascade. If None, the bundle has no cascade. Models
+            whose head is an MLP or does not use the first level cannot have one either.
 
     Raises:
-        ValueError: If `run` is not a run, `prepared` is another log or too small, or `bundle` is something else.
-        ParityError: If onnxruntime and torch disagree.
+        ValueError: If `run` is not a run, if `prepared` is another log or too small, or if `bundle` exists and is not a
+            bundle.
+        ParityError: If the results of onnxruntime and torch differ too much.
     """
     check_replaceable(bundle, MANIFEST)
     model, experiment, schema, metrics = open_run(run)
@@ -74,7 +75,7 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
         inputs = list(golden_inputs(schema, vocabularies, golden))
         answers = torch_ctr(model, schema, inputs, calibration)
         difference = 0.0
-        for name in (MODEL, KERNEL, EXPLAIN):  # every graph that answers a request; SCREEN alone never does
+        for name in (MODEL, KERNEL, EXPLAIN):  # all graphs whose output can be a response; SCREEN's never is
             if (folder / name).exists():
                 max_candidates = MAX_CANDIDATES if name == EXPLAIN and not isinstance(model, STEC) else None
                 largest = check_parity(folder / name, inputs, answers, calibration, max_candidates)
@@ -96,19 +97,19 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
 
 
 def scoring_graph(model: nn.Module, schema: FeatureSchema) -> nn.Module:
-    """Return the graph of MODEL, in the form that is fastest with onnxruntime's own operators."""
+    """Return the graph for MODEL, in the form that is fastest with onnxruntime's own operators."""
     if not isinstance(model, STEC):
         return BaselineGraph(model, schema)
     return ServingGraph(model, schema) if has_linear_head(model) else PlainGraph(model, schema)
 
 
 def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None) -> list[CascadeRule]:
-    """Write MODEL and the other graphs that the model can have, with one file of weights, and return the cascade."""
+    """Write MODEL and the other graphs that the model supports, with one file of weights, and return the cascade."""
     graphs = {MODEL: to_onnx(scoring_graph(model, schema), schema)}
     cascade: list[CascadeRule] = []
     if has_linear_head(model):
         graphs[EXPLAIN] = to_onnx(ExplainGraph(model, schema), schema, EXPLANATION)
-        # A kernel that cannot run here cannot be checked, so it is not written.
+        # If the kernel cannot run on this machine, its graph cannot be checked, so it is not written.
         if kernel.is_usable() and not option_without_kernel(model):
             graphs[KERNEL] = kernel_graph(model, schema)
         if prepared is not None and first_in_head(model) == 0:
@@ -125,17 +126,17 @@ def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared
 
 
 def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
-    """Return a message for each part that a bundle can have and this one does not have."""
+    """Return a message for each optional part that this bundle does not have."""
     if not isinstance(model, STEC):
         return [
             f"{type(model).__name__} has no kernel and no cascade. Its explanation is each field's share of the logit."
         ]
     if EXPLAIN not in manifest.files:
-        return ["no kernel, no explanation and no cascade, because an MLP head does not fold"]
+        return ["no kernel, no explanation and no cascade, because an MLP head cannot be folded"]
     messages = []
     if option := option_without_kernel(model):
         messages.append(
-            f"no {KERNEL}, because it cannot compute {option}. onnxruntime's own operators score, which is slower."
+            f"no {KERNEL}, because the kernel does not support {option}. onnxruntime's own, slower operators are used."
         )
     elif KERNEL not in manifest.files:
         messages.append(
@@ -143,7 +144,7 @@ def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | Non
             "project again with a C++20 compiler, and export again."
         )
     if first_in_head(model):
-        messages.append('no cascade, because with fusion = "last" the head does not see the first level')
+        messages.append('no cascade, because with fusion = "last" the head does not use the first level')
     elif prepared is not None and not manifest.cascade:
         messages.append(
             "no cascade, because the first level rules out too few candidates. To get one, raise embedding_std or "

@@ -1,7 +1,7 @@
-"""Calibrating the margins of the cascade (contract/cascade.py) on requests drawn from valid and test.
+"""Calibrating the margins of the cascade (contract/cascade.py) on requests sampled from valid and test.
 
-A drawn request is the context of one row and the candidate fields of other rows, because a log does not say which
-candidates lost an auction. The margins are set on valid; recall and savings are measured on test.
+A sampled request consists of the context of one row and the candidate fields of other rows, because a log does not
+contain the candidates that lost an auction. Margins are calibrated on valid. Recall and savings are measured on test.
 """
 
 import math
@@ -22,32 +22,32 @@ from model.experiments.run_folder import check_log_of_run
 KS = (1, 3, 10, 30)
 REQUESTS = 300
 CANDIDATES = 100
-RECALL = 0.999  # the target of the margins
-MAX_SCORED = 0.5  # of the candidates; scoring more of them twice would cost more than it saves
+RECALL = 0.999  # the target when calibrating margins
+MAX_SCORED = 0.5  # the share of candidates; scoring more of them twice would cost more than it saves
 SEED = 1
 
 Logits = NDArray[np.float32]
 
 
 def check_log(prepared: Prepared, run: Path) -> None:
-    """Check that a log is the one that the run was trained on, and large enough to draw requests from.
+    """Check that a log is the one that the run was trained on, and that it is large enough to sample requests.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it is another log or too small.
     """
     check_log_of_run(run, prepared)
     for split in ("valid", "test"):
         if (rows := prepared.facts.splits[split].rows) <= CANDIDATES:
             raise ValueError(
-                f"{prepared.folder}: {split} has {rows} rows; a cascade needs more than {CANDIDATES}. Make it larger."
+                f"{prepared.folder}: {split} has {rows} rows; a cascade needs more than {CANDIDATES}. Use a larger log."
             )
 
 
 def calibrate(folder: Path, prepared: Prepared) -> list[CascadeRule]:
-    """Return a rule for each k of KS that saves something. There may be none.
+    """Return a rule for each k in KS for which a cascade saves time. The list may be empty.
 
     Args:
-        folder: The graphs.
+        folder: The folder with the graphs.
         prepared: A log that passes check_log().
     """
     valid, test = (run_graphs(folder, draw_requests(prepared, split)) for split in ("valid", "test"))
@@ -56,22 +56,22 @@ def calibrate(folder: Path, prepared: Prepared) -> list[CascadeRule]:
 
 
 def calibrated_margin(screen: Logits, full: Logits, k: int) -> float:
-    """Return the margin that keeps RECALL of the best k candidates.
+    """Return the margin that keeps a share RECALL of the best k candidates.
 
     Args:
         screen: The first level's logits, (requests, candidates).
         full: The model's logits, (requests, candidates).
-        k: How many candidates are returned.
+        k: The number of best candidates.
     """
     best = np.argpartition(-full, k - 1, axis=1)[:, :k]
     kth_best = -np.partition(-screen, k - 1, axis=1)[:, k - 1 : k]
     shortfall = np.maximum(kth_best - np.take_along_axis(screen, best, axis=1), 0)
     needed = float(np.quantile(shortfall, RECALL, method="higher"))
-    return math.ceil(needed * 1e4) / 1e4  # rounded up, so that rounding loses no candidate
+    return math.ceil(needed * 1e4) / 1e4  # round up, so that rounding does not lose candidates
 
 
 def measure(screen: Logits, full: Logits, k: int, margin: float) -> CascadeRule:
-    """Return a rule with its recall and savings. Arguments as for calibrated_margin()."""
+    """Return a rule with its recall and savings. The arguments are those of calibrated_margin()."""
     kept = np.array([survivors(row, k, margin, screen.shape[1]) for row in screen])
     best = np.argpartition(-full, k - 1, axis=1)[:, :k]
     recall = np.take_along_axis(kept, best, axis=1).mean()
@@ -80,7 +80,7 @@ def measure(screen: Logits, full: Logits, k: int, margin: float) -> CascadeRule:
 
 
 def draw_requests(prepared: Prepared, split: str) -> list[ModelInput]:
-    """Draw REQUESTS contexts, each with the candidate fields of CANDIDATES other rows."""
+    """Sample REQUESTS contexts, each with the candidate fields of CANDIDATES other rows."""
     ids, values, _ = prepared.split(split)
     random = np.random.default_rng(SEED)
 
@@ -103,7 +103,7 @@ def draw_requests(prepared: Prepared, split: str) -> list[ModelInput]:
 
 
 def run_graphs(folder: Path, requests: Sequence[ModelInput]) -> tuple[Logits, Logits]:
-    """Return the logits of the first level and of the model, (requests, candidates) each."""
+    """Return the logits of the first level and of the whole model, (requests, candidates) each."""
     screen, model = (
         onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"]) for name in (SCREEN, MODEL)
     )

@@ -1,4 +1,4 @@
-"""Golden requests, which are drawn field by field from the vocabulary, so that no row of the log leaves it."""
+"""Golden requests. Each field is sampled independently from the vocabulary, so that no row of the log is disclosed."""
 
 from collections.abc import Iterator, Mapping
 
@@ -19,9 +19,9 @@ SEED = 1
 
 
 def draw_golden(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]) -> list[GoldenRequest]:
-    """Return REQUESTS requests of 1 to MAX_CANDIDATES candidates (log-uniform), without their probabilities.
+    """Return REQUESTS requests with 1 to MAX_CANDIDATES candidates (log-uniform), without probabilities.
 
-    A tenth of the values is missing, either null or absent, and a tenth is unknown.
+    10% of the values are missing (null or absent), and 10% are unknown.
     """
     random = np.random.default_rng(SEED)
     tokens = {name: sorted(t for t, _ in vocabulary.items()) for name, vocabulary in vocabularies.items()}
@@ -47,11 +47,11 @@ def golden_inputs(
 def draw_features(
     fields: list[Field], tokens: Mapping[str, list[str]], random: np.random.Generator
 ) -> dict[str, str | float | None]:
-    """Draw a value for each field.
+    """Sample a value for each field.
 
     Args:
         fields: The fields.
-        tokens: The tokens of each categorical field's vocabulary.
+        tokens: The vocabulary's tokens for each categorical field.
         random: The random generator.
     """
     features: dict[str, str | float | None] = {}
@@ -63,7 +63,7 @@ def draw_features(
         if chance < MISSING_SHARE:
             features[field.name] = None
         elif field.kind == "numeric":
-            # Nine digits, whatever the field's scale.
+            # Use nine significant digits, regardless of the field's scale.
             features[field.name] = float(f"{random.normal(field.mean, field.std):.9g}")
         elif field.transform is not UNSET:
             features[field.name] = draw_number(tokens[field.name], unknown, random)
@@ -75,7 +75,7 @@ def draw_features(
 
 
 def draw_number(buckets: list[str], unknown: bool, random: np.random.Generator) -> float:
-    """Draw a number in one of these buckets, or in none of them if `unknown`."""
+    """Sample a number from one of these buckets, or one that is in no bucket if `unknown`."""
     if unknown or not buckets:
         return -1e9 - float(random.integers(1000))
     return number_in_bucket(buckets[random.integers(len(buckets))])

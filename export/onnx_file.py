@@ -1,4 +1,4 @@
-"""Writing graphs as ONNX files that share one file of weights."""
+"""Writing graphs as ONNX files with a shared weights file."""
 
 import logging
 import warnings
@@ -15,14 +15,17 @@ from contract.bundle import OUTPUT
 from contract.schema import FeatureSchema
 
 WEIGHTS = "weights.bin"
-MAX_INLINE_BYTES = 1024  # a smaller array stays in the graph's own file
-PAGE_BYTES = 4096  # only offsets at multiples of it can be mapped into memory
+MAX_INLINE_BYTES = 1024  # arrays up to this size stay in the graph's own file
+PAGE_BYTES = 4096  # only offsets that are multiples of this can be memory-mapped
 EXPORTER = r"torch\.onnx\._internal\.exporter\..*"
-EXAMPLE_REQUESTS, EXAMPLE_CANDIDATES = 3, 7  # different, and neither 0 nor 1, for which the tracer specializes
+EXAMPLE_REQUESTS, EXAMPLE_CANDIDATES = (
+    3,
+    7,
+)  # different from each other and from 0 and 1, for which the tracer specializes
 
 
 def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (OUTPUT,)) -> onnx.ModelProto:
-    """Return a graph as ONNX, for any number of requests and candidates.
+    """Convert a graph to ONNX, for any number of requests and candidates.
 
     Args:
         graph: A module with the inputs of the serving graph.
@@ -32,7 +35,7 @@ def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (O
     inputs = example_inputs(schema)
     sizes = {name: torch.export.Dim("requests" if name.startswith("context") else "candidates") for name in inputs}
     with warnings.catch_warnings(), only_errors(logging.getLogger("torch.onnx._internal.exporter._registration")):
-        # All inputs of a side share an axis on purpose. And torch's exporter calls a deprecated part of torch.
+        # The inputs of a side share an axis on purpose, and torch's exporter uses a deprecated torch function.
         warnings.filterwarnings("ignore", r"# The axis name: .* will not be used", UserWarning, EXPORTER)
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         program = torch.onnx.export(
@@ -46,8 +49,8 @@ def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (O
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    # The exporter writes its stack to the metadata of each node: most of the file, with paths of this machine, and
-    # different in every export.
+    # The exporter writes its stack trace to the metadata of each node. It makes up most of the file, contains paths of
+    # this machine, and differs between exports.
     for part in (
         model,
         model.graph,
@@ -61,9 +64,10 @@ def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (O
 
 
 def save_together(models: Mapping[str, onnx.ModelProto], folder: Path) -> None:
-    """Write each model under its name, and every array above MAX_INLINE_BYTES to WEIGHTS, once for all models."""
+    """Write each model to a file with its name. Arrays above MAX_INLINE_BYTES go to WEIGHTS, once for all models."""
     offsets: dict[bytes, int] = {}
-    # Not with onnx's own function, which makes the file readable only for its owner; the service may be another user.
+    # Don't use onnx's save function: it makes the file readable only by its owner, but the service may run as another
+    # user.
     with (folder / WEIGHTS).open("wb") as weights:
         for model in models.values():
             for tensor in model.graph.initializer:
@@ -80,7 +84,7 @@ def save_together(models: Mapping[str, onnx.ModelProto], folder: Path) -> None:
 
 @contextmanager
 def only_errors(logger: logging.Logger) -> Iterator[None]:
-    """Suppress the logger's warnings, which are about torchvision's operators. No model here has any."""
+    """Suppress the logger's warnings about torchvision's operators, which no model here uses."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -90,7 +94,7 @@ def only_errors(logger: logging.Logger) -> Iterator[None]:
 
 
 def example_inputs(schema: FeatureSchema) -> dict[str, Tensor]:
-    """Return example inputs of the serving graph by name. There are value inputs only for sides with numeric fields."""
+    """Return example inputs of the serving graph by name. Only sides with numeric fields have an input for values."""
     requests, candidates = EXAMPLE_REQUESTS, EXAMPLE_CANDIDATES
     inputs = {
         "context_ids": torch.zeros(requests, len(schema.select("categorical", "context")), dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""Parity: checking that onnxruntime gives the same answers from the files as torch from the run."""
+"""Parity: checking that the exported files give the same probabilities in onnxruntime as the run in torch."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ from contract.golden import TOLERANCE
 from contract.schema import FeatureSchema
 from export.graphs.plain import PlainGraph
 
-ROWS = (1, 2, 257)  # a graph that is right at the traced sizes may be wrong at others
-# For a graph with max_candidates, one in so many golden requests is checked with all candidates.
+ROWS = (1, 2, 257)  # a graph that is correct for the traced sizes may be wrong for others
+# For a graph with max_candidates, one in this many golden requests is checked with up to max_candidates candidates.
 FULL_CHECK_INTERVAL = 10
-# Relative to the probability, which may be below TOLERANCE if clicks are rare.
+# Relative to the probability, because probabilities may be below TOLERANCE if clicks are rare.
 RELATIVE_TOLERANCE = 1e-3
 
 
@@ -27,13 +27,13 @@ Case = tuple[str, Mapping[str, NDArray[np.generic]], NDArray[np.float64]]  # nam
 
 
 class ParityError(ValueError):
-    """The exported graph and the model disagree, so no bundle is written."""
+    """The exported graph and the model disagree too much, so no bundle is written."""
 
 
 def torch_ctr(
     model: nn.Module, schema: FeatureSchema, inputs: list[ModelInput], calibration: Calibration
 ) -> list[list[float]]:
-    """Return the probabilities of each request's candidates, from the model's plain form in float64."""
+    """Return the probabilities of each request's candidates, computed with the model's plain form in float64."""
     reference = PlainGraph(model, schema).double().eval()
     answers = []
     for request in inputs:
@@ -58,14 +58,14 @@ def check_parity(
     Args:
         onnx: The graph's file.
         inputs: The golden requests.
-        expected: torch's probabilities of each request's candidates.
+        expected: The probabilities of each request's candidates, computed by torch.
         calibration: The bundle's calibration.
-        max_candidates: The most candidates that the graph is run on at a time. With it, the graph is run only on single
+        max_candidates: The maximum number of candidates per run of the graph. If set, the graph is run only on single
             requests.
 
     Raises:
-        ParityError: If a difference is above 1e-5, or above a thousandth of torch's answer.
-        NoKernel: For KERNEL, if it cannot be used on this machine.
+        ParityError: If a difference exceeds 1e-5, or 0.1% of torch's probability.
+        NoKernel: If the graph is KERNEL and the kernel cannot be used on this machine.
     """
     options = onnxruntime.SessionOptions()
     if onnx.name == KERNEL:
@@ -77,7 +77,7 @@ def check_parity(
         ctr = calibration.ctr(session.run([OUTPUT], feed)[0])
         if ctr.shape != answer.shape:
             raise ParityError(
-                f"{onnx.name}, {name}: the graph's output has the shape {ctr.shape}, torch's {answer.shape}"
+                f"{onnx.name}, {name}: the graph's output has the shape {ctr.shape}, but torch's has {answer.shape}"
             )
         difference = np.abs(ctr - answer)
         if not (largest := float(difference.max())) <= TOLERANCE:
@@ -90,9 +90,9 @@ def check_parity(
 
 
 def single(inputs: list[ModelInput], expected: list[list[float]], max_candidates: int) -> Iterator[Case]:
-    """Yield each request, most of them with only their first candidate.
+    """Yield each request, most of them with only the first candidate.
 
-    An explanation computes each candidate hundreds of times, so checking all of them would take too long.
+    An explanation scores each candidate hundreds of times, so checking all candidates would take too long.
     """
     for index, (request, answer) in enumerate(zip(inputs, expected, strict=True)):
         rows = min(max_candidates, len(answer)) if index % FULL_CHECK_INTERVAL == 0 else 1
@@ -112,7 +112,7 @@ def all_sizes(inputs: list[ModelInput], expected: list[list[float]]) -> Iterator
 def first_rows(
     feed: Mapping[str, NDArray[np.generic]], answers: NDArray[np.float64], rows: int
 ) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float64]]:
-    """Return the first candidates of a joined call, with the requests that they belong to."""
+    """Return the first candidates of a joined call and the requests that they belong to."""
     requests = int(feed["request_index"][rows - 1]) + 1
     cut = {name: array[:requests] if name.startswith("context") else array[:rows] for name, array in feed.items()}
     return cut, answers[:rows]

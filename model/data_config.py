@@ -56,8 +56,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         min_count: Tokens that occur fewer times than this in the training set get the unknown id.
         negative_rate: The fraction of negatives that were kept when the log was downsampled. The bundle's calibration
             corrects for it.
-        split: How to split a log that is published as a single file. "row" assigns each row at random. "time" uses the
-            last day as the test set and the day before it as the validation set; only reader = "avazu" supports it.
+        split: How to split a log that is published as a single file. "row" splits it 8:1:1, at random by row. "time"
+            uses the last day as the test set and the day before it as the validation set; only reader = "avazu"
+            supports it.
         split_seed: The random seed of the "row" split.
         train: The file with the training set, relative to `folder`.
         valid: The file with the validation set, relative to `folder`.
@@ -65,7 +66,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         label: The name of the label column, which contains 0 and 1.
         context: The columns that belong to the context.
         candidate: The columns that belong to the candidate.
-        numeric: Those columns in `context` and `candidate` that are numeric. All others are categorical.
+        numeric: The columns in `context` and `candidate` that are numeric. All others are categorical.
         fields: Settings of individual fields. With a reader other than "table", they override the reader's settings.
         columns: The column names of text files without a header line.
         vocabulary: A folder, relative to `--data`, with vocabularies to use instead of counting tokens (see
@@ -144,7 +145,7 @@ def first_duplicate(names: Sequence[str]) -> str | None:
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An experiment's file of which only [data] is checked. The other sections are checked when a model is built."""
+    """An experiment's file, of which only [data] is validated. Building a model validates the other sections."""
 
     data: Data
     name: str = ""

@@ -1,4 +1,4 @@
-"""ctr-explain: show why candidates get their probabilities, in a table and, with --out, in pictures."""
+"""ctr-explain: explain the probabilities of candidates in a table and, with --out, in pictures."""
 
 import argparse
 import sys
@@ -9,13 +9,15 @@ from pathlib import Path
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="ctr-explain", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a run folder (of ctr-train) or a bundle (of ctr-export)")
+    parser.add_argument("folder", type=Path, help="a run folder (from ctr-train) or a bundle (from ctr-export)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("request", type=Path, nargs="?", help="a file with the body of a POST /v1/score request")
     source.add_argument("--golden", type=int, metavar="N", help="explain N generated requests instead (1 to 300)")
-    parser.add_argument("--candidate", default="all", metavar="ID", help="which candidate of the request; default: all")
-    parser.add_argument("--top", type=natural_number, default=10, metavar="N", help="how many pairs; default: 10")
-    parser.add_argument("--out", type=Path, help="a folder for all numbers and a picture for each, or one FILE.png")
+    parser.add_argument("--candidate", default="all", metavar="ID", help="which candidate to explain; default: all")
+    parser.add_argument(
+        "--top", type=natural_number, default=10, metavar="N", help="number of pairs shown; default: 10"
+    )
+    parser.add_argument("--out", type=Path, help="a folder for all numbers and one picture per candidate, or FILE.png")
     options = parser.parse_args(arguments)
 
     from rich.console import Console
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cases = request_cases(options.request, options.candidate)
         explanations = [explainer.explain(case) for case in cases]
         if ignored := dict.fromkeys(readable(name) for case in cases for name in explainer.ignored(case)):
-            print(f"ctr-explain: ignored, the model has no such field: {', '.join(ignored)}", file=sys.stderr)
+            print(f"ctr-explain: ignored, because the model has no such field: {', '.join(ignored)}", file=sys.stderr)
         if options.out is not None:
             write(explanations, options.out)
     except (OSError, ValueError) as error:
@@ -47,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def natural_number(text: str) -> int:
-    """Return a whole number that is at least 0. For argparse.
+    """Parse a whole number that is at least 0. For argparse.
 
     Raises:
         argparse.ArgumentTypeError: If the text is anything else.
     """
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""ctr-export: write a run's bundle, which ctr-serve opens, after checking it against torch."""
+"""ctr-export: write a run's bundle for ctr-serve, after checking it against torch."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="ctr-export", description=__doc__)
     parser.add_argument("run", type=Path, help="the run folder that ctr-train wrote")
-    parser.add_argument("bundle", type=Path, help="the bundle to write; an older bundle there is replaced")
+    parser.add_argument("bundle", type=Path, help="the bundle to write; an existing bundle there is replaced")
     add_data_argument(parser)
     options = parser.parse_args(arguments)
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, experiment, _, _ = open_run(options.run)
         prepared = log_for_cascade(options.run, model, options.data / experiment.data.prepared)
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
-            progress.add_task("fold, export and check against torch")
+            progress.add_task("folding, exporting and checking against torch")
             manifest, difference = export(options.run, options.bundle, prepared)
     except (OSError, ValueError) as error:
         print(f"ctr-export: {error}", file=sys.stderr)
@@ -48,14 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def log_for_cascade(run: Path, model: "nn.Module", folder: Path) -> "Prepared | None":
-    """Return the prepared log on which the cascade is calibrated, or None: a bundle works without a cascade.
+    """Return the prepared log for calibrating the cascade, or None. A bundle works without a cascade.
 
-    If the model could have a cascade but the log cannot be used, a message on stderr says why.
+    If the model could have a cascade but the log is unusable, the reason is printed on stderr.
 
     Args:
         run: The run folder.
         model: The run's model.
-        folder: Where the run's prepared log should be.
+        folder: The expected folder of the run's prepared log.
     """
     from export.cascade import check_log
     from export.graphs.level import has_linear_head
@@ -67,7 +67,7 @@ def log_for_cascade(run: Path, model: "nn.Module", folder: Path) -> "Prepared | 
         prepared = read_prepared(folder)
         check_log(prepared, run)
     except ValueError as error:
-        print(f"ctr-export: no cascade: {error} (--data names the data folder)", file=sys.stderr)
+        print(f"ctr-export: no cascade: {error} (--data sets the data folder)", file=sys.stderr)
         return None
     return prepared
 

@@ -1,4 +1,4 @@
-"""The predictions to explain: the candidates of a request, or of golden requests."""
+"""The predictions to explain: candidates of a request or of golden requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of POST /v1/score or /v1/explain. The keys from timeout_ms on concern only the server."""
+    """The body of POST /v1/score or /v1/explain. timeout_ms and all later keys are used only by the server."""
 
     context: dict[str, Any]
     candidates: Annotated[list[Candidate], Meta(min_length=1)]
@@ -55,8 +55,8 @@ def request_cases(path: Path, candidate: str = ALL) -> list[Case]:
     """Return the candidates of a request file.
 
     Args:
-        path: A file with the body of POST /v1/score.
-        candidate: The id of the candidate, or "all".
+        path: A file with the body of a POST /v1/score request.
+        candidate: The id of a candidate, or "all".
 
     Raises:
         ValueError: If the file is not a request, or no candidate has this id.
@@ -77,12 +77,12 @@ def request_cases(path: Path, candidate: str = ALL) -> list[Case]:
 
 
 def drawn_cases(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary], count: int) -> list[Case]:
-    """Return one candidate each of the golden requests with the fewest missing and unknown values.
+    """Return one candidate of each of the `count` golden requests with the fewest missing and unknown values.
 
-    Golden requests contain no row of a log. The id of a case has the line in golden.jsonl.
+    Golden requests do not contain rows of a log. The id of a case includes the line number in golden.jsonl.
 
     Raises:
-        ValueError: If `count` is below 1 or above 300.
+        ValueError: If `count` is less than 1 or greater than 300.
     """
     if not 1 <= count <= REQUESTS:
         raise ValueError(
@@ -100,6 +100,6 @@ def drawn_cases(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary], c
 
 
 def count_absent(ids: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return the number of unknown or missing ids and missing numbers of each row. A missing number is 0, the mean."""
+    """Return the number of unknown or missing values in each row. A missing number is encoded as 0, the mean."""
     absent: NDArray[np.intp] = (ids <= MISSING).sum(1) + (values == 0).sum(1)
     return absent

@@ -1,7 +1,7 @@
-"""Explaining a candidate's probability, from a run (with torch) or from its bundle (with onnxruntime).
+"""Explaining a candidate's probability with a run (in torch) or with its bundle (in onnxruntime).
 
-export/graphs/explain.py defines the contributions. Shape legend: F fields in serving order, L levels, B blocks, H
-heads.
+The contributions are defined in export/graphs/explain.py. Shape legend: F fields in serving order, L levels, B blocks,
+H heads.
 """
 
 import math
@@ -28,7 +28,7 @@ from export.graphs.share import ShareGraph
 from model.experiments.run_folder import METRICS, open_run
 from model.stec.stec import STEC
 
-MAX_VALUE_LENGTH = 28  # characters, in a table or beside a picture
+MAX_VALUE_LENGTH = 28  # in characters, in tables and pictures
 
 Feed = Mapping[str, NDArray[np.generic]]
 Graph = Callable[[Feed], Sequence[NDArray[np.floating]]]
@@ -36,11 +36,11 @@ Graph = Callable[[Feed], Sequence[NDArray[np.floating]]]
 
 @dataclass(frozen=True)
 class Pair:
-    """The contribution of two fields to the logit, the sum of both orders.
+    """The contribution of a pair of fields to the logit, summed over both orders.
 
     Attributes:
-        first: The position of a field.
-        second: The position of the other field. It may be the same field.
+        first: The position of one field.
+        second: The position of the other field, which may be the same field.
         by_level: The contribution at each level, (L).
     """
 
@@ -61,10 +61,10 @@ class Explanation:
     Attributes:
         id: The candidate's id.
         fields: The names of the fields.
-        values: The candidate's value of each field, as the model reads it.
-        ctr: The probability: the logit's, calibrated.
+        values: The candidate's value of each field, as read by the model.
+        ctr: The calibrated probability.
         logit: The logit.
-        bias: The logit of the average training row, or with shares, with every field missing.
+        bias: The logit of the average training row or, for shares, the logit with every field missing.
         contribution: (L, F, F).
         attention: (B, H, F, F); row attends to column.
     """
@@ -80,28 +80,28 @@ class Explanation:
 
     @property
     def is_of_shares(self) -> bool:
-        """Whether the contributions are the fields' shares, on the diagonal (see export/graphs/share.py)."""
+        """Whether the contributions are shares of the fields, on the diagonal (see export/graphs/share.py)."""
         return len(self.attention) == 0
 
     def both_orders(self) -> NDArray[np.float64]:
-        """Return the contribution of each pair as the sum of both orders, symmetric (L, F, F)."""
+        """Return the contribution of each pair, summed over both orders, as symmetric matrices (L, F, F)."""
         both_LFF = self.contribution + self.contribution.transpose(0, 2, 1)
         return np.where(np.eye(len(self.fields), dtype=bool), self.contribution, both_LFF)
 
     def pairs(self) -> list[Pair]:
-        """Return all pairs, or with shares all fields: the largest first, ties in the order of the fields.
+        """Return all pairs or, for shares, all fields, largest contribution first. Ties are in the order of the fields.
 
-        This is the order of POST /v1/explain.
+        POST /v1/explain uses the same order.
         """
         ranked = zip(*ranked_pairs(self.contribution), strict=True)
         return [Pair(int(first), int(second), by_level_L) for (first, second), by_level_L in ranked]
 
     def names(self) -> list[str]:
-        """Return the names of the fields, short enough for a picture."""
+        """Return the names of the fields, shortened for pictures."""
         return [readable(name) for name in self.fields]
 
     def labels(self) -> list[str]:
-        """Return "field = value" for each field, short enough for a picture."""
+        """Return "field = value" for each field, shortened for pictures."""
         return [f"{name} = {readable(value)}" for name, value in zip(self.names(), self.values, strict=True)]
 
 
@@ -110,11 +110,11 @@ class Explainer:
     """An opened run or bundle.
 
     Attributes:
-        folder: The run or the bundle.
-        schema: Its schema.
-        vocabularies: By field.
-        calibration: From logits to probabilities.
-        graph: From the inputs of ExplainGraph to its outputs.
+        folder: The folder of the run or bundle.
+        schema: The schema.
+        vocabularies: The vocabulary of each categorical field.
+        calibration: Converts logits to probabilities.
+        graph: Computes the outputs of ExplainGraph from its inputs.
     """
 
     folder: Path
@@ -127,7 +127,7 @@ class Explainer:
         """Explain a prediction.
 
         Raises:
-            ValueError: If a field cannot have its value, or the model's output is not finite.
+            ValueError: If the value of a field is invalid, or the model's output is not finite.
         """
         read = self._encode(case)
         outputs = [output[0].astype(np.float64) for output in self.graph(join([read]))]
@@ -149,7 +149,7 @@ class Explainer:
         )
 
     def ignored(self, case: Case) -> list[str]:
-        """Return the side and name of each feature of a request that is not a field of the model."""
+        """Return the side and name of each feature in a case that is not a field of the model."""
         read = {(field.side, field.name) for field in self.schema.fields}
         sides: tuple[Side, Side] = ("context", "candidate")
         return [f"{side} {name}" for side in sides for name in case.of(side) if (side, name) not in read]
@@ -180,7 +180,7 @@ def open_explainer(folder: Path) -> Explainer:
     """Open a run or a bundle.
 
     Raises:
-        ValueError: If the folder is neither or is broken, or its model has an MLP head, which has no explanation.
+        ValueError: If the folder is neither or is damaged, or if its model has an MLP head, which cannot be explained.
     """
     if (folder / MANIFEST).is_file():
         return open_bundle_explainer(folder)
@@ -188,19 +188,19 @@ def open_explainer(folder: Path) -> Explainer:
         return open_run_explainer(folder)
     raise ValueError(
         f"{folder} is neither a bundle (it has no {MANIFEST}) nor a run (it has no {METRICS}). "
-        "Make one with ctr-train EXPERIMENT.toml --out RUN and ctr-export RUN BUNDLE."
+        "Create one with ctr-train EXPERIMENT.toml --out RUN and ctr-export RUN BUNDLE."
     )
 
 
 def readable(text: str) -> str:
-    """Return a client's text as a table or a picture can show it: one line without control characters, shortened."""
+    """Prepare a client's text for tables and pictures: one line, shortened, without control characters."""
     return shorten(
         "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text), MAX_VALUE_LENGTH
     )
 
 
 def open_bundle_explainer(folder: Path) -> Explainer:
-    """Open a bundle, to be run with onnxruntime."""
+    """Open a bundle. Explanations are computed by onnxruntime."""
     bundle = open_bundle(folder)
     if EXPLAIN not in bundle.manifest.files:
         raise ValueError(
@@ -216,7 +216,7 @@ def open_bundle_explainer(folder: Path) -> Explainer:
 
 
 def open_run_explainer(folder: Path) -> Explainer:
-    """Open a run, to be run with torch."""
+    """Open a run. Explanations are computed by torch."""
     model, experiment, schema, _ = open_run(folder)
     vocabularies = {f.name: open_vocabulary(folder / VOCABULARY, f.name) for f in schema.select("categorical")}
     graph = (ExplainGraph(model, schema) if isinstance(model, STEC) else ShareGraph(model, schema)).eval()

@@ -1,4 +1,4 @@
-"""Explanations as a picture: the attention of every head, and what each pair of fields adds to the logit."""
+"""Plotting explanations: the attention of every head, and what each pair of fields adds to the logit."""
 
 import math
 import warnings
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from export.explain.explanation import Explanation, readable
 
 DPI = 150
-MAX_ROWS = 8  # explanations in one picture
-MAX_NUMBERED_FIELDS = 12  # with more fields, the numbers in the cells would not be readable
-SMALL, MEDIUM, LARGE = 6, 7, 11  # points
+MAX_ROWS = 8  # the maximum number of explanations in one picture
+MAX_NUMBERED_FIELDS = 12  # with more fields, numbers in the cells would be unreadable
+SMALL, MEDIUM, LARGE = 6, 7, 11  # font sizes in points
 
 
 def draw(explanations: Sequence[Explanation], path: Path) -> None:
-    """Write a PNG with a row for each explanation: its attention maps and its pairs, or its fields' shares.
+    """Write a PNG with one row per explanation, which shows its attention maps and pairs, or its fields' shares.
 
     Raises:
         ValueError: If there are more than eight explanations.
@@ -27,7 +27,7 @@ def draw(explanations: Sequence[Explanation], path: Path) -> None:
     if len(explanations) > MAX_ROWS:
         raise ValueError(
             f"{path}: {len(explanations)} candidates, but a picture shows at most {MAX_ROWS}. Choose one with "
-            "--candidate, or name a folder (without .png) for one picture each."
+            "--candidate, or specify a folder (without .png) to get one picture per candidate."
         )
     attention, pairs, height = sizes_in(explanations[0])
     figure = Figure(figsize=(attention + pairs, height * len(explanations)), layout="constrained")
@@ -41,15 +41,15 @@ def draw(explanations: Sequence[Explanation], path: Path) -> None:
         draw_attention(left, explanation)
         draw_pairs(right, explanation)
     with warnings.catch_warnings():
-        # A value in a script that the font does not have is drawn as boxes. The table shows it.
+        # Characters that the font lacks are drawn as boxes. They are readable in the table.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(path, dpi=DPI, format="png")
 
 
 def sizes_in(explanation: Explanation) -> tuple[float, float, float]:
-    """Return, in inches, the widths of the attention maps and of the pairs, and their height.
+    """Return the widths of the attention maps and of the pairs, and their height, in inches.
 
-    There is room for the name of every field.
+    There is enough space for the name of every field.
     """
     fields = len(explanation.fields)
     if explanation.is_of_shares:
@@ -61,7 +61,7 @@ def sizes_in(explanation: Explanation) -> tuple[float, float, float]:
 
 
 def map_grid(explanation: Explanation) -> tuple[int, int]:
-    """Return the rows and columns of attention maps: one row per block, or a square for the heads of one block."""
+    """Return the numbers of rows and columns of attention maps: one row per block, or a square for a single block."""
     blocks, heads = explanation.attention.shape[:2]
     columns = heads if blocks > 1 else math.ceil(math.sqrt(heads))
     return math.ceil(blocks * heads / columns), columns
@@ -76,9 +76,9 @@ def title(explanation: Explanation) -> str:
 
 
 def draw_attention(part: Any, explanation: Explanation) -> None:
-    """Draw the attention maps, all with the same color scale.
+    """Plot the attention maps, all with the same color scale.
 
-    The scale goes up to at least twice the weight of uniform attention, so that uniform attention looks uniform.
+    The scale extends to at least twice the weight of uniform attention, so that uniform attention looks uniform.
     """
     rows, columns = map_grid(explanation)
     axes = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -101,7 +101,10 @@ def draw_attention(part: Any, explanation: Explanation) -> None:
 
 
 def draw_pairs(part: Any, explanation: Explanation) -> None:
-    """Draw the sum of both orders of each pair, below the diagonal. Red raises the probability, blue lowers it."""
+    """Plot each pair's contribution, summed over both orders, below the diagonal.
+
+    Red raises the probability, and blue lowers it.
+    """
     pairs_FF = explanation.both_orders().sum(0)
     limit = float(np.abs(pairs_FF).max()) or 1.0
     shown_FF = np.where(np.tri(len(pairs_FF), dtype=bool), pairs_FF, np.nan)
@@ -120,7 +123,7 @@ def draw_pairs(part: Any, explanation: Explanation) -> None:
 
 
 def draw_shares(part: Any, explanation: Explanation) -> None:
-    """Draw a bar for each field, in serving order. Red raises the probability, blue lowers it."""
+    """Plot a bar for each field, in serving order. Red raises the probability, and blue lowers it."""
     share_F = np.diagonal(explanation.contribution[0])
     axis = part.subplots()
     axis.barh(range(len(share_F)), share_F, color=np.where(share_F > 0, "C3", "C0"))
@@ -131,7 +134,7 @@ def draw_shares(part: Any, explanation: Explanation) -> None:
 
 
 def write_numbers(axis: Any, shown_FF: NDArray[np.float64], limit: float) -> None:
-    """Write the numbers into the cells, in white on dark colors."""
+    """Write the numbers in the cells, using white text on dark colors."""
     for (row, column), value in np.ndenumerate(shown_FF):
         if not np.isnan(value):
             color = "white" if abs(value) > 0.6 * limit else "black"

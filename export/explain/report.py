@@ -1,4 +1,4 @@
-"""Explanations as a table, and as a folder of pictures and numbers."""
+"""Showing explanations as a table, and writing them to a folder of pictures and numbers."""
 
 import re
 import tempfile
@@ -18,11 +18,11 @@ PICTURE = ".png"
 
 
 def table(explanation: Explanation, top: int) -> Table:
-    """Return a table of the largest pairs and of everything else that adds up to the logit.
+    """Return a table of the largest contributions and the sum of all others, which add up to the logit.
 
     Args:
         explanation: The explanation.
-        top: How many pairs to show; the others are summed up.
+        top: The number of pairs to show. The others are summed.
     """
     levels = range(len(explanation.contribution))
     title = f"{readable(str(explanation.id))}: click probability {explanation.ctr:.6f}"
@@ -48,16 +48,16 @@ def table(explanation: Explanation, top: int) -> Table:
 
 
 def write(explanations: Sequence[Explanation], out: Path) -> None:
-    """Write one picture of all explanations, or a folder with a picture of each and explanations.json.
+    """Write one picture of all explanations, or a folder with a picture of each one and explanations.json.
 
-    The output appears complete or not at all.
+    The output is written atomically.
 
     Args:
-        explanations: What to write.
+        explanations: The explanations to write.
         out: A .png file or a folder.
 
     Raises:
-        ValueError: If there are too many explanations for one picture, or the folder is of another kind.
+        ValueError: If there are too many explanations for one picture, or the folder contains something else.
     """
     if out.suffix == PICTURE:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The encoder's layers in the serving graph: the model's layers, rearranged for a runtime with one thread.
 
-Shape legend: N candidates, F fields, D width, H heads, K = D / H, R = N * F rows: the fields of one candidate after
-another. Everything here is exact; constants are folded in float64 and rounded once.
+Shape legend: N candidates, F fields, D width, H heads, K = D / H, R = N * F rows (the fields of all candidates, one
+candidate after another). The rearrangement is exact. Constants are folded in float64 and rounded once.
 """
 
 import itertools
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from contract.tokens import MAX_NORMALIZED
 from model.stec.stec import STEC, Bilinear, Block, Projections
 
-# Far from float32's limits on both sides, even after exp, the product with the values and the sum over fields.
+# Within float32's limits by a wide margin, even after exp, multiplication by the values and the sum over fields.
 MAX_SAFE_SCORE = 60.0
 
 
 @torch.no_grad()
 def score_bounds(model: STEC) -> list[float]:
-    """Return a bound on the absolute value of each block's attention scores, for any request.
+    """Return a bound on the absolute value of each block's attention scores that holds for any request.
 
-    The first block's inputs are rows of a table, or a vector times a number that is clipped. The inputs of the others
-    are n * gain + shift, where the layer norm's n has a length of at most sqrt(D). With n extended by a 1, the score is
-    a bilinear form of two vectors no longer than sqrt(D + 1).
+    The inputs of the first block are rows of a table, or a vector times a clipped number. The inputs of later blocks
+    are n * gain + shift, where the length of the layer-normalized n is at most sqrt(D). If n is extended by a 1, the
+    score is a bilinear form of two vectors whose lengths are at most sqrt(D + 1).
     """
     first = blocks_of(model)[0]
     numbers = model.embedding.alpha * MAX_NORMALIZED
@@ -39,7 +39,7 @@ def score_bounds(model: STEC) -> list[float]:
 
 
 def matrices(factors: Projections | Bilinear) -> tuple[Tensor, Tensor]:
-    """Return the matrices that compute the two factors of a row, as weights of linear layers: (D out, D in) each."""
+    """Return the matrices that compute a row's two factors, as weights of linear layers: (D out, D in) each."""
     if isinstance(factors, Projections):
         return factors.query.weight, factors.key.weight
     right = torch.block_diag(*factors.weight)
@@ -54,9 +54,9 @@ def blocks_of(model: STEC) -> list[Block]:
 class FoldedBlock(nn.Module):
     """An encoder layer in three steps: project, attend and finish.
 
-    The steps are separate so that the rows of a request's context and of its candidates can go through some of them
-    separately. The layer norms are matrix products, because with a small D a runtime's loops over short rows cost
-    several times as much. Their scale, shift and centering are folded into the neighboring layers.
+    The steps are separate, so that some of them can be applied separately to a request's context and to its candidates.
+    The layer norms are matrix products, because with a small D, a runtime's loops over short rows are several times as
+    expensive. Their scale, shift and centering are folded into neighboring layers.
     """
 
     query: Tensor
@@ -81,7 +81,7 @@ class FoldedBlock(nn.Module):
 
         Args:
             block: The model's block, in float64.
-            largest_score: A bound on the absolute value of its attention scores (see score_bounds()).
+            largest_score: A bound on the absolute value of the block's attention scores (see score_bounds()).
         """
         super().__init__()
         self.scores_are_bounded = largest_score <= MAX_SAFE_SCORE
@@ -113,27 +113,27 @@ class FoldedBlock(nn.Module):
     def project(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v. Shape: (R, D) -> (H, R, K) each.
 
-        q is divided by the score's divisor; the level's constants compensate for it. The products are per head, so that
-        no transpose is needed before the attention.
+        q is divided by the score's divisor, and the level's constants compensate for this. The products are per head,
+        so that no transpose is needed before the attention.
         """
         return x_RD @ self.query, x_RD @ self.key, x_RD @ self.value
 
     def level_scale(self) -> float:
-        """Return the factor by which the level's left factor differs from the model's."""
+        """Return the ratio of the level's left factor to the model's."""
         return 1.0 if self.is_separate else self.q_scale
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return the attention of q's fields to those of k and v. Shape: (H, N, F, K) each -> (H, N, F of q, K)."""
+        """Let the fields of q attend to those of k and v. Shape: (H, N, F, K) each -> (H, N, F of q, K)."""
         score = q @ k.transpose(2, 3)
         if not self.scores_are_bounded:
             return score.softmax(3) @ v
-        # No score can overflow exp, so there is no need to subtract the maximum, and the sums are a matrix product.
+        # exp cannot overflow, so the maximum does not have to be subtracted, and the sums are a matrix product.
         unscaled = score.exp()
         sums = unscaled.flatten(0, 2) @ torch.ones(score.shape[3], v.shape[3])
         return (unscaled @ v) / sums.view(q.shape)
 
     def finish(self, x_RD: Tensor, attended: Tensor) -> Tensor:
-        """Return the layer's output before the last norm's scale and shift, which rescale() or the next layer applies.
+        """Return the layer's output without the last norm's scale and shift. rescale() or the next layer applies them.
 
         Shape: x (R, D), attended (H, N, F, K) -> (R, D).
         """
@@ -153,7 +153,7 @@ class FoldedBlock(nn.Module):
     def normalize(self, centered_RD: Tensor) -> Tensor:
         """Scale rows with mean 0 to variance 1."""
         variance_R1 = torch.addmm(self.eps, centered_RD * centered_RD, self.mean)
-        # Broadcast by a matrix product, because dividing each row by a number would be a loop over short rows again.
+        # Broadcast with a matrix product, because dividing each row by a number would again be a loop over short rows.
         spread_RD: Tensor = variance_R1.rsqrt() @ self.ones
         return centered_RD * spread_RD
 
@@ -177,7 +177,7 @@ class FoldedLast(nn.Module):
 
 
 def fold_ffn(block: Block, center: Tensor) -> dict[str, Tensor]:
-    """Return the constants of a block's FFN, with the norm before it and the centering after it."""
+    """Return the constants of a block's FFN, which include the norm before it and the centering after it."""
     first, inner, outer = block.attention_norm, block.ffn[0], block.ffn[2]
     assert isinstance(inner, nn.Linear)
     assert isinstance(outer, nn.Linear)

@@ -1,11 +1,11 @@
-"""The graph that explains STEC: with a linear head, the logit is an exact sum over levels and pairs of fields.
+"""The graph that explains STEC. With a linear head, the logit is an exact sum over levels and pairs of fields.
 
     logit = bias + sum over l, i, j of contribution(l, i, j)
     contribution(l, i, j) = sum over c of a_c[i, j] * (left[i, c] * right[j, c] - mean_c[i, j])
 
 mean is the batch norm's running mean. A contribution is the difference from the average training row, and the bias is
-the logit of that row. A level or a pair that the head does not see contributes 0. Level 0 depends only on the two
-fields; from level 1 on, attention has mixed in other fields.
+the logit of that row. Levels and pairs that the head does not use contribute 0. Level 0 depends only on the two fields.
+In level 1 and later levels, attention has mixed in other fields.
 
 Shape legend: N candidates, F fields in serving order, L levels, B = L - 1 blocks, H heads, D width.
 """

@@ -1,4 +1,4 @@
-"""The serving graph as a single node: the operator of kernel/, with the folded model as its constants."""
+"""The serving graph as a single node: the operator in kernel/, with the folded model as constants."""
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ OPSET, IR_VERSION = 17, 9  # every supported onnxruntime reads these
 def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
     """Return the graph, with the inputs and the output of ServingGraph.
 
-    The model must have a linear head and no option that the kernel cannot compute (see pack.py).
+    The model must have a linear head and only options that the kernel supports (see pack.py).
     """
     weights = pack(model, serving_order(schema)).numpy()
     fields = {
@@ -36,7 +36,7 @@ def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
     for side, rows in (("context", "requests"), ("candidate", "candidates")):
         if fields["numeric", side]:
             shapes[f"{side}_values"] = (TensorProto.FLOAT, [rows, fields["numeric", side]])
-        else:  # the operator always has the input
+        else:  # the operator requires this input
             constants[f"{side}_values"] = np.empty((0, 0), np.float32)
     order = ("sizes", "table", "offsets", "alpha", "weights", "context_ids", "candidate_ids", "request_index")
     graph = helper.make_graph(
@@ -51,12 +51,12 @@ def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
 
 
 def model_constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> dict[str, NDArray[np.generic]]:
-    """Return the constants of the operator except for the packed weights.
+    """Return the operator's constants, except for the packed weights.
 
     Args:
         model: The model.
         schema: Its schema.
-        fields: The numbers of fields, in the order of stec::Sizes.
+        fields: The field counts, in the order of stec::Sizes.
     """
     embedding, block = model.embedding, blocks_of(model)[0]
     categorical, numeric = schema.select("categorical"), schema.select("numeric")

@@ -1,9 +1,10 @@
-"""A level's part of the logit in serving, where the batch norm and the head are constants:
+"""A level's contribution to the logit in serving, where the batch norm and the head are constants:
 
     sum over c, i, j of left[i, c] * a_c[i, j] * right[j, c]
 
-There is one constant F x F matrix a_c for each embedding dimension c. All other constants are in one bias. left and
-right are q and k, or what the model's option `interaction` sets. a_c is 0 for a pair that the head does not see.
+There is one constant F x F matrix a_c for each embedding dimension c. All other constants are combined in one bias.
+left and right are q and k, or the factors selected by the model's option `interaction`. a_c is 0 for pairs that the
+head does not use.
 
 Shape legend: R requests, N candidates, D width, U context fields, C candidate fields, F = U + C.
 """
@@ -25,12 +26,12 @@ Factors = tuple[Tensor, Tensor]  # left, right
 class FoldedLevel:
     """A level's constants in float64, with the fields in serving order.
 
-    The level's part of the logit is sum(a * (p - mean)) + beta, with p = left[i, c] * right[j, c].
+    The level's contribution to the logit is sum(a * (p - mean)) + beta, with p = left[i, c] * right[j, c].
 
     Attributes:
         a_DFF: The weights of the products.
         mean_DFF: The batch norm's running mean.
-        beta: What the batch norm's shift adds.
+        beta: The contribution of the batch norm's shift.
     """
 
     a_DFF: Tensor
@@ -45,7 +46,7 @@ class FoldedLevel:
 
 @torch.no_grad()
 def fold_levels(model: STEC, order: Sequence[int]) -> list[FoldedLevel]:
-    """Return all levels of a model with a linear head, with zeros for those that the head does not see.
+    """Return all levels of a model with a linear head. Levels that the head does not use are zero.
 
     Args:
         model: The model, in float64.
@@ -67,29 +68,29 @@ def fold_levels(model: STEC, order: Sequence[int]) -> list[FoldedLevel]:
 
 
 def first_in_head(model: STEC) -> int:
-    """Return the first level that the head sees."""
+    """Return the first level that the head uses."""
     return len(model.blocks) + 1 - len(model.norms)
 
 
 def has_linear_head(model: nn.Module) -> TypeGuard[STEC]:
-    """Return whether a model is a STEC whose head is one linear layer: only such a model folds."""
+    """Return whether a model is a STEC with a single linear layer as head. Only such a model can be folded."""
     return isinstance(model, STEC) and len(model.head) == 1
 
 
 def linear_head(model: STEC) -> nn.Linear:
-    """Return the head's one layer.
+    """Return the head's only layer.
 
     Raises:
-        ValueError: If the head is an MLP; no level of it folds.
+        ValueError: If the head is an MLP, whose levels cannot be folded.
     """
     linear = model.head[0]
     if not has_linear_head(model) or not isinstance(linear, nn.Linear):
-        raise ValueError("the model's head is an MLP; only a linear head folds. Train with mlp = [].")
+        raise ValueError("the model's head is an MLP; only a linear head can be folded. Train with mlp = [].")
     return linear
 
 
 class Level(nn.Module):
-    """A level of rows with all fields. Shape: left, right (D, N, F) -> (N)."""
+    """A level for rows that contain all fields. Shape: left, right (D, N, F) -> (N)."""
 
     a_DFF: Tensor
 
@@ -104,8 +105,8 @@ class Level(nn.Module):
 class SharedLevel(nn.Module):
     """A level whose context factors do not depend on the candidate.
 
-    Pairs of context fields are computed once per request. For pairs with a candidate field, each request has two
-    vectors that are computed once.
+    Pairs of context fields are computed once per request. For pairs with a candidate field, two vectors are computed
+    once per request.
 
     Shape: context (left, right) (D, R, U), candidate (left, right) (D, N, C), request_index (N) -> (N).
     """

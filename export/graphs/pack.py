@@ -1,14 +1,14 @@
-"""Packing a trained STEC with a linear head into the numbers that kernel/weights.h reads, in its order.
+"""Packing a trained STEC with a linear head into the numbers that kernel/weights.h reads, in the same order.
 
-The kernel computes STEC with its default options. It need not know the options that are constants here: pairs and
-levels that the head does not see, the attention's scale, and a matrix that is the identity.
+The kernel computes STEC with its default options. Other options do not affect the kernel if they are folded into
+constants here: pairs and levels that the head does not use, the scale of the attention, and an identity matrix.
 
 Everything that is constant in serving is folded in float64 and rounded once:
 
-- the batch norms and the head, as in export/graphs/level.py;
-- a layer norm's scale and shift into the layers after it, and its centering into the layers before it, so that only a
-  division by the root mean square remains;
-- the bias of the values into that of the residual, because attention weights sum to 1.
+- The batch norms and the head are folded as in export/graphs/level.py.
+- The scale and shift of a layer norm are folded into the layers after it, and its centering into the layers before it,
+  so that only a division by the root mean square remains.
+- The bias of the values is folded into that of the residual, because attention weights sum to 1.
 """
 
 import copy
@@ -23,7 +23,7 @@ from model.stec.stec import STEC, Block
 
 
 def option_without_kernel(model: STEC) -> str | None:
-    """Return the option of a model with a linear head that the kernel cannot compute, as `key = value`, or None."""
+    """Return the option of a model with a linear head that the kernel does not support, as `key = value`, or None."""
     if not all(block.has_ffn for block in blocks_of(model)):
         return "ffn = 0"
     return None if all(block.bilinear is None for block in blocks_of(model)) else 'interaction = "separate"'
@@ -38,12 +38,10 @@ def pack(model: STEC, order: Sequence[int]) -> Tensor:
         order: The model's position of each field in serving order.
 
     Raises:
-        ValueError: If the model has an option that the kernel cannot compute.
+        ValueError: If the model has an option that the kernel does not support.
     """
     if option := option_without_kernel(model):
-        raise ValueError(
-            f"the kernel cannot compute a model with {option}. Serve it with the graph of standard operators."
-        )
+        raise ValueError(f"the kernel does not support {option}. Serve the model with the graph of standard operators.")
     exact = copy.deepcopy(model).double()
     width = exact.embedding.table.embedding_dim
     scale, shift = torch.ones(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
@@ -59,7 +57,7 @@ def pack(model: STEC, order: Sequence[int]) -> Tensor:
 
 
 def pack_block(block: Block, scale: Tensor, shift: Tensor) -> list[Tensor]:
-    """Return a block's weights, with the scale and shift of the layer norm before it."""
+    """Return a block's weights, including the scale and shift of the layer norm before it."""
     width = len(scale)
     center = torch.eye(width, dtype=torch.float64) - 1 / width
     first, second, inner, outer = block.attention_norm, block.ffn_norm, block.ffn[0], block.ffn[2]

@@ -1,6 +1,6 @@
-"""The graphs of any model with standard operators. Nothing is folded.
+"""Graphs with standard operators for any model. Nothing is folded.
 
-Shape legend: R requests, N candidates of all requests, F fields. Inputs as in export/graphs/serving.py.
+Shape legend: R requests, N candidates of all requests, F fields. The inputs are those in export/graphs/serving.py.
 """
 
 import copy
@@ -15,7 +15,7 @@ from model.stec.stec import STEC
 
 
 class BaselineGraph(nn.Module):
-    """A model of model/baselines/ that looks up the context's embeddings once per request. Shape: as ServingGraph."""
+    """A model from model/baselines/. Context embeddings are looked up once per request. Shape: as ServingGraph."""
 
     to_model_order: Tensor
 
@@ -49,7 +49,7 @@ class BaselineGraph(nn.Module):
         context_values: Tensor | None,
         candidate_values: Tensor | None,
     ) -> list[Tensor]:
-        """Return the arguments of predict(): (N, F, width of the table) for each table, fields in the model's order."""
+        """Return the arguments of predict(): (N, F, table width) for each table, with fields in the model's order."""
         found = []
         for table, context, candidate in zip(self.tables, self.contexts, self.candidates, strict=True):
             context_RUD = context(table.weight, context_ids, context_values)
@@ -60,9 +60,9 @@ class BaselineGraph(nn.Module):
 
 
 class PlainGraph(nn.Module):
-    """The model as in training, computed completely for each candidate. Shape: as ServingGraph.
+    """The model as in training, computed in full for each candidate. Shape: as ServingGraph.
 
-    It serves models with an MLP head, and is the reference for the other graphs.
+    It is used to serve models with an MLP head, and as the reference for the other graphs.
     """
 
     def __init__(self, model: nn.Module, schema: FeatureSchema) -> None:
@@ -91,6 +91,6 @@ class PlainGraph(nn.Module):
 
 
 def serving_columns(schema: FeatureSchema, kind: Kind) -> list[int]:
-    """Return, for each field of a kind in schema order, its column when context columns precede candidate columns."""
+    """Return the column of each field of a kind, in schema order, if context columns precede candidate columns."""
     serving = [*schema.select(kind, "context"), *schema.select(kind, "candidate")]
     return [serving.index(f) for f in schema.select(kind)]

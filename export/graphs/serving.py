@@ -1,7 +1,7 @@
-"""The serving graph of STEC with a linear head. It uses standard operators, so it runs wherever onnxruntime does.
+"""The serving graph of STEC with a linear head. It uses standard operators, so it runs wherever onnxruntime runs.
 
-Batch norms, head and levels are constants (export/graphs/level.py). With attention = "request", the context tower runs
-once per request.
+Batch norms, the head and the levels are folded into constants (export/graphs/level.py). With attention = "request", the
+context tower runs once per request.
 
 Shape legend: R requests, N candidates of all requests, U context fields, C candidate fields, F = U + C, D width,
 H heads, K = D / H. The graph's fields are in serving order: context, then candidate; on each side categorical, then
@@ -22,7 +22,7 @@ from model.stec.stec import STEC
 
 
 def serving_order(schema: FeatureSchema) -> list[int]:
-    """Return the model's position of each field in serving order. The model has all categorical fields first."""
+    """Return each field's position in the model, in serving order. In the model, all categorical fields come first."""
     model = [*schema.select("categorical"), *schema.select("numeric")]
     return [model.index(f) for f in schema.in_serving_order()]
 
@@ -81,7 +81,7 @@ class Rows:
         return self.by_row(self.q), self.by_row(self.k), self.by_row(self.v)
 
     def factors(self) -> Factors:
-        """Return the left and right factors in the shape that a level takes: (D, rows, fields)."""
+        """Return the left and right factors in the shape that a level expects: (D, rows, fields)."""
         if self.bilinear is not None:
             return by_dimension((self.x, self.x @ self.bilinear), self.fields)
         q, k = (t.transpose(1, 2).unflatten(2, (-1, self.fields)).flatten(0, 1) for t in (self.q, self.k))
@@ -89,7 +89,7 @@ class Rows:
 
 
 class ServingGraph(nn.Module):
-    """A trained STEC for serving: the context of each request once, and the candidates of all requests.
+    """A trained STEC for serving. Its inputs are one context per request, and the candidates of all requests.
 
     The model must have a linear head.
 
@@ -134,7 +134,7 @@ class ServingGraph(nn.Module):
         return torch.stack(answer(context_RD, candidate_RD, request_index)).sum(0) + self.bias
 
     def share_context(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
-        """Return each level's part of the logit with attention = "request": no context row depends on a candidate."""
+        """Return each level's contribution with attention = "request": context rows do not depend on candidates."""
         shares = []
         for number, block in enumerate(self._blocks()):
             context = self.project(number, context_RD, self.context.fields)
@@ -144,7 +144,7 @@ class ServingGraph(nn.Module):
                 shares.append(level(context.factors(), candidate.factors(), request_index))
             context_RD = block.finish(context.x, block.attend(*context.qkv()))
             k, v = (
-                # The fields of each candidate's context before its own: (H, N, F, K).
+                # For each candidate, the context fields followed by the candidate's own fields: (H, N, F, K).
                 torch.cat([context.by_row(shared).index_select(1, request_index), candidate.by_row(own)], 2)
                 for shared, own in ((context.k, candidate.k), (context.v, candidate.v))
             )
@@ -154,10 +154,10 @@ class ServingGraph(nn.Module):
         return [*shares, self.levels[-1](context_factors, candidate_factors, request_index)]
 
     def share_nothing(self, context_RD: Tensor, candidate_RD: Tensor, request_index: Tensor) -> list[Tensor]:
-        """Return each level's part of the logit with the paper's attention.
+        """Return each level's contribution to the logit with the paper's attention.
 
-        After the first attention, every row depends on the candidate. What could be shared before it is not shared:
-        with these operators, copying it to each candidate costs as much as computing it again.
+        After the first attention, every row depends on the candidate. What comes before it could be shared but is not:
+        with these operators, copying it to each candidate is as expensive as computing it again.
         """
         fields = self.context.fields + self.candidate.fields
         contexts = context_RD.unflatten(0, (-1, self.context.fields)).index_select(0, request_index)
@@ -171,7 +171,7 @@ class ServingGraph(nn.Module):
         return [*shares, self.levels[-1](*by_dimension(self.last(x_RD), fields))]
 
     def project(self, number: int, x_RD: Tensor, fields: int) -> Rows:
-        """Return a block's inputs, with the scale and shift of the block before, which left them out, applied."""
+        """Return a block's inputs, after applying the scale and shift that the previous block left out."""
         block = self._blocks()[number]
         x_RD = self._blocks()[number - 1].rescale(x_RD) if number else x_RD
         return Rows(x_RD, *block.project(x_RD), fields, block.bilinear if block.is_separate else None)
@@ -187,9 +187,9 @@ def by_dimension(factors_RD: Factors, fields: int) -> Factors:
 
 
 class ScreenGraph(nn.Module):
-    """The first level alone, with the others at their average: the first stage of a cascade. Shape: as ServingGraph.
+    """The first stage of a cascade: the first level, with all others at their average. Shape: as ServingGraph.
 
-    The model must have a linear head that sees the first level.
+    The model must have a linear head that uses the first level.
     """
 
     table: Tensor

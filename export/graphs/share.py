@@ -1,8 +1,9 @@
-"""The graph that explains a model whose logit is not a sum over fields: what each field adds, averaged over orders.
+"""The graph that explains a model whose logit is not a sum over fields: each field's share, averaged over orders.
 
-Start with every field missing and set the candidate's values one field after another. What the logit gains with a
-field is that field's share. It depends on the order, so it is averaged over ORDERS fixed orders, of which half are the
-reverse of the other half. These are sampled Shapley values (Shapley, 1953). For any orders, the shares add up exactly:
+Start with every field missing, and set the candidate's values one field at a time. The change of the logit when a field
+is set is that field's share. It depends on the order, so it is averaged over ORDERS fixed orders. One half of the
+orders is the reverse of the other half. The shares are sampled Shapley values (Shapley, 1953). They add up exactly,
+whatever the orders are:
 
     logit = bias + sum over i of share(i)        bias: the logit with every field missing
 
@@ -23,8 +24,8 @@ SEED = 1
 class ShareGraph(nn.Module):
     """Inputs as for the serving graph -> logit (N), contribution (N, 1, F, F), attention (N, 0, 1, F, F), bias (N).
 
-    The outputs are those of ExplainGraph with one level, whose diagonal has the fields' shares in serving order, and
-    without attention. The model is one of model/baselines/.
+    The outputs are those of ExplainGraph with one level and without attention. The diagonal of the level contains the
+    fields' shares in serving order. The model is one of model/baselines/.
     """
 
     is_in_KTF: Tensor
@@ -58,7 +59,7 @@ class ShareGraph(nn.Module):
         return logit_NKT[:, 0, -1], contribution_NFF[:, None], attention, logit_NKT[:, 0, 0]
 
     def logits_by_step(self, found: list[Tensor]) -> Tensor:
-        """Return the logit of every candidate after every step of every order: (N, K, T)."""
+        """Return the logit of every candidate after every step of every order, (N, K, T)."""
         rows = []
         for number, x_NFD in enumerate(found):
             missing_FD = getattr(self, f"missing_{number}")
@@ -70,7 +71,7 @@ class ShareGraph(nn.Module):
 
 
 def draw_orders(fields: int) -> Tensor:
-    """Return the orders, int64 (K, F). They are the same for every candidate and in every call."""
+    """Return the orders, int64 (K, F). They are the same for every candidate and every call."""
     generator = torch.Generator().manual_seed(SEED)
     half = torch.stack([torch.randperm(fields, generator=generator) for _ in range(ORDERS // 2)])
     return torch.cat([half, half.flip(1)])

@@ -16,14 +16,14 @@ MIN_ABSOLUTE = 1e-5  # the logarithm of 0 is undefined
 
 
 class AFNConfig(BaselineConfig, frozen=True, kw_only=True, tag="afn"):
-    """AFN's keys. MLP1 reads the logarithmic neurons, MLP2 the second embedding table.
+    """AFN's keys.
 
     Attributes:
-        mlp: The sizes of MLP2's hidden layers.
+        mlp: The sizes of the hidden layers of MLP2, which reads the second embedding table.
         mlp_batch_norm: Whether each hidden layer of MLP1 and MLP2 has a batch norm.
         mlp_dropout: The dropout rate after each hidden layer of MLP2.
         neurons: K.
-        afn: The sizes of MLP1's hidden layers.
+        afn: The sizes of the hidden layers of MLP1, which reads the logarithmic neurons.
         afn_dropout: The dropout rate after each hidden layer of MLP1.
     """
 

@@ -20,7 +20,7 @@ class MaskNetConfig(BaselineConfig, frozen=True, kw_only=True, tag="masknet"):
     """MaskNet's keys.
 
     Attributes:
-        mlp: The sizes of the MLP's hidden layers, or with structure = "serial", of the blocks.
+        mlp: The sizes of the MLP's hidden layers or, with structure = "serial", of the blocks.
         mlp_dropout: The dropout rate of the blocks and of the MLP.
         structure: Either "parallel", which has `blocks` blocks of `block_width` units each, followed by the MLP, or
             "serial", which has one block for each size in `mlp`. With "serial", `blocks`, `block_width` and

@@ -1,1 +1,1 @@
-"""Running experiments: runs and their folders, seeds, sweeps, reports and comparisons."""
+"""Running experiments: runs, run folders, seeds, sweeps, reports and comparisons."""

@@ -25,13 +25,13 @@ def compare(a: str, b: str, runs: Path | None, data: Path) -> str:
     """Return the comparison of A and B as lines of text.
 
     Args:
-        a: A run folder, the path of a report's .json, or a name or digest in `runs`.
-        b: The same.
-        runs: A runs.jsonl.
-        data: The folder in which the experiments' paths begin.
+        a: A run folder, the path of a report (.json), or a name or digest in `runs`.
+        b: The same for B.
+        runs: A runs.jsonl, or None.
+        data: The base folder for the experiments' relative paths.
 
     Raises:
-        ValueError: If A or B cannot be read, or the two cannot be compared.
+        ValueError: If A or B cannot be read, or if they cannot be compared.
     """
     folder_a, folder_b = Path(a), Path(b)
     if (folder_a / METRICS).is_file() and (folder_b / METRICS).is_file():
@@ -48,10 +48,11 @@ def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
     Args:
         a: A run folder.
         b: A run folder.
-        data: The folder in which the experiments' paths begin.
+        data: The base folder for the experiments' relative paths.
 
     Raises:
-        ValueError: If a folder is not a run, the runs have different test rows, or the log was prepared again since.
+        ValueError: If a folder is not a run, if the runs have different test rows, or if the log has changed since
+            training.
     """
     (labels, ctr_a), (labels_b, ctr_b) = predict_test(a, data), predict_test(b, data)
     if not np.array_equal(labels, labels_b):
@@ -63,7 +64,7 @@ def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
 
 
 def predict_test(run: Path, data: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return the test labels of a run's log, 0 or 1, and the model's probabilities, both (rows)."""
+    """Return the test labels (0 or 1) of a run's log and the model's probabilities, (rows) each."""
     model, experiment, _, _ = open_run(run)
     prepared = read_prepared(data / experiment.data.prepared)
     check_log_of_run(run, prepared)
@@ -72,7 +73,7 @@ def predict_test(run: Path, data: Path) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def logloss_by_row(labels: NDArray[np.float32], ctr: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each row's logloss (rows), with probabilities clipped as scikit-learn clips them."""
+    """Return the logloss of each row, (rows). Probabilities are clipped as in scikit-learn."""
     smallest = np.finfo(np.float64).eps
     likelihood = np.where(labels > 0.5, ctr, 1 - ctr)
     losses: NDArray[np.float64] = -np.log(likelihood.clip(smallest))
@@ -80,7 +81,7 @@ def logloss_by_row(labels: NDArray[np.float32], ctr: NDArray[np.float64]) -> NDA
 
 
 def text(method: str, differences: Mapping[str, Difference]) -> str:
-    """Return a headline and a line for each metric."""
+    """Return a headline and one line per metric."""
     lines = [f"A - B, {method}:"]
     for metric, d in differences.items():
         lines.append(f"{metric:13} {d.value:+.5f}  95% interval [{d.low:+.5f}, {d.high:+.5f}]  p: {p_text(d.p)}")

@@ -1,8 +1,8 @@
-"""The leaderboard of a data set: every report beside STEC's, in the form of the paper's Tables 2 and 3.
+"""The leaderboard of a data set: every model's report compared with STEC's, as in the paper's Tables 2 and 3.
 
-It is made from the reports in <folder>/results/*.json, which ctr-train --seeds writes, and from speed.json, which
-`python -m benchmarks.models` writes. The page models.md, models-flops.png (Figure 3) and models-serving.png go to the
-same folder.
+The input consists of the reports in <folder>/results/*.json, which ctr-train --seeds writes, and of speed.json, which
+`python -m benchmarks.models` writes. The output, models.md, models-flops.png (Figure 3) and models-serving.png, is
+written to the same folder.
 """
 
 import io
@@ -31,20 +31,20 @@ BASE = "stec"
 SPEED = "speed.json"
 Points = list[tuple[str, float, float]]  # a model's name, cost and AUC
 HEADER = "model | seeds | test AUC | Impr. | logloss | p of AUC | parameters | FLOPs | rows/s | µs per candidate"
-TEXT = """Impr. is how much STEC's mean AUC is above the model's, as in the paper. p is the p-value of Welch's t-test
-between the model's AUCs and STEC's; it needs two seeds. FLOPs are those of one row, with one for each multiply-add of
-linear layers and matrix products. rows/s is the training speed of one model at a time; the speeds in the reports are of
-runs that shared the machine. µs per candidate is the serving time on one thread, in a request of 100 candidates.
-`python -m benchmarks.models` measures both speeds on one CPU, alternating between the models. A blank cell was not
-measured; the benchmark does not support numeric fields."""
+TEXT = """Impr. is the relative improvement of STEC's mean AUC over the model's, as in the paper. p is the p-value of
+Welch's t-test between the model's AUCs and STEC's, which requires two seeds. FLOPs are per row and count one for each
+multiply-add of linear layers and matrix products. rows/s is the training speed of one model at a time; the speeds in
+the reports are from runs that shared the machine. µs per candidate is the serving time on one thread, for a request
+with 100 candidates. `python -m benchmarks.models` measures both speeds on one CPU, alternating between the models.
+Blank cells were not measured. The benchmark does not support numeric fields."""
 
 
 class Speed(msgspec.Struct, frozen=True):
     """The speed of a model.
 
     Attributes:
-        us: Serving time in µs per candidate.
-        rows_per_s: Training rows per second.
+        us: The serving time in µs per candidate.
+        rows_per_s: The training speed in rows per second.
     """
 
     us: Annotated[float, Meta(gt=0)]
@@ -53,7 +53,7 @@ class Speed(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """A model's row of the leaderboard, from its report. None is a number that was not measured."""
+    """A model's row of the leaderboard, from its report. None means not measured."""
 
     name: str
     seeds: Seeds
@@ -63,21 +63,21 @@ class Entry:
 
     @property
     def auc(self) -> float:
-        """The mean over the seeds."""
+        """The mean test AUC over the seeds."""
         return statistics.mean(self.seeds.aucs)
 
 
 def read_leaderboard(folder: Path) -> list[Entry]:
-    """Return the models of a folder of experiments, from the reports in its results folder, best AUC first.
+    """Return the models in a folder of experiments, read from the reports in its results folder, best AUC first.
 
     Raises:
-        ValueError: For a file that is not a report, or a report of another log than STEC's, naming the file; or when
-            there is no stec.json.
+        ValueError: If there is no stec.json, or if a file is not a report or uses another log than STEC's report. The
+            message names the file.
     """
     results = folder / RESULTS
     if not (results / f"{BASE}.json").is_file():
         raise ValueError(
-            f"{results} has no {BASE}.json to compare with. ctr-train {folder}/{BASE}.toml --seeds N writes it."
+            f"{results} has no {BASE}.json to compare with. Run ctr-train {folder}/{BASE}.toml --seeds N to create it."
         )
     speeds = read_speeds(results / SPEED)
     reports = {path: read_report(path) for path in sorted(results.glob("[!.]*.json")) if path.name != SPEED}
@@ -93,7 +93,7 @@ def read_leaderboard(folder: Path) -> list[Entry]:
 
 
 def read_speeds(path: Path) -> dict[str, Speed]:
-    """Return the speeds by model, empty if there is no file.
+    """Return the speed of each model, or an empty dict if there is no file.
 
     Raises:
         ValueError: If the file cannot be read.
@@ -107,12 +107,12 @@ def read_speeds(path: Path) -> dict[str, Speed]:
 
 
 def markdown(folder: Path, entries: Sequence[Entry], pictures: Sequence[str]) -> str:
-    """Return the page.
+    """Return the page as Markdown.
 
     Args:
         folder: The folder of experiments.
         entries: The models, best AUC first.
-        pictures: The names of the pictures beside the page.
+        pictures: The file names of the pictures next to the page.
     """
     base = next(entry for entry in entries if entry.name == BASE)
     rank = [entry.name for entry in entries].index(BASE) + 1
@@ -145,7 +145,7 @@ def cells(entry: Entry, base: Entry) -> list[str]:
 
 
 def write_leaderboard(folder: Path) -> Path:
-    """Write the page and its pictures to the results folder. Raises ValueError as read_leaderboard() does.
+    """Write the page and its pictures to the results folder. Raises ValueError like read_leaderboard().
 
     Returns:
         The path of the page.

@@ -1,4 +1,4 @@
-"""The pictures of runs, reports and leaderboards."""
+"""Plots for runs, reports and leaderboards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ DPI = 120
 
 
 def draw_curves(histories: Sequence[Sequence[Epoch]], path: Path | BinaryIO) -> None:
-    """Draw train loss, valid logloss and valid AUC over the epochs, a line for each run."""
+    """Plot training loss, validation logloss and validation AUC over the epochs, with one line per run."""
     mpl.use("agg")
     figure = Figure(figsize=(7, 4), layout="constrained")
     losses = figure.subplots()
@@ -35,9 +35,9 @@ def draw_curves(histories: Sequence[Sequence[Epoch]], path: Path | BinaryIO) -> 
 
 
 def draw_reliability(runs: Sequence[Sequence[Bin]], path: Path | BinaryIO) -> None:
-    """Draw the click rate over the mean prediction of each bin, a line for each run.
+    """Plot the click rate of each bin over its mean prediction, with one line per run.
 
-    The points of a calibrated model are on the diagonal.
+    For a calibrated model, the points are on the diagonal.
     """
     mpl.use("agg")
     figure = Figure(figsize=(5, 5), layout="constrained")
@@ -52,14 +52,14 @@ def draw_reliability(runs: Sequence[Sequence[Bin]], path: Path | BinaryIO) -> No
 
 
 def draw_auc_over_cost(points: Sequence[tuple[str, float, float]], cost: str, highlighted: str, path: BinaryIO) -> None:
-    """Draw the AUC of each model over its cost. The AUC's scale is a logit's, which spreads values close to 100%.
+    """Plot the AUC of each model over its cost. AUC has a logit scale, which spreads out values close to 100%.
 
     Args:
-        points: Name, cost and AUC of each model, in the order of the legend. A model without cost, such as LR with 0
-            FLOPs, is drawn at the left edge.
-        cost: The label of the cost.
-        highlighted: The name of the model in another color.
-        path: Where the PNG goes.
+        points: Name, cost and AUC of each model, in the order of the legend. A model with cost 0, such as LR with 0
+            FLOPs, is plotted at the left edge.
+        cost: The label of the cost axis.
+        highlighted: The name of the model to plot in another color.
+        path: The PNG file to write.
     """
     mpl.use("agg")
     figure = Figure(figsize=(9, 6), layout="constrained")

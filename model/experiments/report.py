@@ -1,4 +1,4 @@
-"""The report over finished runs of one experiment: <out>.json for programs, <out>.md and pictures for people.
+"""The report on finished runs of one experiment: <out>.json for programs, <out>.md and pictures for people.
 
 ctr-train --seeds writes it. To write it from run folders:
 python -m model.experiments.report runs/frappe-1 runs/frappe-2 --out experiments/frappe/results/stec
@@ -26,10 +26,10 @@ from model.training.true_ctr import TENTHS
 
 
 def check_one_experiment(experiments: Sequence[Experiment]) -> Experiment:
-    """Return the experiment that all runs share, apart from the seed.
+    """Return the experiment that all runs share, except for the seed.
 
     Raises:
-        ValueError: If the runs differ in anything else, or two have the same seed.
+        ValueError: If the runs differ in anything else, or if two runs have the same seed.
     """
     first = experiments[0]
     seeds = [e.training.seed for e in experiments]
@@ -42,7 +42,7 @@ def check_one_experiment(experiments: Sequence[Experiment]) -> Experiment:
 
 
 def check_one_log(data: Sequence[DataFacts | None]) -> DataFacts | None:
-    """Return what the runs were trained on, or None if that is unknown for a run.
+    """Return which data the runs were trained on, or None if this is unknown for any run.
 
     Raises:
         ValueError: If the runs were trained on different data.
@@ -56,13 +56,13 @@ def check_one_log(data: Sequence[DataFacts | None]) -> DataFacts | None:
 def summarize(
     experiment: Experiment, runs: Sequence[RunMetrics], versions: Sequence[dict[str, Any]], data: DataFacts | None
 ) -> dict[str, Any]:
-    """Return the content of the report's JSON. Standard deviations are of the sample, and 0 for one seed.
+    """Return the content of the report's JSON. Standard deviations are sample standard deviations, or 0 for one seed.
 
     Args:
-        experiment: The experiment, whose name and seed the report shows.
+        experiment: The experiment whose name and seed the report shows.
         runs: The metrics of each run.
         versions: The versions of each run.
-        data: What the runs were trained on.
+        data: The data that the runs were trained on.
     """
     tests = [r.test for r in runs]
     return {
@@ -93,7 +93,7 @@ def summarize(
 
 
 def mean_and_std_of(name: str, values: Sequence[float | None]) -> dict[str, float]:
-    """Return the mean and standard deviation of a metric by JSON key; nothing if a run has not measured it."""
+    """Return the mean and standard deviation of a metric by JSON key, or nothing if any run did not measure it."""
     known = [v for v in values if v is not None]
     if len(known) < len(values):
         return {}
@@ -102,9 +102,9 @@ def mean_and_std_of(name: str, values: Sequence[float | None]) -> dict[str, floa
 
 
 def merge_versions(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the versions of several runs; where they differ, all of them.
+    """Merge the versions of several runs. If the runs differ, all versions are listed.
 
-    Only a run on a GPU has a "gpu". Any other key that is missing in a run is unknown.
+    "gpu" is present only in runs on a GPU. If a run has no value for another key, the value is unknown.
     """
     merged = {}
     for name in dict.fromkeys(name for run_versions in versions for name in run_versions):
@@ -115,11 +115,11 @@ def merge_versions(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(summary: dict[str, Any], pictures: Sequence[str] = ()) -> str:
-    """Return the report's page.
+    """Return the report's page as Markdown.
 
     Args:
         summary: The content of the report's JSON.
-        pictures: The names of the pictures beside the page.
+        pictures: The file names of the pictures next to the page.
     """
     experiment = summary["experiment"]
     auc, loss = f"**{summary['test_auc_mean'] * 100:.2f}**", f"**{summary['test_logloss_mean']:.4f}**"
@@ -142,7 +142,7 @@ def markdown(summary: dict[str, Any], pictures: Sequence[str] = ()) -> str:
 
 
 def seed_lines(summary: dict[str, Any]) -> list[str]:
-    """Return a table with a row for each seed."""
+    """Return a table with one row per seed."""
     lines = ["| seed | test AUC | test logloss | valid AUC | valid logloss | epochs | training s |", "|--:" * 7 + "|"]
     for run in summary["runs"]:
         test, valid = run["test"], run["valid"]
@@ -152,7 +152,7 @@ def seed_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def calibration_lines(summary: dict[str, Any]) -> list[str]:
-    """Return a paragraph about calibration; nothing if a run has not measured it."""
+    """Return a paragraph on calibration, or nothing if any run did not measure it."""
     if "test_calibration_error_mean" not in summary:
         return []
     error, ratio = summary["test_calibration_error_mean"], summary["test_predicted_over_observed_mean"]
@@ -165,7 +165,7 @@ def calibration_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def truth_lines(summary: dict[str, Any]) -> list[str]:
-    """Return a table for each seed; nothing for a log without true probabilities."""
+    """Return a table for each seed, or nothing if the log has no true probabilities."""
     lines = []
     for seed, truth in zip(summary["seeds"], summary["beside_true_probability"], strict=False):
         difference = (truth["true_auc"] - truth["auc"]) * 100
@@ -173,8 +173,8 @@ def truth_lines(summary: dict[str, Any]) -> list[str]:
         lines += [
             f"Seed {seed} compared with the true click probabilities, whose AUC on these clicks is "
             f"{truth['true_auc'] * 100:.2f}, {difference:.2f} points higher. Mean predicted / mean true: "
-            f"**{truth['overall']:.3f}** overall, **{truth['unseen']:.3f}** for the ads that train does not have, "
-            "and by tenths of the prediction:",
+            f"**{truth['overall']:.3f}** overall, **{truth['unseen']:.3f}** for ads that are not in train, "
+            "and for each tenth of the predictions:",
             "",
             "| " + " | ".join(str(n) for n in range(1, TENTHS + 1)) + " |",
             "|--:" * TENTHS + "|",
@@ -185,12 +185,12 @@ def truth_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def cost_lines(summary: dict[str, Any]) -> list[str]:
-    """Return a list item about training speed; nothing if no run has measured it."""
+    """Return a list item on training speed, or nothing if no run measured it."""
     speeds = [run["rows_per_s"] for run in summary["runs"] if run["rows_per_s"]]
     if not speeds:
         return []
     speed = f"{statistics.median(speeds):,.0f} rows/s (median)"
-    if " and " in str(summary["versions"].get("gpu", "")):  # a median over several devices would describe none of them
+    if " and " in str(summary["versions"].get("gpu", "")):  # a median over different devices is meaningless
         speed = f"{min(speeds):,.0f} to {max(speeds):,.0f} rows/s"
     training_s = sum(run["s"] for run in summary["runs"])
     walls = [run["wall_s"] for run in summary["runs"] if run["wall_s"] is not None]
@@ -202,12 +202,12 @@ def cost_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def write_report(out: Path, experiment: Experiment, runs: Sequence[FinishedRun]) -> str:
-    """Write the report of finished runs and return its page.
+    """Write the report on finished runs and return its page.
 
     Args:
         out: The report's path without a suffix.
-        experiment: The experiment, whose name and seed the report shows. The runs may have other names.
-        runs: One for each seed.
+        experiment: The experiment whose name and seed the report shows. The runs may have other names.
+        runs: One run per seed.
     """
     metrics, data = [r.metrics for r in runs], check_one_log([r.data for r in runs])
     return write_files(out, summarize(experiment, metrics, [r.versions for r in runs], data), metrics)
@@ -229,7 +229,7 @@ def write_files(out: Path, summary: dict[str, Any], runs: Sequence[RunMetrics]) 
 
 
 def png(draw: Callable[[io.BytesIO], None]) -> bytes:
-    """Return the picture that `draw` writes to a file."""
+    """Return the content of the picture that `draw` writes."""
     picture = io.BytesIO()
     draw(picture)
     return picture.getvalue()
@@ -238,7 +238,7 @@ def png(draw: Callable[[io.BytesIO], None]) -> bytes:
 def main() -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m model.experiments.report", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders of one experiment, one for each seed")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders of one experiment, one per seed")
     parser.add_argument("--out", type=Path, required=True, help="the report's path without a suffix")
     arguments = parser.parse_args()
     try:

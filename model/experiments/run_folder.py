@@ -1,11 +1,11 @@
-"""The run folder that training writes, and that the exporter and the report read.
+"""The run folder, which training writes and the exporter and the report read.
 
-experiment.json  every setting, written out         weights.safetensors  the best epoch's
-schema.json, vocabulary/   what the ids mean        metrics.json         history, valid, test
-versions.json    python, libraries, machine         data.json            which rows it was trained on
+experiment.json  all settings, including defaults   weights.safetensors  the weights of the best epoch
+schema.json, vocabulary/   the meaning of the ids   metrics.json         history, valid, test
+versions.json    python, libraries, machine         data.json            the rows that it was trained on
 curve.png        the learning curve                 digests.json         sha256 of the files that open_run() reads
 
-In a run that is older than a metric, the metric is None or an empty list.
+If a run is older than a metric, the metric is None or an empty list.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "msgspec")
 
 
 class DataFacts(msgspec.Struct, frozen=True):
-    """Which data a run was trained on.
+    """The data that a run was trained on.
 
     Attributes:
-        rows: The number of rows of each split.
-        fingerprint: A sha256 over the prepared files.
+        rows: The number of rows in each split.
+        fingerprint: A sha256 of the prepared files.
     """
 
     rows: dict[str, int]
@@ -59,21 +59,21 @@ class DataFacts(msgspec.Struct, frozen=True):
 
 
 class RunMetrics(msgspec.Struct, frozen=True):
-    """What a run measured. valid, test and reliability are those of the best epoch.
+    """The metrics of a run. valid, test and reliability are measured with the weights of the best epoch.
 
     Attributes:
         seed: The seed.
-        parameters: The number of the model's parameters.
+        parameters: The number of model parameters.
         best_epoch: The epoch whose weights were kept.
-        seconds: Training time, without the evaluations.
-        valid: The metrics on valid.
-        test: The metrics on test.
+        seconds: The training time in seconds, excluding evaluations.
+        valid: The metrics on the validation set.
+        test: The metrics on the test set.
         history: All epochs.
-        flops: FLOPs of one row (see model/training/flops.py).
-        rows_per_s: Training rows per second, without the evaluations.
-        reliability: Predictions and click rates on test.
-        truth: The comparison with the true probabilities of a generated log.
-        wall_s: Training time with the evaluations.
+        flops: The FLOPs per row (see model/training/flops.py).
+        rows_per_s: The training speed in rows per second, excluding evaluations.
+        reliability: Predictions and click rates on the test set, in bins.
+        truth: The comparison with the true probabilities, if the log is synthetic.
+        wall_s: The training time in seconds, including evaluations.
     """
 
     seed: int
@@ -99,10 +99,10 @@ def save_run(
     metrics: RunMetrics,
     data: DataFacts | None = None,
 ) -> None:
-    """Write a run folder, complete or not at all. An older run is replaced.
+    """Write a run folder atomically. An existing run is replaced.
 
     Raises:
-        OSError: If it cannot be written, for example on a full disk.
+        OSError: If the folder cannot be written, for example because the disk is full.
     """
     try:
         with new_folder(out, METRICS) as folder:
@@ -133,19 +133,19 @@ def write_run(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON."""
+    """Write a value as indented JSON."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content)) + b"\n")
 
 
 def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMetrics]:
-    """Return the trained model in evaluation mode, its experiment, its schema and its metrics.
+    """Return the trained model (in evaluation mode), its experiment, its schema and its metrics.
 
     Raises:
-        ValueError: If the folder is not a run, or was changed since training.
+        ValueError: If the folder is not a run, or has changed since training.
     """
     if not (folder / METRICS).is_file():
         raise ValueError(
-            f"{folder} is not a run (it has no {METRICS}). Make one with ctr-train EXPERIMENT.toml --out RUN."
+            f"{folder} is not a run (it has no {METRICS}). Create one with ctr-train EXPERIMENT.toml --out RUN."
         )
     try:
         check_digests(folder)
@@ -158,16 +158,16 @@ def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMet
         if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
             raise ValueError(f"{WEIGHTS} has weights that are not finite")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split("\n\t")[:2])  # torch continues with the name of every parameter
+        reason = " ".join(str(error).split("\n\t")[:2])  # torch's message goes on to list every parameter
         raise ValueError(f"{folder}: its files do not belong together ({reason}). Train again.") from error
     return model.eval(), experiment, schema, metrics
 
 
 def check_log_of_run(run: Path, prepared: Prepared) -> None:
-    """Check that a log's ids have the meaning that they had when the run was trained.
+    """Check that a log's ids still have the same meaning as when the run was trained.
 
     Raises:
-        ValueError: If they do not.
+        ValueError: If their meaning has changed.
     """
     same = prepared.schema == read_schema(run / SCHEMA) and prepared.facts.data == read_run_experiment(run).data
     vocabularies = [
@@ -179,7 +179,7 @@ def check_log_of_run(run: Path, prepared: Prepared) -> None:
 
 
 def read_run_experiment(run: Path) -> Experiment:
-    """Return the experiment of a run."""
+    """Read the experiment of a run."""
     return to_experiment(msgspec.json.decode((run / EXPERIMENT).read_bytes(), type=dict[str, Any]))
 
 
@@ -190,10 +190,10 @@ def file_digests(run: Path) -> dict[str, str]:
 
 
 def check_digests(run: Path) -> None:
-    """Check that no file was changed since the run was written. Runs of older versions have no digests.
+    """Check that no file has changed since the run was written. Runs by older versions have no digests.
 
     Raises:
-        ValueError: If a file was changed.
+        ValueError: If a file has changed.
     """
     if not (run / DIGESTS).is_file():
         return
@@ -203,10 +203,10 @@ def check_digests(run: Path) -> None:
 
 
 def data_of(folder: Path) -> DataFacts | None:
-    """Return which data a run was trained on, or None for a run that is older than this file.
+    """Return the data that a run was trained on, or None if the run is too old to have a data.json.
 
     Raises:
-        ValueError: If the file is broken.
+        ValueError: If the file is invalid.
     """
     if not (path := folder / DATA).is_file():
         return None
@@ -217,7 +217,7 @@ def data_of(folder: Path) -> DataFacts | None:
 
 
 def versions(model: nn.Module) -> dict[str, str | int]:
-    """Return what a number depends on besides the code: versions and hardware. "gpu" only if the model is on one."""
+    """Return the versions and hardware that results depend on. "gpu" is included only if the model is on a GPU."""
     device = device_of(model)
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
     return {

@@ -1,4 +1,4 @@
-"""The finished runs of a folder of experiments: lines of results/runs.jsonl, which are not trained again."""
+"""The finished runs of a folder of experiments. They are recorded in results/runs.jsonl and not trained again."""
 
 import fcntl
 import hashlib
@@ -14,7 +14,7 @@ import msgspec
 from model.experiment_config import Experiment, with_model_type
 from model.experiments.run_folder import DataFacts, RunMetrics
 
-RESULTS = "results"  # the folder beside the experiments' TOML files with finished runs, reports and pictures
+RESULTS = "results"  # the folder for finished runs, reports and pictures, next to the experiments' TOML files
 RUNS = "runs.jsonl"
 Key = tuple[Experiment, int, str]  # settings, seed, fingerprint of the data
 
@@ -23,12 +23,12 @@ class FinishedRun(msgspec.Struct, frozen=True):
     """One line of runs.jsonl.
 
     Attributes:
-        digest: The digest of the settings without name and seed.
+        digest: The digest of the settings, without name and seed.
         experiment: All settings.
-        data: What the run was trained on.
-        metrics: What it measured.
+        data: The data that the run was trained on.
+        metrics: The run's metrics.
         versions: The versions of Python and the libraries, and the machine.
-        finished: UTC, ISO 8601.
+        finished: When the run finished, in UTC and ISO 8601 format.
     """
 
     digest: str
@@ -40,7 +40,7 @@ class FinishedRun(msgspec.Struct, frozen=True):
 
 
 def settings(experiment: Experiment) -> Experiment:
-    """Return the experiment without name and seed: what two runs must share for their mean to make sense."""
+    """Return the experiment without name and seed. Two runs must agree in it for their mean to make sense."""
     training = msgspec.structs.replace(experiment.training, seed=0)
     return msgspec.structs.replace(experiment, name="", training=training)
 
@@ -51,33 +51,33 @@ def digest(experiment: Experiment) -> str:
 
 
 def key(experiment: Experiment, fingerprint: str) -> Key:
-    """Return what identifies a run: its settings, its seed and its data.
+    """Return the key that identifies a run: its settings, seed and data.
 
-    The settings are compared, not their digest: a key of [model] or [training] that is newer than a run has its default
-    in the run's settings, but is not part of the run's digest.
+    The key contains the settings, not their digest. If a key of [model] or [training] is newer than a run, the run's
+    settings contain its default, but the run's digest does not include it.
     """
     return settings(experiment), experiment.training.seed, fingerprint
 
 
 def results_folder(toml: Path) -> Path:
-    """Return the folder for the results of an experiment's or a sweep's TOML file."""
+    """Return the folder for the results of an experiment or a sweep, given its TOML file."""
     return toml.parent / RESULTS
 
 
 def run_list(toml: Path) -> "RunList":
-    """Return the list of finished runs that the experiments in this TOML file's folder share.
+    """Return the list of finished runs, which all experiments in this TOML file's folder share.
 
     Raises:
-        ValueError: If there is only a list where versions before 0.8 kept it. Its runs would be trained again.
+        ValueError: If the list exists only where versions before 0.8 stored it. Its runs would be trained again.
     """
     path, old = results_folder(toml) / RUNS, toml.parent / RUNS
     if old.exists() and not path.exists():
-        raise ValueError(f"{old}: finished runs are kept in {path} since version 0.8. Move the file there.")
+        raise ValueError(f"{old}: since version 0.8, finished runs are stored in {path}. Move the file there.")
     return RunList(path)
 
 
 class RunList:
-    """A runs.jsonl. Several processes may append to it at the same time."""
+    """A runs.jsonl. Several processes can append to it at the same time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,27 +85,27 @@ class RunList:
     def read(self) -> list[FinishedRun]:
         """Return all runs.
 
-        A last line without a line end is left out: its writer was killed or is still writing.
+        A last line without a line break is skipped, because its writer was killed or is still writing.
 
         Raises:
-            ValueError: If a line is not a run. The message has its number.
+            ValueError: If a line is not a run. The message contains the line number.
         """
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         return [self._decode(line, n) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
 
     def index(self) -> dict[Key, FinishedRun]:
-        """Return the runs by key. If a key occurs more than once, as after a merge, the first run counts."""
+        """Return the runs by key. If a key occurs more than once, for example after a merge, the first run is used."""
         runs: dict[Key, FinishedRun] = {}
         for run in self.read():
             runs.setdefault(key(run.experiment, run.data.fingerprint), run)
         return runs
 
     def find(self, experiment: Experiment, fingerprint: str) -> FinishedRun | None:
-        """Return the run with these settings, this seed and these data, if there is one."""
+        """Return the run with these settings, seed and data, or None."""
         return self.index().get(key(experiment, fingerprint))
 
     def append(self, run: FinishedRun) -> None:
-        """Write a run as one whole line, which is on disk when this returns. A partial last line is removed first."""
+        """Append a run as one complete line and sync it to disk. A partial last line is removed first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -134,9 +134,10 @@ class RunList:
 
 @contextmanager
 def claim(path: Path) -> Iterator[bool]:
-    """Try to claim a run for this process, and yield whether it succeeded.
+    """Try to claim a run for this process, and yield whether this succeeded.
 
-    The claim is a file lock, which ends with the process, however that ends. The file is removed afterwards.
+    The claim is a file lock, which is released when the process exits, even if it is killed. The file is removed
+    afterwards.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -145,7 +146,7 @@ def claim(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        # The previous owner may have removed the file after we opened it. A lock on a removed file excludes nobody.
+        # The previous owner may have removed the file after we opened it. A lock on a removed file is useless.
         try:
             claimed = os.path.samestat(os.fstat(file.fileno()), path.stat())
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Training the runs that runs.jsonl does not have yet, together with other processes that do the same."""
+"""Training the runs that are not yet in runs.jsonl, in cooperation with other processes that do the same."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,19 +16,19 @@ from model.experiments.trial import OpenedLog, checkpoint_of, run_trial, unfinis
 from model.training.device import CPU
 from model.training.progress import TrainingProgress
 
-POLL_INTERVAL_S = 2.0  # between looks at the runs that other processes are training
+POLL_INTERVAL_S = 2.0  # the interval between checks of runs that other processes are training
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the runs of an experiment or a sweep share.
+    """The context shared by the runs of an experiment or a sweep.
 
     Attributes:
         log: The prepared log.
         runs: The list of finished runs.
-        root: The folder in which the experiments' paths begin (--data).
-        out: The folder for run folders seed-1, seed-2, ...; None keeps no weights.
-        device: Where to train.
+        root: The base folder for the experiments' relative paths (--data).
+        out: The parent folder for the run folders seed-1, seed-2, ..., or None to save no weights.
+        device: The device to train on.
     """
 
     log: OpenedLog
@@ -43,7 +43,7 @@ class RunContext:
         return [e for e in experiments if key(e, self.log.facts.fingerprint) not in runs]
 
     def run_folder(self, seed: int) -> Path | None:
-        """Return the run folder of a seed, or None if no weights are kept."""
+        """Return the run folder of a seed, or None if no weights are saved."""
         return None if self.out is None else self.out / f"seed-{seed}"
 
 
@@ -60,17 +60,18 @@ def run_missing(
     on_finished: Callable[[FinishedRun], None] = lambda run: None,
     on_failed: Callable[[Experiment, Exception], None] | None = None,
 ) -> list[FinishedRun]:
-    """Train and record the runs that the list does not have, and return the run of each experiment in their order.
+    """Train and record the runs that are not in the list, and return each experiment's run, in the same order.
 
-    A run that another process is training is left to it. If that process dies, the run is continued here after its last
-    finished epoch.
+    Runs that another process is training are skipped. If that process dies, this process continues its run after the
+    last finished epoch.
 
     Args:
-        experiments: One for each run.
+        experiments: One experiment per run.
         context: The log, the list and the device.
-        make_progress: Makes the progress display of a run, from the experiment and the number of training rows.
-        on_finished: Called for each run that was trained here.
-        on_failed: Called for a run that raises an error. The run is then left out. Without it, the error is raised.
+        make_progress: Creates the progress display of a run from the experiment and the number of training rows.
+        on_finished: Called for each run that this process trained.
+        on_failed: Called for each run that raises an error, which is then omitted from the result. If None, the error
+            is raised.
     """
     failed: list[Experiment] = []
     while missing := [e for e in context.missing(experiments) if e not in failed]:
@@ -96,7 +97,7 @@ def run_unless_claimed(
     make_progress: Callable[[Experiment, int], TrainingProgress],
     on_finished: Callable[[FinishedRun], None],
 ) -> bool:
-    """Train and record one run unless another process is training it or has finished it, and return whether it did."""
+    """Train and record a run unless another process is training or has finished it. Return whether it was trained."""
     log = context.log
     with claim(unfinished(experiment, context.root).with_suffix(".lock")) as claimed:
         if not claimed or context.runs.find(experiment, log.facts.fingerprint) is not None:

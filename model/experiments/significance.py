@@ -1,10 +1,10 @@
-"""Whether A is better than B: Welch's t-test over seeds, or a paired bootstrap over test rows.
+"""Tests whether A is better than B: Welch's t-test over seeds, or a paired bootstrap over test rows.
 
-Welch's unpaired t-test is the one that the paper uses. In the paired bootstrap, both models see the same resample, so
-that what they have in common cancels out. It draws RESAMPLES seeded resamples of all rows with replacement and leaves
-out those with only one class, which have no AUC. An Outcome is the difference on the rows themselves, the 2.5th and
-97.5th percentile of the resamples' differences, and the two-sided p: twice the share of resamples on the rarer side of
-zero, at least 2 / (resamples + 1).
+The paper uses Welch's unpaired t-test. The paired bootstrap evaluates both models on the same resamples, so that
+variation common to both cancels out. It draws RESAMPLES resamples of all rows with replacement from a seeded generator,
+and skips resamples with only one class, for which AUC is undefined. An Outcome consists of the difference on the
+original rows, the 2.5th and 97.5th percentiles of the resamples' differences, and the two-sided p-value: twice the
+share of resamples on the rarer side of zero, at least 2 / (resamples + 1).
 """
 
 import statistics
@@ -36,9 +36,9 @@ class Difference:
 
     Attributes:
         value: The difference of the means.
-        low: The lower end of the 95% confidence interval.
-        high: Its upper end.
-        p: The two-sided p-value of no difference.
+        low: The lower bound of the 95% confidence interval.
+        high: The upper bound of the 95% confidence interval.
+        p: The two-sided p-value under the hypothesis of no difference.
     """
 
     value: float
@@ -48,7 +48,7 @@ class Difference:
 
 
 class LogKeys(msgspec.Struct, frozen=True):
-    """The keys of [data] that determine which rows test has."""
+    """The keys of [data] that determine the rows of the test set."""
 
     reader: str
     folder: str
@@ -61,12 +61,12 @@ class LogKeys(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Seeds:
-    """The test metrics of an experiment's seeds.
+    """The test metrics of all seeds of an experiment.
 
     Attributes:
         name: The experiment's name.
-        log: Which log, because only numbers of one log can be compared.
-        fingerprint: Which prepared data; None in older reports.
+        log: The log. Only results on the same log can be compared.
+        fingerprint: The fingerprint of the prepared data, or None in older reports.
         aucs: The test AUC of each seed.
         loglosses: The test logloss of each seed.
     """
@@ -128,17 +128,17 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Return the result of Welch's t-test: unpaired, with unequal variances (scipy.stats.ttest_ind).
+    """Run Welch's t-test, which is unpaired and allows unequal variances (scipy.stats.ttest_ind).
 
     Raises:
-        ValueError: If a side has fewer than two values, or all values of each side are equal.
+        ValueError: If a side has fewer than two values, or if on both sides all values are equal.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"{len(a)} and {len(b)} seeds: Welch's t-test needs at least two on each side")
     if len(set(a)) == len(set(b)) == 1:
         raise ValueError("all seeds of each side have the same value, so there is no variance for a test")
     with warnings.catch_warnings():
-        # scipy warns if one side has no variance; the other side's is enough.
+        # scipy warns if one side has no variance, but the variance of the other side is sufficient.
         warnings.simplefilter("ignore", RuntimeWarning)
         result = stats.ttest_ind(a, b, equal_var=False)
     interval = result.confidence_interval(CONFIDENCE)
@@ -146,11 +146,11 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def read_seeds(name: str, runs: Path | None) -> Seeds:
-    """Return the seeds of a report, or of the runs with a name or digest in a runs.jsonl.
+    """Return the seeds of a report, or of the runs in a runs.jsonl with a given name or digest.
 
     Args:
-        name: The path of a report's .json, or a name or the start of a digest in `runs`.
-        runs: A runs.jsonl.
+        name: The path of a report (.json), or a name or the beginning of a digest in `runs`.
+        runs: A runs.jsonl, or None.
 
     Raises:
         ValueError: If there is no such report or run, or the runs have different settings or data.
@@ -159,7 +159,7 @@ def read_seeds(name: str, runs: Path | None) -> Seeds:
         return read_report(Path(name)).seeds
     if runs is None:
         raise ValueError(
-            f"{name} is not a report (.json). To compare run folders, give two of them. For a name or digest, add "
+            f"{name} is not a report (.json). To compare run folders, specify two. For a name or digest, add "
             "--runs RUNS.jsonl."
         )
     index = RunList(runs).index()
@@ -171,7 +171,7 @@ def read_seeds(name: str, runs: Path | None) -> Seeds:
     if not matches:
         raise ValueError(f"{runs} has no run with the name or digest {name!r}")
     if len(matches) > 1:
-        raise ValueError(f"{name!r} has different settings or data in {runs}. Use a digest, or split the file.")
+        raise ValueError(f"{runs}: runs of {name!r} have different settings or data. Use a digest or split the file.")
     found = [run for (settings, _, data), run in index.items() if (settings, data) in matches]
     tests = [run.metrics.test for run in found]
     log = msgspec.convert(msgspec.to_builtins(found[0].experiment.data), LogKeys)
@@ -179,7 +179,7 @@ def read_seeds(name: str, runs: Path | None) -> Seeds:
 
 
 def read_report(path: Path) -> Report:
-    """Return a report's JSON.
+    """Read a report's JSON.
 
     Raises:
         ValueError: If the file is missing or is not a report.
@@ -193,7 +193,7 @@ def read_report(path: Path) -> Report:
 
 
 def compare_seeds(a: Seeds, b: Seeds) -> dict[str, Difference]:
-    """Return the differences by metric. Raises ValueError as check_same_log() and welch() do."""
+    """Return the differences by metric. Raises ValueError like check_same_log() and welch()."""
     check_same_log(a, b)
     return {"test AUC": welch(a.aucs, b.aucs), "test logloss": welch(a.loglosses, b.loglosses)}
 
@@ -202,21 +202,21 @@ def check_same_log(a: Seeds, b: Seeds) -> None:
     """Check that two experiments were trained on the same data.
 
     Raises:
-        ValueError: If they have different logs, or logs that were prepared differently.
+        ValueError: If they use different logs, or the same log prepared differently.
     """
     if a.log != b.log:
-        raise ValueError(f"{a.name} has the log {a.log}, and {b.name} {b.log}; their numbers cannot be compared")
+        raise ValueError(f"{a.name} uses the log {a.log}, and {b.name} uses {b.log}; their results cannot be compared")
     if a.fingerprint and b.fingerprint and a.fingerprint != b.fingerprint:
-        raise ValueError(f"{a.name} and {b.name} have differently prepared data; their numbers cannot be compared")
+        raise ValueError(f"{a.name} and {b.name} use differently prepared data; their results cannot be compared")
 
 
 def p_text(p: float) -> str:
-    """Return a p-value with four digits."""
+    """Format a p-value with four decimals."""
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def mean_and_std(values: Sequence[float], digits: int) -> str:
-    """Return "mean ± standard deviation" of a sample; only the value if there is one."""
+    """Return "mean ± standard deviation" of a sample, or just the value if there is only one."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
@@ -228,12 +228,12 @@ def bootstrap_auc(labels: Floats, ctr_a: Floats, ctr_b: Floats, resamples: int =
 
 
 def bootstrap_mean(values: Floats, resamples: int = RESAMPLES) -> Outcome:
-    """Return the outcome for the mean of a paired difference, (rows)."""
+    """Return the outcome for the mean of paired differences, (rows)."""
     return bootstrap(lambda counts: float(counts @ values / len(values)), len(values), resamples)
 
 
 class WeightedAuc:
-    """The AUC of rows with counts. It is exact with ties, and takes linear time once the predictions are sorted."""
+    """The AUC of rows with counts. It handles ties exactly and takes linear time once the predictions are sorted."""
 
     def __init__(self, labels: Floats, ctr: Floats) -> None:
         self._clicks = labels > 0.5
@@ -252,12 +252,12 @@ class WeightedAuc:
 
 
 def bootstrap(difference: Callable[[NDArray[np.int64]], float], rows: int, resamples: int) -> Outcome:
-    """Return the outcome for any difference.
+    """Return the outcome for an arbitrary difference.
 
     Args:
-        difference: The difference for rows with counts (rows): how often a resample has each row.
+        difference: Computes the difference from counts (rows): how often each row occurs in a resample.
         rows: The number of rows.
-        resamples: How many to draw.
+        resamples: The number of resamples to draw.
     """
     random = np.random.default_rng(SEED)
     drawn = np.array(

@@ -1,4 +1,4 @@
-"""Running a sweep: training one or several base experiments at many points, and ranking the points on valid."""
+"""Running a sweep: training one or more base experiments at many points, and ranking the points on validation data."""
 
 import statistics
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from model.experiments.trial import open_log
 from model.training.device import CPU
 from model.training.early_stopping import Epoch
 
-TEXT_WIDTH = 200  # columns of the table if the output is not a terminal
+TEXT_WIDTH = 200  # characters per line if the output is not a terminal
 COLUMNS = ("point", "seeds", "valid AUC", "valid logloss", "test AUC", "test logloss", "parameters", "FLOPs", "s")
 
 
 @dataclass(frozen=True)
 class PointRuns:
-    """A point of a sweep with the runs that are finished, of `seeds` in all."""
+    """A point of a sweep and its finished runs, out of a total of `seeds` runs."""
 
     point: Point
     runs: list[FinishedRun]
@@ -38,16 +38,16 @@ class PointRuns:
 
     @property
     def complete(self) -> bool:
-        """Whether all seeds are finished."""
+        """Whether the runs of all seeds have finished."""
         return len(self.runs) == self.seeds
 
     def score(self, monitor: str) -> float:
-        """Return the mean of the monitored metric on valid, with a sign that makes higher better."""
+        """Return the mean of the monitored validation metric, negated if lower is better."""
         valid = [r.metrics.valid for r in self.runs]
         return statistics.mean(v.auc if monitor == "auc" else -v.logloss for v in valid)
 
     def cells(self) -> list[str]:
-        """Return the cells of the point's row, without the point."""
+        """Return the cells of the point's row, without its name."""
         if not self.runs:
             return ["0", *[""] * (len(COLUMNS) - 2)]
         metrics = [r.metrics for r in self.runs]
@@ -64,9 +64,9 @@ class PointRuns:
 
 
 class SweepTable:
-    """A table of all points that fills as runs finish, in this process or another.
+    """A table of all points that is updated as runs finish in this or another process.
 
-    If the output is not a terminal, a plain line for each run, and the table at the end.
+    If the output is not a terminal, this prints a plain line per run, and the table at the end.
     """
 
     def __init__(self, title: str, points: Sequence[Point], seeds: int, context: RunContext) -> None:
@@ -88,7 +88,7 @@ class SweepTable:
             Console(width=TEXT_WIDTH).print(self._table())
 
     def points(self) -> list[PointRuns]:
-        """Return the points with the runs that are finished now."""
+        """Return the points with the runs that have finished so far."""
         runs, data = self._context.runs.index(), self._context.log.facts.fingerprint
         seeds = range(1, self._seeds + 1)
         return [
@@ -97,7 +97,7 @@ class SweepTable:
         ]
 
     def update(self, caption: str) -> None:
-        """Draw the table again, with a caption about the current run."""
+        """Redraw the table with a caption about the current run."""
         self._caption = caption
         if self._live.console.is_terminal:
             self._live.update(self._table())
@@ -117,7 +117,7 @@ class SweepTable:
 
 
 class PointProgress:
-    """The progress of one run, in the caption of the sweep's table."""
+    """The progress of one run, shown in the caption of the sweep's table."""
 
     def __init__(self, table: SweepTable, experiment: Experiment) -> None:
         self._table, self._run = table, run_name(experiment)
@@ -132,26 +132,26 @@ class PointProgress:
         self._table.update("")
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Show the epoch."""
+        """Show the epoch in the caption."""
         self._table.update(f"training {self._run}: epoch {epoch.epoch}, valid AUC {epoch.valid.auc:.5f}")
 
     def on_rows(self, rows: int) -> None:
-        """Show nothing: a sweep has no bar for the rows."""
+        """Do nothing, because a sweep has no progress bar for rows."""
 
 
 def sweep(path: Path, data: Path, device: torch.device = CPU) -> list[list[PointRuns]]:
-    """Train the missing runs of a sweep and write its page.
+    """Train the missing runs of a sweep and write its report.
 
-    A point whose training fails, because the learning rate is too high or memory is too small, is reported but not
-    ranked.
+    If training fails at a point, for example because the learning rate is too high or memory runs out, the point is
+    reported but not ranked.
 
     Args:
         path: The sweep's TOML file.
-        data: The folder in which the experiments' paths begin.
-        device: Where to train.
+        data: The base folder for the experiments' relative paths.
+        device: The device to train on.
 
     Returns:
-        For each base its points, the best on valid first.
+        The points of each base experiment, sorted by validation metric, best first.
     """
     config, bases = read_sweep(path)
     points = [point for base in bases for point in base.points]
@@ -174,7 +174,7 @@ def sweep(path: Path, data: Path, device: torch.device = CPU) -> list[list[Point
     found = iter(table.points())
     ranked = [rank([*islice(found, len(base.points))], base.experiment.training.monitor) for base in bases]
     results = results_folder(path)
-    results.mkdir(parents=True, exist_ok=True)  # If every run failed, no run has made it.
+    results.mkdir(parents=True, exist_ok=True)  # If every run failed, no run has created it.
     write_whole(results / f"{path.stem}.md", markdown(path.stem, bases, ranked, table.failures).encode())
     return ranked
 
@@ -185,13 +185,13 @@ def run_name(experiment: Experiment) -> str:
 
 
 def rank(points: Sequence[PointRuns], monitor: str) -> list[PointRuns]:
-    """Return the points, the best on valid first and incomplete ones last: with fewer seeds, they may only be lucky."""
+    """Sort points by validation metric, best first. Incomplete ones come last: with fewer seeds, they may be lucky."""
     complete = sorted((p for p in points if p.complete), key=lambda p: p.score(monitor), reverse=True)
     return [*complete, *(p for p in points if not p.complete)]
 
 
 def markdown(title: str, bases: Sequence[Base], ranked: Sequence[Sequence[PointRuns]], failures: dict[str, str]) -> str:
-    """Return the sweep's page, with a section for each base."""
+    """Return the sweep's report as Markdown, with a section for each base experiment."""
     lines = [f"# {title}", ""]
     for base, points in zip(bases, ranked, strict=True):
         lines += [f"## {base.experiment.name}", ""] if len(bases) > 1 else []
@@ -204,7 +204,7 @@ def markdown(title: str, bases: Sequence[Base], ranked: Sequence[Sequence[PointR
 
 
 def section(base: Base, ranked: Sequence[PointRuns]) -> list[str]:
-    """Return the points around one base: which one was chosen, and a table."""
+    """Return the lines about one base experiment: which point was chosen, and a table of all points."""
     monitor = "AUC" if base.experiment.training.monitor == "auc" else "logloss"
     summary = f"{len(ranked)} points around {base.experiment.name} (`{base.toml}`), {ranked[0].seeds} seed(s) each."
     if ranked[0].complete:

@@ -1,15 +1,15 @@
-"""A sweep's TOML file: base experiments, and the points at which to change them.
+"""A sweep's TOML file: base experiments and the points at which to train them.
 
-    base = "stec.toml"              # beside the sweep's file; or a list of experiments on one log
+    base = "stec.toml"              # relative to the sweep's file; or a list of experiments on the same log
     seeds = 1                       # runs per point
     [grid]                          # every combination of these values is a point
     embedding = [16, 32]
     embedding_l2 = [0.05, 0.1]
-    [[point]]                       # and so is each of these
+    [[point]]                       # each of these entries is also a point
     mlp = [400]
 
-A key is any key of the experiment's [model] and [training] except `seed`, or `ablation`. A point without keys is the
-base itself.
+A key is `ablation` or any key of the experiment's [model] and [training] sections except `seed`. A point without keys
+is the base experiment itself.
 """
 
 import itertools
@@ -30,7 +30,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The keys of the file."""
+    """The keys of a sweep's file.
+
+    Attributes:
+        base: The TOML file of the base experiment, relative to the sweep's file, or a list of files in the same folder
+            that use the same log. Every base experiment is trained at every point.
+        seeds: The number of runs per point.
+        grid: Lists of values by key. Every combination of these values is a point.
+        point: Values by key. Each entry is one point.
+    """
 
     base: str | Annotated[list[str], msgspec.Meta(min_length=1)]
     seeds: Positive = 1
@@ -39,17 +47,17 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def bases(self) -> list[str]:
-        """The files of the base experiments."""
+        """The TOML files of the base experiments."""
         return [self.base] if isinstance(self.base, str) else self.base
 
 
 @dataclass(frozen=True)
 class Point:
-    """A changed experiment, whose name ends with the label.
+    """A point of a sweep: the base experiment with some changes.
 
     Attributes:
         label: The changes, for example "embedding 32, embedding_l2 0.1".
-        experiment: The experiment.
+        experiment: The changed experiment. Its name ends with the label.
     """
 
     label: str
@@ -58,7 +66,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Base:
-    """An experiment in the file `toml`, and its points."""
+    """A base experiment, read from the file `toml`, and its points."""
 
     toml: str
     experiment: Experiment
@@ -66,13 +74,13 @@ class Base:
 
 
 def read_sweep(path: Path) -> tuple[Sweep, list[Base]]:
-    """Return a sweep, and its bases with their points.
+    """Read a sweep, and return it with its base experiments and their points.
 
-    Points with different labels may have the same settings; they then share their runs.
+    Points with different labels may have the same settings. In this case, they share their runs.
 
     Raises:
-        ValueError: If a key is unknown or a value is out of range, a label occurs twice, or the bases are not different
-            experiments of one folder and one log. The message names the file and the key.
+        ValueError: If a key is unknown, if a value is out of range, if a label occurs twice, or if the bases are not
+            distinct experiments in one folder with the same log. The message names the file and the key.
     """
     sweep = read_toml(path, partial(msgspec.convert, type=Sweep), "sweep")
     experiments = {toml: read_experiment(path.parent / toml) for toml in sweep.bases}
@@ -93,11 +101,11 @@ def read_sweep(path: Path) -> tuple[Sweep, list[Base]]:
 
 
 def check_bases(path: Path, tomls: list[str], bases: list[Experiment]) -> None:
-    """Check that the bases can share one runs.jsonl and one page."""
+    """Check that the bases can share one runs.jsonl and one report."""
     if len({base.name for base in bases}) < len(tomls):
-        raise ValueError(f"{path}: base names an experiment twice, or two with the same name: {', '.join(tomls)}")
+        raise ValueError(f"{path}: base lists an experiment twice, or two with the same name: {', '.join(tomls)}")
     if len({(path.parent / toml).parent for toml in tomls}) > 1:
-        raise ValueError(f"{path}: base names files of several folders, each with its own runs.jsonl. Use one folder.")
+        raise ValueError(f"{path}: base lists files of several folders, each with its own runs.jsonl. Use one folder.")
     try:
         common_data(bases)
     except ValueError as error:
@@ -110,7 +118,7 @@ def label_of(change: dict[str, Any]) -> str:
 
 
 def apply_change(base: Experiment, change: dict[str, Any]) -> Experiment:
-    """Return the experiment at a point. The ablation is applied first, so that other keys may change its result."""
+    """Return the experiment at a point. The ablation is applied first, so that other keys can override its settings."""
     model = base.model
     if ABLATION in change:
         model = ablation(change[ABLATION], model)
@@ -130,6 +138,6 @@ def apply_change(base: Experiment, change: dict[str, Any]) -> Experiment:
 
 
 def with_values(section: T, values: dict[str, Any]) -> T:
-    """Return a section with those of the values that are its keys, checked like a TOML file."""
+    """Return a section with the values for its keys replaced and validated as in a TOML file."""
     changed = {key: value for key, value in values.items() if key in section.__struct_fields__}
     return msgspec.convert(msgspec.to_builtins(section) | changed, type(section))

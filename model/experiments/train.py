@@ -1,4 +1,4 @@
-"""Training an experiment: one seed into a run folder, or many seeds into a report."""
+"""Training an experiment: one seed, which gives a run folder, or many seeds, which give a report."""
 
 import sys
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ def train(experiment: Experiment, data: Path, out: Path, device: torch.device = 
     """Train one seed, write the run folder and return the run's metrics.
 
     Args:
-        experiment: What to train.
-        data: The folder in which the experiment's paths begin.
-        out: The run folder to write. An older run there is replaced.
-        device: Where to train.
+        experiment: The experiment to train.
+        data: The base folder for the experiment's relative paths.
+        out: The run folder to write. An existing run there is replaced.
+        device: The device to train on.
 
     Raises:
-        ValueError: If the log is not prepared, or with another [data] section; if `out` exists and is not a run; or if
-            another process is training the same run.
+        ValueError: If the log is not prepared or was prepared with another [data] section, if `out` exists and is not a
+            run, or if another process is training the same run.
     """
     check_replaceable(out, METRICS)
     log = open_log(experiment.data, data)
@@ -44,17 +44,17 @@ def train(experiment: Experiment, data: Path, out: Path, device: torch.device = 
 
 
 def train_seeds(toml: Path, seeds: int, data: Path, out: Path | None, device: torch.device = CPU) -> list[FinishedRun]:
-    """Train the seeds that the folder's runs.jsonl does not have, write the report and return all runs.
+    """Train the seeds that are not in the folder's runs.jsonl, write the report and return all runs.
 
     Args:
         toml: The experiment's file.
-        seeds: The seeds are 1 to this number.
-        data: The folder in which the experiment's paths begin.
-        out: The folder for run folders seed-1, seed-2, ...; None keeps no weights.
-        device: Where to train.
+        seeds: The number of seeds, which are 1, 2, ..., `seeds`.
+        data: The base folder for the experiment's relative paths.
+        out: The parent folder for the run folders seed-1, seed-2, ..., or None to save no weights.
+        device: The device to train on.
 
     Raises:
-        ValueError: Before training, for the reasons of train(), which hold for each run folder in `out`.
+        ValueError: Before training, for the same reasons as in train(). Every run folder in `out` is checked.
     """
     experiment = read_experiment(toml)
     context = RunContext(open_log(experiment.data, data), run_list(toml), data, out, device)
@@ -68,7 +68,7 @@ def train_seeds(toml: Path, seeds: int, data: Path, out: Path | None, device: to
 def check_run_folders(experiments: Sequence[Experiment], context: RunContext) -> None:
     """Check, before hours of training, that the run folders can be written.
 
-    A finished run whose weights were not kept is reported on stderr.
+    Finished runs whose weights were not saved are reported on stderr.
     """
     missing, without_weights = context.missing(experiments), list[int]()
     for experiment in experiments:
@@ -81,8 +81,8 @@ def check_run_folders(experiments: Sequence[Experiment], context: RunContext) ->
             without_weights.append(seed)
     if without_weights:
         seeds = ", ".join(map(str, without_weights))
-        fix = f"To train one again, use --seed N --out {context.out}/seed-N."
-        print(f"{context.runs.path} already has seeds {seeds}, whose weights were not kept. {fix}", file=sys.stderr)
+        fix = f"To train a seed again, use --seed N --out {context.out}/seed-N."
+        print(f"{context.runs.path} already has seeds {seeds}, whose weights were not saved. {fix}", file=sys.stderr)
 
 
 def print_run(run: FinishedRun) -> None:

@@ -1,4 +1,4 @@
-"""One run: training an experiment on an opened log and measuring the result."""
+"""A single run: training an experiment on an opened log and measuring the result."""
 
 import hashlib
 import sys
@@ -29,12 +29,12 @@ from model.training.progress import TrainingProgress
 from model.training.true_ctr import compare_with_truth
 from model.zoo import build
 
-UNFINISHED = "unfinished"  # the folder below --data with the checkpoints and locks of unfinished runs
+UNFINISHED = "unfinished"  # the folder inside --data with the checkpoints and locks of unfinished runs
 
 
 @dataclass(frozen=True)
 class OpenedLog:
-    """A prepared log that is ready to train on, opened once for any number of runs."""
+    """A prepared log that is opened once and used for any number of runs."""
 
     prepared: Prepared
     splits: dict[str, Split]
@@ -46,10 +46,10 @@ def open_log(data: Data, root: Path) -> OpenedLog:
 
     Args:
         data: The section.
-        root: The folder in which its paths begin.
+        root: The base folder for the section's relative paths.
 
     Raises:
-        ValueError: If the log is not prepared, or with another [data] section, or a split cannot be used.
+        ValueError: If the log is not prepared, was prepared with another [data] section, or has an unusable split.
     """
     prepared = read_prepared(root / data.prepared)
     if prepared.facts.data != data:
@@ -63,8 +63,8 @@ def load_split(prepared: Prepared, name: str) -> Split:
     """Return train, valid or test. Its ids and values stay on disk.
 
     Raises:
-        ValueError: If the split is empty or damaged, or has only clicks or none. It could not be evaluated, which would
-            otherwise show only after hours of training.
+        ValueError: If the split is empty or damaged, or contains only clicks or no clicks. Such a split cannot be
+            evaluated. Without this check, the error would occur only after hours of training.
     """
     split = Split(*prepared.split(name))
     where = f"{prepared.folder}: {name}"
@@ -79,9 +79,9 @@ def load_split(prepared: Prepared, name: str) -> Split:
 
 
 def fingerprint(prepared: Path) -> str:
-    """Return a sha256 over the names and contents of all files that the model learns from.
+    """Return a sha256 of the names and contents of all files that the model learns from.
 
-    The facts about the log are left out, because they include the paths of the raw log.
+    log.json is excluded, because it contains the paths of the raw log.
     """
     files = sorted(p for p in prepared.rglob("*") if p.is_file() and p.name != LOG)
     total = hashlib.sha256()
@@ -92,13 +92,13 @@ def fingerprint(prepared: Path) -> str:
 
 
 def checkpoint_of(experiment: Experiment, facts: DataFacts, root: Path) -> Checkpoint:
-    """Return the checkpoint of a run, which need not exist yet."""
+    """Return the checkpoint of a run, which may not exist yet."""
     path = unfinished(experiment, root).with_suffix(".safetensors")
     return Checkpoint(path, f"{digest(experiment)} seed {experiment.training.seed} data {facts.fingerprint}")
 
 
 def unfinished(experiment: Experiment, root: Path) -> Path:
-    """Return the path of an unfinished run's files below --data, without a suffix."""
+    """Return the path of an unfinished run's files inside --data, without a suffix."""
     return root / UNFINISHED / f"{digest(experiment)}-{experiment.training.seed}"
 
 
@@ -109,10 +109,10 @@ def run_trial(
     progress: TrainingProgress,
     device: torch.device = CPU,
 ) -> tuple[nn.Module, RunMetrics]:
-    """Train one seed, continuing from the checkpoint if there is one, and measure it.
+    """Train one seed, continuing from its checkpoint if there is one, and measure the result.
 
     Returns:
-        The model, on the device, with the weights of the best epoch, and the run's metrics.
+        The model on the device, with the weights of the best epoch; the run's metrics.
     """
     train, valid, test = (log.splits[name] for name in SPLITS)
     torch.manual_seed(experiment.training.seed)

@@ -1,1 +1,1 @@
-"""Training one model on one prepared log."""
+"""Training a model on a prepared log."""

@@ -1,4 +1,4 @@
-"""The rows that training and evaluation read, from memory or block by block from disk."""
+"""Reading rows for training and evaluation, from memory or block by block from disk."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from torch import Tensor
 from contract.vocabulary import MISSING, UNKNOWN
 from model.experiment_config import Training
 
-BLOCK_ROWS = 4_194_304  # in memory at a time: 0.7 GB with 39 fields
-RUN_ROWS = 8_192  # contiguous on disk; a block mixes 512 runs
+BLOCK_ROWS = 4_194_304  # the number of rows in memory at a time: 0.7 GB with 39 fields
+RUN_ROWS = 8_192  # the number of contiguous rows on disk in a run; a block mixes 512 runs
 
 
 @dataclass(frozen=True)
 class Split:
     """A split as arrays: ids integer (rows, categorical), values float32 (rows, numeric), labels float32 (rows).
 
-    ids and values may be memory-mapped. They are only read in parts.
+    ids and values may be memory-mapped. They are never read as a whole.
     """
 
     ids: NDArray[Any]
@@ -31,7 +31,7 @@ class Split:
         return len(self.labels)
 
     def part(self, start: int, stop: int) -> "Rows":
-        """Return a copy of some rows as tensors, because torch needs memory that it may write to."""
+        """Return some rows as tensors. They are a copy, because torch needs writable memory."""
         return Rows(*(torch.from_numpy(np.array(a[start:stop])) for a in (self.ids, self.values, self.labels)))
 
 
@@ -51,7 +51,7 @@ class Rows:
 
 
 def join(parts: list[Rows]) -> Rows:
-    """Return rows one after the other, without a copy if there is one part."""
+    """Concatenate rows. If there is only one part, it is not copied."""
     if len(parts) == 1:
         return parts[0]
     return Rows(
@@ -60,12 +60,12 @@ def join(parts: list[Rows]) -> Rows:
 
 
 class Batches:
-    """The training rows, shuffled again for each epoch, with a share of the tokens hidden (see hide_tokens()).
+    """The training rows, reshuffled for each epoch, with a share of the tokens hidden (see hide_tokens()).
 
     A split of at most block_rows rows is held in memory and shuffled as a whole. A larger split is read from disk in
-    runs of run_rows contiguous rows, in random order. As many runs as fill a block are held in memory, and the block is
-    shuffled. An epoch has every row once, except that a last batch of one row is left out: batch normalization needs
-    two.
+    runs of run_rows contiguous rows, in random order. A block of these runs is held in memory at a time and shuffled.
+    An epoch contains every row once, except that a last batch of one row is dropped, because batch normalization needs
+    two rows.
     """
 
     def __init__(self, train: Split, recipe: Training, block_rows: int = BLOCK_ROWS, run_rows: int = RUN_ROWS) -> None:
@@ -105,23 +105,23 @@ class Batches:
 
 
 def never_missing(train: Split, block_rows: int) -> Tensor:
-    """Return which fields are never missing in train, bool (categorical). The ids are read block by block."""
+    """Return which fields are never missing in the training set, bool (categorical). Ids are read block by block."""
     blocks = (train.ids[start : start + block_rows] for start in range(0, len(train), block_rows))
     return torch.from_numpy(np.logical_and.reduce([(block != MISSING).all(0) for block in blocks]))
 
 
 def hide_tokens(ids: Tensor, rate: float, never_missing: Tensor, generator: torch.Generator) -> Tensor:
-    """Return ids of which a share is replaced by the unknown id, so that the model learns what to do with a new ad.
+    """Replace a share of the ids with the unknown id, so that the model learns how to handle new tokens.
 
-    In a field that is never missing in train, the same share is replaced by the missing id. The field may be
-    missing in a request, and an id without training rows would be noise, which the batch norm of a nearly constant
-    field amplifies.
+    If a field is never missing in the training set, the same share is replaced with the missing id. The field may be
+    missing in a request, and the embedding of an id without training rows would be noise, which the batch norm of a
+    nearly constant field would amplify.
 
     Args:
         ids: int64 (B, categorical).
-        rate: The share.
+        rate: The share of ids to replace.
         never_missing: bool (categorical).
-        generator: Draws the tokens to replace.
+        generator: The random generator that chooses the ids to replace.
     """
     if rate == 0:
         return ids

@@ -1,11 +1,12 @@
 """Checkpoints: the state of a run after its last finished epoch.
 
-A killed run that continues from its checkpoint ends with the same weights as an uninterrupted one. On a CPU they are
-equal bit for bit; a GPU adds in a different order each time.
+If a killed run continues from its checkpoint, the final weights are the same as those of an uninterrupted run. On a
+CPU, they are bit-identical. A GPU adds numbers in a different order each time.
 
-A checkpoint is one safetensors file. Its tensors are the model, the best epoch's weights, Adam's moments and steps, and
-the states of two random generators: the one that shuffles and hides tokens, and torch's own on the device, which
-dropout uses. Its metadata are the run's identity, the learning rate, the state of early stopping and the history.
+A checkpoint is a safetensors file. Its tensors are the model, the best epoch's weights, Adam's moments and steps, and
+the states of two random generators: the one that shuffles rows and hides tokens, and torch's own on the device, which
+dropout uses. Its metadata consists of the run's identity, the learning rate, the state of early stopping and the
+history.
 """
 
 import os
@@ -27,7 +28,7 @@ PROGRESS = "progress"
 
 @dataclass(frozen=True)
 class State:
-    """Everything that changes while a model trains."""
+    """Everything that changes during training."""
 
     model: nn.Module
     optimizer: torch.optim.Adam
@@ -49,17 +50,17 @@ class Checkpoint:
     """The checkpoint file of one run."""
 
     def __init__(self, path: Path, run: str) -> None:
-        """Name the file, which need not exist.
+        """Set the file, which may not exist yet.
 
         Args:
             path: The file.
-            run: Identifies the run: its settings, seed and data.
+            run: The identity of the run: its settings, seed and data.
         """
         self._path, self._run = path, run
         self._partial = path.with_suffix(".partial")
 
     def save(self, state: State, history: list[Epoch]) -> None:
-        """Replace the file atomically, so that a kill leaves the old or the new checkpoint.
+        """Replace the file atomically. If the process is killed, either the old or the new checkpoint remains.
 
         Raises:
             OSError: If the file cannot be written. The old checkpoint is kept.
@@ -77,9 +78,9 @@ class Checkpoint:
             raise OSError(f"{self._path}: the checkpoint could not be written ({error})") from error
 
     def restore(self, state: State) -> list[Epoch]:
-        """Load the checkpoint into `state` and return the finished epochs; an empty list if there is no checkpoint.
+        """Load the checkpoint into `state` and return the finished epochs, or an empty list if there is no checkpoint.
 
-        A file that is broken, belongs to another run or does not fit is ignored with a message on stderr.
+        If the file is broken, belongs to another run or has other tensors, it is ignored with a message on stderr.
         """
         if not self._path.is_file():
             return []
@@ -97,7 +98,7 @@ class Checkpoint:
         return progress.history
 
     def remove(self) -> None:
-        """Delete the file when the run is finished."""
+        """Delete the file. To be called when the run is finished."""
         for path in (self._path, self._partial):
             path.unlink(missing_ok=True)
 
@@ -126,11 +127,11 @@ def generator_states(state: State) -> dict[str, Tensor]:
 
 
 def fits(state: State, tensors: dict[str, Tensor]) -> bool:
-    """Return whether load_state() can load these tensors. A load that fails half-way would leave a mixed state."""
+    """Return whether load_state() can load these tensors. If loading failed halfway, the state would be mixed."""
     model = state.model.state_dict()
     required = {f"{kind}/{name}": tensor for kind in ("model", "best") for name, tensor in model.items()}
     required |= generator_states(state)
-    moments = {  # only of the parameters that have had a gradient
+    moments = {  # present only for parameters that have received a gradient
         f"adam/{index}/{name}": torch.zeros(()) if name == "step" else parameter
         for index, parameter in enumerate(state.model.parameters())
         for name in ("step", "exp_avg", "exp_avg_sq")
@@ -142,7 +143,7 @@ def fits(state: State, tensors: dict[str, Tensor]) -> bool:
 
 
 def load_state(state: State, progress: Progress, tensors: dict[str, Tensor]) -> None:
-    """Set `state` to what a checkpoint holds."""
+    """Set `state` to the content of a checkpoint."""
     state.model.load_state_dict(below("model/", tensors))
     adam: dict[int, dict[str, Tensor]] = {}
     for name, tensor in below("adam/", tensors).items():
@@ -161,5 +162,5 @@ def load_state(state: State, progress: Progress, tensors: dict[str, Tensor]) -> 
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
+    """Return the tensors whose names begin with `prefix`, with the prefix removed from the names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

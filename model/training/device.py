@@ -1,4 +1,4 @@
-"""The device that a model trains on, and its memory."""
+"""The device that a model is trained on, and its memory."""
 
 import ctypes
 import platform
@@ -15,10 +15,10 @@ CPU = torch.device("cpu")
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of this name: cpu, cuda or cuda:N.
+    """Return the device with this name: cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: If the name is another one, or this machine has no such GPU.
+        ValueError: If the name is invalid, or this machine has no such GPU.
     """
     if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]?))?", name):
         raise ValueError(f"{name} is not a device. Use cpu, cuda or cuda:N.")
@@ -26,7 +26,7 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ValueError(
             f"{name} is not available: torch {torch.__version__} sees {gpus} GPUs. Install a torch that is built for "
-            "CUDA, or leave out --device to train on the CPU."
+            "CUDA, or omit --device to train on the CPU."
         )
     return device
 
@@ -37,7 +37,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def cpu_name() -> str:
-    """Return the processor's name, as far as the system knows it."""
+    """Return the processor's name, or "unknown CPU" if the system does not provide it."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or "unknown CPU"
@@ -46,10 +46,10 @@ def cpu_name() -> str:
 def keep_freed_memory() -> None:
     """Make malloc keep the memory that tensors free, so that no step waits for new pages (docs/decisions/0009).
 
-    This changes the whole process. It does nothing where the C library has no mallopt.
+    This affects the whole process. It does nothing if the C library has no mallopt.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        # A high mmap threshold is not enough: glibc's maximum is 32 MB, less than a wide layer's activations.
+        # Raising the mmap threshold is not enough: glibc's maximum is 32 MB, less than the activations of a wide layer.
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, NEVER)

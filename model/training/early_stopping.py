@@ -1,4 +1,4 @@
-"""Early stopping: keeping the best epoch, and noticing when training no longer improves."""
+"""Early stopping: keeping the best epoch, and detecting when training no longer improves."""
 
 import copy
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from model.experiment_config import Training
 from model.training.metrics import Metrics
 
-MIN_IMPROVEMENT = 1e-6  # of the monitored metric
+MIN_IMPROVEMENT = 1e-6  # the smallest change of the monitored metric that counts
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch measured.
+    """The measurements of an epoch.
 
     Attributes:
-        epoch: Its number, from 1.
-        loss: The mean training loss (binary cross-entropy) without the L2 penalties.
-        valid: The metrics on valid.
-        learning_rate: The rate that the epoch was trained with.
-        rows_per_s: Training rows per second, without the evaluation.
-        improved: Whether it was the best epoch so far.
-        wall_s: Seconds, with the evaluation.
+        epoch: The number of the epoch, from 1.
+        loss: The mean training loss (binary cross-entropy), without the L2 penalties.
+        valid: The metrics on the validation set.
+        learning_rate: The learning rate during the epoch.
+        rows_per_s: The training speed in rows per second, excluding evaluation.
+        improved: Whether this was the best epoch so far.
+        wall_s: The duration in seconds, including evaluation.
     """
 
     epoch: int
@@ -36,9 +36,9 @@ class Epoch:
 
 
 class EarlyStopping:
-    """Keeps the best epoch's weights and counts the epochs in a row that did not improve.
+    """Keeps the best epoch's weights and counts consecutive epochs without improvement.
 
-    Training continues from the current weights, not from the best ones, as in the code base of the paper.
+    Training continues from the current weights, not from the best ones, as in the paper's code base.
     """
 
     def __init__(self, recipe: Training) -> None:
@@ -48,11 +48,11 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Whether `patience` epochs in a row did not improve."""
+        """Whether there were `patience` consecutive epochs without improvement."""
         return self.failures >= self._patience
 
     def update(self, metrics: Metrics, model: nn.Module) -> bool:
-        """Take note of an epoch and return whether it improved. If it did, copy the model's weights."""
+        """Record an epoch's metrics and return whether they improved. If so, copy the model's weights."""
         score = metrics.auc if self._monitor == "auc" else -metrics.logloss
         if score <= self.score + MIN_IMPROVEMENT:
             self.failures += 1

@@ -1,7 +1,7 @@
-"""Batch norms with the statistics of all of train.
+"""Computing batch-norm statistics over the whole training set.
 
-While a model trains, a batch norm keeps a moving average over roughly its last ten batches. Its value after the last
-batch is noisy, and the mean prediction of the whole model moves with it, by percents from one epoch to the next.
+During training, a batch norm keeps a moving average over roughly the last ten batches. Its value after the last batch
+is noisy, and this noise changes the mean prediction of the whole model by percents from one epoch to the next.
 """
 
 import torch
@@ -14,10 +14,10 @@ from model.training.device import device_of
 
 @torch.no_grad()
 def measure_batch_norms(model: nn.Module, train: Split, recipe: Training) -> None:
-    """Set every batch norm's statistics to the mean of the batches' means and variances over an epoch.
+    """Set every batch norm's statistics to the averages of the batch means and batch variances over one epoch.
 
     This is "precise BN" in Wu and Johnson, Rethinking "Batch" in BatchNorm (2021), section 3. The weights do not
-    change. Tokens are hidden as in training, and there is no dropout. The model is left in evaluation mode.
+    change. Tokens are hidden as in training, but dropout is off. Afterwards, the model is in evaluation mode.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     if not norms:

@@ -33,21 +33,21 @@ def fit(
     on_rows: Callable[[int], None] = lambda rows: None,
     checkpoint: Checkpoint | None = None,
 ) -> list[Epoch]:
-    """Train a model in place on its device, leave the weights of the best epoch in it, and return all epochs.
+    """Train a model in place on its device, set it to the weights of the best epoch, and return all epochs.
 
     Args:
         model: ids int64 (B, categorical), values (B, numeric) -> logits (B).
         tables: The embeddings, which embedding_l2 penalizes. net_l2 penalizes all other parameters.
         train: The training rows.
-        valid: The rows that choose the best epoch.
+        valid: The validation rows, which determine the best epoch.
         recipe: The [training] section.
-        on_epoch: Called after each epoch, also for the epochs that a checkpoint restored.
+        on_epoch: Called after each epoch, and for each epoch that was restored from a checkpoint.
         on_rows: Called after each step with its number of rows.
-        checkpoint: Where each finished epoch is saved, and from where a killed run continues. On a CPU the run then
-            ends with the weights that it would have had.
+        checkpoint: The checkpoint to which each finished epoch is saved and from which a killed run continues. On a
+            CPU, the final weights are the same as without the interruption.
 
     Raises:
-        ValueError: If there are fewer than two training rows, or the loss or a prediction is not finite.
+        ValueError: If there are fewer than two training rows, or if the loss or a prediction is not finite.
     """
     if len(train) < 2:
         raise ValueError(f"train has {len(train)} rows; batch normalization needs at least two")
@@ -72,7 +72,7 @@ def fit(
 
 
 def evaluate_epoch(number: int, loss: float, rows_per_s: float, state: State, valid: Split) -> Epoch:
-    """Evaluate the model on valid; keep its weights if they are the best, otherwise lower the learning rate."""
+    """Evaluate the model on the validation set. Keep its weights if they are the best, else lower the learning rate."""
     ctr = predict(state.model, valid)
     if not np.isfinite(ctr).all():
         raise ValueError(f"after epoch {number}, some predictions are not finite. {DIVERGED}")
@@ -86,7 +86,7 @@ def evaluate_epoch(number: int, loss: float, rows_per_s: float, state: State, va
 
 
 def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
-    """Return click probabilities (rows), with the model in evaluation mode. The split is read in parts."""
+    """Return click probabilities, (rows), computed in evaluation mode. The split is read in parts."""
     model.eval()
     device, logits = device_of(model), []
     with torch.inference_mode():
@@ -111,7 +111,7 @@ def train_epoch(
     """
     model.train()
     device, seen = device_of(model), 0
-    # The sum stays on the device until the end: reading it in every step would make the CPU wait for the GPU.
+    # Keep the sum on the device until the end. Reading it in every step would make the CPU wait for the GPU.
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches.epoch():
         ids, values, labels = (tensor.to(device) for tensor in batch)
@@ -130,7 +130,7 @@ def train_step(
     recipe: Training,
     optimizer: torch.optim.Optimizer,
 ) -> Tensor:
-    """Take one step on ids, values and labels, and return the loss of Eq. 12, a scalar without the penalties."""
+    """Take one step on ids, values and labels, and return the loss of Eq. 12 (a scalar) without the penalties."""
     ids, values, labels = batch
     in_tables = {id(p) for p in tables}
     rest = [p for p in model.parameters() if id(p) not in in_tables]
@@ -145,7 +145,8 @@ def train_step(
 def l2_penalty(parameters: Sequence[nn.Parameter], l2: float) -> Tensor | float:
     """Return (l2 / 2) |P|^2.
 
-    It covers whole tables in every step, not only the rows of the batch. Lazy or decoupled decay trains another model.
+    In every step, this includes entire tables, not just the rows in the batch. Lazy or decoupled weight decay would
+    train a different model.
     """
     if l2 == 0:
         return 0.0

@@ -1,14 +1,14 @@
-"""Floating-point operations of one row's prediction, as the paper counts them (section 4.3, Fig. 3).
+"""Floating-point operations per prediction of a row, counted as in the paper (section 4.3, Fig. 3).
 
-One multiply-add is one FLOP. Linear layers and matrix products count; element-wise products, pooling, softmax,
-embeddings and norms do not. This is fvcore's convention, and it gives the paper's 41k for AFM. For STEC with F fields,
-width D, FFN width M, N blocks and a linear head the result is
+One multiply-add is one FLOP. Linear layers and matrix products are counted. Element-wise products, pooling, softmax,
+embeddings and norms are not. This is fvcore's convention, and it gives the paper's 41k for AFM. For STEC with F fields,
+width D, FFN width M, N blocks and a linear head, the result is
 
     N (4 F D^2  +  F^2 D  +  2 F D M)  +  2 F D^2  +  (N + 1) F^2 D
        q k v out   weights v  FFN        last q, k   head
 
-The attention's scores are the pooled Hadamard product of q and k (Fig. 2a), so they do not count. F must be 2 or more:
-the counter does not see a product in a sum over one field.
+The attention scores are the pooled Hadamard product of q and k (Fig. 2a), so they are not counted. F must be at least
+2, because the counter does not detect a product in a sum over a single field.
 """
 
 import torch
@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_flops(model: nn.Module, ids: Tensor, values: Tensor) -> int:
-    """Return the FLOPs of one row, for the model's plain form if it has two forms.
+    """Return the FLOPs per row. If the model has two forms, the plain form is counted.
 
-    The model is left in its mode and form.
+    The model's mode and form are restored afterwards.
 
     Args:
         model: The model.
@@ -40,4 +40,4 @@ def count_flops(model: nn.Module, ids: Tensor, values: Tensor) -> int:
         if was_plain is not None:
             model.plain = was_plain
     total: int = counter.get_total_flops()
-    return total // (2 * len(ids))  # the counter counts two for a multiply-add
+    return total // (2 * len(ids))  # the counter counts a multiply-add as two operations

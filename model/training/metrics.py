@@ -1,4 +1,4 @@
-"""The metrics of predictions: their order (AUC), their probabilities (logloss), and their calibration."""
+"""Prediction metrics: ranking quality (AUC), quality of the probabilities (logloss), and calibration."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,12 @@ class Metrics:
     """The metrics of a split.
 
     Attributes:
-        auc: 0 to 1.
-        logloss: Mean over the rows, natural logarithm.
+        auc: The AUC, 0 to 1.
+        logloss: The mean over the rows, using the natural logarithm.
         calibration_error: The expected calibration error, 0 to 1: the mean over the rows of |predicted - observed| of
             the row's bin. None in runs that are older than this metric.
-        predicted_over_observed: Mean prediction / click rate; 1 if calibrated. None in runs that are older.
+        predicted_over_observed: The mean prediction divided by the click rate; 1 if calibrated. None in runs that are
+            older than this metric.
     """
 
     auc: float
@@ -45,7 +46,7 @@ def evaluate(labels: NDArray[np.floating], ctr: NDArray[np.floating]) -> Metrics
         ctr: Probabilities, (rows).
 
     Raises:
-        ValueError: If the labels are all equal.
+        ValueError: If all labels are equal.
     """
     if labels.min() == labels.max():
         raise ValueError("AUC needs clicks and non-clicks; this split has only one of them")
@@ -65,10 +66,10 @@ def expected_calibration_error(bins: list[Bin]) -> float:
 
 
 def reliability(labels: NDArray[np.floating], ctr: NDArray[Any]) -> list[Bin]:
-    """Return up to BINS bins of equal mass, the lowest predictions first. Equal predictions share a bin.
+    """Return up to BINS bins of equal mass, lowest predictions first. Equal predictions share a bin.
 
-    The bins have equal mass (Nixon et al., Measuring Calibration in Deep Learning, 2019), not equal width: most click
-    probabilities are close to zero, so most bins of equal width would be empty.
+    The bins have equal mass (Nixon et al., Measuring Calibration in Deep Learning, 2019) instead of equal width. Most
+    click probabilities are close to zero, so most bins of equal width would be empty.
     """
     edges = np.unique(np.quantile(ctr, np.linspace(0, 1, BINS + 1)[1:-1]))
     bins = np.searchsorted(edges, ctr, side="left")

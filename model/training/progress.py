@@ -1,4 +1,4 @@
-"""The progress that ctr-train shows while a model trains."""
+"""The progress display of ctr-train."""
 
 from types import TracebackType
 from typing import Protocol, Self
@@ -13,7 +13,7 @@ from model.training.early_stopping import Epoch
 
 
 class TrainingProgress(Protocol):
-    """Shows the progress of one run. It is entered when the run starts and left when it ends."""
+    """Shows the progress of one run. The context is entered when the run starts and exited when it ends."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -24,16 +24,16 @@ class TrainingProgress(Protocol):
 
 
 class EpochTable:
-    """A table with a line for each epoch, and a bar for the rows of the current one.
+    """A table with a row per epoch, and a progress bar for the rows of the current epoch.
 
-    If the output is not a terminal, a plain line for each epoch.
+    If the output is not a terminal, this prints a plain line per epoch.
     """
 
     def __init__(self, experiment: Experiment, rows: int) -> None:
-        """Make the table.
+        """Create the table.
 
         Args:
-            experiment: What is trained.
+            experiment: The experiment that is trained.
             rows: The number of training rows.
         """
         self._table = Table(title=f"{experiment.name}, seed {experiment.training.seed}")
@@ -56,11 +56,11 @@ class EpochTable:
         self._live.stop()
 
     def on_rows(self, rows: int) -> None:
-        """Advance the bar."""
+        """Advance the progress bar."""
         self._bar.advance(self._task, rows)
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Add a line, and start the bar again. A star marks the best epoch so far."""
+        """Add a row and reset the progress bar. A star marks the best epoch so far."""
         cells = (
             f"{epoch.loss:.5f}",
             f"{epoch.valid.auc:.5f}",

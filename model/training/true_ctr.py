@@ -1,4 +1,4 @@
-"""Comparing predictions with the true click probabilities, which only a generated log has."""
+"""Comparing predictions with the true click probabilities, which only a synthetic log has."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ TENTHS = 10
 
 @dataclass(frozen=True)
 class TrueComparison:
-    """Predictions compared with the true probabilities. Ratios are mean predicted / mean true, 1 if calibrated.
+    """Predictions compared with the true probabilities. A ratio is mean predicted / mean true, 1 if calibrated.
 
     Attributes:
         auc: The AUC of the predictions.
         true_auc: The AUC of the true probabilities.
         overall: The ratio over all rows.
-        unseen: The ratio over the rows with an ad that train does not have.
-        tenths: The ratio of each tenth of the rows, by prediction, the lowest first.
+        unseen: The ratio over the rows whose ad is not in the training set.
+        tenths: The ratio of each tenth of the rows, sorted by prediction, lowest first.
     """
 
     auc: float

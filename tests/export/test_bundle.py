@@ -152,12 +152,12 @@ MLP = STECConfig(
 @pytest.mark.parametrize(
     ("size", "files", "words"),
     [
-        (MLP, {MODEL}, "no kernel, no explanation and no cascade, because an MLP head does not fold"),
-        (NO_FFN, {MODEL, EXPLAIN}, "no kernel.onnx, because it cannot compute ffn = 0"),
+        (MLP, {MODEL}, "no kernel, no explanation and no cascade, because an MLP head cannot be folded"),
+        (NO_FFN, {MODEL, EXPLAIN}, "no kernel.onnx, because the kernel does not support ffn = 0"),
         (
             LAST,
             {MODEL, EXPLAIN, KERNEL},
-            'no cascade, because with fusion = "last" the head does not see the first level',
+            'no cascade, because with fusion = "last" the head does not use the first level',
         ),
     ],
     ids=["mlp", "no ffn", "last"],

@@ -234,7 +234,7 @@ def read_min_count(where: str, spec: Spec) -> int | None:
 
 
 def read_path(where: str, key: str, spec: Spec, root: Path) -> PurePosixPath:
-    """Return a path relative to the data folder: the part after "../data/", or after `root` for an absolute path."""
+    """Return a file's path relative to the data folder: the part after "../data/", or after `root` if absolute."""
     endings = one_of(where, "data_format", spec, FORMATS, UNSUPPORTED_FORMATS)
     value = spec.get(key)
     if not isinstance(value, str) or not value.endswith(endings):

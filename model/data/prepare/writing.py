@@ -87,7 +87,7 @@ def write_ids(path: Path, columns: Mapping[str, Path], ids: Mapping[str, NDArray
 
 
 def write_values(path: Path, columns: Sequence[Path], fields: Sequence[Field], rows: int) -> dict[str, float]:
-    """Write a split's normalized numbers, float32 (rows, numeric fields). Return the share of missing numbers by field.
+    """Write a split's normalized numbers, float32 (rows, numeric fields), and return the missing share by field.
 
     Args:
         path: The file to write.

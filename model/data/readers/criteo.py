@@ -2,8 +2,8 @@
 
 Criteo did not publish which columns describe the ad. By convention, we assign C14 to C26 to the candidate and all
 others to the context, so that a request has both sides. With attention = "full", this choice does not affect
-predictions. An experiment can change the side of each column, for example with [[data.fields]] name = "C3", side =
-"candidate".
+predictions. An experiment can change the side of each column, for example with [[data.fields]] name = "C3",
+side = "candidate".
 """
 
 from pathlib import Path

@@ -26,10 +26,10 @@ CANDIDATES = 5
 USERS, ADS, NEW_ADS, CAMPAIGNS, ADVERTISERS = 5000, 2000, 100, 100, 25
 ZIPF = 1.1
 DAYS = 28
-NEW_AD_SHARE = 0.05  # of the impressions in test
+NEW_AD_SHARE = 0.05  # the share of impressions in test that show a new ad
 MISSING_SHARE = 0.05
 RARE_SHARE = 0.01
-SHARES = (0.8, 0.1, 0.1)  # of the requests, in time order
+SHARES = (0.8, 0.1, 0.1)  # the shares of requests in train, valid and test, in time order
 MIN_REQUESTS = 100
 
 CATEGORIES = ["cars", "travel", "food", "fashion", "games", "home", "sports", "health", "books", "phones"]

@@ -228,7 +228,7 @@ def test_a_folder_that_is_neither_run_nor_bundle_is_an_error(tmp_path: Path) -> 
 
 
 def test_a_run_with_an_mlp_head_has_no_explanation(mlp_run: Path) -> None:
-    with pytest.raises(ValueError, match="only a linear head folds"):
+    with pytest.raises(ValueError, match="only a linear head can be folded"):
         open_explainer(mlp_run)
 
 

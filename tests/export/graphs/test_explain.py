@@ -50,5 +50,5 @@ def test_an_mlp_head_has_no_contributions() -> None:
     schema = mixed_schema(False)
     model = trained(schema, 0.3)
     model.head = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Linear(4, 1))
-    with pytest.raises(ValueError, match="only a linear head folds"):
+    with pytest.raises(ValueError, match="only a linear head can be folded"):
         ExplainGraph(model, schema)

@@ -86,7 +86,7 @@ def test_pairs_and_levels_that_are_not_inputs_of_the_head_contribute_nothing() -
 def test_the_kernel_computes_every_option_that_is_a_constant(size: STECConfig, seed: int) -> None:
     model, feed = a_model(SCHEMA, size, seed), a_feed(SCHEMA, [3, 1, 9], seed)
     if option_without_kernel(model):
-        with pytest.raises(ValueError, match="the kernel cannot compute a model with"):
+        with pytest.raises(ValueError, match="the kernel does not support"):
             kernel_graph(model, SCHEMA)
         return
     (logit,) = session_of(kernel_graph(model, SCHEMA)).run(["logit"], feed)

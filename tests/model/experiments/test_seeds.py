@@ -127,7 +127,7 @@ def test_a_second_call_trains_only_the_missing_runs_and_saves_their_weights(
     said = capsys.readouterr()
     assert "seed 4: test AUC" in said.out
     assert "seed 1:" not in said.out
-    assert "runs.jsonl already has seeds 1, 2, 3, whose weights were not kept" in said.err
+    assert "runs.jsonl already has seeds 1, 2, 3, whose weights were not saved" in said.err
     assert runs.read()[:3] == before
     assert [p.name for p in (tmp_path / "kept").iterdir()] == ["seed-4"]
     assert (tmp_path / "kept" / "seed-4" / METRICS).is_file()
@@ -164,5 +164,8 @@ def test_runs_in_the_folder_of_older_versions_are_an_error_and_not_trained_again
     toml.parent.mkdir()
     shutil.copy(prepared / TINY, toml)
     (toml.parent / "runs.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"runs\.jsonl: finished runs are kept in .*results.*\. Move the file there"):
+    with pytest.raises(
+        ValueError,
+        match=r"runs\.jsonl: since .*, finished runs are stored in .*results.*\. Move the file there",
+    ):
         train_seeds(toml, 1, prepared, None)

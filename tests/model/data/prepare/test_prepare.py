@@ -213,7 +213,7 @@ def test_a_vocabulary_of_another_log_is_a_warning(tmp_path: Path) -> None:
 
 def test_a_missing_vocabulary_is_an_error_before_the_log_is_read(tmp_path: Path) -> None:
     data = msgspec.structs.replace(GENERATED, vocabulary="nowhere")
-    with pytest.raises(ValueError, match=r'nowhere: no such folder\. vocabulary = "nowhere" names it'):
+    with pytest.raises(ValueError, match=r'nowhere: no such folder\. vocabulary = "nowhere" is relative'):
         prepare(tmp_path, data)
 
 
