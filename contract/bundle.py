@@ -59,9 +59,9 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CascadeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whether the first level alone may rule out that a candidate is among the best k.
+    """A rule by which the first level alone rules out candidates from the best k.
 
-    It may if the candidate's logit at the first level is more than `margin` below the k-th best candidate's.
+    It rules out a candidate whose logit at the first level is more than `margin` below the k-th best candidate's.
 
     Attributes:
         k: Number of best candidates.

@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> Application:
     )
     app.state.draining = False
     app.state.metrics = Metrics()
-    app.state.scrape = app.state.metrics.text  # this process only; a worker replaces it to return those of all workers
+    app.state.scrape = app.state.metrics.text  # of this process only; a worker replaces it with one for all workers
     app.state.admission = Admission(settings.max_in_flight, settings.queue_target_ms / 1e3, settings.max_buffered_bytes)
     add_error_handlers(app)
     has_metrics = settings.admin_port is None
@@ -125,7 +125,7 @@ async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) 
 
 
 def drain(app: FastAPI) -> None:
-    """Return 503 from /readyz from now on. Other requests are still answered until the process exits."""
+    """Make /readyz return 503 from now on. Other requests are still answered until the process exits."""
     app.state.draining = True
 
 

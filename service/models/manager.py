@@ -43,7 +43,7 @@ class ModelManager:
         """Replace the model with the one in a bundle that another process has verified.
 
         Returns:
-            None if the new model is now served, otherwise the reason why not. In that case, the old model stays in use.
+            None if the new model is now served. Otherwise the reason why not, and the old model stays in use.
         """
         async with self._loading:
             old, metrics = self.model, self._shared.metrics

@@ -37,7 +37,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class Reload(msgspec.Struct, tag=True, frozen=True):
-    """Ask the supervisor to load the current bundle in all workers."""
+    """Ask the supervisor to load the current bundle into all workers."""
 
 
 class Scrape(msgspec.Struct, tag=True, frozen=True):

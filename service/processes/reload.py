@@ -1,4 +1,4 @@
-"""Load a new bundle in all workers or in none: check it, load it in the workers one by one, roll back on failure."""
+"""Load a new bundle into all workers or none: check it, load it into the workers one by one, roll back on failure."""
 
 import asyncio
 import logging
@@ -86,7 +86,7 @@ class Reloader:
             return reply
 
     async def load_current(self) -> tuple[str, Reply]:
-        """Check the current bundle and load it in every worker that does not serve it.
+        """Check the current bundle and load it into every worker that does not serve it.
 
         Returns:
             The outcome for `ctr_reloads_total`, and the reply to the request for the reload. The reply may reach a
@@ -110,7 +110,7 @@ class Reloader:
         return "loaded", Reply(version)
 
     async def load_in_workers(self, folder: Path) -> str | None:
-        """Load a bundle in the workers one by one. If a worker cannot serve it, roll back and return the reason."""
+        """Load a bundle into the workers one by one. If a worker cannot serve it, roll back and return the reason."""
         previous, self.folder = self.folder, folder
         for worker in list(self._workers):
             problem = await worker.load(folder)
@@ -120,7 +120,7 @@ class Reloader:
         return None
 
     async def roll_back(self, previous: Path) -> None:
-        """Load the previous bundle in every worker that serves the new one."""
+        """Load the previous bundle into every worker that serves the new one."""
         self.folder = previous
         for worker in list(self._workers):
             if worker.folder != previous and await worker.load(previous) is not None:

@@ -115,8 +115,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve for the notice period, close the sockets, then finish the requests in flight.
 
-        Responses in the notice period have the header `Connection: close`. After it, a connection in use gets one more
-        response, and a connection that has been idle for a while is closed.
+        Responses in the notice period have the header `Connection: close`. After that period, a connection in use gets
+        one more response, and a connection that has been idle for a while is closed.
         """
         await asyncio.sleep(self._settings.drain_notice_ms / 1e3)
         for server in self.servers:

@@ -32,7 +32,7 @@ from service.telemetry import json_logging
 from service.telemetry.metrics_folder import metrics_folder
 
 SCRAPE_TIMEOUT_S = 10.0
-RELOAD_TIMEOUT_S = 600.0  # Enough to check a large bundle and to load it in the workers one by one.
+RELOAD_TIMEOUT_S = 600.0  # Enough to check a large bundle and to load it into the workers one by one.
 POLL_S = 0.01
 
 
@@ -154,7 +154,7 @@ class Worker:
         if print_curl and model.readiness.problem is None:
             host, port = listening.getsockname()[:2]
             request = example_request(model.bundle, model.golden, self._settings.max_candidates)
-            with contextlib.suppress(BrokenPipeError):  # The service continues without a reader for its output.
+            with contextlib.suppress(BrokenPipeError):  # The service continues if nothing reads its output.
                 print(curl(host, port, request), flush=True)
 
     async def reload(self) -> str:

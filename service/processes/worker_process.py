@@ -21,11 +21,11 @@ class WorkerProcess:
 
     Attributes:
         process: Its process.
-        channel: For messages to it and from it.
+        channel: The channel for messages to it and from it.
         started_s: When it was started, on the clock of `time.monotonic`.
         folder: The bundle that it was told to serve.
         slot: Its slot in ConnectionCounts.
-        version: The version that it reports that it serves. Empty until it is ready.
+        version: The version that it serves, according to its own report. Empty until it is ready.
         ready: Set when it accepts requests.
     """
 

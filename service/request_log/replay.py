@@ -85,7 +85,7 @@ def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[
 
 
 def compare(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Engine) -> Comparison:
-    """Score the requests that one version answered, and compare the answers."""
+    """Score the requests of one version again, and compare the answers."""
     before, after, with_vocabulary = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, bool)]
     not_compared = other_best = 0
     for line in lines:

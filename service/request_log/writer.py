@@ -29,7 +29,7 @@ from service.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 MAX_QUEUED_LINES = 1000
-MAX_QUEUED_CANDIDATES = 100_000  # in these lines
+MAX_QUEUED_CANDIDATES = 100_000  # in all queued lines together
 CLOSE_TIMEOUT_S = 10.0
 MIN_SALT_BYTES = 16
 POLL_S = 1.0
@@ -131,7 +131,7 @@ class RequestLog:
         self._queue.put_nowait(QueuedLine(self._clock(), request, ctr, response, fields))
 
     def close(self) -> None:
-        """Write the queued lines. Wait for that for a limited time."""
+        """Write the queued lines, and wait at most CLOSE_TIMEOUT_S for that."""
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
 

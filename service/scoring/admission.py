@@ -14,7 +14,7 @@ from service.errors import Overloaded
 MIN_WINDOW_S = 0.2
 MIN_WINDOW_REQUESTS = 10  # a pause of the process that delays one or two requests is not a queue
 MIN_LIMIT = 4  # keeps the model busy while the next requests are read
-MIN_CUT = 0.7  # in one window, the limit falls to this share of its value at most
+MIN_CUT = 0.7  # in one window, the limit falls to no less than this share of its value
 
 
 class Admission:

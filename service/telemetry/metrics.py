@@ -112,7 +112,7 @@ class Metrics:
         self.queued_rows = summed_gauge("ctr_queued_rows", "Candidates waiting for a run of the model")
         self.in_flight = summed_gauge("ctr_in_flight_requests", "Requests in flight")
         self.connections = summed_gauge("ctr_connections", "Open client connections")
-        self.limit = summed_gauge("ctr_in_flight_limit", "Maximum number of requests in flight, adapted to queueing")
+        self.limit = summed_gauge("ctr_in_flight_limit", "Current limit on requests in flight, adapted to queueing")
         self.degraded = PrometheusCounter(
             "ctr_degraded", "Degraded responses by the dependency that was unavailable", ["reason"], registry=registry
         )
@@ -133,7 +133,7 @@ class Metrics:
         self._cache_bytes = summed_gauge("ctr_vocabulary_cache_bytes", "Estimated size of the vocabulary caches")
         self.redis_up = Gauge(
             "ctr_redis_up",
-            "1 if all workers use Redis, 0 if a worker has stopped calling it for now",
+            "1 if all workers use Redis, 0 if a worker has temporarily stopped using it",
             registry=registry,
             multiprocess_mode="livemin",
         )
@@ -146,7 +146,7 @@ class Metrics:
         )
         self._model = Gauge(
             "ctr_model_info",
-            "1 for a model version that is being served, 0 for one that was",
+            "1 for a model version that is being served, 0 for earlier ones",
             ["model", "version"],
             registry=registry,
             multiprocess_mode="livemax",

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-FAILURES = 3  # In a row. A single late reply may be this process's own fault.
+FAILURES = 3  # Consecutive failures. A single late reply may be this process's own fault.
 PAUSE_S = 1.0
 MAX_PAUSE_S = 5.0
 
