@@ -1,4 +1,4 @@
-"""The configuration reference, made from the types that read settings and TOML files."""
+"""Generate the configuration reference from the types that parse the settings and TOML files."""
 
 import inspect
 import re
@@ -23,9 +23,9 @@ from service.settings import Settings
 HEADER = ("Key", "Type", "Default", "Bounds", "Meaning")
 SETTINGS_HEADER = ("Variable", "Type", "Default", "Bounds", "Meaning")
 LIMITS = ("ge", "gt", "le", "lt")
-LARGEST_INT = 2**63 - 1  # of a positive whole number in a TOML file; not worth a word
+LARGEST_INT = 2**63 - 1  # The largest whole number in a TOML file. The reference does not list it as a bound.
 
-# Every setting is in one group. A new setting without a group makes the generator fail.
+# Every setting must be in exactly one group. Otherwise, the generator fails.
 GROUPS: Mapping[str, Sequence[str]] = {
     "model": ("bundle", "store", "device", "device_strict"),
     "processes": ("host", "port", "workers", "threads", "slots", "drain_notice_ms", "drain_ms"),
@@ -43,7 +43,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 
 
-# Meanings of settings and keys that their types do not state.
+# Meanings of the settings and keys that are not described in their types.
 FALLBACKS: Mapping[str, str] = {
     "CTR_HOST": "Address to listen on.",
     "CTR_REDIS_URL": "Redis with the published vocabulary. Operations lists the schemes.",
@@ -55,7 +55,7 @@ FALLBACKS: Mapping[str, str] = {
     "Sweep.grid": "Lists of values by key. Every combination is a point.",
     "Sweep.point": "Values by key. Each entry is one point.",
 }
-# What a key counts, for docstrings that only give the symbol in the model's formula.
+# Descriptions of keys, for docstrings that give only the symbol in the model's formula.
 SYMBOLS: Mapping[str, str] = {
     "embedding": "Width of the embeddings",
     "blocks": "Number of blocks",
@@ -74,7 +74,7 @@ SYMBOL = re.compile(r"([A-Z]|[Tt]au)((?:, .*)?)\.")
 
 @dataclass(frozen=True)
 class Entry:
-    """A setting, or a key of a TOML file, as the reference shows it."""
+    """A row of the reference, which describes a setting or a key of a TOML file."""
 
     name: str
     type: str
@@ -89,7 +89,7 @@ class Entry:
 
 
 def configuration() -> dict[str, list[str]]:
-    """Return the lines of each block of docs/configuration.md by the block's name."""
+    """Return the lines of each block in docs/configuration.md, by the block's name."""
     blocks = {
         f"settings-{group}": _table(SETTINGS_HEADER, [setting(name) for name in names])
         for group, names in _checked(GROUPS).items()
@@ -108,7 +108,7 @@ def configuration() -> dict[str, list[str]]:
 
 
 def setting(name: str) -> Entry:
-    """Return the entry of a `CTR_*` setting by its field's name."""
+    """Return the entry of a `CTR_*` setting, given the name of its field."""
     field = Settings.model_fields[name]
     return Entry(
         f"CTR_{name.upper()}",
@@ -120,7 +120,7 @@ def setting(name: str) -> Entry:
 
 
 def keys(struct: type[msgspec.Struct]) -> Iterator[Entry]:
-    """Yield the entries of a struct's keys in the order of its fields."""
+    """Yield an entry for each key of a struct, in the order of its fields."""
     meanings = _meanings(struct)
     info = types.type_info(struct)
     assert isinstance(info, types.StructType)
@@ -135,7 +135,7 @@ def keys(struct: type[msgspec.Struct]) -> Iterator[Entry]:
 
 
 def without_meaning() -> set[str]:
-    """Return the settings and keys that the code does not explain."""
+    """Return the settings and keys without a description in the code."""
     missing = {entry.name for name in Settings.model_fields if not (entry := setting(name)).meaning}
     structs: dict[str, type[msgspec.Struct]] = {
         "data": Data,
@@ -152,7 +152,7 @@ def without_meaning() -> set[str]:
 def _checked(groups: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
     listed = [name for names in groups.values() for name in names]
     if strangers := set(listed) ^ set(Settings.model_fields):
-        raise ValueError(f"{min(strangers)!r}: GROUPS in {__name__} and the settings differ; list every setting once")
+        raise ValueError(f"{min(strangers)!r}: GROUPS in {__name__} and the settings differ. List every setting once")
     return groups
 
 
@@ -187,7 +187,7 @@ def _settings_bounds(field: FieldInfo) -> str:
 
 
 def _kind(kind: types.Type) -> tuple[str, str]:
-    """Return a TOML value's type in words, and its bounds."""
+    """Return the description of a TOML value's type, and its bounds."""
     if isinstance(kind, types.Metadata):
         return _kind(kind.type)
     if isinstance(kind, types.IntType | types.FloatType):
@@ -255,7 +255,7 @@ def _description(kind: types.Type) -> str:
 
 
 def _meanings(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Return what the docstrings of a struct and its bases say of its fields. A derived class overrides its bases."""
+    """Return the field descriptions in the docstrings of a struct and its bases. Derived classes take precedence."""
     found: dict[str, str] = {}
     for base in reversed(struct.__mro__):
         if issubclass(base, msgspec.Struct) and base is not msgspec.Struct and base.__doc__:
@@ -278,7 +278,7 @@ def _explained(doc: str, fields: Sequence[str]) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    """Return a text that begins with a capital letter and ends with a period. An empty one stays empty."""
+    """Return the text with a capital letter at the start and a period at the end. An empty text stays empty."""
     text = " ".join(text.split()).rstrip(";,")
     if not text:
         return ""
