@@ -47,8 +47,8 @@ test-full: $(ALL_STAMP)
 parallel-tests-full: $(ALL_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal -m "not timing" --hypothesis-profile full
 
-# Tests with the lowest supported version of uvicorn and the pinned one, because service/http/protocol.py overrides one of
-# its private methods.
+# Tests the lowest supported version of uvicorn and the pinned one, because service/http/protocol.py overrides a private
+# method of uvicorn.
 test-uvicorn: $(ALL_STAMP)
 	set -e; for version in $(UVICORN_VERSIONS); do \
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .uvicorn/$$version uvicorn==$$version; \

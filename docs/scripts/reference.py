@@ -46,12 +46,12 @@ GROUPS: Mapping[str, Sequence[str]] = {
 # Meanings of the settings and keys that are not described in their types.
 FALLBACKS: Mapping[str, str] = {
     "CTR_HOST": "Address to listen on.",
-    "CTR_REDIS_URL": "Redis with the published vocabulary. Operations lists the schemes.",
-    "CTR_MAX_BODY_BYTES": "Bytes in the body of one request; beyond: 413.",
-    "CTR_MAX_CONNECTIONS": "Open connections; more of them wait to be accepted.",
-    "Experiment.name": "Name of the experiment: the model's name in reports, in the bundle and in responses.",
-    "Sweep.base": "The base experiment's TOML file, beside the sweep's; or several on one log, each with all points.",
-    "Sweep.seeds": "Runs for each point.",
+    "CTR_REDIS_URL": "URL of the Redis server with the published vocabulary. Operations lists the supported schemes.",
+    "CTR_MAX_BODY_BYTES": "Maximum size of a request's body in bytes. Above it, the server returns 413.",
+    "CTR_MAX_CONNECTIONS": "Maximum number of open connections. Additional connections wait to be accepted.",
+    "Experiment.name": "Name of the experiment. Reports, the bundle and responses use it as the model's name.",
+    "Sweep.base": "TOML file of the base experiment, next to the sweep's file, or a list of such files on the same log.",
+    "Sweep.seeds": "Number of runs for each point.",
     "Sweep.grid": "Lists of values by key. Every combination is a point.",
     "Sweep.point": "Values by key. Each entry is one point.",
 }
