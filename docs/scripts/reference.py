@@ -50,7 +50,7 @@ FALLBACKS: Mapping[str, str] = {
     "CTR_MAX_BODY_BYTES": "Maximum size of a request's body in bytes. Above it, the server returns 413.",
     "CTR_MAX_CONNECTIONS": "Maximum number of open connections. Additional connections wait to be accepted.",
     "Experiment.name": "Name of the experiment. Reports, the bundle and responses use it as the model's name.",
-    "Sweep.base": "TOML file of the base experiment, next to the sweep's file, or a list of such files on the same log.",
+    "Sweep.base": "TOML file of the base experiment, next to the sweep's file, or a list of such files on one log.",
     "Sweep.seeds": "Number of runs for each point.",
     "Sweep.grid": "Lists of values by key. Every combination is a point.",
     "Sweep.point": "Values by key. Each entry is one point.",
