@@ -1,11 +1,11 @@
-# The scoring service: contract/, kernel/, service/ and a bundle. The image has no torch and no compiler, and does not run
-# as root.
+# Builds an image of the scoring service: contract/, kernel/, service/ and a bundle. It contains neither torch nor a
+# compiler, and does not run as root.
 #
 #   docker build -t stec-ctr .
 #   docker build -t stec-ctr:cuda --build-arg RUNTIME=cuda .        includes CUDA's libraries; the host needs the driver
 #   docker build -t stec-ctr --build-arg BASE=python:3.13-slim-bookworm .      any Python from 3.11 to 3.14
 #
-# To serve another bundle, mount it over /bundle. To serve a store, mount it, and set CTR_BUNDLE= (empty) and CTR_STORE.
+# To serve another bundle, mount it at /bundle. To serve a store, mount it, and set CTR_BUNDLE= (empty) and CTR_STORE.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev && rm -rf /var/lib/apt/lists/*
@@ -40,5 +40,5 @@ USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=2s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['CTR_PORT'] + '/readyz', timeout=1)"]
-# The exec form: SIGTERM reaches the supervisor itself, which finishes the requests in flight and exits with 0.
+# With the exec form, the supervisor receives SIGTERM. It then finishes the requests in flight and exits with code 0.
 CMD ["python", "-m", "service"]

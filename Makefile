@@ -1,5 +1,5 @@
-# Everything runs in one virtual environment, .venv. Stamps record what is installed in it: the service's own
-# dependencies (make serve), everything for training and tests (make test, make demo), or MkDocs as well (make docs).
+# Everything runs in one virtual environment, .venv. Stamp files record what is installed in it: the dependencies of the
+# service (make serve), those for training and tests as well (make test, make demo), or MkDocs as well (make docs).
 
 # The first that runs, is 3.11 or later and can make a virtual environment: a pyenv shim may exist and not run.
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
@@ -11,7 +11,7 @@ TORCH ?= $(shell grep '^torch==' constraints.txt)
 HOST ?= $(or $(CTR_HOST),127.0.0.1)
 PORT ?= $(or $(CTR_PORT),8000)
 BUNDLE ?= $(or $(CTR_BUNDLE),deploy/demo)
-# More than there are CPUs: many tests wait for a server.
+# Use more workers than CPUs, because many tests wait for a server.
 TEST_WORKERS ?= $(shell expr $$(nproc) + 2)
 USERS ?= 100
 RUN_TIME ?= 60s
@@ -31,12 +31,12 @@ serve: $(SERVICE_STAMP)
 
 install: $(ALL_STAMP)
 
-# Builds the kernel again, after a compiler was installed.
+# Builds the kernel again, for example after you have installed a compiler.
 kernel: $(SERVICE_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
 	$(BIN)/python -c 'import kernel, onnxruntime; kernel.register(onnxruntime.SessionOptions())'
 
-# Lint beside the tests that may share the machine; then those that measure time, one by one.
+# Runs lint in parallel with the tests that may share the machine, then the tests that measure time, one at a time.
 test: $(ALL_STAMP)
 	$(MAKE) --jobs 2 lint parallel-tests
 	$(BIN)/pytest -m "timing and not full"
@@ -44,7 +44,7 @@ test: $(ALL_STAMP)
 parallel-tests: $(ALL_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal -m "not timing and not full"
 
-# Also the tests marked `full`, and ten times as many examples of each property.
+# Also runs the tests marked `full`, and tests ten times as many examples of each property.
 test-full: $(ALL_STAMP)
 	$(MAKE) --jobs 2 lint parallel-tests-full
 	$(BIN)/pytest -m timing --hypothesis-profile full
@@ -52,7 +52,8 @@ test-full: $(ALL_STAMP)
 parallel-tests-full: $(ALL_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal -m "not timing" --hypothesis-profile full
 
-# service/http/protocol.py overrides a private method of uvicorn: test the lowest supported version and the pinned one.
+# Tests the lowest supported version of uvicorn and the pinned one, because service/http/protocol.py overrides a private
+# method of uvicorn.
 test-uvicorn: $(ALL_STAMP)
 	set -e; for version in $(UVICORN_VERSIONS); do \
 		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .uvicorn/$$version uvicorn==$$version; \
@@ -70,8 +71,8 @@ lint: $(ALL_STAMP)
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
-# The whole pipeline on generated data: generate, prepare, train, export and verify. `demo` then serves the bundle;
-# `demo-bundle` writes it to deploy/demo.
+# Runs the whole pipeline on generated data: generate, prepare, train, export and verify. `demo` then serves the bundle,
+# and `demo-bundle` writes it to deploy/demo.
 demo: BUNDLE = bundles/demo
 demo: pipeline
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -91,20 +92,20 @@ bench: $(ALL_STAMP)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.serving_graph
 
-# Needs a running service (make serve). Sends USERS requests/s for RUN_TIME.
+# Requires a running service (make serve). Sends USERS requests/s for RUN_TIME.
 load: $(ALL_STAMP)
 	$(BIN)/locust -f loadtest/ctr.py --headless --host http://$(HOST):$(PORT) --bundle $(BUNDLE) \
 		--users $(USERS) --spawn-rate 20 --run-time $(RUN_TIME) --candidates 100
 
-# Each starts its own server and writes loadtest/results/<name>.md. The exit code is 1 if a target fails.
+# Each scenario starts its own server and writes loadtest/results/<name>.md. The exit code is 1 if a target fails.
 soak overload reload latency: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.scenarios.$@
 
-# Installs each of the other servers into its own environment below .peers.
+# Compares the service with other servers. Installs each of them in its own environment in .peers.
 peers: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.peers.compare
 
-# Builds the site into build/site; any warning fails. `python -m docs.scripts.generate` updates its generated tables.
+# Builds the website in build/site, and fails on any warning. `python -m docs.scripts.generate` updates its tables.
 docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo 'build/site/index.html'
@@ -112,7 +113,7 @@ docs: $(DOCS_STAMP)
 up:
 	$(COMPOSE) up --build
 
-# BUILD_FLAGS are passed to docker build, for example --network host.
+# Set BUILD_FLAGS to pass options to docker build, for example --network host.
 image:
 	docker build $(BUILD_FLAGS) --tag stec-ctr .
 
@@ -133,7 +134,7 @@ $(DOCS_STAMP): $(SERVICE_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
-# torch is installed first and alone, so that TORCH can name another build than the pinned one.
+# torch is installed first and separately, so that TORCH can select a build other than the pinned one.
 $(ALL_STAMP): pyproject.toml constraints.txt $(KERNEL_SOURCES) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt

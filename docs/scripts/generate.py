@@ -1,7 +1,6 @@
-"""Write the parts of README.md and docs/ that are generated from reports and from the code's types.
+"""Update the generated parts of README.md and docs/: tables and a chart from reports, and the configuration reference.
 
-These are tables, a chart, and the configuration reference. Run it after changing a report, a setting, or a key of an
-experiment's TOML file:
+Run it after a change to a report, a setting, or a key in an experiment's TOML file:
 
     python -m docs.scripts.generate
 
@@ -32,7 +31,7 @@ def files() -> dict[Path, str]:
     """Return the expected text of each generated file.
 
     Raises:
-        ValueError: A page names an unknown block, or a block is not used on any page.
+        ValueError: If a page contains an unknown block, or a block is not on any page.
     """
     known = blocks() | configuration()
     texts = {CHART: throughput_chart()}
@@ -47,13 +46,13 @@ def files() -> dict[Path, str]:
 
 
 def filled(text: str, known: Mapping[str, Sequence[str]], page: Path) -> str:
-    """Return a page's text with its generated blocks up to date."""
+    """Return a page's text with updated generated blocks."""
     root = "../" * (len(page.relative_to(ROOT).parts) - 1)
 
     def fill(match: re.Match[str]) -> str:
         begin, name, end = match.groups()
         if name not in known:
-            raise ValueError(f"{page}: {name!r} is not a generated block: use one of {', '.join(sorted(known))}")
+            raise ValueError(f"{page}: {name!r} is not a generated block. Use one of {', '.join(sorted(known))}")
         lines = [line.replace(ROOT_MARK, root) for line in known[name]]
         return "\n".join([begin.rstrip(), *lines, end])
 
@@ -61,14 +60,14 @@ def filled(text: str, known: Mapping[str, Sequence[str]], page: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the files and return 0. With --check, write nothing, and return 1 if a file is out of date."""
+    """Write the files. Return 0, or 1 if --check is set and a file is out of date."""
     parser = argparse.ArgumentParser("python -m docs.scripts.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with code 1 if a file is out of date")
     arguments = parser.parse_args(argv)
     stale = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
     if arguments.check:
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is out of date: run python -m docs.scripts.generate", file=sys.stderr)
+            print(f"{path.relative_to(ROOT)} is out of date. Run python -m docs.scripts.generate", file=sys.stderr)
         return 1 if stale else 0
     for path, text in files().items():
         if path in stale:

@@ -1,4 +1,4 @@
-"""The configuration reference, generated from the types that read settings and TOML files."""
+"""Generate the configuration reference from the types that parse the settings and TOML files."""
 
 import inspect
 import re
@@ -23,9 +23,9 @@ from service.settings import Settings
 HEADER = ("Key", "Type", "Default", "Bounds", "Meaning")
 SETTINGS_HEADER = ("Variable", "Type", "Default", "Bounds", "Meaning")
 LIMITS = ("ge", "gt", "le", "lt")
-LARGEST_INT = 2**63 - 1  # upper bound of positive integers in TOML files; not shown in the reference
+LARGEST_INT = 2**63 - 1  # The largest whole number in a TOML file. The reference does not list it as a bound.
 
-# Every setting belongs to one group. The generator fails if a new setting has no group.
+# Every setting must be in exactly one group. Otherwise, the generator fails.
 GROUPS: Mapping[str, Sequence[str]] = {
     "model": ("bundle", "store", "device", "device_strict"),
     "processes": ("host", "port", "workers", "threads", "slots", "drain_notice_ms", "drain_ms"),
@@ -43,20 +43,19 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 
 
-# Descriptions of settings and keys whose types have none.
+# Meanings of the settings and keys that are not described in their types.
 FALLBACKS: Mapping[str, str] = {
     "CTR_HOST": "Address to listen on.",
-    "CTR_REDIS_URL": "URL of the Redis with the published vocabulary. Operations lists the schemes.",
-    "CTR_MAX_BODY_BYTES": "Maximum bytes in a request body. Larger requests get a 413.",
-    "CTR_MAX_CONNECTIONS": "Maximum open connections. Further connections wait to be accepted.",
-    "Experiment.name": "Name of the experiment: the model's name in reports, in the bundle and in responses.",
-    "Sweep.base": "The base experiment's TOML file, next to the sweep's, or a list of several on one log. "
-    "Each is run with all points.",
-    "Sweep.seeds": "Number of runs per point.",
-    "Sweep.grid": "Lists of values by key. Each combination is one point.",
+    "CTR_REDIS_URL": "URL of the Redis server with the published vocabulary. Operations lists the supported schemes.",
+    "CTR_MAX_BODY_BYTES": "Maximum size of a request's body in bytes. Above it, the server returns 413.",
+    "CTR_MAX_CONNECTIONS": "Maximum number of open connections. Additional connections wait to be accepted.",
+    "Experiment.name": "Name of the experiment. Reports, the bundle and responses use it as the model's name.",
+    "Sweep.base": "TOML file of the base experiment, next to the sweep's file, or a list of such files on one log.",
+    "Sweep.seeds": "Number of runs for each point.",
+    "Sweep.grid": "Lists of values by key. Every combination is a point.",
     "Sweep.point": "Values by key. Each entry is one point.",
 }
-# Meaning of a key whose docstring only gives the symbol from the model's formula.
+# Descriptions of keys, for docstrings that give only the symbol in the model's formula.
 SYMBOLS: Mapping[str, str] = {
     "embedding": "Width of the embeddings",
     "blocks": "Number of blocks",
@@ -75,7 +74,7 @@ SYMBOL = re.compile(r"([A-Z]|[Tt]au)((?:, .*)?)\.")
 
 @dataclass(frozen=True)
 class Entry:
-    """A setting or TOML key, as shown in the reference."""
+    """A row of the reference, which describes a setting or a key of a TOML file."""
 
     name: str
     type: str
@@ -90,7 +89,7 @@ class Entry:
 
 
 def configuration() -> dict[str, list[str]]:
-    """Return the lines of each block in docs/configuration.md, by block name."""
+    """Return the lines of each block in docs/configuration.md, by the block's name."""
     blocks = {
         f"settings-{group}": _table(SETTINGS_HEADER, [setting(name) for name in names])
         for group, names in _checked(GROUPS).items()
@@ -109,7 +108,7 @@ def configuration() -> dict[str, list[str]]:
 
 
 def setting(name: str) -> Entry:
-    """Return the entry of the `CTR_*` setting with this field name."""
+    """Return the entry of a `CTR_*` setting, given the name of its field."""
     field = Settings.model_fields[name]
     return Entry(
         f"CTR_{name.upper()}",
@@ -121,7 +120,7 @@ def setting(name: str) -> Entry:
 
 
 def keys(struct: type[msgspec.Struct]) -> Iterator[Entry]:
-    """Yield the entries of a struct's keys in the order of its fields."""
+    """Yield an entry for each key of a struct, in the order of its fields."""
     meanings = _meanings(struct)
     info = types.type_info(struct)
     assert isinstance(info, types.StructType)
@@ -136,7 +135,7 @@ def keys(struct: type[msgspec.Struct]) -> Iterator[Entry]:
 
 
 def without_meaning() -> set[str]:
-    """Return the settings and keys that have no description in the code."""
+    """Return the settings and keys without a description in the code."""
     missing = {entry.name for name in Settings.model_fields if not (entry := setting(name)).meaning}
     structs: dict[str, type[msgspec.Struct]] = {
         "data": Data,
@@ -153,7 +152,7 @@ def without_meaning() -> set[str]:
 def _checked(groups: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
     listed = [name for names in groups.values() for name in names]
     if strangers := set(listed) ^ set(Settings.model_fields):
-        raise ValueError(f"{min(strangers)!r}: GROUPS in {__name__} and the settings differ; list every setting once")
+        raise ValueError(f"{min(strangers)!r}: GROUPS in {__name__} and the settings differ. List every setting once")
     return groups
 
 
@@ -188,7 +187,7 @@ def _settings_bounds(field: FieldInfo) -> str:
 
 
 def _kind(kind: types.Type) -> tuple[str, str]:
-    """Return descriptions of a TOML value's type and bounds."""
+    """Return the description of a TOML value's type, and its bounds."""
     if isinstance(kind, types.Metadata):
         return _kind(kind.type)
     if isinstance(kind, types.IntType | types.FloatType):
@@ -256,7 +255,7 @@ def _description(kind: types.Type) -> str:
 
 
 def _meanings(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Return the field descriptions from the docstrings of a struct and its bases. Derived classes take precedence."""
+    """Return the field descriptions in the docstrings of a struct and its bases. Derived classes take precedence."""
     found: dict[str, str] = {}
     for base in reversed(struct.__mro__):
         if issubclass(base, msgspec.Struct) and base is not msgspec.Struct and base.__doc__:
@@ -279,7 +278,7 @@ def _explained(doc: str, fields: Sequence[str]) -> dict[str, str]:
 
 
 def _sentence(text: str) -> str:
-    """Capitalize the first letter of a text and add a final period. Return an empty text unchanged."""
+    """Return the text with a capital letter at the start and a period at the end. An empty text stays empty."""
     text = " ".join(text.split()).rstrip(";,")
     if not text:
         return ""

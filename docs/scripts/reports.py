@@ -27,7 +27,7 @@ class Table:
         """Return the index of a column.
 
         Raises:
-            ValueError: No column has this name.
+            ValueError: If there is no column with this name.
         """
         if name not in self.header:
             raise ValueError(f"table {self.title!r} has no column {name!r}, only {', '.join(self.header)}")
@@ -47,12 +47,12 @@ class Table:
 
 
 def read_report(path: str) -> list[Table]:
-    """Return the tables of a report. `path` is relative to the repository's root."""
+    """Return the tables in a report. `path` is relative to the repository root."""
     return list(tables_in((ROOT / path).read_text()))
 
 
 def tables_in(markdown: str) -> Iterator[Table]:
-    """Yield the tables of a Markdown document from top to bottom."""
+    """Yield the tables in a Markdown document from top to bottom."""
     title = ""
     lines = markdown.splitlines()
     for number, line in enumerate(lines):
@@ -68,24 +68,24 @@ def tables_in(markdown: str) -> Iterator[Table]:
 
 
 def cells_of(line: str) -> tuple[str, ...]:
-    """Return the cells of a table row."""
+    """Return the cells in a row of a table."""
     return tuple(cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1])
 
 
 def find_row(path: str, pattern: str) -> tuple[str, ...]:
-    """Return the only row of a report whose first cell matches a regular expression.
+    """Return the only row in a report whose first cell matches a regular expression.
 
     Raises:
-        ValueError: No row matches, or several rows match.
+        ValueError: If no row or more than one row matches.
     """
     rows = [row for table in read_report(path) for row in table.rows if re.search(pattern, row[0])]
     if len(rows) != 1:
-        raise ValueError(f"{path}: {len(rows)} rows begin with {pattern!r}; expected one")
+        raise ValueError(f"{path}: the first cell of {len(rows)} rows matches {pattern!r}; expected one row")
     return rows[0]
 
 
 def find_table(path: str, pattern: str) -> Table:
-    """Return the first table of a report whose title matches a regular expression.
+    """Return the first table in a report whose title matches a regular expression.
 
     Raises:
         ValueError: No title matches.
@@ -93,4 +93,4 @@ def find_table(path: str, pattern: str) -> Table:
     for table in read_report(path):
         if re.search(pattern, table.title):
             return table
-    raise ValueError(f"{path}: no table has a heading that matches {pattern!r}")
+    raise ValueError(f"{path}: no table under a heading that matches {pattern!r}")

@@ -1,7 +1,7 @@
-"""A MkDocs hook that adds files outside docs/ to the site if a page links to them, and rewrites the links.
+"""A MkDocs hook that adds linked files outside docs/ to the site, and rewrites the links to them.
 
-In the repository, a page links to a report by its relative path, for example `../loadtest/results/soak.md`. On the
-site, the report and all other linked files are below `repository/`.
+In the repository, a page links to the path of a report, for example `../loadtest/results/soak.md`. In the site, reports
+and other linked files are in `repository/`.
 """
 
 import posixpath
@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = "docs/"
-OUTSIDE = "repository/"  # path on the site of files from outside docs/
+OUTSIDE = "repository/"  # The folder in the site for files from outside docs/.
 REPORTS = (
     "experiments/ablations.md",
     "experiments/*/results/*.md",
@@ -26,7 +26,7 @@ FENCE = re.compile(r"^ *(```|~~~)", re.MULTILINE)
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the reports, and all files that the pages and reports link to, to the site."""
+    """Add the reports, and all files that pages and reports link to, to the files of the site."""
     from mkdocs.structure.files import File
 
     pages = [DOCS + file.src_uri for file in files if file.is_documentation_page()]
@@ -36,7 +36,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Rewrite a page's links to files outside docs/."""
+    """Rewrite the links in a page that lead to files outside docs/."""
     return rewritten(markdown, page.file.src_uri)
 
 
@@ -44,7 +44,7 @@ def outside_files(pages: Iterable[str]) -> list[str]:
     """Return the files outside docs/ that belong to the site: the reports, and all files that pages or reports link to.
 
     Args:
-        pages: The pages below docs/, relative to the repository's root.
+        pages: The pages in docs/, relative to the repository root.
     """
     found: set[str] = set()
     unread = [*pages, *(str(path.relative_to(ROOT)) for pattern in REPORTS for path in sorted(ROOT.glob(pattern)))]
@@ -60,7 +60,7 @@ def outside_files(pages: Iterable[str]) -> list[str]:
 
 
 def relative_targets(path: str) -> Iterator[str]:
-    """Yield the existing files that a Markdown file links to, relative to the repository's root."""
+    """Yield the existing files that a Markdown file links to, relative to the repository root."""
     for target, _ in links((ROOT / path).read_text()):
         resolved = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
         if target and (ROOT / resolved).is_file():
@@ -68,7 +68,7 @@ def relative_targets(path: str) -> Iterator[str]:
 
 
 def links(markdown: str) -> Iterator[tuple[str, str]]:
-    """Yield target and anchor of each relative link or image outside code blocks. Either may be empty."""
+    """Yield the target and anchor of each relative link or image outside code. Either of them may be empty."""
     for text in _prose(markdown)[::2]:
         for match in LINK.finditer(re.sub(r"`[^`\n]*`", "", text)):
             if "://" not in match[3] and not match[3].startswith("mailto:"):
@@ -77,11 +77,11 @@ def links(markdown: str) -> Iterator[tuple[str, str]]:
 
 
 def rewritten(markdown: str, uri: str) -> str:
-    """Return a page with its links changed to the files' locations on the site.
+    """Return a page whose links to files use the paths in the site.
 
     Args:
-        markdown: The page's text in the repository.
-        uri: The page's path in the site's sources.
+        markdown: The text of the page in the repository.
+        uri: The path of the page in the site's sources.
     """
     source = uri.removeprefix(OUTSIDE) if uri.startswith(OUTSIDE) else DOCS + uri
 
@@ -99,7 +99,7 @@ def rewritten(markdown: str, uri: str) -> str:
 
 
 def _prose(markdown: str) -> list[str]:
-    """Split a page into alternating parts of prose and fenced blocks, starting with prose."""
+    """Split a page into parts that alternate between prose and fenced blocks, starting with prose."""
     parts, start, fence = [], 0, ""
     for match in FENCE.finditer(markdown):
         if not fence:

@@ -1,4 +1,4 @@
-"""Tables in README.md and docs/ with figures from committed reports."""
+"""Generate the tables in README.md and docs/ that repeat figures from committed reports."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ FRAPPE = "experiments/frappe/results/models.md"
 MOVIELENS_TAG = "experiments/movielens_tag/results/models.md"
 ABLATIONS = "experiments/ablations.md"
 
-ROOT_MARK = "{root}"  # in a link: replaced with the path from the page to the repository's root
+ROOT_MARK = "{root}"  # In links, this stands for the path from the page to the repository root.
 GENERATED = "experiments/generated/results/stec.md"
 
 PASSED, FAILED = ("kept", "pass"), ("missed", "fail")
-PREPARE_ROWS_PER_S = 300_000  # the target, because the report does not state one
+PREPARE_ROWS_PER_S = 300_000  # The target, which the report does not state.
 OURS = "**stec-ctr**"
 NAMES = {"ours": OURS, "plain FastAPI": "FastAPI", "plain FastAPI, our graph": "FastAPI with our exported graph"}
 MODEL_NAMES = {
@@ -55,13 +55,13 @@ MODEL_NAMES = {
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of a report's table, with unchanged figures.
+    """A copy of a table in a report, with unchanged figures.
 
     Attributes:
-        report: The report, relative to the repository's root.
-        title: A regular expression that matches the heading above the table.
-        header: The column names on the page, in the report's order. If empty, the report's names are used.
-        labels: Replacements for the first cell of a row, as regular expression -> replacement.
+        report: The path of the report, relative to the repository root.
+        title: A regular expression for the heading above the table.
+        header: The column names on the page, in the report's order. If it is empty, the report's names are used.
+        labels: Replacements for the first cell of a row, by regular expression.
     """
 
     report: str
@@ -85,14 +85,14 @@ class Copy:
 
 
 def verdict(cell: str) -> str:
-    """Normalize a cell that means pass or fail to `pass` or `**fail**`. Return any other cell unchanged."""
+    """Return `pass` or `**fail**` if the cell contains a synonym of it, otherwise the unchanged cell."""
     if cell.strip("*") in PASSED:
         return "pass"
     return "**fail**" if cell.strip("*") in FAILED else cell
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table with the first column left-aligned and the others right-aligned."""
+    """Return a Markdown table with the first column aligned to the left and the others to the right."""
     rule = ["---", *["--:"] * (len(header) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *rows)]
 
@@ -237,10 +237,10 @@ class Highlight:
     """A row of the README's benchmark table.
 
     Attributes:
-        name: What was measured.
-        report: The report with the figure, relative to the repository's root.
-        row: A regular expression that matches the first cell of the report's row.
-        target: The target. Empty if the report states it.
+        name: Description of the figure.
+        report: The path of the report with the figure, relative to the repository root.
+        row: A regular expression for the first cell of the row in the report.
+        target: The target. It is empty if the report states the target.
         passed: Whether the target was met, if the report does not state it.
     """
 
@@ -279,7 +279,7 @@ def highlights() -> list[str]:
 
 
 def key_figures() -> list[str]:
-    """Return the three headline figures at the top of the README."""
+    """Return the list of the three figures at the top of the README."""
     throughput = find_table(PEERS, r"^(requests/s|Throughput)").cell("ours", "100")
     relative = find_row(PEERS, r"^requests/s of 100")[1]
     p99 = find_row(LATENCY, r"^p99.*100 candidates")
@@ -296,12 +296,12 @@ def key_figures() -> list[str]:
 
 
 def auc(cell: str) -> str:
-    """Return the mean from a cell with mean and standard deviation."""
+    """Return the mean from a cell that contains a mean and a standard deviation."""
     return cell.split(" ± ")[0]
 
 
 def place(table: Table, name: str) -> str:
-    """Return a model's rank by mean AUC among the models of a data set. Each model counts once."""
+    """Return a model's rank by mean AUC among the models of a data set, counting each model once."""
     models = [row[0] for row in table.rows if row[0] != "stec-request"]
     return f"place {models.index(name) + 1} of {len(models)}"
 
@@ -334,7 +334,7 @@ def headline_line(report: str) -> list[str]:
 
 
 def headline(report: str) -> tuple[str, str]:
-    """Return test AUC and logloss, each with standard deviation, from the summary line of an experiment's report."""
+    """Return test AUC and logloss, each with its standard deviation, from the summary of an experiment's report."""
     pattern = r"Test AUC \*\*([\d.]+)\*\*( ± [\d.]+)?, logloss \*\*([\d.]+)\*\*( ± [\d.]+)?"
     found = re.search(pattern, (ROOT / report).read_text())
     if found is None:
@@ -343,7 +343,7 @@ def headline(report: str) -> tuple[str, str]:
 
 
 def production() -> list[str]:
-    """Return the estimate of cores for the paper's production traffic."""
+    """Return the estimated number of cores for the paper's production traffic."""
     (line,) = [line for line in (ROOT / LATENCY).read_text().splitlines() if line.startswith("The paper's production")]
     found = re.search(
         r"= ([\d,]+)/s; x (\d) at the peak = ([\d,]+) requests/s.*; x ([\d.]+ ms) of CPU each = ([\d.]+) cores busy;"
@@ -351,7 +351,7 @@ def production() -> list[str]:
         line,
     )
     if found is None:
-        raise ValueError(f"{LATENCY}: the line about the paper's production has a new format; adapt production()")
+        raise ValueError(f"{LATENCY}: the line about the paper's production has changed. Adapt production()")
     mean, times, peak, cpu, busy, cores = found.groups()
     return [
         f"- 400,000,000 impressions a day are {mean} requests/s on average.",
@@ -362,7 +362,7 @@ def production() -> list[str]:
 
 
 def expected_p99() -> list[str]:
-    """Return the sentence that states the p99 to expect."""
+    """Return the sentence that states the expected p99."""
     table = find_table(LATENCY, BY_RATE)
     share, p99 = 1, table.column("p99 ms")
     half = [row for row in table.rows if int(row[share].rstrip("%")) <= 50]
@@ -380,7 +380,7 @@ def tenths() -> list[str]:
 
 
 def blocks() -> dict[str, list[str]]:
-    """Return the lines of each generated table, by table name."""
+    """Return the lines of each generated table, by its name."""
     copied = {name: copy.lines() for name, copy in COPIES.items()}
     return copied | {
         "highlights": highlights(),
