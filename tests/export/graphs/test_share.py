@@ -56,7 +56,13 @@ def test_the_shares_and_the_bias_add_up_to_the_models_logit(name: str, numeric: 
     assert (contribution_NLFF[:, 0] * (1 - torch.eye(fields))).abs().max() == 0
 
 
-@pytest.mark.parametrize("name", BASELINES)
+# One model of each kind in every run: linear, factorized, with a cross network, with attention, with logarithms.
+KINDS = ("lr", "fm", "dcnv2", "autoint", "afn")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.full) for name in BASELINES]
+)
 def test_onnxruntime_scores_and_explains_as_torch_does(name: str) -> None:
     schema = mixed_schema(True)
     model, inputs = a_model(name, schema), request(schema, (3, 1, 4))

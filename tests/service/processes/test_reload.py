@@ -37,6 +37,13 @@ def new(store: Path, tmp_path: Path) -> Path:
     return store / "versions" / version_of(tmp_path / "another")
 
 
+@pytest.fixture(autouse=True)
+def _check_keeps_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of a new bundle gets only idle CPU time, of which there is none while other tests run."""
+    monkeypatch.setattr("os.setpriority", lambda *arguments: None)
+    monkeypatch.setattr("os.sched_setscheduler", lambda *arguments: None)
+
+
 @asynccontextmanager
 async def started(folder: Path, on_load: OnLoad) -> AsyncIterator[tuple[WorkerProcess, list[Path]]]:
     """Start an idle process as a worker, and reply to the Load messages that are sent to it.
