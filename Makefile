@@ -12,7 +12,7 @@ HOST ?= $(or $(CTR_HOST),127.0.0.1)
 PORT ?= $(or $(CTR_PORT),8000)
 BUNDLE ?= $(or $(CTR_BUNDLE),deploy/demo)
 # Use more workers than CPUs, because many tests wait for a server.
-TEST_WORKERS ?= $(shell expr $$(nproc) + 2)
+TEST_WORKERS ?= $(shell expr $$(nproc) + 1)
 USERS ?= 100
 RUN_TIME ?= 60s
 
