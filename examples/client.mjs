@@ -38,7 +38,7 @@ export async function score(url, context, candidates, { budgetMs = 50, apiKey } 
     let response;
     let answer;
     try {
-      response = await fetch(`${url}/v1/score`, { method: "POST", headers, body, signal: AbortSignal.timeout(left) });
+      response = await fetch(`${url}/v1/score`, { method: "POST", headers, body, signal: AbortSignal.timeout(Math.ceil(left)) });
       answer = await response.json(); // read the whole body, so that the connection can be reused
     } catch (error) {
       if (error.name === "TimeoutError") break;

@@ -153,7 +153,12 @@ MLP = STECConfig(
     ("size", "files", "words"),
     [
         (MLP, {MODEL}, "no kernel, no explanation and no cascade, because an MLP head cannot be folded"),
-        (NO_FFN, {MODEL, EXPLAIN}, "no kernel.onnx, because the kernel does not support ffn = 0"),
+        pytest.param(
+            NO_FFN,
+            {MODEL, EXPLAIN},
+            "no kernel.onnx, because the kernel does not support ffn = 0",
+            marks=pytest.mark.full,
+        ),
         (
             LAST,
             {MODEL, EXPLAIN, KERNEL},

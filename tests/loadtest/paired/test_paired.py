@@ -31,6 +31,7 @@ def write_checkout(root: Path, main: str) -> Path:
     return root
 
 
+@pytest.mark.full
 def test_a_checkout_compared_with_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
