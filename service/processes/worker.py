@@ -37,7 +37,7 @@ POLL_S = 0.01
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a worker until it is told to stop.
+    """Run a worker until the supervisor or a signal stops it.
 
     Returns:
         The exit code: 0 after a stop, or 2 if the worker cannot start. In that case, the reason is printed as one line.

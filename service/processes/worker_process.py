@@ -23,7 +23,7 @@ class WorkerProcess:
         process: Its process.
         channel: The channel for messages to it and from it.
         started_s: When it was started, on the clock of `time.monotonic`.
-        folder: The bundle that it was told to serve.
+        folder: The bundle that the supervisor assigned to it.
         slot: Its slot in ConnectionCounts.
         version: The version that it serves, according to its own report. Empty until it is ready.
         ready: Set when it accepts requests.
