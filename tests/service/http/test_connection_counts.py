@@ -6,10 +6,12 @@ from pathlib import Path
 from socket import create_connection
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
-from tests.support.processes import Server, children, eventually, metric, served_by, serving, sockets
+from service.processes.server import CHECK_S
+from tests.support.processes import Server, children, eventually, metric, served_by, serving
 
 
 @pytest.mark.timing
@@ -25,28 +27,28 @@ def test_clients_that_connect_one_after_another_are_spread_evenly(bundle: Path, 
 
 def shares(server: Server, clients: int, pause_s: float) -> list[int]:
     """Open this many connections, and return how many of them each worker accepted."""
+    port = urlsplit(server.url).port
     workers = children(server.process.pid)
-    address = ("127.0.0.1", urlsplit(server.url).port)
-    before = idle_sockets(workers)
-
-    def taken() -> list[int]:
-        return [sockets(worker) - were for worker, were in zip(workers, before, strict=True)]
-
+    eventually(lambda: not any(client_ports(worker, port) for worker in workers), "earlier connections are closed")
+    time.sleep(2 * CHECK_S)  # Workers publish their counts this often, and when they accept.
     with ExitStack() as opened:
+        ports = set()
         for _ in range(clients):
-            opened.enter_context(create_connection(address, timeout=10))
+            connection = opened.enter_context(create_connection(("127.0.0.1", port), timeout=10))
+            ports.add(connection.getsockname()[1])
             time.sleep(pause_s)
-        eventually(lambda: sum(taken()) == clients, "the last connections are accepted")
-        return taken()
+
+        def accepted() -> list[int]:
+            return [len(client_ports(worker, port) & ports) for worker in workers]
+
+        eventually(lambda: sum(accepted()) == clients, "the last connections are accepted")
+        return accepted()
 
 
-def idle_sockets(workers: list[int]) -> list[int]:
-    """Wait until the counts are stable, so earlier connections are closed. Return the open sockets of each worker."""
-    seen: list[list[int]] = []
-    while len(seen) < 5 or any(counts != seen[-1] for counts in seen[-5:]):
-        seen.append([sockets(worker) for worker in workers])
-        time.sleep(0.05)
-    return seen[-1]
+def client_ports(worker: int, port: int | None) -> set[int]:
+    """Return the clients' ports of the connections to `port` that the worker has accepted."""
+    connections = psutil.Process(worker).net_connections("tcp")
+    return {at.raddr.port for at in connections if at.raddr and at.laddr.port == port}
 
 
 def test_a_worker_yields_if_it_has_more_connections_than_another(tmp_path: Path) -> None:
