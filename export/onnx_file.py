@@ -64,7 +64,7 @@ def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (O
 
 
 def save_together(models: Mapping[str, onnx.ModelProto], folder: Path) -> None:
-    """Write each model to a file with its name. Arrays above MAX_INLINE_BYTES go to WEIGHTS, once for all models."""
+    """Write each model to a file with its name. Arrays above MAX_INLINE_BYTES go to WEIGHTS, which all models share."""
     offsets: dict[bytes, int] = {}
     # Don't use onnx's save function: it makes the file readable only by its owner, but the service may run as another
     # user.

@@ -74,7 +74,7 @@ class Settings(BaseModel):
         description="target for the wait in the queue; the limit on requests in flight adapts to it",
     )
 
-    strict: bool = Field(default=False, description="refuse requests with unknown fields or missing values")
+    strict: bool = Field(default=False, description="refuse requests with unknown names or missing values")
     max_candidates: int = Field(default=1000, ge=1, le=100_000, description="maximum candidates in one request")
     max_fields: int = Field(default=1000, ge=1, le=100_000, description="maximum names in one object of features")
     max_token_chars: int = Field(default=1024, ge=1, le=1_000_000, description="maximum characters in one value")

@@ -356,7 +356,7 @@ def production() -> list[str]:
     return [
         f"- 400,000,000 impressions a day are {mean} requests/s on average.",
         f"- At the peak, {times} times the average, they are {peak} requests/s with 100 candidates each.",
-        f"- At {cpu} of CPU per request, that keeps {busy} cores busy.",
+        f"- At {cpu} of CPU per request, measured at capacity, that keeps {busy} cores busy.",
         f"- At half load, as measured here, it takes **{cores} cores**.",
     ]
 

@@ -15,7 +15,10 @@ from model.stec.stec import STEC
 
 
 class BaselineGraph(nn.Module):
-    """A model from model/baselines/. Context embeddings are looked up once per request. Shape: as ServingGraph."""
+    """A model from model/baselines/. Context embeddings are looked up once per request.
+
+    The inputs and outputs have the same shapes as in ServingGraph.
+    """
 
     to_model_order: Tensor
 
@@ -60,9 +63,9 @@ class BaselineGraph(nn.Module):
 
 
 class PlainGraph(nn.Module):
-    """The model as in training, computed in full for each candidate. Shape: as ServingGraph.
+    """The model as in training, computed in full for each candidate.
 
-    It is used to serve models with an MLP head, and as the reference for the other graphs.
+    The inputs and outputs have the same shapes as in ServingGraph. It is used to serve models with an MLP head, and as the reference for the other graphs.
     """
 
     def __init__(self, model: nn.Module, schema: FeatureSchema) -> None:

@@ -5,7 +5,7 @@ a worker with most of the connections needs threads to use both cores. With 100 
 requests/s (median 107); with one thread, 48 to 129 (median 61). `async def` (74 and 98) and disabled metrics (66 and
 81) did not help. Adaptive batching is off: it expects a list of requests in each request, and mosec_server.py shows
 that batching does not help. The rates come from runs of a few seconds on a shared machine. They justify these settings,
-but do not compare servers.
+but are too short to compare servers.
 """
 
 import os

@@ -45,7 +45,7 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         scale: The divisor of the attention scores. A score is the sum of the interaction over the head width K, divided
             by sqrt(K) ("sqrt") or by K ("mean").
         interaction: The interaction of fields i and j: q_i * k_j ("qk"); x_i * W x_j with one matrix W per head
-            ("xwx"); or x_i * W x_j in a separate layer, in parallel with an attention that has its own q and k
+            ("xwx"); or x_i * W x_j in a separate layer, in parallel with attention that has its own q and k
             ("separate").
         fusion: The input of the head: all levels concatenated ("concat"), their sum ("add"), or a single level
             ("last").
@@ -88,7 +88,7 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError('last = "block" with blocks = 1 leaves no attention. Set blocks = 2 or last = "layer".')
         if self.interaction == "separate" and self.fusion == "last" and self.last == "layer":
             raise ValueError(
-                'interaction = "separate" with fusion = "last" and last = "layer" uses no interaction of a block. Set '
+                'interaction = "separate" with fusion = "last" and last = "layer" does not use the interaction of any block. Set '
                 'interaction = "qk", which is the same model, or last = "block".'
             )
 

@@ -23,7 +23,7 @@ AT = " - at `$"
 IN_DICT = "[...]"  # stands for the key of a dict, which msgspec does not name
 MAX_MESSAGE_CHARS = 200
 
-# msgspec's names of JSON types -> ours.
+# Maps msgspec's names of JSON types to the names in our messages.
 JSON_TYPES = {
     "array": "a list",
     "object": "an object",

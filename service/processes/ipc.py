@@ -60,7 +60,7 @@ Message = Load | Drain | Rebalance | Ready | Reload | Scrape | Reply
 
 
 class _Line(msgspec.Struct):
-    """A message with its number. A reply has the negative number of its request."""
+    """A message with its number. The number of a reply is its request's number, negated."""
 
     number: int
     message: Message

@@ -68,7 +68,7 @@ def without_context(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def test_the_mean_prediction_no_longer_depends_on_the_last_batches() -> None:
-    """Measuring restores the predictions of a model whose running statistics were reset."""
+    """Measuring the batch statistics restores the predictions of a model whose running statistics were reset."""
     torch.manual_seed(0)
     train = rows()
     model = STEC(Fields([8] * 3, 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1))
