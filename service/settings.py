@@ -31,7 +31,7 @@ class Settings(BaseModel):
     store: Path | None = Field(
         default=None, description="folder of a store (see ctr-store); its current bundle is served"
     )
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0: any free port")
     workers: int | None = Field(
         default=None, ge=1, le=256, description="number of workers; default: one per available CPU"
@@ -44,7 +44,10 @@ class Settings(BaseModel):
     vocabulary: Literal["bundle", "redis"] = Field(
         default="bundle", description="with redis, the bundle need not contain the vocabulary, because Redis has it"
     )
-    redis_url: SecretStr | None = None
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="URL of the Redis server with the published vocabulary; Operations lists the supported schemes",
+    )
     redis_timeout_ms: float = Field(
         default=10, gt=0, le=1000, description="maximum time that a request waits for Redis"
     )
@@ -78,14 +81,24 @@ class Settings(BaseModel):
     max_candidates: int = Field(default=1000, ge=1, le=100_000, description="maximum candidates in one request")
     max_fields: int = Field(default=1000, ge=1, le=100_000, description="maximum names in one object of features")
     max_token_chars: int = Field(default=1024, ge=1, le=1_000_000, description="maximum characters in one value")
-    max_body_bytes: int = Field(default=2 * 1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    max_body_bytes: int = Field(
+        default=2 * 1024 * 1024,
+        ge=1024,
+        le=256 * 1024 * 1024,
+        description="maximum size of a request's body in bytes; above it, the server returns 413",
+    )
     max_buffered_bytes: int = Field(
         default=64 * 1024 * 1024,
         ge=1024,
         le=2**40,
         description="maximum total bytes of the bodies in memory; further requests get a 429",
     )
-    max_connections: int = Field(default=1000, ge=1, le=100_000)
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="maximum number of open connections; additional connections wait to be accepted",
+    )
     head_timeout_ms: int = Field(
         default=5000, ge=1, le=600_000, description="maximum time for a request's head to arrive"
     )

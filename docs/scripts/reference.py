@@ -41,20 +41,6 @@ GROUPS: Mapping[str, Sequence[str]] = {
         "request_log_salt_file",
     ),
 }
-
-
-# Meanings of the settings and keys that are not described in their types.
-FALLBACKS: Mapping[str, str] = {
-    "CTR_HOST": "Address to listen on.",
-    "CTR_REDIS_URL": "URL of the Redis server with the published vocabulary. Operations lists the supported schemes.",
-    "CTR_MAX_BODY_BYTES": "Maximum size of a request's body in bytes. Above it, the server returns 413.",
-    "CTR_MAX_CONNECTIONS": "Maximum number of open connections. Additional connections wait to be accepted.",
-    "Experiment.name": "Name of the experiment. Reports, the bundle and responses use it as the model's name.",
-    "Sweep.base": "TOML file of the base experiment, next to the sweep's file, or a list of such files on one log.",
-    "Sweep.seeds": "Number of runs for each point.",
-    "Sweep.grid": "Lists of values by key. Every combination is a point.",
-    "Sweep.point": "Values by key. Each entry is one point.",
-}
 # Descriptions of keys, for docstrings that give only the symbol in the model's formula.
 SYMBOLS: Mapping[str, str] = {
     "embedding": "Width of the embeddings",
@@ -115,7 +101,7 @@ def setting(name: str) -> Entry:
         _settings_type(field.annotation),
         _default(field.default),
         _settings_bounds(field),
-        _sentence(field.description or FALLBACKS.get(f"CTR_{name.upper()}", "")),
+        _sentence(field.description or ""),
     )
 
 
@@ -126,8 +112,7 @@ def keys(struct: type[msgspec.Struct]) -> Iterator[Entry]:
     assert isinstance(info, types.StructType)
     for field in info.fields:
         default = "required" if field.required else _default(_value(field))
-        described = _description(field.type) or meanings.get(field.name, "")
-        meaning = _sentence(described or FALLBACKS.get(f"{struct.__name__}.{field.name}", ""))
+        meaning = _sentence(_description(field.type) or meanings.get(field.name, ""))
         if (symbol := SYMBOL.fullmatch(meaning)) and field.name in SYMBOLS:
             meaning = f"{SYMBOLS[field.name]} ({symbol[1]}){symbol[2]}."
         kind, bounds = _kind(field.type)

@@ -65,7 +65,8 @@ class BaselineGraph(nn.Module):
 class PlainGraph(nn.Module):
     """The model as in training, computed in full for each candidate.
 
-    The inputs and outputs have the same shapes as in ServingGraph. It is used to serve models with an MLP head, and as the reference for the other graphs.
+    The inputs and outputs have the same shapes as in ServingGraph. It is used to serve models with an MLP head, and as
+    the reference for the other graphs.
     """
 
     def __init__(self, model: nn.Module, schema: FeatureSchema) -> None:

@@ -88,8 +88,8 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             raise ValueError('last = "block" with blocks = 1 leaves no attention. Set blocks = 2 or last = "layer".')
         if self.interaction == "separate" and self.fusion == "last" and self.last == "layer":
             raise ValueError(
-                'interaction = "separate" with fusion = "last" and last = "layer" does not use the interaction of any block. Set '
-                'interaction = "qk", which is the same model, or last = "block".'
+                'interaction = "separate" with fusion = "last" and last = "layer" does not use the interaction of any '
+                'block. Set interaction = "qk", which is the same model, or last = "block".'
             )
 
 

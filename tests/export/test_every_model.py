@@ -13,7 +13,7 @@ from model.experiments.train import train
 from model.zoo import MODELS
 from service.app import create_app
 from service.settings import Settings
-from tests.support.app import JSON, PATIENT_MS, client_of, post
+from tests.support.app import JSON, TIMEOUT_MS, client_of, post
 from tests.support.models import small
 from tests.support.runs import DATA
 
@@ -40,7 +40,7 @@ async def test_a_model_can_be_trained_and_exported_and_reproduces_its_golden_req
     assert manifest.model == name
     golden = read_golden(tmp_path / "bundle" / "golden.jsonl")[:SCORED]
     assert len({ctr for one in golden for ctr in one.ctr or []}) > SCORED  # The scores depend on the request.
-    app = create_app(Settings(bundle=tmp_path / "bundle", timeout_ms=PATIENT_MS))
+    app = create_app(Settings(bundle=tmp_path / "bundle", timeout_ms=TIMEOUT_MS))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await app.state.serving.model.scorer.readiness.tested.wait()
         assert (await client.get("/v1/model")).json()["type"] == name
@@ -48,7 +48,7 @@ async def test_a_model_can_be_trained_and_exported_and_reproduces_its_golden_req
             answer = await post(client, msgspec.json.encode({"context": one.context, "candidates": one.candidates}))
             assert largest_difference(one.ctr, [s["ctr"] for s in answer.json()["scores"]]) <= TOLERANCE
         candidates = golden[0].candidates[:2]
-        asked = {"context": golden[0].context, "candidates": candidates, "pairs": 200, "timeout_ms": PATIENT_MS}
+        asked = {"context": golden[0].context, "candidates": candidates, "pairs": 200, "timeout_ms": TIMEOUT_MS}
         explained = (await client.post("/v1/explain", content=msgspec.json.encode(asked), headers=JSON)).json()
         for one, ctr in zip(explained["explanations"], golden[0].ctr, strict=False):
             assert one["bias"] + sum(pair["contribution"] for pair in one["pairs"]) + one["others"] == pytest.approx(

@@ -13,7 +13,7 @@ import pytest
 
 from service.app import create_app
 from service.settings import Settings
-from tests.support.app import PATIENT_MS, StartApp, client_of
+from tests.support.app import TIMEOUT_MS, StartApp, client_of
 from tests.support.processes import Server, serving
 from tests.support.redis_server import RedisServer, start_redis
 from tests.support.small_bundle import write_small_bundle
@@ -43,7 +43,7 @@ def start(bundle: Path) -> StartApp:
 
     @asynccontextmanager
     async def started(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-        app = create_app(Settings(**{"bundle": bundle, "timeout_ms": PATIENT_MS, **settings}))
+        app = create_app(Settings(**{"bundle": bundle, "timeout_ms": TIMEOUT_MS, **settings}))
         async with app.router.lifespan_context(app), client_of(app) as client:
             await asyncio.wait_for(app.state.serving.model.scorer.readiness.tested.wait(), 30)
             yield client

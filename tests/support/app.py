@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-PATIENT_MS = 5000  # long enough that tests do not fail on a busy machine
+TIMEOUT_MS = 5000  # long enough that tests do not fail on a busy machine
 StartApp = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 JSON = {"content-type": "application/json"}
 

@@ -25,7 +25,7 @@ from tests.support.app import a_request
 from tests.support.paths import ROOT
 from tests.support.small_bundle import SHIFT, write_small_bundle
 
-PATIENCE_S = 60.0  # long, because the machine may be busy
+TIMEOUT_S = 60.0  # long, because the machine may be busy
 BODY = json.dumps(a_request(timeout_ms=5000)).encode()
 HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
@@ -115,12 +115,12 @@ def children(pid: int) -> list[int]:
 
 
 def eventually(true: Callable[[], bool], what: str) -> None:
-    end_s = time.monotonic() + PATIENCE_S
+    end_s = time.monotonic() + TIMEOUT_S
     while time.monotonic() < end_s:
         if true():
             return
         time.sleep(0.05)
-    raise AssertionError(f"this did not happen within {PATIENCE_S} s: {what}")
+    raise AssertionError(f"this did not happen within {TIMEOUT_S} s: {what}")
 
 
 def is_alive(pid: int) -> bool:
@@ -132,13 +132,13 @@ def is_alive(pid: int) -> bool:
 
 def metric(url: str, name: str) -> float:
     """Return the value of one series, or 0 if there is none. `name` is in Prometheus's text format, with labels."""
-    text = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
+    text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).text
     found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 
 def served_version(url: str) -> str:
-    version: str = httpx.get(f"{url}/v1/model", timeout=PATIENCE_S).json()["version"]
+    version: str = httpx.get(f"{url}/v1/model", timeout=TIMEOUT_S).json()["version"]
     return version
 
 

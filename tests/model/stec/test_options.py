@@ -159,7 +159,7 @@ def test_one_matrix_per_head_equals_a_block_diagonal_matrix() -> None:
         ({"mlp_batch_norm": True}, r"mlp_batch_norm = true needs hidden layers\. Set mlp"),
         ({"last": "block"}, r'last = "block" has no effect with fusion = "concat"\. Set fusion = "last"'),
         ({"last": "block", "fusion": "last", "blocks": 1}, r"blocks = 1 leaves no attention\. Set blocks = 2"),
-        ({"interaction": "separate", "fusion": "last"}, 'does not use the interaction of any block.* or last = "block"'),
+        ({"interaction": "separate", "fusion": "last"}, 'the interaction of any block.* or last = "block"'),
     ],
 )
 def test_the_error_for_contradictory_options_says_how_to_fix_them(options: dict[str, Any], words: str) -> None:

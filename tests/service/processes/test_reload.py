@@ -17,7 +17,7 @@ from service.processes.ipc import Channel, Load, Message, PeerClosed, Rebalance,
 from service.processes.reload import Reloader, hide_paths
 from service.processes.worker_process import WorkerProcess
 from service.settings import Settings
-from tests.support.processes import PATIENCE_S, another_bundle
+from tests.support.processes import TIMEOUT_S, another_bundle
 
 OnLoad = Callable[[Path], Awaitable[str | None]]
 
@@ -80,7 +80,7 @@ async def started(folder: Path, on_load: OnLoad) -> AsyncIterator[tuple[WorkerPr
 
 
 async def until_open(channel: Channel) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             try:
                 channel.send(Rebalance(1))
@@ -148,7 +148,7 @@ async def test_requests_during_a_reload_share_the_next_reload(store: Path, new: 
         workers.append(worker)
         activate(store, new)
         first = asyncio.create_task(reloader.reload())
-        await asyncio.wait_for(loading.wait(), PATIENCE_S)
+        await asyncio.wait_for(loading.wait(), TIMEOUT_S)
         others = [asyncio.create_task(reloader.reload()) for _ in range(10)]
         await asyncio.sleep(0)
         go_on.set()

@@ -15,7 +15,7 @@ import pytest
 from service.processes.supervisor import Supervisor
 from service.settings import Settings
 from service.telemetry.metrics_folder import FOLDER_VARIABLE
-from tests.support.processes import PATIENCE_S, children, eventually, start
+from tests.support.processes import TIMEOUT_S, children, eventually, start
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def running(supervisor: Supervisor) -> AsyncIterator[None]:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not true():
             await asyncio.sleep(0.02)
 
@@ -74,7 +74,7 @@ async def test_starting_a_later_worker_is_retried_while_the_first_serves(
         await until(lambda: children(os.getpid()) != others)
         python.rename(aside)
         await until(lambda: "Cannot start a worker" in caplog.text)
-        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
             port = listener.getsockname()[1]
             assert (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
         aside.rename(python)
@@ -85,7 +85,7 @@ def test_a_first_worker_that_is_killed_is_reported(bundle: Path) -> None:
     with start(CTR_BUNDLE=str(bundle)) as process:
         eventually(lambda: len(children(process.pid)) > 0, "a worker is running")
         os.kill(children(process.pid)[0], signal.SIGKILL)
-        out, errors = process.communicate(timeout=PATIENCE_S)
+        out, errors = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 1
     assert out == ""
     assert "The first worker was killed (SIGKILL) before it was ready" in errors
