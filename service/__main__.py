@@ -58,7 +58,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "ctr-serve",
         description="Serve a click-through-rate model over HTTP. All settings are CTR_* environment variables, listed "
-        "in docs/operations.md; the flags below override three of them.",
+        "in docs/configuration.md; the flags below override three of them.",
     )
     parser.add_argument("--bundle", type=Path, help="folder of the bundle to serve (CTR_BUNDLE)")
     parser.add_argument("--store", type=Path, help="folder of a store; serves its current bundle (CTR_STORE)")

@@ -120,18 +120,18 @@ async def storm(lookup: TieredVocabulary, bundle: Bundle) -> None:
     """
     truth = bundle.vocabularies["user"]
 
-    async def patient(number: int) -> None:
+    async def wait_for_ids(number: int) -> None:
         mine = [USERS[number % 40], USERS[(number * 7 + 3) % 40]]
         found = await lookup.find({"user": mine}, 4.0)
         assert [found.lookup["user"](token) for token in mine] == [truth(token) for token in mine]
 
-    async def impatient(number: int) -> None:
+    async def give_up(number: int) -> None:
         await lookup.find({"user": [USERS[number % 40]]}, 1e-4 * (number % 7))
 
     for number in range(150):
-        one = asyncio.create_task(impatient(number))
-        other = asyncio.create_task(impatient(number + 11))
-        mine = asyncio.create_task(patient(number))
+        one = asyncio.create_task(give_up(number))
+        other = asyncio.create_task(give_up(number + 11))
+        mine = asyncio.create_task(wait_for_ids(number))
         for _ in range(number % 6):
             await asyncio.sleep(0)
         other.cancel()
