@@ -12,8 +12,9 @@ from msgspec import UNSET, UnsetType
 
 Side = Literal["context", "candidate"]
 Kind = Literal["categorical", "numeric"]
-# Turns a number into a token. log_square: floor(log(x)^2) for x > 2, otherwise "SP" and floor(x).
-Transform = Literal["log_square"]
+# Applied to a value before it is looked up or normalized (see contract/tokens.py). Numeric fields can use only log1p.
+Transform = Literal["log_square", "log1p", "hour", "weekday", "day"]
+TIME_TRANSFORMS = ("hour", "weekday", "day")
 Attention = Literal["full", "request"]  # what a context field attends to: see model/experiment_config.py
 
 # A name becomes a file name and part of a Redis key, so it must not leave a folder or break a key.
@@ -30,9 +31,14 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         mean: Mean with which a numeric field is normalized. Has no effect on a categorical field.
         std: Standard deviation with which a numeric field is normalized. Has no effect on a categorical field.
         missing: Values that mean "missing", such as "-1" in some logs.
-        transform: Turns the numbers of a categorical field into tokens.
+        transform: Turns the numbers or timestamps of a categorical field into tokens, or the numbers of a numeric field
+            into other numbers.
         seen: The smallest and the largest number in the training data. The model has not learned anything about numbers
             outside this range.
+        source: The name in requests that the value is read from, if it is not `name`. Its key in JSON is "from".
+        timezone: The IANA time zone in which TIME_TRANSFORMS read a timestamp. The default is UTC.
+        missing_vector: True if the model has a trained vector for a missing number. Otherwise, a missing number is
+            replaced with the mean.
     """
 
     name: str
@@ -43,6 +49,9 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     missing: tuple[str, ...] | UnsetType = UNSET
     transform: Transform | UnsetType = UNSET
     seen: tuple[float, float] | UnsetType = UNSET
+    source: str | UnsetType = msgspec.field(name="from", default=UNSET)
+    timezone: str | UnsetType = UNSET
+    missing_vector: bool | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -56,8 +65,22 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"field {self.name!r}: seen {self.seen} must be a finite range with the smaller number first"
             )
-        if self.transform is not UNSET and self.kind == "numeric":
-            raise ValueError(f"field {self.name!r}: transform turns numbers into categories: set kind to categorical")
+        if self.transform is not UNSET and (self.transform == "log1p") != (self.kind == "numeric"):
+            kind = "numeric" if self.transform == "log1p" else "categorical"
+            raise ValueError(f'field {self.name!r}: transform = "{self.transform}" needs kind = "{kind}"')
+        if self.timezone is not UNSET and self.transform not in TIME_TRANSFORMS:
+            raise ValueError(
+                f"field {self.name!r}: timezone has no effect without the transform hour, weekday or day: set one"
+            )
+        if self.missing_vector is not UNSET and self.kind != "numeric":
+            raise ValueError(f"field {self.name!r}: missing_vector is only for numeric fields: remove it")
+        if self.source is not UNSET and not NAME.fullmatch(self.source):
+            raise ValueError(f"field {self.name!r}: from = {self.source!r} is not a valid name")
+
+    @property
+    def reads(self) -> str:
+        """The name in requests that the field's value is read from."""
+        return self.name if self.source is UNSET else self.source
 
 
 class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

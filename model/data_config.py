@@ -22,8 +22,12 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         kind: Whether the field is categorical or numeric.
         missing: Values to treat as missing.
         min_count: Overrides the `min_count` of [data] for this field.
-        transform: "log_square" converts a number to a category, as the winners of the Criteo challenge did (see
-            contract/tokens.py). "none" removes the reader's transform.
+        transform: "log_square" converts a number to a category, as the winners of the Criteo challenge did. "log1p"
+            replaces a number x of a numeric field with sign(x) log(1 + |x|). "hour", "weekday" and "day" convert a
+            timestamp to a category (see contract/tokens.py). "none" removes the reader's transform.
+        source: The column, and the name in requests, that the value is read from, for example a timestamp that several
+            fields use. The key is called `from`. The default is the field's name.
+        timezone: The time zone of the transforms "hour", "weekday" and "day", such as "Europe/Istanbul".
     """
 
     name: str
@@ -31,7 +35,9 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     kind: Kind | None = None
     missing: tuple[str, ...] | None = None
     min_count: Positive | None = None
-    transform: Literal["none", "log_square"] | None = None
+    transform: Literal["none", "log_square", "log1p", "hour", "weekday", "day"] | None = None
+    source: str | None = msgspec.field(name="from", default=None)
+    timezone: str | None = None
 
     def apply(self, field: Field) -> Field:
         """Return the reader's field with the keys of this entry applied."""
@@ -45,6 +51,48 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         )
 
 
+CLIP_QUANTILE = 0.001  # the default of `clip_quantile` with reader = "table"
+Duration = Annotated[str, Meta(pattern=r"^[1-9][0-9]*(s|m|h|d|w)$")]
+Share = Annotated[float, Meta(gt=0, lt=1)]
+
+
+class SplitByTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="by", tag="time"):
+    """Split a log by its `time` column: the newest rows are test, the rows before them valid, all older rows train.
+
+    Attributes:
+        valid: The length of the validation set, such as "1d" or "12h" (s, m, h, d or w).
+        test: The length of the test set.
+        gap: The length of the gaps before valid and before test, whose rows are not used. The default is no gap.
+    """
+
+    valid: Duration
+    test: Duration
+    gap: Duration | None = None
+
+
+class SplitAtRandom(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="by", tag="random"
+):
+    """Split a log at random, by row or by unit.
+
+    Attributes:
+        valid: The share of the rows, or of the units, in the validation set.
+        test: The share in the test set.
+        seed: The random seed.
+        unit: A column, such as the user. All rows with the same value are in the same split. The default is to split
+            by row.
+    """
+
+    valid: Share
+    test: Share
+    seed: int = 1
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.valid + self.test >= 1:
+            raise ValueError(f"split: valid {self.valid} and test {self.test} leave no rows for train. Lower them.")
+
+
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The [data] section. Paths are relative to `--data`.
 
@@ -56,14 +104,32 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         min_count: Tokens that occur fewer times than this in the training set get the unknown id.
         negative_rate: The fraction of negatives that were kept when the log was downsampled. The bundle's calibration
             corrects for it.
-        split: How to split a log that is published as a single file. "row" splits it 8:1:1, at random by row. "time"
-            uses the last day as the test set and the day before it as the validation set; only reader = "avazu"
-            supports it.
+        split: How to split a log that is not split yet. A table with `by = "time"` or `by = "random"` splits the
+            `files` of reader = "table". "row" splits a published file 8:1:1, at random by row. "time" uses the last day
+            as the test set and the day before it as the validation set; only reader = "avazu" supports it.
         split_seed: The random seed of the "row" split.
-        train: The file with the training set, relative to `folder`.
-        valid: The file with the validation set, relative to `folder`.
-        test: The file with the test set, relative to `folder`.
-        label: The name of the label column, which contains 0 and 1.
+        files: The files of a log that `split` splits: paths, globs and folders, relative to `folder`.
+        train: The files with the training set, relative to `folder`: one path, glob or folder, or a list of them.
+        valid: The files with the validation set, as for `train`.
+        test: The files with the test set, as for `train`.
+        delimiter: The character between the columns of text files. The default is a comma for .csv files and a tab for
+            .tsv and .txt files.
+        quote: The character around values of text files that contain delimiters, quotes or line breaks. "" means that
+            no character is special. The default is a double quote for .csv files, and "" for .tsv and .txt files.
+        missing: Values to treat as missing in every field. A field's own `missing` adds to them.
+        label: The name of the label column.
+        positive: The labels that count as clicks. All other labels are non-clicks. By default, the label column must
+            contain 0 and 1.
+        time: The column with the time of each row: ISO 8601 text, Unix seconds or milliseconds, or a timestamp.
+        weight: The column with the weight of each row in the training loss. The default is 1 for every row.
+        unit: The column with the unit, such as the user, by which metrics and their confidence intervals are grouped.
+        request: The column with the request in which the row's candidate was shown, for metrics of the best k.
+        rename: New names of columns, by the name in the files. All other keys use the new names.
+        clip_quantile: Numbers are clipped to the range between this quantile of the training set and the quantile 1
+            minus this one, which makes their mean, deviation and range robust. 0 clips to the whole range. The default
+            is 0.001 with reader = "table", and 0 with the readers of published logs.
+        missing_number: What the model sees if a number is missing: a vector that is trained, or the field's mean. The
+            default is "vector" with reader = "table", and "mean" with the readers of published logs.
         context: The columns that belong to the context.
         candidate: The columns that belong to the candidate.
         numeric: The columns in `context` and `candidate` that are numeric. All others are categorical.
@@ -90,18 +156,40 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     prepared: str
     min_count: Positive = 1
     negative_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    split: Literal["row", "time"] = "row"
+    split: Literal["row", "time"] | SplitByTime | SplitAtRandom = "row"
     split_seed: int = 1
-    train: str = ""
-    valid: str = ""
-    test: str = ""
+    files: tuple[str, ...] = ()
+    train: str | tuple[str, ...] = ""
+    valid: str | tuple[str, ...] = ""
+    test: str | tuple[str, ...] = ""
+    delimiter: str = ""
+    quote: str | None = None
+    missing: tuple[str, ...] = ()
     label: str = "label"
+    positive: tuple[str, ...] = ()
+    time: str = ""
+    weight: str = ""
+    unit: str = ""
+    request: str = ""
+    rename: dict[str, str] = {}
+    clip_quantile: Annotated[float, Meta(ge=0, lt=0.5)] | None = None
+    missing_number: Literal["vector", "mean"] | None = None
     context: tuple[str, ...] = ()
     candidate: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     fields: tuple[FieldSpec, ...] = ()
     columns: tuple[str, ...] = ()
     vocabulary: str = ""
+
+    @property
+    def clip_share(self) -> float:
+        """The share of the numbers that is clipped at each end of the range."""
+        return self.clip_quantile if self.clip_quantile is not None else CLIP_QUANTILE * (self.reader == "table")
+
+    @property
+    def has_missing_vector(self) -> bool:
+        """Whether numeric fields have a trained vector for a missing number."""
+        return (self.missing_number or ("vector" if self.reader == "table" else "mean")) == "vector"
 
     def min_count_of(self, name: str) -> int:
         """Return the min_count of one field."""
@@ -110,26 +198,30 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def __post_init__(self) -> None:
         if self.split == "time" and self.reader != "avazu":
-            raise ValueError(f'split = "time" needs reader = "avazu"; reader = "{self.reader}" has no timestamps')
+            raise ValueError(
+                f'split = "time" needs reader = "avazu", not "{self.reader}". With reader = "table", set time and '
+                'split = { by = "time", valid = "1d", test = "1d" }.'
+            )
         if (name := first_duplicate([spec.name for spec in self.fields])) is not None:
             raise ValueError(f'fields lists "{name}" twice. Put all keys of a field in one entry.')
         if self.reader == "table":
             self._check_table()
-        elif any((self.train, self.valid, self.test, self.context, self.candidate, self.numeric, self.columns)):
+        elif given := [key for key in TABLE_KEYS if getattr(self, key)]:
             raise ValueError(
-                f'reader = "{self.reader}" has fixed files and columns. Remove train, valid, test, context, candidate, '
-                'numeric and columns, or use reader = "table".'
+                f'reader = "{self.reader}" has fixed files and columns. Remove {", ".join(given)}, or use '
+                'reader = "table".'
             )
+        elif not isinstance(self.split, str):
+            raise ValueError(f'split = {{ by = ... }} needs reader = "table", not "{self.reader}". Use split = "row".')
 
     def _check_table(self) -> None:
         sides = (*self.context, *self.candidate)
         declared = {spec.side for spec in self.fields}
-        has_both_sides = (self.context or "context" in declared) and (self.candidate or "candidate" in declared)
-        if not (self.train and self.valid and self.test and has_both_sides):
+        if not ((self.context or "context" in declared) and (self.candidate or "candidate" in declared)):
             raise ValueError(
-                'reader = "table" needs train, valid, test, context and candidate. [[data.fields]] with both sides may '
-                "replace context and candidate."
+                'reader = "table" needs context and candidate. [[data.fields]] with both sides may replace them.'
             )
+        self._check_files()
         if (name := first_duplicate(sides)) is not None:
             raise ValueError(f'field "{name}" is listed twice in context and candidate. Remove one.')
         if unlisted := set(self.numeric) - set(sides):
@@ -137,6 +229,40 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         for spec in self.fields:
             if spec.name not in sides and spec.side is None:
                 raise ValueError(f'field "{spec.name}" has no side. Add side = "context" or side = "candidate".')
+
+    def _check_files(self) -> None:
+        """Check that the log has either three files or one file with a split."""
+        splits = [name for name in ("train", "valid", "test") if getattr(self, name)]
+        if not self.files and len(splits) < 3:
+            raise ValueError(
+                'reader = "table" needs train, valid and test, or files and split = { by = "time", ... } or '
+                'split = { by = "random", ... }.'
+            )
+        if self.files and splits:
+            raise ValueError(f"files and {splits[0]} contradict each other. Remove files, or train, valid and test.")
+        if self.files and isinstance(self.split, str):
+            raise ValueError(
+                'files needs a split, for example split = { by = "time", valid = "1d", test = "1d" } or '
+                'split = { by = "random", valid = 0.1, test = 0.1 }.'
+            )
+        if not self.files and not isinstance(self.split, str):
+            raise ValueError("split needs files = [...] instead of train, valid and test.")
+        if isinstance(self.split, SplitByTime) and not self.time:
+            raise ValueError('split = { by = "time" } needs time = "...", the column with the time of each row.')
+
+
+# The keys that only reader = "table" uses.
+TABLE_KEYS = (
+    *("files", "train", "valid", "test", "delimiter", "quote", "positive", "time", "weight", "unit", "request"),
+    *("rename", "context", "candidate", "numeric", "columns"),
+)
+
+
+def with_data_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored [data] section with the defaults of the version that wrote it, for keys that it does not have."""
+    if document.get("reader") != "table":
+        return document
+    return {"clip_quantile": 0.0, "missing_number": "mean"} | document
 
 
 def first_duplicate(names: Sequence[str]) -> str | None:

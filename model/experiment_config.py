@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from model.data_config import Data
+from model.data_config import Data, with_data_defaults
 from model.stec.stec import STECConfig
 from model.toml import Positive, Rate, read_toml
 from model.zoo import MODELS, Config
@@ -33,6 +33,10 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         exact_statistics: If true, the batch norms of the best epoch get statistics computed over the whole training set
             (see model/training/exact_statistics.py). If false, they keep the statistics of the last batches, as in
             FuxiCTR and therefore in the paper.
+        initial_bias: The model's output before training: the log-odds of the click rate in train, or "zero", which is
+            a probability of 0.5.
+        hide: Groups of fields that training replaces with the unknown id together, such as
+            [["ad"], ["ad", "campaign"]] for new ads. Each group is hidden in a share `unknown_rate` of the rows.
         seed: The random seed for the initial weights, the shuffling and the dropout.
     """
 
@@ -45,7 +49,9 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     net_l2: Annotated[float, Meta(ge=0)] = 0.0
     clip: Annotated[float, Meta(gt=0)] = 10.0
     unknown_rate: Rate = 0.01
-    exact_statistics: bool = False
+    exact_statistics: bool = True
+    initial_bias: Literal["log_odds", "zero"] = "log_odds"
+    hide: tuple[tuple[str, ...], ...] = ()
     seed: int = 1
 
 
@@ -109,6 +115,15 @@ def to_experiment(document: dict[str, Any]) -> Experiment:
             if str(error).endswith(f"`$.{name}`"):
                 raise ValueError(f"{error}. [{name}] has the keys {', '.join(section.__struct_fields__)}.") from error
         raise
+
+
+def with_stored_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored experiment with the defaults of the version that wrote it, for keys that it does not have.
+
+    Versions before 0.9 did not store these keys. In a TOML file, a missing key has today's default instead.
+    """
+    training = {"initial_bias": "zero", "exact_statistics": False} | document.get("training", {})
+    return document | {"data": with_data_defaults(document["data"]), "training": training}
 
 
 def with_model_type(document: dict[str, Any]) -> dict[str, Any]:

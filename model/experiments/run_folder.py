@@ -27,7 +27,7 @@ from contract.schema import FeatureSchema, read_schema, write_schema
 from contract.vocabulary import open_vocabulary
 from model.atomic_folder import new_folder
 from model.data.prepare.prepared import Prepared
-from model.experiment_config import Experiment, to_experiment
+from model.experiment_config import Experiment, to_experiment, with_stored_defaults
 from model.experiments.plots import draw_curves
 from model.layers import fields_of
 from model.stec import fused
@@ -180,7 +180,8 @@ def check_log_of_run(run: Path, prepared: Prepared) -> None:
 
 def read_run_experiment(run: Path) -> Experiment:
     """Read the experiment of a run."""
-    return to_experiment(msgspec.json.decode((run / EXPERIMENT).read_bytes(), type=dict[str, Any]))
+    document = msgspec.json.decode((run / EXPERIMENT).read_bytes(), type=dict[str, Any])
+    return to_experiment(with_stored_defaults(document))
 
 
 def file_digests(run: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from model.experiment_config import Experiment, with_model_type
+from model.experiment_config import Experiment, with_model_type, with_stored_defaults
 from model.experiments.run_folder import DataFacts, RunMetrics
 
 RESULTS = "results"  # the folder for finished runs, reports and pictures, next to the experiments' TOML files
@@ -126,7 +126,7 @@ class RunList:
     def _decode(self, line: bytes, number: int) -> FinishedRun:
         try:
             document = msgspec.json.decode(line, type=dict[str, Any])
-            document["experiment"] = with_model_type(document["experiment"])
+            document["experiment"] = with_stored_defaults(with_model_type(document["experiment"]))
             return msgspec.convert(document, FinishedRun)
         except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path}:{number}: {error}. Fix or remove the line.") from error

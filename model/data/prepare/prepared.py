@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, read_schema
 from contract.vocabulary import open_vocabulary
-from model.data_config import Data
+from model.data_config import Data, with_data_defaults
 
 LOG = "log.json"
 
@@ -109,9 +109,10 @@ def read_prepared(folder: Path) -> Prepared:
         raise ValueError(f"{folder}: not a prepared log. Create it with: ctr-prepare EXPERIMENT.toml --data DIR")
     try:
         schema = read_schema(folder / SCHEMA)
-        facts = msgspec.json.decode((folder / LOG).read_bytes(), type=LogFacts)
+        stored = msgspec.json.decode((folder / LOG).read_bytes(), type=dict[str, Any])
+        facts = msgspec.convert(stored | {"data": with_data_defaults(stored["data"])}, LogFacts)
         names = [field.name for field in schema.select("categorical")]
         sizes = tuple(len(open_vocabulary(folder / VOCABULARY, name)) for name in names)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {error}. Run ctr-prepare again.") from error
     return Prepared(folder, schema, sizes, facts)

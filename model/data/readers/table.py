@@ -23,7 +23,7 @@ def read(folder: Path, data: Data) -> Log:
         ValueError: If a file or column is missing, or a line does not have all columns.
     """
     files = {"train": data.train, "valid": data.valid, "test": data.test}
-    paths = {split: folder / file for split, file in files.items()}
+    paths = {split: folder / str(file) for split, file in files.items()}
     fields = declared_fields(data)
     if data.label in (field.name for field in fields):
         raise ValueError(f'the label "{data.label}" is also a field. Remove the field: the model would only copy it.')

@@ -96,5 +96,5 @@ def test_the_error_about_a_missing_file_says_where_avazu_is_published(tmp_path: 
 
 
 def test_only_avazu_can_be_split_by_time() -> None:
-    with pytest.raises(ValueError, match='reader = "criteo" has no times'):
+    with pytest.raises(ValueError, match='needs reader = "avazu", not "criteo"'):
         Data(reader="criteo", folder=".", prepared="p", split="time")
