@@ -11,7 +11,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class DeepFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="deepfm"):
-    """DeepFM's keys: those of BaselineConfig."""
+    """DeepFM's keys, all of which are inherited from BaselineConfig."""
 
 
 class DeepFM(nn.Module):

@@ -6,8 +6,8 @@
 NOTE[DIFF] The unary part uses the field itself, as BARS's parameter counts imply. In the paper, it uses the field's
 key.
 NOTE[DIFF] The authors' code has a ReLU before w. FuxiCTR and BARS have no ReLU there, nor between layers.
-NOTE[DIFF] In FuxiCTR, q, k and u have biases, which the means and the softmax cancel. v and R have a bias each, but one
-is enough, because a row of A sums to 2 (except with dropout, during training).
+NOTE[DIFF] In FuxiCTR, q, k and u have biases, which cancel in the means and the softmax. v and R also have biases, but
+one of the two is enough, because a row of A sums to 2 (except with dropout, during training).
 Shape legend: model/layers.py; A attention width, H heads, K = A / H.
 """
 

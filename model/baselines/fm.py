@@ -12,7 +12,7 @@ from model.layers import EmbeddingConfig, Fields, embeddings, look_up, sum_of_pa
 
 
 class FMConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="fm"):
-    """FM's keys: those of EmbeddingConfig."""
+    """FM's keys, all of which are inherited from EmbeddingConfig."""
 
 
 class FM(nn.Module):

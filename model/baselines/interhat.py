@@ -3,8 +3,8 @@
     X_1 = LN(FFN(Y) + Y), Y = LN(ReLU(MHA(e)) + e)        u_p = Agg_p(X_p)        X_{p+1} = u_p * X_1 + X_p
     Agg(X) = sum_i softmax_i(h . ReLU(W x_i + b)) x_i        logit = MLP(Agg([u_1; ...; u_P]))
 
-NOTE[DIFF] Later versions of FuxiCTR split heads without a transpose, which mixes the fields of a row. This code does
-not.
+NOTE[DIFF] Later versions of FuxiCTR split heads without a transpose, which mixes the fields of a row. This code
+does not mix them.
 NOTE[DIFF] FuxiCTR also applies dropout to the attention's output. Here, it is applied only to the attention weights.
 Shape legend: model/layers.py; A attention width, H heads, P order.
 """

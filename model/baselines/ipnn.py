@@ -13,7 +13,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class IPNNConfig(BaselineConfig, frozen=True, kw_only=True, tag="ipnn"):
-    """IPNN's keys: those of BaselineConfig."""
+    """IPNN's keys, all of which are inherited from BaselineConfig."""
 
 
 class IPNN(nn.Module):

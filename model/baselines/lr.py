@@ -12,7 +12,7 @@ from model.layers import Fields, TableConfig, embeddings, look_up
 
 
 class LRConfig(TableConfig, frozen=True, kw_only=True, tag="lr"):
-    """LR's keys: those of TableConfig."""
+    """LR's keys, all of which are inherited from TableConfig."""
 
 
 class LR(nn.Module):

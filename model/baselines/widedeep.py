@@ -12,7 +12,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class WideDeepConfig(BaselineConfig, frozen=True, kw_only=True, tag="widedeep"):
-    """Wide&Deep's keys: those of BaselineConfig."""
+    """Wide&Deep's keys, all of which are inherited from BaselineConfig."""
 
 
 class WideDeep(nn.Module):
