@@ -207,7 +207,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raw = file.read(MAX_MANIFEST_BYTES + 1)
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, too large for a manifest: export the run again"
+            f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, too large for a manifest: export the run again"
         )
     try:
         # The format version is decoded on its own first, because another format may have other keys.

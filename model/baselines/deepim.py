@@ -42,7 +42,7 @@ class DeepIM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         logit_B: Tensor = self.out(torch.cat(interactions(x_BFD, self.order), 1))[:, 0]
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return logit_B + deep_B

@@ -52,7 +52,7 @@ class FiBiNET(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         reweighted_BFD = x_BFD * self.senet(x_BFD.mean(2))[:, :, None]
         products = [bilinear_products(x, w) for x, w in zip((x_BFD, reweighted_BFD), self.bilinear, strict=True)]
         deep_B: Tensor = self.mlp(torch.cat(products, 1))[:, 0]

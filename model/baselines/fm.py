@@ -27,5 +27,5 @@ class FM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         return sum_of_pairs(x_BFD).sum(1) + weight_BF1.sum((1, 2)) + self.bias

@@ -70,7 +70,7 @@ class InterHAt(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         y_BFD = self.attention_norm(self.attention_out(self.attention(x_BFD)).relu() + x_BFD)
         first_BFD = self.ffn_norm(self.ffn(y_BFD) + y_BFD)
         current_BFD, found = first_BFD, list[Tensor]()

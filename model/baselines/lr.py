@@ -27,5 +27,5 @@ class LR(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         return weight_BF1.sum((1, 2)) + self.bias
