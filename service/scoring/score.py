@@ -214,7 +214,7 @@ def check_cascade(request: ScoreRequest, manifest: Manifest) -> None:
         )
     if not manifest.cascade:
         raise BadRequest(
-            "This model has no cascade. Remove this field. "
+            "This model has no cascade. Remove the field. "
             "ctr-export --data adds a cascade to a bundle if the model's first level is accurate enough.",
             "$.cascade",
         )
