@@ -1,6 +1,6 @@
 # Everything runs in one virtual environment, .venv. Stamp files record what is installed in it: the dependencies of the
-# service (make serve), additionally those of training and tests (make test, make demo), or additionally MkDocs (make
-# docs).
+# service (make serve), those plus the ones of training and tests (make test, make demo), or the service's plus MkDocs
+# (make docs).
 
 # Use the first Python that runs, is 3.11 or later, and can create a virtual environment. A pyenv shim may exist but fail
 # to run.

@@ -222,9 +222,9 @@ def main() -> None:
         + " (context + candidate). The three graphs run in turn in one process, on one onnxruntime thread; "
         "times are median run times in ms. Ratios to the plain export are medians over pairs of runs (with "
         "quartiles). The times per candidate (in µs) were measured with the kernel. GFLOP/s counts the factorized "
-        "model's matrix products for each candidate alone, so work that is shared or avoided counts as done; the percentage is relative to "
-        f"{peak:.0f} GFLOP/s, which a MatMul of size {PEAK_SIZE} reaches in the same onnxruntime. Difference is the "
-        "largest difference in probability from the plain export."
+        "model's matrix products for each candidate alone, so work that is shared or avoided counts as done; the "
+        f"percentage is relative to {peak:.0f} GFLOP/s, which a MatMul of size {PEAK_SIZE} reaches in the same "
+        "onnxruntime. Difference is the largest difference in probability from the plain export."
     )
     header = ["fields", "candidates", "plain ms", "folded ms", "kernel ms", "plain / folded", "plain / kernel"]
     header += ["µs a candidate", "GFLOP/s", "difference"]

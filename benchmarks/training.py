@@ -108,8 +108,8 @@ def main() -> None:
         f"training. Times are medians of {ROUNDS} steps of each variant, run in turn. Ratios are medians over "
         "rounds (minimum to maximum). The differences from plain are the largest difference over the batch's logits, "
         "and the largest difference over all parameters' gradients, relative to the parameter's largest gradient. "
-        "Among millions of hidden units, one may be so close to zero that rounding decides its ReLU (last column). This alone changes "
-        "the gradients of its row by 0.1%."
+        "Among millions of hidden units, one may be so close to zero that rounding decides its ReLU (last column). "
+        "This alone changes the gradients of its row by 0.1%."
     )
     header = [
         "fields",

@@ -13,7 +13,7 @@
 namespace stec {
 namespace {
 
-constexpr int64_t CHUNK = 6;  // Number of columns processed at a time: intermediate results stay in the L1 cache.
+constexpr int64_t CHUNK = 6;  // Number of columns per step, so that intermediate results stay in the L1 cache.
 constexpr int64_t LONG = 8;   // A request with at least this many candidates gets its own groups.
 
 // The part of a level that depends only on the context. All candidates of a request share it.

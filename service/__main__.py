@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from service.models.store import StoreError
 
     json_logging.set_up()
-    # Until the supervisor handles signals, exit immediately on SIGTERM and SIGINT. Ignore SIGHUP, because startup
-    # loads the current bundle anyway.
+    # Until the supervisor handles signals, exit immediately on SIGTERM and SIGINT. Ignore SIGHUP, which requests a
+    # reload, because startup loads the current bundle anyway.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

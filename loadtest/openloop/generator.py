@@ -204,7 +204,7 @@ class Generator:
         return connection
 
     def _release(self, connection: Connection, usable: bool) -> None:
-        """Send the next waiting request on the connection, or mark it free. Replace an unusable connection if needed."""
+        """Send the next waiting request on the connection, or mark it free. Replace unusable ones if needed."""
         if not usable:
             self._all.discard(connection)
             if connection in self._free:
