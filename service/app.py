@@ -32,7 +32,10 @@ DISTRIBUTION = "stec-ctr"
 
 
 class Application(FastAPI):
-    """FastAPI with a shortcut for POST /v1/score, where middleware and routing would take as long as one candidate."""
+    """FastAPI with a shortcut for POST /v1/score.
+
+    Middleware and routing would take as long as scoring a candidate.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == SCORE_PATH and scope["method"] == "POST":

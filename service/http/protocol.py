@@ -32,9 +32,8 @@ from service.http.header_limits import HEAD_TOO_LARGE, HeadSize, HeadTooLarge, h
 from service.settings import Settings
 
 MAX_UNREAD_BYTES = 256 * 1024  # Unread 429 responses on one connection.
-LINGER_S = (
-    1.0  # How long a connection stays open after an error, so that a client that is still sending can read the error.
-)
+# How long to keep a connection open after an error, so that a client that is still sending can read the error.
+LINGER_S = 1.0
 MAX_PIPELINED = 64  # Requests on one connection that wait for the responses to earlier requests.
 
 INVALID_HTTP = "This is not a valid HTTP/1.1 request. See /docs for an example."
@@ -93,9 +92,7 @@ class Protocol(HttpToolsProtocol):
         self.close_after_response = False
         self._ignores_input = False
         self._error_response = b""  # Sent after the responses to earlier requests. Ends the connection.
-        self._current: RequestResponseCycle | None = (
-            None  # The request being answered, or the last one that was answered.
-        )
+        self._current: RequestResponseCycle | None = None  # The request being answered, or the last answered one.
         self._last_response_sent = False
         self._head = HeadSize()
         self._is_upgrade = False

@@ -61,8 +61,7 @@ class Server(uvicorn.Server):
     def handle_signals(self) -> None:
         """Until the process exits, make SIGTERM and SIGINT stop the server.
 
-        Uvicorn raises the signal again after it has stopped. The process must survive that to close the
-        model.
+        Uvicorn raises the signal again after it has stopped. The process must survive that to close the model.
         """
         for number in HANDLED_SIGNALS:
             signal.signal(number, self.handle_exit)

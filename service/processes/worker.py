@@ -103,7 +103,7 @@ class Worker:
 
         Returns:
             The admin application, if it has its own socket. Otherwise an empty list, because the scoring application
-        serves the routes.
+            serves the routes.
         """
         app = self._app if descriptor is None else admin_app(self._app)
         if self._settings.admin_key_file is not None:

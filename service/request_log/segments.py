@@ -95,7 +95,7 @@ class Segments:
         unnamed = self._path.with_suffix(".new")
         self._file = unnamed.open("xb", buffering=0)
         os.fchmod(self._file.fileno(), 0o600)
-        # Lock the file before it gets the name that prepare_folder() looks for. The lock is held until it is closed.
+        # Lock the file before it gets the name that prepare_folder() looks for. Closing the file releases the lock.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         unnamed.rename(self._path)
         self._size = 0

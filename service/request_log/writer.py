@@ -177,7 +177,7 @@ class RequestLog:
                 self._metrics.not_logged.labels("write").inc()
 
     def _attempt(self, step: Callable[[], None]) -> bool:
-        """Run a step. Return whether it succeeded, because a full disk or an invalid line must not end the thread."""
+        """Run a step, and return whether it succeeded. A full disk or an invalid line must not end the thread."""
         try:
             step()
         except Exception as error:

@@ -1,8 +1,8 @@
 """Limit the number of requests in flight, depending on how long requests wait.
 
 A standing queue delays every response without increasing throughput. If even the fastest request of a time window
-waited longer than the target, the limit falls. Otherwise, the limit rises, and it
-rises faster if requests were rejected during the window.
+waited longer than the target, the limit falls. Otherwise, the limit rises, and it rises faster if
+requests were rejected during the window.
 """
 
 import math

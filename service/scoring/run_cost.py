@@ -1,6 +1,7 @@
 """Estimate how long a run of the model takes.
 
-The estimate is measured before the first request, and corrected after every run."""
+The estimate is measured before the first request, and corrected after every run.
+"""
 
 import time
 from collections.abc import Callable, Sequence

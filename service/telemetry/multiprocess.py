@@ -1,4 +1,7 @@
-"""Merge the metrics of all workers. Each worker keeps its metrics in files: prometheus_client's multiprocess mode."""
+"""Merge the metrics of all workers.
+
+In prometheus_client's multiprocess mode, each worker keeps its metrics in files.
+"""
 
 from pathlib import Path
 
