@@ -79,7 +79,9 @@ def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", type=Path, nargs="+", help="on Frappe, e.g. experiments/frappe/dcn.toml")
+    parser.add_argument(
+        "experiments", type=Path, nargs="+", help="experiments on Frappe, e.g. experiments/frappe/dcn.toml"
+    )
     parser.add_argument("--draws", type=positive_int, default=3)
     parser.add_argument(
         "--folder",

@@ -85,7 +85,7 @@ class Copy:
 
 
 def verdict(cell: str) -> str:
-    """Return `pass` or `**fail**` if the cell contains a synonym of it, otherwise the unchanged cell."""
+    """Return `pass` or `**fail**` if the cell means this in any report's wording, otherwise the unchanged cell."""
     if cell.strip("*") in PASSED:
         return "pass"
     return "**fail**" if cell.strip("*") in FAILED else cell
@@ -240,7 +240,7 @@ class Highlight:
         name: Description of the figure.
         report: The path of the report with the figure, relative to the repository root.
         row: A regular expression for the first cell of the row in the report.
-        target: The target. It is empty if the report states the target.
+        target: The target. Empty if the report states it.
         passed: Whether the target was met, if the report does not state it.
     """
 
@@ -301,7 +301,7 @@ def auc(cell: str) -> str:
 
 
 def place(table: Table, name: str) -> str:
-    """Return a model's rank by mean AUC among the models of a data set, counting each model once."""
+    """Return a model's rank by mean AUC among the models trained on a data set, counting each model once."""
     models = [row[0] for row in table.rows if row[0] != "stec-request"]
     return f"place {models.index(name) + 1} of {len(models)}"
 

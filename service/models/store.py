@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 class StoreError(ValueError):
-    """The operation is not possible. The message says how to fix it."""
+    """The operation is not possible. The message states how to fix the problem."""
 
 
 class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,7 +243,7 @@ def remove(store: Path, version: str) -> str:
 
 
 def rollback(store: Path) -> str:
-    """Make the previously current version current again. Return it.
+    """Make the previously current version current again, and return it.
 
     Versions that have been removed are skipped. A second rollback goes back one more version.
 

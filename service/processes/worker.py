@@ -102,7 +102,8 @@ class Worker:
         """Add the admin routes, if there is an admin key.
 
         Returns:
-            The admin application, if it has its own socket. Otherwise the scoring application serves the routes.
+            The admin application, if it has its own socket. Otherwise an empty list, because the scoring application
+            serves the routes.
         """
         app = self._app if descriptor is None else admin_app(self._app)
         if self._settings.admin_key_file is not None:
@@ -110,7 +111,7 @@ class Worker:
         return [] if descriptor is None else [BoundApp(socket.socket(fileno=descriptor), app)]
 
     async def follow_supervisor(self, control: socket.socket) -> None:
-        """Handle the supervisor's messages. Stop when it exits, because nothing else would stop this process."""
+        """Handle the supervisor's messages. Stop when the supervisor exits, because nothing else stops this process."""
         try:
             await self._channel.run(control)
         finally:
@@ -197,7 +198,7 @@ def curl(host: str, port: int, request: dict[str, Any]) -> str:
 
     Args:
         host: The address that the server listens on.
-        port: Its port.
+        port: The port that the server listens on.
         request: The body.
     """
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
