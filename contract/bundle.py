@@ -215,7 +215,7 @@ def _read_manifest(folder: Path) -> Manifest:
         if found != FORMAT_VERSION:
             raise BundleError(
                 f"{path}: format version is {found!r}, but this server reads {FORMAT_VERSION}: "
-                "export the run again with the version of ctr-export that you serve with"
+                "export the run again with the ctr-export of this server's version"
             )
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -47,7 +47,7 @@ def number(value: Any) -> float:
     """Return a numeric field's value as a float. It is NaN if the value is missing.
 
     Raises:
-        ValueError: The value is NaN, infinite, too large for float64, or not a number or None.
+        ValueError: The value is NaN, infinite, too large for float64, or neither a number nor None.
     """
     if value is None:
         return math.nan
@@ -90,7 +90,7 @@ def number_in_bucket(bucket: str) -> float:
 def tokenizer(field: Field) -> Callable[[Any], str | None]:
     """Return a function from a field's value to its token, or to None if the value is missing.
 
-    The function raises ValueError like `token` and `number`.
+    The function raises ValueError in the same cases as `token` and `number`.
     """
     if field.transform is not UNSET:
         return _bucketer(field)
@@ -103,7 +103,7 @@ def tokenizer(field: Field) -> Callable[[Any], str | None]:
 def number_reader(field: Field) -> Callable[[Any], float]:
     """Return a function from a numeric field's value to a float, or to NaN if the value is missing.
 
-    The function raises ValueError like `number`.
+    The function raises ValueError in the same cases as `number`.
     """
     if field.missing is UNSET:
         return number

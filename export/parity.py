@@ -100,7 +100,7 @@ def single(inputs: list[ModelInput], expected: list[list[float]], max_candidates
 
 
 def all_sizes(inputs: list[ModelInput], expected: list[list[float]]) -> Iterator[Case]:
-    """Yield each request, all requests in one call, and the first rows of that call."""
+    """Yield each request alone, then all requests together, then only the first rows of all requests."""
     for index, (request, answer) in enumerate(zip(inputs, expected, strict=True)):
         yield f"golden request {index}", join([request]), np.array(answer)
     everything, answers = join(inputs), np.concatenate([np.array(a) for a in expected])

@@ -1,4 +1,4 @@
-"""DeepIM: all interactions up to an order, computed from sums of powers, and an MLP (Yu et al., CIKM 2020).
+"""DeepIM: all interactions up to a given order, computed from sums of powers, and an MLP (Yu et al., CIKM 2020).
 
     p_k = sum_i e_i^k        k I_k = sum_{m=1..k} (-1)^{m-1} I_{k-m} p_m, I_0 = 1        (Newton's identities)
     logit = w . [I_1; ...; I_K] + b + MLP(e)

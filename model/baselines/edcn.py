@@ -74,7 +74,7 @@ class EDCN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs the fields of both sides."""
         bridge_BE, first_BE = x_BFD.flatten(1), None
         layers = zip(self.regulations, self.crosses, self.shifts, self.deeps, strict=True)
         for regulate, cross, shift_E, deep in layers:

@@ -70,7 +70,7 @@ class KnownValues:
         )
 
     def fill(self, side: Side, features: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return the fields of a side, each with a known value. `number` selects the replacement of an unknown one."""
+        """Return the fields of a side, with known values. `number` selects the replacement for an unknown value."""
         filled = {}
         for field in self._fields[side]:
             value, known = features.get(field.name), self._known[field.name]

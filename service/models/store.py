@@ -268,7 +268,7 @@ def find_version(store: Path, prefix: str) -> str:
     found = [version for version in stored_versions(store) if version.startswith(prefix)]
     if len(found) != 1:
         count = f"{len(found)} versions start" if found else "no version starts"
-        raise StoreError(f"in {store}, {count} with {prefix[:100]!r}: see ctr-store list {store}")
+        raise StoreError(f"{store}: {count} with {prefix[:100]!r}: see ctr-store list {store}")
     return found[0]
 
 

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verify_golden(bundle: Bundle, url: str | None) -> int:
-    """Compare the answers to the golden requests with the exporter's. Return the exit code.
+    """Check that the golden requests get the same answers as from the exporter. Return the exit code.
 
     Args:
         bundle: The bundle.

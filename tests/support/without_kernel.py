@@ -1,4 +1,4 @@
-"""A pytest plugin that hides the kernel, as on a CPU without AVX2."""
+"""A pytest plugin that hides the kernel, to simulate a CPU without AVX2."""
 
 import kernel
 
