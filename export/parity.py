@@ -90,7 +90,7 @@ def check_parity(
 
 
 def single(inputs: list[ModelInput], expected: list[list[float]], max_candidates: int) -> Iterator[Case]:
-    """Yield each request, most of them with only the first candidate.
+    """Yield each request. Most requests are reduced to their first candidate.
 
     An explanation scores each candidate hundreds of times, so checking all candidates would take too long.
     """

@@ -121,7 +121,7 @@ COPIES: Mapping[str, Copy] = {
         r"^(Bars|Targets)",
         TARGETS,
         {
-            r"p99 of 100 candidates at half of .*, (.*)/s": r"p99, 100 candidates, half of capacity (\1 requests/s)",
+            r"p99 of 100 candidates at half of .*, (.*)/s": r"p99, 100 candidates, half capacity (\1 requests/s)",
             "not answered (then|in that load)": "Requests without an answer at that rate",
             "wrong scores": WRONG,
         },
@@ -260,7 +260,7 @@ class Highlight:
 
 HIGHLIGHTS = (
     Highlight("Throughput, 100 candidates, over the best server with a plain export", PEERS, r"^requests/s of 100"),
-    Highlight("p99 at half of capacity, 100 candidates", LATENCY, r"^p99.*100 candidates"),
+    Highlight("p99 at half capacity, 100 candidates", LATENCY, r"^p99.*100 candidates"),
     Highlight("Goodput at 3x overload, as a share of capacity", OVERLOAD, r"^[Gg]oodput at 3x"),
     Highlight("p99 with ten model reloads a minute, over p99 without", RELOAD, r"^p99 with reloads"),
     Highlight("Answers late by more than 20 ms in a soak with faults", SOAK, r"deadline \+ 20 ms"),
@@ -288,7 +288,7 @@ def key_figures() -> list[str]:
     return [
         f"- **{throughput} requests/s** with 100 candidates each on two cores, {relative} the best server with a plain"
         f" export ([report]({ROOT_MARK}{PEERS})).",
-        f"- **{p99[1]} p99** at half of capacity, {rate} requests/s with 100 candidates each"
+        f"- **{p99[1]} p99** at half capacity, {rate} requests/s with 100 candidates each"
         f" ([report]({ROOT_MARK}{LATENCY})).",
         f"- **{auc(frappe.cell('stec', 'test AUC'))} test AUC** on Frappe, {place(frappe, 'stec')}"
         f" ([report]({ROOT_MARK}{FRAPPE})).",

@@ -52,7 +52,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, default=Path("deploy/demo"), help="bundle that the server serves")
     parser.add_argument("--rate", type=float, default=500, help="requests/s; with --find-max, the first rate to try")
     parser.add_argument("--profile", choices=list(CURVES), default="steady", help="how the rate varies around its mean")
-    parser.add_argument("--seconds", type=float, default=30, help="duration of each load in seconds")
+    parser.add_argument("--seconds", type=float, default=30, help="duration of each load run in seconds")
     parser.add_argument("--candidates", type=int, default=100, help="candidates per request")
     parser.add_argument("--timeout-ms", type=int, default=50, help="deadline of each request")
     parser.add_argument("--processes", type=int, default=1, help="generator processes")

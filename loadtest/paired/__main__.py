@@ -1,6 +1,6 @@
 """Compare the servers of two checkouts of this project: python -m loadtest.paired OTHER_CHECKOUT
 
-The servers of this checkout and of the other one run in pairs of alternating order: this other, other this, and so on.
+The servers of this checkout and of the other one run in pairs, and the order within a pair alternates.
 If the machine gets slower or faster during the comparison, both servers are affected alike. Each run starts a new
 server, because two starts of the same code also differ, for example in memory layout and hash seed.
 

@@ -35,7 +35,7 @@ Name = Literal["this", "other"]
 
 
 class CannotCompare(RuntimeError):
-    """A checkout cannot be run as intended, or a run measured nothing. The message states which one and why."""
+    """A checkout cannot be run as intended, or a run measured nothing. The message names it and states the reason."""
 
 
 class Probe(msgspec.Struct, frozen=True):

@@ -291,7 +291,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loadtest.scenarios.latency", description=__doc__, formatter_class=raw)
     parser.add_argument("--bundle", type=Path, help="default: built by loadtest/reference_model.py if needed")
-    parser.add_argument("--seconds", type=float, default=600, help="duration of each of the two long loads")
+    parser.add_argument("--seconds", type=float, default=600, help="duration of each of the two long load runs")
     parser.add_argument("--step-seconds", type=float, default=15, help="duration of each point of the curves")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the closed loop")
     return parser.parse_args(argv)

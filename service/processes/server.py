@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
     Args:
         app: The scoring application.
         settings: The server's settings.
-        slot: Slot in which this worker publishes its connection count for the other workers. None: there are no others.
+        slot: Slot in which this worker publishes its connection count for the other workers. None: there are none.
 
     Raises:
         UnsupportedUvicorn: The installed uvicorn would bypass admission control.

@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--admin-listener", type=int, help="file descriptor of the socket for /admin")
     parser.add_argument("--control", type=int, required=True, help="file descriptor of the socket to the supervisor")
     parser.add_argument("--slot", type=int, required=True, help="index of this worker's connection count")
-    parser.add_argument("--tested", action="store_true", help="accept no connection before the self-test has passed")
+    parser.add_argument(
+        "--tested", action="store_true", help="do not accept connections until the self-test has passed"
+    )
     parser.add_argument("--print-curl", action="store_true", help="print an example request when ready")
     arguments = parser.parse_args(argv)
     json_logging.set_up()

@@ -12,7 +12,7 @@ from pathlib import Path
 from service.processes.ipc import Channel, Load, PeerClosed
 
 LOAD_TIMEOUT_S = 120.0
-WAIT_FOR_TEST = "--tested"  # A worker's option: accept no connection before the self-test has passed.
+WAIT_FOR_TEST = "--tested"  # A worker's option: do not accept connections until the self-test has passed.
 
 
 @dataclass(eq=False)

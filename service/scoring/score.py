@@ -68,7 +68,7 @@ class Scorer:
     async def score(self, request: Request) -> Response:
         """Return the scores of a request's candidates. Raises Problem for every other outcome."""
         arrived_s = arrival_s(request)
-        # The name of the request's key is known only later.
+        # The name of the request's key is not known until later.
         key_name = None if self.keys is None else lambda: getattr(request.state, "api_key_name", "")
         with (
             self.metrics.request(arrived_s, key_name) as timing,
