@@ -1,7 +1,9 @@
 # Everything runs in one virtual environment, .venv. Stamp files record what is installed in it: the dependencies of the
-# service (make serve), those for training and tests as well (make test, make demo), or MkDocs as well (make docs).
+# service (make serve), those plus the ones of training and tests (make test, make demo), or the service's plus MkDocs
+# (make docs).
 
-# The first that runs, is 3.11 or later and can make a virtual environment: a pyenv shim may exist and not run.
+# Use the first Python that runs, is 3.11 or later, and can create a virtual environment. A pyenv shim may exist but fail
+# to run.
 PYTHONS := python3.11 python3.12 python3.13 python3.14 python3
 IS_USABLE := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in $(PYTHONS); do if $$p -c '$(IS_USABLE)' >/dev/null 2>&1; then echo $$p; break; fi; done)
@@ -61,7 +63,7 @@ test-uvicorn: $(ALL_STAMP)
 		PYTHONPATH=$(CURDIR)/.uvicorn/$$version OMP_NUM_THREADS=1 $(BIN)/pytest tests/service/http tests/service/processes; \
 	done
 
-# The tests marked `numeric`, once under each instruction set that this CPU has.
+# Runs the tests marked `numeric` once under each instruction set that this CPU has.
 test-isa: $(ALL_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.instruction_sets -n auto --dist worksteal
 

@@ -1,9 +1,9 @@
-"""Cost of serving and training each model of a data set.
+"""Cost of serving and of training each model for a data set.
 
 The benchmark measures every experiment in a folder with its initial weights, because speed does not depend on the
-weights. For serving, it runs the graph that ctr-export writes on one thread, as a worker does on a CPU. For training,
-it runs steps on torch's default number of threads. The models run alternately. It also writes
-FOLDER/results/speed.json, which `ctr-compare --all FOLDER` reads.
+weights. For serving, it runs the graph that ctr-export writes, and uses one thread, like a worker on a CPU. For
+training, it runs steps on torch's default number of threads. In both cases, the models' runs are interleaved. The
+benchmark also writes FOLDER/results/speed.json, which `ctr-compare --all FOLDER` reads.
 """
 
 import argparse
@@ -48,8 +48,8 @@ TEXT = f"""Serving: one request with {" or ".join(map(str, CANDIDATES))} candida
 vocabulary, through each model's serving graph on one thread. STEC's graph uses the kernel. The other graphs use
 onnxruntime's own operators, and look up a context's embeddings once per request. The figures are the median run time in
 ms and in µs per candidate. Training: rows/s of the median of {STEPS} steps, from forward pass to optimizer, on one
-batch of real rows with {torch.get_num_threads()} threads, without evaluation. In both cases, the models run
-alternately."""
+batch of real rows with {torch.get_num_threads()} threads, without evaluation. In both cases, the models' runs are
+interleaved."""
 
 
 def open_model(experiment: Experiment, prepared: Prepared, folder: Path, name: str) -> Run:

@@ -1,4 +1,4 @@
-"""Speed and memory of ctr-prepare on a log in Criteo's format."""
+"""Speed and memory use of ctr-prepare on a log in Criteo's format."""
 
 import argparse
 import io
@@ -26,8 +26,8 @@ TEXT = f"""The input is a generated log in Criteo's format: a label, 13 numbers 
 missing as often as in Criteo's log, and ids follow Zipf's law. `ctr-prepare` with `min_count = {MIN_COUNT}` runs in its
 own process on {CORES} threads. It reads the text and writes ids, numbers, labels and vocabularies to disk. An
 additional 1% of rows serves as both the valid and the test split. Peak memory is the process's `ru_maxrss`. Cores busy
-is CPU time divided by seconds. Reading alone is polars' streaming reader on the same text, with every value as text,
-discarding each batch."""
+is the CPU time divided by the elapsed seconds. Reading alone is polars' streaming reader on the same text. It reads
+every value as text, and discards each batch."""
 READ_ALONE = """
 import sys
 import polars as pl
@@ -147,7 +147,7 @@ def main() -> int:
         options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
-        # Runs in another process, because a child inherits the peak memory of its parent.
+        # Generate the log in another process, because a child inherits the peak memory of its parent.
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             process.submit(generate, folder / TRAIN, options.rows).result()
             process.submit(generate, folder / REST, options.rows // 100, seed=2).result()

@@ -72,14 +72,16 @@ def run_on_draw(draw: int, experiments: Sequence[Experiment], data: Path, folder
 
 
 def row(name: str, given: FinishedRun, on_draws: Sequence[FinishedRun]) -> list[str]:
-    """Return a model's row: test AUC on the given file, on each draw, and the mean over the draws."""
+    """Return a model's row: the test AUC on the given file and on each draw, and the mean over the draws."""
     percent = [run.metrics.test.auc * 100 for run in on_draws]
     return [name, f"{given.metrics.test.auc * 100:.2f}", *(f"{p:.2f}" for p in percent), mean_and_std(percent, 2)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("experiments", type=Path, nargs="+", help="on Frappe, e.g. experiments/frappe/dcn.toml")
+    parser.add_argument(
+        "experiments", type=Path, nargs="+", help="experiments on Frappe, e.g. experiments/frappe/dcn.toml"
+    )
     parser.add_argument("--draws", type=positive_int, default=3)
     parser.add_argument(
         "--folder",

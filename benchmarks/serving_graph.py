@@ -1,6 +1,6 @@
 """Speedup of the service's graphs over a plain export of the same model.
 
-Three graphs with the same weights and requests run alternately on one onnxruntime thread, as in the service: plain (the
+Three graphs with the same weights and requests run in turn on one onnxruntime thread, as in the service: plain (the
 model as exported by torch), folded (onnxruntime's own operators) and kernel (the operator from kernel/). A large matrix
 product measures the core's peak performance.
 """
@@ -97,7 +97,7 @@ def open_graphs(fields: int, attention: Attention, folder: Path) -> dict[str, Ru
 
 
 def alternate(runs: Mapping[str, Run], draw: Callable[[], Feed], title: str) -> tuple[dict[str, list[float]], float]:
-    """Run the graphs alternately on the same inputs.
+    """Run the graphs in turn on the same inputs.
 
     Returns:
         The run times of each graph in ms, and the largest difference in probability from the first graph.
@@ -219,12 +219,12 @@ def main() -> None:
     text = (
         f"STEC with a linear head, D = {fit.embedding}, N = {fit.blocks}, {fit.heads} heads, FFN {fit.ffn}; fields: "
         + ", ".join(f"{f} = {c} + {f - c}" for f, c in CONTEXT_FIELDS.items())
-        + " (context + candidate). The three graphs run alternately in one process, on one onnxruntime thread; "
-        "times are the median run time in ms. Ratios to the plain export are medians over pairs of runs (with "
-        "quartiles). µs a candidate is for the kernel. GFLOP/s counts the factorized model's matrix products for each "
-        "candidate alone, so work that is shared or avoided counts as done; the percentage is relative to "
-        f"{peak:.0f} GFLOP/s, which a MatMul of size {PEAK_SIZE} reaches in the same onnxruntime. Difference is the "
-        "largest difference in probability from the plain export."
+        + " (context + candidate). The three graphs run in turn in one process, on one onnxruntime thread; "
+        "times are median run times in ms. Ratios to the plain export are medians over pairs of runs (with "
+        "quartiles). The times per candidate (in µs) were measured with the kernel. GFLOP/s counts the factorized "
+        "model's matrix products for each candidate alone, so work that is shared or avoided counts as done; the "
+        f"percentage is relative to {peak:.0f} GFLOP/s, which a MatMul of size {PEAK_SIZE} reaches in the same "
+        "onnxruntime. Difference is the largest difference in probability from the plain export."
     )
     header = ["fields", "candidates", "plain ms", "folded ms", "kernel ms", "plain / folded", "plain / kernel"]
     header += ["µs a candidate", "GFLOP/s", "difference"]

@@ -1,6 +1,6 @@
 """Speedup of a training step that avoids the f x f x d tensor.
 
-All variants of one model run alternately in one process with the same weights and batch. A step is the forward pass,
+All variants of one model run in turn in one process, with the same weights and batch. A step is the forward pass,
 the loss and the backward pass of the whole model: embedding, attention and head.
 """
 
@@ -105,11 +105,11 @@ def main() -> None:
         f"STEC, batch {ROWS}, D = {SIZE.embedding}, N = {SIZE.blocks}, {SIZE.heads} heads, float32 with float64 batch "
         f"statistics, {torch.get_num_threads()} threads. Plain: with the f x f x d interaction in memory. Factorized: "
         "without it, in torch (model/stec/factorized.py). Kernel: without it, in C++ (model/stec/fused.py), as in "
-        f"training. Times are medians of {ROUNDS} steps of each variant, run alternately. Ratios are medians over "
+        f"training. Times are medians of {ROUNDS} steps of each variant, run in turn. Ratios are medians over "
         "rounds (minimum to maximum). The differences from plain are the largest difference over the batch's logits, "
-        "and the largest over all parameters' gradients, relative to the parameter's largest gradient. Among millions "
-        "of hidden units, one may be so close to zero that rounding decides its ReLU (last column). This alone changes "
-        "the gradients of its row by 0.1%."
+        "and the largest difference over all parameters' gradients, relative to the parameter's largest gradient. "
+        "Among millions of hidden units, one may be so close to zero that rounding decides its ReLU (last column). "
+        "This alone changes the gradients of its row by 0.1%."
     )
     header = [
         "fields",

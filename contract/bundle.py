@@ -1,4 +1,4 @@
-"""The bundle: a folder with everything that scoring needs, and digests that show whether it is unchanged."""
+"""The bundle: a folder with everything that scoring needs, including digests that show whether it has changed."""
 
 import hashlib
 import math
@@ -59,13 +59,13 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CascadeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A rule by which the first level alone rules out candidates from the best k.
+    """A rule that uses only the first level to exclude candidates that are not among the best k.
 
-    It rules out a candidate whose logit at the first level is more than `margin` below the k-th best candidate's.
+    It excludes a candidate whose first-level logit is more than `margin` below that of the k-th best candidate.
 
     Attributes:
         k: Number of best candidates.
-        margin: Maximum distance from the logit of the k-th best candidate at the first level.
+        margin: Maximum distance below the first-level logit of the k-th best candidate.
         recall: Share of the true best k that the rule keeps.
         scored: Share of all candidates that the rule keeps.
         candidates: Number of candidates per request for which the margin was calibrated.
@@ -93,10 +93,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         parameters: Number of the model's parameters.
         metrics: The metrics of the run that was exported.
         files: The SHA-256 of each file.
-        attention: The attention of a STEC.
+        attention: What the context fields of a STEC attend to.
         cascade: The cascade rules in ascending order of k. Empty if the bundle has no SCREEN.
-        type: The type of the model, as in model/zoo.py. Older bundles, which all contain a STEC, do not have it.
-        digest: SHA-256 over the rest of the manifest, so that changes to the manifest are detected as well.
+        type: The type of the model, as in model/zoo.py. Absent from older bundles, all of which contain a STEC.
+        digest: SHA-256 over the rest of the manifest. It reveals changes to the manifest itself.
     """
 
     format_version: int
@@ -122,7 +122,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. `vocabularies` holds the vocabulary of each categorical field, if the bundle has them."""
+    """An opened bundle. `vocabularies` has one entry per categorical field, or is empty if they were not opened."""
 
     folder: Path
     manifest: Manifest
@@ -140,7 +140,7 @@ def write_manifest(
     cascade: Sequence[CascadeRule] = (),
     model: str = STEC,
 ) -> Manifest:
-    """Write a bundle's manifest, with the digests of all files that are now in the folder. Return it."""
+    """Write and return a bundle's manifest, which contains the digests of all files now in the folder."""
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
     schema = read_schema(folder / SCHEMA)
     manifest = Manifest(
@@ -158,7 +158,7 @@ def write_manifest(
         cascade=tuple(cascade),
         type=model,
     )
-    # Decode the manifest as a reader will, because an integer among the metrics is read as a float.
+    # Decode the manifest as a reader does. Decoding turns integer metrics into floats.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)
     sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed)) + b"\n")
@@ -179,7 +179,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
     """
     try:
         folder = folder.resolve()
-        files = _files(folder)  # Before a file is opened, because opening a named pipe would block forever.
+        files = _files(folder)  # Check before opening any file: opening a named pipe would block forever.
         manifest = _read_manifest(folder)
         _check_names(folder, files, manifest, vocabulary)
         if verify:
@@ -191,10 +191,10 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
         raise
     except OSError as error:
         raise BundleError(f"{error.filename or folder}: {error.strerror}. {HOW_TO_EXPORT}") from error
-    except (ValueError, RuntimeError) as error:  # RuntimeError: JSON nested too deeply, or a loop of links
+    except (ValueError, RuntimeError) as error:  # RuntimeError: JSON nested too deeply, or a symlink loop
         raise BundleError(f"bundle {folder}: {error}: export it again") from error
     if schema.fingerprint() != manifest.schema_fingerprint:
-        raise BundleError(f"bundle {folder}: the fingerprint of {SCHEMA} differs from {MANIFEST}: export it again")
+        raise BundleError(f"bundle {folder}: {SCHEMA} does not match its fingerprint in {MANIFEST}: export it again")
     if len(schema.fields) != manifest.fields:
         counted = f"{SCHEMA} has {len(schema.fields)} fields, but {MANIFEST} has {manifest.fields}"
         raise BundleError(f"bundle {folder}: {counted}: export it again")
@@ -207,7 +207,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raw = file.read(MAX_MANIFEST_BYTES + 1)
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError(
-            f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, too large for a manifest: export the run again"
+            f"{path} is larger than {MAX_MANIFEST_BYTES} bytes, too large for a manifest: export the run again"
         )
     try:
         # The format version is decoded on its own first, because another format may have other keys.
@@ -215,7 +215,7 @@ def _read_manifest(folder: Path) -> Manifest:
         if found != FORMAT_VERSION:
             raise BundleError(
                 f"{path}: format version is {found!r}, but this server reads {FORMAT_VERSION}: "
-                "export the run again with the version of ctr-export that you serve with"
+                "export the run again with the ctr-export of this server's version"
             )
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -244,7 +244,7 @@ def _check_numbers(path: Path, manifest: Manifest) -> None:
 
 def _check_names(folder: Path, files: list[str], manifest: Manifest, vocabulary: bool) -> None:
     for listed in manifest.files:
-        # These names are compared with the names of the files, so they must be spelled in the same canonical form.
+        # These names are compared with the file names, so they must have the same canonical form.
         if (
             listed != PurePosixPath(listed).as_posix()
             or PurePosixPath(listed).is_absolute()
@@ -272,7 +272,7 @@ def _files(folder: Path) -> list[str]:
     paths = sorted(islice(folder.rglob("*"), MAX_FILES + 1))
     if len(paths) > MAX_FILES:
         raise BundleError(
-            f"bundle {folder}: has more than {MAX_FILES} files, too many for a bundle: check that the folder is right"
+            f"bundle {folder} has more than {MAX_FILES} files, too many for a bundle: check that the folder is right"
         )
     for path in paths:
         if path.is_symlink():

@@ -1,4 +1,4 @@
-"""Encode a request for the model in two steps: values to tokens, then tokens to ids with any lookup.
+"""Encode a request for the model in two steps: values to tokens, then tokens to ids with the caller's lookup functions.
 
 The steps are separate because the lookup may need the network. Between them, the caller gets the tokens that the
 request needs, and fetches all of their ids at once.
@@ -53,8 +53,8 @@ class Tokens:
 class ModelInput:
     """One request for the serving graph.
 
-    Legend: N candidates, Fu and Fc categorical fields of the context and of a candidate. The values have no columns if
-    the schema has no numeric field on that side.
+    Legend: N candidates, Fu and Fc categorical fields of the context and of a candidate. If the schema has no numeric
+    field on a side, the values of that side have no columns.
 
     Attributes:
         context_ids: Shape: int64 (1, Fu).
@@ -95,7 +95,7 @@ class Encoder:
         schema: The model's fields.
         strict: Refuse unknown names and missing values.
         longest_token: Maximum number of characters of a token.
-        most_names: Maximum number of names in one object of features.
+        most_names: Maximum number of names in one features object.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Encoder:
                 not read.
 
         Raises:
-            BadFeature: A value does not fit its field. For a value of a candidate, only without `skip_bad`.
+            BadFeature: A value does not fit its field. With `skip_bad`, only values of the context raise it.
         """
         if self._strict:
             self._context.check(context, "$.context", True)
@@ -191,7 +191,7 @@ class Encoder:
     def wanted(self, tokens: Tokens) -> dict[str, list[str]]:
         """Return the tokens that must be looked up: distinct tokens by field.
 
-        A field is left out if all of its ids are known. Its list is empty if all of its values are missing.
+        A field whose ids are all known is left out. A field whose values are all missing has an empty list.
         """
         wanted = {}
         for reader, columns in ((self._context, tokens.context), (self._candidate, tokens.candidates)):

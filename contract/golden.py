@@ -9,7 +9,7 @@ import msgspec
 from contract.encode import Encoder, ModelInput
 from contract.reader import Lookup
 
-TOLERANCE = 1e-5  # Correct answers may differ by this much, because float32 sums depend on the order.
+TOLERANCE = 1e-5  # Correct answers may differ by this much, because float32 sums depend on the order of addition.
 
 
 class GoldenCandidate(msgspec.Struct, frozen=True):
@@ -37,13 +37,13 @@ def read_golden(path: Path) -> list[GoldenRequest]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path.name}: {error}: export the run again") from error
     if not golden:
-        raise ValueError(f"{path.name}: has no requests: export the run again")
+        raise ValueError(f"{path.name} has no requests: export the run again")
     for line, request in enumerate(golden, 1):
         candidates, answers = len(request.candidates), len(request.ctr)
         if candidates != answers or not candidates:
             raise ValueError(
-                f"{path.name}:{line}: {candidates} candidates, {answers} ctr; expected at least one candidate, and one "
-                "ctr for each: export the run again"
+                f"{path.name}:{line}: {candidates} candidates, {answers} ctr values; expected at least one candidate "
+                "and one ctr value for each: export the run again"
             )
     return golden
 

@@ -6,7 +6,8 @@ Legend: L levels, F fields in serving order, P = F (F + 1) / 2 pairs, including 
 import numpy as np
 from numpy.typing import NDArray
 
-# Per POST /v1/explain. A person reads the answer, and computing shares runs the model many times per candidate.
+# Maximum per POST /v1/explain request. People read the answer, and computing shares runs the model many times per
+# candidate.
 MAX_CANDIDATES = 8
 
 
@@ -14,8 +15,8 @@ def ranked_pairs(contribution_LFF: NDArray[np.float64]) -> tuple[NDArray[np.intp
     """Return the pairs of fields with their contributions, largest absolute contribution first.
 
     The contributions of (i, j) and (j, i) are added. Among pairs with equal contributions, the pair of earlier fields
-    comes first. Pairs that are 0 at every level are left out. In an explanation by shares of single fields, these are
-    all pairs of different fields.
+    comes first. Pairs that are 0 at every level are left out. An explanation by shares of
+    single fields therefore has no pairs of different fields.
 
     Shape: (L, F, F) -> positions of the two fields (at most P, 2), contribution by level (at most P, L).
     """

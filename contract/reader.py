@@ -1,4 +1,4 @@
-"""Read the fields of one side of a request, one field at a time over all rows, to keep the work per value small."""
+"""Read the fields of one side of a request. Each field is read for all rows at once, which saves work per value."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ class BadFeature(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """One categorical field over all rows.
+    """One categorical field in all rows.
 
     Attributes:
         ids: The id of each row, or None if it is not known yet.
@@ -101,7 +101,7 @@ class Reader:
         return columns
 
     def numbers(self, rows: Sequence[Features]) -> NDArray[np.float64]:
-        """Return the numbers, with NaN for a missing one. Shape: float64 (rows, numeric fields).
+        """Return the numbers, with NaN for missing ones. Shape: float64 (rows, numeric fields).
 
         Raises ValueError for an invalid value, without naming it.
         """
@@ -116,7 +116,7 @@ class Reader:
         return self._numbers.normalize(numbers) if self.numeric else numbers.astype(np.float32)
 
     def check(self, features: Features, path: str, strict: bool) -> None:
-        """Raise BadFeature for the first invalid value of a row. Slower than reading whole columns."""
+        """Raise BadFeature for the first invalid value of a row. This is slower than reading whole columns."""
         if len(features) > self._max_names:
             raise BadFeature(path, f"{len(features)} fields, but the limit is {self._max_names}: send fewer")
         if strict:
@@ -140,7 +140,7 @@ class Reader:
                 )
 
     def count_missing(self, columns: Sequence[Column], numbers: NDArray[np.float64], into: Counter[str]) -> set[int]:
-        """Count the missing values of each field. Return the rows that have any."""
+        """Count the missing values of each field. Return the rows that have missing values."""
         rows: set[int] = set()
         for name, column in zip(self.categorical, columns, strict=True):
             if column.places and (missing := column.missing()):
@@ -194,8 +194,8 @@ def _column(
 
     Args:
         values: The field's value in each row.
-        known: Canonical token -> id. A value that is found here is already a canonical token, as most values are, and
-            is not read. This saves time, because a request has hundreds of values.
+        known: Canonical token -> id. A value found here is already a canonical token, as most values are, so `read` is
+            not called for it. This saves time, because a request has hundreds of values.
         read: Returns the token of a value.
         transformed: Whether the field has a transform, so that its values are never canonical tokens.
     """

@@ -17,15 +17,15 @@ Transform = Literal["log_square", "log1p", "hour", "weekday", "day"]
 TIME_TRANSFORMS = ("hour", "weekday", "day")
 Attention = Literal["full", "request"]  # what a context field attends to: see model/experiment_config.py
 
-# A name becomes a file name and part of a Redis key, so it must not leave a folder or break a key.
+# A name becomes a file name and part of a Redis key, so it must not point outside the folder or break the key.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input of the model.
 
-    Optional attributes that a field does not have are absent from its JSON. Its fingerprint therefore stays the same
-    when a new attribute is added to the format.
+    Optional attributes that a field does not have are absent from its JSON. A schema's fingerprint therefore
+    stays the same when a new attribute is added to the format.
 
     Attributes:
         mean: Mean with which a numeric field is normalized. Has no effect on a categorical field.
@@ -60,7 +60,9 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 "and do not start with '-' or '.'"
             )
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"field {self.name!r}: mean {self.mean} and std {self.std} must be finite, std above 0")
+            raise ValueError(
+                f"field {self.name!r}: mean {self.mean} and std {self.std} must be finite, and std above 0"
+            )
         if self.seen is not UNSET and not -math.inf < self.seen[0] <= self.seen[1] < math.inf:
             raise ValueError(
                 f"field {self.name!r}: seen {self.seen} must be a finite range with the smaller number first"
@@ -87,7 +89,7 @@ class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The model's fields, in the order of the experiment.
 
     The columns of an id matrix are the categorical fields in this order. The columns of a value matrix are the numeric
-    ones.
+    fields.
     """
 
     fields: tuple[Field, ...]

@@ -47,7 +47,7 @@ def number(value: Any) -> float:
     """Return a numeric field's value as a float. It is NaN if the value is missing.
 
     Raises:
-        ValueError: The value is NaN, infinite, too large for float64, or not a number or None.
+        ValueError: The value is NaN, infinite, too large for float64, or neither a number nor None.
     """
     if value is None:
         return math.nan
@@ -65,8 +65,8 @@ def number(value: Any) -> float:
 def log_square(value: Any) -> str | None:
     """Return a number's bucket, or None if it is missing.
 
-    The bucket is floor(log(x)^2) for x > 2, otherwise "SP" and floor(x). The winners of Criteo's challenge turned
-    counts into categories in this way (Juan, Zhuang, Chin: "3 Idiots").
+    The bucket is floor(log(x)^2) for x > 2, otherwise "SP" followed by floor(x). The winners of Criteo's challenge
+    turned counts into categories in this way (Juan, Zhuang, Chin: "3 Idiots").
 
     Raises:
         ValueError: See `number`.
@@ -90,7 +90,7 @@ def number_in_bucket(bucket: str) -> float:
 def tokenizer(field: Field) -> Callable[[Any], str | None]:
     """Return a function from a field's value to its token, or to None if the value is missing.
 
-    The function raises ValueError like `token` and `number`.
+    The function raises ValueError in the same cases as `token` and `number`.
     """
     if field.transform is not UNSET:
         return _bucketer(field)
@@ -103,7 +103,7 @@ def tokenizer(field: Field) -> Callable[[Any], str | None]:
 def number_reader(field: Field) -> Callable[[Any], float]:
     """Return a function from a numeric field's value to a float, or to NaN if the value is missing.
 
-    The function raises ValueError like `number`.
+    The function raises ValueError in the same cases as `number`.
     """
     if field.missing is UNSET:
         return number
@@ -112,7 +112,7 @@ def number_reader(field: Field) -> Callable[[Any], float]:
 
 
 def absent_numbers(field: Field) -> frozenset[float]:
-    """Return the field's "missing" values that are finite numbers, in any notation: "-1.0" is -1.
+    """Return the field's "missing" values that are finite numbers, in any notation. For example, "-1.0" is -1.
 
     The other values, including NaN and infinities, may occur in a log as text. A client cannot send them as numbers.
     """
@@ -139,12 +139,12 @@ class Numbers:
         return (values < self._low) | (values > self._high)
 
     def normalize(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return (value - mean) / std, and 0 for a missing value, which is the mean.
+        """Return (value - mean) / std, or 0 for a missing value, which puts it at the mean.
 
         A number outside the range of the training data is clipped to the range. The result is clipped to ±10,000,
         mainly for schemas that do not state the range.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # An overflow is clipped below.
+        with np.errstate(over="ignore", invalid="ignore"):  # The next statement clips infinite results.
             scaled = (np.clip(values, self._low, self._high) - self._mean) / self._std
         scaled = np.clip(scaled, -MAX_NORMALIZED, MAX_NORMALIZED)
         return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)

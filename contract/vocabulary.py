@@ -17,7 +17,7 @@ HOW_TO_FIX = ": create it again with ctr-prepare and ctr-export"
 class Vocabulary:
     """The ids of a field's tokens.
 
-    Ids 0 (unknown) and 1 (missing) always exist. The ids of the tokens start at 2, the most frequent token first.
+    Ids 0 (unknown) and 1 (missing) always exist. The most frequent token has id 2, and the others follow by frequency.
     """
 
     def __init__(self, trie: marisa_trie.Trie, ids: NDArray[np.int32]) -> None:
@@ -31,12 +31,12 @@ class Vocabulary:
         self._ids = memoryview(np.asarray(ids))  # type: ignore[arg-type]  # mypy does not know numpy's buffers.
 
     def __len__(self) -> int:
-        """Return the number of rows of an embedding table: one for each token, for unknown, and for missing."""
+        """Return the number of rows of an embedding table: one for each token, one for unknown and one for missing."""
         return len(self._trie) + FIRST
 
     def __call__(self, token: str) -> int:
         """Return the token's id, or 0 if it is unknown."""
-        if NUL in token:  # marisa truncates a key at NUL, and would find the part before it.
+        if NUL in token:  # marisa truncates a key at NUL, so it would look up only the part before it.
             return UNKNOWN
         try:
             index = self._trie.get(token)

@@ -47,17 +47,17 @@ from model.zoo import name_of
 
 
 def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
-    """Write a bundle atomically, and return its manifest and the largest difference from torch.
+    """Write a bundle atomically, and return its manifest and the largest difference in probability from torch.
 
     Args:
         run: The run folder.
         bundle: The folder to write.
-        prepared: The run's log, which is used to calibrate the cascade. If None, the bundle has no cascade. Models
-            whose head is an MLP or does not use the first level cannot have one either.
+        prepared: The run's log, which is used to calibrate the cascade. If None, the bundle has no cascade. A
+            model whose head is an MLP or does not use the first level cannot have a cascade either.
 
     Raises:
-        ValueError: If `run` is not a run, if `prepared` is another log or too small, or if `bundle` exists and is not a
-            bundle.
+        ValueError: If `run` is not a run, if `prepared` is a different log or is too small, or if `bundle` exists and
+            is not a bundle.
         ParityError: If the results of onnxruntime and torch differ too much.
     """
     check_replaceable(bundle, MANIFEST)
@@ -75,7 +75,7 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
         inputs = list(golden_inputs(schema, vocabularies, golden))
         answers = torch_ctr(model, schema, inputs, calibration)
         difference = 0.0
-        for name in (MODEL, KERNEL, EXPLAIN):  # all graphs whose output can be a response; SCREEN's never is
+        for name in (MODEL, KERNEL, EXPLAIN):  # all graphs whose output can be a response, which excludes SCREEN
             if (folder / name).exists():
                 max_candidates = MAX_CANDIDATES if name == EXPLAIN and not isinstance(model, STEC) else None
                 largest = check_parity(folder / name, inputs, answers, calibration, max_candidates)
@@ -104,7 +104,7 @@ def scoring_graph(model: nn.Module, schema: FeatureSchema) -> nn.Module:
 
 
 def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None) -> list[CascadeRule]:
-    """Write MODEL and the other graphs that the model supports, with one file of weights, and return the cascade."""
+    """Write MODEL and the other graphs that the model supports, with one file of weights. Return the cascade."""
     graphs = {MODEL: to_onnx(scoring_graph(model, schema), schema)}
     cascade: list[CascadeRule] = []
     if has_linear_head(model):

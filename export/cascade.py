@@ -23,7 +23,7 @@ KS = (1, 3, 10, 30)
 REQUESTS = 300
 CANDIDATES = 100
 RECALL = 0.999  # the target when calibrating margins
-MAX_SCORED = 0.5  # the share of candidates; scoring more of them twice would cost more than it saves
+MAX_SCORED = 0.5  # a share of the candidates; scoring more of them twice would take more time than the cascade saves
 SEED = 1
 
 Logits = NDArray[np.float32]
@@ -33,7 +33,7 @@ def check_log(prepared: Prepared, run: Path) -> None:
     """Check that a log is the one that the run was trained on, and that it is large enough to sample requests.
 
     Raises:
-        ValueError: If it is another log or too small.
+        ValueError: If it is a different log or is too small.
     """
     check_log_of_run(run, prepared)
     for split in ("valid", "test"):
@@ -71,7 +71,7 @@ def calibrated_margin(screen: Logits, full: Logits, k: int) -> float:
 
 
 def measure(screen: Logits, full: Logits, k: int, margin: float) -> CascadeRule:
-    """Return a rule with its recall and savings. The arguments are those of calibrated_margin()."""
+    """Return the rule for a margin, with its recall and savings. See calibrated_margin() for the other arguments."""
     kept = np.array([survivors(row, k, margin, screen.shape[1]) for row in screen])
     best = np.argpartition(-full, k - 1, axis=1)[:, :k]
     recall = np.take_along_axis(kept, best, axis=1).mean()

@@ -49,8 +49,8 @@ def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (O
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    # The exporter writes its stack trace to the metadata of each node. It makes up most of the file, contains paths of
-    # this machine, and differs between exports.
+    # The exporter writes its stack trace to the metadata of each node. The stack traces make up most of the file,
+    # contain paths of this machine, and differ between exports.
     for part in (
         model,
         model.graph,
@@ -64,7 +64,7 @@ def to_onnx(graph: nn.Module, schema: FeatureSchema, outputs: Sequence[str] = (O
 
 
 def save_together(models: Mapping[str, onnx.ModelProto], folder: Path) -> None:
-    """Write each model to a file with its name. Arrays above MAX_INLINE_BYTES go to WEIGHTS, which all models share."""
+    """Write each model to a file with its name. Arrays above MAX_INLINE_BYTES go to WEIGHTS, a shared file."""
     offsets: dict[bytes, int] = {}
     # Don't use onnx's save function: it makes the file readable only by its owner, but the service may run as another
     # user.

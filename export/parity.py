@@ -64,7 +64,7 @@ def check_parity(
             requests.
 
     Raises:
-        ParityError: If a difference exceeds 1e-5, or 0.1% of torch's probability.
+        ParityError: If a probability differs by more than 1e-5, or by more than 0.1% of torch's value.
         NoKernel: If the graph is KERNEL and the kernel cannot be used on this machine.
     """
     options = onnxruntime.SessionOptions()
@@ -81,16 +81,16 @@ def check_parity(
             )
         difference = np.abs(ctr - answer)
         if not (largest := float(difference.max())) <= TOLERANCE:
-            raise ParityError(f"{onnx.name}, {name}: differs from torch by {largest:.2g}, more than {TOLERANCE:g}")
+            raise ParityError(f"{onnx.name}, {name}: ctr differs from torch by {largest:.2g}, more than {TOLERANCE:g}")
         if not (relative := float((difference / answer).max())) <= RELATIVE_TOLERANCE:
-            message = f"differs from torch by {relative:.2g} of the probability, more than {RELATIVE_TOLERANCE:g}"
+            message = f"ctr differs from torch by {relative:.2g} of its value, more than {RELATIVE_TOLERANCE:g}"
             raise ParityError(f"{onnx.name}, {name}: {message}")
         worst = max(worst, largest)
     return worst
 
 
 def single(inputs: list[ModelInput], expected: list[list[float]], max_candidates: int) -> Iterator[Case]:
-    """Yield each request, most of them with only the first candidate.
+    """Yield each request. Most requests are reduced to their first candidate.
 
     An explanation scores each candidate hundreds of times, so checking all candidates would take too long.
     """
@@ -100,7 +100,7 @@ def single(inputs: list[ModelInput], expected: list[list[float]], max_candidates
 
 
 def all_sizes(inputs: list[ModelInput], expected: list[list[float]]) -> Iterator[Case]:
-    """Yield each request, all requests in one call, and the first rows of that call."""
+    """Yield each request alone, then all requests together, then only the first rows of all requests."""
     for index, (request, answer) in enumerate(zip(inputs, expected, strict=True)):
         yield f"golden request {index}", join([request]), np.array(answer)
     everything, answers = join(inputs), np.concatenate([np.array(a) for a in expected])

@@ -13,7 +13,7 @@
 namespace stec {
 namespace {
 
-constexpr int64_t CHUNK = 6;  // Columns at a time, so that intermediate results stay in the L1 cache.
+constexpr int64_t CHUNK = 6;  // Number of columns per step, so that intermediate results stay in the L1 cache.
 constexpr int64_t LONG = 8;   // A request with at least this many candidates gets its own groups.
 
 // The part of a level that depends only on the context. All candidates of a request share it.
@@ -30,7 +30,7 @@ struct Level {
 
 thread_local Memory memory;
 
-// Scores groups of up to eight candidates. What they share is computed only once per request.
+// Scores groups of up to eight candidates. Results that candidates of a request share are computed only once.
 class Scorer {
  public:
   explicit Scorer(const Model& model)

@@ -5,8 +5,8 @@ loadtest/openloop/bodies.py generates the requests. They have 1, 10, 100 or 500 
 WEIGHTS. `--tags candidates-10` sends only requests with 10 candidates, `--candidates 7` only requests with 7, and
 `--shape ramp-steady-spike` varies the number of users.
 
-At the end it prints p50, p90, p99 and p99.9 as measured by the client. If --slo-p99-ms or --slo-failures is exceeded,
-it also prints by how much, and the exit code is 1.
+At the end, the script prints p50, p90, p99 and p99.9 as measured by the client. If --slo-p99-ms or --slo-failures is
+exceeded, it also prints by how much, and the exit code is 1.
 
 A closed loop sends fewer requests to a server that stalls. Use this script as a smoke test, and
 loadtest/openloop/load.py to measure latency.
@@ -118,7 +118,10 @@ def prepare(environment: Environment, **_: object) -> None:
     if options is None:
         return
     if options.candidates and (options.tags or options.exclude_tags):
-        raise SystemExit("--candidates sets one size and --tags selects among several: use only one of them")
+        raise SystemExit(
+            "--candidates sets a single request size, and --tags selects from several sizes: "
+            "use one option or the other, not both"
+        )
     locust.stats.bucket_response_time = three_digits  # type: ignore[assignment]  # annotated as int, works with floats
     draw_bodies(options)
     observe(environment, Slo(options.slo_p99_ms, options.slo_failures))

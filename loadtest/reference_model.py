@@ -1,7 +1,7 @@
 """The model for the load tests: 23 categorical fields (18 context and 5 candidate fields) and full attention.
 
-A generated log goes through the usual pipeline: ctr-prepare, ctr-train, ctr-export. Its vocabularies are as large as an
-ad server's. Its clicks follow a simple rule, because a model's speed does not depend on what it learned.
+A generated log goes through the usual pipeline: ctr-prepare, ctr-train, ctr-export. The log's vocabularies are as
+large as an ad server's. Its clicks follow a simple rule, because a model's speed does not depend on what it learned.
 
     python -m loadtest.reference_model        # writes bundles/stec-23 in about a minute
 """

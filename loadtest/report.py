@@ -35,9 +35,9 @@ def write_report(
     """Print a Markdown report, and write it to `path` atomically.
 
     Args:
-        path: The report's file. Its folder is created if needed. None: only print the report.
+        path: The report's file. Its folder is created if needed. If it is None, the report is only printed.
         title: The heading.
-        text: The paragraph below it: what was measured, and how.
+        text: The paragraph below the heading: what was measured, and how.
         tables: The results.
         libraries: Distributions whose versions are listed in the report.
         command: The shell command that reproduces the report.

@@ -71,7 +71,7 @@ class Server:
         return [pss_mib(pid) for pid in self.workers()]
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds, user and system, of the supervisor and its workers since each started."""
+        """Return the CPU seconds (user and system) that the supervisor and its workers have used since their start."""
         return sum(cpu_seconds(pid) for pid in (self.process.pid, *self.workers()))
 
     def version(self) -> str:
@@ -178,7 +178,7 @@ def wait_until_ready(server: Server, workers: int) -> None:
 
 @dataclass
 class RedisServer:
-    """A Redis that can be killed and restarted, empty, on the same port."""
+    """A Redis server that can be killed, and restarted without data on the same port."""
 
     folder: Path
     port: int
@@ -218,7 +218,7 @@ class RedisServer:
 
 @contextmanager
 def redis_with(folder: Path, bundles: Sequence[Bundle]) -> Iterator[RedisServer]:
-    """Run a Redis that contains the vocabularies of these bundles, and kill it on exit."""
+    """Run a Redis server that contains the vocabularies of these bundles, and kill it on exit."""
     server = RedisServer(folder, free_port())
     try:
         server.start()
@@ -253,7 +253,7 @@ def free_port() -> int:
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without `CTR_*` variables, in upper or lower case."""
+    """Return the environment without the variables whose names start with `CTR_`, in upper or lower case."""
     return {name: value for name, value in environment.items() if not name.upper().startswith("CTR_")}
 
 
@@ -267,7 +267,7 @@ def pss_mib(pid: int) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return a process's CPU seconds, user and system, in steps of one clock tick, or 0 if it has exited."""
+    """Return a process's CPU seconds (user and system), in steps of one clock tick, or 0 if it has exited."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Targets of a load test, and the report that shows which targets pass."""
+"""Targets of a load test, and the report that shows which targets were met."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

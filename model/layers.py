@@ -150,7 +150,7 @@ def deep_width(width: int, config: BaselineConfig) -> int:
 
 
 def embeddings(fields: Fields, config: TableConfig, widths: Sequence[int]) -> nn.ModuleList:
-    """Return an embedding table for each width. look_up() passes their vectors to predict() in this order."""
+    """Return an embedding table for each width. look_up() returns their vectors in the order of the widths."""
     return nn.ModuleList(FeatureEmbedding(fields, width, config.embedding_std) for width in widths)
 
 

@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from service.models.store import StoreError
 
     json_logging.set_up()
-    # Until the supervisor handles signals, exit immediately on SIGTERM and SIGINT. Ignore a reload, because startup
-    # loads the current bundle anyway.
+    # Until the supervisor handles signals, exit immediately on SIGTERM and SIGINT. Ignore SIGHUP, which requests a
+    # reload, because startup loads the current bundle anyway.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "in docs/configuration.md; the flags below override three of them.",
     )
     parser.add_argument("--bundle", type=Path, help="folder of the bundle to serve (CTR_BUNDLE)")
-    parser.add_argument("--store", type=Path, help="folder of a store; serves its current bundle (CTR_STORE)")
+    parser.add_argument("--store", type=Path, help="folder of a store whose current bundle is served (CTR_STORE)")
     parser.add_argument("--workers", type=int, help="number of workers (CTR_WORKERS); default: one per available CPU")
     parser.add_argument("--print-curl", action="store_true", help="print an example request when the server is ready")
     return parser.parse_args(argv)
@@ -70,7 +70,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def export_flags(arguments: argparse.Namespace) -> None:
     """Set the environment variables that correspond to the flags, so that the workers inherit them.
 
-    Either of `--bundle` and `--store` overrides both CTR_BUNDLE and CTR_STORE.
+    Both `--bundle` and `--store` override CTR_BUNDLE as well as CTR_STORE.
     """
     given = {name: str(value) for name in FLAGS if (value := getattr(arguments, name)) is not None}
     replaced = set(given) | ({"bundle", "store"} if {"bundle", "store"} & set(given) else set())

@@ -23,7 +23,7 @@ class Reloaded(msgspec.Struct):
 
 
 def admin_app(app: FastAPI) -> FastAPI:
-    """Return the application for the admin port. It shares the state of `app`, and serves its probes and metrics."""
+    """Return the application for the admin port. It shares the state, the probes and the metrics of `app`."""
     admin = FastAPI(docs_url=None, openapi_url=None, redoc_url=None, redirect_slashes=False)
     admin.state = app.state
     add_error_handlers(admin)
@@ -41,7 +41,7 @@ def add_admin(app: FastAPI, keys: ApiKeys, reload_model: Callable[[], Awaitable[
     """
 
     async def reload(request: Request) -> Response:
-        """Return 200 once all workers serve the current bundle, or 409 if it is refused and the old one stays."""
+        """Return 200 once all workers serve the current bundle, or 409 if it was refused and they keep the old one."""
         if keys.name_of(request.headers) is None:
             raise Unauthorized("Send the key from CTR_ADMIN_KEY_FILE in the header Authorization: Bearer KEY.")
         return Response(msgspec.json.encode(Reloaded(await reload_model())), media_type=JSON)

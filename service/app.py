@@ -32,7 +32,10 @@ DISTRIBUTION = "stec-ctr"
 
 
 class Application(FastAPI):
-    """FastAPI with a shortcut for POST /v1/score: middleware and routing would take as long as scoring a candidate."""
+    """FastAPI with a shortcut for POST /v1/score.
+
+    Middleware and routing would take as long as scoring a candidate.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == SCORE_PATH and scope["method"] == "POST":
@@ -54,7 +57,7 @@ def create_app(settings: Settings | None = None) -> Application:
     """Return the application. It opens the bundle and the engine when its lifespan starts.
 
     Args:
-        settings: None reads them from the environment.
+        settings: The settings. If it is None, they are read from the environment.
 
     Raises:
         SettingsError: A setting is invalid.
@@ -78,7 +81,7 @@ def create_app(settings: Settings | None = None) -> Application:
     )
     app.state.draining = False
     app.state.metrics = Metrics()
-    app.state.scrape = app.state.metrics.text  # of this process only; a worker replaces it with one for all workers
+    app.state.scrape = app.state.metrics.text  # Covers only this process. A worker replaces it to cover all workers.
     app.state.admission = Admission(settings.max_in_flight, settings.queue_target_ms / 1e3, settings.max_buffered_bytes)
     add_error_handlers(app)
     has_metrics = settings.admin_port is None
@@ -107,7 +110,7 @@ def add_probes(app: FastAPI, metrics: bool = True) -> None:
 
 
 async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) -> None:
-    """Open everything that serves requests, in order. `stack` closes it in reverse order.
+    """Open everything that is needed to serve requests. `stack` closes it in reverse order.
 
     Raises:
         SettingsError, BundleError, EngineMissing: The settings, the bundle or onnxruntime cannot be used.

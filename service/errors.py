@@ -11,7 +11,7 @@
   x Overloaded        429  the client may try again after `Retry-After` seconds
   x ClientGone        499  the client disconnected before the response
   x Failed            500  a bug or defect in this server; the log has the request's id
-  x NotReady          503  starting, draining, or the self-test failed
+  x NotReady          503  the server is starting or draining, or its self-test failed
   x DeadlineExceeded  504  the request's deadline passed
 """
 
@@ -23,7 +23,7 @@ class Problem(Exception):
 
     Attributes:
         status: HTTP status.
-        outcome: Label in the metrics. With dashes instead of underscores, also the last part of the problem's type URN.
+        outcome: Label in the metrics. The problem's type URN ends with it, with dashes instead of underscores.
         title: Short description of the class of problems.
         detail: What is wrong with this request, and what to change.
         path: JSON path of the wrong value in the request, if there is one.

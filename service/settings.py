@@ -12,17 +12,17 @@ MAX_TIMEOUT_MS = 10_000  # the longest deadline that a request or CTR_TIMEOUT_MS
 HOW_TO_SET_A_BUNDLE = (
     "Set it to the folder of a bundle, for example CTR_BUNDLE=deploy/demo, or set CTR_STORE to the folder of a store."
 )
-TRAINING_VARIABLES = frozenset({"CTR_DATA"})  # not service settings, but allowed in its environment
+TRAINING_VARIABLES = frozenset({"CTR_DATA"})  # not settings of the service, but allowed in its environment
 
 
 class SettingsError(ValueError):
-    """A setting is invalid. The message names the variable and says what to set."""
+    """A setting is invalid. The message names the variable and states what to set."""
 
 
 class Settings(BaseModel):
-    """The settings of the service. Limits are per worker process.
+    """The settings of the service. Limits apply to each worker process separately.
 
-    Names end with their unit: ms, s, bytes, rows (candidates) or chars.
+    The name of a quantity ends with its unit: ms, s, bytes, rows (candidates) or chars.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,7 +39,7 @@ class Settings(BaseModel):
     threads: int = Field(default=1, ge=1, le=256, description="threads that onnxruntime uses for one run of the model")
     slots: int = Field(default=1, ge=1, le=256, description="number of concurrent runs of the model")
     device: Literal["cpu", "cuda"] = Field(default="cpu", description="device that runs the model")
-    device_strict: bool = Field(default=False, description="refuse to start if that device cannot be used")
+    device_strict: bool = Field(default=False, description="refuse to start if CTR_DEVICE cannot be used")
 
     vocabulary: Literal["bundle", "redis"] = Field(
         default="bundle", description="with redis, the bundle need not contain the vocabulary, because Redis has it"
@@ -62,7 +62,7 @@ class Settings(BaseModel):
     timeout_ms: int = Field(default=50, ge=1, le=MAX_TIMEOUT_MS, description="deadline for requests that set none")
     max_rows: int = Field(default=1024, ge=1, le=100_000, description="maximum rows in one run of the model")
     inline_ms: float = Field(
-        default=20, ge=0, le=1000, description="with one slot, shorter runs do not use a separate thread"
+        default=20, ge=0, le=1000, description="with one slot, runs shorter than this do not use a separate thread"
     )
     max_queued_rows: int = Field(
         default=16_384, ge=1, le=10_000_000, description="maximum rows in the queue; further requests get a 429"
@@ -85,7 +85,7 @@ class Settings(BaseModel):
         default=2 * 1024 * 1024,
         ge=1024,
         le=256 * 1024 * 1024,
-        description="maximum size of a request's body in bytes; above it, the server returns 413",
+        description="maximum size of a request's body in bytes; for a larger body, the server returns 413",
     )
     max_buffered_bytes: int = Field(
         default=64 * 1024 * 1024,
@@ -112,11 +112,14 @@ class Settings(BaseModel):
         default=500, ge=0, le=600_000, description="time from SIGTERM until the port is closed"
     )
     drain_ms: int = Field(
-        default=15_000, ge=1, le=600_000, description="maximum time after that for requests in flight to finish"
+        default=15_000,
+        ge=1,
+        le=600_000,
+        description="maximum time for requests in flight to finish after the port is closed",
     )
 
     api_keys_file: Path | None = Field(
-        default=None, description="file with a line `name key` per client; without it, clients need no key"
+        default=None, description="file with a `name key` line for each client; without it, clients need no key"
     )
     admin_key_file: Path | None = Field(
         default=None, description="file with the key for /admin; without it, /admin does not exist"
@@ -129,9 +132,13 @@ class Settings(BaseModel):
 
     request_log: Path | None = Field(default=None, description="folder for a sample of requests and their scores")
     request_log_sample: float = Field(default=0.01, gt=0, le=1, description="share of requests that are logged")
-    request_log_max_bytes: int = Field(default=1024**3, ge=1024**2, le=2**50, description="maximum size of that folder")
+    request_log_max_bytes: int = Field(
+        default=1024**3, ge=1024**2, le=2**50, description="maximum size of the request log's folder"
+    )
     request_log_hash: str = Field(default="", description="fields to hash in the request log, separated by commas")
-    request_log_salt_file: Path | None = Field(default=None, description="file with the salt for these hashes")
+    request_log_salt_file: Path | None = Field(
+        default=None, description="file with the salt for the hashes in the request log"
+    )
 
     @model_validator(mode="after")
     def check_model(self) -> Self:
@@ -144,7 +151,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def check_dependencies(self) -> Self:
-        """Require the settings that other settings need."""
+        """Require every setting that another setting depends on."""
         if self.vocabulary == "redis" and self.redis_url is None:
             raise ValueError("CTR_VOCABULARY=redis requires CTR_REDIS_URL. Set it, or unset CTR_VOCABULARY.")
         if self.request_log_hash and self.request_log_salt_file is None:

@@ -24,14 +24,14 @@ settings.load_profile("default")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """When only timing tests run, skip modules that have none, because importing all modules takes longer."""
+    """When only timing tests run, skip modules that have none, because importing every module takes long."""
     if config.option.markexpr.startswith("timing") and collection_path.name.startswith("test_"):
         return "mark.timing" not in collection_path.read_text() or None
     return None
 
 
 def pytest_collection_finish() -> None:
-    # Objects created by now exist as long as the process, so the garbage collector does not have to scan them.
+    # Objects created so far live as long as the process, so the garbage collector does not have to scan them.
     gc.freeze()
 
 

@@ -1,7 +1,8 @@
 """Run the numeric tests once under each instruction set that this CPU has: make test-isa.
 
-torch, MKL and oneDNN choose their code by the CPU, and each sums in its own order. Environment variables override that.
-The kernel has one form, which needs AVX2, so the run without AVX2 hides the kernel. onnxruntime has no switch.
+torch, MKL and oneDNN have code for several instruction sets, which add numbers in different orders. They
+choose by the CPU, unless an environment variable overrides the choice. onnxruntime has no such variable. The kernel has
+only one version, which needs AVX2, so the run without AVX2 hides the kernel.
 """
 
 import os
@@ -11,7 +12,7 @@ import sys
 import torch
 
 NUMERIC = [sys.executable, "-m", "pytest", "-q", "-m", "numeric and not full"]
-# Ascending: a CPU that has one has those above it.
+# In ascending order: a CPU that has one of these also has those before it.
 SWITCHES = {
     "default": {
         "ATEN_CPU_CAPABILITY": "default",
@@ -29,7 +30,7 @@ SWITCHES = {
 
 
 def available(capability: str) -> list[str]:
-    """Return the instruction sets of a CPU whose best one torch calls `capability`, such as "AVX2"."""
+    """Return the instruction sets of a CPU, given torch's name for the best one, such as "AVX2"."""
     names, best = [*SWITCHES], capability.lower()
     return names[: names.index(best) + 1] if best in names else ["default", best]
 

@@ -60,7 +60,7 @@ def test_its_vocabulary_matches_the_generated_log(demo: Bundle, prepared: Prepar
     assert sizes == prepared.vocabulary_sizes
 
 
-def test_its_auc_is_within_half_a_point_of_the_true_probabilitys(prepared: Prepared, ctr: NDArray[np.float64]) -> None:
+def test_its_auc_is_within_half_a_point_of_the_true_auc(prepared: Prepared, ctr: NDArray[np.float64]) -> None:
     labels = prepared.split("test")[2]
     assert roc_auc_score(labels, ctr) > roc_auc_score(labels, prepared.column("test", "true_ctr")) - 0.005
 

@@ -70,13 +70,13 @@ def test_a_client_gives_up_at_its_deadline(language: str) -> None:
     with listening(serve) as url:
         start_s = time.monotonic()
         done = run_client(language, url)
-        assert time.monotonic() - start_s < 30  # The budget is 1 s; the rest is the start of the interpreter.
+        assert time.monotonic() - start_s < 30  # The deadline is 1 s. The rest is for starting the interpreter.
     assert done.returncode != 0
     assert "no answer within 1000 ms" in done.stderr
 
 
 def test_the_notebook_trains_and_explains(tmp_path: Path) -> None:
-    """Its code cells run in order, as one script."""
+    """The notebook's code cells run in order, as one script."""
     cells = json.loads((EXAMPLES / "train_and_explain.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert all(not cell.get("outputs") for cell in cells)

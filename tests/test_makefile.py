@@ -13,11 +13,11 @@ MAKE = shutil.which("make")
 
 pytestmark = pytest.mark.skipif(MAKE is None, reason="make is not installed")
 
-# Runs the Makefile's check in the interpreter of these tests, as if it were of another version.
+# Runs the Makefile's check in the interpreter of these tests, as if it had another version.
 AS_VERSION = f"""#!/bin/sh
 exec {sys.executable} -c 'import sys; sys.version_info = (%s); exec(sys.argv[1])' "$2"
 """
-BROKEN = "#!/bin/sh\nexit 127\n"  # as a pyenv shim whose version is not selected
+BROKEN = "#!/bin/sh\nexit 127\n"  # like a pyenv shim whose version is not selected
 WITHOUT_VENV = f"""#!/bin/sh
 exec {sys.executable} -c 'import sys; sys.modules["ensurepip"] = None; exec(sys.argv[1])' "$2"
 """

@@ -11,7 +11,7 @@ BLUE, GRAY, INK, MUTED = "#1f6feb", "#a8b1bb", "#1f2328", "#59636e"
 
 
 def throughput_chart() -> str:
-    """Return an SVG with one bar per server, which shows its requests/s with 100 candidates each."""
+    """Return an SVG with one bar per server. A bar shows the server's requests/s with 100 candidates each."""
     table = find_table(PEERS, r"^(requests/s|Throughput)")
     column = table.column(CANDIDATES)
     rates = [(NAMES.get(row[0], row[0]).strip("*"), int(row[column].replace(",", ""))) for row in table.rows]

@@ -1,10 +1,10 @@
 """Update the generated parts of README.md and docs/: tables and a chart from reports, and the configuration reference.
 
-Run it after a change to a report, a setting, or a key in an experiment's TOML file:
+Run this after a change to a report, a setting, or a key in an experiment's TOML file:
 
     python -m docs.scripts.generate
 
-With --check, it writes nothing, and exits with code 1 if a file is out of date.
+With --check, the script writes nothing, and exits with code 1 if a file is out of date.
 """
 
 import argparse

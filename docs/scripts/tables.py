@@ -85,7 +85,7 @@ class Copy:
 
 
 def verdict(cell: str) -> str:
-    """Return `pass` or `**fail**` if the cell contains a synonym of it, otherwise the unchanged cell."""
+    """Return `pass` or `**fail**` if the cell means this in any report's wording, otherwise the unchanged cell."""
     if cell.strip("*") in PASSED:
         return "pass"
     return "**fail**" if cell.strip("*") in FAILED else cell
@@ -121,7 +121,7 @@ COPIES: Mapping[str, Copy] = {
         r"^(Bars|Targets)",
         TARGETS,
         {
-            r"p99 of 100 candidates at half of .*, (.*)/s": r"p99, 100 candidates, half of capacity (\1 requests/s)",
+            r"p99 of 100 candidates at half of .*, (.*)/s": r"p99, 100 candidates, half capacity (\1 requests/s)",
             "not answered (then|in that load)": "Requests without an answer at that rate",
             "wrong scores": WRONG,
         },
@@ -240,7 +240,7 @@ class Highlight:
         name: Description of the figure.
         report: The path of the report with the figure, relative to the repository root.
         row: A regular expression for the first cell of the row in the report.
-        target: The target. It is empty if the report states the target.
+        target: The target. Empty if the report states it.
         passed: Whether the target was met, if the report does not state it.
     """
 
@@ -260,7 +260,7 @@ class Highlight:
 
 HIGHLIGHTS = (
     Highlight("Throughput, 100 candidates, over the best server with a plain export", PEERS, r"^requests/s of 100"),
-    Highlight("p99 at half of capacity, 100 candidates", LATENCY, r"^p99.*100 candidates"),
+    Highlight("p99 at half capacity, 100 candidates", LATENCY, r"^p99.*100 candidates"),
     Highlight("Goodput at 3x overload, as a share of capacity", OVERLOAD, r"^[Gg]oodput at 3x"),
     Highlight("p99 with ten model reloads a minute, over p99 without", RELOAD, r"^p99 with reloads"),
     Highlight("Answers late by more than 20 ms in a soak with faults", SOAK, r"deadline \+ 20 ms"),
@@ -288,7 +288,7 @@ def key_figures() -> list[str]:
     return [
         f"- **{throughput} requests/s** with 100 candidates each on two cores, {relative} the best server with a plain"
         f" export ([report]({ROOT_MARK}{PEERS})).",
-        f"- **{p99[1]} p99** at half of capacity, {rate} requests/s with 100 candidates each"
+        f"- **{p99[1]} p99** at half capacity, {rate} requests/s with 100 candidates each"
         f" ([report]({ROOT_MARK}{LATENCY})).",
         f"- **{auc(frappe.cell('stec', 'test AUC'))} test AUC** on Frappe, {place(frappe, 'stec')}"
         f" ([report]({ROOT_MARK}{FRAPPE})).",
@@ -301,7 +301,7 @@ def auc(cell: str) -> str:
 
 
 def place(table: Table, name: str) -> str:
-    """Return a model's rank by mean AUC among the models of a data set, counting each model once."""
+    """Return a model's rank by mean AUC among the models trained on a data set, counting each model once."""
     models = [row[0] for row in table.rows if row[0] != "stec-request"]
     return f"place {models.index(name) + 1} of {len(models)}"
 

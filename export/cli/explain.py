@@ -34,7 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cases = request_cases(options.request, options.candidate)
         explanations = [explainer.explain(case) for case in cases]
         if ignored := dict.fromkeys(readable(name) for case in cases for name in explainer.ignored(case)):
-            print(f"ctr-explain: ignored, because the model has no such field: {', '.join(ignored)}", file=sys.stderr)
+            print(
+                f"ctr-explain: ignored these features, which are not fields of the model: {', '.join(ignored)}",
+                file=sys.stderr,
+            )
         if options.out is not None:
             write(explanations, options.out)
     except (OSError, ValueError) as error:

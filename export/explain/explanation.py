@@ -203,9 +203,7 @@ def open_bundle_explainer(folder: Path) -> Explainer:
     """Open a bundle. Explanations are computed by onnxruntime."""
     bundle = open_bundle(folder)
     if EXPLAIN not in bundle.manifest.files:
-        raise ValueError(
-            f"{folder} has no {EXPLAIN}, because the logit of a STEC with hidden layers in its head (mlp) is not a sum"
-        )
+        raise ValueError(f"{folder} has no {EXPLAIN}, because the logit of a STEC model with an MLP head is not a sum")
     session: Any = onnxruntime.InferenceSession(str(folder / EXPLAIN), providers=["CPUExecutionProvider"])
 
     def run(feed: Feed) -> Sequence[NDArray[np.floating]]:

@@ -19,7 +19,7 @@ SMALL, MEDIUM, LARGE = 6, 7, 11  # font sizes in points
 
 
 def draw(explanations: Sequence[Explanation], path: Path) -> None:
-    """Write a PNG with one row per explanation, which shows its attention maps and pairs, or its fields' shares.
+    """Write a PNG with one row per explanation. A row shows attention maps and pairs of fields, or the fields' shares.
 
     Raises:
         ValueError: If there are more than eight explanations.
@@ -41,7 +41,7 @@ def draw(explanations: Sequence[Explanation], path: Path) -> None:
         draw_attention(left, explanation)
         draw_pairs(right, explanation)
     with warnings.catch_warnings():
-        # Characters that the font lacks are drawn as boxes. They are readable in the table.
+        # Characters missing from the font are drawn as boxes. The table shows the characters themselves.
         warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         figure.savefig(path, dpi=DPI, format="png")
 
@@ -49,7 +49,7 @@ def draw(explanations: Sequence[Explanation], path: Path) -> None:
 def sizes_in(explanation: Explanation) -> tuple[float, float, float]:
     """Return the widths of the attention maps and of the pairs, and their height, in inches.
 
-    There is enough space for the name of every field.
+    The sizes leave enough space for the name of every field.
     """
     fields = len(explanation.fields)
     if explanation.is_of_shares:

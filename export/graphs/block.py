@@ -55,8 +55,8 @@ class FoldedBlock(nn.Module):
     """An encoder layer in three steps: project, attend and finish.
 
     The steps are separate, so that some of them can be applied separately to a request's context and to its candidates.
-    The layer norms are matrix products, because with a small D, a runtime's loops over short rows are several times as
-    expensive. Their scale, shift and centering are folded into neighboring layers.
+    The layer norms are computed as matrix products: with a small D, a runtime's loops over short rows would be several
+    times as expensive. Their scale, shift and centering are folded into neighboring layers.
     """
 
     query: Tensor
@@ -119,7 +119,7 @@ class FoldedBlock(nn.Module):
         return x_RD @ self.query, x_RD @ self.key, x_RD @ self.value
 
     def level_scale(self) -> float:
-        """Return the ratio of the level's left factor to the model's."""
+        """Return the ratio of this block's left factor to the model's left factor."""
         return 1.0 if self.is_separate else self.q_scale
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

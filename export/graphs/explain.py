@@ -24,7 +24,7 @@ from model.stec.stec import STEC, Block
 
 
 class ExplainGraph(nn.Module):
-    """Inputs as for the serving graph -> logit (N), contribution (N, L, F, F), attention (N, B, H, F, F), bias (N).
+    """Inputs of the serving graph -> logit (N), contribution (N, L, F, F), attention (N, B, H, F, F), bias (N).
 
     The model must have a linear head.
     """

@@ -13,7 +13,7 @@ from export.graphs.serving import serving_order
 from kernel import DOMAIN, OPERATOR, VERSION
 from model.stec.stec import STEC
 
-OPSET, IR_VERSION = 17, 9  # every supported onnxruntime reads these
+OPSET, IR_VERSION = 17, 9  # every supported version of onnxruntime reads these
 
 
 def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:

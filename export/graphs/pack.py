@@ -1,14 +1,14 @@
 """Packing a trained STEC with a linear head into the numbers that kernel/weights.h reads, in the same order.
 
-The kernel computes STEC with its default options. Other options do not affect the kernel if they are folded into
-constants here: pairs and levels that the head does not use, the scale of the attention, and an identity matrix.
+The kernel computes STEC with its default options. It does not need to support options that are folded into constants
+here: pairs and levels that the head does not use, the scale of the attention, and an identity matrix.
 
 Everything that is constant in serving is folded in float64 and rounded once:
 
 - The batch norms and the head are folded as in export/graphs/level.py.
 - The scale and shift of a layer norm are folded into the layers after it, and its centering into the layers before it,
   so that only a division by the root mean square remains.
-- The bias of the values is folded into that of the residual, because attention weights sum to 1.
+- The bias of the values is folded into the bias of the residual, because attention weights sum to 1.
 """
 
 import copy

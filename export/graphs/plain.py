@@ -65,8 +65,8 @@ class BaselineGraph(nn.Module):
 class PlainGraph(nn.Module):
     """The model as in training, computed in full for each candidate.
 
-    The inputs and outputs have the same shapes as in ServingGraph. It is used to serve models with an MLP head, and as
-    the reference for the other graphs.
+    The inputs and outputs have the same shapes as in ServingGraph. This graph serves models with an MLP head and
+    is the reference for the other graphs.
     """
 
     def __init__(self, model: nn.Module, schema: FeatureSchema) -> None:
@@ -95,6 +95,6 @@ class PlainGraph(nn.Module):
 
 
 def serving_columns(schema: FeatureSchema, kind: Kind) -> list[int]:
-    """Return the column of each field of a kind, in schema order, if context columns precede candidate columns."""
+    """Return the columns of a kind's fields, in schema order, in a matrix with the context columns first."""
     serving = [*schema.select(kind, "context"), *schema.select(kind, "candidate")]
     return [serving.index(f) for f in schema.select(kind)]

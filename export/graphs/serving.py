@@ -187,7 +187,7 @@ def by_dimension(factors_RD: Factors, fields: int) -> Factors:
 
 
 class ScreenGraph(nn.Module):
-    """The first stage of a cascade: the first level, with all others at their average.
+    """The first stage of a cascade: the first level, with all other levels at their average.
 
     The inputs and outputs have the same shapes as in ServingGraph. The model must have a linear head that uses the
     first level.

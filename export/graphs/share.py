@@ -1,9 +1,9 @@
 """The graph that explains a model whose logit is not a sum over fields: each field's share, averaged over orders.
 
-Start with every field missing, and set the candidate's values one field at a time. The change of the logit when a field
-is set is that field's share. It depends on the order, so it is averaged over ORDERS fixed orders. One half of the
-orders is the reverse of the other half. The shares are sampled Shapley values (Shapley, 1953). They add up exactly,
-whatever the orders are:
+Start with every field missing, and set the candidate's values one field at a time. When a field is set, the
+change of the logit is that field's share. It depends on the order, so it is averaged over ORDERS fixed orders. One half
+of the orders is the reverse of the other half. The shares are sampled Shapley values (Shapley, 1953). They add up to
+the logit exactly, whatever the orders are:
 
     logit = bias + sum over i of share(i)        bias: the logit with every field missing
 
@@ -22,10 +22,10 @@ SEED = 1
 
 
 class ShareGraph(nn.Module):
-    """Inputs as for the serving graph -> logit (N), contribution (N, 1, F, F), attention (N, 0, 1, F, F), bias (N).
+    """Inputs of the serving graph -> logit (N), contribution (N, 1, F, F), attention (N, 0, 1, F, F), bias (N).
 
-    The outputs are those of ExplainGraph with one level and without attention. The diagonal of the level contains the
-    fields' shares in serving order. The model is one of model/baselines/.
+    The graph has the same outputs as ExplainGraph, with one level and without attention. The diagonal of the level
+    contains the fields' shares in serving order. The model is one of model/baselines/.
     """
 
     is_in_KTF: Tensor

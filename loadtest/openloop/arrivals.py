@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 Profile = Literal["steady", "bursts", "day"]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Times, and for each the number of seconds at the mean rate with the same expected number of arrivals. Both increase
-from 0 to the end."""
+"""Times, and for each time t the number of seconds at the mean rate that has as many expected arrivals as the interval
+from 0 to t. Both increase from 0 to the end."""
 
 BURST = 5.0  # times the mean rate
 BURST_SHARE = 0.1  # share of the time

@@ -51,7 +51,7 @@ def what_is_wrong(request: Prepared, body: bytes) -> str | None:
 def fetch_scores(url: str, request: Prepared) -> list[float]:
     """Send a request to a server and return the probabilities from its answer, in the request's order.
 
-    It also works with other servers, whose answers contain no version.
+    This also works with other servers, whose answers contain no version.
 
     Raises:
         OSError: The server did not answer with 200.

@@ -71,7 +71,7 @@ class Notes(msgspec.Struct, frozen=True):
     """What a process reports besides its records.
 
     Args:
-        cpu_s: CPU seconds that it used while sending.
+        cpu_s: CPU seconds that the process used while sending.
         opened: Number of connections opened.
         examples: What was wrong with the first wrong answers.
     """
@@ -125,10 +125,10 @@ class Generator:
         self._failure: BaseException | None = None
 
     async def run(self, start_s: float) -> None:
-        """Send all requests, and return when each has been answered or given up.
+        """Send all requests, and return when each has been answered or abandoned.
 
         Args:
-            start_s: On the clock of time.monotonic().
+            start_s: Start of the load, on the clock of time.monotonic().
         """
         self._start_s = start_s
         # A client that has run for a while has open connections. If one is refused now, it can be opened later.
@@ -204,7 +204,7 @@ class Generator:
         return connection
 
     def _release(self, connection: Connection, usable: bool) -> None:
-        """Send the next waiting request on the connection, or mark it free. Replace unusable connections if needed."""
+        """Send the next waiting request on the connection, or mark it free. Replace unusable ones if needed."""
         if not usable:
             self._all.discard(connection)
             if connection in self._free:
@@ -254,7 +254,7 @@ class Generator:
         connection.close()
 
     def _give_up_hung(self) -> None:
-        """Give up requests whose deadline and grace period have passed."""
+        """Give up on requests whose deadline and grace period have passed."""
         limit_s = time.monotonic() - self._plan.timeout_ms / 1e3 - self._plan.grace_s
         for connection in list(self._all):
             if connection.exchange is not None and connection.exchange.sent_s < limit_s:

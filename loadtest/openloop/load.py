@@ -29,7 +29,7 @@ from loadtest.openloop.records import Records, merge
 
 START_DELAY_S = 0.1  # from the start signal to the first request
 STOP_TIMEOUT_S = 60.0  # for a generator to exit after its load
-MAX_FAILED = 0.001  # share of the requests, for find_max
+MAX_FAILED = 0.001  # maximum share of requests that were not scored, for find_max
 PRECISION = 0.03  # relative precision of the rate at which the bisection stops
 
 
@@ -104,7 +104,7 @@ class Running:
             process.stdin.flush()
 
     def wait(self) -> Outcome:
-        """Wait until every request has been answered or given up.
+        """Wait until every request has been answered or abandoned.
 
         Raises:
             RuntimeError: A generator failed.

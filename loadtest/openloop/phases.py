@@ -56,7 +56,7 @@ class ServerTimes:
 
 
 def scrape(metrics_url: str) -> Counts | None:
-    """Return the server's counts, or None if it is not this project's server or does not answer."""
+    """Return the server's counts, or None if the server is not this project's or does not answer."""
     try:
         with urllib.request.urlopen(metrics_url, timeout=SCRAPE_TIMEOUT_S) as answer:  # noqa: S310  # the user's URL
             return counts(answer.read().decode())

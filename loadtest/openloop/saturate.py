@@ -1,7 +1,7 @@
 """Closed-loop load: each connection sends its next request as soon as the previous one is answered.
 
-It measures throughput, not latency, because a slow server gets fewer requests. loadtest/openloop/load.py measures
-latency.
+This load measures throughput, not latency, because a slow server gets fewer requests. loadtest/openloop/load.py
+measures latency.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class Throughput:
     Args:
         seconds: The measured time.
         good: 200s within that time.
-        late: 200s after that time, for requests that were in flight when it ended. The server did their work too.
+        late: 200s after that time, for requests that were in flight when it ended. They cost CPU time, too.
         other: Other answers, and connections that were lost before the answer.
         wrong: 200s that failed the check.
         problems: What was wrong with the first wrong answers.
@@ -53,7 +53,7 @@ class ConnectionLoop:
 
     Args:
         messages: Endless iterator of indexes and requests.
-        end_s: On the clock of time.monotonic().
+        end_s: End of the load, on the clock of time.monotonic().
         results: Results of all connections, which this connection updates.
         check: Called for each 200.
     """

@@ -1,8 +1,8 @@
 """Compare the servers of two checkouts of this project: python -m loadtest.paired OTHER_CHECKOUT
 
-The servers of this checkout and of the other one run in pairs of alternating order: this other, other this, and so on.
-If the machine gets slower or faster during the comparison, both are affected alike. Each run starts a new server,
-because two starts of the same code also differ, for example in memory layout and hash seed.
+The servers of this checkout and of the other one run in pairs, and the order within a pair alternates.
+If the machine gets slower or faster during the comparison, both servers are affected alike. Each run starts a new
+server, because two starts of the same code also differ, for example in memory layout and hash seed.
 
 The result is the ratio this / other of CPU time per request, throughput and latency, each with a 95% interval. A CPU
 ratio below 1 means that this checkout uses less CPU time. The exit code is 1 if a request failed, an answer was wrong,
@@ -129,7 +129,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--fail-above",
         type=float,
         metavar="RATIO",
-        help="exit with code 1 if the upper bound of the CPU ratio this / other is above it",
+        help="exit with code 1 if the upper bound of the CPU ratio this / other is above RATIO",
     )
     options = parser.parse_args(argv)
     if not options.other.is_dir():
@@ -147,7 +147,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0, 1 if answers were wrong or too slow, 2 if the checkouts cannot be compared, or 130 after Ctrl-C."""
+    """Return 0, or 1 if answers were wrong or too slow, 2 if the checkouts cannot be compared, or 130 after Ctrl-C."""
     options = parse_arguments(argv)
     command = shlex.join(["python", "-m", "loadtest.paired", *(argv if argv is not None else sys.argv[1:])])
     try:

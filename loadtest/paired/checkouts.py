@@ -1,4 +1,4 @@
-"""The two checkouts of a comparison: the interpreter that runs each, and the files and libraries it imports."""
+"""The two checkouts of a comparison: the interpreter that runs each, and the files and libraries that it imports."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ Name = Literal["this", "other"]
 
 
 class CannotCompare(RuntimeError):
-    """A checkout cannot be run as intended, or a run measured nothing. The message says which and why."""
+    """A checkout cannot be run as intended, or a run measured nothing. The message names it and states the reason."""
 
 
 class Probe(msgspec.Struct, frozen=True):

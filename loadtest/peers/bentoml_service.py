@@ -2,7 +2,7 @@
 
 Tuned for two cores: one worker per core, with four threads each. Connections are spread unevenly over the workers, and
 a worker with most of the connections needs threads to use both cores. With 100 candidates, six runs gave 61 to 124
-requests/s (median 107); with one thread, 48 to 129 (median 61). `async def` (74 and 98) and disabled metrics (66 and
+requests/s (median 107); with one thread, 48 to 129 (median 61). `async def` (74 and 98) and disabling metrics (66 and
 81) did not help. Adaptive batching is off: it expects a list of requests in each request, and mosec_server.py shows
 that batching does not help. The rates come from runs of a few seconds on a shared machine. They justify these settings,
 but are too short to compare servers.

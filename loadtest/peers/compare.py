@@ -1,7 +1,7 @@
-"""Compare this server with others on the same machine, alternately: python -m loadtest.peers.compare
+"""Compare this server with others by running them in turn on the same machine: python -m loadtest.peers.compare
 
-All servers use the same trained model and get the same requests. Ours uses its bundle and Redis; the others use a plain
-export of the model and a dictionary.
+All servers use the same trained model and get the same requests. Our server uses its bundle and Redis. The others use a
+plain export of the model and a dictionary.
 """
 
 import argparse

@@ -3,8 +3,8 @@
 Tuned for two cores: one model process per core with one onnxruntime thread, and the same number of HTTP processes. With
 100 candidates, three pairs of runs gave 99, 131 and 131 requests/s with two HTTP processes, and 90, 109 and 122 with
 one. `fast_queue` (ZeroMQ) is off: it was sometimes faster and sometimes slower for single candidates. Batching is off:
-see mosec_server.py. The rates come from runs of a few seconds on a shared machine. They justify these settings, but do
-not compare servers.
+see mosec_server.py. The rates come from runs of a few seconds on a shared machine. They justify these settings, but are
+too short to compare servers.
 """
 
 import os

@@ -59,7 +59,7 @@ class MeasuredServer:
         start: Starts the server. The context is entered when the server answers.
         rounds: Measurements of each round by number of candidates.
         memory_mib: Memory at the end of each round.
-        difference: Largest difference between its probabilities and the expected ones.
+        difference: Largest difference between the server's probabilities and the expected ones.
         at_other_rates: Only for our server. (Name of another server, number of candidates) -> p99 in ms of each round,
             at half of that server's throughput.
     """
@@ -122,7 +122,7 @@ def throughput(server: Serving, requests: Sequence[Prepared], connections: int, 
 def latency_at(
     url: str, requests: Sequence[Prepared], per_s: float, seconds: float
 ) -> tuple[float, float, Counter[int]]:
-    """Return p50 and p99 of an open loop in ms, and its requests not answered with scores, by status."""
+    """Return p50 and p99 of an open loop in ms, and how many requests were not answered with scores, by status."""
     outcome = run(Load(url, max(1.0, per_s), seconds, TIMEOUT_MS, check=0.0), requests)
     scores = read.scores(outcome.records)
     p50_ms, p99_ms = read.quantiles_ms(read.from_intended_ms(read.answered(scores)), (50, 99))

@@ -2,10 +2,10 @@
 
 Tuned for two cores: one process per core with one onnxruntime thread, uvloop and httptools. Pydantic serializes the
 answer; FastAPI's documentation has deprecated ORJSONResponse in favor of it. With one candidate, `async def` answers
-1,200 to 2,200 requests/s in four runs, although scoring blocks; `def` with its thread pool answers 800 to 1,400. With
-100 candidates they do not differ, except that `def` has a lower p99 with 8 connections (130 ms instead of 200 ms, in
-two runs), because connections are spread unevenly over uvicorn's workers. The rates come from runs of a few seconds on
-a shared machine. They justify these settings, but are too short to compare servers.
+1,200 to 2,200 requests/s in four runs, although scoring blocks the event loop; `def` with its thread pool answers 800
+to 1,400. With 100 candidates, the two do not differ, except that `def` has a lower p99 with 8 connections (130 ms
+instead of 200 ms, in two runs), because connections are spread unevenly over uvicorn's workers. The rates come from
+runs of a few seconds on a shared machine. They justify these settings, but are too short to compare servers.
 """
 
 import os

@@ -3,8 +3,8 @@
 Tuned for two cores: one replica per core, with one onnxruntime thread each, and the high-throughput settings from Ray's
 documentation, which servers.py passes. These settings replace the Python proxy with HAProxy (640 to 1,100 requests/s
 instead of 120 to 180 with one candidate, 95 to 124 instead of 43 to 83 with 100 candidates), and run a replica's code
-in the event loop that received the request. Each replica has at most 16 requests in flight: with 100 clients that gives
-150 and 73 requests/s, compared with 61 for 100 in flight. Batching is off: see mosec_server.py. Ray's own token
+in the event loop that received the request. Each replica has at most 16 requests in flight. With 100 clients, this gave
+150 and 73 requests/s, compared with 61 for a limit of 100. Batching is off: see mosec_server.py. Ray's own token
 authentication stays on, because its internal ports listen on all interfaces. The rates come from runs of a few seconds
 on a shared machine. They justify these settings, but are too short to compare servers.
 """

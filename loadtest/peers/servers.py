@@ -1,4 +1,7 @@
-"""Start the servers that ours is compared with. Each has its own environment; all use the same model and threads."""
+"""Start the servers that ours is compared with.
+
+Each has its own environment. All use the same model and the same number of threads.
+"""
 
 import os
 import signal
@@ -52,7 +55,7 @@ class Peer:
 
     @property
     def environment(self) -> str:
-        """The name of its environment's folder. Servers that run the same file share it."""
+        """The name of the folder with the server's environment. Servers that run the same file share this folder."""
         return Path(self.command[-1]).stem
 
 
@@ -120,7 +123,8 @@ def peer_serving(
     Raises:
         PeerFailed: The server exited, or did not answer within START_TIMEOUT_S.
     """
-    # Remove this Python's variables, which would make the server import our libraries. Give each library one thread.
+    # Remove this interpreter's variables, which would make the server import our libraries. Give each of the server's
+    # libraries one thread.
     settings = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV"))}
     settings |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     settings |= {"PEER_FOLDER": str(folder), "PEER_PORT": str(port), "PEER_WORKERS": str(workers)}

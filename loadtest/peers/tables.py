@@ -14,10 +14,10 @@ MAX_DIFFERENCE = 1e-5
 
 
 def targets_of(servers: Sequence[MeasuredServer]) -> list[Target]:
-    """Return the targets for the first server, ours, compared with the others except the one with our graph."""
+    """Return the targets for our server (the first one), compared with the others except the one with our graph."""
     ours, others = servers[0], [server for server in servers[1:] if server.name != OUR_GRAPH]
     at_100, at_1 = (throughput_ratios(ours, others, size) for size in (100, 1))
-    # Written so that NaN, the result of a server that answered nothing, is worse than any other value.
+    # The comparisons are negated, so that NaN, the result of a server that answered nothing, counts as worst.
     behind = [size for size in SIZES if not all(p99(ours, size) <= p99(other, size) for other in others)]
     slower = [
         f"{other.name} at {size}"

@@ -1,4 +1,4 @@
-"""Find a server's capacity, which is its highest number of answers per second within the deadline, at rising rates."""
+"""Raise the rate to find a server's capacity: its highest number of answers per second within the deadline."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from loadtest.openloop import records as read
 from loadtest.openloop.load import Outcome
 
 STEP = 1.25
-REPEATS = 2  # how often to repeat the best rate
+REPEATS = 2  # how many times to repeat the best rate
 MAX_WORSE = 2  # consecutive rates no better than the best one; a single one may be noise
 
 
@@ -22,7 +22,7 @@ class Step:
 
 
 def goodput(outcome: Outcome) -> float:
-    """Return the 200s per second within the deadline, measured from the time at which each request was sent."""
+    """Return the number of 200s per second that arrived within the deadline, counted from the sent time."""
     return read.good(read.scores(outcome.records)) / outcome.load.seconds
 
 

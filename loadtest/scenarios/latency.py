@@ -41,7 +41,8 @@ MAX_NOT_ANSWERED = 0.001  # share of the requests at half of capacity; latencies
 SIZES = (1, 3, 10, 30, 100, 300, 1000)
 ALL_SIZES = sorted({*SIZES, TARGET_CANDIDATES, LARGE})
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-# The paper's section 5 gives 400 million impressions a day. The peak factor and candidates are typical of ad servers.
+# The paper's section 5 gives 400 million impressions a day. The peak factor and the number of candidates are typical of
+# ad servers.
 IMPRESSIONS, PEAK, SCORED = 400e6, 3, 100
 DAY_S = 86_400
 TITLE = "Latency, from the intended time"
@@ -290,7 +291,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("loadtest.scenarios.latency", description=__doc__, formatter_class=raw)
     parser.add_argument("--bundle", type=Path, help="default: built by loadtest/reference_model.py if needed")
-    parser.add_argument("--seconds", type=float, default=600, help="duration of each of the two long loads")
+    parser.add_argument("--seconds", type=float, default=600, help="duration of each of the two long load runs")
     parser.add_argument("--step-seconds", type=float, default=15, help="duration of each point of the curves")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the closed loop")
     return parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """Goodput of a server that gets more requests than it can answer: python -m loadtest.scenarios.overload
 
 One worker runs on one core and the generator on another. The test first finds the server's capacity, and then offers
-one, two and three times that rate, alternately.
+one, two and three times that rate in turn.
 """
 
 import argparse

@@ -153,8 +153,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--timeout-ms", type=int, default=200, help="deadline of each request")
     parser.add_argument("--first-rate", type=float, default=150, help="requests/s that the server can handle")
     parser.add_argument("--step-seconds", type=float, default=6, help="duration of each step of the capacity search")
-    parser.add_argument("--seconds", type=float, default=60, help="duration of each load")
-    parser.add_argument("--reloads", type=int, default=10, help="reloads per load")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of each load run in seconds")
+    parser.add_argument("--reloads", type=int, default=10, help="reloads during each load run")
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args(argv)
 

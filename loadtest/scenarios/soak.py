@@ -30,7 +30,12 @@ STEP_S = 6.0
 
 @dataclass(frozen=True)
 class Soaked:
-    """The results of a soak. capacity: answers/s within the deadline, measured before. exit_code: the server's."""
+    """The results of a soak.
+
+    Args:
+        capacity: Answers/s within the deadline, measured before the soak.
+        exit_code: The server's exit code.
+    """
 
     capacity: float
     outcome: Outcome
@@ -60,7 +65,7 @@ def soak(bundle: Path, seconds: float, timeout_ms: int, first_rate: float) -> So
         first_rate: Requests/s that the server can handle.
 
     Raises:
-        ServerFailed: The server or Redis did not start, or a reload was refused. In this case there is no report.
+        ServerFailed: The server or Redis did not start, or a reload was refused. In this case, no report is written.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

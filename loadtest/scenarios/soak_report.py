@@ -11,7 +11,7 @@ from loadtest.scenarios.timeline import History, Phase
 from loadtest.targets import Target, report
 
 SPARE_MS = 20.0  # tolerance after the deadline, for the network and because the client shares the cores
-KILL_S = 0.1  # from a worker's death until the client has noticed that all of its connections are closed
+KILL_S = 0.1  # from a worker's death until the client has noticed that all connections to the worker are closed
 MAX_GROWTH = 1.15  # the workers' memory at the end / at the start
 TITLE = "A soak with failures of every kind"
 PHASES = ("phase", "s", "sent", "200", "429", "504", "no answer", "late", "degraded", "p50", "p99")

@@ -92,7 +92,7 @@ class Timeline:
         return self.history
 
     def _kill_redis(self) -> None:
-        """Kill Redis, restart it empty some time later, and publish the vocabularies again."""
+        """Kill Redis, restart it without data some time later, and publish the vocabularies again."""
         self._redis.signal(signal.SIGKILL)
         self._wait_until(0.23)
         self._redis.start()

@@ -45,7 +45,7 @@ class AFM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         first_BPD, second_BPD = pairs(x_BFD)
         product_BPD = first_BPD * second_BPD
         pooled_BD = (self.attention(product_BPD) * product_BPD).sum(1)

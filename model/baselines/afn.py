@@ -54,7 +54,7 @@ class AFN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, deep_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         logarithm_BFD = self.log_norm(x_BFD.abs().clamp_min(MIN_ABSOLUTE).log())
         orders_BDK = self.orders(logarithm_BFD.transpose(1, 2)).exp()
         # The batch norm is applied to rows of length K. On (B, K, D), its gradient in torch would take most of the time

@@ -57,7 +57,7 @@ class AOANet(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         rows_BSD = x_BFD
         for layer in self.layers:
             rows_BSD = layer(x_BFD, rows_BSD)

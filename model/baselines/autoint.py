@@ -71,6 +71,6 @@ class AutoInt(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor | None = None) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         logit_B: Tensor = (self.out(self.layers(x_BFD).flatten(1)) + self.mlp(x_BFD.flatten(1)))[:, 0]
         return logit_B if weight_BF1 is None else logit_B + weight_BF1.sum((1, 2))

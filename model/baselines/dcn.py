@@ -39,7 +39,7 @@ class DCN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         first_BE = x_BFD.flatten(1)
         crossed_BE = first_BE
         for cross, shift_E in zip(self.crosses, self.shifts, strict=True):

@@ -38,7 +38,7 @@ class DCNv2(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         first_BE = x_BFD.flatten(1)
         crossed_BE = first_BE
         for cross in self.crosses:

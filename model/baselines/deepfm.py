@@ -11,7 +11,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class DeepFMConfig(BaselineConfig, frozen=True, kw_only=True, tag="deepfm"):
-    """DeepFM's keys: those of BaselineConfig."""
+    """DeepFM's keys, all of which are inherited from BaselineConfig."""
 
 
 class DeepFM(nn.Module):
@@ -27,6 +27,6 @@ class DeepFM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return sum_of_pairs(x_BFD).sum(1) + weight_BF1.sum((1, 2)) + deep_B

@@ -1,4 +1,4 @@
-"""DeepIM: all interactions up to an order, computed from sums of powers, and an MLP (Yu et al., CIKM 2020).
+"""DeepIM: all interactions up to a given order, computed from sums of powers, and an MLP (Yu et al., CIKM 2020).
 
     p_k = sum_i e_i^k        k I_k = sum_{m=1..k} (-1)^{m-1} I_{k-m} p_m, I_0 = 1        (Newton's identities)
     logit = w . [I_1; ...; I_K] + b + MLP(e)
@@ -42,7 +42,7 @@ class DeepIM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         logit_B: Tensor = self.out(torch.cat(interactions(x_BFD, self.order), 1))[:, 0]
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return logit_B + deep_B

@@ -6,8 +6,8 @@
 NOTE[DIFF] The unary part uses the field itself, as BARS's parameter counts imply. In the paper, it uses the field's
 key.
 NOTE[DIFF] The authors' code has a ReLU before w. FuxiCTR and BARS have no ReLU there, nor between layers.
-NOTE[DIFF] In FuxiCTR, q, k and u have biases, which the means and the softmax cancel. v and R have a bias each, but one
-is enough, because a row of A sums to 2 (except with dropout, during training).
+NOTE[DIFF] In FuxiCTR, q, k and u have biases, which cancel in the means and the softmax. v and R also have biases, but
+one of the two is enough, because a row of A sums to 2 (except with dropout, during training).
 Shape legend: model/layers.py; A attention width, H heads, K = A / H.
 """
 
@@ -80,7 +80,7 @@ class DESTINE(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor | None = None) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         logit_B: Tensor = (self.out(self.layers(x_BFD).flatten(1)) + self.mlp(x_BFD.flatten(1)))[:, 0]
         return logit_B if weight_BF1 is None else logit_B + weight_BF1.sum((1, 2))
 

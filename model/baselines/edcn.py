@@ -5,8 +5,8 @@
     logit = w . [cross; deep; bridge] + b, of the last layer
 
 The softmax is over the fields, so there is one gate per field and stream. x_0 is the first layer's x.
-NOTE[DIFF] Later versions of FuxiCTR have no residual in the cross network and cannot switch the gates off. BARS's
-version had the residual and this option.
+NOTE[DIFF] Later versions of FuxiCTR have neither a residual in the cross network nor an option that switches the gates
+off. BARS's version had both.
 Shape legend: model/layers.py; E = F * D.
 """
 
@@ -74,7 +74,7 @@ class EDCN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs the fields of both sides."""
         bridge_BE, first_BE = x_BFD.flatten(1), None
         layers = zip(self.regulations, self.crosses, self.shifts, self.deeps, strict=True)
         for regulate, cross, shift_E, deep in layers:

@@ -1,10 +1,10 @@
 """FiBiNET: bilinear interactions of the embeddings and of re-weighted embeddings (Huang et al., RecSys 2019).
 
-    v = e * A(mean_d e), A two layers without biases and with ReLU ("SENet")
+    v = e * A(mean_d e), where A is two layers with ReLU and without biases ("SENet")
     p_ij = (e_i W) * e_j        q_ij = (v_i W') * v_j, i < j        logit = sum_i w_i + MLP([p; q])
 
 There is one matrix W for all pairs ("field_all"), or one per pair ("field_interaction").
-NOTE[DIFF] BARS's version used the same W in p and q. The paper and later versions of FuxiCTR use two.
+NOTE[DIFF] BARS's version used the same matrix in p and q. The paper and later versions of FuxiCTR use two matrices.
 Shape legend: model/layers.py; P pairs.
 """
 
@@ -52,7 +52,7 @@ class FiBiNET(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         reweighted_BFD = x_BFD * self.senet(x_BFD.mean(2))[:, :, None]
         products = [bilinear_products(x, w) for x, w in zip((x_BFD, reweighted_BFD), self.bilinear, strict=True)]
         deep_B: Tensor = self.mlp(torch.cat(products, 1))[:, 0]

@@ -104,7 +104,7 @@ class FinalMLP(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, context_BFD: Tensor | None = None) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         gates = [gate(x_BFD if context_BFD is None else context_BFD) for gate in self.gates]
         first, second = (net(x_BFD.flatten(1) * g) for net, g in zip((self.mlp, self.mlp2), gates, strict=True))
         logit_B: Tensor = (self.out(first) + self.out2(second))[:, 0]

@@ -12,7 +12,7 @@ from model.layers import EmbeddingConfig, Fields, embeddings, look_up, sum_of_pa
 
 
 class FMConfig(EmbeddingConfig, frozen=True, kw_only=True, tag="fm"):
-    """FM's keys: those of EmbeddingConfig."""
+    """FM's keys, all of which are inherited from EmbeddingConfig."""
 
 
 class FM(nn.Module):
@@ -27,5 +27,5 @@ class FM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         return sum_of_pairs(x_BFD).sum(1) + weight_BF1.sum((1, 2)) + self.bias

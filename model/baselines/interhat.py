@@ -3,8 +3,8 @@
     X_1 = LN(FFN(Y) + Y), Y = LN(ReLU(MHA(e)) + e)        u_p = Agg_p(X_p)        X_{p+1} = u_p * X_1 + X_p
     Agg(X) = sum_i softmax_i(h . ReLU(W x_i + b)) x_i        logit = MLP(Agg([u_1; ...; u_P]))
 
-NOTE[DIFF] Later versions of FuxiCTR split heads without a transpose, which mixes the fields of a row. This code does
-not.
+NOTE[DIFF] Later versions of FuxiCTR split heads without a transpose, which mixes the fields of a row. This code
+does not mix them.
 NOTE[DIFF] FuxiCTR also applies dropout to the attention's output. Here, it is applied only to the attention weights.
 Shape legend: model/layers.py; A attention width, H heads, P order.
 """
@@ -70,7 +70,7 @@ class InterHAt(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         y_BFD = self.attention_norm(self.attention_out(self.attention(x_BFD)).relu() + x_BFD)
         first_BFD = self.ffn_norm(self.ffn(y_BFD) + y_BFD)
         current_BFD, found = first_BFD, list[Tensor]()

@@ -13,7 +13,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class IPNNConfig(BaselineConfig, frozen=True, kw_only=True, tag="ipnn"):
-    """IPNN's keys: those of BaselineConfig."""
+    """IPNN's keys, all of which are inherited from BaselineConfig."""
 
 
 class IPNN(nn.Module):
@@ -29,7 +29,7 @@ class IPNN(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         first_BPD, second_BPD = pairs(x_BFD)
         product_BP = (first_BPD * second_BPD).sum(2)
         logit_B: Tensor = self.mlp(torch.cat([x_BFD.flatten(1), product_BP], 1))[:, 0]

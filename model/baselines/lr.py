@@ -12,7 +12,7 @@ from model.layers import Fields, TableConfig, embeddings, look_up
 
 
 class LRConfig(TableConfig, frozen=True, kw_only=True, tag="lr"):
-    """LR's keys: those of TableConfig."""
+    """LR's keys, all of which are inherited from TableConfig."""
 
 
 class LR(nn.Module):
@@ -27,5 +27,5 @@ class LR(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         return weight_BF1.sum((1, 2)) + self.bias

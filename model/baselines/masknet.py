@@ -82,7 +82,7 @@ class MaskNet(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         x_BE = h = x_BFD.flatten(1)
         if len(self.norms):
             h = torch.cat([norm(x_BFD[:, i]) for i, norm in enumerate(self.norms)], 1)

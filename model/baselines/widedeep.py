@@ -12,7 +12,7 @@ from model.layers import BaselineConfig, Fields, deep, embeddings, initialize, l
 
 
 class WideDeepConfig(BaselineConfig, frozen=True, kw_only=True, tag="widedeep"):
-    """Wide&Deep's keys: those of BaselineConfig."""
+    """Wide&Deep's keys, all of which are inherited from BaselineConfig."""
 
 
 class WideDeep(nn.Module):
@@ -28,6 +28,6 @@ class WideDeep(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return weight_BF1.sum((1, 2)) + deep_B

@@ -45,7 +45,7 @@ class XDeepFM(nn.Module):
         return self.predict(*look_up(self.embeddings, ids, values))
 
     def predict(self, x_BFD: Tensor, weight_BF1: Tensor) -> Tensor:
-        """Compute the logits from the output of look_up(). This part depends on both context and candidate."""
+        """Compute the logits from the output of look_up(). Unlike the lookup, this needs context and candidate."""
         deep_B: Tensor = self.mlp(x_BFD.flatten(1))[:, 0]
         return weight_BF1.sum((1, 2)) + self.compressed_interaction(x_BFD) + deep_B
 

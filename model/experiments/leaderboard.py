@@ -1,8 +1,8 @@
 """The leaderboard of a data set: every model's report compared with STEC's, as in the paper's Tables 2 and 3.
 
 The input consists of the reports in <folder>/results/*.json, which ctr-train --seeds writes, and of speed.json, which
-`python -m benchmarks.models` writes. The output, models.md, models-flops.png (Figure 3) and models-serving.png, is
-written to the same folder.
+`python -m benchmarks.models` writes. The output consists of models.md, models-flops.png (Figure 3) and
+models-serving.png, in the same folder.
 """
 
 import io
@@ -71,8 +71,8 @@ def read_leaderboard(folder: Path) -> list[Entry]:
     """Return the models in a folder of experiments, read from the reports in its results folder, best AUC first.
 
     Raises:
-        ValueError: If there is no stec.json, or if a file is not a report or uses another log than STEC's report. The
-            message names the file.
+        ValueError: If there is no stec.json, or if a file is not a report or uses a different log from STEC's report.
+            The message names the file.
     """
     results = folder / RESULTS
     if not (results / f"{BASE}.json").is_file():

@@ -52,7 +52,7 @@ def draw_reliability(runs: Sequence[Sequence[Bin]], path: Path | BinaryIO) -> No
 
 
 def draw_auc_over_cost(points: Sequence[tuple[str, float, float]], cost: str, highlighted: str, path: BinaryIO) -> None:
-    """Plot the AUC of each model over its cost. AUC has a logit scale, which spreads out values close to 100%.
+    """Plot the AUC of each model over its cost. The AUC axis has a logit scale, which spreads out values near 100%.
 
     Args:
         points: Name, cost and AUC of each model, in the order of the legend. A model with cost 0, such as LR with 0

@@ -42,7 +42,7 @@ def check_one_experiment(experiments: Sequence[Experiment]) -> Experiment:
 
 
 def check_one_log(data: Sequence[DataFacts | None]) -> DataFacts | None:
-    """Return which data the runs were trained on, or None if this is unknown for any run.
+    """Return the data that the runs were trained on, or None if it is unknown for any run.
 
     Raises:
         ValueError: If the runs were trained on different data.

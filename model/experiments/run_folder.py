@@ -2,7 +2,7 @@
 
 experiment.json  all settings, including defaults   weights.safetensors  the weights of the best epoch
 schema.json, vocabulary/   the meaning of the ids   metrics.json         history, valid, test
-versions.json    python, libraries, machine         data.json            the rows that it was trained on
+versions.json    python, libraries, machine         data.json            the rows used for training
 curve.png        the learning curve                 digests.json         sha256 of the files that open_run() reads
 
 If a run is older than a metric, the metric is None or an empty list.

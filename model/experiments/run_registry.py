@@ -40,7 +40,7 @@ class FinishedRun(msgspec.Struct, frozen=True):
 
 
 def settings(experiment: Experiment) -> Experiment:
-    """Return the experiment without name and seed. Two runs must agree in it for their mean to make sense."""
+    """Return the experiment without name and seed. A mean over runs makes sense only if they agree in this."""
     training = msgspec.structs.replace(experiment.training, seed=0)
     return msgspec.structs.replace(experiment, name="", training=training)
 
@@ -54,7 +54,7 @@ def key(experiment: Experiment, fingerprint: str) -> Key:
     """Return the key that identifies a run: its settings, seed and data.
 
     The key contains the settings, not their digest. If a key of [model] or [training] is newer than a run, the run's
-    settings contain its default, but the run's digest does not include it.
+    settings contain the key's default value, but the run's digest does not cover the key.
     """
     return settings(experiment), experiment.training.seed, fingerprint
 
@@ -68,7 +68,8 @@ def run_list(toml: Path) -> "RunList":
     """Return the list of finished runs, which all experiments in this TOML file's folder share.
 
     Raises:
-        ValueError: If the list exists only where versions before 0.8 stored it. Its runs would be trained again.
+        ValueError: If the list exists only where versions before 0.8 stored it. Otherwise, its runs would be trained
+            again.
     """
     path, old = results_folder(toml) / RUNS, toml.parent / RUNS
     if old.exists() and not path.exists():

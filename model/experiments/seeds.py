@@ -62,15 +62,15 @@ def run_missing(
 ) -> list[FinishedRun]:
     """Train and record the runs that are not in the list, and return each experiment's run, in the same order.
 
-    Runs that another process is training are skipped. If that process dies, this process continues its run after the
-    last finished epoch.
+    Runs that another process is training are skipped. If that process dies, this process continues the run after
+    the last finished epoch.
 
     Args:
         experiments: One experiment per run.
         context: The log, the list and the device.
         make_progress: Creates the progress display of a run from the experiment and the number of training rows.
         on_finished: Called for each run that this process trained.
-        on_failed: Called for each run that raises an error, which is then omitted from the result. If None, the error
+        on_failed: Called for each run that raises an error. Such a run is omitted from the result. If None, the error
             is raised.
     """
     failed: list[Experiment] = []

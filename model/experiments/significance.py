@@ -131,7 +131,7 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Difference:
     """Run Welch's t-test, which is unpaired and allows unequal variances (scipy.stats.ttest_ind).
 
     Raises:
-        ValueError: If a side has fewer than two values, or if on both sides all values are equal.
+        ValueError: If a side has fewer than two values, or if neither side has any variance.
     """
     if min(len(a), len(b)) < 2:
         raise ValueError(f"{len(a)} and {len(b)} seeds: Welch's t-test needs at least two on each side")

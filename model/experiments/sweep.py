@@ -185,7 +185,7 @@ def run_name(experiment: Experiment) -> str:
 
 
 def rank(points: Sequence[PointRuns], monitor: str) -> list[PointRuns]:
-    """Sort points by validation metric, best first. Incomplete ones come last: with fewer seeds, they may be lucky."""
+    """Sort points by validation metric, best first. Incomplete points come last: a mean of few seeds may be luck."""
     complete = sorted((p for p in points if p.complete), key=lambda p: p.score(monitor), reverse=True)
     return [*complete, *(p for p in points if not p.complete)]
 

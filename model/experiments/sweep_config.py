@@ -96,7 +96,7 @@ def read_sweep(path: Path) -> tuple[Sweep, list[Base]]:
         try:
             bases.append(Base(toml, base, [Point(label_of(c), apply_change(base, c)) for c in changes]))
         except ValueError as error:
-            raise ValueError(f"{path}: around {toml}: {error}") from error
+            raise ValueError(f"{path}: base {toml}: {error}") from error
     return sweep, bases
 
 

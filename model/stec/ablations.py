@@ -11,11 +11,11 @@ import msgspec
 from model.stec.stec import STECConfig
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    # Explicit interactions: an attention in parallel with a bilinear layer, without shared parameters.
+    # Explicit interactions: attention in parallel with a bilinear layer, without shared parameters.
     "STEC_BL": {"interaction": "separate"},
     # The same, but without the FFN, "to make the overall structure resemble the AutoInt model".
     "STEC_NF": {"interaction": "separate", "ffn": 0},
-    # Only the final interaction. STECConfig.last selects which one that is.
+    # Only the final interaction. STECConfig.last selects which interaction that is.
     "STEC_LO": {"fusion": "last"},
     # The sum of the levels instead of their concatenation.
     "STEC_F": {"fusion": "add"},

@@ -43,7 +43,8 @@ def pairs_in_head(pairs: str, fields: int) -> Tensor | None:
 def attend_to_interactions(
     q_BFD: Tensor, k_BFD: Tensor, v_BFD: Tensor, heads: int, divisor: float, allowed_FF: Tensor | None = None
 ) -> Tensor:
-    """Return the attention of Eq. 5 and 6 as in Figure 2: pool the interaction in each head, softmax, weight v.
+    """Return the attention of Eq. 5 and 6 as shown in Figure 2: pool the interaction in each head, apply the softmax,
+    and use the result to weight v.
 
     Args:
         q_BFD: Queries.

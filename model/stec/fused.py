@@ -1,7 +1,7 @@
 """Training functions on pairs of fields in C++ (kernel/training.cpp), several times faster than torch on a CPU.
 
-Each is an autograd function with an explicit gradient, and equals its torch form up to float32 rounding. The torch form
-is used if there is no kernel, on other devices, with other precisions and under a tracer.
+Each is an autograd function with an explicit gradient, and matches its torch form up to float32 rounding. The torch
+form is used if there is no kernel, on other devices, with other precisions and under a tracer.
 
 Shape legend: B rows, F fields, D width.
 """

@@ -1,4 +1,6 @@
-"""STEC: See-Through Transformer-based Encoder for CTR prediction (arXiv 2308.15033v2), in the paper's order.
+"""STEC: See-Through Transformer-based Encoder for CTR prediction (arXiv 2308.15033v2).
+
+The definitions in this module are in the order of the paper.
 
 An attention score is the sum of q * k over a head's width. Before it is summed, this product is a bilinear interaction
 of two fields. STEC uses the interactions of every block directly, at no extra cost.

@@ -1,6 +1,6 @@
 """API keys, read from a file.
 
-Each line of the file is `name key`. Metrics and logs show the name, never the key.
+Each line of the file has the form `name key`. Metrics and logs show the name, never the key.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class ApiKeys:
     _digests: tuple[bytes, ...] = field(repr=False)
 
     def name_of(self, headers: Mapping[str, str]) -> str | None:
-        """Return the name of the key in `Authorization: Bearer KEY` or `X-Api-Key: KEY`, or None if it is invalid."""
+        """Return the name of the key in `Authorization: Bearer KEY` or `X-Api-Key: KEY`, or None if no key matches."""
         scheme, _, key = headers.get("authorization", "").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
@@ -47,7 +47,7 @@ class ApiKeys:
 
 
 def read_keys(path: Path) -> ApiKeys:
-    """Read a file with a line `name key` for each client. Blank lines and lines that start with # are ignored.
+    """Read a file with a `name key` line for each client. Blank lines and lines that start with # are ignored.
 
     Raises:
         KeysError: The file cannot be read, a line is invalid, a name or key appears twice, or there is no key.
@@ -59,7 +59,8 @@ def read_keys(path: Path) -> ApiKeys:
         key = key.strip()
         if not NAME.fullmatch(name):
             raise KeysError(
-                f"{path}:{number}: the name must be 1 to 64 letters, digits, '_', '.' or '-'. Write a line `name key`."
+                f"{path}:{number}: the name must be 1 to 64 letters, digits, '_', '.' or '-'. "
+                "The line must have the form `name key`."
             )
         check_key(path, number, key)
         if name in names or key in keys:
@@ -105,7 +106,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
             f"{path}: the keys cannot be read ({error.strerror}). Check the path and its permissions."
         ) from error
     except UnicodeDecodeError as error:
-        raise KeysError(f"{path}: the file is not UTF-8 text. Write lines of `name key`.") from error
+        raise KeysError(f"{path}: the file is not UTF-8 text. Save it as UTF-8.") from error
     stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]
 

@@ -32,7 +32,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Ca
         request: A request whose body has not been read.
         max_bytes: Maximum size of the body.
         timeout_s: Maximum time for the body to arrive.
-        hold: Called with the size of each chunk, and may raise.
+        hold: Called with the size of each chunk. It may raise a Problem.
 
     Raises:
         TooLarge: The body has more than `max_bytes`.

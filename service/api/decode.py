@@ -1,4 +1,4 @@
-"""Decode request bodies. An invalid body raises a Problem that says where the error is and what to send instead."""
+"""Decode request bodies. An invalid body raises a Problem that states where the error is and what to send."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ UNREADABLE = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
 
 EXPECTED_FEATURES = "an object that maps field names to strings, numbers, booleans or null"
 EXPECTED_VALUE = "a string, a finite number, a boolean or null"
-# By path, where position 0 stands for every position in a list.
+# What the value at each path must be. Position 0 stands for every position in a list.
 EXPECTED: dict[Path, str] = {
     (): "an object with context and candidates",
     ("context",): EXPECTED_FEATURES,
@@ -85,8 +85,9 @@ def decode_score_request(body: bytes, max_candidates: int) -> tuple[ScoreRequest
     """Decode the body of POST /v1/score.
 
     Returns:
-        The request, and the errors by position of the candidates whose features are not an object of JSON values.
-        Only a request with on_bad_candidate = "skip" may have such candidates. Their features are returned empty.
+        The request, and an error for each candidate whose features are not an object of JSON values, by the candidate's
+        position. Only a request with on_bad_candidate = "skip" may have such candidates. Their features are returned
+        empty.
 
     Raises:
         NotJson: The body is not JSON.
@@ -176,14 +177,14 @@ def check_candidate_count(candidates: int, max_candidates: int) -> None:
 def check_json(body: bytes) -> None:
     """Raise NotJson if a body is not JSON, or BadRequest if it is nested too deeply."""
     try:
-        body.decode()  # msgspec does not check that a string that it returns as Raw is valid UTF-8
+        body.decode()  # msgspec does not check whether the strings in a Raw value are valid UTF-8
         ANY_JSON.decode(body)
     except UNREADABLE as error:
         raise unreadable(error, body) from None
 
 
 def unreadable(error: Exception, body: bytes | Raw) -> Problem:
-    """Return the Problem for one of UNREADABLE."""
+    """Return the Problem for an exception in UNREADABLE."""
     if isinstance(error, UnicodeDecodeError):
         return NotJson(f"The body is not UTF-8 ({error.reason}). Encode it as UTF-8.")
     if isinstance(error, msgspec.DecodeError):
@@ -245,7 +246,7 @@ def raw_features(path: Path, body: bytes) -> Raw | None:
 
 
 def bad_value_name(features: Raw) -> str | None:
-    """Return the name of the first value that cannot be decoded, which msgspec does not report."""
+    """Return the name of the first value that cannot be decoded. msgspec does not report the name."""
     try:
         values = RAW_VALUES.decode(features)
     except UNREADABLE:

@@ -12,7 +12,7 @@ from contract.tokens import number_in_bucket, tokenizer
 from contract.vocabulary import UNKNOWN, Vocabulary
 
 MAX_CANDIDATES = 3
-TIMEOUT_MS = 1000  # a person waits for the response, not an auction
+TIMEOUT_MS = 1000  # long, because a person rather than an auction waits for the response
 
 
 def example_request(bundle: Bundle, golden: Sequence[GoldenRequest], max_candidates: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class KnownValues:
         if field.kind == "numeric":
             return value is not None
         token, vocabulary = tokenizer(field)(value), self._vocabularies.get(field.name)
-        # If the vocabulary is only in Redis, the bundle cannot tell whether a token is known.
+        # If only Redis has the vocabulary, there is no way to tell here whether a token is known.
         return token is not None and (vocabulary is None or vocabulary(token) != UNKNOWN)
 
     def count(self, request: GoldenRequest, candidates: int) -> int:
@@ -70,7 +70,7 @@ class KnownValues:
         )
 
     def fill(self, side: Side, features: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return the fields of a side, each with a known value. `number` selects which known value replaces another."""
+        """Return the fields of a side, with known values. `number` selects the replacement for an unknown value."""
         filled = {}
         for field in self._fields[side]:
             value, known = features.get(field.name), self._known[field.name]

@@ -17,7 +17,7 @@ UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 MISSING_FIELD = re.compile(r"Object missing required field `(.*)`")
 WRONG_TYPE = re.compile(r"Expected `.*`, got `(.*)`")
 OUT_OF_BOUNDS = re.compile(r"Expected `.*` (of length )?[<>]=? .*")
-WRONG_CHOICE = re.compile(r"Invalid enum value (.*)")  # its repr()
+WRONG_CHOICE = re.compile(r"Invalid enum value (.*)")  # the group is the repr() of the invalid value
 PATH_PART = re.compile(r"\.(\w+)|\[(\d+)\]")
 AT = " - at `$"
 IN_DICT = "[...]"  # stands for the key of a dict, which msgspec does not name

@@ -24,7 +24,7 @@ INTERNAL_ERROR = "The server failed to process this request. Its log has the det
 
 
 class ProblemDetails(msgspec.Struct, omit_defaults=True):
-    """Why a request failed (RFC 9457). Clients should rely on `type` and `status`, because the texts may change."""
+    """Why a request failed (RFC 9457). Clients should rely on `type` and `status`, because the wording may change."""
 
     type: str
     title: str
@@ -73,7 +73,7 @@ def only_problems(request: Request, log_values: bool) -> Iterator[None]:
 
 
 def log_failure(request: Request, error: Exception, log_values: bool) -> None:
-    """Log that a request failed, with the exception's type and stack frames or, with `log_values`, all of it."""
+    """Log that a request failed, with the exception's type and stack frames or, with `log_values`, in full."""
     known_as = request_id(request)
     extra = fields(request_id=known_as, path=request.url.path, error=type(error).__name__)
     if log_values:

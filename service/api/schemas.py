@@ -92,7 +92,7 @@ class ModelResponse(msgspec.Struct):
     fields: list[ModelField]
     attention: Annotated[str, Meta(description="In a STEC model, which fields attend to each other.")]
     graph: Annotated[
-        str, Meta(description="The bundle's graph file that is used. kernel.onnx is the fastest on a CPU.")
+        str, Meta(description="The bundle's graph file that is in use. kernel.onnx is the fastest on a CPU.")
     ]
     device: Annotated[str, Meta(description='"cpu" or "cuda".')]
     cascade: tuple[CascadeRule, ...]
@@ -129,7 +129,7 @@ class Explanation(msgspec.Struct):
     """
 
     id: str | int
-    ctr: Annotated[float, Meta(description="Click probability: the calibrated logit.")]
+    ctr: Annotated[float, Meta(description="Click probability, computed from the calibrated logit.")]
     logit: float
     bias: Annotated[float, Meta(description="The logit of the average row of the training data.")]
     levels: Annotated[list[float], Meta(description="The sum of all contributions at each level.")]

@@ -25,7 +25,8 @@ class ConnectionCounts:
 
         Args:
             folder: The folder that all processes of the server share.
-            slots: Create the file with this many unused slots. None opens the file that another process created.
+            slots: Create the file with this many unused slots. If it is None, open the file that another process
+                created.
         """
         path = folder / FILE
         if slots is not None:
@@ -59,6 +60,6 @@ class WorkerSlot:
         self.counts.clear(self.index)
 
     def exceeds_another(self, connections: int) -> bool:
-        """Return whether this many connections are more than another worker has."""
+        """Return whether any other worker has fewer connections than this."""
         fewest = self.counts.min_of_others(self.index)
         return fewest is not None and connections > fewest

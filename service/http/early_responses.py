@@ -1,4 +1,4 @@
-"""Complete HTTP error responses, as bytes, to requests that the protocol refuses without calling the application."""
+"""Complete HTTP responses, as bytes, for requests that the protocol refuses without calling the application."""
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle

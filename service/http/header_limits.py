@@ -5,7 +5,7 @@ from collections.abc import Sequence
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
 HEAD_TOO_LARGE = (
-    f"The URL and headers exceed {MAX_HEAD_BYTES:,} bytes, or there are more than {MAX_HEADERS} headers. Send fewer."
+    f"The URL and headers exceed {MAX_HEAD_BYTES:,} bytes, or there are more than {MAX_HEADERS} headers. Send less."
 )
 UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
@@ -21,7 +21,7 @@ class HeadSize:
     so bytes that have not yet caused a callback are counted as well.
 
     Attributes:
-        in_headers: True until the head is complete. Header callbacks after that are trailers.
+        in_headers: True until the head is complete. Header callbacks after that are for trailers.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class HeadSize:
         """Count a complete URL or header.
 
         Args:
-            size: Its size in bytes.
+            size: The size of the URL or header in bytes.
             headers: The number of headers before it.
 
         Raises:

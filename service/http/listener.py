@@ -1,8 +1,8 @@
 """Accept connections on a socket that all workers share.
 
-A worker accepts one connection each time the socket becomes readable. If it accepted all waiting connections, it would
-keep them until they are closed. A worker that has more connections than another worker yields: it waits briefly, so
-that another worker can accept a new connection.
+A worker accepts one connection each time the socket becomes readable. If it accepted all waiting connections, it
+would have to serve all of them until they are closed. A worker that has more connections than another worker yields: it
+waits briefly, so that another worker can accept a new connection.
 """
 
 import asyncio
@@ -98,14 +98,14 @@ class Listener:
         return self.accept()
 
     def accept_after_yield(self) -> None:
-        """Accept the connection if no other worker has, because the others are busy or stopped."""
+        """Accept the connection if no other worker has done so, because the others are busy or stopped."""
         self._unused_yields = self._unused_yields + 1 if self.accept() else 0
         if self._unused_yields >= MAX_UNUSED_YIELDS:
             self._unused_yields = 0
             self._no_yield_until_s = self._loop.time() + NO_YIELD_S
 
     def accept(self) -> bool:
-        """Accept one connection and set up its protocol. Return whether a connection was waiting."""
+        """Accept one connection and set up its protocol. Return whether a connection was accepted."""
         try:
             connection, _ = self._socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):

@@ -7,7 +7,7 @@ Differences from uvicorn:
 * If a client stalls in the middle of a request, or does not read its responses, its connection is closed.
 * Heads and trailers have a size limit, because httptools concatenates the pieces of an endless header on every read.
 * Scoring requests bypass ASGI messages, which would validate and copy data that is known to be correct.
-* `Upgrade:` is ignored. Java's HTTP client requests h2c by default, and uvicorn would lose the body of its request.
+* `Upgrade:` is ignored. Java's HTTP client requests h2c by default, and uvicorn would lose the body of such a request.
 * Invalid HTTP is answered with a problem document, after the responses to earlier requests. It is not logged.
 * A client that closes its side of the connection is considered gone, as in uvicorn and most servers.
 
@@ -32,7 +32,8 @@ from service.http.header_limits import HEAD_TOO_LARGE, HeadSize, HeadTooLarge, h
 from service.settings import Settings
 
 MAX_UNREAD_BYTES = 256 * 1024  # Unread 429 responses on one connection.
-LINGER_S = 1.0  # How long a connection stays open after an error, so that a client that is still sending can read it.
+# How long to keep a connection open after an error, so that a client that is still sending can read the error.
+LINGER_S = 1.0
 MAX_PIPELINED = 64  # Requests on one connection that wait for the responses to earlier requests.
 
 INVALID_HTTP = "This is not a valid HTTP/1.1 request. See /docs for an example."
@@ -91,7 +92,7 @@ class Protocol(HttpToolsProtocol):
         self.close_after_response = False
         self._ignores_input = False
         self._error_response = b""  # Sent after the responses to earlier requests. Ends the connection.
-        self._current: RequestResponseCycle | None = None  # The request being answered, or answered last.
+        self._current: RequestResponseCycle | None = None  # The request being answered, or the last answered one.
         self._last_response_sent = False
         self._head = HeadSize()
         self._is_upgrade = False
@@ -196,7 +197,8 @@ class Protocol(HttpToolsProtocol):
 
         Args:
             now: The event loop's time.
-            min_idle_s: Close only connections that have been idle for longer, whose clients are unlikely to be sending.
+            min_idle_s: Close only connections that have been idle for longer than this. Their clients are unlikely to
+                be sending a request.
         """
         if self.cycle is None or self.cycle.response_complete:
             if now - self._waiting_since_s > min_idle_s:
@@ -244,7 +246,7 @@ class Protocol(HttpToolsProtocol):
                 self.transport.close()
 
     def write_response(self, cycle: RequestResponseCycle, response: Response) -> None:
-        # Release it before the task ends, because by then the client may have sent its next request.
+        # Release the request before the task ends, because by then the client may have sent its next request.
         self.release(cycle)
         disable_keep_alive_if_body_is_uncertain(cycle)
         headers = [*self.server_state.default_headers, *response.raw_headers]
@@ -299,7 +301,7 @@ class Protocol(HttpToolsProtocol):
         """Answer this request with a 429. The connection stays open for the next request."""
         self._parts.metrics.count_early_rejection()
         if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-            self.transport.abort()  # The client keeps sending requests and reads no response.
+            self.transport.abort()  # The client keeps sending requests and reads no responses.
             return
         disable_keep_alive_if_body_is_uncertain(cycle)
         self.transport.write(overloaded_response(cycle, self.server_state.default_headers))

@@ -30,7 +30,7 @@ from service.vocabulary.tiered import MAX_ROUND_TRIPS, SOCKET_TIMEOUT_S, WITHOUT
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05
-GOLDEN_LOOKUP_S = 2.0  # for the vocabulary lookup of one golden request
+GOLDEN_LOOKUP_S = 2.0  # timeout of the vocabulary lookup of one golden request
 RETRY_S = 1.0
 RECENT_REQUESTS = 64  # kept to warm up the next model
 MAX_USE_S = 30.0  # A request's body may take ten seconds to arrive, and its response another ten.
@@ -68,7 +68,7 @@ class Model:
             self._users -= 1
 
     async def self_test(self) -> None:
-        """Mark the model ready if its answers to the golden requests match the exporter's on this machine."""
+        """Mark the model ready if, on this machine, its answers to the golden requests match the exporter's."""
         try:
             inputs = await self.encode_golden()
             difference = await asyncio.to_thread(self.golden_difference, inputs)
@@ -94,7 +94,7 @@ class Model:
     async def encode_golden(self) -> list[ModelInput]:
         """Return the golden requests, encoded with the ids that a client's request would get.
 
-        If only Redis has the vocabulary, this waits until it is published.
+        If the bundle does not contain the vocabulary, this waits until it has been published to Redis.
         """
         encoder, inputs = Encoder(self.bundle.schema), []
         for golden in self.golden:

@@ -17,7 +17,7 @@ from service.settings import SettingsError
 log = logging.getLogger(__name__)
 
 VOCABULARY_TIMEOUT_S = 60.0
-WARM_UP_PAUSE_S = 0.005  # between two warm-up requests, so that clients' requests take precedence
+WARM_UP_PAUSE_S = 0.005  # pause between two warm-up requests, so that clients' requests take precedence
 
 
 class ModelManager:
@@ -43,7 +43,7 @@ class ModelManager:
         """Replace the model with the one in a bundle that another process has verified.
 
         Returns:
-            None if the new model is now served. Otherwise the reason why not, and the old model stays in use.
+            None if the new model is now served. Otherwise the reason why it is not, and the old model stays in use.
         """
         async with self._loading:
             old, metrics = self.model, self._shared.metrics
@@ -64,18 +64,19 @@ class ModelManager:
             return None
 
     async def make_ready(self, new: Model) -> str | None:
-        """Warm up a new model and mark it ready. Return why it cannot be served, or None.
+        """Warm up a new model and mark it ready. Return why the model cannot be served, or None.
 
-        Another process has already checked the model's answers. In this process, it must run and find its vocabulary.
+        Another process has already checked the model's answers. In this process, the model must still run and find its
+        vocabulary.
         """
         try:
             await asyncio.to_thread(new.engine.run, [empty_request(new.bundle)])
-            # Warm it up with recent requests, so that the first requests after the replacement are not slow.
+            # Warm up the model with recent requests, so that the first requests after the replacement are not slow.
             for body in list(new.scorer.recent):
                 with suppress(Problem):  # The new model may have other fields than the old one.
                     await new.scorer.warm_up(body)
                 await asyncio.sleep(WARM_UP_PAUSE_S)
-        except Exception as error:  # For example, a GPU that is out of memory.
+        except Exception as error:  # For example, the GPU is out of memory.
             log.exception("the new model cannot run")
             return f"it cannot run in this process: {type(error).__name__}"
         if self._shared.settings.vocabulary == "bundle":

@@ -20,7 +20,7 @@ async def check(folder: Path, vocabulary: str) -> str | None:
 
     Args:
         folder: The bundle's folder.
-        vocabulary: "redis" if the bundle may have no vocabulary. Then its golden requests cannot be checked here.
+        vocabulary: "redis" if the bundle may have no vocabulary. In that case, its golden requests are not checked.
     """
     command = [sys.executable, "-m", "service.models.verify", str(folder)]
     command += ["--without-vocabulary"] if vocabulary == "redis" else []

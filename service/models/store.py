@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 class StoreError(ValueError):
-    """The operation is not possible. The message says how to fix it."""
+    """The operation is not possible. The message states how to fix the problem."""
 
 
 class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -243,7 +243,7 @@ def remove(store: Path, version: str) -> str:
 
 
 def rollback(store: Path) -> str:
-    """Make the previously current version current again. Return it.
+    """Make the previously current version current again, and return it.
 
     Versions that have been removed are skipped. A second rollback goes back one more version.
 
@@ -268,7 +268,7 @@ def find_version(store: Path, prefix: str) -> str:
     found = [version for version in stored_versions(store) if version.startswith(prefix)]
     if len(found) != 1:
         count = f"{len(found)} versions start" if found else "no version starts"
-        raise StoreError(f"in {store}, {count} with {prefix[:100]!r}: see ctr-store list {store}")
+        raise StoreError(f"{store}: {count} with {prefix[:100]!r}: see ctr-store list {store}")
     return found[0]
 
 

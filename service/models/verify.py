@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verify_golden(bundle: Bundle, url: str | None) -> int:
-    """Compare the answers to the golden requests with the exporter's. Return the exit code.
+    """Check that the golden requests get the same answers as from the exporter. Return the exit code.
 
     Args:
         bundle: The bundle.
@@ -114,9 +114,9 @@ def format_lines(numbers: Sequence[int]) -> str:
 
 @contextmanager
 def ask_server(url: str, bundle: Bundle) -> Iterator[Answer]:
-    """Connect to a server, and yield a function that scores a golden request there.
+    """Connect to a server, and yield a function that scores a golden request on that server.
 
-    The function raises RefusedAsStrict if the server refuses the request because it is strict.
+    The function raises RefusedAsStrict if the server refuses the request because of CTR_STRICT.
 
     Raises:
         CannotVerify: The URL is invalid, the server returns an error, or it serves a different version.
@@ -182,7 +182,7 @@ def replay_log(paths: Sequence[Path], bundle: Bundle) -> int:
     """Score the requests of a log with a bundle, and print how its answers differ from the logged ones.
 
     Returns:
-        The exit code: 1 if the log has different answers from the bundle's own version, otherwise 0.
+        The exit code: 1 if the bundle's own version gave different answers in the log, otherwise 0.
     """
     # These modules import Starlette and prometheus_client, which --help does not need.
     from service.request_log.replay import replay, report

@@ -24,7 +24,7 @@ class Drain(msgspec.Struct, tag=True, frozen=True):
 
 
 class Rebalance(msgspec.Struct, tag=True, frozen=True):
-    """Tell a worker that a new worker has joined, so that it gives up the new worker's share of its connections."""
+    """Tell a worker to give up a share of its connections, because a new worker has joined."""
 
     workers: int  # Including the new one.
 
@@ -123,7 +123,7 @@ class Channel:
             del self._pending[number]
 
     def dispatch(self, line: _Line) -> None:
-        """Complete the request that a line replies to, or start to handle its message."""
+        """Complete the request that a line replies to, or start to handle the line's message."""
         if line.number < 0:
             future = self._pending.get(-line.number)
             if future is not None and not future.done() and isinstance(line.message, Reply):

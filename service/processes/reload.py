@@ -15,7 +15,7 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-WATCH_S = 0.5  # Between two checks of the store's pointer.
+WATCH_S = 0.5  # Time between two checks of the store's pointer.
 
 
 class Reloader:
@@ -67,7 +67,7 @@ class Reloader:
                 await self.reload()
 
     async def catch_up(self, worker: WorkerProcess) -> None:
-        """Make a new worker serve the same bundle as the others, if that changed while the worker was starting."""
+        """Make a new worker serve the same bundle as the others, if the bundle changed while it was starting."""
         async with self._lock:
             if worker.folder != self.folder and await worker.load(self.folder) is not None:
                 worker.kill()  # Its replacement starts with the right bundle.

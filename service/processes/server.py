@@ -23,10 +23,10 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CHECK_S = 0.25  # Between two checks of the clients' timeouts.
+CHECK_S = 0.25  # Time between two checks of the clients' timeouts.
 LAG_INTERVAL_S = 0.01
 TIMER_RESOLUTION_S = 0.001  # Resolution of the event loop's timers.
-MIN_IDLE_S = 1.0  # Connections that were used more recently are only closed after one more response.
+MIN_IDLE_S = 1.0  # Connections that were used more recently are closed only after one more response.
 POLL_S = 0.02
 
 
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
     Args:
         app: The scoring application.
         settings: The server's settings.
-        slot: Slot in which this worker publishes its connection count for the other workers. None: there are no others.
+        slot: Slot in which this worker publishes its connection count for the other workers. None: there are none.
 
     Raises:
         UnsupportedUvicorn: The installed uvicorn would bypass admission control.
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
         self._bound_apps: list[BoundApp] = []
 
     def handle_signals(self) -> None:
-        """Make SIGTERM and SIGINT stop the server, until the process exits.
+        """Until the process exits, make SIGTERM and SIGINT stop the server.
 
         Uvicorn raises the signal again after it has stopped. The process must survive that to close the model.
         """

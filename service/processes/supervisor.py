@@ -25,10 +25,10 @@ from service.telemetry.multiprocess import forget_latencies, forget_process, mer
 
 log = logging.getLogger(__name__)
 
-KILL_S = 5.0  # How long after CTR_DRAIN_MS a worker that is still running is killed.
+KILL_S = 5.0  # A worker that is still running this long after CTR_DRAIN_MS is killed.
 MIN_LIFETIME_S = 10.0  # A worker that dies sooner is replaced after a pause. The sooner it died, the longer the pause.
 MAX_PAUSE_S = 10.0
-KEEP_LATENCIES_S = 60.0  # The latency quantiles cover the last minute, including dead workers.
+KEEP_LATENCIES_S = 60.0  # The quantiles cover the last minute, including the latencies of dead workers.
 CANNOT_START = 2  # Exit code.
 
 

@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--admin-listener", type=int, help="file descriptor of the socket for /admin")
     parser.add_argument("--control", type=int, required=True, help="file descriptor of the socket to the supervisor")
     parser.add_argument("--slot", type=int, required=True, help="index of this worker's connection count")
-    parser.add_argument("--tested", action="store_true", help="accept no connection before the self-test has passed")
+    parser.add_argument(
+        "--tested", action="store_true", help="do not accept connections until the self-test has passed"
+    )
     parser.add_argument("--print-curl", action="store_true", help="print an example request when ready")
     arguments = parser.parse_args(argv)
     json_logging.set_up()
@@ -102,7 +104,8 @@ class Worker:
         """Add the admin routes, if there is an admin key.
 
         Returns:
-            The admin application, if it has its own socket. Otherwise the scoring application serves the routes.
+            The admin application, if it has its own socket. Otherwise an empty list, because the scoring application
+            serves the routes.
         """
         app = self._app if descriptor is None else admin_app(self._app)
         if self._settings.admin_key_file is not None:
@@ -110,7 +113,7 @@ class Worker:
         return [] if descriptor is None else [BoundApp(socket.socket(fileno=descriptor), app)]
 
     async def follow_supervisor(self, control: socket.socket) -> None:
-        """Handle the supervisor's messages. Stop when it exits, because nothing else would stop this process."""
+        """Handle the supervisor's messages. Stop when the supervisor exits, because nothing else stops this process."""
         try:
             await self._channel.run(control)
         finally:
@@ -197,7 +200,7 @@ def curl(host: str, port: int, request: dict[str, Any]) -> str:
 
     Args:
         host: The address that the server listens on.
-        port: Its port.
+        port: The port that the server listens on.
         request: The body.
     """
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104

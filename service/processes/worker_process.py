@@ -12,7 +12,7 @@ from pathlib import Path
 from service.processes.ipc import Channel, Load, PeerClosed
 
 LOAD_TIMEOUT_S = 120.0
-WAIT_FOR_TEST = "--tested"  # A worker's option: accept no connection before the self-test has passed.
+WAIT_FOR_TEST = "--tested"  # A worker's option: do not accept connections until the self-test has passed.
 
 
 @dataclass(eq=False)
@@ -20,13 +20,13 @@ class WorkerProcess:
     """A worker.
 
     Attributes:
-        process: Its process.
-        channel: The channel for messages to it and from it.
-        started_s: When it was started, on the clock of `time.monotonic`.
-        folder: The bundle that the supervisor assigned to it.
-        slot: Its slot in ConnectionCounts.
-        version: The version that it serves, according to its own report. Empty until it is ready.
-        ready: Set when it accepts requests.
+        process: The worker's process.
+        channel: The channel for messages to and from the worker.
+        started_s: When the worker was started, on the clock of `time.monotonic`.
+        folder: The bundle that the supervisor assigned to the worker.
+        slot: The worker's slot in ConnectionCounts.
+        version: The version that the worker has reported that it serves. Empty until the worker is ready.
+        ready: Set when the worker accepts requests.
     """
 
     process: asyncio.subprocess.Process
@@ -41,8 +41,8 @@ class WorkerProcess:
         """Make the worker serve a bundle that has been checked.
 
         Returns:
-            Why the worker cannot serve it, or None. A worker that does not reply is killed. In that case, None is
-            returned as well, because the worker's replacement starts with the right bundle.
+            Why the worker cannot serve the bundle, or None. A worker that does not reply is killed. In that case, None
+            is returned as well, because the worker's replacement starts with the right bundle.
         """
         try:
             reply = await self.channel.request(Load(str(folder)), LOAD_TIMEOUT_S)

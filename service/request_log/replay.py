@@ -112,7 +112,7 @@ def compare(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Eng
 
 
 def score_line(line: Line, encoder: Encoder, bundle: Bundle, engine: Engine) -> NDArray[np.float64]:
-    """Return the ctr of each candidate. It is NaN if the candidate is invalid, and for all if the context is."""
+    """Return the ctr of each candidate: NaN for an invalid one, and NaN for all if the context is invalid."""
     # The hash of a category is an unknown token. The hash of a number is not a number, so the field counts as missing.
     numbers = {field.name for field in bundle.schema.fields if field.kind == "numeric" or field.transform}
     lost = numbers.intersection(line.hashed)

@@ -88,21 +88,21 @@ class Segments:
         remove_oldest(self._folder, self._max_bytes)
 
     def _open(self) -> None:
-        prepare_folder(self._folder)  # it may have been removed
+        prepare_folder(self._folder)  # the folder may have been removed
         self._opened_s = self._clock()
         moment = datetime.fromtimestamp(self._opened_s, UTC).strftime("%Y%m%dT%H%M%S.%f")
         self._path = self._folder / f"requests-{moment}-{os.getpid()}{UNFINISHED}"
         unnamed = self._path.with_suffix(".new")
         self._file = unnamed.open("xb", buffering=0)
         os.fchmod(self._file.fileno(), 0o600)
-        # Lock it before it gets the name that prepare_folder() looks for. The lock is held until the file is closed.
+        # Lock the file before it gets the name that prepare_folder() looks for. Closing the file releases the lock.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         unnamed.rename(self._path)
         self._size = 0
 
 
 def is_at(path: Path, file: FileIO) -> bool:
-    """Return whether an open file is still at its path: it may have been removed, or its folder moved away."""
+    """Return whether an open file is still at its path: the file may be gone, or its folder may have moved."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError:

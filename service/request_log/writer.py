@@ -1,4 +1,6 @@
-"""Log a sample of requests and their scores, for inspection or replay. Off by default. Never delays a request.
+"""Log a sample of requests and their scores, for inspection or replay.
+
+The request log is off by default, and it never delays a request.
 
 The log is NDJSON with one request per line: the values that the model read, and its answers. Fields that are not in the
 model's schema are left out, and fields may be hashed.
@@ -29,7 +31,7 @@ from service.telemetry.metrics import Metrics
 log = logging.getLogger(__name__)
 
 MAX_QUEUED_LINES = 1000
-MAX_QUEUED_CANDIDATES = 100_000  # in all queued lines together
+MAX_QUEUED_CANDIDATES = 100_000  # total of all queued lines
 CLOSE_TIMEOUT_S = 10.0
 MIN_SALT_BYTES = 16
 POLL_S = 1.0
@@ -45,7 +47,7 @@ class Line(msgspec.Struct):
 
     Attributes:
         time: When the request was answered, in UTC.
-        request_id: Same as in the response, as are model, version and degraded.
+        request_id: The same as in the response. So are model, version and degraded.
         context: The values that the model read.
         candidates: In the order of the request.
         ctr: Probabilities in the order of the candidates. None for a candidate that was not scored.
@@ -65,7 +67,7 @@ class Line(msgspec.Struct):
 
 @dataclass(frozen=True)
 class QueuedLine:
-    """The data for a line. The writer's thread encodes the line, so that the request does not wait for that."""
+    """The data for a line. The writer's thread encodes the line, so that the request does not wait for the encoding."""
 
     answered_s: float
     request: ScoreRequest
@@ -97,7 +99,7 @@ class RequestLog:
         self._thread.start()
 
     def check(self, schema: FeatureSchema) -> None:
-        """Check that the model has all fields to be hashed, because values of a misspelled one would not be hashed.
+        """Check that the model has all fields to be hashed. The values of a misspelled field would not be hashed.
 
         Raises:
             SettingsError: The model does not have one of these fields.
@@ -131,7 +133,7 @@ class RequestLog:
         self._queue.put_nowait(QueuedLine(self._clock(), request, ctr, response, fields))
 
     def close(self) -> None:
-        """Write the queued lines, and wait at most CLOSE_TIMEOUT_S for that."""
+        """Write the queued lines. Wait for at most CLOSE_TIMEOUT_S."""
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
 
@@ -175,7 +177,7 @@ class RequestLog:
                 self._metrics.not_logged.labels("write").inc()
 
     def _attempt(self, step: Callable[[], None]) -> bool:
-        """Run a step. Return whether it succeeded: a full disk or an invalid line must not end the thread."""
+        """Run a step, and return whether it succeeded. A full disk or an invalid line must not end the thread."""
         try:
             step()
         except Exception as error:

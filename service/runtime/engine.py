@@ -159,7 +159,7 @@ def warmed_up_runner(opened: OpenedGraph, bundle: Bundle, max_rows: int) -> Buck
     runner = BucketRunner(opened.session)
     try:
         runner.warm_up(join([empty_request(bundle)]), max_rows)
-    except Exception as error:  # onnxruntime's own classes, usually when GPU memory runs out.
+    except Exception as error:  # onnxruntime raises its own classes, usually when GPU memory runs out.
         raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot run the model ({error}): {FIX_GPU}") from error
     return runner
 
@@ -174,7 +174,7 @@ def empty_request(bundle: Bundle) -> ModelInput:
 def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], list[float]]:
     """Return a function that scores a golden request on this machine.
 
-    It uses the service's encoder, the bundle's vocabulary, and this engine.
+    The function uses the service's encoder, the bundle's vocabulary, and this engine.
     """
     encoder = Encoder(bundle.schema)
 
@@ -186,7 +186,7 @@ def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], 
 
 
 def explained_difference(engine: Engine, request: ModelInput, ctr: Sequence[float]) -> float:
-    """Return the largest difference between the ctr that an explanation adds up to and the exporter's ctr.
+    """Return the largest difference between the exporter's ctr and the ctr computed from an explanation's sum.
 
     Args:
         engine: An engine that supports explanations.

@@ -26,7 +26,7 @@ Feed = Mapping[str, NDArray[np.generic]]
 
 
 class EngineMissing(RuntimeError):
-    """onnxruntime is not installed, or cannot use the requested device. The message says how to fix it."""
+    """onnxruntime is not installed, or cannot use the requested device. The message states how to fix it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def open_on_cuda(bundle: Bundle, threads: int) -> OpenedGraph:
     try:
         session = open_graph(bundle, MODEL, session_options(threads), provider=CUDA)
     except BundleError as error:
-        open_graph(bundle, MODEL)  # Raises if the graph is the cause, not the GPU.
+        open_graph(bundle, MODEL)  # Raises if the graph is the cause rather than the GPU.
         raise EngineMissing(f"CTR_DEVICE=cuda, but the GPU cannot be used ({error}): {FIX_GPU}") from error
     # If a driver or a library is missing, onnxruntime silently uses the CPU.
     check_cuda(session.get_providers())
@@ -133,7 +133,7 @@ def open_graph(
 
 def import_onnxruntime() -> Any:
     """Import onnxruntime. Raises EngineMissing if it is not installed."""
-    # Not imported at the top, because the CPU and GPU wheels are optional extras and take a long time to import.
+    # Not imported at the top, because onnxruntime is an optional dependency (a CPU or a GPU wheel) and slow to import.
     try:
         import onnxruntime
     except ImportError as error:
@@ -152,7 +152,8 @@ def session_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     # Threads that spin between runs would take the CPU from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Errors are raised as well. Printed on standard error, where each line is JSON, they would only break the format.
+    # onnxruntime also raises its errors. Printing them to standard error, where each line is JSON, would break the
+    # format.
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return options
@@ -160,7 +161,7 @@ def session_options(threads: int) -> Any:
 
 def check_graph(session: Any, schema: FeatureSchema, path: Path, outputs: Sequence[str]) -> None:
     """Raise BundleError if a graph's inputs do not fit the schema, or if an output is missing."""
-    # Name -> (type, width). A width of None is a vector.
+    # Name -> (type, width). A width of None means a vector.
     expected: dict[str, tuple[str, int | None]] = {"request_index": ("tensor(int64)", None)}
     for side in ("context", "candidate"):
         expected[f"{side}_ids"] = ("tensor(int64)", len(schema.select("categorical", side)))
@@ -187,7 +188,7 @@ def check_graph(session: Any, schema: FeatureSchema, path: Path, outputs: Sequen
 def accepts_rows(shape: Sequence[int | str | None], width: int | None) -> bool:
     """Return whether an input with this shape accepts any number of rows of this width.
 
-    A dimension that is a name or None may have any size. A width of None is a vector.
+    A dimension that is a name or None may have any size. A width of None means a vector.
     """
     if not shape or isinstance(shape[0], int):
         return False

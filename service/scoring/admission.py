@@ -1,7 +1,8 @@
 """Limit the number of requests in flight, depending on how long requests wait.
 
 A standing queue delays every response without increasing throughput. If even the fastest request of a time window
-waited longer than the target, the limit falls. Otherwise, the limit rises, and faster if it turned requests away.
+waited longer than the target, the limit falls. Otherwise, the limit rises, and it rises faster if
+requests were rejected during the window.
 """
 
 import math
@@ -14,7 +15,7 @@ from service.errors import Overloaded
 MIN_WINDOW_S = 0.2
 MIN_WINDOW_REQUESTS = 10  # a pause of the process that delays one or two requests is not a queue
 MIN_LIMIT = 4  # keeps the model busy while the next requests are read
-MIN_CUT = 0.7  # in one window, the limit falls to no less than this share of its value
+MIN_CUT = 0.7  # the limit never falls below this share of its value within one window
 
 
 class Admission:
@@ -23,7 +24,7 @@ class Admission:
     Attributes:
         in_flight: Number of requests in flight.
         limit: How many requests may be in flight now.
-        lag_s: How late the event loop is, which is how long a request that it reads now may have been waiting.
+        lag_s: How late the event loop is. A request that it reads now may have been waiting for this long.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class PendingRequest:
     run_s: float = 0.0
 
     def fail(self, error: BaseException) -> None:
-        """Return an error to the caller, unless it already has an answer or no longer waits."""
+        """Return an error to the caller, unless the caller already has an answer or is no longer waiting."""
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -100,9 +100,9 @@ class Batcher:
             max_rows: Maximum rows in one run.
             max_queued_rows: Maximum rows in the queue.
             cost: Estimates how long runs take.
-            inline_s: A run that is expected to be shorter than this runs in the event loop. Passing it to a thread and
-                back costs as much as a short run, and nothing else could make progress anyway while the model uses the
-                worker's only core.
+            inline_s: A run that is expected to be shorter than this runs in the event loop. Passing a run to a
+                thread and back costs as much as a short run, and nothing else could make progress anyway while the
+                model uses the worker's only core.
         """
         self._run = run
         self._metrics = metrics
@@ -127,7 +127,7 @@ class Batcher:
             deadline_s: The caller's deadline, on time.perf_counter's clock.
 
         Returns:
-            The future answer. Its exception is DeadlineExceeded, NotReady if the batcher is closed first, or the
+            A future for the answer. Its exception is DeadlineExceeded, NotReady if the batcher is closed first, or the
             model's exception.
 
         Raises:
@@ -203,7 +203,7 @@ class Batcher:
             running.add_done_callback(partial(self._finish, batch))
 
     def _next_batch(self) -> list[Chunk]:
-        """Remove the oldest chunks from the queue, up to `max_rows` rows. Return those whose caller still waits."""
+        """Remove the oldest chunks from the queue, up to `max_rows` rows. Return those whose caller is waiting."""
         batch: list[Chunk] = []
         rows, now = 0, time.perf_counter()
         while self._queue:
@@ -226,7 +226,7 @@ class Batcher:
     def _finish(self, batch: list[Chunk], running: "asyncio.Future[TimedRun]") -> None:
         del self._busy_until_s[running]
         self._free += 1
-        self._start_runs()  # first, so that the model does not wait until the answers are returned
+        self._start_runs()  # first, so that the model is not idle while the answers are returned
         error = running.exception()
         if error is not None:
             for chunk in batch:
@@ -270,7 +270,7 @@ def count_scored(ctr: Ctr) -> int:
 
 
 def timed(run: Run, batch: Sequence[ModelInput]) -> TimedRun:
-    """Run the model and measure how long it takes. Call this in the model's thread, as the event loop may be late."""
+    """Run the model and measure how long it takes. Call this in the model's thread: the event loop may be late."""
     start_s = time.perf_counter()
     ctr = run(batch)
     return ctr, time.perf_counter() - start_s

@@ -28,7 +28,7 @@ from service.scoring.score import Scorer
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TIMEOUT_MS = 1000  # a person waits for an explanation, not an auction
+DEFAULT_TIMEOUT_MS = 1000  # long, because a person rather than an auction waits for an explanation
 
 
 class Explainer:
@@ -86,7 +86,7 @@ class Explainer:
     ) -> bytes:
         """Run the explanation and return the body of the response.
 
-        Do not call this in the event loop: the pairs of a hundred fields alone take milliseconds.
+        Do not call this in the event loop: ranking the pairs of a hundred fields alone takes milliseconds.
         """
         explained, manifest = self._engine.explain(model_input), self._scorer.manifest
         explanations = [self.explanation(request, row, explained) for row in range(len(request.candidates))]
@@ -95,7 +95,7 @@ class Explainer:
         )
 
     def explanation(self, request: ExplainRequest, row: int, explained: Explained) -> Explanation:
-        """Return the explanation of the candidate in a row of `explained`, with the details that the request wants."""
+        """Return the explanation of the candidate in a row of `explained`, with the details that were requested."""
         contribution_LFF, logit = explained.contribution[row], float(explained.logit[row])
         position_P2, by_level_PL = (ranked[: request.pairs] for ranked in ranked_pairs(contribution_LFF))
         names = [(self._fields[i], self._fields[j]) for i, j in position_P2]

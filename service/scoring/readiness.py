@@ -19,7 +19,7 @@ class Readiness:
     tested: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set_result(self, problem: str | None) -> None:
-        """Record the result of the self-test. `problem` is None if it passed."""
+        """Record the result of the self-test. `problem` is None if the test passed."""
         self.problem = problem
         self.tested.set()
 

@@ -1,4 +1,7 @@
-"""Estimate how long a run of the model takes. Measured before the first request, then corrected after every run."""
+"""Estimate how long a run of the model takes.
+
+The estimate is measured before the first request, and corrected after every run.
+"""
 
 import time
 from collections.abc import Callable, Sequence

@@ -68,7 +68,7 @@ class Scorer:
     async def score(self, request: Request) -> Response:
         """Return the scores of a request's candidates. Raises Problem for every other outcome."""
         arrived_s = arrival_s(request)
-        # The name of the request's key is known only later.
+        # The name of the request's key is not known until later.
         key_name = None if self.keys is None else lambda: getattr(request.state, "api_key_name", "")
         with (
             self.metrics.request(arrived_s, key_name) as timing,
@@ -78,7 +78,7 @@ class Scorer:
             try:
                 response = await self._score(request, arrived_s, timing, hold)
             except DeadlineExceeded:
-                # Its wait counts in the same way as a scored request's. Refused requests do not wait.
+                # Record the wait of this request like that of a scored request. Refused requests do not wait.
                 if timing.read_s is not None:
                     self.admission.record_wait(timing.waited_s())
                 raise
@@ -140,7 +140,7 @@ class Scorer:
         return answer
 
     def _record(self, body: bytes, request: ScoreRequest, ctr: Mapping[int, float], response: ScoreResponse) -> None:
-        """Count a response, offer it to the request log, and keep its request to warm up a new model."""
+        """Count a response, offer it to the request log, and keep the request's body to warm up a new model."""
         self.metrics.candidates.inc(len(ctr) if response.scored_in_full is UNSET else response.scored_in_full)
         for reason in response.degraded:
             self.metrics.degraded.labels(reason).inc()
@@ -160,7 +160,7 @@ class Scorer:
             await self.batcher.submit(model_input, deadline_s)
 
     def check_key(self, request: Request) -> None:
-        """Record the name of a request's API key. Raises Unauthorized if it needs a valid key and has none."""
+        """Record the name of a request's API key. Raises Unauthorized if a key is required but not valid."""
         if self.keys is None:
             return
         name = self.keys.name_of(request.headers)
@@ -204,7 +204,7 @@ class Scorer:
 
 
 def check_cascade(request: ScoreRequest, manifest: Manifest) -> None:
-    """Raise BadRequest if a request has `cascade`, but no `top_k`, or the model has no cascade."""
+    """Raise BadRequest if a request sets `cascade`, but not `top_k`, or if the model has no cascade."""
     if not request.cascade:
         return
     if request.top_k is None:

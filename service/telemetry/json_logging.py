@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-MAX_CHARS = 8 * 1024  # maximum length of one member
+MAX_CHARS = 8 * 1024  # maximum length of one member of the JSON object
 FIELDS = "fields"  # The attribute of a log record that holds what `extra=fields(...)` added.
 
 

@@ -16,7 +16,7 @@ PREFIX = "ctr-metrics-"
 LOCK = "lock"
 NEW_S = 60.0
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-# In memory, because writing a page back to disk would block the request that updates a metric on it.
+# In memory, because writing a page back to disk would block a request that updates a metric on that page.
 MEMORY = Path("/dev/shm")  # noqa: S108
 
 

@@ -1,4 +1,7 @@
-"""Merge the metrics of all workers. Each worker keeps its own in files, in prometheus_client's multiprocess mode."""
+"""Merge the metrics of all workers.
+
+In prometheus_client's multiprocess mode, each worker keeps its metrics in files.
+"""
 
 from pathlib import Path
 
@@ -35,7 +38,7 @@ def forget_process(folder: Path, pid: int) -> None:
 
 
 def forget_latencies(folder: Path, pid: int) -> None:
-    """Remove an exited process's latencies. Call this a minute after it exits, when they no longer count."""
+    """Remove an exited process's latencies. Call this a minute after it exits, when no quantile covers them."""
     (folder / f"latency_{pid}{SUFFIX}").unlink(missing_ok=True)
 
 

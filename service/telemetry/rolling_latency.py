@@ -73,7 +73,7 @@ class RollingLatency(Collector):
 
 
 class MergedRollingLatency(Collector):
-    """The latencies over the last minute of all processes that keep their counts in one folder."""
+    """The latencies of all processes that keep their counts in one folder, over the last minute."""
 
     def __init__(self, folder: Path, clock: Clock = time.monotonic) -> None:
         self._folder = folder
@@ -86,7 +86,7 @@ class MergedRollingLatency(Collector):
 
 
 def merged_quantiles_s(tables: list[NDArray[np.int64]], now_s: float) -> dict[float, float]:
-    """Return quantile -> seconds over the last minute of all tables. Empty if they hold no recent latency.
+    """Return quantile -> seconds for the last minute, over all tables. Empty if they hold no recent latency.
 
     Args:
         tables: int64 [SLICES, ROW], one table per process.
@@ -108,7 +108,7 @@ def latency_family(quantiles_s: dict[float, float]) -> GaugeMetricFamily:
     """Return the metric family of the quantiles."""
     family = GaugeMetricFamily(
         "ctr_request_latency_seconds",
-        "Latency over the last minute of requests that were scored or missed their deadline",
+        "Latency of requests that were scored or missed their deadline, over the last minute",
         labels=["quantile"],
     )
     for quantile, seconds in quantiles_s.items():

@@ -4,7 +4,7 @@
     redis+sentinel://[user:password@]host:port[,host:port...]/service/db
     redis+cluster://[user:password@]host:port[,host:port...]       rediss+sentinel, rediss+cluster
 
-The query string holds redis-py's own options, for example `?ssl_ca_certs=/path`.
+The query string can contain redis-py's own options, for example `?ssl_ca_certs=/path`.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Address:
         kind: SENTINEL or CLUSTER.
         hosts: (host, port) of each Sentinel or node.
         service: The Sentinels' name for the primary. Empty for a Cluster.
-        options: redis-py's keyword arguments.
+        options: Keyword arguments for redis-py.
     """
 
     kind: str
@@ -69,8 +69,8 @@ def connect(url: str, timeout_s: float, max_connections: int) -> Any:
     if address is None:
         return AsyncRedis.from_pool(ConnectionPool.from_url(url, max_connections=max_connections, **options))
     if address.kind == CLUSTER:
-        # A Cluster client refreshes its slot map only before a retry, so it gets one. redis-py waits a quarter of a
-        # second before that, but no request waits for it.
+        # A Cluster client refreshes its slot map only before a retry, so it is allowed one retry. redis-py waits a
+        # quarter of a second before the retry, but no request waits that long.
         options |= {"retry": AsyncRetry(NoBackoff(), 1), "max_connections": max_connections, **address.options}
         return AsyncCluster(startup_nodes=[AsyncClusterNode(*host) for host in address.hosts], **options)
     sentinels = AsyncSentinel(address.hosts, sentinel_kwargs=address.sentinel_options(options))

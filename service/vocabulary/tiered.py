@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S = 1.0  # how long an abandoned round trip may hold its connection; no request waits that long
 LOOP_ITERATIONS = 4  # of the event loop, from a readable socket to a finished task
-MAX_ROUND_TRIPS = 64  # concurrent; each uses a connection until Redis replies or its socket times out
+MAX_ROUND_TRIPS = 64  # concurrent; each uses a connection until Redis replies or the socket times out
 WITHOUT_REDIS, WITHOUT_VOCABULARY = "redis", "vocabulary"
 
 
@@ -85,8 +85,8 @@ class TieredVocabulary:
         bundle: The bundle. If it has no vocabulary, only Redis has the ids.
         cache: Ids that need no lookup.
         metrics: Counts lookups by tier.
-        redis: An asynchronous redis-py client, or None for no Redis.
-        timeout_s: How long a request waits for Redis, and when a round trip counts as failed.
+        redis: An asynchronous redis-py client, or None if Redis is not used.
+        timeout_s: How long a request waits for Redis. A round trip that takes longer counts as failed.
         clock: Monotonic time in seconds, for the circuit breaker.
     """
 

@@ -121,7 +121,7 @@ def test_file_that_is_not_in_the_manifest_is_refused(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "vocabulary", MANIFEST])
-def test_link_is_refused_even_to_the_right_content(bundle: Path, name: str) -> None:
+def test_link_is_refused_even_if_its_target_has_the_right_content(bundle: Path, name: str) -> None:
     moved = bundle.parent / "elsewhere"
     (bundle / name).rename(moved)
     (bundle / name).symlink_to(moved)

@@ -1,4 +1,4 @@
-"""Tokens: one canonical string for a value, in training and in serving."""
+"""Tokens: a value has the same canonical string in training and in serving."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Checks of compose.yaml and the Dockerfile that need no Docker engine. `make compose-test` runs them for real."""
+"""Checks of compose.yaml and the Dockerfile that need no Docker engine. `make compose-test` starts the containers."""
 
 import re
 from typing import Any

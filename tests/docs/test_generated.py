@@ -44,7 +44,7 @@ def test_every_figure_in_a_table_is_in_the_report_that_its_section_links_to(page
 
 
 def measured_rows(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield the lines of generated blocks in sections that link to a report, with their section, without headers."""
+    """Yield (section, line) for generated blocks, except table headers, in sections that link to a report."""
     for section in re.split(r"^## ", FENCED.sub("", page.read_text()), flags=re.MULTILINE):
         if "results/" in section or "ablations.md" in section:
             for block in re.findall(r"<!-- generated: [\w-]+ -->\n(.*?)<!-- end -->", section, re.DOTALL):

@@ -12,7 +12,7 @@ from tests.support.paths import EXPERIMENTS, ROOT
 
 @pytest.mark.parametrize(("data", "columns"), [("frappe", (1, 2, 3)), ("movielens_tag", (5, 6, 7))])
 def test_the_page_of_ablations_matches_its_sweeps(data: str, columns: tuple[int, ...]) -> None:
-    """It compares AUC, logloss and parameters of each variant."""
+    """Compare the AUC, logloss and parameters of each variant."""
     sweep = (EXPERIMENTS / data / "results" / "sweep-ablations.md").read_text()
     lines = (EXPERIMENTS / "ablations.md").read_text().splitlines()
     page = [line for line in lines if line.startswith("| STEC")]

@@ -126,7 +126,7 @@ def test_parity_detects_a_relative_difference_if_clicks_are_rare(run_folder: Pat
     model, _, schema, _ = open_run(run_folder)
     right = torch_ctr(model, schema, inputs, rare)
     check_parity(bundle_folder / MODEL, inputs, right, rare)
-    with pytest.raises(ParityError, match="of the probability, more than"):
+    with pytest.raises(ParityError, match="of its value, more than"):
         check_parity(bundle_folder / MODEL, inputs, [[c * 1.01 for c in answer] for answer in right], rare)
 
 

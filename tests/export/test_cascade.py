@@ -74,7 +74,7 @@ def test_a_bundle_exported_with_its_log_has_a_cascade_and_stores_the_weights_onc
 
 
 def test_a_first_level_that_rules_out_no_candidate_gives_no_cascade(run_folder: Path, tmp_path: Path) -> None:
-    """The recipe's L2 has the same effect: embeddings become small compared with the eps of the first batch norm."""
+    """The recipe's L2 has the same effect, because it makes embeddings small compared with the eps of batch norm."""
     prepared = read_prepared(run_folder.parent / DATA.prepared)
     run = with_weights(
         run_folder, tmp_path / "run", lambda w: w | {"embedding.table.weight": w["embedding.table.weight"] / 1e3}

@@ -112,7 +112,7 @@ def test_a_tag_selects_requests_with_its_number_of_candidates(url: str) -> None:
 def test_candidates_and_tags_cannot_be_combined(url: str) -> None:
     done = run_locust(url, "--run-time", "3s", "--tags", "candidates-10", "--candidates", "10")
     assert done.returncode == 1
-    assert "use only one of them" in done.stdout
+    assert "use one option or the other, not both" in done.stdout
 
 
 def test_refused_requests_are_failures(url: str) -> None:

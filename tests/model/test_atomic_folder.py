@@ -98,7 +98,7 @@ def test_a_folder_that_appears_during_the_block_is_not_replaced(tmp_path: Path) 
     assert names(tmp_path / "out") == ["thesis.txt"]
 
 
-def test_a_link_is_rejected_even_to_a_folder_of_the_same_kind(tmp_path: Path) -> None:
+def test_a_link_is_rejected_even_if_it_points_to_a_folder_of_the_same_kind(tmp_path: Path) -> None:
     write(tmp_path / "real", "old")
     (tmp_path / "out").symlink_to(tmp_path / "real")
     with pytest.raises(ValueError, match="Choose another folder"):

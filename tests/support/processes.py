@@ -54,7 +54,7 @@ def start(program: Sequence[str] = SERVICE, /, **settings: str) -> subprocess.Po
 
     Args:
         program: `SERVICE`, or `KEEPS_PRIORITY` to load other bundles on a busy machine.
-        settings: `CTR_*` variables. Those from the environment are not passed on.
+        settings: `CTR_*` variables. Variables from the environment are not passed on.
     """
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("CTR_")}
     environment |= {"CTR_PORT": "0", **settings}
@@ -85,7 +85,7 @@ def score(server: Server) -> None:
 
 
 def served_by(server: Server, requests: int) -> int:
-    """Send this many requests, and return how many workers answered any, judging by their CPU time."""
+    """Send this many requests, and return how many workers used CPU time to answer them."""
     before = {pid: cpu_ticks(pid) for pid in children(server.process.pid)}
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: score(server), range(requests)))

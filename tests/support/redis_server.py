@@ -45,7 +45,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def start_redis(folder: Path, *options: str, port: int | None = None) -> Iterator[RedisServer]:
-    """Run a Redis, and kill it on exit. options: command-line options for redis-server."""
+    """Run a Redis server, and kill it on exit. options: command-line options for redis-server."""
     port, password = port or a_free_port(), "a-secret-word"
     command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--requirepass", password]
     command += ["--save", "", "--appendonly", "no", "--dir", str(folder), "--enable-debug-command", "yes", *options]
@@ -80,7 +80,7 @@ def _wait_for(server: RedisServer) -> None:
 
 @contextmanager
 def stopped(server: RedisServer) -> Iterator[None]:
-    """Freeze the server while the context is open. It still accepts connections, but answers nothing."""
+    """Freeze the server while the context is open. It still accepts connections, but does not reply."""
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
         yield
@@ -92,7 +92,7 @@ def stopped(server: RedisServer) -> Iterator[None]:
 async def looking_up(
     url: str, bundle: Bundle, timeout_s: float, clock: Callable[[], float] = time.monotonic, cached: int = 0
 ) -> AsyncIterator[TieredVocabulary]:
-    """Yield a vocabulary that looks tokens up in Redis. cached: size of its cache in tokens. 0: look up every token."""
+    """Yield a vocabulary that looks tokens up in Redis. cached: the size of its cache in tokens, or 0 for none."""
     cache = TokenCache(bundle.vocabularies, cached, 2**30, 60.0)
     lookup = TieredVocabulary(
         bundle, cache, Metrics(), connect(url, SOCKET_TIMEOUT_S, MAX_ROUND_TRIPS), timeout_s, clock

@@ -38,7 +38,7 @@ def read_tag(folder: Path, data: Data) -> Log:
 
 
 def read_latest_x1(folder: Path, data: Data) -> Log:
-    """Return the log in MovielensLatest_x1's {train,valid,test}.csv, AFN's split of ml-tag, which the paper uses.
+    """Return the log in MovielensLatest_x1's {train,valid,test}.csv: AFN's split of ml-tag, as used in the paper.
 
     Raises:
         ValueError: If a file or a column is missing.

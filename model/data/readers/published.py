@@ -38,5 +38,5 @@ def find(folder: Path, names: Sequence[str], hint: str) -> Path:
 
 
 def find_splits(folder: Path, names: Sequence[str], hint: str) -> dict[str, Path]:
-    """Return the files of train, valid and test (see find()). "{}" in a name stands for the split."""
+    """Return the files of the three splits (see find()). "{}" in a name stands for the split."""
     return {split: find(folder, [name.format(split) for name in names], hint) for split in SPLITS}

@@ -28,7 +28,7 @@ MAIN = {
     "language": 0.05,
     "sensitive": 0.05,
 }
-# The rank of the latent vectors, and the standard deviation of the effect, of pairs of fields.
+# For each pair of fields: the rank of the latent vectors, and the standard deviation of the effect.
 PAIRS = {
     ("age_band", "category"): (1, 0.35),
     ("device", "format"): (1, 0.3),

@@ -133,7 +133,8 @@ def generate(seed: int, requests: int) -> pl.DataFrame:
     request = np.repeat(np.arange(requests), CANDIDATES)
     codes = {field: column[request] for field, column in context.items()} | candidate
     numbers = {"session_depth": session_depth[request], "bid": bid}
-    # A value is missing for all candidates of a request. The click model treats a missing age band as another band.
+    # If a value is missing, it is missing for all candidates of a request. The click model treats a missing age band as
+    # a separate band.
     missing = {field: (rng.random(requests) < MISSING_SHARE)[request] for field in ("age_band", "session_depth")}
     numbers["session_depth"][missing["session_depth"]] = np.nan
     known = {"age_band": np.where(missing["age_band"], len(NAMES["age_band"]), codes["age_band"])}

@@ -56,7 +56,7 @@ def test_the_shares_and_the_bias_add_up_to_the_models_logit(name: str, numeric: 
     assert (contribution_NLFF[:, 0] * (1 - torch.eye(fields))).abs().max() == 0
 
 
-# One model of each kind in every run: linear, factorized, with a cross network, with attention, with logarithms.
+# Every run tests one model of each kind: linear, factorized, with a cross network, with attention, with logarithms.
 KINDS = ("lr", "fm", "dcnv2", "autoint", "afn")
 
 

@@ -1,4 +1,4 @@
-"""A closed loop keeps every connection busy and counts the answers within its time."""
+"""A closed loop keeps every connection busy and counts the answers that arrive within the measured time."""
 
 import pytest
 

@@ -35,7 +35,7 @@ def test_requests_are_late_after_the_deadline_or_without_an_answer() -> None:
 
 def test_the_capacity_is_the_highest_goodput_over_rising_rates() -> None:
     def offer(rate: float) -> Outcome:
-        """Simulate a server that answers 300 requests/s, and fewer if it is offered more."""
+        """Simulate a server that answers up to 300 requests/s, and fewer than that if it is overloaded."""
         answers = int(rate if rate <= 300 else 300 - (rate - 300) / 4)
         rows = [record(status=200)] * answers + [record(status=429)] * (int(rate) - answers)
         return Outcome(Load("", rate, 1.0), records(*rows), 0.0, 0.0, 1, [])

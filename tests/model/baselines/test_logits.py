@@ -62,7 +62,7 @@ SMALLER: dict[str, dict[str, Any]] = {
     "autoint": {"attention": 8, "layers": 3},
     "destine": {"attention": 6, "layers": 3},
 }
-# More values of options that test_every_model.py also tests.
+# Additional values for options that test_every_model.py also tests.
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("ipnn", {"mlp_batch_norm": False}),
     ("dcn", {"mlp": ()}),

@@ -1,4 +1,4 @@
-"""Compare the results of ctr-compare with known ones."""
+"""Compare the results of ctr-compare with known results."""
 
 import json
 from pathlib import Path
@@ -169,10 +169,10 @@ def test_two_trained_models_are_compared_on_the_same_rows(tmp_path: Path) -> Non
     assert differences["test logloss"].value == pytest.approx(one.test.logloss - other.test.logloss, abs=1e-6)
     itself = compare_runs(tmp_path / "one", tmp_path / "one", root)["test AUC"]
     assert (itself.value, itself.low, itself.high, itself.p) == (0, 0, 0, 1)
-    make_root(tmp_path / "data again", requests=200)  # the same [data] section, other vocabularies
+    make_root(tmp_path / "data again", requests=200)  # the same [data] section, but other vocabularies
     with pytest.raises(ValueError, match=r"is not the log that .*one was trained on"):
         compare_runs(tmp_path / "one", tmp_path / "other", tmp_path / "data again")
-    ids = next((root / "prepared" / "vocabulary").glob("*.ids.npy"))  # the same schema, and ids that mean others
+    ids = next((root / "prepared" / "vocabulary").glob("*.ids.npy"))  # the same schema, but ids for other tokens
     np.save(ids, np.load(ids)[::-1])
     with pytest.raises(ValueError, match=r"is not the log that .*one was trained on"):
         compare_runs(tmp_path / "one", tmp_path / "other", root)

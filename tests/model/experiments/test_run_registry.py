@@ -79,8 +79,8 @@ def append_many(path: Path, first: int) -> None:
         RunList(path).append(run(seed))
 
 
-# A forked process does not have to import torch again. It is safe here, because the forked code acquires no lock that
-# another thread could hold.
+# A forked process does not have to import torch again. Forking is safe here, because the forked code acquires no lock
+# that another thread could hold.
 FORK = multiprocessing.get_context("fork")
 may_fork = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 

@@ -144,7 +144,7 @@ def test_another_kind_of_folder_is_rejected_before_any_seed_is_trained(prepared:
     assert run_list(toml).read() == []
 
 
-def test_a_report_of_a_single_seed_states_it(trained: Path, tmp_path: Path) -> None:
+def test_a_report_of_a_single_seed_says_so(trained: Path, tmp_path: Path) -> None:
     runs = run_list(trained / TINY).read()[:1]
     page = write_report(tmp_path / "one", runs[0].experiment, runs)
     assert "one seed" in page

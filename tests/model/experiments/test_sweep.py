@@ -92,7 +92,7 @@ def test_every_base_has_all_points(toml: Path) -> None:
         ('["tiny.toml", "./tiny.toml"]', "an experiment twice"),
         ('["tiny.toml", "copy.toml"]', "two with the same name"),
         ('["tiny.toml", "below/other.toml"]', "files of several folders"),
-        ('["tiny.toml", "fm.toml"]', r"around fm\.toml: 'blocks' is not a key"),
+        ('["tiny.toml", "fm.toml"]', r"base fm\.toml: 'blocks' is not a key"),
         ('["tiny.toml", "other.toml"]', "Use experiments with the same log"),
         ("[]", "length >= 1"),
     ],

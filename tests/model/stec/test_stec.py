@@ -88,7 +88,7 @@ def test_the_factorized_form_is_as_accurate_in_float32_as_the_plain_one(std: flo
 def round_normalized(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """Return a float64 batch norm's output as if p - mean(p) had been computed from float32 terms.
 
-    Each p then carries a relative error of up to one unit roundoff, and so does each gradient that comes back.
+    Each p then carries a relative error of up to one unit roundoff, and so does each gradient in the backward pass.
     """
     assert isinstance(norm, nn.BatchNorm1d)
     p = inputs[0].detach()

@@ -82,7 +82,7 @@ def test_a_resumed_run_on_the_gpu_has_the_same_dropout(tmp_path: Path) -> None:
     torch.manual_seed(1)
     begun = Checkpoint(tmp_path / "begun.safetensors", "begun")
     fit_on_gpu(begun, epochs=1)
-    torch.manual_seed(2)  # A resumed process has another random state.
+    torch.manual_seed(2)  # A resumed process has a different random state.
     gone_on = fit_on_gpu(begun, epochs=3)
     assert [e.loss for e in gone_on] == pytest.approx([e.loss for e in whole], rel=1e-3)
     assert finished_on_cpu(begun) == []

@@ -30,7 +30,7 @@ def shares(server: Server, clients: int, pause_s: float) -> list[int]:
     port = urlsplit(server.url).port
     workers = children(server.process.pid)
     eventually(lambda: not any(client_ports(worker, port) for worker in workers), "earlier connections are closed")
-    time.sleep(2 * CHECK_S)  # Workers publish their counts this often, and when they accept.
+    time.sleep(2 * CHECK_S)  # Workers publish their counts at this interval, and on every accept.
     with ExitStack() as opened:
         ports = set()
         for _ in range(clients):

@@ -70,7 +70,7 @@ def reload(url: str, key: str = KEY) -> httpx.Response:
 
 
 def reloads(url: str) -> float:
-    """Count reloads with either outcome: if a worker is not ready yet, even an unchanged version counts as loaded."""
+    """Count both outcomes: if a worker is not ready yet, an unchanged version counts as loaded."""
     return sum(metric(url, f'ctr_reloads_total{{outcome="{outcome}"}}') for outcome in ("loaded", "unchanged"))
 
 
@@ -119,7 +119,7 @@ def test_changed_pointer_replaces_the_model_under_load(
 
 
 def expected(server: Server, answers: list[httpx.Response], version: str) -> list[float]:
-    """Return the scores in the first response of a version. All later ones must be equal."""
+    """Return the scores in a version's first response. Its later responses must have the same scores."""
     first = next(answer.json() for answer in answers if answer.json()["version"] == version)
     return [score["ctr"] for score in first["scores"]]
 

@@ -39,7 +39,7 @@ def new(store: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _check_keeps_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check of a new bundle gets only idle CPU time, of which there is none while other tests run."""
+    """Check new bundles at normal priority. At idle priority, a check gets no CPU time while other tests run."""
     monkeypatch.setattr("os.setpriority", lambda *arguments: None)
     monkeypatch.setattr("os.sched_setscheduler", lambda *arguments: None)
 

@@ -99,7 +99,7 @@ def test_available_cpus_follow_the_cgroup_quota(tmp_path: Path, files: dict[str,
 
 
 def test_a_new_worker_gets_its_share_of_the_connections(bundle: Path) -> None:
-    """Otherwise it would get no requests from clients that keep their connections."""
+    """Otherwise, the new worker would get no requests from clients that keep their connections open."""
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers are running")
         eventually(lambda: served_by(server, 20) == 2, "both workers accept connections")

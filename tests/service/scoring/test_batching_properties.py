@@ -30,7 +30,7 @@ class Caller:
         comes_after: Iterations of the event loop before it is submitted.
         leaves_after: Iterations of the event loop before it is cancelled. None if it is not cancelled.
         in_ms: Deadline, in milliseconds after submission.
-        breaks: Whether the model fails for it.
+        breaks: Whether the model fails for this request.
     """
 
     rows: int
@@ -54,7 +54,7 @@ callers = st.lists(
 
 
 class Model:
-    """A model that scores each row as its id / 1000, and records its batches and how many run concurrently."""
+    """A model whose score for a row is its id / 1000. It records its batches and how many run concurrently."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

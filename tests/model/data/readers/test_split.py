@@ -55,7 +55,7 @@ def test_a_row_stays_in_its_split_when_the_file_grows(seed: int, rows: int, more
 
 @settings(max_examples=examples(20), deadline=None)
 @given(SEEDS)
-def test_the_random_numbers_are_those_of_splitmix64(seed: int) -> None:
+def test_the_random_numbers_match_splitmix64(seed: int) -> None:
     assert with_draw(log_of(20), seed).collect()[DRAW].to_list() == splitmix64(seed, 20)
 
 
