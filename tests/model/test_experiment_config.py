@@ -96,7 +96,7 @@ def test_a_table_names_its_files_and_columns(toml: Path) -> None:
 def test_a_table_without_a_required_key_is_rejected(toml: Path, gone: str) -> None:
     kept = [line for line in TABLE.splitlines() if not line.startswith(f"{gone} ")]
     toml.write_text("\n".join(['name = "x"', *kept]))
-    with pytest.raises(ValueError, match='reader = "table" needs (train, valid and test|context and candidate)'):
+    with pytest.raises(ValueError, match=r'reader = "table" needs (train, valid and test|context and candidate)'):
         read_experiment(toml)
 
 
@@ -144,10 +144,10 @@ def test_a_model_without_a_type_is_stec(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ('type = "dcnv3"', "model.type = 'dcnv3' is not a model\\. Choose one of stec, lr, fm"),
+        ('type = "dcnv3"', 'model.type = "dcnv3" is not a model.*Choose one of stec, lr, fm'),
         ("type = 3", "model.type = 3 is not a model"),
-        ('type = "dcn"\nblocks = 2', "unknown field `blocks`.*dcn has the keys .*cross_layers"),
-        ('type = "lr"\nmlp = [4]', "unknown field `mlp`.*lr has the keys "),
+        ('type = "dcn"\nblocks = 2', "no key .blocks.*Its keys are .*cross_layers"),
+        ('type = "lr"\nmlp = [4]', "no key .mlp.*Its keys are "),
         ('type = "afm"\nattention = 0', "attention"),
         ('type = "autoint"\nattention = 10\nheads = 4', "attention = 10 cannot be split into heads = 4"),
         ('type = "finalmlp"\nmlp2 = [7]', "heads = 5"),

@@ -42,14 +42,14 @@ def experiment_toml(dataset: Dataset, vocabulary: str = "") -> str:
     data |= {"vocabulary": vocabulary} if vocabulary else {}
     lines = [f"# Imported from FuxiCTR's data set {dataset.name}.", f"name = {toml_string(f'stec-{dataset.name}')}", ""]
     lines += ["[data]", *(f"{key} = {toml_string(value)}" for key, value in data.items())]
-    lines.append(f"min_count = {dataset.min_count}")
+    lines += [] if vocabulary else [f"min_count = {dataset.min_count}"]
     for feature in dataset.features:
         lines += ["", "[[data.fields]]"]
         for key in ("name", "side", "kind"):
             lines.append(f"{key} = {toml_string(getattr(feature.field, key))}")
         if feature.missing:
             lines.append(f"missing = [{', '.join(map(toml_string, feature.missing))}]")
-        if feature.min_count is not None:
+        if feature.min_count is not None and feature.field.kind == "categorical" and not vocabulary:
             lines.append(f"min_count = {feature.min_count}")
         if feature.transform:
             lines.append(f"transform = {toml_string(feature.transform)}")

@@ -69,7 +69,8 @@ def trained(with_bias: bool) -> Tensor:
         nn.utils.clip_grad_norm_(model.parameters(), 10)
         optimizer.step()
     with torch.no_grad():
-        return model.eval()(ids[0], values).sigmoid()
+        probabilities: Tensor = model.eval()(ids[0], values).sigmoid()
+    return probabilities
 
 
 def test_a_redundant_bias_changes_training() -> None:

@@ -49,7 +49,7 @@ VERSION_1 = {
     "item": {"__OOV__": 0, "03349703": 1, "1.0": 2, "__PAD__": 3},
 }
 # feature_map.json as FuxiCTR 2 and FuxiCTR 1 write it.
-MAP = {
+MAP: dict[str, Any] = {
     "dataset_id": "shop",
     "num_fields": 4,
     "total_features": 13,
@@ -63,7 +63,7 @@ MAP = {
         {"group": {"type": "meta"}},
     ],
 }
-MAP_1 = {
+MAP_1: dict[str, Any] = {
     "dataset_id": "shop",
     "num_fields": 4,
     "num_features": 10,
@@ -320,9 +320,8 @@ def test_the_feature_map_of_version_1_is_accepted_and_checked(tmp_path: Path) ->
     features, path, tables = read(tmp_path).features, tmp_path / "feature_map.json", vocab(tmp_path, VERSION_1)
     path.write_text(json.dumps(MAP_1))
     check_feature_map(path, features, tables)
-    specs = MAP_1["feature_specs"]
-    assert isinstance(specs, dict)
-    path.write_text(json.dumps(MAP_1 | {"feature_specs": specs | {"user": {"type": "categorical", "vocab_size": 9}}}))
+    specs = MAP_1["feature_specs"] | {"user": {"type": "categorical", "vocab_size": 9}}
+    path.write_text(json.dumps(MAP_1 | {"feature_specs": specs}))
     with pytest.raises(ValueError, match=r"feature_map\.json: feature 'user' has vocab_size 9, but .* has 4 ids"):
         check_feature_map(path, features, tables)
 
@@ -337,9 +336,9 @@ def test_the_command_writes_an_experiment_and_its_vocabulary(
     assert main([*arguments, *files]) == 0
     assert "4 fields; columns left out: group, note" in capsys.readouterr().out
     data = read_experiment(out).data
-    assert (data.folder, data.train, data.label, data.min_count) == ("Shop/x1", "train.csv", "clk", 2)
+    assert (data.folder, data.train, data.label) == ("Shop/x1", "train.csv", "clk")
     assert [field.name for field in data.fields] == ["user", "weekday", "item", "price"]
-    assert data.min_count_of("item") == 5
+    assert "min_count" not in out.read_text()  # the vocabulary is not counted
     assert open_vocabulary(tmp_path / data.vocabulary, "user")("9") == 2
     assert main(arguments) == 2
     assert "Choose another file" in capsys.readouterr().err
@@ -355,6 +354,7 @@ def test_the_imported_experiment_reads_the_log_of_fuxictr(tmp_path: Path) -> Non
     data = read_experiment(out).data
     log = table.read(tmp_path / data.folder, data)
     assert log.label == "clk"
+    assert (data.min_count, data.min_count_of("item")) == (2, 5)
     assert [field.name for field in log.fields] == ["user", "weekday", "item", "price"]
     assert log.splits["test"].collect().row(0) == (2, "1", "9", "1", "03349703", "2.5")
 
