@@ -15,10 +15,22 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from model.toml_text import LARGEST_INT, bare, describe, did_you_mean, either, keys_of, structs_of, tags_of, toml_text
+from model.toml_text import (
+    LARGEST_INT,
+    bare,
+    describe,
+    did_you_mean,
+    either,
+    keys_of,
+    structs_of,
+    tags_of,
+    toml_key,
+    toml_text,
+)
 
 Path = tuple[str | int, ...]
 
+UNKNOWN_KEY = "Object contains unknown field"
 AT = re.compile(r" - at `\$((?:\.\w+|\[\d+\]|\[\.\.\.\])*)`$")
 PATH_PART = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
 IN_DICT = "[...]"  # stands for the key of a dict, which msgspec does not name
@@ -42,7 +54,8 @@ class Location:
     @property
     def name(self) -> str:
         """The path as in the TOML specification, such as data.split.by, with positions from 0 such as mlp[0]."""
-        return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path).removeprefix(".")
+        parts = [f"[{part}]" if isinstance(part, int) else f".{toml_key(part)}" for part in self.path]
+        return "".join(parts).removeprefix(".")
 
     @property
     def table(self) -> str:
@@ -52,7 +65,7 @@ class Location:
             return "the file"
         if isinstance(self.path[-1], int):
             entry = f"[[{'.'.join(map(str, self.path[:-1]))}]], entry {self.path[-1] + 1}"
-            return f"{entry} ({self.value['name']})" if "name" in self.value else entry
+            return f"{entry} ({toml_text(self.value['name'])})" if "name" in self.value else entry
         name = f"[{self.name}]" if len(self.path) == 1 else self.name
         if isinstance(struct, inspect.StructType) and struct != bare(self.type):  # one of several structs
             return f"{name} with {tags_of([struct])}"
@@ -70,7 +83,7 @@ def explain(error: msgspec.ValidationError, document: dict[str, Any], struct: ty
     here = locate(error, document, struct)
     if isinstance(error.__cause__, ValueError):  # from the struct's own checks
         return f"{here.table}: {error.__cause__}" if here.path else str(error.__cause__)
-    if str(error).startswith("Object contains unknown field"):
+    if str(error).startswith(UNKNOWN_KEY):
         return unknown_key(here, locate_root(document, struct))
     if str(error).startswith("Object missing required field"):
         return missing_key(here)
@@ -88,6 +101,9 @@ def path_of(error: msgspec.ValidationError) -> Path:
 def locate(error: msgspec.ValidationError, document: dict[str, Any], struct: type[msgspec.Struct]) -> Location:
     """Return the value that an error is about."""
     here = locate_root(document, struct)
+    # msgspec quotes an unknown key as it is, so a key of the document itself may look like the path of another table.
+    if str(error).startswith(UNKNOWN_KEY) and unknown_keys(here):
+        return here
     for part in path_of(error):
         here = step(here, part)
     return here
@@ -142,8 +158,7 @@ def unknown_key(here: Location, root: Location) -> str:
     """Return the message for a table with a key that it must not have."""
     struct = resolve(here.type, here.value)
     assert isinstance(struct, inspect.StructType)
-    keys = keys_of(struct)
-    key = next(key for key in here.value if key not in keys)
+    keys, key = keys_of(struct), unknown_keys(here)[0]
     others = [other for other in structs_of(here.type) if key in keys_of(other)]
     owners = [table for table, names in tables(root) if key in names]
     if owners and not owners[0]:
@@ -154,7 +169,13 @@ def unknown_key(here: Location, root: Location) -> str:
         fix = f" It is a key of {tags_of(others)}."
     else:
         fix = did_you_mean(key, keys) or " Remove it."
-    return f'{here.table} has no key "{key}".{fix} Its keys are {", ".join(keys)}.'
+    return f"{here.table} has no key {toml_text(key)}.{fix} Its keys are {', '.join(keys)}."
+
+
+def unknown_keys(here: Location) -> list[str]:
+    """Return the keys of a table that it must not have."""
+    struct = resolve(here.type, here.value)
+    return [key for key in here.value if isinstance(struct, inspect.StructType) and key not in keys_of(struct)]
 
 
 def tables(here: Location) -> Iterator[tuple[str, list[str]]]:

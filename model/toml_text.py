@@ -1,6 +1,7 @@
 """The text of values and types in the messages about TOML files."""
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import date, datetime, time
 from difflib import get_close_matches
@@ -9,8 +10,14 @@ from typing import Any
 from msgspec import inspect
 
 LARGEST_INT = 2**63 - 1  # the largest whole number in a TOML file, which is not worth mentioning as a bound
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 MAX_VALUE_CHARS = 100
 MAX_TAGS = 4  # the tables of a union with more structs than this are not listed
+
+
+def toml_key(key: str) -> str:
+    """Return a key as it is written in a TOML file."""
+    return key if BARE_KEY.fullmatch(key) else toml_text(key)
 
 
 def toml_text(value: Any) -> str:

@@ -148,5 +148,6 @@ def section_of(key: str, model: msgspec.Struct) -> str:
     valid = [ABLATION, *(name for keys in sections.values() for name in keys if name != SEED)]
     fix = " Use seeds = N at the top of the file." if key == SEED else did_you_mean(key, valid)
     raise ValueError(
-        f'"{key}" is not a key of [model] or [training] that a sweep can change.{fix} The keys are {", ".join(valid)}.'
+        f"{toml_text(key)} is not a key of [model] or [training] that a sweep can change.{fix} The keys are "
+        f"{', '.join(valid)}."
     )

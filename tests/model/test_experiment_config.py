@@ -107,6 +107,11 @@ def test_a_field_must_not_be_listed_twice(toml: Path, lines: str) -> None:
         read_experiment(toml)
 
 
+def test_experiments_with_renamed_columns_can_be_looked_up(toml: Path) -> None:
+    toml.write_text(f'name = "x"\n{TABLE}rename = {{ "user id" = "user" }}\n')
+    assert read_experiment(toml) in {read_experiment(toml): 1}
+
+
 def test_a_numeric_field_must_be_on_a_side(toml: Path) -> None:
     toml.write_text(f'name = "x"\n{TABLE}numeric = ["income"]\n')
     with pytest.raises(ValueError, match='numeric field "income" is in neither context nor candidate'):

@@ -1,12 +1,13 @@
 """Wrong TOML files: one message with the file, the key, what is valid, and the way out."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from model.baselines.edcn import EDCNConfig
@@ -76,7 +77,7 @@ WRONG = {
     ),
     "field_misspelled": (
         field("knd = 'numeric'"),
-        ['[[data.fields]], entry 1 (age) has no key "knd"', 'mean "kind"', "min_count, transform, from, timezone."],
+        ['[[data.fields]], entry 1 ("age") has no key "knd"', 'mean "kind"', "min_count, transform, from, timezone."],
     ),
     "split_misspelled": (
         split("{ by = 'random', vald = 0.1, test = 0.1 }"),
@@ -471,6 +472,21 @@ def test_any_value_of_any_key_is_accepted_or_is_a_message_about_the_key(place: t
         assert section in message
         assert key in message or (section, key) in ALONE
         assert "at `$" not in message
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(st.sampled_from(["", *SECTIONS]), st.text(max_size=9).filter(lambda key: all(key != known for _, known in KEYS)))
+@example("", "x - at `$.data")
+@example("data", "x` - at `$.training")
+@example("training", "a\nb")
+def test_any_unknown_key_is_one_message_about_the_key(section: str, key: str) -> None:
+    assume(key not in ("name", "type", *SECTIONS))
+    document = msgspec.toml.decode(lines(more="[model]\n[training]"), type=dict[str, Any])
+    (document[section] if section else document)[key] = 1
+    message = message_of(document)
+    assert message is not None
+    assert f"has no key {json.dumps(key, ensure_ascii=False)}." in message
+    assert message.startswith(f"[{section}]" if section else "the file")
 
 
 def message_of(document: dict[str, Any]) -> str | None:
