@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from model.toml_errors import explain, locate, with_value
-from model.toml_text import bare, did_you_mean
+from model.toml_text import MAX_VALUE_CHARS, bare, did_you_mean
 
 Positive = Annotated[int, Meta(gt=0, le=2**63 - 1)]  # the largest integer that torch accepts
 Rate = Annotated[float, Meta(ge=0, lt=1)]
@@ -42,11 +42,13 @@ def read_toml(path: Path, convert: Callable[[dict[str, Any]], T], kind: str = "e
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
     try:
-        document = tomllib.loads(text)
+        return convert(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}{syntax_error(str(error), text)}") from error
-    try:
-        return convert(document)
+    except RecursionError as error:
+        raise ValueError(
+            f"{path}: has lists in lists, or tables in tables, too many times. Remove brackets."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -54,12 +56,13 @@ def read_toml(path: Path, convert: Callable[[dict[str, Any]], T], kind: str = "e
 def syntax_error(message: str, text: str) -> str:
     """Return the line number of a syntax error, the line, and what is wrong, to be added to the file's name."""
     found = SYNTAX_ERROR.fullmatch(message)
-    if not found:  # the error is at the end of the file
-        return f": {message}. Complete the last line."
-    line = text.splitlines()[int(found[2]) - 1].strip()
+    if not found:
+        hint = " Complete the last line." if "end of document" in message else ""
+        return f": is not valid TOML: {message}.{hint}"
+    line = text.split("\n")[int(found[2]) - 1].strip()[:MAX_VALUE_CHARS]
     return (
-        f":{found[2]}: {line!r} is not valid TOML: {found[1]} (column {found[3]}). Text needs quotes, and each key "
-        "may occur once in its section."
+        f":{found[2]}: {line!r} is not valid TOML: {found[1]} (column {found[3]}). Text needs quotes, and each key may "
+        "occur once in its section."
     )
 
 

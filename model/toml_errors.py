@@ -45,17 +45,26 @@ class Location:
         path: The keys and positions that lead to the value.
         value: The value.
         type: What the value must be.
+        parent: The table or list that contains the value. The document itself has none.
     """
 
     path: Path
     value: Any
     type: inspect.Type
+    parent: "Location | None" = None
 
     @property
     def name(self) -> str:
-        """The path as in the TOML specification, such as data.split.by, with positions from 0 such as mlp[0]."""
+        """The path, such as data.split.by or model.mlp[0], or the entry of a list of tables and its key."""
+        if self.parent is not None and self.parent.is_entry:
+            return f"{self.parent.table}: {toml_key(str(self.path[-1]))}"
         parts = [f"[{part}]" if isinstance(part, int) else f".{toml_key(part)}" for part in self.path]
         return "".join(parts).removeprefix(".")
+
+    @property
+    def is_entry(self) -> bool:
+        """Whether the value is one of a list of tables."""
+        return isinstance(self.value, dict) and bool(self.path) and isinstance(self.path[-1], int)
 
     @property
     def table(self) -> str:
@@ -64,7 +73,7 @@ class Location:
         if not self.path:
             return "the file"
         if isinstance(self.path[-1], int):
-            entry = f"[[{'.'.join(map(str, self.path[:-1]))}]], entry {self.path[-1] + 1}"
+            entry = f"[[{'.'.join(map(str, self.path[:-1]))}]] entry {self.path[-1] + 1}"
             return f"{entry} ({toml_text(self.value['name'])})" if "name" in self.value else entry
         name = f"[{self.name}]" if len(self.path) == 1 else self.name
         if isinstance(struct, inspect.StructType) and struct != bare(self.type):  # one of several structs
@@ -127,7 +136,7 @@ def step(here: Location, part: str | int) -> Location:
         inner = next(field.type for field in kind.fields if field.encode_name == part)
     else:  # the key that selects one of several structs
         inner = inspect.LiteralType(tuple(struct.tag for struct in structs_of(kind)))
-    return Location((*here.path, part), here.value[part], inner)
+    return Location((*here.path, part), here.value[part], inner, here)
 
 
 def resolve(kind: inspect.Type, value: Any) -> inspect.Type:

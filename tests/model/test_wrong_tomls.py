@@ -77,7 +77,7 @@ WRONG = {
     ),
     "field_misspelled": (
         field("knd = 'numeric'"),
-        ['[[data.fields]], entry 1 ("age") has no key "knd"', 'mean "kind"', "min_count, transform, from, timezone."],
+        ['[[data.fields]] entry 1 ("age") has no key "knd"', 'mean "kind"', "min_count, transform, from, timezone."],
     ),
     "split_misspelled": (
         split("{ by = 'random', vald = 0.1, test = 0.1 }"),
@@ -190,7 +190,10 @@ WRONG = {
         model("type = 'dcnv3'"),
         ['model.type = "dcnv3" is not a model.', 'Did you mean "dcnv2"?', "Choose one of stec, lr, fm"],
     ),
-    "kind": (field("kind = 'number'"), ['data.fields[0].kind = "number" must be', 'Did you mean "numeric"?']),
+    "kind": (
+        field("kind = 'number'"),
+        ['[[data.fields]] entry 1 ("age"): kind = "number" must be', 'Did you mean "numeric"?'],
+    ),
     "split_kind": (
         split("{ by = 'tme', valid = '1d', test = '1d' }"),
         ['data.split.by = "tme" must be "time" or "random".', 'Did you mean "time"?'],
@@ -296,7 +299,8 @@ WRONG = {
     # not TOML
     "no_quotes": ("name = shop\n", [":1: 'name = shop' is not valid TOML", "(column 8)", "Text needs quotes"]),
     "key_twice": (lines(more="folder = 'x'"), [":11: \"folder = 'x'\" is not valid TOML", "may occur once"]),
-    "open_list": ("name = ['a'", [": Unclosed array", "Complete the last line."]),
+    "open_list": ("name = ['a'", [": is not valid TOML: Unclosed array", "Complete the last line."]),
+    "nested": (f"name = {'[' * 9999}", ["too many times. Remove brackets."]),
     "empty": ("", ['the file needs the key "name"']),
 }
 
