@@ -378,14 +378,23 @@ def test_a_missing_file_is_one_message_with_the_closest_name(
     assert message.endswith('no such experiment file. Did you mean "shop.toml"?\n')
 
 
-def test_a_missing_log_is_one_message_with_its_path_and_the_folder_it_is_relative_to(
+def test_a_missing_log_is_one_message_with_its_key_its_path_and_the_closest_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "shop.toml"
+    path, folder = tmp_path / "shop.toml", tmp_path / "shop"
     path.write_text(lines())
+    where = "It is relative to --data, whose default is $CTR_DATA, or ./data."
+    assert run(prepare.main, path, capsys) == f'{path}: data.folder = "shop": {folder} does not exist. {where}\n'
+    folder.mkdir()
+    for name in ("a.csv", "b.csv", "c.tsv"):
+        (folder / name).write_text("user,age,ad,label\n1,2,3,0\n")
+    assert run(prepare.main, path, capsys) == (
+        f'{path}: data.test = "c.csv": {folder / "c.csv"} does not exist. Did you mean "c.tsv"? It is relative to '
+        f"data.folder in --data, which is {folder}.\n"
+    )
+    path.write_text(split("{ by = 'random', valid = 0.1, test = 0.1 }"))
     message = run(prepare.main, path, capsys)
-    assert str(tmp_path / "shop" / "a.csv") in message
-    assert "--data" in message
+    assert message.startswith(f'{path}: data.files = "log.csv": {folder / "log.csv"} does not exist.')
 
 
 def test_too_few_days_for_a_split_by_time_is_one_message_with_the_way_out(
