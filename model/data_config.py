@@ -1,7 +1,6 @@
 """The [data] section of an experiment's TOML file: the location of a log and the meaning of its columns."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +8,8 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from contract.schema import Field, Kind, Side
-from model.toml import Positive, read_toml
+from model.toml import Positive, read_toml, to_struct
+from model.unused_keys import check_data_keys
 
 
 class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,7 +52,7 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 CLIP_QUANTILE = 0.001  # the default of `clip_quantile` with reader = "table"
-Duration = Annotated[str, Meta(pattern=r"^[1-9][0-9]*(s|m|h|d|w)$")]
+Duration = Annotated[str, Meta(pattern=r"^[1-9][0-9]*(s|m|h|d|w)$", examples=["1d", "12h"])]
 Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
@@ -90,7 +90,7 @@ class SplitAtRandom(
 
     def __post_init__(self) -> None:
         if self.valid + self.test >= 1:
-            raise ValueError(f"split: valid {self.valid} and test {self.test} leave no rows for train. Lower them.")
+            raise ValueError(f"valid = {self.valid} and test = {self.test} leave no rows for train. Lower them.")
 
 
 class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -191,6 +191,10 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         """Whether numeric fields have a trained vector for a missing number."""
         return (self.missing_number or ("vector" if self.reader == "table" else "mean")) == "vector"
 
+    def __hash__(self) -> int:
+        """Return a hash of some keys. `rename` has none, and runs are looked up by their experiment."""
+        return hash((self.reader, self.folder, self.prepared, self.fields))
+
     def min_count_of(self, name: str) -> int:
         """Return the min_count of one field."""
         counts = [spec.min_count for spec in self.fields if spec.name == name]
@@ -285,5 +289,10 @@ def read_data(path: Path) -> Data:
     Raises:
         ValueError: If a key is unknown or a value is out of range. The message names the file and the key.
     """
-    section: DataSection = read_toml(path, partial(msgspec.convert, type=DataSection))
-    return section.data
+
+    def to_data(document: dict[str, Any]) -> Data:
+        data = to_struct(document, DataSection).data
+        check_data_keys(data, document["data"])
+        return data
+
+    return read_toml(path, to_data)

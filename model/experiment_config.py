@@ -9,7 +9,9 @@ from msgspec import Meta
 
 from model.data_config import Data, with_data_defaults
 from model.stec.stec import STECConfig
-from model.toml import Positive, Rate, read_toml
+from model.toml import Positive, Rate, read_toml, to_struct
+from model.toml_text import did_you_mean, toml_text
+from model.unused_keys import check_data_keys, check_training_keys
 from model.zoo import MODELS, Config
 
 
@@ -77,7 +79,14 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ValueError: If a key is unknown or a value is out of range. The message names the file and the key.
     """
-    return read_toml(path, to_experiment)
+
+    def from_toml(document: dict[str, Any]) -> Experiment:
+        experiment = to_experiment(document)
+        check_data_keys(experiment.data, document["data"])
+        check_training_keys(document.get("training", {}))
+        return experiment
+
+    return read_toml(path, from_toml)
 
 
 def common_data(experiments: Sequence[Experiment]) -> Data:
@@ -101,20 +110,7 @@ def to_experiment(document: dict[str, Any]) -> Experiment:
     Raises:
         ValueError: If a key is unknown or a value is out of range. The message names the key.
     """
-    typed = with_model_type(document)
-    try:
-        return msgspec.convert(typed, Experiment)
-    except msgspec.ValidationError as error:
-        if "unknown field" not in str(error):
-            raise
-        sections: dict[str, type[msgspec.Struct]] = {"data": Data, "training": Training}
-        if str(error).endswith("`$.model`"):
-            name = typed["model"]["type"]
-            raise ValueError(f"{error}. {name} has the keys {', '.join(MODELS[name][0].__struct_fields__)}.") from error
-        for name, section in sections.items():
-            if str(error).endswith(f"`$.{name}`"):
-                raise ValueError(f"{error}. [{name}] has the keys {', '.join(section.__struct_fields__)}.") from error
-        raise
+    return to_struct(with_model_type(document), Experiment)
 
 
 def with_stored_defaults(document: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +130,8 @@ def with_model_type(document: dict[str, Any]) -> dict[str, Any]:
     """
     model = document.get("model", {})
     if not isinstance(model, dict):
-        return document  # msgspec's message is better
+        return document  # to_struct() reports it
     if str(kind := model.get("type", "stec")) not in MODELS:
-        raise ValueError(f"model.type = {kind!r} is not a model. Choose one of {', '.join(MODELS)}.")
+        close = did_you_mean(str(kind), MODELS)
+        raise ValueError(f"model.type = {toml_text(kind)} is not a model.{close} Choose one of {', '.join(MODELS)}.")
     return document | {"model": {"type": "stec"} | model}

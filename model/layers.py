@@ -178,7 +178,11 @@ def check_heads(key: str, width: int, heads: int) -> None:
         ValueError: If it is not. The message names the config's key.
     """
     if width % heads:
-        raise ValueError(f"{key} = {width} cannot be split into heads = {heads}")
+        divisors = [str(n) for n in range(1, min(width, 16) + 1) if width % n == 0]
+        raise ValueError(
+            f"{key} = {width} cannot be split into heads = {heads}. Use a number of heads that divides it: "
+            f"{', '.join(divisors)}."
+        )
 
 
 def number_of_pairs(fields: Fields) -> int:

@@ -3,8 +3,9 @@
     X^k_h = sum_{i,j} W^{k,h}_ij (X^0_i * X^{k-1}_j) + b^k_h        CIN = w . [sum over D of X^k_h] + b
     logit = sum_i w_i + CIN + MLP(e)
 
-NOTE[DIFF] As in BARS, there is no activation and no split between layers, and the layers have biases. In FuxiCTR, these
-layers are convolutions with torch's default initialization. Here, they are initialized like any other linear layer.
+NOTE[DIFF] As in BARS, there is no activation and no split between layers, and the layers have biases. FuxiCTR 1.x, and
+therefore BARS, keeps torch's default initialization of these layers, because they are convolutions. Here, as in FuxiCTR
+2, they are initialized like any other linear layer.
 Shape legend: model/layers.py; H feature maps per layer.
 """
 

@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
+    from model.data.prepare.missing_files import check_files_exist
     from model.data.prepare.prepare import prepare
     from model.data.prepare.summary import summary, warnings
     from model.data_config import read_data
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from model.experiment_config import read_experiment
 
             data = read_experiment(options.experiment).data
+        check_files_exist(options.config or options.experiment, options.data, data)
         prepared = prepare(options.data, data)
     except (OSError, ValueError) as error:
         print(f"ctr-prepare: {error}", file=sys.stderr)

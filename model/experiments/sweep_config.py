@@ -16,17 +16,17 @@ import itertools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
 from model.data_config import first_duplicate
-from model.experiment_config import Experiment, Training, common_data, read_experiment
+from model.experiment_config import Experiment, Training, common_data, read_experiment, to_experiment
 from model.stec.ablations import ablation
-from model.toml import Positive, read_toml
+from model.toml import Positive, read_toml, to_struct
+from model.toml_text import did_you_mean, toml_text
 
-ABLATION = "ablation"
-T = TypeVar("T", bound=msgspec.Struct)
+ABLATION, SEED = "ablation", "seed"
 
 
 class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,7 +42,7 @@ class Sweep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     base: str | Annotated[list[str], msgspec.Meta(min_length=1)]
     seeds: Positive = 1
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Annotated[list[Any], msgspec.Meta(min_length=1)]] = {}
     point: list[dict[str, Any]] = []
 
     @property
@@ -82,14 +82,14 @@ def read_sweep(path: Path) -> tuple[Sweep, list[Base]]:
         ValueError: If a key is unknown, if a value is out of range, if a label occurs twice, or if the bases are not
             distinct experiments in one folder with the same log. The message names the file and the key.
     """
-    sweep = read_toml(path, partial(msgspec.convert, type=Sweep), "sweep")
-    experiments = {toml: read_experiment(path.parent / toml) for toml in sweep.bases}
+    sweep = read_toml(path, partial(to_struct, struct=Sweep), "sweep")
+    experiments = {toml: read_base(path, toml) for toml in sweep.bases}
     combinations = itertools.product(*sweep.grid.values()) if sweep.grid else ()
     changes = [*(dict(zip(sweep.grid, values, strict=True)) for values in combinations), *sweep.point]
     if not changes:
-        raise ValueError(f"{path}: a sweep needs a [grid] or a [[point]]")
+        raise ValueError(f"{path}: a sweep needs points. Add a section [grid], or [[point]] entries.")
     if (label := first_duplicate([label_of(change) for change in changes])) is not None:
-        raise ValueError(f"{path}: the point {label} occurs twice")
+        raise ValueError(f"{path}: the point {label} occurs twice. Remove one from [grid] or [[point]].")
     check_bases(path, sweep.bases, list(experiments.values()))
     bases = []
     for toml, base in experiments.items():
@@ -98,6 +98,14 @@ def read_sweep(path: Path) -> tuple[Sweep, list[Base]]:
         except ValueError as error:
             raise ValueError(f"{path}: base {toml}: {error}") from error
     return sweep, bases
+
+
+def read_base(path: Path, toml: str) -> Experiment:
+    """Return a base experiment of the sweep at `path`."""
+    try:
+        return read_experiment(path.parent / toml)
+    except ValueError as error:
+        raise ValueError(f"{path}: base = {toml_text(toml)}: {error}") from error
 
 
 def check_bases(path: Path, tomls: list[str], bases: list[Experiment]) -> None:
@@ -119,25 +127,27 @@ def label_of(change: dict[str, Any]) -> str:
 
 def apply_change(base: Experiment, change: dict[str, Any]) -> Experiment:
     """Return the experiment at a point. The ablation is applied first, so that other keys can override its settings."""
-    model = base.model
-    if ABLATION in change:
-        model = ablation(change[ABLATION], model)
-    values = {key: value for key, value in change.items() if key != ABLATION}
-    for key in values:
-        if key == "seed" or key not in {*model.__struct_fields__, *Training.__struct_fields__}:
-            raise ValueError(f"{key!r} is not a key of [model] or [training] that a sweep can change")
     try:
-        return Experiment(
-            name=f"{base.name}: {label_of(change)}",
-            data=base.data,
-            model=with_values(model, values),
-            training=with_values(base.training, values),
-        )
-    except (msgspec.ValidationError, ValueError) as error:
-        raise ValueError(f"{label_of(change)}: {error}") from error
+        model = ablation(change[ABLATION], base.model) if ABLATION in change else base.model
+        document = msgspec.to_builtins(msgspec.structs.replace(base, model=model))
+        document["name"] = f"{base.name}: {label_of(change)}"
+        for key, value in change.items():
+            if key != ABLATION:
+                document[section_of(key, model)][key] = value
+        return to_experiment(document)
+    except ValueError as error:
+        raise ValueError(f"the point {label_of(change)}: {error}") from error
 
 
-def with_values(section: T, values: dict[str, Any]) -> T:
-    """Return a section with the values for its keys replaced and validated as in a TOML file."""
-    changed = {key: value for key, value in values.items() if key in section.__struct_fields__}
-    return msgspec.convert(msgspec.to_builtins(section) | changed, type(section))
+def section_of(key: str, model: msgspec.Struct) -> str:
+    """Return the section of an experiment, "model" or "training", that a sweep's key belongs to."""
+    sections = {"model": model.__struct_fields__, "training": Training.__struct_fields__}
+    for section, keys in sections.items():
+        if key in keys and key != SEED:
+            return section
+    valid = [ABLATION, *(name for keys in sections.values() for name in keys if name != SEED)]
+    fix = " Use seeds = N at the top of the file." if key == SEED else did_you_mean(key, valid)
+    raise ValueError(
+        f"{toml_text(key)} is not a key of [model] or [training] that a sweep can change.{fix} The keys are "
+        f"{', '.join(valid)}."
+    )

@@ -27,6 +27,7 @@ from model.training.flops import count_flops
 from model.training.metrics import evaluate, reliability
 from model.training.progress import TrainingProgress
 from model.training.true_ctr import compare_with_truth
+from model.unused_keys import unused_in_model
 from model.zoo import build
 
 UNFINISHED = "unfinished"  # the folder inside --data with the checkpoints and locks of unfinished runs
@@ -120,6 +121,8 @@ def run_trial(
     model = build(fields, experiment.model).to(device)
     if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
         print(note, file=sys.stderr)
+    for message in unused_in_model(experiment.model):
+        print(f"warning: {message}", file=sys.stderr)
     with progress:
         tables = embedding_parameters(model)
         history = fit(model, tables, train, valid, experiment.training, progress.on_epoch, progress.on_rows, checkpoint)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from model.stec.stec import STECConfig
+from model.toml_text import did_you_mean, toml_text
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     # Explicit interactions: attention in parallel with a bilinear layer, without shared parameters.
@@ -30,7 +31,8 @@ def ablation(name: str, model: msgspec.Struct) -> STECConfig:
             concatenated levels.
     """
     if name not in ABLATIONS:
-        raise ValueError(f"{name!r} is not an ablation. Choose one of {', '.join(ABLATIONS)}.")
+        close = did_you_mean(str(name), ABLATIONS)
+        raise ValueError(f"{toml_text(name)} is not an ablation.{close} Choose one of {', '.join(ABLATIONS)}.")
     if not isinstance(model, STECConfig):
         raise ValueError(f"{name} is a variant of STEC, not of {type(model).__name__.removesuffix('Config')}")
     for key, value, is_stec in (

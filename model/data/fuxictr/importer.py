@@ -3,8 +3,14 @@
 The experiment reads the same log with the "table" reader and declares its fields in FuxiCTR's order. With
 --feature-vocab, FuxiCTR's vocabulary is written to DIR/vocabulary/DATASET, and data.vocabulary is set to this folder.
 ctr-prepare then uses this vocabulary instead of counting tokens, so each id is FuxiCTR's id plus one. In a column of
-dtype float, the log must contain 123, not the text "123.0". This project gives an empty value its own id (and replaces
-a missing number with the mean), whereas FuxiCTR writes 0.
+dtype float, the log must contain 123, not the text "123.0".
+
+NOTE[DIFF] Here, an empty value has its own id, 1. In FuxiCTR, it has the id of unknown tokens, which is 0 in version 1
+and the last id in version 2. In version 2, a column of dtype int or float without `fill_na` is an exception: an empty
+value becomes the token 0.
+NOTE[DIFF] Here, a missing number has a trained vector (`missing_number` in [data]), and numbers are clipped
+(`clip_quantile`). FuxiCTR replaces a missing number with `na_value` (version 1) or `fill_na` (version 2; 0 if not set),
+and does not clip.
 """
 
 import argparse
@@ -36,14 +42,14 @@ def experiment_toml(dataset: Dataset, vocabulary: str = "") -> str:
     data |= {"vocabulary": vocabulary} if vocabulary else {}
     lines = [f"# Imported from FuxiCTR's data set {dataset.name}.", f"name = {toml_string(f'stec-{dataset.name}')}", ""]
     lines += ["[data]", *(f"{key} = {toml_string(value)}" for key, value in data.items())]
-    lines.append(f"min_count = {dataset.min_count}")
+    lines += [] if vocabulary else [f"min_count = {dataset.min_count}"]
     for feature in dataset.features:
         lines += ["", "[[data.fields]]"]
         for key in ("name", "side", "kind"):
             lines.append(f"{key} = {toml_string(getattr(feature.field, key))}")
         if feature.missing:
             lines.append(f"missing = [{', '.join(map(toml_string, feature.missing))}]")
-        if feature.min_count is not None:
+        if feature.min_count is not None and feature.field.kind == "categorical" and not vocabulary:
             lines.append(f"min_count = {feature.min_count}")
         if feature.transform:
             lines.append(f"transform = {toml_string(feature.transform)}")

@@ -1,8 +1,9 @@
 """Vocabularies from FuxiCTR's feature_map.json and feature_vocab.json, with tokens in the order of FuxiCTR's ids.
 
-In FuxiCTR 2, __PAD__ has id 0, tokens start at 1, and __OOV__ has the last id. In FuxiCTR 1, __OOV__ has id 0 and
-tokens start at 1. In both cases, FuxiCTR's id n corresponds to our id n + 1, and __OOV__ corresponds to our id 0. (If
-`remap: false` left gaps between FuxiCTR's ids, only the order is the same.)
+In FuxiCTR 2, __PAD__ has id 0, tokens start at 1, and __OOV__ has the last id. In FuxiCTR 1, __OOV__ has id 0, tokens
+start at 1, and __PAD__, if there is one, has id 0 or the last id. In both cases, FuxiCTR's id n corresponds to our id
+n + 1, and __OOV__ corresponds to our id 0. (If `remap: false` left gaps between FuxiCTR's ids, only the order is the
+same.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,9 +75,10 @@ def check_feature_map(path: Path, features: Sequence[Feature], vocab: Path | Non
 def read_feature_map(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the name and the keys of each feature in a feature_map.json.
 
-    FuxiCTR 2 writes a list of mappings with one entry each. FuxiCTR 1 writes a single mapping.
+    FuxiCTR 2 writes `features`, a list of mappings with one entry each. FuxiCTR 1 writes `feature_specs`, one mapping.
     """
-    features = decode_json(path, dict[str, Any]).get("features")
+    document = decode_json(path, dict[str, Any])
+    features = document.get("features", document.get("feature_specs"))
     mappings = features if isinstance(features, list) else [features]
     specs = [
         (name, spec)
@@ -86,7 +88,11 @@ def read_feature_map(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if isinstance(spec, dict)
     ]
     if not specs:
-        raise ValueError(f"{path}: has no features, so it is not FuxiCTR's feature_map.json")
+        keys = ", ".join(document) or "no keys"
+        raise ValueError(
+            f"{path}: has neither features (FuxiCTR 2) nor feature_specs (FuxiCTR 1), but {keys}. Specify the "
+            "feature_map.json that FuxiCTR wrote next to its data, or leave out --feature-map."
+        )
     return [(name, spec) for name, spec in specs if spec.get("type") != "meta"]
 
 
@@ -124,9 +130,10 @@ def check_ids(where: str, ids: dict[str, int]) -> None:
     tokens = [number for key, number in ids.items() if key not in (PADDING, UNKNOWN)]
     if len(set(tokens)) < len(tokens):
         raise ValueError(f"{where}: two tokens have the same id. {COUNT_INSTEAD}")
-    is_version_1 = ids.get(PADDING, 0) == 0 and ids.get(UNKNOWN) == 0
-    is_version_2 = ids.get(PADDING) == 0 and ids.get(UNKNOWN, -1) == max(ids.values(), default=0) > 0
-    has_bad_token = any(number < 1 for number in tokens) or (is_version_2 and ids[UNKNOWN] in tokens)
+    last = max(ids.values(), default=0)
+    is_version_1 = ids.get(PADDING, 0) in (0, last) and ids.get(UNKNOWN) == 0
+    is_version_2 = ids.get(PADDING) == 0 and ids.get(UNKNOWN, -1) == last > 0
+    has_bad_token = any(number < 1 or number in (ids.get(PADDING), ids.get(UNKNOWN)) for number in tokens)
     if not (is_version_1 or is_version_2) or has_bad_token:
         ends = f"{PADDING} {ids.get(PADDING)}, {UNKNOWN} {ids.get(UNKNOWN)}, tokens from {min(tokens, default=None)}"
         raise ValueError(f"{where}: {ends}: these ids match neither FuxiCTR 1 nor 2. {COUNT_INSTEAD}")

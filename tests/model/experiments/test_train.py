@@ -53,6 +53,16 @@ def test_the_model_of_an_opened_run_has_the_auc_in_its_metrics(root: Path) -> No
     assert len(schema.fields) >= 15
 
 
+def test_a_key_of_the_model_without_effect_is_a_warning(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = tmp_path / "interhat.toml"
+    data = (root / TINY).read_text().partition("[model]")[0]
+    toml.write_text(f"{data}[model]\ntype = 'interhat'\nmlp_dropout = 0.1\n[training]\nepochs = 1\n")
+    assert main([str(toml), "--data", str(root), "--out", str(tmp_path / "run")]) == 0
+    assert "warning: model.mlp_dropout = 0.1 has no effect with mlp = []. Remove it" in capsys.readouterr().err
+
+
 def test_the_seed_argument_is_used_and_recorded(root: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "model.cli.train", str(root / TINY), "--data", str(root)]
     done = subprocess.run([*command, "--out", str(tmp_path / "run"), "--seed", "5"], capture_output=True, text=True)

@@ -46,16 +46,34 @@ VERSION_2 = {
 VERSION_1 = {
     "user": {"__OOV__": 0, "9.0": 1, "2.5": 2, "0.0": 3},
     "weekday": {"__OOV__": 0, "1.0": 1},
-    "item": {"__PAD__": 0, "__OOV__": 0, "03349703": 1, "1.0": 2},
+    "item": {"__OOV__": 0, "03349703": 1, "1.0": 2, "__PAD__": 3},
 }
-MAP = {
+# feature_map.json as FuxiCTR 2 and FuxiCTR 1 write it.
+MAP: dict[str, Any] = {
+    "dataset_id": "shop",
+    "num_fields": 4,
+    "total_features": 13,
+    "input_length": 5,
+    "labels": ["clk"],
     "features": [
         {"user": {"type": "categorical", "vocab_size": 5}},
         {"weekday": {"type": "categorical", "vocab_size": 3}},
         {"item": {"type": "categorical", "vocab_size": 4}},
         {"price": {"type": "numeric"}},
         {"group": {"type": "meta"}},
-    ]
+    ],
+}
+MAP_1: dict[str, Any] = {
+    "dataset_id": "shop",
+    "num_fields": 4,
+    "num_features": 10,
+    "input_length": 4,
+    "feature_specs": {
+        "user": {"source": "user", "type": "categorical", "vocab_size": 4, "index": 0},
+        "weekday": {"source": "user", "type": "categorical", "vocab_size": 2, "index": 1},
+        "item": {"source": "item", "type": "categorical", "min_categr_count": 5, "vocab_size": 4, "index": 2},
+        "price": {"source": "", "type": "numeric", "index": 3},
+    },
 }
 
 
@@ -137,7 +155,9 @@ def test_an_absolute_path_must_be_below_the_data_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"type": "sequence"}, "type: 'sequence' is not supported. Write one value into the log"),
+        ({"type": "sequence"}, "type: 'sequence' is not supported. A field has one value. Write one element"),
+        ({"type": "sequence", "splitter": "^", "max_len": 9}, "type: 'sequence'.*type: categorical.*active: false"),
+        ({"type": "embedding", "pretrain_dim": 8}, "type: 'embedding' is not supported. Set active: false"),
         ({"type": "embedding"}, "type: 'embedding' is not supported. Set active: false"),
         ({"type": "categoric"}, "type: 'categoric' is not supported. Write one of categorical, numeric"),
         ({"dtype": "list"}, "dtype: 'list' is not supported. Write one of str, int, float"),
@@ -244,6 +264,7 @@ def test_tokens_keep_the_order_of_their_ids(tmp_path_factory: Any, tokens: list[
         ({"__PAD__": 0, "1.0": 1, "2.0": 1, "__OOV__": 2}, "two tokens have the same id"),
         ({"__PAD__": 0, "1.0": 0, "__OOV__": 1}, "neither FuxiCTR 1 nor 2. Leave out --feature-vocab"),
         ({"__PAD__": 0, "1.0": 1, "__OOV__": 1}, "neither FuxiCTR 1 nor 2"),
+        ({"__OOV__": 0, "1.0": 1, "__PAD__": 1}, "neither FuxiCTR 1 nor 2"),
         ({"1.0": 1}, "neither FuxiCTR 1 nor 2"),
         ({}, "neither FuxiCTR 1 nor 2"),
         (None, "is missing. Use the file of the same data set"),
@@ -281,8 +302,9 @@ def test_the_vocabulary_of_a_bucketed_feature_cannot_be_imported(tmp_path: Path)
         ({"features": MAP["features"][1:]}, "Use files of the same data set"),
         ({"features": [{"user": {"type": "numeric"}}, *MAP["features"][1:]]}, "feature 'user' is 'numeric'"),
         ({"features": [{"user": {"type": "categorical", "vocab_size": 9}}, *MAP["features"][1:]]}, "vocab_size 9"),
-        ({"features": 3}, "has no features"),
-        ({}, "has no features"),
+        ({"features": 3}, "has neither features .* nor feature_specs"),
+        ({"users": []}, "has neither features .* nor feature_specs .*, but users. Specify the feature_map.json"),
+        ({}, "but no keys"),
     ],
 )
 def test_a_feature_map_of_another_data_set_is_rejected(tmp_path: Path, edit: dict[str, Any], message: str) -> None:
@@ -291,6 +313,16 @@ def test_a_feature_map_of_another_data_set_is_rejected(tmp_path: Path, edit: dic
     check_feature_map(path, features, tables)
     path.write_text(json.dumps(edit))
     with pytest.raises(ValueError, match=rf"feature_map\.json: .*{message}"):
+        check_feature_map(path, features, tables)
+
+
+def test_the_feature_map_of_version_1_is_accepted_and_checked(tmp_path: Path) -> None:
+    features, path, tables = read(tmp_path).features, tmp_path / "feature_map.json", vocab(tmp_path, VERSION_1)
+    path.write_text(json.dumps(MAP_1))
+    check_feature_map(path, features, tables)
+    specs = MAP_1["feature_specs"] | {"user": {"type": "categorical", "vocab_size": 9}}
+    path.write_text(json.dumps(MAP_1 | {"feature_specs": specs}))
+    with pytest.raises(ValueError, match=r"feature_map\.json: feature 'user' has vocab_size 9, but .* has 4 ids"):
         check_feature_map(path, features, tables)
 
 
@@ -304,9 +336,9 @@ def test_the_command_writes_an_experiment_and_its_vocabulary(
     assert main([*arguments, *files]) == 0
     assert "4 fields; columns left out: group, note" in capsys.readouterr().out
     data = read_experiment(out).data
-    assert (data.folder, data.train, data.label, data.min_count) == ("Shop/x1", "train.csv", "clk", 2)
+    assert (data.folder, data.train, data.label) == ("Shop/x1", "train.csv", "clk")
     assert [field.name for field in data.fields] == ["user", "weekday", "item", "price"]
-    assert data.min_count_of("item") == 5
+    assert "min_count" not in out.read_text()  # the vocabulary is not counted
     assert open_vocabulary(tmp_path / data.vocabulary, "user")("9") == 2
     assert main(arguments) == 2
     assert "Choose another file" in capsys.readouterr().err
@@ -322,6 +354,7 @@ def test_the_imported_experiment_reads_the_log_of_fuxictr(tmp_path: Path) -> Non
     data = read_experiment(out).data
     log = table.read(tmp_path / data.folder, data)
     assert log.label == "clk"
+    assert (data.min_count, data.min_count_of("item")) == (2, 5)
     assert [field.name for field in log.fields] == ["user", "weekday", "item", "price"]
     assert log.splits["test"].collect().row(0) == (2, "1", "9", "1", "03349703", "2.5")
 
