@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from service.runtime.cpu_quota import available_cpus
+from contract.cpu_quota import available_cpus, limit_threads
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
 from service.telemetry.metrics_folder import shared_folder
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         as one line.
     """
     arguments = parse_arguments(argv)
+    limit_threads()  # Before numpy is imported. The workers inherit it.
     # Imported here because the import takes 0.1 s (numpy), and --help does not need it.
     from service.models.store import StoreError
 

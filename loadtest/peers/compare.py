@@ -32,7 +32,7 @@ from loadtest.servers import Server, cpu_seconds, free_port, pss_mib, redis_with
 from loadtest.targets import report
 from model.experiments.run_folder import open_run
 from model.stec.stec import STEC
-from service.runtime.cpu_quota import available_cpus
+from contract.cpu_quota import available_cpus
 
 OURS = "ours"
 WORKERS = 2

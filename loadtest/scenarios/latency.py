@@ -29,7 +29,7 @@ from loadtest.reference_model import ensure_bundle
 from loadtest.report import Table
 from loadtest.servers import Server, redis_with, serving, stolen_s
 from loadtest.targets import RESULTS, Target, report
-from service.runtime.cpu_quota import available_cpus
+from contract.cpu_quota import available_cpus
 
 WORKERS = 2
 TARGET_CANDIDATES = 100  # the target applies to requests with this many candidates
