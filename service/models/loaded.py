@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
+from contract.cpu_quota import available_cpus
 from contract.encode import Encoder, ModelInput
 from contract.golden import TOLERANCE, GoldenRequest, largest_difference, read_golden
 from service.api.auth import ApiKeys
 from service.request_log.writer import RequestLog
-from contract.cpu_quota import available_cpus
 from service.runtime.engine import Engine, empty_request, explained_difference, open_engine
 from service.scoring.admission import Admission
 from service.scoring.batching import Batcher

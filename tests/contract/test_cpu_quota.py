@@ -30,14 +30,15 @@ class Layout:
 
 V1_MOUNTS = {"cpu,cpuacct": ("/", V1_CPU), "memory": ("/", V1_MEMORY)}
 IN_V1_CONTAINER = {"cpu,cpuacct": ("/kubepods/pod1/abc", V1_CPU), "memory": ("/kubepods/pod1/abc", V1_MEMORY)}
-UNIT = "0::/system.slice/ctr.service\n"
+UNIT_FOLDER = "system.slice/ctr.service"
+UNIT = f"0::/{UNIT_FOLDER}\n"
 POD = "4:memory:/kubepods/pod1/abc\n3:cpu,cpuacct:/kubepods/pod1/abc\n1:name=systemd:/kubepods/pod1/abc\n"
 SLURM = "9:cpuacct,cpu:/slurm/uid_1/job_2/step_0\n8:memory:/slurm/uid_1/job_2/step_0\n"
 
 LAYOUTS = {
-    "v2: own cgroup": (Layout(UNIT, {"": ("/", V2)}, {"system.slice/ctr.service": 2.0}), 2.0),
-    "v2: slice above": (Layout(UNIT, {"": ("/", V2)}, {"system.slice/ctr.service": None, "system.slice": 1.5}), 1.5),
-    "v2: tightest of both": (Layout(UNIT, {"": ("/", V2)}, {"system.slice/ctr.service": 4.0, "system.slice": 3.0}), 3.0),
+    "v2: own cgroup": (Layout(UNIT, {"": ("/", V2)}, {UNIT_FOLDER: 2.0}), 2.0),
+    "v2: slice above": (Layout(UNIT, {"": ("/", V2)}, {UNIT_FOLDER: None, "system.slice": 1.5}), 1.5),
+    "v2: tightest of both": (Layout(UNIT, {"": ("/", V2)}, {UNIT_FOLDER: 4.0, "system.slice": 3.0}), 3.0),
     "v2: another cgroup's quota": (Layout(UNIT, {"": ("/", V2)}, {"system.slice/other.service": 1.0}), None),
     "v2: container with its own namespace": (Layout("0::/\n", {"": ("/", V2)}, {"": 0.5}), 0.5),
     "v2: namespace entered from outside": (Layout("0::/../other\n", {"": ("/", V2)}, {"": 2.0}), 2.0),
