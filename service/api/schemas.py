@@ -57,7 +57,7 @@ class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Score(msgspec.Struct):
-    id: str | int
+    id: Annotated[str | int | None, Meta(description="Null for a candidate that was skipped because of its id.")]
     ctr: Annotated[float | None, Meta(description="Click probability. Null for a candidate that was skipped.")]
     error: Annotated[str | UnsetType, Meta(description="Why the candidate was skipped: a JSON path and a message.")] = (
         UNSET

@@ -36,7 +36,7 @@ POLL_S = 1.0
 
 
 class LoggedCandidate(msgspec.Struct):
-    id: str | int
+    id: str | int | None  # None for a candidate that was skipped because of its id.
     features: dict[str, Any]
 
 
