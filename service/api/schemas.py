@@ -21,7 +21,14 @@ TimeoutMs = Annotated[
     int, Meta(ge=1, le=MAX_TIMEOUT_MS, description="Deadline for the response, in ms after the request arrives.")
 ]
 OnBadCandidate = Literal["refuse", "skip"]
-TopK = Annotated[int, Meta(ge=1, description="Return only the k best candidates, in descending order of `ctr`.")]
+TopK = Annotated[
+    int,
+    Meta(
+        ge=1,
+        description="Return only the k best candidates, in descending order of `ctr`. The order of candidates with "
+        "equal `ctr` depends on the request's id.",
+    ),
+]
 Cascade = Annotated[
     bool,
     Meta(
