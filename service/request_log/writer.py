@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from contract.permissions import explain_denied
 from contract.schema import FeatureSchema
 from contract.tokens import token
 from service.api.schemas import ScoreRequest, ScoreResponse
@@ -223,6 +224,8 @@ def read_salt(path: Path) -> bytes:
     """Return the salt in a file. Raises SettingsError."""
     try:
         salt = path.read_bytes().strip()
+    except PermissionError as error:
+        raise SettingsError(f"CTR_REQUEST_LOG_SALT_FILE: {explain_denied(path)}") from error
     except OSError as error:
         raise SettingsError(f"CTR_REQUEST_LOG_SALT_FILE: {path} cannot be read ({error.strerror}).") from error
     if len(salt) < MIN_SALT_BYTES:
