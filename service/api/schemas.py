@@ -103,6 +103,10 @@ class ModelResponse(msgspec.Struct):
     ]
     device: Annotated[str, Meta(description='"cpu" or "cuda".')]
     cascade: tuple[CascadeRule, ...]
+    current_refused: Annotated[
+        str | UnsetType,
+        Meta(description="The store's current version, if the server refused it and serves this version instead."),
+    ] = UNSET
 
 
 class ExplainRequest(msgspec.Struct, forbid_unknown_fields=True):

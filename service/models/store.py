@@ -134,6 +134,21 @@ def current_bundle(store: Path) -> Path:
     return store / VERSIONS / pointer.version
 
 
+def servable_bundles(store: Path) -> tuple[str, list[Path]]:
+    """Return the current version, and the folders to try when a server starts: its own, then the previous ones.
+
+    Versions that are missing from the store are left out.
+
+    Raises:
+        StoreError: The store or its pointer does not exist, or all of these versions are missing.
+    """
+    pointer = read_pointer(store)
+    found = [] if pointer is None else [v for v in (pointer.version, *pointer.previous) if has_version(store, v)]
+    if pointer is None or not found:
+        return "", [current_bundle(store)]  # Raises.
+    return pointer.version, [store / VERSIONS / version for version in found]
+
+
 def has_version(store: Path, version: str) -> bool:
     """Return whether a version is in the store. Raises StoreError if the store cannot be read."""
     folder = store / VERSIONS / version

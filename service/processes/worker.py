@@ -24,8 +24,21 @@ from service.errors import NotReady, Refused
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
 from service.http.uvicorn_support import UnsupportedUvicorn
 from service.models.manager import ModelManager
-from service.processes.ipc import Channel, Drain, Load, Message, PeerClosed, Ready, Rebalance, Reload, Reply, Scrape
+from service.processes.ipc import (
+    Channel,
+    CurrentRefused,
+    Drain,
+    Load,
+    Message,
+    PeerClosed,
+    Ready,
+    Rebalance,
+    Reload,
+    Reply,
+    Scrape,
+)
 from service.processes.server import BoundApp, Server
+from service.processes.worker_process import BAD_BUNDLE
 from service.runtime.onnx_session import EngineMissing
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
@@ -40,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker until the supervisor or a signal stops it.
 
     Returns:
-        The exit code: 0 after a stop, or 2 if the worker cannot start. In that case, the reason is printed as one line.
+        The exit code: 0 after a stop, BAD_BUNDLE if the bundle cannot be served, or 2 if the worker cannot start for
+        another reason. The reason is printed as one line.
     """
     parser = argparse.ArgumentParser("worker", description="Started by ctr-serve. Not meant to be run by hand.")
     parser.add_argument("--listener", type=int, required=True, help="file descriptor of the socket for requests")
@@ -61,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         uvloop.run(Worker(app, server, settings).run(arguments))
     except (SettingsError, BundleError, EngineMissing, UnsupportedUvicorn) as error:
         print(f"ctr-serve: {error}", file=sys.stderr)
-        return 2
+        return BAD_BUNDLE if isinstance(error, BundleError) else 2
     return 0
 
 
@@ -125,6 +139,8 @@ class Worker:
                 return Reply(self._serving.model.version, problem)
             case Drain():
                 self._server.stop()
+            case CurrentRefused():
+                self._app.state.current_refused = message.version
             case Rebalance():
                 self._server.rebalance(message.workers)
         return None
