@@ -15,8 +15,8 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from contract.permissions import explain_denied, may
 from contract.schema import Attention, FeatureSchema, read_schema
+from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
 
 FORMAT_VERSION = 2
@@ -195,7 +195,8 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
     except PermissionError as error:
         raise BundleError(f"bundle {folder}: {explain_denied(Path(error.filename or folder))}") from error
     except OSError as error:
-        raise BundleError(f"{error.filename or folder}: {error.strerror}. {HOW_TO_EXPORT}") from error
+        way_out = HOW_TO_RAISE_LIMITS if error.errno in OUT_OF_RESOURCES else HOW_TO_EXPORT
+        raise BundleError(f"{error.filename or folder}: {error.strerror}. {way_out}") from error
     except (ValueError, RuntimeError) as error:  # RuntimeError: JSON nested too deeply, or a loop of links
         raise BundleError(f"bundle {folder}: {error}: export it again") from error
     if schema.fingerprint() != manifest.schema_fingerprint:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contract.permissions import explain_denied
+from contract.system_errors import explain_denied
 from service.settings import SettingsError
 
 log = logging.getLogger(__name__)

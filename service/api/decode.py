@@ -183,7 +183,8 @@ def read_id(raw: Raw, path: Path) -> str | int:
     """Decode a candidate's id. Raises Problem if it is invalid."""
     value = whole(decoded(ANY_VALUE, raw, path))
     try:
-        return msgspec.convert(value, CandidateId)
+        candidate_id: str | int = msgspec.convert(value, CandidateId)
+        return candidate_id
     except msgspec.ValidationError as error:
         raise problem_at(error, path) from None
 

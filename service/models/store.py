@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from contract.bundle import BundleError, Manifest, open_bundle
-from contract.permissions import explain_denied
+from contract.system_errors import explain_denied
 
 VERSIONS = "versions"
 CURRENT = "current"

@@ -23,7 +23,8 @@ from service.processes.ipc import Channel, Drain, Message, PeerClosed, Ready, Re
 from service.processes.reload import Reloader
 from service.processes.worker_process import BAD_BUNDLE, WAIT_FOR_TEST, WorkerProcess, spawn
 from service.settings import Settings
-from service.telemetry.multiprocess import forget_latencies, forget_process, merge_metrics
+from service.telemetry.metrics_folder import reserve_counts, reserve_process_files
+from service.telemetry.multiprocess import ENDED, forget_latencies, forget_process, merge_metrics
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Supervisor:
 
     Raises:
         StoreError: The store has no current bundle.
+        NoSpace: There is no space for the files that the processes share.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Supervisor:
         self._reloader = Reloader(settings, self._workers, registry)
         self._deaths = Counter("ctr_worker_deaths", "Workers that exited unexpectedly", registry=registry)
         self._alive = Gauge("ctr_workers", "Running workers", registry=registry, multiprocess_mode="livesum")
+        reserve_process_files(metrics)
+        reserve_counts(metrics, ENDED)
 
     async def run(self) -> int:
         """Serve until a signal arrives or the first worker fails to start. Return the exit code."""
@@ -124,7 +128,7 @@ class Supervisor:
         try:
             await self.start(*options)
         except OSError as error:
-            log.error("Cannot start a worker: %s. Stopping.", error.strerror)
+            log.error("Cannot start a worker: %s. Stopping. Check the limits of processes and memory.", error.strerror)
             self.fail(CANNOT_START)
 
     async def start_with_retries(self, *options: str) -> None:

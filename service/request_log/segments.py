@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
-from contract.permissions import explain_denied
+from contract.system_errors import explain_denied
 from service.settings import SettingsError
 
 MAX_SEGMENT_BYTES = 64 * 1024 * 1024

@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 
-from contract.permissions import explain_denied
 from contract.schema import FeatureSchema
+from contract.system_errors import explain_denied
 from contract.tokens import token
 from service.api.schemas import ScoreRequest, ScoreResponse
 from service.request_log.segments import Segments, finished_files

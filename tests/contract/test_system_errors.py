@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contract.bundle import BundleError, open_bundle
-from contract.permissions import explain_denied, user_name
+from contract.system_errors import explain_denied, user_name
 from tests.support.permissions import another_user, public_folder
 from tests.support.small_bundle import write_small_bundle
 

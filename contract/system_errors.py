@@ -1,9 +1,13 @@
-"""Say whose permission is missing on which path, and how to grant it."""
+"""Errors of the operating system: whose permission is missing on which path, and which limits can be raised."""
 
+import errno
 import os
 import pwd
 import stat
 from pathlib import Path
+
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+HOW_TO_RAISE_LIMITS = "Raise the limit of this process: ulimit -n for open files, ulimit -v for memory."
 
 
 def explain_denied(path: Path) -> str:
