@@ -214,12 +214,12 @@ class Supervisor:
                 log.error("The first worker was killed (%s) before it was ready. Is there enough memory?", cause)
             self.fail(CANNOT_START if code == BAD_BUNDLE else code if code > 0 else 1)
             return
-        if code == -signal.SIGBUS:
-            log.error("A memory-mapped file was cut short: %s", await self.explain_sigbus(worker))
         self._deaths.inc()
         lifetime_s = time.monotonic() - worker.started_s
         pause_s = 0.0 if lifetime_s > MIN_LIFETIME_S else min(MAX_PAUSE_S, 10 / max(1.0, lifetime_s) ** 2)
         log.error("Worker %d died (%s). A new one starts in %.1f s.", pid, cause, pause_s)
+        if code == -signal.SIGBUS:
+            log.error("A memory-mapped file was cut short: %s", await self.explain_sigbus(worker))
         await asyncio.sleep(pause_s)
         # A new worker accepts no connections until its self-test has passed. If no other worker is ready, connections
         # wait briefly. But if Redis has lost the vocabulary, the test can take a long time. A worker that accepts
