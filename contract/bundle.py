@@ -1,7 +1,9 @@
 """The bundle: a folder with everything that scoring needs, including digests that show whether it has changed."""
 
+import errno
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +16,7 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from contract.schema import Attention, FeatureSchema, read_schema
+from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
 
 FORMAT_VERSION = 2
@@ -189,8 +192,11 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
         vocabularies = {name: open_vocabulary(folder / VOCABULARY, name) for name in names}
     except BundleError:
         raise
+    except PermissionError as error:
+        raise BundleError(f"bundle {folder}: {explain_denied(Path(error.filename or folder))}") from error
     except OSError as error:
-        raise BundleError(f"{error.filename or folder}: {error.strerror}. {HOW_TO_EXPORT}") from error
+        way_out = HOW_TO_RAISE_LIMITS if error.errno in OUT_OF_RESOURCES else HOW_TO_EXPORT
+        raise BundleError(f"{error.filename or folder}: {error.strerror}. {way_out}") from error
     except (ValueError, RuntimeError) as error:  # RuntimeError: JSON nested too deeply, or a symlink loop
         raise BundleError(f"bundle {folder}: {error}: export it again") from error
     if schema.fingerprint() != manifest.schema_fingerprint:
@@ -269,6 +275,7 @@ def _check_digests(folder: Path, files: list[str], manifest: Manifest) -> None:
 
 def _files(folder: Path) -> list[str]:
     """Return every file below the folder, as sorted relative POSIX paths. Links and special files are refused."""
+    _check_listable(folder)
     paths = sorted(islice(folder.rglob("*"), MAX_FILES + 1))
     if len(paths) > MAX_FILES:
         raise BundleError(
@@ -279,7 +286,14 @@ def _files(folder: Path) -> list[str]:
             raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is a link: replace it with the file itself")
         if not path.is_file() and not path.is_dir():
             raise BundleError(f"bundle {folder}: {path.relative_to(folder)} is not a regular file: remove it")
+        _check_listable(path)
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+
+
+def _check_listable(path: Path) -> None:
+    """Raise PermissionError for a folder that cannot be read, which rglob() would silently leave out."""
+    if path.is_dir() and not may(path, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
 
 def _sha256(path: Path) -> str:

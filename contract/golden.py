@@ -1,6 +1,8 @@
 """Golden requests: requests with the answers that a bundle's model gave when it was exported."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,34 @@ import msgspec
 from contract.encode import Encoder, ModelInput
 from contract.reader import Lookup
 
-TOLERANCE = 1e-5  # Correct answers may differ by this much, because float32 sums depend on the order of addition.
+# Correct answers may differ by this much, because float32 sums depend on the order. Both limits apply: the first is too
+# loose where clicks are rare, and the second where they are frequent.
+TOLERANCE = 1e-5
+RELATIVE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much probabilities differ at most.
+
+    Attributes:
+        absolute: The largest difference.
+        relative: The largest difference as a share of the expected probability. May be of another candidate.
+    """
+
+    absolute: float
+    relative: float
+
+    def __str__(self) -> str:
+        return f"{self.absolute:.3g} ({self.relative:.2g} of the probability)"
+
+    @property
+    def is_tolerated(self) -> bool:
+        """Whether both answers can be correct."""
+        return self.absolute <= TOLERANCE and self.relative <= RELATIVE_TOLERANCE
+
+
+TOLERATED = f"{Difference(TOLERANCE, RELATIVE_TOLERANCE)}"
 
 
 class GoldenCandidate(msgspec.Struct, frozen=True):
@@ -64,13 +93,24 @@ def golden_input(encoder: Encoder, request: GoldenRequest, vocabularies: Lookup)
     return encoder.ids(tokens, vocabularies)[0]
 
 
-def largest_difference(expected: Sequence[float], answered: Sequence[float]) -> float:
-    """Return the largest difference between the probabilities of two answers.
+def largest_difference(expected: Sequence[float], answered: Sequence[float]) -> Difference:
+    """Return the largest differences between the probabilities of two answers.
 
-    It is infinite if the answers have different numbers of candidates, or if a probability is NaN.
+    They are infinite if the answers have different numbers of candidates, or if a probability is NaN.
     """
     if len(expected) != len(answered):
-        return float("inf")
-    differences = [abs(a - b) for a, b in zip(expected, answered, strict=True)]
-    # `not d <= 1` is also true for NaN, which max() could drop.
-    return float("inf") if any(not d <= 1 for d in differences) else max(differences, default=0.0)
+        return Difference(math.inf, math.inf)
+    return max_difference(
+        Difference(abs(a - b), abs(a - b) / a if a else math.inf if b else 0.0)
+        for a, b in zip(expected, answered, strict=True)
+    )
+
+
+def max_difference(differences: Iterable[Difference]) -> Difference:
+    """Return the largest absolute and the largest relative difference. NaN counts as infinite."""
+    absolute = relative = 0.0
+    for difference in differences:
+        # `not d <= 1` is also true for NaN, which max() could drop.
+        absolute = max(absolute, math.inf if not difference.absolute <= 1 else difference.absolute)
+        relative = max(relative, math.inf if math.isnan(difference.relative) else difference.relative)
+    return Difference(absolute, relative)

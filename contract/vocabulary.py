@@ -7,6 +7,8 @@ import marisa_trie
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.system_errors import OUT_OF_RESOURCES
+
 UNKNOWN = 0
 MISSING = 1
 FIRST = 2  # the id of the most frequent token
@@ -80,6 +82,7 @@ def build_vocabulary(tokens: Iterable[str]) -> Vocabulary:
 def open_vocabulary(folder: Path, name: str) -> Vocabulary:
     """Open the vocabulary of the field `name`. Raises ValueError if its two files are invalid or do not match."""
     try:
+        (folder / f"{name}.marisa").open("rb").close()  # marisa_trie would not say why it cannot open the file.
         trie = marisa_trie.Trie().mmap(str(folder / f"{name}.marisa"))
         # Not np.load, which would also accept a zip archive of any size.
         ids = np.lib.format.open_memmap(folder / f"{name}.ids.npy", mode="r")
@@ -87,6 +90,8 @@ def open_vocabulary(folder: Path, name: str) -> Vocabulary:
         if len(ids) and not FIRST <= ids.min() <= ids.max() < len(vocabulary):
             raise ValueError(f"found ids {ids.min()} to {ids.max()}; expected {FIRST} to {len(vocabulary) - 1}")
     except (OSError, EOFError, RuntimeError, ValueError) as error:
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES):
+            raise
         reason = str(error).removesuffix(HOW_TO_FIX)
         raise ValueError(f"vocabulary of field {name!r}: {reason}{HOW_TO_FIX}") from error
     return vocabulary

@@ -12,16 +12,13 @@ from torch import nn
 import kernel
 from contract.bundle import KERNEL, OUTPUT, Calibration
 from contract.encode import ModelInput, join
-from contract.golden import TOLERANCE
+from contract.golden import RELATIVE_TOLERANCE, TOLERANCE
 from contract.schema import FeatureSchema
 from export.graphs.plain import PlainGraph
 
 ROWS = (1, 2, 257)  # a graph that is correct for the traced sizes may be wrong for others
 # For a graph with max_candidates, one in this many golden requests is checked with up to max_candidates candidates.
 FULL_CHECK_INTERVAL = 10
-# Relative to the probability, because probabilities may be below TOLERANCE if clicks are rare.
-RELATIVE_TOLERANCE = 1e-3
-
 
 Case = tuple[str, Mapping[str, NDArray[np.generic]], NDArray[np.float64]]  # name, inputs, expected probabilities
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from service.runtime.cpu_quota import available_cpus
+from contract.cpu_quota import available_cpus, limit_threads
+from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
-from service.telemetry.metrics_folder import shared_folder
+from service.telemetry.metrics_folder import NoSpace, check_space, shared_folder
 
 BACKLOG = 2048
 FLAGS = ("bundle", "store", "workers")
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         as one line.
     """
     arguments = parse_arguments(argv)
+    limit_threads()  # Before numpy is imported. The workers inherit it.
     # Imported here because the import takes 0.1 s (numpy), and --help does not need it.
     from service.models.store import StoreError
 
@@ -47,9 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             listeners = [stack.enter_context(listen(settings.host, port)) for port in ports]
             metrics = stack.enter_context(shared_folder())
-            return asyncio.run(supervise(settings, listeners, metrics, arguments.print_curl))
-    except (SettingsError, StoreError, CannotListen) as error:
+            workers = settings.workers or available_cpus()
+            check_space(metrics, workers)
+            return asyncio.run(supervise(settings, workers, listeners, metrics, arguments.print_curl))
+    except (SettingsError, StoreError, CannotListen, NoSpace) as error:
         print(f"ctr-serve: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in OUT_OF_RESOURCES:
+            raise
+        print(f"ctr-serve: {error.strerror}. {HOW_TO_RAISE_LIMITS}", file=sys.stderr)
         return 2
 
 
@@ -93,12 +102,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}. Set CTR_HOST or CTR_PORT.") from error
 
 
-async def supervise(settings: Settings, listeners: Sequence[socket.socket], metrics: Path, print_curl: bool) -> int:
+async def supervise(
+    settings: Settings, workers: int, listeners: Sequence[socket.socket], metrics: Path, print_curl: bool
+) -> int:
     """Run the supervisor, and return the exit code."""
     # Imported here because prometheus_client reads an environment variable at import, and shared_folder() sets it.
     from service.processes.supervisor import Supervisor
 
-    workers = settings.workers or available_cpus()
     return await Supervisor(settings, workers, listeners, metrics, print_curl).run()
 
 

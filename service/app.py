@@ -80,6 +80,7 @@ def create_app(settings: Settings | None = None) -> Application:
         redirect_slashes=False,
     )
     app.state.draining = False
+    app.state.current_refused = None  # The supervisor sets it: the store's current version, if it cannot be served.
     app.state.metrics = Metrics()
     app.state.scrape = app.state.metrics.text  # Covers only this process. A worker replaces it to cover all workers.
     app.state.admission = Admission(settings.max_in_flight, settings.queue_target_ms / 1e3, settings.max_buffered_bytes)
@@ -167,6 +168,8 @@ async def describe_model(request: Request) -> Response:
         device=model.engine.device,
         cascade=manifest.cascade,
     )
+    if request.app.state.current_refused is not None:
+        response.current_refused = request.app.state.current_refused
     return Response(msgspec.json.encode(response), media_type=JSON)
 
 
@@ -181,7 +184,9 @@ async def readyz(request: Request) -> Response:
     model.readiness.check()
     if request.app.state.draining:
         raise NotReady("The server is draining and will exit soon. Send requests to another server.")
-    return PlainTextResponse(f"ready: {model.version}\n")
+    refused = request.app.state.current_refused
+    note = "" if refused is None else f" (the store's current version {refused} was refused, see the log)"
+    return PlainTextResponse(f"ready: {model.version}{note}\n")
 
 
 async def scrape(request: Request) -> Response:

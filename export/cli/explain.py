@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.cpu_quota import limit_threads
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
@@ -19,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="a folder for all numbers and one picture per candidate, or FILE.png")
     options = parser.parse_args(arguments)
+
+    limit_threads()
 
     from rich.console import Console
 

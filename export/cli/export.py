@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contract.cpu_quota import limit_threads
 from model.data.data_folder import add_data_argument
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="the bundle to write; an existing bundle there is replaced")
     add_data_argument(parser)
     options = parser.parse_args(arguments)
+
+    limit_threads()
 
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -4,7 +4,7 @@ import urllib.request
 
 import msgspec
 
-from contract.golden import TOLERANCE, largest_difference
+from contract.golden import largest_difference
 from loadtest.openloop.message import Prepared
 
 REQUEST_TIMEOUT_S = 30.0
@@ -45,7 +45,7 @@ def what_is_wrong(request: Prepared, body: bytes) -> str | None:
     if [score.id for score in answer.scores] != request.ids:
         return "the ids in the answer differ from those in the request, or are in a different order"
     difference = largest_difference(expected, [score.ctr for score in answer.scores])
-    return None if difference <= TOLERANCE else f"probabilities of {answer.version} are off by {difference:.3g}"
+    return None if difference.is_tolerated else f"probabilities of {answer.version} are off by {difference}"
 
 
 def fetch_scores(url: str, request: Prepared) -> list[float]:

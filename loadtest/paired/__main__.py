@@ -61,7 +61,7 @@ def compare(options: argparse.Namespace) -> Results:
             plan = replace(plan, rate=LOAD_SHARE * min(capacities.values()))
         runs = run_pairs(sides, plan, options.pairs)
     both = zip(found["this"][1], found["other"][1], strict=True)
-    return Results(sides, plan, capacities, max(largest_difference(*scores) for scores in both), runs)
+    return Results(sides, plan, capacities, max(largest_difference(*scores).absolute for scores in both), runs)
 
 
 def run_pairs(sides: Sides, plan: Plan, pairs: int) -> dict[Name, list[Run]]:

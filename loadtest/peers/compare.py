@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from contract.bundle import Bundle, open_bundle
+from contract.cpu_quota import available_cpus
 from loadtest.openloop.bodies import prepare
 from loadtest.peers.measure import (
     CONNECTIONS,
@@ -32,7 +33,6 @@ from loadtest.servers import Server, cpu_seconds, free_port, pss_mib, redis_with
 from loadtest.targets import report
 from model.experiments.run_folder import open_run
 from model.stec.stec import STEC
-from service.runtime.cpu_quota import available_cpus
 
 OURS = "ours"
 WORKERS = 2

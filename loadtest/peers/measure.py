@@ -146,5 +146,5 @@ def score_difference(url: str, requests: Sequence[Prepared]) -> float:
     largest = 0.0
     for request in requests:
         (expected,) = request.expected.values()
-        largest = max(largest, largest_difference(expected, fetch_scores(url, request)))
+        largest = max(largest, largest_difference(expected, fetch_scores(url, request)).absolute)
     return largest

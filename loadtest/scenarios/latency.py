@@ -19,6 +19,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from contract.bundle import Bundle, open_bundle
+from contract.cpu_quota import available_cpus
 from loadtest.openloop import records as read
 from loadtest.openloop.bodies import prepare
 from loadtest.openloop.load import Load, Outcome, run
@@ -29,7 +30,6 @@ from loadtest.reference_model import ensure_bundle
 from loadtest.report import Table
 from loadtest.servers import Server, redis_with, serving, stolen_s
 from loadtest.targets import RESULTS, Target, report
-from service.runtime.cpu_quota import available_cpus
 
 WORKERS = 2
 TARGET_CANDIDATES = 100  # the target applies to requests with this many candidates

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.cpu_quota import limit_threads
 from model.data.data_folder import add_data_argument
 
 
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if len([name for name in (options.a, options.b) if name]) != (0 if options.all else 2):
         parser.error("specify either A and B, or --all FOLDER")
+
+    limit_threads()
 
     from model.experiments.compare import compare
     from model.experiments.leaderboard import write_leaderboard

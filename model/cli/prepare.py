@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.cpu_quota import limit_threads
 from model.cli.arguments import INTERRUPTED
 from model.data.data_folder import add_data_argument
 
@@ -17,6 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument("--config", type=Path, metavar="TOML", help="an experiment's file, or a file with only [data]")
     add_data_argument(parser)
     options = parser.parse_args(arguments)
+
+    limit_threads()
 
     from rich.console import Console
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.cpu_quota import limit_threads
 from model.cli.arguments import INTERRUPTED, add_device_argument
 from model.data.data_folder import add_data_argument
 
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data_argument(parser)
     add_device_argument(parser)
     options = parser.parse_args(arguments)
+
+    limit_threads()
 
     from model.experiments.run_registry import results_folder
     from model.experiments.sweep import sweep

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.cpu_quota import limit_threads
 from model.cli.arguments import INTERRUPTED, add_device_argument, positive_int
 from model.data.data_folder import add_data_argument
 
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.out is None and options.seeds is None:
         parser.error("--out is missing: specify the run folder to write (required unless you use --seeds)")
+
+    limit_threads()
 
     from model.training.device import keep_freed_memory
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from contract.system_errors import explain_denied
 from service.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,8 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         if len(raw) > MAX_FILE_BYTES:
             raise KeysError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes. Remove unused keys.")
         text = raw.decode()
+    except PermissionError as error:
+        raise KeysError(f"{path}: the keys cannot be read: {explain_denied(path)}") from error
     except OSError as error:
         raise KeysError(
             f"{path}: the keys cannot be read ({error.strerror}). Check the path and its permissions."

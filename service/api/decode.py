@@ -1,6 +1,8 @@
 """Decode request bodies. An invalid body raises a Problem that states where the error is and what to send."""
 
-from typing import Any
+import re
+from collections.abc import Container, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -12,54 +14,31 @@ from service.api.schemas import (
     RESERVED_FIELDS,
     Candidate,
     CandidateId,
-    Cascade,
     ExplainRequest,
-    Features,
-    OnBadCandidate,
     ScoreRequest,
-    TimeoutMs,
-    TopK,
 )
 from service.errors import BadRequest, NotJson, Problem
 from service.settings import MAX_TIMEOUT_MS
 
-
-class CandidateWithRawFeatures(msgspec.Struct):
-    id: CandidateId
-    features: Raw
-
-
-class RequestWithRawFeatures(msgspec.Struct, forbid_unknown_fields=True):
-    """A ScoreRequest in which the features of a candidate may be any JSON value."""
-
-    context: Features
-    candidates: list[CandidateWithRawFeatures]
-    timeout_ms: TimeoutMs | None = None
-    on_bad_candidate: OnBadCandidate = "refuse"
-    top_k: TopK | None = None
-    cascade: Cascade = False
-
-
-class RawFeatures(msgspec.Struct):
-    features: Raw = Raw(b"{}")
-
-
-class RawRequest(msgspec.Struct):
-    """The parts of any request that contain features."""
-
-    context: Raw = Raw(b"{}")
-    candidates: list[RawFeatures] = []
-
+AnyRequest = TypeVar("AnyRequest", ScoreRequest, ExplainRequest)
 
 SCORE_REQUEST = msgspec.json.Decoder(ScoreRequest)
 EXPLAIN_REQUEST = msgspec.json.Decoder(ExplainRequest)
-REQUEST_WITH_RAW_FEATURES = msgspec.json.Decoder(RequestWithRawFeatures)
-RAW_REQUEST = msgspec.json.Decoder(RawRequest)
 FEATURES = msgspec.json.Decoder(dict[str, Any])
-RAW_VALUES = msgspec.json.Decoder(dict[str, Raw])
+# A Raw value is not checked for UTF-8, so an invalid string does not affect the values around it.
+RAW_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+RAW_LIST = msgspec.json.Decoder(list[Raw])
 ANY_JSON = msgspec.json.Decoder(Raw)
+ANY_VALUE = msgspec.json.Decoder()
 
 UNREADABLE = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+# Half of a surrogate pair: an escape such as \ud83d without its other half. The backslash before the "u" must not be
+# escaped itself, so it is the last of an odd number of backslashes. Group 1 is those that are escaped.
+HIGH, LOW = rb"u[dD][89abAB][0-9a-fA-F]{2}", rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
+LONE_SURROGATE = re.compile(rb"\\(?<!\\\\)((?:\\\\)*)(?:%b(?!\\%b)|(?<!\\%b\\)%b)" % (HIGH, LOW, HIGH, LOW))
+NOT_UTF8 = b"\xff" * 6  # as long as the escape
 
 EXPECTED_FEATURES = "an object that maps field names to strings, numbers, booleans or null"
 EXPECTED_VALUE = "a string, a finite number, a boolean or null"
@@ -81,87 +60,167 @@ EXPECTED: dict[Path, str] = {
 REQUIRED_FIELDS = ("context", "candidates")
 
 
-def decode_score_request(body: bytes, max_candidates: int) -> tuple[ScoreRequest, dict[int, BadFeature]]:
+def decode_score_request(
+    body: bytes, max_candidates: int, names: Container[str] | None = None
+) -> tuple[ScoreRequest, dict[int, BadFeature]]:
     """Decode the body of POST /v1/score.
 
+    Args:
+        body: The body.
+        max_candidates: Maximum number of candidates in a request.
+        names: The fields that the model reads. Other fields may have any value. None: the model reads every field.
+
     Returns:
-        The request, and an error for each candidate whose features are not an object of JSON values, by the candidate's
-        position. Only a request with on_bad_candidate = "skip" may have such candidates. Their features are returned
-        empty.
+        The request, and the errors by position of the candidates that cannot be decoded. Only a request with
+        on_bad_candidate = "skip" may have such candidates. Their features are returned empty, and an invalid id as
+        None.
 
     Raises:
         NotJson: The body is not JSON.
         BadRequest: The body is JSON, but not a valid request, or it has more than `max_candidates` candidates.
     """
     try:
-        request = SCORE_REQUEST.decode(body)
-    except msgspec.ValidationError as error:
-        # msgspec stops at the first invalid value. What follows it may not even be JSON.
-        check_json(body)
-        return skip_bad_features(bad_request(error, body, ScoreRequest), body, max_candidates)
-    except UNREADABLE as error:
-        raise unreadable(error, body) from None
+        request = decode_strictly(SCORE_REQUEST, body)
+    except UNREADABLE:
+        return decode_leniently(ScoreRequest, body, max_candidates, names)
     check_candidate_count(len(request.candidates), max_candidates)
     return request, {}
 
 
-def decode_explain_request(body: bytes) -> ExplainRequest:
-    """Decode the body of POST /v1/explain.
-
-    Raises:
-        NotJson: The body is not JSON.
-        BadRequest: The body is JSON, but not a valid request.
-    """
+def decode_explain_request(body: bytes, max_candidates: int, names: Container[str] | None = None) -> ExplainRequest:
+    """Decode the body of POST /v1/explain. For the arguments and exceptions, see decode_score_request()."""
     try:
-        return EXPLAIN_REQUEST.decode(body)
-    except msgspec.ValidationError as error:
-        check_json(body)
-        raise bad_request(error, body, ExplainRequest) from None
-    except UNREADABLE as error:
-        raise unreadable(error, body) from None
+        return decode_strictly(EXPLAIN_REQUEST, body)
+    except UNREADABLE:
+        return decode_leniently(ExplainRequest, body, max_candidates, names)[0]
 
 
-def skip_bad_features(
-    problem: BadRequest, body: bytes, max_candidates: int
-) -> tuple[ScoreRequest, dict[int, BadFeature]]:
-    """Decode a request with on_bad_candidate = "skip" again, decoding the features of each candidate separately.
+def decode_strictly(decoder: msgspec.json.Decoder[AnyRequest], body: bytes) -> AnyRequest:
+    """Decode a body with msgspec. This is the fast path, which almost all requests take."""
+    try:
+        return decoder.decode(body)
+    except msgspec.DecodeError:
+        if not body.startswith(BYTE_ORDER_MARK):
+            raise
+        return decoder.decode(body[len(BYTE_ORDER_MARK) :])
+
+
+def decode_leniently(
+    request_type: type[AnyRequest], body: bytes, max_candidates: int, names: Container[str] | None
+) -> tuple[AnyRequest, dict[int, BadFeature]]:
+    """Decode a body that msgspec refuses as a whole, part by part.
+
+    A part may be valid although msgspec refuses it: 3.0 is an integer, and a field that the model does not read may
+    have any value. With on_bad_candidate = "skip", a part may also be an invalid candidate.
 
     Args:
-        problem: Why the request could not be decoded as a whole. It is raised if invalid features are not the reason,
-            or if the request does not have on_bad_candidate = "skip".
-        body: The request, which is known to be JSON.
-        max_candidates: Maximum number of candidates in a request.
-
-    Returns:
-        See decode_score_request().
+        request_type: The type of the request.
+        body: See decode_score_request(), as are the other arguments, the returned values and the exceptions.
     """
-    try:
-        raw_request = REQUEST_WITH_RAW_FEATURES.decode(body)
-    except UNREADABLE:
-        raise problem from None
-    if raw_request.on_bad_candidate != "skip" or not raw_request.candidates:
-        raise problem
+    if not body:
+        raise NotJson("The body is empty. Send a JSON object.")
+    body = LONE_SURROGATE.sub(rb"\1" + NOT_UTF8, body.removeprefix(BYTE_ORDER_MARK))
+    decoded(ANY_JSON, body, ())  # Whatever else is wrong, first say whether this is JSON.
+    parts = decoded(RAW_OBJECT, body, ())
+    context = read_features(parts["context"], ("context",), names) if "context" in parts else {}
+    raw_candidates = decoded(RAW_LIST, parts["candidates"], ("candidates",)) if "candidates" in parts else []
+    request = read_options(request_type, parts, is_empty=not raw_candidates)
     # Check this before decoding the candidates one by one, because a body may contain a hundred thousand.
-    check_candidate_count(len(raw_request.candidates), max_candidates)
+    check_candidate_count(len(raw_candidates), max_candidates)
     candidates: list[Candidate] = []
     errors: dict[int, BadFeature] = {}
-    for row, candidate in enumerate(raw_request.candidates):
-        path: Path = ("candidates", row, "features")
-        features: dict[str, Any] = {}
-        try:
-            features = FEATURES.decode(candidate.features)
-        except msgspec.ValidationError as error:
-            invalid = parse_validation_error(error)
-            errors[row] = BadFeature(*describe(invalid, path, candidate.features))
-        except RecursionError:
-            errors[row] = BadFeature(json_path(path), f"The value is nested too deeply. Expected {EXPECTED_FEATURES}.")
-        except (UnicodeDecodeError, msgspec.DecodeError) as error:
-            raise unreadable(error, candidate.features) from None
-        candidates.append(Candidate(candidate.id, features))
-    request = ScoreRequest(
-        raw_request.context, candidates, raw_request.timeout_ms, "skip", raw_request.top_k, raw_request.cascade
-    )
+    for row, raw in enumerate(raw_candidates):
+        candidate, problem = read_candidate(raw, ("candidates", row), names)
+        candidates.append(candidate)
+        if problem is None:
+            continue
+        if not (isinstance(request, ScoreRequest) and request.on_bad_candidate == "skip"):
+            raise problem
+        errors[row] = BadFeature(problem.path or "$", problem.detail)
+    request.context, request.candidates = context, candidates
     return request, errors
+
+
+def read_options(request_type: type[AnyRequest], parts: Mapping[str, Raw], is_empty: bool) -> AnyRequest:
+    """Return a request with placeholders for the context and the candidates.
+
+    Args:
+        request_type: The type of the request.
+        parts: The request's fields.
+        is_empty: Whether there are no candidates.
+
+    Raises:
+        Problem: A field is missing, unknown or invalid.
+    """
+    options: dict[str, Any] = {}
+    for name, raw in parts.items():
+        is_option = name in request_type.__struct_fields__ and name not in REQUIRED_FIELDS
+        options[name] = whole(decoded(ANY_VALUE, raw, (name,))) if is_option else {}
+    if "candidates" in parts:
+        options["candidates"] = [] if is_empty else [{"id": 0, "features": {}}]
+    try:
+        return msgspec.convert(options, request_type)
+    except msgspec.ValidationError as error:
+        raise bad_request(error, request_type) from None
+
+
+def read_candidate(raw: Raw, path: Path, names: Container[str] | None) -> tuple[Candidate, Problem | None]:
+    """Decode a candidate. If it is invalid, return a candidate without features, and what is wrong."""
+    candidate_id: Any = None
+    try:
+        parts = decoded(RAW_OBJECT, raw, path)
+        if "id" not in parts:
+            raise missing((*path, "id"))
+        candidate_id = read_id(parts["id"], (*path, "id"))
+        if "features" not in parts:
+            raise missing((*path, "features"))
+        return Candidate(candidate_id, read_features(parts["features"], (*path, "features"), names)), None
+    except Problem as problem:
+        return Candidate(candidate_id, {}), problem
+
+
+def read_id(raw: Raw, path: Path) -> str | int:
+    """Decode a candidate's id. Raises Problem if it is invalid."""
+    value = whole(decoded(ANY_VALUE, raw, path))
+    try:
+        candidate_id: str | int = msgspec.convert(value, CandidateId)
+        return candidate_id
+    except msgspec.ValidationError as error:
+        raise problem_at(error, path) from None
+
+
+def read_features(raw: Raw, path: Path, names: Container[str] | None) -> dict[str, Any]:
+    """Decode an object of features. A value that cannot be decoded becomes None if the model does not read it.
+
+    Raises:
+        Problem: This is not an object, or a value that the model reads cannot be decoded.
+    """
+    try:
+        return FEATURES.decode(raw)
+    except UNREADABLE:
+        values = decoded(RAW_OBJECT, raw, path)
+    features: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            features[name] = ANY_VALUE.decode(value)
+        except UNREADABLE as error:
+            if names is None or name in names:
+                raise problem_at(error, (*path, shorten(name))) from None
+            features[name] = None
+    return features
+
+
+def whole(value: Any) -> Any:
+    """Return 3 for 3.0, and every other value unchanged."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def decoded(decoder: msgspec.json.Decoder[Any], raw: bytes | Raw, path: Path) -> Any:
+    """Decode the value at a path. Raises Problem if it cannot be decoded."""
+    try:
+        return decoder.decode(raw)
+    except UNREADABLE as error:
+        raise problem_at(error, path) from None
 
 
 def check_candidate_count(candidates: int, max_candidates: int) -> None:
@@ -174,28 +233,26 @@ def check_candidate_count(candidates: int, max_candidates: int) -> None:
         )
 
 
-def check_json(body: bytes) -> None:
-    """Raise NotJson if a body is not JSON, or BadRequest if it is nested too deeply."""
-    try:
-        body.decode()  # msgspec does not check whether the strings in a Raw value are valid UTF-8
-        ANY_JSON.decode(body)
-    except UNREADABLE as error:
-        raise unreadable(error, body) from None
-
-
-def unreadable(error: Exception, body: bytes | Raw) -> Problem:
-    """Return the Problem for an exception in UNREADABLE."""
+def problem_at(error: Exception, path: Path) -> Problem:
+    """Return the Problem for one of UNREADABLE, which the value at a path caused."""
+    if isinstance(error, msgspec.ValidationError):
+        return invalid_value(parse_validation_error(error), path)
+    where = json_path(path) if path else None
     if isinstance(error, UnicodeDecodeError):
-        return NotJson(f"The body is not UTF-8 ({error.reason}). Encode it as UTF-8.")
+        return NotJson(
+            "The text is not valid Unicode: it contains bytes that are not UTF-8, or half of a surrogate pair, such as "
+            "\\ud83d without its other half. Cut strings only between characters, and encode the body as UTF-8.",
+            where,
+        )
     if isinstance(error, msgspec.DecodeError):
-        if not body:
-            return NotJson("The body is empty. Send a JSON object.")
-        return NotJson(f"{error}. Send valid JSON, which has no NaN, no Infinity and no lone surrogates.")
-    return BadRequest(f"The body is nested too deeply. A feature's value must be {EXPECTED_VALUE}.", "$")
+        return NotJson(f"{error}. Send valid JSON, which has no NaN and no Infinity.", where)
+    what = f"The value is nested too deeply. Expected {expected(path)}."
+    body = f"The body is nested too deeply. A feature's value must be {EXPECTED_VALUE}."
+    return BadRequest(what if path else body, json_path(path))
 
 
-def bad_request(error: msgspec.ValidationError, body: bytes, request_type: type[msgspec.Struct]) -> BadRequest:
-    """Return the Problem for a body that is JSON, but not a `request_type`."""
+def bad_request(error: msgspec.ValidationError, request_type: type[msgspec.Struct]) -> BadRequest:
+    """Return the Problem for the fields of a request that are not those of a `request_type`."""
     invalid = parse_validation_error(error)
     if invalid.unknown_field is not None:
         name = shorten(invalid.unknown_field)
@@ -203,57 +260,24 @@ def bad_request(error: msgspec.ValidationError, body: bytes, request_type: type[
         fields = ", ".join(request_type.__struct_fields__)
         return BadRequest(f"{name!r} {why}. Remove it. The fields of this request are {fields}.", f"$.{name}")
     if invalid.missing_field is not None:
-        path = (*invalid.path, invalid.missing_field)
-        return BadRequest(f"{invalid.missing_field!r} is missing. Expected {expected(path)}.", json_path(path))
-    path_text, detail = describe(invalid, invalid.path, raw_features(invalid.path, body) if invalid.in_dict else None)
-    return BadRequest(detail, path_text)
+        return missing((*invalid.path, invalid.missing_field))
+    return invalid_value(invalid, invalid.path)
 
 
-def describe(invalid: InvalidValue, path: Path, features: Raw | None) -> tuple[str, str]:
-    """Return the JSON path of an invalid value, and a message that says what to send instead.
+def missing(path: Path) -> BadRequest:
+    """Return the Problem for a missing field."""
+    return BadRequest(f"{path[-1]!r} is missing. Expected {expected(path)}.", json_path(path))
 
-    Args:
-        invalid: What msgspec reported.
-        path: The path of the value in the request.
-        features: The object that contains the value, if `invalid.in_dict` and the object is known.
-    """
-    where, what = json_path(path), expected(path)
-    if invalid.in_dict:
-        name = None if features is None else bad_value_name(features)
-        where, what = where if name is None else f"{where}.{shorten(name)}", EXPECTED_VALUE
+
+def invalid_value(invalid: InvalidValue, path: Path) -> BadRequest:
+    """Return the Problem for the value at a path, which has the wrong type or is out of bounds."""
     optional = " This field is optional." if len(path) == 1 and path[0] not in REQUIRED_FIELDS else ""
     if invalid.message is not None:
-        return where, f"{invalid.message}. Expected {what}.{optional}"
+        return BadRequest(f"{invalid.message}. Expected {expected(path)}.{optional}", json_path(path))
     got = "" if invalid.got is None else f", got {invalid.got}"
-    return where, f"Expected {what}{got}.{optional}"
+    return BadRequest(f"Expected {expected(path)}{got}.{optional}", json_path(path))
 
 
 def expected(path: Path) -> str:
     """Return what the value at a path must be."""
     return EXPECTED.get(tuple(0 if isinstance(part, int) else part for part in path), EXPECTED_VALUE)
-
-
-def raw_features(path: Path, body: bytes) -> Raw | None:
-    """Return the features at a path, undecoded.
-
-    Return None if they cannot be found. If an object has a name twice, only the last value can be found.
-    """
-    try:
-        request = RAW_REQUEST.decode(body)
-        return request.context if path == ("context",) else request.candidates[int(path[1])].features
-    except (*UNREADABLE, IndexError):
-        return None
-
-
-def bad_value_name(features: Raw) -> str | None:
-    """Return the name of the first value that cannot be decoded. msgspec does not report the name."""
-    try:
-        values = RAW_VALUES.decode(features)
-    except UNREADABLE:
-        return None
-    for name, value in values.items():
-        try:
-            msgspec.json.decode(value)
-        except UNREADABLE:
-            return name
-    return None

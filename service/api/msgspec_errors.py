@@ -40,7 +40,6 @@ class InvalidValue:
 
     Attributes:
         path: Field names and list positions that lead to the value. For a value in a dict, those that lead to the dict.
-        in_dict: Whether the value is somewhere in the dict at `path`.
         unknown_field: Name of a field that the object at `path` must not have.
         missing_field: Name of a field that the object at `path` must have.
         got: What was found, for example "a list". None if msgspec does not report it.
@@ -49,7 +48,6 @@ class InvalidValue:
     """
 
     path: Path
-    in_dict: bool = False
     unknown_field: str | None = None
     missing_field: str | None = None
     got: str | None = None
@@ -67,17 +65,17 @@ def parse_validation_error(error: msgspec.ValidationError) -> InvalidValue:
     message, found, at = text.rpartition(AT)
     if not found:
         message, at = text, ""
-    at, in_dict, _ = at.partition(IN_DICT)
+    at = at.partition(IN_DICT)[0]
     path = tuple(name or int(index) for name, index in PATH_PART.findall(at))
     if missing := MISSING_FIELD.fullmatch(message):
         return InvalidValue(path, missing_field=missing[1])
     if wrong_type := WRONG_TYPE.fullmatch(message):
-        return InvalidValue(path, bool(in_dict), got=JSON_TYPES.get(wrong_type[1], wrong_type[1]))
+        return InvalidValue(path, got=JSON_TYPES.get(wrong_type[1], wrong_type[1]))
     if wrong_choice := WRONG_CHOICE.fullmatch(message):
-        return InvalidValue(path, bool(in_dict), got=shorten(wrong_choice[1]))
+        return InvalidValue(path, got=shorten(wrong_choice[1]))
     if OUT_OF_BOUNDS.fullmatch(message):
-        return InvalidValue(path, bool(in_dict))
-    return InvalidValue(path, bool(in_dict), message=shorten(message, MAX_MESSAGE_CHARS))
+        return InvalidValue(path)
+    return InvalidValue(path, message=shorten(message, MAX_MESSAGE_CHARS))
 
 
 def json_path(path: Path) -> str:

@@ -21,7 +21,14 @@ TimeoutMs = Annotated[
     int, Meta(ge=1, le=MAX_TIMEOUT_MS, description="Deadline for the response, in ms after the request arrives.")
 ]
 OnBadCandidate = Literal["refuse", "skip"]
-TopK = Annotated[int, Meta(ge=1, description="Return only the k best candidates, in descending order of `ctr`.")]
+TopK = Annotated[
+    int,
+    Meta(
+        ge=1,
+        description="Return only the k best candidates, in descending order of `ctr`. The order of candidates with "
+        "equal `ctr` depends on the request's id.",
+    ),
+]
 Cascade = Annotated[
     bool,
     Meta(
@@ -57,7 +64,7 @@ class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Score(msgspec.Struct):
-    id: str | int
+    id: Annotated[str | int | None, Meta(description="Null for a candidate that was skipped because of its id.")]
     ctr: Annotated[float | None, Meta(description="Click probability. Null for a candidate that was skipped.")]
     error: Annotated[str | UnsetType, Meta(description="Why the candidate was skipped: a JSON path and a message.")] = (
         UNSET
@@ -96,6 +103,10 @@ class ModelResponse(msgspec.Struct):
     ]
     device: Annotated[str, Meta(description='"cpu" or "cuda".')]
     cascade: tuple[CascadeRule, ...]
+    current_refused: Annotated[
+        str | UnsetType,
+        Meta(description="The store's current version, if the server refused it and serves this version instead."),
+    ] = UNSET
 
 
 class ExplainRequest(msgspec.Struct, forbid_unknown_fields=True):

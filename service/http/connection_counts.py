@@ -9,6 +9,8 @@ import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.telemetry.metrics_folder import reserve
+
 FILE = "connections"
 COUNT_BYTES = 8
 UNUSED = -1
@@ -30,9 +32,11 @@ class ConnectionCounts:
         """
         path = folder / FILE
         if slots is not None:
-            path.write_bytes(UNUSED.to_bytes(COUNT_BYTES, "little", signed=True) * slots)
+            reserve(path, COUNT_BYTES * slots)
         with path.open("r+b") as file:
             self._counts = memoryview(mmap.mmap(file.fileno(), 0)).cast("q")
+        for slot in range(slots or 0):
+            self.clear(slot)
 
     def set(self, slot: int, connections: int) -> None:
         self._counts[slot] = connections

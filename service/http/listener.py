@@ -10,6 +10,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Sized
+from functools import partial
 
 from service.http.connection_counts import WorkerSlot
 
@@ -28,7 +29,7 @@ class Listener:
     def __init__(
         self,
         listening: socket.socket,
-        protocol: Callable[[], asyncio.Protocol],
+        protocol: Callable[..., asyncio.Protocol],
         connections: Sized,
         max_connections: int,
         slot: WorkerSlot | None = None,
@@ -37,13 +38,14 @@ class Listener:
 
         Args:
             listening: The shared socket.
-            protocol: Creates the protocol for a new connection.
+            protocol: Creates the protocol for a new connection. It must call its argument `on_lost` once the connection
+                is closed.
             connections: The open connections.
             max_connections: Maximum number of open connections. Further ones wait in the socket's queue.
             slot: Slot in which this worker publishes its connection count for the other workers. None: never yield.
         """
         self._socket = listening
-        self._protocol = protocol
+        self._protocol = partial(protocol, on_lost=self.publish_count)
         self._connections = connections
         self._max_connections = max_connections
         self._slot = slot

@@ -70,6 +70,7 @@ class Protocol(HttpToolsProtocol):
 
     Args:
         limits: The client's timeouts.
+        on_lost: Called when the connection has been closed.
         parts: The application's state, see service/app.py.
         score: Answers POST requests to SCORE_PATH. If it is None, the application answers them.
 
@@ -81,12 +82,14 @@ class Protocol(HttpToolsProtocol):
         self,
         *args: Any,
         limits: Limits,
+        on_lost: Callable[[], None],
         parts: Any,
         score: Score | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._on_lost = on_lost
         self._parts = parts
         self._score = score
         self.close_after_response = False
@@ -316,6 +319,7 @@ class Protocol(HttpToolsProtocol):
         if self._current is not None and not self._current.response_complete:
             self.disconnect(self._current)
         super().connection_lost(exc)
+        self._on_lost()
 
     def restart_without_upgrade(self, rest: bytes) -> bytes:
         """Replace the parser, which stopped at an upgrade.

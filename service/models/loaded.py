@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
+from contract.cpu_quota import available_cpus
 from contract.encode import Encoder, ModelInput
-from contract.golden import TOLERANCE, GoldenRequest, largest_difference, read_golden
+from contract.golden import TOLERATED, Difference, GoldenRequest, largest_difference, max_difference, read_golden
 from service.api.auth import ApiKeys
 from service.request_log.writer import RequestLog
-from service.runtime.cpu_quota import available_cpus
 from service.runtime.engine import Engine, empty_request, explained_difference, open_engine
 from service.scoring.admission import Admission
 from service.scoring.batching import Batcher
@@ -78,10 +78,10 @@ class Model:
                 f"the self-test failed ({type(error).__name__}, see the log): export the run again"
             )
             return
-        if not difference <= TOLERANCE:
+        if not difference.is_tolerated:
             problem = (
-                f"answers to the golden requests differ from the exporter's by {difference:.3g}, "
-                f"more than {TOLERANCE:g}: export the run again"
+                f"answers to the golden requests differ from the exporter's by {difference}, "
+                f"more than {TOLERATED}: export the run again"
             )
             log.error("not ready: %s", problem)
             self.readiness.set_result(problem)
@@ -110,17 +110,17 @@ class Model:
             await asyncio.sleep(0)  # Encoding hundreds of requests in one go would block the event loop.
         return inputs
 
-    def golden_difference(self, inputs: list[ModelInput]) -> float:
+    def golden_difference(self, inputs: list[ModelInput]) -> Difference:
         """Return the largest difference from the exporter's answers, in scores and in one explanation.
 
         Args:
             inputs: The golden requests, encoded.
         """
         answers = (self.engine.run([model_input])[0].tolist() for model_input in inputs)
-        difference = max(largest_difference(golden.ctr, ctr) for golden, ctr in zip(self.golden, answers, strict=True))
+        differences = [largest_difference(golden.ctr, ctr) for golden, ctr in zip(self.golden, answers, strict=True)]
         if self.engine.explains:
-            difference = max(difference, explained_difference(self.engine, inputs[0], self.golden[0].ctr))
-        return difference
+            differences.append(explained_difference(self.engine, inputs[0], self.golden[0].ctr))
+        return max_difference(differences)
 
     async def close(self) -> None:
         """Close the model once no request uses it anymore."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from contract.bundle import BundleError, Manifest, open_bundle
+from contract.system_errors import explain_denied
 
 VERSIONS = "versions"
 CURRENT = "current"
@@ -73,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (StoreError, BundleError) as error:
         print(f"ctr-store: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(f"ctr-store: {explain_denied(Path(error.filename or arguments.store))}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"ctr-store: {error.filename or arguments.store}: {error.strerror or error}", file=sys.stderr)
         return 2
@@ -125,10 +129,40 @@ def current_bundle(store: Path) -> Path:
     pointer = read_pointer(store)
     if pointer is None:
         raise StoreError(f"{store} has no current version: run ctr-store add {store} BUNDLE --activate")
-    folder = store / VERSIONS / pointer.version
-    if not folder.is_dir() or folder.is_symlink():
+    if not has_version(store, pointer.version):
         raise StoreError(f"{store}: the current version {pointer.version} is missing: activate another version")
-    return folder
+    return store / VERSIONS / pointer.version
+
+
+def servable_bundles(store: Path) -> tuple[str, list[Path]]:
+    """Return the current version, and the folders to try when a server starts: its own, then the previous ones.
+
+    Versions that are missing from the store are left out.
+
+    Raises:
+        StoreError: The store or its pointer does not exist, or all of these versions are missing.
+    """
+    pointer = read_pointer(store)
+    found = [] if pointer is None else [v for v in (pointer.version, *pointer.previous) if has_version(store, v)]
+    if pointer is None or not found:
+        return "", [current_bundle(store)]  # Raises.
+    return pointer.version, [store / VERSIONS / version for version in found]
+
+
+def has_version(store: Path, version: str) -> bool:
+    """Return whether a version is in the store. Raises StoreError if the store cannot be read."""
+    folder = store / VERSIONS / version
+    try:
+        return folder.is_dir() and not folder.is_symlink()
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """Return the StoreError for a part of the store that cannot be read."""
+    if isinstance(error, PermissionError):
+        return StoreError(explain_denied(Path(error.filename or path)))
+    return StoreError(f"{path} cannot be read ({error.strerror or error}): check the disk and its mount")
 
 
 def read_pointer(store: Path) -> Pointer | None:
@@ -142,7 +176,9 @@ def read_pointer(store: Path) -> Pointer | None:
         pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} cannot be read ({error}): activate a version again") from error
     # A version is a name, not a path, so a pointer cannot lead outside the store.
     for version in (pointer.version, *pointer.previous):
@@ -181,7 +217,7 @@ def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
         BundleError: The bundle is not valid.
     """
     manifest = open_bundle(bundle).manifest
-    (store / VERSIONS).mkdir(parents=True, exist_ok=True)
+    create_store(store)
     with locked(store):
         target = store / VERSIONS / manifest.version
         if is_intact(target):
@@ -193,7 +229,7 @@ def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
             except shutil.Error as error:
                 _, _, reason = error.args[0][0]
                 raise StoreError(f"{bundle} cannot be copied into the store: {reason}") from error
-            copy.chmod(0o755)  # The server may run as another user.
+            protect(copy)
             if open_bundle(copy).manifest.version != manifest.version:
                 raise StoreError(f"{bundle} changed while it was being copied: add it again")
             sync_to_disk(copy)  # Before the rename, because a version counts as complete once it has its name.
@@ -286,6 +322,25 @@ def is_intact(folder: Path) -> bool:
         return not folder.is_symlink() and open_bundle(folder).manifest.version == folder.name
     except BundleError:
         return False
+
+
+def create_store(store: Path) -> None:
+    """Create an empty store, unless it exists. Other users may read it whatever the umask is."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (store, store / VERSIONS):
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o755)
+
+
+def protect(folder: Path) -> None:
+    """Make the files of a copied bundle readable for everyone and writable for nobody.
+
+    The server may run as another user. It maps the files into memory, so writing to one of them in place would kill
+    its workers.
+    """
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o444)
 
 
 @contextmanager

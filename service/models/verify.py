@@ -12,7 +12,7 @@ import msgspec
 
 from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
 from contract.encode import Encoder
-from contract.golden import TOLERANCE, GoldenRequest, largest_difference, read_golden
+from contract.golden import TOLERATED, Difference, GoldenRequest, largest_difference, max_difference, read_golden
 from contract.reader import BadFeature
 from service.runtime.engine import golden_answers, open_engine
 from service.runtime.onnx_session import EngineMissing
@@ -76,21 +76,21 @@ def verify_golden(bundle: Bundle, url: str | None) -> int:
     print(f"{bundle.manifest.name} {bundle.manifest.version}")
     print(
         f"{len(compared)} requests, {sum(len(request.candidates) for request in compared)} candidates, "
-        f"largest difference {difference:.3g}"
+        f"largest difference {difference}"
     )
     if refused:
         print(f"not compared because the server is strict (CTR_STRICT): {format_lines(refused)} of {GOLDEN}")
-    if difference <= TOLERANCE:
+    if difference.is_tolerated:
         return 0
     print(
-        f"ctr-verify: the answers differ from the exporter's by {difference:.3g}, more than {TOLERANCE:g}: "
+        f"ctr-verify: the answers differ from the exporter's by {difference}, more than {TOLERATED}: "
         "export the run again",
         file=sys.stderr,
     )
     return 1
 
 
-def compare(answer: Answer, golden: Sequence[GoldenRequest]) -> tuple[float, list[int]]:
+def compare(answer: Answer, golden: Sequence[GoldenRequest]) -> tuple[Difference, list[int]]:
     """Return the largest difference, and the line numbers of the golden requests that a strict server refuses."""
     differences, refused = [], []
     for line, request in enumerate(golden, 1):
@@ -103,7 +103,7 @@ def compare(answer: Answer, golden: Sequence[GoldenRequest]) -> tuple[float, lis
             f"the server is strict (CTR_STRICT) and refuses {format_lines(refused)} of {GOLDEN}, which is all of them: "
             "start the server without CTR_STRICT to verify it"
         )
-    return max(differences), refused
+    return max_difference(differences), refused
 
 
 def format_lines(numbers: Sequence[int]) -> str:
@@ -195,7 +195,7 @@ def replay_log(paths: Sequence[Path], bundle: Bundle) -> int:
         print(f"skipped {garbled} lines that are truncated or not from a request log")
     if any(replayed.is_unexplained(bundle) for replayed in versions):
         print(
-            f"ctr-verify: the same version now gives answers that differ by more than {TOLERANCE:g} from the log",
+            f"ctr-verify: the same version now gives answers that differ by more than {TOLERATED} from the log",
             file=sys.stderr,
         )
         return 1

@@ -29,6 +29,12 @@ class Rebalance(msgspec.Struct, tag=True, frozen=True):
     workers: int  # Including the new one.
 
 
+class CurrentRefused(msgspec.Struct, tag=True, frozen=True):
+    """Tell a worker which version of the store is current but was refused. None if it serves the current version."""
+
+    version: str | None
+
+
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """Tell the supervisor that a worker accepts requests."""
 
@@ -56,7 +62,7 @@ class Reply(msgspec.Struct, tag=True, frozen=True):
     problem: str | None = None
 
 
-Message = Load | Drain | Rebalance | Ready | Reload | Scrape | Reply
+Message = Load | Drain | Rebalance | CurrentRefused | Ready | Reload | Scrape | Reply
 
 
 class _Line(msgspec.Struct):

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from service.models.preflight import check, version_of
-from service.models.store import CURRENT, StoreError, current_bundle
+from service.models.store import CURRENT, StoreError, current_bundle, servable_bundles
 from service.processes.ipc import Reply
 from service.processes.worker_process import WorkerProcess
 from service.settings import Settings
@@ -23,6 +23,7 @@ class Reloader:
 
     Attributes:
         folder: The bundle to serve. New workers start with it.
+        current: The store's current version. Empty if there is no store.
     """
 
     def __init__(self, settings: Settings, workers: Collection[WorkerProcess], registry: CollectorRegistry) -> None:
@@ -40,12 +41,57 @@ class Reloader:
         self._workers = workers
         # Taken before the pointer is read, so that a change in between causes a reload.
         self._pointer_stamp = None if settings.store is None else pointer_stamp(settings.store)
-        self.folder = current_folder(settings)
+        self.current, folders = "", [settings.bundle] if settings.bundle else []
+        if settings.store is not None:
+            self.current, folders = servable_bundles(settings.store)
+        self.folder, *self._fallbacks = folders
         self._lock = asyncio.Lock()
         self._queued: asyncio.Task[Reply] | None = None
         self._outcomes = Counter("ctr_reloads", "Reloads by outcome", ["outcome"], registry=registry)
         for outcome in ("loaded", "unchanged", "refused"):
             self._outcomes.labels(outcome)
+        self._is_refused = Gauge(
+            "ctr_current_refused",
+            "1 if the store's current version was refused and another one is served, otherwise 0",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        if self.refused:
+            self.report_fallback("is missing")
+
+    @property
+    def refused(self) -> str | None:
+        """The store's current version, if another version is served instead of it."""
+        return self.current if self.current and self.folder.name != self.current else None
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether `fall_back` has another version to try."""
+        return bool(self._fallbacks)
+
+    def fall_back(self) -> bool:
+        """Choose the previous version of the store, because the one in `folder` cannot be served.
+
+        Returns:
+            False if there is no previous version.
+        """
+        if not self._fallbacks:
+            return False
+        self.folder = self._fallbacks.pop(0)
+        self.report_fallback("cannot be served")
+        return True
+
+    def report_fallback(self, problem: str) -> None:
+        """Log and count that the store's current version is not served."""
+        self._outcomes.labels("refused").inc()
+        self._is_refused.set(1)
+        log.error(
+            "The store's current version %s %s. Falling back to %s. Activate a good version: ctr-store rollback %s",
+            self.current,
+            problem,
+            self.folder.name,
+            self._settings.store,
+        )
 
     async def reload(self) -> Reply:
         """Make every worker serve the current bundle. Return its version, or why it was refused.
@@ -81,6 +127,9 @@ class Reloader:
             except OSError as error:  # For example, no memory or file descriptors for the check.
                 outcome, reply = "refused", Reply(problem=f"The bundle cannot be checked: {error.strerror}")
             self._outcomes.labels(outcome).inc()
+            self._is_refused.set(bool(self.refused))
+            for worker in self._workers:
+                worker.report_refused(self.refused)
             if reply.problem:
                 log.error("The new model was refused, and the previous one stays in service: %s", reply.problem)
             return reply
@@ -96,7 +145,8 @@ class Reloader:
         try:
             folder = current_folder(self._settings)
         except StoreError as error:
-            return "refused", Reply(problem=hide_paths(str(error), store))
+            return "refused", Reply(problem=hide_paths(str(error), store, *folders_above(store)))
+        self.current = "" if store is None else folder.name
         version = version_of(folder)
         if version and self._workers and all(worker.version == version for worker in self._workers):
             # A changed pointer and a request can both cause a reload of the same bundle.
@@ -117,6 +167,8 @@ class Reloader:
             if problem is not None:
                 await self.roll_back(previous)
                 return problem
+        if self._settings.store is not None and previous != folder:
+            self._fallbacks = [previous, *self._fallbacks]
         return None
 
     async def roll_back(self, previous: Path) -> None:
@@ -146,6 +198,11 @@ def pointer_stamp(store: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_mtime_ns
+
+
+def folders_above(store: Path | None) -> list[Path]:
+    """Return the folders above a store, inner ones first, without the root."""
+    return [] if store is None else list(store.absolute().parents)[:-1]
 
 
 def hide_paths(problem: str, *paths: Path | None) -> str:

@@ -158,7 +158,7 @@ class Server(uvicorn.Server):
                     connection.check_timeouts(now)
             for listener in self.servers:
                 assert isinstance(listener, Listener)
-                listener.publish_count()
+                listener.publish_count()  # A connection that was being set up may have been counted twice.
             metrics.in_flight.set(admission.in_flight)
             metrics.limit.set(admission.limit)
             metrics.connections.set(len(self.server_state.connections))

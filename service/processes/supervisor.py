@@ -6,6 +6,7 @@ worker. The supervisor accepts none. It also merges the workers' metrics, and ha
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -16,12 +17,14 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from contract.bundle import BundleError, open_bundle
 from service.http.connection_counts import ConnectionCounts
 from service.processes.ipc import Channel, Drain, Message, PeerClosed, Ready, Rebalance, Reload, Reply, Scrape
 from service.processes.reload import Reloader
-from service.processes.worker_process import WAIT_FOR_TEST, WorkerProcess, spawn
+from service.processes.worker_process import BAD_BUNDLE, WAIT_FOR_TEST, WorkerProcess, spawn
 from service.settings import Settings
-from service.telemetry.multiprocess import forget_latencies, forget_process, merge_metrics
+from service.telemetry.metrics_folder import reserve_counts, reserve_process_files
+from service.telemetry.multiprocess import ENDED, forget_latencies, forget_process, merge_metrics
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class Supervisor:
 
     Raises:
         StoreError: The store has no current bundle.
+        NoSpace: There is no space for the files that the processes share.
     """
 
     def __init__(
@@ -65,11 +69,13 @@ class Supervisor:
         self._tasks: set[asyncio.Task[object]] = set()
         self._stopping = asyncio.Event()
         self._exit_code = 0
-        self._has_served = False
+        self._has_served = asyncio.Event()
         registry = CollectorRegistry()
         self._reloader = Reloader(settings, self._workers, registry)
         self._deaths = Counter("ctr_worker_deaths", "Workers that exited unexpectedly", registry=registry)
         self._alive = Gauge("ctr_workers", "Running workers", registry=registry, multiprocess_mode="livesum")
+        reserve_process_files(metrics)
+        reserve_counts(metrics, ENDED)
 
     async def run(self) -> int:
         """Serve until a signal arrives or the first worker fails to start. Return the exit code."""
@@ -107,17 +113,23 @@ class Supervisor:
 
         A problem that prevents the first worker from starting would affect them all, and should be reported only once.
         """
-        try:
-            worker = await self.start(*(["--print-curl"] if self._print_curl else []))
-        except OSError as error:
-            log.error("Cannot start a worker: %s. Stopping.", error.strerror)
-            self.fail(CANNOT_START)
-            return
-        if worker is None:
-            return
-        await worker.ready.wait()
+        await self.start_first()
+        await self._has_served.wait()
         for _ in range(self._worker_count - 1):
             await self.start_with_retries(WAIT_FOR_TEST)
+
+    async def start_first(self) -> None:
+        """Start the first worker. The server stops if the process cannot be started."""
+        options = ["--print-curl"] if self._print_curl else []
+        # If the self-test fails, a worker that waits for it exits, so that the previous version can be tried. If only
+        # Redis has the vocabulary, the test may take long, and a worker that does not wait can report why.
+        if self._reloader.has_fallback and self._settings.vocabulary == "bundle":
+            options.append(WAIT_FOR_TEST)
+        try:
+            await self.start(*options)
+        except OSError as error:
+            log.error("Cannot start a worker: %s. Stopping. Check the limits of processes and memory.", error.strerror)
+            self.fail(CANNOT_START)
 
     async def start_with_retries(self, *options: str) -> None:
         """Start a worker. If the system cannot start a process, try again until it can."""
@@ -166,7 +178,8 @@ class Supervisor:
             case Ready():
                 worker.version = message.version
                 worker.ready.set()
-                self._has_served = True
+                self._has_served.set()
+                worker.report_refused(self._reloader.refused)
                 # Connections are long-lived. Without this, the new worker would have no work until clients reconnect.
                 for other in self._workers - {worker}:
                     if other.ready.is_set():
@@ -190,21 +203,44 @@ class Supervisor:
         if self._stopping.is_set():
             return
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        if not self._has_served and not self._workers:
+        # Another worker may have caused the fallback already.
+        is_bad = code == BAD_BUNDLE and self.none_ready and worker.folder == self._reloader.folder
+        has_fallen_back = is_bad and self._reloader.fall_back()
+        if not self._has_served.is_set() and not self._workers:
+            if has_fallen_back:
+                await self.start_first()
+                return
             if code < 0:  # A worker that was not killed has printed the reason.
                 log.error("The first worker was killed (%s) before it was ready. Is there enough memory?", cause)
-            self.fail(code if code > 0 else 1)
+            self.fail(CANNOT_START if code == BAD_BUNDLE else code if code > 0 else 1)
             return
         self._deaths.inc()
         lifetime_s = time.monotonic() - worker.started_s
         pause_s = 0.0 if lifetime_s > MIN_LIFETIME_S else min(MAX_PAUSE_S, 10 / max(1.0, lifetime_s) ** 2)
         log.error("Worker %d died (%s). A new one starts in %.1f s.", pid, cause, pause_s)
+        if code == -signal.SIGBUS:
+            log.error("A memory-mapped file was cut short: %s", await self.explain_sigbus(worker))
         await asyncio.sleep(pause_s)
         # A new worker accepts no connections until its self-test has passed. If no other worker is ready, connections
         # wait briefly. But if Redis has lost the vocabulary, the test can take a long time. A worker that accepts
         # connections during the test can at least report why it cannot score.
-        none_ready = not any(other.ready.is_set() for other in self._workers)
-        await self.start_with_retries(*([] if none_ready and self._settings.vocabulary == "redis" else [WAIT_FOR_TEST]))
+        await self.start_with_retries(
+            *([] if self.none_ready and self._settings.vocabulary == "redis" else [WAIT_FOR_TEST])
+        )
+
+    @property
+    def none_ready(self) -> bool:
+        return not any(worker.ready.is_set() for worker in self._workers)
+
+    async def explain_sigbus(self, worker: WorkerProcess) -> str:
+        """Return why a worker was probably killed by SIGBUS, and what to do."""
+        has_vocabulary = self._settings.vocabulary == "bundle"
+        try:
+            await asyncio.to_thread(open_bundle, worker.folder, vocabulary=has_vocabulary)
+        except BundleError as error:
+            return f"{error}. Never overwrite the files of a bundle that is served: use ctr-store, or rename folders."
+        free_bytes = os.statvfs(self._metrics).f_bavail * os.statvfs(self._metrics).f_frsize
+        return f"the bundle is unchanged, and {self._metrics.parent} has {free_bytes} bytes left."
 
     def retire_metrics(self, pid: int) -> None:
         """Remove the gauges of a process that has exited, but keep its counts."""

@@ -24,12 +24,26 @@ from service.errors import NotReady, Refused
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
 from service.http.uvicorn_support import UnsupportedUvicorn
 from service.models.manager import ModelManager
-from service.processes.ipc import Channel, Drain, Load, Message, PeerClosed, Ready, Rebalance, Reload, Reply, Scrape
+from service.processes.ipc import (
+    Channel,
+    CurrentRefused,
+    Drain,
+    Load,
+    Message,
+    PeerClosed,
+    Ready,
+    Rebalance,
+    Reload,
+    Reply,
+    Scrape,
+)
+from service.processes.limits import check_descriptors, raise_descriptor_limit
 from service.processes.server import BoundApp, Server
+from service.processes.worker_process import BAD_BUNDLE
 from service.runtime.onnx_session import EngineMissing
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
-from service.telemetry.metrics_folder import metrics_folder
+from service.telemetry.metrics_folder import NoSpace, metrics_folder, reserve_counts, reserve_process_files
 
 SCRAPE_TIMEOUT_S = 10.0
 RELOAD_TIMEOUT_S = 600.0  # Enough to check a large bundle and to load it into the workers one by one.
@@ -40,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker until the supervisor or a signal stops it.
 
     Returns:
-        The exit code: 0 after a stop, or 2 if the worker cannot start. In that case, the reason is printed as one line.
+        The exit code: 0 after a stop, BAD_BUNDLE if the bundle cannot be served, or 2 if the worker cannot start for
+        another reason. The reason is printed as one line.
     """
     parser = argparse.ArgumentParser("worker", description="Started by ctr-serve. Not meant to be run by hand.")
     parser.add_argument("--listener", type=int, required=True, help="file descriptor of the socket for requests")
@@ -57,13 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert folder is not None, "the supervisor creates the metrics folder"
     try:
         settings = read_settings(os.environ)
+        raise_descriptor_limit()
+        reserve_counts(folder, str(os.getpid()))
         app = create_app(settings)
         server = Server(app, settings, WorkerSlot(ConnectionCounts(folder), arguments.slot))
         server.handle_signals()
         uvloop.run(Worker(app, server, settings).run(arguments))
-    except (SettingsError, BundleError, EngineMissing, UnsupportedUvicorn) as error:
+    except (SettingsError, BundleError, EngineMissing, UnsupportedUvicorn, NoSpace) as error:
         print(f"ctr-serve: {error}", file=sys.stderr)
-        return 2
+        return BAD_BUNDLE if isinstance(error, BundleError) else 2
     return 0
 
 
@@ -91,6 +108,7 @@ class Worker:
             stack.callback(following.cancel)
             # Uvicorn's lifespan would print a traceback where main prints one line.
             await stack.enter_async_context(self._app.router.lifespan_context(self._app))
+            self.check_limits()
             self._opened.set()
             if self._server.should_exit:  # Stopped during startup.
                 return
@@ -99,6 +117,18 @@ class Worker:
             announcing = asyncio.create_task(self.announce(listening, arguments.print_curl))
             stack.callback(announcing.cancel)
             await self._server.serve_on(bound_apps)
+
+    def check_limits(self) -> None:
+        """Check the limits of the system, now that the model is open and all metrics exist.
+
+        Raises:
+            SettingsError: Too few files may be open.
+            NoSpace: The metrics files do not fit.
+        """
+        check_descriptors(self._settings)
+        folder = metrics_folder()
+        assert folder is not None, "main has checked this"
+        reserve_process_files(folder)
 
     def bind_admin(self, descriptor: int | None) -> list[BoundApp]:
         """Add the admin routes, if there is an admin key.
@@ -128,6 +158,8 @@ class Worker:
                 return Reply(self._serving.model.version, problem)
             case Drain():
                 self._server.stop()
+            case CurrentRefused():
+                self._app.state.current_refused = message.version
             case Rebalance():
                 self._server.rebalance(message.workers)
         return None

@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.processes.ipc import Channel, Load, PeerClosed
+from service.processes.ipc import Channel, CurrentRefused, Load, PeerClosed
 
 LOAD_TIMEOUT_S = 120.0
-WAIT_FOR_TEST = "--tested"  # A worker's option: do not accept connections until the self-test has passed.
+BAD_BUNDLE = 3  # A worker's exit code: the bundle cannot be served.
+WAIT_FOR_TEST = "--tested"  # A worker's option: accept no connection before the self-test has passed.
 
 
 @dataclass(eq=False)
@@ -52,6 +53,11 @@ class WorkerProcess:
         if reply.problem is None:
             self.folder, self.version = folder, reply.text
         return reply.problem
+
+    def report_refused(self, version: str | None) -> None:
+        """Tell the worker which version of the store is current but was refused, if any."""
+        with suppress(PeerClosed):
+            self.channel.send(CurrentRefused(version))
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import Bundle
 from contract.encode import Encoder
-from contract.golden import TOLERANCE
+from contract.golden import RELATIVE_TOLERANCE, TOLERANCE
 from contract.reader import BadFeature
 from service.request_log.segments import MAX_SEGMENT_S, unfinished_files
 from service.request_log.writer import Line, read_lines
@@ -53,7 +53,8 @@ class Comparison:
     def is_unexplained(self, bundle: Bundle) -> bool:
         """Return whether the same version gives different answers for the same values."""
         same = self.version == bundle.manifest.version and not self.hashed
-        return same and bool((self.difference[self.with_vocabulary] > TOLERANCE).any())
+        allowed = np.minimum(TOLERANCE, RELATIVE_TOLERANCE * self.before)
+        return same and bool((self.difference > allowed)[self.with_vocabulary].any())
 
 
 def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[Comparison], int]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
+from contract.system_errors import explain_denied
 from service.settings import SettingsError
 
 MAX_SEGMENT_BYTES = 64 * 1024 * 1024
@@ -42,6 +43,8 @@ class Segments:
         self._opened_s = 0.0
         try:
             prepare_folder(folder)
+        except PermissionError as error:
+            raise SettingsError(f"CTR_REQUEST_LOG: {explain_denied(Path(error.filename or folder))}") from error
         except OSError as error:
             raise SettingsError(
                 f"CTR_REQUEST_LOG: {folder} is not writable ({error.strerror}). Set it to a writable folder."

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from contract.schema import FeatureSchema
+from contract.system_errors import explain_denied
 from contract.tokens import token
 from service.api.schemas import ScoreRequest, ScoreResponse
 from service.request_log.segments import Segments, finished_files
@@ -38,7 +39,7 @@ POLL_S = 1.0
 
 
 class LoggedCandidate(msgspec.Struct):
-    id: str | int
+    id: str | int | None  # None for a candidate that was skipped because of its id.
     features: dict[str, Any]
 
 
@@ -225,6 +226,8 @@ def read_salt(path: Path) -> bytes:
     """Return the salt in a file. Raises SettingsError."""
     try:
         salt = path.read_bytes().strip()
+    except PermissionError as error:
+        raise SettingsError(f"CTR_REQUEST_LOG_SALT_FILE: {explain_denied(path)}") from error
     except OSError as error:
         raise SettingsError(f"CTR_REQUEST_LOG_SALT_FILE: {path} cannot be read ({error.strerror}).") from error
     if len(salt) < MIN_SALT_BYTES:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from contract.bundle import EXPLAIN, EXPLANATION, OUTPUT, SCREEN, Bundle, Calibration
 from contract.encode import Encoder, ModelInput, join
-from contract.golden import GoldenRequest, golden_input, largest_difference
+from contract.golden import Difference, GoldenRequest, golden_input, largest_difference
 from contract.vocabulary import UNKNOWN
 from service.runtime.cascade import Screened, select_rows, surviving_rows
 from service.runtime.cuda import BucketRunner
@@ -185,8 +185,8 @@ def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], 
     return answer
 
 
-def explained_difference(engine: Engine, request: ModelInput, ctr: Sequence[float]) -> float:
-    """Return the largest difference between the exporter's ctr and the ctr computed from an explanation's sum.
+def explained_difference(engine: Engine, request: ModelInput, ctr: Sequence[float]) -> Difference:
+    """Return the largest difference between the ctr that an explanation adds up to and the exporter's ctr.
 
     Args:
         engine: An engine that supports explanations.

@@ -136,9 +136,14 @@ def import_onnxruntime() -> Any:
     # Not imported at the top, because onnxruntime is an optional dependency (a CPU or a GPU wheel) and slow to import.
     try:
         import onnxruntime
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise EngineMissing(
             "onnxruntime is not installed; install the extra: pip install '.[cpu]' or '.[cuda]'"
+        ) from error
+    except ImportError as error:
+        raise EngineMissing(
+            f"onnxruntime cannot be loaded ({error}): install it again, or raise the memory limit (ulimit -v) if it is "
+            "too low"
         ) from error
     return onnxruntime
 

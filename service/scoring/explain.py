@@ -56,7 +56,8 @@ class Explainer:
                     "This model has no explanations. A STEC with hidden layers in its head (mlp) cannot be explained."
                 )
             check_content_type(request)
-            parsed = decode_explain_request(await scorer.read_body(request, hold))
+            body = await scorer.read_body(request, hold)
+            parsed = decode_explain_request(body, scorer.settings.max_candidates, scorer.encoder.names)
             candidates = [candidate.features for candidate in parsed.candidates]
             if len(candidates) > MAX_CANDIDATES:
                 raise BadRequest(

@@ -1,5 +1,6 @@
 """Build the response of POST /v1/score from the scores of its candidates."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +32,7 @@ def build_response(
         Score(candidates[row].id, ctr[row])
         if row in ctr
         else Score(candidates[row].id, None, f"{errors[row].path}: {errors[row].reason}")
-        for row in rows_to_return(len(candidates), ctr, request.top_k)
+        for row in rows_to_return(len(candidates), ctr, request.top_k, request_id)
     ]
     response = ScoreResponse(request_id, manifest.name, manifest.version, scores, degraded)
     if request.cascade:
@@ -39,14 +40,23 @@ def build_response(
     return response
 
 
-def rows_to_return(candidates: int, ctr: Mapping[int, float], top_k: int | None) -> Sequence[int]:
+def rows_to_return(candidates: int, ctr: Mapping[int, float], top_k: int | None, request_id: str) -> Sequence[int]:
     """Return the positions of the candidates to return, in the order of the response.
 
-    These are all candidates or, with `top_k`, the k best ones. Candidates with equal probabilities keep their order,
-    and skipped candidates come last. Candidates that a cascade ruled out are left out.
+    These are all candidates or, with `top_k`, the k best ones, with skipped candidates last. Candidates that a cascade
+    ruled out are left out. Candidates with equal probabilities, such as new ads with the same features, are in an order
+    that differs between requests. Otherwise, the first one in the client's list would always win.
     """
     if top_k is None:
         return range(candidates)
     scored = [row for row, value in ctr.items() if not math.isnan(value)]
     ranked = sorted(scored, key=lambda row: -ctr[row])
+    best = {ctr[row] for row in ranked[: top_k + 1]}
+    if len(best) < min(top_k + 1, len(ranked)):
+        ranked.sort(key=lambda row: (-ctr[row], tie_breaker(request_id, row)))
     return [*ranked, *(row for row in range(candidates) if row not in ctr)][:top_k]
+
+
+def tie_breaker(request_id: str, row: int) -> bytes:
+    """Return a number that orders candidates with equal probabilities. Every worker and version returns the same."""
+    return hashlib.blake2b(f"{request_id}/{row}".encode(), digest_size=8).digest()

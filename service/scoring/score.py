@@ -95,7 +95,7 @@ class Scorer:
             body = await self.read_body(request, hold)
             timing.has_read()
         with timing.phase("parse"):
-            parsed, errors = decode_score_request(body, self.settings.max_candidates)
+            parsed, errors = decode_score_request(body, self.settings.max_candidates, self.encoder.names)
             check_cascade(parsed, self.manifest)
             deadline_s = deadline(request, arrived_s, parsed.timeout_ms, self.settings.timeout_ms)
             # Check these before the most expensive phases.
@@ -151,7 +151,7 @@ class Scorer:
 
     async def warm_up(self, body: bytes) -> None:
         """Score an earlier request again and discard the result, so that the next request runs with warm caches."""
-        parsed, errors = decode_score_request(body, self.settings.max_candidates)
+        parsed, errors = decode_score_request(body, self.settings.max_candidates, self.encoder.names)
         candidates = [candidate.features for candidate in parsed.candidates]
         tokens = self.tokens(parsed.context, candidates, True, errors)
         if tokens.rows:

@@ -3,6 +3,7 @@
 This module must not import prometheus_client, which reads the folder's environment variable once, at import.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -15,9 +16,16 @@ from pathlib import Path
 PREFIX = "ctr-metrics-"
 LOCK = "lock"
 NEW_S = 60.0
+SUMMED = ("counter", "histogram")  # prometheus_client's names of the files that grow with each new label.
+SUMMED_BYTES = 256 * 1024
+PROCESS_BYTES = 1536 * 1024  # All files of one worker. Half of that is its latencies of the last minute.
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 # In memory, because writing a page back to disk would block a request that updates a metric on that page.
 MEMORY = Path("/dev/shm")  # noqa: S108
+
+
+class NoSpace(OSError):
+    """There is not enough space for the files that the processes share. The message names the folder."""
 
 
 @contextmanager
@@ -43,6 +51,59 @@ def remove_abandoned_folders(parent: Path) -> None:
             with (folder / LOCK).open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_space(folder: Path, workers: int) -> None:
+    """Check at start-up that the files of all workers will fit.
+
+    Raises:
+        NoSpace: There is too little space.
+    """
+    status = os.statvfs(folder)
+    needed, free = (workers + 1) * PROCESS_BYTES, status.f_bavail * status.f_frsize
+    if free < needed:
+        raise no_space(folder, f"{workers} workers need {needed} bytes, but {free} are free")
+
+
+def reserve(path: Path, size: int | None = None) -> None:
+    """Allocate a file that will be memory-mapped.
+
+    Writing to a page of a sparse file when the file system is full would kill the process with SIGBUS.
+
+    Args:
+        path: The file. It is created if it does not exist.
+        size: Its size in bytes. None: its current size.
+
+    Raises:
+        NoSpace: There is too little space.
+    """
+    with path.open("ab") as file:
+        size = file.tell() if size is None else size
+        try:
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise no_space(path.parent, f"{path.name} needs {size} bytes") from error
+
+
+def reserve_counts(folder: Path, process: str) -> None:
+    """Allocate the files of a process that prometheus_client would otherwise create and let grow. Raises NoSpace."""
+    for kind in SUMMED:
+        reserve(folder / f"{kind}_{process}.db", SUMMED_BYTES)
+
+
+def reserve_process_files(folder: Path) -> None:
+    """Allocate the metrics files that prometheus_client has created in this process. Raises NoSpace."""
+    for path in folder.glob(f"*_{os.getpid()}.db"):
+        reserve(path)
+
+
+def no_space(folder: Path, reason: str) -> NoSpace:
+    """Return the exception for a lack of space, with the ways out."""
+    way_out = "Enlarge it (--shm-size in Docker, a larger emptyDir in Kubernetes), or lower CTR_WORKERS."
+    return NoSpace(f"{folder.parent} is too small for the files that the workers share: {reason}. {way_out}")
 
 
 def metrics_folder() -> Path | None:

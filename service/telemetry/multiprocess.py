@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.telemetry.metrics_folder import SUMMED
 from service.telemetry.rolling_latency import SUFFIX, MergedRollingLatency
 
-SUMMED = ("counter", "histogram")
 ENDED = "ended"  # Replaces the pid in the names of the files with the sums over all exited processes.
 
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from service.telemetry.metrics_folder import reserve
+
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 SLICE_S = 10
 SLICES = 6  # of SLICE_S seconds: one minute
@@ -43,8 +45,9 @@ class RollingLatency(Collector):
         self._clock = clock
         memory: bytearray | mmap.mmap = bytearray(TABLE_BYTES)
         if path is not None:
-            with path.open("w+b") as file:
-                file.truncate(TABLE_BYTES)
+            path.write_bytes(b"")
+            reserve(path, TABLE_BYTES)
+            with path.open("r+b") as file:
                 memory = mmap.mmap(file.fileno(), TABLE_BYTES)
         self._table = np.frombuffer(memory, np.int64).reshape(SLICES, ROW)
         self._histograms = []

@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-from contract.bundle import Bundle, BundleError, open_bundle
+from contract.bundle import Bundle, BundleError, Manifest, open_bundle
 from service.vocabulary.tiered import hash_key, ready_for, ready_key
 
-VERSIONS = "ctr:versions"
+VERSIONS = "ctr:versions"  # A sorted set: version -> when it was published.
+MODELS = "ctr:models"  # A hash: version -> name of its model.
 CHUNK = 1000  # tokens per HSET, keys per UNLINK
 TIMEOUT_S = 10.0
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--redis-url", default=os.environ.get("CTR_REDIS_URL"), help="default: CTR_REDIS_URL")
     parser.add_argument(
-        "--keep", type=version_count, metavar="N", help="afterwards, delete all but the newest N versions from Redis"
+        "--keep", type=version_count, metavar="N", help="afterwards, delete all but the newest N versions of this model"
     )
     arguments = parser.parse_args(argv)
     if not arguments.redis_url:
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundle = open_bundle(arguments.bundle)
         with closing(connect_blocking(arguments.redis_url, TIMEOUT_S)) as client:
             counts = publish(client, bundle)
-            dropped = drop_older(client, bundle.manifest.version, arguments.keep) if arguments.keep else []
+            dropped = drop_older(client, bundle.manifest, arguments.keep) if arguments.keep else []
+            unnamed = versions_without_model(client) if arguments.keep else []
     except (BundleError, PublishError, ValueError) as error:
         print(f"ctr-publish: {error}", file=sys.stderr)
         return 2
@@ -70,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"published {bundle.manifest.name} {bundle.manifest.version}: {sum(counts.values())} tokens")
     for version in dropped:
         print(f"dropped {version}")
+    if unnamed:
+        print(f"kept {len(unnamed)} versions of unknown models, published before 0.9: {', '.join(unnamed)}")
+        print("to let --keep count them, publish those that you still use again, and delete the others: see Deployment")
     return 0
 
 
@@ -91,6 +96,7 @@ def publish(client: Any, bundle: Bundle) -> dict[str, int]:
     """
     version, ready = bundle.manifest.version, ready_for(bundle)
     keys = {field: hash_key(version, field) for field in bundle.vocabularies}
+    client.hset(MODELS, version, bundle.manifest.name)  # First, because --keep never counts a version without a model.
     client.zadd(VERSIONS, {version: time.time()})
     if not is_published(client, version, ready.counts):
         client.delete(ready_key(version))
@@ -120,24 +126,32 @@ def count_tokens(client: Any, version: str, fields: dict[str, int]) -> dict[str,
     return {field: client.hlen(hash_key(version, field)) for field in fields}
 
 
-def drop_older(client: Any, version: str, keep: int) -> list[str]:
-    """Delete all but the newest `keep` versions. Return the deleted ones.
+def drop_older(client: Any, published: Manifest, keep: int) -> list[str]:
+    """Delete all but the newest `keep` versions of a model. Return the deleted ones.
 
     Args:
         client: A synchronous redis-py client.
-        version: The version that was just published. It is always kept.
+        published: The manifest of the version that was just published. It is always kept.
         keep: Number of versions to keep, at least 1.
     """
-    members: list[Any] = client.zrevrange(VERSIONS, 0, -1)
-    newest_first = [member.decode() for member in members]
-    older = [member for member in newest_first if member != version][keep - 1 :]
+    models = client.hgetall(MODELS)
+    newest_first = [member.decode() for member in client.zrevrange(VERSIONS, 0, -1)]
+    same_model = [version for version in newest_first if models.get(version.encode()) == published.name.encode()]
+    older = [version for version in same_model if version != published.version][keep - 1 :]
     for dropped in older:
         client.delete(ready_key(dropped))  # Deleted first, so that no server uses a version that is being deleted.
         keys = client.scan_iter(match=f"ctr:{{{dropped}}}:*", count=CHUNK)
         while chunk := list(itertools.islice(keys, CHUNK)):
             client.unlink(*chunk)
         client.zrem(VERSIONS, dropped)
+        client.hdel(MODELS, dropped)
     return older
+
+
+def versions_without_model(client: Any) -> list[str]:
+    """Return the versions whose model is unknown, because an earlier release published them."""
+    models = client.hgetall(MODELS)
+    return [version.decode() for version in client.zrange(VERSIONS, 0, -1) if version not in models]
 
 
 if __name__ == "__main__":

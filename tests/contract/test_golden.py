@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.golden import GoldenCandidate, GoldenRequest, largest_difference, read_golden, write_golden
+from contract.golden import Difference, GoldenCandidate, GoldenRequest, largest_difference, read_golden, write_golden
 
 
 def test_golden_requests_are_unchanged_after_writing_and_reading(tmp_path: Path) -> None:
@@ -33,17 +33,35 @@ def test_invalid_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_largest_difference_is_returned() -> None:
-    assert largest_difference([0.1, 0.5, 0.9], [0.1, 0.25, 0.8]) == 0.25
-    assert largest_difference([], []) == 0.0
+    assert largest_difference([0.1, 0.5, 0.9], [0.1, 0.25, 0.8]) == Difference(0.25, 0.5)
+    assert largest_difference([0.001, 0.5], [0.002, 0.25]) == Difference(0.25, 1.0)
+    assert largest_difference([], []) == Difference(0.0, 0.0)
+    assert largest_difference([0.0], [0.0]) == Difference(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("expected", "answered", "tolerated"),
+    [
+        (0.5, 0.500009, True),
+        (0.5, 0.500011, False),
+        (1e-4, 1.0009e-4, True),
+        (1e-4, 1.1e-4, False),  # A tenth of the probability, but only 1e-5.
+        (0.0, 1e-9, False),
+    ],
+)
+def test_both_the_absolute_and_the_relative_difference_must_be_small(
+    expected: float, answered: float, tolerated: bool
+) -> None:
+    assert largest_difference([0.5, expected], [0.5, answered]).is_tolerated is tolerated
 
 
 @pytest.mark.parametrize("answered", [[], [0.5], [0.5, 0.5, 0.5]])
 def test_difference_is_infinite_if_the_number_of_answers_differs(answered: list[float]) -> None:
-    assert largest_difference([0.5, 0.5], answered) == math.inf
+    assert largest_difference([0.5, 0.5], answered) == Difference(math.inf, math.inf)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_difference_is_infinite_if_an_answer_is_nan(place: int) -> None:
     answered = [0.5, 0.5, 0.5]
     answered[place] = math.nan
-    assert largest_difference([0.5, 0.5, 0.5], answered) == math.inf
+    assert largest_difference([0.5, 0.5, 0.5], answered) == Difference(math.inf, math.inf)

@@ -45,12 +45,25 @@ def test_services_start_after_their_dependencies_are_healthy() -> None:
 
 def test_every_mounted_folder_exists_and_is_read_only() -> None:
     mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
-    files = [re.sub(r"\$\{\w+:-(.*?)\}", r"\1", mount) for mount in mounts if not mount.startswith("prometheus:")]
-    assert len(files) == 5
-    for mount in files:
-        source, _, mode = mount.split(":")
-        assert (ROOT / source).is_dir(), mount
+    folders = [mount.split(":") for mount in mounts if isinstance(mount, str) and not mount.startswith("prometheus:")]
+    assert len(folders) == 3
+    for source, _, mode in folders:
+        assert source.startswith("./")  # Otherwise, it would be the name of a volume.
+        assert (ROOT / source).is_dir(), source
         assert mode == "ro"
+
+
+@pytest.mark.parametrize("name", ["publish", "service"])
+def test_the_bundle_may_be_a_relative_path(name: str) -> None:
+    """In the short syntax, bundles/shop would be the name of a volume."""
+    (mount,) = SERVICES[name]["volumes"]
+    assert mount == {
+        "type": "bind",
+        "source": "${BUNDLE:-./deploy/demo}",
+        "target": "/bundle",
+        "read_only": True,
+    }
+    assert (ROOT / "deploy" / "demo").is_dir()
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))

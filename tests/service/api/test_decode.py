@@ -2,12 +2,14 @@
 
 import json
 import time
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.decode import decode_score_request
+from service.api.decode import LONE_SURROGATE, decode_explain_request, decode_score_request
 from service.api.schemas import ScoreRequest
 from service.errors import BadRequest, NotJson, Problem
 from tests.support.app import a_request
@@ -34,11 +36,8 @@ def refused(body: bytes) -> Problem:
         b'{"context":{"a":1e999}, garbage',
         b'{"context":{},"candidates":[{"id":1,"features":{"item":1e999}},',
         b'{"context":{},"candidates":[{"id":1,"features":{"item":1e999}},3',
-        b'{"context":[], "candidates":[{"id":1,"features":{"item":"\xff"}}]}',
         b'{"context":{"a":"\xff"},"candidates":[{"id":1,"features":[]}],"on_bad_candidate":"skip"}',
-        b'{"context":{},"candidates":[{"id":1,"features":[]},{"id":2,"features":{"a":"\xff"}}],"on_bad_candidate":"skip"}',
-        rb'{"context":{},"candidates":[{"id":1,"features":[]},{"id":2,"features":{"a":"\ud800xxxxxxx"}}],'
-        rb'"on_bad_candidate":"skip"}',
+        rb'{"context":{},"candidates":[{"id":1,"features":{"a":"\x"}}],"on_bad_candidate":"skip"}',
     ],
 )
 def test_a_body_that_is_not_json_is_a_400_whatever_else_is_wrong_with_it(body: bytes) -> None:
@@ -48,10 +47,10 @@ def test_a_body_that_is_not_json_is_a_400_whatever_else_is_wrong_with_it(body: b
 @pytest.mark.parametrize(
     ("body", "path"),
     [
-        (b'{"context":{},"candidates":[{"id":1,"features":{"item":1e999}},3]}', "$.candidates[0].features"),
+        (b'{"context":{},"candidates":[{"id":1,"features":{"item":1e999}},3]}', "$.candidates[0].features.item"),
         (
             b'{"context":{},"candidates":[{"id":1,"features":{"item":1e999}}],"candidates":[]}',
-            "$.candidates[0].features",
+            "$.candidates",
         ),
         (b'{"context":{},"candidates":[{"id":1,"features":{"item":1e999},"features":3}]}', "$.candidates[0].features"),
         (b'{"context":{"a":1e999},"context":3,"candidates":[]}', "$.context"),
@@ -112,6 +111,121 @@ def give_a_request_or_a_problem(body: bytes) -> None:
         return
     assert isinstance(request, ScoreRequest)
     assert not bad or request.on_bad_candidate == "skip"
+
+
+GOOD = '{"id": 1, "features": {"item": 4082}}'
+LONE = ["\\ud83d", "\\uDE00", "\\ud83d\\ud83d", "\\\\\\ud83d", "\\ud83d\\n", "\\ud83d\\ude00\\ude00"]
+WHOLE = ["\\ud83d\\ude00", "\\\\ud83d", "\\n\\\\ud83d", "ud83d", "\\u00e9"]
+
+
+def body_with(*candidates: str, **options: Any) -> bytes:
+    rest = "".join(f', "{name}": {json.dumps(value)}' for name, value in options.items())
+    return f'{{"context": {{"user": "u1"}}, "candidates": [{", ".join(candidates)}]{rest}}}'.encode()
+
+
+@pytest.mark.parametrize("text", LONE)
+def test_half_of_a_surrogate_pair_is_found(text: str) -> None:
+    assert LONE_SURROGATE.search(text.encode())
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(f'"{text}"')
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_other_escapes_are_not_half_of_a_surrogate_pair(text: str) -> None:
+    assert not LONE_SURROGATE.search(text.encode())
+    assert msgspec.json.decode(f'"{text}"')
+
+
+@settings(deadline=None, max_examples=examples(500))
+@given(st.lists(st.sampled_from(["\\ud83d", "\\ude00", "\\\\", "\\n", "x", "\\u0041"]), max_size=6))
+def test_a_string_can_be_decoded_unless_it_has_half_of_a_surrogate_pair(parts: list[str]) -> None:
+    text = "".join(parts)
+    try:
+        msgspec.json.decode(f'"{text}"')
+    except msgspec.DecodeError:
+        assert LONE_SURROGATE.search(text.encode())
+    else:
+        assert not LONE_SURROGATE.search(text.encode())
+
+
+BAD_TEXT = [b'"\xff"', rb'"\ud83d"', rb'"Summer \ud83d sale"', b"1e999", b"9" * 5000]
+
+
+@pytest.mark.parametrize("value", BAD_TEXT)
+def test_a_value_that_the_model_does_not_read_may_be_anything(value: bytes) -> None:
+    body = b'{"context":{"user":"u1","page":%b},"candidates":[{"id":1,"features":{"item":1,"title":%b}}]}'
+    request, errors = decode_score_request(body % (value, value), MAX_CANDIDATES, {"user", "item"})
+    assert not errors
+    assert request.context == {"user": "u1", "page": None}
+    assert request.candidates[0].features == {"item": 1, "title": None}
+    assert decode_explain_request(body % (value, value), MAX_CANDIDATES, {"user", "item"}).context["user"] == "u1"
+
+
+@pytest.mark.parametrize("value", BAD_TEXT)
+def test_a_value_that_the_model_reads_is_refused_with_its_path(value: bytes) -> None:
+    problem = refused(b'{"context":{},"candidates":[{"id":1,"features":{"item":%b}}]}' % value)
+    assert problem.path == "$.candidates[0].features.item"
+    assert refused(b'{"context":{"user":%b},"candidates":[]}' % value).path == "$.context.user"
+
+
+BAD_CANDIDATES = {
+    "3": "$.candidates[1]",
+    "[]": "$.candidates[1]",
+    "null": "$.candidates[1]",
+    "{}": "$.candidates[1].id",
+    '{"id": 1.5, "features": {}}': "$.candidates[1].id",
+    '{"id": true, "features": {}}': "$.candidates[1].id",
+    '{"id": 1e999, "features": {}}': "$.candidates[1].id",
+    '{"id": "\\ud83d", "features": {}}': "$.candidates[1].id",
+    '{"id": 2}': "$.candidates[1].features",
+    '{"id": 2, "features": 3}': "$.candidates[1].features",
+    '{"id": 2, "features": {"\\ud83d": 1}}': "$.candidates[1].features",
+    '{"id": 2, "features": {"item": 1e999}}': "$.candidates[1].features.item",
+    '{"id": 2, "features": {"item": "\\ude00"}}': "$.candidates[1].features.item",
+    '{"id": 2, "\\ud83d": 1}': "$.candidates[1]",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_CANDIDATES)
+def test_skip_protects_against_any_fault_inside_one_candidate(bad: str) -> None:
+    body = body_with(GOOD, bad, GOOD, on_bad_candidate="skip", top_k=2)
+    request, errors = decode_score_request(body, MAX_CANDIDATES)
+    assert {row: error.path for row, error in errors.items()} == {1: BAD_CANDIDATES[bad]}
+    assert [candidate.features for candidate in request.candidates] == [{"item": 4082}, {}, {"item": 4082}]
+    assert (request.on_bad_candidate, request.top_k) == ("skip", 2)
+    assert request.candidates[1].id == (2 if bad.startswith('{"id": 2, "features"') or bad == '{"id": 2}' else None)
+
+
+@pytest.mark.parametrize("bad", BAD_CANDIDATES)
+def test_without_skip_the_message_has_the_path_of_the_fault(bad: str) -> None:
+    assert refused(body_with(GOOD, bad, GOOD)).path == BAD_CANDIDATES[bad]
+
+
+def test_an_integral_float_is_an_integer() -> None:
+    body = body_with('{"id": 9.0, "features": {"item": 1.0}}', timeout_ms=1000.0, top_k=1.0, cascade=True)
+    request, errors = decode_score_request(body, MAX_CANDIDATES)
+    assert not errors
+    assert msgspec.json.encode(request.candidates[0].id) == b"9"
+    assert (request.timeout_ms, request.top_k, request.cascade) == (1000, 1, True)
+    explained = decode_explain_request(body_with(GOOD, pairs=3.0, timeout_ms=2e3), MAX_CANDIDATES)
+    assert (explained.pairs, explained.timeout_ms) == (3, 2000)
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [({"timeout_ms": 1000.5}, "$.timeout_ms"), ({"top_k": 0.0}, "$.top_k"), ({"timeout_ms": 1e300}, "$.timeout_ms")],
+)
+def test_another_float_is_not_an_integer(options: dict[str, float], path: str) -> None:
+    assert refused(body_with(GOOD, **options)).path == path
+
+
+def test_a_byte_order_mark_is_ignored() -> None:
+    mark = b"\xef\xbb\xbf"
+    assert decode_score_request(mark + VALID, MAX_CANDIDATES) == decode_score_request(VALID, MAX_CANDIDATES)
+    assert decode_score_request(mark + body_with(GOOD, top_k=1.0), MAX_CANDIDATES)[0].top_k == 1
+    assert decode_explain_request(mark + body_with(GOOD), MAX_CANDIDATES).candidates[0].id == 1
+    assert isinstance(refused(mark * 2 + VALID), NotJson)
+    assert isinstance(refused(mark), NotJson)
 
 
 @pytest.mark.timing

@@ -109,19 +109,19 @@ def test_a_wrong_choice_is_quoted_and_may_look_like_a_path(value: str) -> None:
             '{"context": {"age": 1e999}}',
             ScoreRequest,
             "Number out of range - at `$.context[...]`",
-            InvalidValue(("context",), True, message="Number out of range"),
+            InvalidValue(("context",), message="Number out of range"),
         ),
         (
             '{"context": {}, "candidates": [{"id": 1, "features": {"a": [1, {"b": ' + "9" * 5000 + "}]}}]}",
             ScoreRequest,
             "Integer value out of range - at `$.candidates[0].features[...][1][...]`",
-            InvalidValue(FEATURES, True, message="Integer value out of range"),
+            InvalidValue(FEATURES, message="Integer value out of range"),
         ),
         (
             '{"a": 1e999}',
             dict[str, Any],
             "Number out of range - at `$[...]`",
-            InvalidValue((), True, message="Number out of range"),
+            InvalidValue((), message="Number out of range"),
         ),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
 from service.processes.server import CHECK_S
+from service.telemetry.metrics_folder import FOLDER_VARIABLE
 from tests.support.processes import Server, children, eventually, metric, served_by, serving
 
 
@@ -30,7 +31,6 @@ def shares(server: Server, clients: int, pause_s: float) -> list[int]:
     port = urlsplit(server.url).port
     workers = children(server.process.pid)
     eventually(lambda: not any(client_ports(worker, port) for worker in workers), "earlier connections are closed")
-    time.sleep(2 * CHECK_S)  # Workers publish their counts at this interval, and on every accept.
     with ExitStack() as opened:
         ports = set()
         for _ in range(clients):
@@ -49,6 +49,28 @@ def client_ports(worker: int, port: int | None) -> set[int]:
     """Return the clients' ports of the connections to `port` that the worker has accepted."""
     connections = psutil.Process(worker).net_connections("tcp")
     return {at.raddr.port for at in connections if at.raddr and at.laddr.port == port}
+
+
+def test_a_worker_publishes_its_count_as_soon_as_a_connection_is_closed(bundle: Path) -> None:
+    """Otherwise, the clients of a worker that all reconnect at once would reach the other workers."""
+    with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000") as server:
+        (worker,) = children(server.process.pid)
+        counts = ConnectionCounts(Path(psutil.Process(worker).environ()[FOLDER_VARIABLE]))
+        port = urlsplit(server.url).port
+
+        def count() -> int | None:
+            return counts.min_of_others(slot=-1)
+
+        connections = [create_connection(("127.0.0.1", port), timeout=10) for _ in range(16)]
+        eventually(lambda: count() == 16 == len(client_ports(worker, port)), "all connections are counted")
+        start_s = time.monotonic()
+        for left, connection in reversed(list(enumerate(connections))):
+            connection.close()
+            while count() != left:
+                assert time.monotonic() - start_s < 60
+                time.sleep(0.001)
+        # With a count that is published every CHECK_S only, each of these would have taken that long.
+        assert time.monotonic() - start_s < len(connections) * CHECK_S / 2
 
 
 def test_a_worker_yields_if_it_has_more_connections_than_another(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -17,6 +17,7 @@ from contract.bundle import open_bundle
 from service.models import store as stores
 from service.vocabulary.publish import publish
 from tests.support.app import a_request, problem
+from tests.support.paths import ROOT
 from tests.support.processes import (
     KEEPS_PRIORITY,
     SERVICE,
@@ -147,6 +148,7 @@ def test_admin_reload_loads_a_replaced_bundle(bundle: Path, tmp_path: Path) -> N
 
 
 def corrupted(folder: Path) -> None:
+    (folder / "model.onnx").unlink()  # Files of a store are read-only.
     (folder / "model.onnx").write_bytes(b"no model")
 
 
@@ -170,10 +172,94 @@ def test_bad_bundle_is_refused_and_the_old_one_stays_in_use(
         assert str(tmp_path) not in refused["detail"]
         assert metric(server.url, 'ctr_reloads_total{outcome="refused"}') >= 1
         assert all_serve(server, small)
+        assert reports(server.url, small, another)
         # A worker that replaces a killed one does not load the bad bundle either.
         os.kill(children(server.process.pid)[0], signal.SIGKILL)
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "the worker is replaced")
         assert all_serve(server, small)
+        eventually(lambda: all(reports(server.url, small, another) for _ in range(20)), "all workers report it")
+
+
+def reports(url: str, served: str, refused: str | None) -> bool:
+    """Return whether the server says that it serves a version instead of the store's current one."""
+    model = httpx.get(f"{url}/v1/model", timeout=30).json()
+    readyz = httpx.get(f"{url}/readyz", timeout=30).text
+    return (
+        (model["version"], model.get("current_refused")) == (served, refused)
+        and readyz.startswith(f"ready: {served}")
+        and (f"current version {refused} was refused" in readyz) == bool(refused)
+        and metric(url, "ctr_current_refused") == bool(refused)
+    )
+
+
+def removed(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def with_other_answers(folder: Path) -> None:
+    """Replace the bundle with one that is intact, but has the wrong name for its folder and wrong golden answers."""
+    shutil.copytree(folder, folder.with_name("whole"))
+    shutil.rmtree(folder)
+    with_wrong_golden(folder.with_name("whole"), folder)
+    shutil.rmtree(folder.with_name("whole"))
+
+
+@pytest.mark.parametrize("damage", [corrupted, without_a_manifest, removed, with_other_answers])
+def test_start_up_falls_back_to_the_last_good_version(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    small, another = versions
+    stores.activate(two_versions, another)
+    damage(two_versions / "versions" / another)
+    with serving_store(two_versions, tmp_path) as server:
+        eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers are running")
+        eventually(lambda: all(reports(server.url, small, another) for _ in range(20)), "all workers report it")
+        assert metric(server.url, 'ctr_reloads_total{outcome="refused"}') == 1
+        assert stores.main(["rollback", str(two_versions)]) == 0
+        eventually(lambda: all(reports(server.url, small, None) for _ in range(20)), "the current version is served")
+        server.process.send_signal(signal.SIGTERM)
+        _, log = server.process.communicate(timeout=60)
+    assert f"The store's current version {another} " in log
+    assert f"Falling back to {small}" in log
+
+
+def test_start_up_fails_if_no_version_of_the_store_is_good(two_versions: Path, versions: tuple[str, str]) -> None:
+    stores.activate(two_versions, versions[1])
+    for version in versions:
+        corrupted(two_versions / "versions" / version)
+    with start(CTR_STORE=str(two_versions)) as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.count("model.onnx was changed after the export") == 2
+
+
+def test_files_overwritten_in_place_are_reported_and_the_server_recovers(tmp_path: Path) -> None:
+    served = Path(shutil.copytree(ROOT / "deploy" / "demo", tmp_path / "served"))
+    weights = (served / "weights.bin").read_bytes()
+    with serving(served, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000") as server:
+        os.truncate(served / "weights.bin", 0)
+        url, body = server.curl[2], server.curl[-1]
+        headers = {"Content-Type": "application/json"}
+        with pytest.raises(httpx.TransportError):
+            httpx.post(url, content=body, headers=headers, timeout=30)
+        (served / "weights.bin").write_bytes(weights)
+
+        def is_served() -> bool:
+            with suppress(httpx.TransportError):
+                return httpx.post(url, content=body, headers=headers, timeout=30).status_code == 200
+            return False
+
+        eventually(is_served, "a new worker serves the restored bundle")
+        os.truncate(served / "weights.bin", 0)
+        with pytest.raises(httpx.TransportError):
+            httpx.post(url, content=body, headers=headers, timeout=30)
+        eventually(lambda: not children(server.process.pid), "the worker has been killed")
+        time.sleep(1.0)  # Until the supervisor has found the reason.
+        server.process.send_signal(signal.SIGTERM)
+        _, log = server.process.communicate(timeout=60)
+    assert "A memory-mapped file was cut short" in log
+    assert "weights.bin was changed after the export" in log
+    assert "Never overwrite the files of a bundle that is served" in log
 
 
 def test_concurrent_reload_requests_are_combined(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
@@ -202,7 +288,7 @@ def test_model_with_wrong_answers_is_refused(bundle: Path, tmp_path: Path) -> No
     with serving(served, KEEPS_PRIORITY, CTR_ADMIN_KEY_FILE=str(key), CTR_WORKERS="1") as server:
         served.rename(tmp_path / "old")
         with_wrong_golden(bundle, tmp_path / "served")
-        problem(reload(server.url), 409, None, "more than 1e-05: export the run again")
+        problem(reload(server.url), 409, None, "more than 1e-05 (0.001 of the probability): export the run again")
         assert served_version(server.url) == open_bundle(bundle).manifest.version
 
 

@@ -1,17 +1,21 @@
 """ctr-store: whatever happens to a store, its current version is either the old one or the new one."""
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from contract.bundle import open_bundle
 from service.models.store import StoreError, activate, add, current_bundle, main, read_pointer, remove, rollback
+from tests.support.permissions import another_user, public_folder
 from tests.support.small_bundle import write_small_bundle
 
 
@@ -32,6 +36,21 @@ def store(bundles: list[Path], tmp_path: Path) -> Path:
     for bundle in bundles:
         assert main(["add", str(tmp_path / "store"), str(bundle), "--activate"]) == 0
     return tmp_path / "store"
+
+
+@pytest.fixture
+def public_store(bundles: list[Path]) -> Iterator[Path]:
+    """A store with two versions in a folder that every user may read."""
+    with public_folder() as folder:
+        for bundle in bundles[:2]:
+            assert main(["add", str(folder / "store"), str(bundle), "--activate"]) == 0
+        yield folder / "store"
+
+
+def damage(path: Path) -> None:
+    """Overwrite a file of the store, which is read-only."""
+    path.chmod(0o644)
+    path.write_bytes(b"{")
 
 
 def test_activated_version_is_current(store: Path, versions: list[str]) -> None:
@@ -84,7 +103,7 @@ def test_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, capsys
 
 
 def test_adding_again_repairs_a_damaged_version(store: Path, bundles: list[Path], versions: list[str]) -> None:
-    (current_bundle(store) / "model.onnx").write_bytes(b"")
+    damage(current_bundle(store) / "model.onnx")
     assert add(store, bundles[2])[1]
     assert open_bundle(current_bundle(store)).manifest.version == versions[2]
     assert sorted(path.name for path in store.iterdir()) == ["current", "lock", "versions"]
@@ -105,7 +124,7 @@ def test_damaged_version_does_not_hide_the_others(
     store: Path, versions: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = min(versions)
-    (store / "versions" / first / "manifest.json").write_text("{")
+    damage(store / "versions" / first / "manifest.json")
     capsys.readouterr()
     assert main(["list", str(store)]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -230,3 +249,48 @@ def test_store_without_a_pointer_has_no_current_version(bundles: list[Path], tmp
     add(tmp_path, bundles[0])
     with pytest.raises(StoreError, match="has no current version"):
         current_bundle(tmp_path)
+
+
+def test_copies_are_readable_by_everyone_and_writable_by_nobody(bundles: list[Path], tmp_path: Path) -> None:
+    private = Path(shutil.copytree(bundles[0], tmp_path / "private"))
+    for path in (private, *private.rglob("*")):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    store = tmp_path / "new" / "store"
+    umask = os.umask(0o077)
+    try:
+        assert main(["add", str(store), str(private), "--activate"]) == 0
+    finally:
+        os.umask(umask)
+    paths = [store, store / "versions", current_bundle(store), *current_bundle(store).rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o755}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o444}
+    assert (store / "current").stat().st_mode & 0o777 == 0o644
+    add(store, bundles[1])
+    remove(store, open_bundle(bundles[1]).manifest.version)
+    assert len(list((store / "versions").iterdir())) == 1
+
+
+@pytest.mark.parametrize("command", ["list", "add", "activate", "rollback", "remove"])
+@pytest.mark.parametrize("private", [".", "versions", "current"])
+def test_a_missing_permission_is_a_single_line_that_names_the_user_and_the_path(
+    public_store: Path, bundles: list[Path], capsys: pytest.CaptureFixture[str], command: str, private: str
+) -> None:
+    version = current_bundle(public_store).name
+    (public_store / private).chmod(0)
+    arguments = {"add": [str(bundles[0])], "activate": [version], "remove": [version]}.get(command, [])
+    capsys.readouterr()
+    with another_user():
+        assert main([command, str(public_store), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        r"^ctr-store: .*user \S+ may not (enter|read|write|write in) \S+ \(owner \S+, mode 0\d{3}\)\. ", error
+    )
+    assert str(public_store) in error or command == "add"  # The bundle to add is private, too.
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("private", [".", "versions", "current"])
+def test_a_server_reports_a_store_that_it_may_not_read(public_store: Path, private: str) -> None:
+    (public_store / private).chmod(0)
+    with another_user(), pytest.raises(StoreError, match=r"user \S+ may not (enter|read) \S+ \(owner \S+, mode 0000"):
+        current_bundle(public_store)

@@ -1,6 +1,7 @@
 """Start `python -m service` as a separate process, send requests, verify it and stop it."""
 
 import json
+import math
 import shlex
 import shutil
 import socket
@@ -134,6 +135,21 @@ def test_verify_runs_a_bundle_without_a_server(
     wrong = write_small_bundle(tmp_path / "wrong", golden_shift=0.01)
     assert verify.main([str(wrong)]) == 1
     assert "export the run again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.0005, 0), (1.05, 1)])
+def test_verify_compares_rare_clicks_relative_to_their_probability(
+    own_bundle: Path, capsys: pytest.CaptureFixture[str], factor: float, code: int
+) -> None:
+    """5% of a probability below 1e-4 is less than the absolute tolerance."""
+    golden = read_golden(own_bundle / "golden.jsonl")
+    for request in golden:
+        request.ctr[:] = [factor / (1 + (1 - ctr) / ctr * math.exp(16)) for ctr in request.ctr]
+        assert max(request.ctr) < 2e-4
+    write_golden(golden, own_bundle / "golden.jsonl")
+    write_manifest(own_bundle, "rare", 1, {}, Calibration(shift=SHIFT - 16))
+    assert verify.main([str(own_bundle)]) == code
+    assert ("(0.048 of the probability), more than" in capsys.readouterr().err) == bool(code)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1", "ftp://127.0.0.1"])

@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.runtime.cpu_quota import available_cpus
 from tests.support.app import a_request
 from tests.support.processes import Server, children, eventually, is_alive, metric, score, served_by, serving, sockets
 
@@ -76,26 +75,6 @@ def test_a_worker_that_exits_soon_after_its_start_is_replaced_after_a_delay(bund
         eventually(lambda: children(server.process.pid) not in ([worker], []), "another worker is running")
         assert time.monotonic() - start_s >= 0.1  # It exited soon after its start.
         score(server)
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 1),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "100000 100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu.max": "nonsense"}, None),
-        ({}, None),
-    ],
-)
-def test_available_cpus_follow_the_cgroup_quota(tmp_path: Path, files: dict[str, str], cpus: int | None) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert available_cpus(tmp_path) == (cpus or len(os.sched_getaffinity(0)))
 
 
 def test_a_new_worker_gets_its_share_of_the_connections(bundle: Path) -> None:

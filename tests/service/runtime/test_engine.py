@@ -11,7 +11,7 @@ import pytest
 import kernel
 from contract.bundle import GOLDEN, KERNEL, MODEL, Bundle, BundleError, Calibration, open_bundle, write_manifest
 from contract.encode import Encoder, ModelInput
-from contract.golden import TOLERANCE, largest_difference, read_golden
+from contract.golden import Difference, largest_difference, max_difference, read_golden
 from service.runtime.engine import Engine, golden_answers, open_engine
 from service.runtime.onnx_session import EngineMissing
 from tests.support.paths import DEMO
@@ -28,13 +28,14 @@ def engine(opened: Bundle) -> Engine:
     return open_engine(opened, threads=1)
 
 
-def golden_difference(engine: Engine, bundle: Bundle) -> float:
+def golden_difference(engine: Engine, bundle: Bundle) -> Difference:
     answer = golden_answers(engine, bundle)
-    return max(largest_difference(golden.ctr, answer(golden)) for golden in read_golden(bundle.folder / GOLDEN))
+    golden = read_golden(bundle.folder / GOLDEN)
+    return max_difference(largest_difference(request.ctr, answer(request)) for request in golden)
 
 
 def test_golden_requests_are_reproduced(engine: Engine, opened: Bundle) -> None:
-    assert golden_difference(engine, opened) <= TOLERANCE
+    assert golden_difference(engine, opened).is_tolerated
 
 
 def test_requests_of_different_sizes_in_one_batch_do_not_mix(engine: Engine, opened: Bundle) -> None:
@@ -45,7 +46,7 @@ def test_requests_of_different_sizes_in_one_batch_do_not_mix(engine: Engine, ope
         tokens = encoder.tokens(request.context, [candidate.features for candidate in request.candidates])
         batch.append(encoder.ids(tokens, opened.vocabularies)[0])
     for request, ctr in zip(golden, engine.run(batch), strict=True):
-        assert largest_difference(request.ctr, ctr.tolist()) <= TOLERANCE
+        assert largest_difference(request.ctr, ctr.tolist()).is_tolerated
 
 
 def test_sigmoid_is_stable_at_both_ends() -> None:
@@ -131,7 +132,7 @@ def test_kernel_scores_if_it_is_usable() -> None:
     demo = open_bundle(DEMO)
     engine = open_engine(demo, 1)
     assert (engine.graph, engine.device) == (KERNEL, "cpu")
-    assert golden_difference(engine, demo) <= TOLERANCE
+    assert golden_difference(engine, demo).is_tolerated
 
 
 def test_without_the_kernel_onnxruntimes_operators_are_used_and_a_message_is_logged(
@@ -143,7 +144,7 @@ def test_without_the_kernel_onnxruntimes_operators_are_used_and_a_message_is_log
     assert (engine.graph, engine.device) == (MODEL, "cpu")
     assert "the kernel was not built" in caplog.text
     assert "using onnxruntime's own operators instead" in caplog.text
-    assert golden_difference(engine, demo) <= TOLERANCE
+    assert golden_difference(engine, demo).is_tolerated
 
 
 def test_invalid_kernel_graph_is_refused(tmp_path: Path) -> None:

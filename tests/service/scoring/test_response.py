@@ -1,6 +1,7 @@
 """Building the response of POST /v1/score."""
 
 import math
+from collections import Counter
 
 import pytest
 from msgspec import UNSET
@@ -29,12 +30,29 @@ CTR = {0: 0.2, 2: math.nan, 3: 0.4, 4: 0.2}  # Candidate 1 was skipped, and a ca
 @pytest.mark.parametrize(
     ("top_k", "rows"), [(1, [3]), (2, [3, 0]), (3, [3, 0, 4]), (4, [3, 0, 4, 1]), (9, [3, 0, 4, 1])]
 )
-def test_top_k_orders_by_ctr_then_position_and_puts_skipped_candidates_last(top_k: int, rows: list[int]) -> None:
-    assert rows_to_return(5, CTR, top_k) == rows
+def test_top_k_orders_by_ctr_and_puts_skipped_candidates_last(top_k: int, rows: list[int]) -> None:
+    assert rows_to_return(5, {**CTR, 4: 0.1}, top_k, "r") == rows
+
+
+def test_each_of_several_equal_candidates_is_the_best_in_its_share_of_requests() -> None:
+    ctr = dict.fromkeys(range(1, 5), 0.5) | {0: 0.1, 5: 0.9}
+    for top_k, place in ((2, 1), (6, 1)):
+        second = Counter(rows_to_return(6, ctr, top_k, f"request {n}")[place] for n in range(4000))
+        assert second.keys() == {1, 2, 3, 4}
+        assert all(880 < count < 1120 for count in second.values())  # 1,000, and more than four standard deviations.
+    whole = rows_to_return(6, ctr, 6, "r")
+    assert (whole[0], whole[-1], sorted(whole)) == (5, 0, list(range(6)))
+
+
+def test_the_order_of_equal_candidates_is_the_same_for_the_same_request_and_every_k() -> None:
+    ctr = dict.fromkeys(range(50), 0.5)
+    whole = rows_to_return(50, ctr, 50, "r")
+    assert whole != list(range(50))
+    assert all(rows_to_return(50, ctr, k, "r") == whole[:k] for k in range(1, 51))
 
 
 def test_without_top_k_all_candidates_keep_their_order() -> None:
-    assert list(rows_to_return(3, {0: 0.1, 2: 0.9}, None)) == [0, 1, 2]
+    assert list(rows_to_return(4, {0: 0.1, 2: 0.9, 3: 0.1}, None, "r")) == [0, 1, 2, 3]
 
 
 def test_a_response_has_a_score_or_an_error_for_each_candidate() -> None:
@@ -48,6 +66,6 @@ def test_a_response_has_a_score_or_an_error_for_each_candidate() -> None:
 
 def test_a_cascade_reports_how_many_candidates_were_scored_in_full() -> None:
     request = ScoreRequest({}, [Candidate(i, {}) for i in range(5)], top_k=2, cascade=True)
-    response = build_response("r", MANIFEST, request, CTR, {1: ERROR}, [])
+    response = build_response("r", MANIFEST, request, {**CTR, 4: 0.1}, {1: ERROR}, [])
     assert response.scored_in_full == 3
     assert [score.id for score in response.scores] == [3, 0]

@@ -56,11 +56,20 @@ async def test_top_k_returns_the_first_k_of_the_sorted_scores(demo: httpx.AsyncC
         assert "scored_in_full" not in best
 
 
-async def test_equal_candidates_keep_their_order(demo: httpx.AsyncClient, largest: GoldenRequest) -> None:
+async def test_the_order_of_equal_candidates_depends_on_the_request_s_id(
+    demo: httpx.AsyncClient, largest: GoldenRequest
+) -> None:
     one = msgspec.structs.replace(largest, candidates=largest.candidates[:1])
-    best = (await answer(demo, body(one, copies=5, top_k=3)))["scores"]
-    assert len({score["ctr"] for score in best}) == 1
-    assert [score["id"].rpartition("-")[2] for score in best] == ["0", "1", "2"]
+    orders = []
+    for request_id in [f"request-{n}" for n in range(20)] * 2:
+        response = await post(demo, body(one, copies=5, top_k=3), **{"x-request-id": request_id})
+        best = response.json()["scores"]
+        assert len({score["ctr"] for score in best}) == 1
+        orders.append([score["id"] for score in best])
+    assert orders[:20] == orders[20:]
+    assert len({order[0] for order in orders}) > 1
+    scores = (await answer(demo, body(one, copies=5)))["scores"]
+    assert [score["id"].rpartition("-")[2] for score in scores] == ["0", "1", "2", "3", "4"]
 
 
 async def test_a_skipped_candidate_comes_last(client: httpx.AsyncClient) -> None:

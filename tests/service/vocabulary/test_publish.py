@@ -7,7 +7,7 @@ import pytest
 
 from contract.bundle import open_bundle
 from service.vocabulary import publish as publishing
-from service.vocabulary.publish import VERSIONS, PublishError, drop_older, main, publish
+from service.vocabulary.publish import MODELS, VERSIONS, PublishError, drop_older, main, publish
 from service.vocabulary.tiered import hash_key, ready_key
 from tests.support.redis_server import RedisServer
 from tests.support.small_bundle import write_small_bundle
@@ -93,10 +93,30 @@ def test_keep_deletes_a_partly_published_version(bundle: Path, redis_server: Red
     opened = open_bundle(bundle)
     with redis_server.client() as client:
         client.zadd(VERSIONS, {"0ld": 1.0})
+        client.hset(MODELS, "0ld", opened.manifest.name)
         client.hset(hash_key("0ld", "a field of another schema"), "token", 2)
         publish(client, opened)
-        assert drop_older(client, opened.manifest.version, 1) == ["0ld"]
+        assert drop_older(client, opened.manifest, 1) == ["0ld"]
         assert client.keys("ctr:{0ld}:*") == []
+
+
+def test_keep_counts_the_versions_of_each_model_separately(
+    tmp_path: Path, redis_server: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_small_bundle(tmp_path / "other", seed=9, name="other")
+    folders = [write_small_bundle(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    with redis_server.client() as client:
+        client.zadd(VERSIONS, {"from-0.8": 1.0})
+        client.set(ready_key("from-0.8"), "{}")
+        for folder in (other, *folders):
+            assert main([str(folder), "--redis-url", redis_server.url, "--keep", "1"]) == 0
+        live = [open_bundle(folder).manifest.version for folder in (other, folders[-1])]
+        assert {version for version in live if client.exists(ready_key(version))} == set(live)
+        assert client.exists(ready_key("from-0.8"))
+        members: Any = client.zrange(VERSIONS, 0, -1)
+        assert {member.decode() for member in members} == {*live, "from-0.8"}
+        assert client.hlen(MODELS) == 2
+    assert "kept 1 versions of unknown models, published before 0.9: from-0.8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""Check the system's limits at start-up, because a worker that reaches one of them later fails under load."""
+
+import os
+import resource
+from pathlib import Path
+
+from service.settings import Settings, SettingsError
+
+SPARE_DESCRIPTORS = 128  # Connections to Redis, the request log, connections that are refused, and files of libraries.
+DESCRIPTORS = Path("/proc/self/fd")
+
+
+def raise_descriptor_limit() -> None:
+    """Raise this process's soft limit of open files to the hard limit, which is what the system allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_descriptors(settings: Settings) -> None:
+    """Check that a worker may open enough files. Call this when the model is open.
+
+    Raises:
+        SettingsError: All connections, the model and its successor would need more open files than the limit.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or not DESCRIPTORS.is_dir():
+        return
+    others = 2 * len(os.listdir(DESCRIPTORS)) + SPARE_DESCRIPTORS  # Two models are open during a reload.
+    if settings.max_connections + others > limit:
+        raise SettingsError(
+            f"CTR_MAX_CONNECTIONS={settings.max_connections} needs {settings.max_connections + others} open files in "
+            f"each worker, but the limit is {limit}. Raise the limit (ulimit -n, LimitNOFILE= in systemd, "
+            f"--ulimit nofile= in Docker), or set CTR_MAX_CONNECTIONS to at most {max(1, limit - others)}."
+        )
