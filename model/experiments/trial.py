@@ -66,7 +66,8 @@ def load_split(prepared: Prepared, name: str) -> Split:
         ValueError: If the split is empty or damaged, or contains only clicks or no clicks. Such a split cannot be
             evaluated. Without this check, the error would occur only after hours of training.
     """
-    split = Split(*prepared.split(name))
+    missing_vectors = [bool(field.missing_vector) for field in prepared.schema.select("numeric")]
+    split = Split(*prepared.split(name), missing_vectors=missing_vectors)
     where = f"{prepared.folder}: {name}"
     if len(split) == 0:
         raise ValueError(f"{where} has no rows. Add some and run ctr-prepare again.")

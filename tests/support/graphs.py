@@ -4,6 +4,7 @@ import itertools
 import random
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -74,6 +75,21 @@ def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
     for i in range(numeric):
         fields += [Field(f"un{i}", "context", "numeric"), Field(f"cn{i}", "candidate", "numeric")]
     return FeatureSchema(tuple(fields))
+
+
+def with_missing_vectors(schema: FeatureSchema) -> FeatureSchema:
+    """Return the schema with a missing vector for every numeric field."""
+    fields = (msgspec.structs.replace(f, missing_vector=True) if f.kind == "numeric" else f for f in schema.fields)
+    return FeatureSchema(tuple(fields))
+
+
+def hide(feed: Feed, share: float = 0.4) -> Feed:
+    """Return the feed with a share of its numbers missing."""
+    random = np.random.default_rng(5)
+    return {
+        name: np.where(random.random(array.shape) < share, np.float32(np.nan), array) if "values" in name else array
+        for name, array in feed.items()
+    }
 
 
 def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
