@@ -44,9 +44,9 @@ def small(name: str, **changes: Any) -> Config:
     return config(**{"embedding_std": 0.3} | width | SMALL[name] | changes)
 
 
-def a_model(name: str, **changes: Any) -> nn.Module:
+def a_model(name: str, fields: Fields = FIELDS, **changes: Any) -> nn.Module:
     torch.manual_seed(3)
-    return build(FIELDS, small(name, **changes)).double()
+    return build(fields, small(name, **changes)).double()
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
