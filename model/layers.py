@@ -97,6 +97,19 @@ def number_vectors(values_BM: Tensor, alpha_MD: Tensor, beta_MD: Tensor | None) 
     return torch.where(is_missing_BM[:, :, None], beta_MD, known_BM[:, :, None] * alpha_MD)
 
 
+@torch.no_grad()
+def use_mean_if_missing(model: nn.Module, columns: Tensor) -> None:
+    """Set the missing vectors of some numeric fields to 0, which is the vector of the mean.
+
+    Args:
+        model: The model.
+        columns: Whether to set each field's vector, bool (numeric).
+    """
+    for module in model.modules():
+        if isinstance(module, FeatureEmbedding) and module.beta is not None:
+            module.beta[columns] = 0
+
+
 def embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that embedding_l2 penalizes: entire tables, not just the rows used in a batch."""
     return [p for m in model.modules() if isinstance(m, FeatureEmbedding) for p in m.parameters()]

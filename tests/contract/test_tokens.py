@@ -104,7 +104,7 @@ def test_a_missing_number_stays_nan_if_its_field_has_a_missing_vector() -> None:
         Field("b", "context", "numeric", 20.0, 5.0),
     ]
     scaled = Numbers(fields).normalize(np.array([[math.nan, math.nan], [1.0, 30.0], [-1e300, 1e300]]))
-    np.testing.assert_array_equal(scaled, np.float32([[math.nan, 0.0], [-1.0, 2.0], [-1.0, MAX_NORMALIZED]]))
+    np.testing.assert_array_equal(scaled, np.array([[math.nan, 0.0], [-1.0, 2.0], [-1.0, MAX_NORMALIZED]], np.float32))
     assert not Numbers(fields).outside(np.array([[math.nan, math.nan]])).any()
 
 

@@ -130,6 +130,17 @@ def test_the_vector_of_a_field_that_is_never_missing_in_train_is_trained(root: P
     assert min(usual) - 0.5 < logit(None) < max(usual) + 0.5
 
 
+def test_without_hidden_numbers_a_field_that_is_never_missing_in_train_uses_the_mean(
+    root: Path, tmp_path: Path
+) -> None:
+    training = Training(epochs=1, batch_size=256, learning_rate=0.01, unknown_rate=0)
+    train(Experiment(name="x", data=DATA, model=STECConfig(embedding=8), training=training), root, tmp_path / "run")
+    model, _, schema, _ = open_run(tmp_path / "run")
+    beta = dict(zip([f.name for f in schema.select("numeric")], model.state_dict()["embedding.beta"], strict=True))
+    assert (beta["depth"] == 0).all()
+    assert (beta["bid"] != 0).all()
+
+
 def golden_inputs(bundle: Bundle) -> list[tuple[GoldenRequest, ModelInput]]:
     encoder = Encoder(bundle.schema)
     read = []

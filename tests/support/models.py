@@ -1,5 +1,6 @@
 """A small config for every model, and rows to run the models on."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,15 @@ def small(name: str, **changes: Any) -> Config:
     return config(**{"embedding_std": 0.3} | width | SMALL[name] | changes)
 
 
-def a_model(name: str, fields: Fields = FIELDS, **changes: Any) -> nn.Module:
+def a_model(name: str, **changes: Any) -> nn.Module:
+    return model_of(FIELDS, name, **changes)
+
+
+def a_model_with_missing_vectors(name: str, **changes: Any) -> nn.Module:
+    return model_of(replace(FIELDS, has_missing_vectors=True), name, **changes)
+
+
+def model_of(fields: Fields, name: str, **changes: Any) -> nn.Module:
     torch.manual_seed(3)
     return build(fields, small(name, **changes)).double()
 

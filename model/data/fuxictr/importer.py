@@ -3,8 +3,8 @@
 The experiment reads the same log with the "table" reader and declares its fields in FuxiCTR's order. With
 --feature-vocab, FuxiCTR's vocabulary is written to DIR/vocabulary/DATASET, and data.vocabulary is set to this folder.
 ctr-prepare then uses this vocabulary instead of counting tokens, so each id is FuxiCTR's id plus one. In a column of
-dtype float, the log must contain 123, not the text "123.0". This project gives an empty value its own id (and replaces
-a missing number with the mean), whereas FuxiCTR writes 0.
+dtype float, the log must contain 123, not the text "123.0". This project gives an empty value its own id, and a
+missing number a trained vector, whereas FuxiCTR writes 0.
 """
 
 import argparse

@@ -1,6 +1,5 @@
 """Properties that every model in the zoo has."""
 
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -13,7 +12,7 @@ from model.layers import FeatureEmbedding, embedding_parameters
 from model.stec.stec import STEC
 from model.training.flops import count_flops
 from model.zoo import MODELS, Config, name_of
-from tests.support.models import CASES, FIELDS, a_model, batch, small
+from tests.support.models import CASES, a_model, a_model_with_missing_vectors, batch, small
 from tests.support.paths import EXPERIMENTS
 
 # The parts that a dropout option applies to. Options that are not listed here apply to `mlp`.
@@ -102,7 +101,7 @@ def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.numeric
 @of_every_case
 def test_missing_numbers_train_the_vector_of_their_field(name: str, options: dict[str, Any]) -> None:
-    model = a_model(name, replace(FIELDS, has_missing_vectors=True), **options)
+    model = a_model_with_missing_vectors(name, **options)
     ids, values, labels = batch(400)
     values[::2, 1] = torch.nan
     functional.binary_cross_entropy_with_logits(model.train()(ids, values), labels).backward()
@@ -121,7 +120,7 @@ def test_missing_numbers_train_the_vector_of_their_field(name: str, options: dic
 def test_without_missing_numbers_a_missing_vector_does_not_change_the_logits(
     name: str, options: dict[str, Any]
 ) -> None:
-    plain, model = a_model(name, **options), a_model(name, replace(FIELDS, has_missing_vectors=True), **options)
+    plain, model = a_model(name, **options), a_model_with_missing_vectors(name, **options)
     unused = model.load_state_dict(plain.state_dict(), strict=False)
     assert [key for key in unused.missing_keys if not key.endswith(".beta")] == unused.unexpected_keys == []
     ids, values, _ = batch(20)
