@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 import kernel
 from contract.schema import Attention, FeatureSchema, Field, Kind, Side
@@ -125,7 +125,7 @@ def session_of(model: onnx.ModelProto) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def by_torch(model: STEC, schema: FeatureSchema, feed: Feed) -> NDArray[np.float64]:
+def by_torch(model: nn.Module, schema: FeatureSchema, feed: Feed) -> NDArray[np.float64]:
     tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
     doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from export.bundle import scoring_graph
 from export.graphs.block import blocks_of, score_bounds
 from export.graphs.explain import ExplainGraph
 from export.graphs.kernel import kernel_graph
-from export.graphs.plain import BaselineGraph, PlainGraph
+from export.graphs.plain import BaselineGraph
 from export.graphs.serving import ScreenGraph, ServingGraph
 from export.graphs.share import ShareGraph
 from export.onnx_file import to_onnx
@@ -63,20 +63,12 @@ def tensors(feed: Feed) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in feed.items()}
 
 
-def expected_logits(model: nn.Module, feed: Feed, schema: FeatureSchema = SCHEMA) -> NDArray[np.float64]:
-    doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors(feed).items()}
-    with torch.inference_mode():
-        logit: NDArray[np.float64] = PlainGraph(model, schema).double()(**doubles).numpy()
-    assert np.isfinite(logit).all()
-    return logit
-
-
 @pytest.mark.parametrize(
     "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.full) for name in BASELINES]
 )
 def test_onnxruntime_scores_and_explains_missing_numbers_as_torch_does(name: str) -> None:
     model, feed = a_baseline(name), hide(a_feed(SCHEMA, SIZES))
-    expected = expected_logits(model, feed)
+    expected = by_torch(model, SCHEMA, feed)
     tolerance = 1e-3 if name == "afn" else 3e-5  # AFN applies an exponential in float32.
     (logit,) = session_of(to_onnx(scoring_graph(model, SCHEMA), SCHEMA)).run(None, feed)
     np.testing.assert_allclose(logit, expected, rtol=0, atol=tolerance)
@@ -84,6 +76,13 @@ def test_onnxruntime_scores_and_explains_missing_numbers_as_torch_does(name: str
     logit, contribution, _, bias = explain.run(list(EXPLANATION), feed)
     np.testing.assert_allclose(logit, expected, rtol=0, atol=tolerance)
     np.testing.assert_allclose(contribution.sum((1, 2, 3)) + bias, expected, rtol=0, atol=tolerance)
+
+
+def test_a_stec_with_hidden_layers_in_its_head_scores_missing_numbers() -> None:
+    model = a_model(SCHEMA, STECConfig(embedding=8, ffn=16, mlp=(6,)))
+    feed = hide(a_feed(SCHEMA, SIZES))
+    (logit,) = session_of(to_onnx(scoring_graph(model, SCHEMA), SCHEMA)).run(None, feed)
+    np.testing.assert_allclose(logit, by_torch(model, SCHEMA, feed), rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("name", BASELINES)
