@@ -133,13 +133,16 @@ class Numbers:
         self._std = np.array([field.std for field in fields])
         seen = [(-math.inf, math.inf) if field.seen is UNSET else field.seen for field in fields]
         self._low, self._high = np.array(seen).reshape(-1, 2).T
+        self._missing = np.array([math.nan if field.missing_vector else 0.0 for field in fields])
 
     def outside(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which numbers are outside the range of the training data."""
         return (values < self._low) | (values > self._high)
 
     def normalize(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return (value - mean) / std, or 0 for a missing value, which puts it at the mean.
+        """Return (value - mean) / std.
+
+        A missing value stays NaN if the field has a missing vector. Otherwise it becomes 0, which is the mean.
 
         A number outside the range of the training data is clipped to the range. The result is clipped to ±10,000,
         mainly for schemas that do not state the range.
@@ -147,7 +150,7 @@ class Numbers:
         with np.errstate(over="ignore", invalid="ignore"):  # The next statement clips infinite results.
             scaled = (np.clip(values, self._low, self._high) - self._mean) / self._std
         scaled = np.clip(scaled, -MAX_NORMALIZED, MAX_NORMALIZED)
-        return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
+        return np.where(np.isnan(scaled), self._missing, scaled).astype(np.float32)
 
 
 def _bucketer(field: Field) -> Callable[[Any], str | None]:

@@ -3,6 +3,7 @@
 #include "stec.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -99,7 +100,7 @@ class Scorer {
   }
 
   // Writes the embeddings of these rows to input [D][F], from field `first` on: rows of the table for categorical
-  // fields, then numbers times the vectors of their numeric fields.
+  // fields, then numbers times the vectors of their numeric fields, or the vectors of missing numbers.
   void gather(const int64_t* ids, const float* values, const int64_t (&rows)[LANES], int64_t first,
               int64_t categorical, int64_t numeric, int64_t first_offset, int64_t first_alpha) {
     for (int64_t field = 0; field < categorical + numeric; ++field) {
@@ -108,7 +109,8 @@ class Scorer {
         const float* from = number < 0
             ? m.table + (ids[rows[lane] * categorical + field] + m.offsets[first_offset + field]) * D
             : m.alpha + (first_alpha + number) * D;
-        const float factor = number < 0 ? 1.0f : values[rows[lane] * numeric + number];
+        float factor = number < 0 ? 1.0f : values[rows[lane] * numeric + number];
+        if (m.beta && std::isnan(factor)) from = m.beta + (first_alpha + number) * D, factor = 1.0f;
         for (int64_t d = 0; d < D; ++d) input[d * F + first + field][lane] = factor * from[d];
       }
     }

@@ -31,7 +31,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         clip: The maximum norm of the gradient. Larger gradients are scaled down to it.
         unknown_rate: The share of each field's tokens that training replaces with the unknown id. If a field is never
             missing in the training set, the same share of its tokens is replaced with the missing id, so that this id
-            is trained too.
+            is trained too. The same share of a field's numbers is hidden if they have a vector for a missing number
+            (`missing_number`) and are never missing in the training set.
         exact_statistics: If true, the batch norms of the best epoch get statistics computed over the whole training set
             (see model/training/exact_statistics.py). If false, they keep the statistics of the last batches, as in
             FuxiCTR and therefore in the paper.

@@ -26,12 +26,15 @@ class Fields:
         numeric: The number of numeric fields.
         is_context: Whether each field belongs to the context. Only some models use it.
         names: The name of each field. Only some models use it.
+        has_missing_vectors: Whether a missing number (NaN) has a trained vector. Without it, the values must not
+            contain NaN.
     """
 
     sizes: Sequence[int]
     numeric: int = 0
     is_context: Sequence[bool] = ()
     names: Sequence[str] = ()
+    has_missing_vectors: bool = False
 
     @property
     def count(self) -> int:
@@ -43,7 +46,10 @@ def fields_of(schema: FeatureSchema, sizes: Sequence[int]) -> Fields:
     """Return the fields of a schema. `sizes` are the vocabulary sizes of its categorical fields."""
     numeric = schema.select("numeric")
     fields = [*schema.select("categorical"), *numeric]
-    return Fields(sizes, len(numeric), [f.side == "context" for f in fields], [f.name for f in fields])
+    has_missing_vectors = any(f.missing_vector for f in numeric)
+    return Fields(
+        sizes, len(numeric), [f.side == "context" for f in fields], [f.name for f in fields], has_missing_vectors
+    )
 
 
 class FeatureEmbedding(nn.Module):
@@ -51,6 +57,9 @@ class FeatureEmbedding(nn.Module):
 
     A single table contains the rows of all categorical fields, one field after another. With a width of 1, each value
     has a scalar weight.
+
+    If the fields have missing vectors, a missing number (NaN) has the vector beta. Fields without one never have NaN,
+    because Numbers in contract/tokens.py replaces it with 0.
 
     Shape: ids int64 (B, C) and values float32 (B, M) -> (B, F, D), with the categorical fields first.
     """
@@ -61,15 +70,44 @@ class FeatureEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Embedding(sum(fields.sizes), width)
         self.alpha = nn.Parameter(torch.empty(fields.numeric, width))
+        self.beta = nn.Parameter(torch.empty(fields.numeric, width)) if fields.has_missing_vectors else None
         self.register_buffer("offsets", torch.tensor([0, *fields.sizes[:-1]]).cumsum(0), persistent=False)
         # NOTE[DIFF] The paper does not specify the initial values. In FuxiCTR, alpha's std is 10^3 times the table's.
         nn.init.normal_(self.table.weight, std=std)
         nn.init.normal_(self.alpha, std=std)
+        if self.beta is not None:
+            # Not 0, which is the mean's vector: AFN's logarithm has no gradient there.
+            nn.init.normal_(self.beta, std=std)
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         categorical_BCD = self.table(ids + self.offsets)
-        numeric_BMD = values[:, :, None] * self.alpha
-        return torch.cat([categorical_BCD, numeric_BMD], 1)
+        return torch.cat([categorical_BCD, number_vectors(values, self.alpha, self.beta)], 1)
+
+
+def number_vectors(values_BM: Tensor, alpha_MD: Tensor, beta_MD: Tensor | None) -> Tensor:
+    """Return the vectors of numbers: value * alpha, or beta where the value is NaN. Shape: (B, M, D).
+
+    If beta is None, NaN is not handled.
+    """
+    if beta_MD is None:
+        return values_BM[:, :, None] * alpha_MD
+    is_missing_BM = values_BM.isnan()
+    # torch.where alone would give alpha the gradient 0 * NaN.
+    known_BM = values_BM.masked_fill(is_missing_BM, 0)
+    return torch.where(is_missing_BM[:, :, None], beta_MD, known_BM[:, :, None] * alpha_MD)
+
+
+@torch.no_grad()
+def use_mean_if_missing(model: nn.Module, columns: Tensor) -> None:
+    """Set the missing vectors of some numeric fields to 0, which is the vector of the mean.
+
+    Args:
+        model: The model.
+        columns: Whether to set each field's vector, bool (numeric).
+    """
+    for module in model.modules():
+        if isinstance(module, FeatureEmbedding) and module.beta is not None:
+            module.beta[columns] = 0
 
 
 def embedding_parameters(model: nn.Module) -> list[nn.Parameter]:

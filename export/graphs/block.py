@@ -20,13 +20,15 @@ MAX_SAFE_SCORE = 60.0
 def score_bounds(model: STEC) -> list[float]:
     """Return a bound on the absolute value of each block's attention scores that holds for any request.
 
-    The inputs of the first block are rows of a table, or a vector times a clipped number. The inputs of later blocks
+    The inputs of the first block are rows of a table, a vector times a clipped number, or the vector of a missing
+    number. The inputs of later blocks
     are n * gain + shift, where the length of the layer-normalized n is at most sqrt(D). If n is extended by a 1, the
     score is a bilinear form of two vectors whose lengths are at most sqrt(D + 1).
     """
     first = blocks_of(model)[0]
-    numbers = model.embedding.alpha * MAX_NORMALIZED
-    rows = torch.cat([model.embedding.table.weight, numbers])
+    embedding = model.embedding
+    numbers = [embedding.alpha * MAX_NORMALIZED, *([] if embedding.beta is None else [embedding.beta])]
+    rows = torch.cat([embedding.table.weight, *numbers])
     q, k = (rows @ split_heads(w, first.heads) for w in matrices(first.project))
     bounds = [float((q.norm(dim=2).amax(1) * k.norm(dim=2).amax(1)).max()) / first.score_divisor]
     for before, block in itertools.pairwise(blocks_of(model)):

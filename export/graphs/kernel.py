@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -63,6 +64,7 @@ def model_constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> di
     serving = schema.in_serving_order()
     columns = [categorical.index(f) for f in serving if f.kind == "categorical"]
     numbers = [numeric.index(f) for f in serving if f.kind == "numeric"]
+    vectors = [embedding.alpha, *([] if embedding.beta is None else [embedding.beta])]
     width, hidden = block.out.in_features, block.ffn[0].out_features
     request_attention = int(model.allowed_FF is not None)
     # In the order of stec::Sizes.
@@ -71,5 +73,6 @@ def model_constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> di
         "sizes": np.array(sizes, np.int64),
         "table": embedding.table.weight.detach().float().numpy(),
         "offsets": embedding.offsets[columns].numpy(),
-        "alpha": embedding.alpha.detach()[numbers].float().numpy(),
+        # The vectors of missing numbers follow those of numbers.
+        "alpha": torch.cat([vector.detach()[numbers] for vector in vectors]).float().numpy(),
     }

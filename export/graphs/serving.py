@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from contract.schema import FeatureSchema, Side
 from export.graphs.block import FoldedBlock, FoldedLast, blocks_of, matrices, score_bounds
 from export.graphs.level import Factors, Level, SharedLevel, first_in_head, fold_levels, linear_head
-from model.layers import FeatureEmbedding
+from model.layers import FeatureEmbedding, number_vectors
 from model.stec.stec import STEC
 
 
@@ -31,10 +31,12 @@ class SideEmbedding(nn.Module):
     """The embeddings of one side's fields.
 
     Shape: ids (rows, categorical), values (rows, numeric) or None without numeric fields -> (rows, F of the side, D).
+    A value may be NaN if the model has missing vectors.
     """
 
     offsets: Tensor
     alpha: Tensor
+    beta: Tensor | None
 
     def __init__(self, embedding: FeatureEmbedding, schema: FeatureSchema, side: Side) -> None:
         super().__init__()
@@ -43,11 +45,13 @@ class SideEmbedding(nn.Module):
         self.fields = len(categorical) + len(numeric)
         self.register_buffer("offsets", embedding.offsets[categorical])
         self.register_buffer("alpha", embedding.alpha.detach()[numeric].float())
+        beta = None if embedding.beta is None else embedding.beta.detach()[numeric].float()
+        self.register_buffer("beta", beta)
 
     def forward(self, table: Tensor, ids: Tensor, values: Tensor | None) -> Tensor:
         parts: list[Tensor] = [nn.functional.embedding(ids + self.offsets, table)]
         if values is not None:
-            parts.append(values[:, :, None] * self.alpha)
+            parts.append(number_vectors(values, self.alpha, self.beta))
         return torch.cat(parts, 1)
 
 

@@ -10,10 +10,12 @@ the logit exactly, whatever the orders are:
 Shape legend: N candidates, F fields, K orders, T = F + 1 steps of an order, D a table's width.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from contract.schema import FeatureSchema
+from contract.tokens import Numbers
 from contract.vocabulary import MISSING
 from export.graphs.plain import BaselineGraph
 
@@ -78,7 +80,9 @@ def draw_orders(fields: int) -> Tensor:
 
 
 def missing_vectors(table: nn.Module, schema: FeatureSchema) -> Tensor:
-    """Return a table's vectors with every field missing, (F, D). A missing number is 0 after normalization."""
+    """Return a table's vectors with every field missing, (F, D)."""
     ids = torch.full((1, len(schema.select("categorical"))), MISSING)
-    found: Tensor = table(ids, torch.zeros(1, len(schema.select("numeric"))))[0].detach()
+    numeric = schema.select("numeric")
+    values = Numbers(numeric).normalize(np.full((1, len(numeric)), np.nan))
+    found: Tensor = table(ids, torch.from_numpy(values))[0].detach()
     return found

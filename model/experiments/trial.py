@@ -16,9 +16,9 @@ from model.data_config import Data
 from model.experiment_config import Experiment
 from model.experiments.run_folder import DataFacts, RunMetrics
 from model.experiments.run_registry import digest
-from model.layers import embedding_parameters, fields_of
+from model.layers import embedding_parameters, fields_of, use_mean_if_missing
 from model.stec.stec import STECConfig, cost_note
-from model.training.batches import Split
+from model.training.batches import BLOCK_ROWS, Split, numbers_never_missing
 from model.training.checkpoint import Checkpoint
 from model.training.device import CPU
 from model.training.exact_statistics import measure_batch_norms
@@ -67,7 +67,8 @@ def load_split(prepared: Prepared, name: str) -> Split:
         ValueError: If the split is empty or damaged, or contains only clicks or no clicks. Such a split cannot be
             evaluated. Without this check, the error would occur only after hours of training.
     """
-    split = Split(*prepared.split(name))
+    missing_vectors = [bool(field.missing_vector) for field in prepared.schema.select("numeric")]
+    split = Split(*prepared.split(name), missing_vectors=missing_vectors)
     where = f"{prepared.folder}: {name}"
     if len(split) == 0:
         raise ValueError(f"{where} has no rows. Add some and run ctr-prepare again.")
@@ -118,7 +119,10 @@ def run_trial(
     train, valid, test = (log.splits[name] for name in SPLITS)
     torch.manual_seed(experiment.training.seed)
     fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
-    model = build(fields, experiment.model).to(device)
+    model = build(fields, experiment.model)
+    if experiment.training.unknown_rate == 0:  # no vector would be trained
+        use_mean_if_missing(model, numbers_never_missing(train, BLOCK_ROWS))
+    model = model.to(device)
     if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
         print(note, file=sys.stderr)
     for message in unused_in_model(experiment.model):

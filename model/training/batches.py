@@ -1,6 +1,7 @@
 """Reading rows for training and evaluation, from memory or block by block from disk."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,16 @@ class Split:
     """A split as arrays: ids integer (rows, categorical), values float32 (rows, numeric), labels float32 (rows).
 
     ids and values may be memory-mapped. They are never read as a whole.
+
+    Attributes:
+        missing_vectors: Whether each numeric field has a vector for a missing number, bool (numeric). Only those fields
+            can have NaN. By default, no field has one.
     """
 
     ids: NDArray[Any]
     values: NDArray[np.float32]
     labels: NDArray[np.float32]
+    missing_vectors: Sequence[bool] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,7 +66,9 @@ def join(parts: list[Rows]) -> Rows:
 
 
 class Batches:
-    """The training rows, reshuffled for each epoch, with a share of the tokens hidden (see hide_tokens()).
+    """The training rows, reshuffled for each epoch, with a share of the tokens and numbers hidden.
+
+    See hide_tokens() and hide_numbers().
 
     A split of at most block_rows rows is held in memory and shuffled as a whole. A larger split is read from disk in
     runs of run_rows contiguous rows, in random order. A block of these runs is held in memory at a time and shuffled.
@@ -73,6 +81,7 @@ class Batches:
         self._block_rows, self._run_rows = block_rows, run_rows
         self._whole = train.part(0, len(train)) if len(train) <= block_rows else None
         self._never_missing = never_missing(train, block_rows)
+        self._numbers_never_missing = numbers_never_missing(train, block_rows)
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
     def epoch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -100,14 +109,28 @@ class Batches:
             yield join([self._train.part(start, start + self._run_rows) for start in runs.tolist()])
 
     def _batch(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        ids = hide_tokens(rows.ids.long(), self._recipe.unknown_rate, self._never_missing, self.generator)
-        return ids, rows.values, rows.labels
+        rate = self._recipe.unknown_rate
+        ids = hide_tokens(rows.ids.long(), rate, self._never_missing, self.generator)
+        values = hide_numbers(rows.values, rate, self._numbers_never_missing, self.generator)
+        return ids, values, rows.labels
 
 
 def never_missing(train: Split, block_rows: int) -> Tensor:
     """Return which fields are never missing in the training set, bool (categorical). Ids are read block by block."""
     blocks = (train.ids[start : start + block_rows] for start in range(0, len(train), block_rows))
     return torch.from_numpy(np.logical_and.reduce([(block != MISSING).all(0) for block in blocks]))
+
+
+def numbers_never_missing(train: Split, block_rows: int) -> Tensor:
+    """Return which fields have a missing vector but are never missing in the training set, bool (numeric).
+
+    If no field has a missing vector, the values are not read.
+    """
+    found = torch.tensor([*train.missing_vectors] or [False] * train.values.shape[1], dtype=torch.bool)
+    if found.any():
+        for start in range(0, len(train), block_rows):
+            found &= ~torch.from_numpy(np.isnan(train.values[start : start + block_rows]).any(0))
+    return found
 
 
 def hide_tokens(ids: Tensor, rate: float, never_missing: Tensor, generator: torch.Generator) -> Tensor:
@@ -128,3 +151,21 @@ def hide_tokens(ids: Tensor, rate: float, never_missing: Tensor, generator: torc
     chance = torch.rand(ids.shape, generator=generator)
     hidden = ids.masked_fill((chance < rate) & (ids != MISSING), UNKNOWN)
     return hidden.masked_fill((chance > 1 - rate) & never_missing, MISSING)
+
+
+def hide_numbers(values: Tensor, rate: float, never_missing: Tensor, generator: torch.Generator) -> Tensor:
+    """Replace a share of the numbers with NaN in fields that are never missing in the training set.
+
+    Such a field may be missing in a request, and its missing vector would not be trained otherwise. The vectors of all
+    other fields learn from the rows that are missing, which may differ from a random choice.
+
+    Args:
+        values: float (B, numeric).
+        rate: The share of numbers to replace.
+        never_missing: See numbers_never_missing(). Without such a field, no random numbers are drawn.
+        generator: The random generator that chooses the numbers to replace.
+    """
+    if rate == 0 or not never_missing.any():
+        return values
+    chance = torch.rand(values.shape, generator=generator)
+    return values.masked_fill((chance < rate) & never_missing, math.nan)

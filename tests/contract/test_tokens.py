@@ -98,6 +98,16 @@ def test_numbers_are_normalized_by_column() -> None:
     assert scaled.tolist() == [[-1.0, -2.0], [0.0, 2.0]]
 
 
+def test_a_missing_number_stays_nan_if_its_field_has_a_missing_vector() -> None:
+    fields = [
+        Field("a", "context", "numeric", 3.0, 2.0, seen=(1.0, 5.0), missing_vector=True),
+        Field("b", "context", "numeric", 20.0, 5.0),
+    ]
+    scaled = Numbers(fields).normalize(np.array([[math.nan, math.nan], [1.0, 30.0], [-1e300, 1e300]]))
+    np.testing.assert_array_equal(scaled, np.array([[math.nan, 0.0], [-1.0, 2.0], [-1.0, MAX_NORMALIZED]], np.float32))
+    assert not Numbers(fields).outside(np.array([[math.nan, math.nan]])).any()
+
+
 def test_outlier_is_clipped() -> None:
     scaled = Numbers([Field("a", "context", "numeric")]).normalize(np.array([[1e300], [-1e300]]))
     assert scaled.tolist() == [[MAX_NORMALIZED], [-MAX_NORMALIZED]]

@@ -4,13 +4,14 @@ import itertools
 import random
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 import kernel
 from contract.schema import Attention, FeatureSchema, Field, Kind, Side
@@ -76,6 +77,21 @@ def schema_of(context: int, candidate: int, numeric: int) -> FeatureSchema:
     return FeatureSchema(tuple(fields))
 
 
+def with_missing_vectors(schema: FeatureSchema) -> FeatureSchema:
+    """Return the schema with a missing vector for every numeric field."""
+    fields = (msgspec.structs.replace(f, missing_vector=True) if f.kind == "numeric" else f for f in schema.fields)
+    return FeatureSchema(tuple(fields))
+
+
+def hide(feed: Feed, share: float = 0.4) -> Feed:
+    """Return the feed with a share of its numbers missing."""
+    random = np.random.default_rng(5)
+    return {
+        name: np.where(random.random(array.shape) < share, np.float32(np.nan), array) if "values" in name else array
+        for name, array in feed.items()
+    }
+
+
 def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
     """Return a model whose batch-norm statistics and norm weights look like those of a trained model."""
     torch.manual_seed(seed)
@@ -109,7 +125,7 @@ def session_of(model: onnx.ModelProto) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def by_torch(model: STEC, schema: FeatureSchema, feed: Feed) -> NDArray[np.float64]:
+def by_torch(model: nn.Module, schema: FeatureSchema, feed: Feed) -> NDArray[np.float64]:
     tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
     doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
     with torch.inference_mode():

@@ -1,5 +1,6 @@
 """A small config for every model, and rows to run the models on."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,8 +46,16 @@ def small(name: str, **changes: Any) -> Config:
 
 
 def a_model(name: str, **changes: Any) -> nn.Module:
+    return model_of(FIELDS, name, **changes)
+
+
+def a_model_with_missing_vectors(name: str, **changes: Any) -> nn.Module:
+    return model_of(replace(FIELDS, has_missing_vectors=True), name, **changes)
+
+
+def model_of(fields: Fields, name: str, **changes: Any) -> nn.Module:
     torch.manual_seed(3)
-    return build(FIELDS, small(name, **changes)).double()
+    return build(fields, small(name, **changes)).double()
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:

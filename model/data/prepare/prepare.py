@@ -102,6 +102,8 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
     def measured(field: Field) -> Field:
         if field.kind == "categorical":
             return field
+        if data.has_missing_vector:
+            field = msgspec.structs.replace(field, missing_vector=True)
         return measure(field, np.load(column_file(scratch, "train", field.name)))
 
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:

@@ -89,6 +89,8 @@ def write_ids(path: Path, columns: Mapping[str, Path], ids: Mapping[str, NDArray
 def write_values(path: Path, columns: Sequence[Path], fields: Sequence[Field], rows: int) -> dict[str, float]:
     """Write a split's normalized numbers, float32 (rows, numeric fields), and return the missing share by field.
 
+    A missing number is NaN if its field has a missing vector, and otherwise 0.
+
     Args:
         path: The file to write.
         columns: The file with the numbers of each numeric field.

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.experiment_config import read_experiment
-from model.layers import embedding_parameters
+from model.layers import FeatureEmbedding, embedding_parameters
 from model.stec.stec import STEC
 from model.training.flops import count_flops
 from model.zoo import MODELS, Config, name_of
-from tests.support.models import CASES, a_model, batch, small
+from tests.support.models import CASES, a_model, a_model_with_missing_vectors, batch, small
 from tests.support.paths import EXPERIMENTS
 
 # The parts that a dropout option applies to. Options that are not listed here apply to `mlp`.
@@ -96,6 +96,35 @@ def test_every_parameter_is_trained(name: str, options: dict[str, Any]) -> None:
     train_step(model)
     sizes = {n: 0.0 if p.grad is None else p.grad.abs().max().item() for n, p in model.named_parameters() if p.numel()}
     assert {n for n, size in sizes.items() if size <= 1e-12 * max(sizes.values())} == set()
+
+
+@pytest.mark.numeric
+@of_every_case
+def test_missing_numbers_train_the_vector_of_their_field(name: str, options: dict[str, Any]) -> None:
+    model = a_model_with_missing_vectors(name, **options)
+    ids, values, labels = batch(400)
+    values[::2, 1] = torch.nan
+    functional.binary_cross_entropy_with_logits(model.train()(ids, values), labels).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    betas = [module.beta for module in model.modules() if isinstance(module, FeatureEmbedding)]
+    assert {id(beta) for beta in betas} <= {id(p) for p in embedding_parameters(model)}
+    gradients = [beta.grad for beta in betas if beta is not None and beta.grad is not None]
+    assert len(gradients) == len(betas) > 0
+    assert all((gradient[0] == 0).all() for gradient in gradients)  # This field is never missing.
+    # A gate of FinalMLP has a table of its own, of which it reads only some fields.
+    assert any((gradient[1] != 0).all() for gradient in gradients)
+
+
+@pytest.mark.numeric
+@of_every_case
+def test_without_missing_numbers_a_missing_vector_does_not_change_the_logits(
+    name: str, options: dict[str, Any]
+) -> None:
+    plain, model = a_model(name, **options), a_model_with_missing_vectors(name, **options)
+    unused = model.load_state_dict(plain.state_dict(), strict=False)
+    assert [key for key in unused.missing_keys if not key.endswith(".beta")] == unused.unexpected_keys == []
+    ids, values, _ = batch(20)
+    assert torch.equal(model.eval()(ids, values), plain.eval()(ids, values))
 
 
 @pytest.mark.parametrize(("name", "key"), DROPOUTS)

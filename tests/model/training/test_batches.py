@@ -64,6 +64,45 @@ def test_blocks_mix_distant_rows_and_the_order_depends_on_epoch_and_seed() -> No
     assert one[:200] != block
 
 
+def numbers(values: list[list[float]], missing_vectors: list[bool]) -> Split:
+    array = np.tile(np.array(values, np.float32), (100, 1))
+    return Split(np.full((len(array), 1), 2), array, np.zeros(len(array), np.float32), missing_vectors)
+
+
+def hidden_shares(split: Split, rate: float, block_rows: int = 7) -> list[float]:
+    several = Batches(split, Training(batch_size=64, unknown_rate=rate), block_rows=block_rows, run_rows=7)
+    return torch.cat([values for _, values, _ in several.epoch()]).isnan().double().mean(0).tolist()
+
+
+def test_numbers_are_hidden_in_fields_with_a_missing_vector_that_are_never_missing() -> None:
+    """The second field is missing in half of its rows, and the third has no missing vector."""
+    split = numbers([[1, 2, 3], [4, np.nan, 6]], [True, True, False])
+    first, second, third = hidden_shares(split, 0.3)
+    assert (second, third) == (0.5, 0)
+    assert 0.2 < first < 0.4
+    assert hidden_shares(split, 0.3, block_rows=1000)[1:] == [0.5, 0]
+    assert hidden_shares(split, 0.0) == [0, 0.5, 0]
+    assert not np.isnan(split.values[:, 0]).any()
+
+
+@given(st.integers(0, 9), st.sampled_from([[], [False, False], [False, True]]))
+def test_without_hidden_numbers_the_batches_are_the_same_as_without_missing_vectors(
+    seed: int, missing_vectors: list[bool]
+) -> None:
+    """The random numbers that shuffle rows and hide tokens do not change. The second field may be missing."""
+    split = numbers([[1, 2], [4, np.nan]], missing_vectors)
+    recipe = Training(batch_size=64, unknown_rate=0.3, seed=seed)
+    found = Batches(split, recipe)
+    random = torch.Generator().manual_seed(seed)
+    for _ in range(2):
+        order = torch.randperm(len(split), generator=random)
+        for (ids, values, _), rows in zip(found.epoch(), order.split(64), strict=True):
+            chance = torch.rand(ids.shape, generator=random)
+            expected = torch.full_like(ids, 2).masked_fill(chance < 0.3, 0).masked_fill(chance > 0.7, 1)
+            assert torch.equal(ids, expected)
+            np.testing.assert_array_equal(values, split.values[rows])
+
+
 CHILD = """
 import resource, sys
 import numpy as np, torch

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import polars as pl
 import pytest
 from msgspec import UNSET
@@ -70,7 +71,7 @@ def test_a_table_may_be_parquet_or_compressed(tmp_path: Path, ending: str) -> No
             frame.write_csv(tmp_path / f"{split}.{ending}", compression="gzip")
     data = msgspec.structs.replace(OWN, train=f"train.{ending}", valid=f"valid.{ending}", test=f"test.{ending}")
     prepared = prepare(tmp_path, data)
-    assert prepared.split("valid")[1].tolist() == [[-1.0], [0.0], [1.0]]
+    np.testing.assert_array_equal(prepared.split("valid")[1], [[-1.0], [np.nan], [1.0]])
     assert prepared.schema.select("numeric")[0].mean == 32.5
     assert sorted(token for token, _ in open_vocabulary(prepared.vocabulary, "user").items()) == ["u", "v"]
 
