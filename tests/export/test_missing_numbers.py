@@ -13,7 +13,7 @@ import pytest
 import kernel
 from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MODEL, SCREEN, Bundle, open_bundle
 from contract.encode import Encoder, ModelInput, join
-from contract.golden import GoldenRequest, largest_difference, read_golden
+from contract.golden import TOLERANCE, GoldenRequest, largest_difference, read_golden
 from export.bundle import export
 from export.explain.case import Case, drawn_cases
 from export.explain.explanation import open_explainer
