@@ -119,10 +119,10 @@ def test_parity_detects_a_graph_with_different_weights(bundle_folder: Path) -> N
 
 
 def test_parity_detects_a_relative_difference_if_clicks_are_rare(run_folder: Path, bundle_folder: Path) -> None:
-    """The difference is 1% of a probability of about 1e-6, which is below the absolute tolerance."""
+    """The difference is 1% of a probability so small that it is below the absolute tolerance."""
     bundle = open_bundle(bundle_folder)
     inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, read_golden(bundle_folder / GOLDEN)))
-    rare = Calibration.of_log(1e-6)
+    rare = Calibration.of_log(1e-12)
     model, _, schema, _ = open_run(run_folder)
     right = torch_ctr(model, schema, inputs, rare)
     check_parity(bundle_folder / MODEL, inputs, right, rare)
