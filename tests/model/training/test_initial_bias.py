@@ -56,7 +56,7 @@ def test_the_mean_prediction_of_a_new_model_is_the_click_rate(name: str, options
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_mean_prediction_with_default_options_is_the_click_rate(name: str) -> None:
-    options = {"context1": ("user",)} if name == "finalmlp" else {}
+    options: dict[str, Any] = {"context1": ("user",)} if name == "finalmlp" else {}
     config, _ = MODELS[name]
     train = rare_clicks()
     assert predict(started(config(**options), train), train).mean() == pytest.approx(CLICK_RATE, rel=0.05)
