@@ -99,6 +99,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         attention: What the context fields of a STEC attend to.
         cascade: The cascade rules in ascending order of k. Empty if the bundle has no SCREEN.
         type: The type of the model, as in model/zoo.py. Absent from older bundles, all of which contain a STEC.
+        warnings: Why the model may not be worth serving. Absent if there are no warnings. Servers before version 0.9
+            refuse a bundle that has it.
         digest: SHA-256 over the rest of the manifest. It reveals changes to the manifest itself.
     """
 
@@ -115,6 +117,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     attention: Attention = "full"
     cascade: tuple[CascadeRule, ...] = ()
     type: str | UnsetType = UNSET
+    warnings: tuple[str, ...] | UnsetType = UNSET
     digest: str = ""
 
     @property
@@ -142,6 +145,7 @@ def write_manifest(
     attention: Attention = "full",
     cascade: Sequence[CascadeRule] = (),
     model: str = STEC,
+    warnings: Sequence[str] = (),
 ) -> Manifest:
     """Write and return a bundle's manifest, which contains the digests of all files now in the folder."""
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
@@ -160,6 +164,7 @@ def write_manifest(
         attention=attention,
         cascade=tuple(cascade),
         type=model,
+        warnings=tuple(warnings) or UNSET,
     )
     # Decode the manifest as a reader does. Decoding turns integer metrics into floats.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)

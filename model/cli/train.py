@@ -61,12 +61,16 @@ def train_run(options: argparse.Namespace) -> None:
     from model.experiment_config import read_experiment
     from model.experiments.seeds import with_seed
     from model.experiments.train import train
+    from model.training.progress import with_base_rate
 
     experiment = read_experiment(options.experiment)
     if options.seed is not None:
         experiment = with_seed(experiment, options.seed)
     metrics = train(experiment, options.data, options.out, options.device)
-    print(f"best epoch {metrics.best_epoch}: test AUC {metrics.test.auc:.5f}, test logloss {metrics.test.logloss:.5f}")
+    for warning in metrics.warnings:
+        print(f"ctr-train: warning: {warning}", file=sys.stderr)
+    test = f"test AUC {metrics.test.auc:.5f}, test logloss {with_base_rate(metrics.test)}"
+    print(f"best epoch {metrics.best_epoch}: {test}")
     print(f"run: {options.out}")
 
 

@@ -1,8 +1,10 @@
 """Comparing predictions with the true click probabilities, which only a synthetic log has."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -42,12 +44,18 @@ def compare_with_truth(model: nn.Module, prepared: Prepared, test: Split) -> Tru
     true = np.array(prepared.column("test", TRUE_CTR))
     ctr = predict(model, test)
     column = [f.name for f in prepared.schema.select("categorical")].index("ad")
-    unseen = test.ids[:, column] == 0
+    unseen, everything = test.ids[:, column] == 0, np.ones(len(test), bool)
+    weights = test.metric_weights()
+
+    def ratio(rows: NDArray[Any]) -> float:
+        chosen = None if weights is None else weights[rows]
+        return float(np.average(ctr[rows], weights=chosen) / np.average(true[rows], weights=chosen))
+
     tenths = np.array_split(np.argsort(ctr, kind="stable"), TENTHS)
     return TrueComparison(
-        auc=float(roc_auc_score(test.labels, ctr)),
-        true_auc=float(roc_auc_score(test.labels, true)),
-        overall=float(ctr.mean() / true.mean()),
-        unseen=float(ctr[unseen].mean() / true[unseen].mean()),
-        tenths=[float(ctr[rows].mean() / true[rows].mean()) for rows in tenths],
+        auc=float(roc_auc_score(test.labels, ctr, sample_weight=weights)),
+        true_auc=float(roc_auc_score(test.labels, true, sample_weight=weights)),
+        overall=ratio(everything),
+        unseen=ratio(unseen),
+        tenths=[ratio(rows) for rows in tenths],
     )

@@ -294,3 +294,14 @@ def test_a_server_reports_a_store_that_it_may_not_read(public_store: Path, priva
     (public_store / private).chmod(0)
     with another_user(), pytest.raises(StoreError, match=r"user \S+ may not (enter|read) \S+ \(owner \S+, mode 0000"):
         current_bundle(public_store)
+
+
+def test_bundle_with_warnings_is_added_only_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warning = "the model is worse than the base rate on test."
+    bundle = write_small_bundle(tmp_path / "bundle", warnings=[warning])
+    assert main(["add", str(tmp_path / "store"), str(bundle), "--activate"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"ctr-store: {bundle} has warnings: {warning} To add it in spite of this, use --force\n"
+    assert not (tmp_path / "store").exists()
+    assert main(["add", str(tmp_path / "store"), str(bundle), "--activate", "--force"]) == 0
+    assert open_bundle(current_bundle(tmp_path / "store")).manifest.warnings == (warning,)
