@@ -12,7 +12,9 @@ from msgspec import UNSET
 from contract.vocabulary import open_vocabulary
 from model.data.prepare.prepare import prepare, write_prepared
 from model.data.readers import frappe, generated, table
-from model.data.readers.log import LINE, Log, scan_text
+from model.data.readers.files import Source
+from model.data.readers.log import FILE, LINE, Log
+from model.data.readers.scan import open_parts
 from model.data.synthetic.generate import main as generate
 from model.data_config import Data, FieldSpec
 
@@ -47,7 +49,7 @@ def test_a_table_has_the_fields_of_the_experiment(tmp_path: Path) -> None:
         ("age", "context", "numeric"),
         ("ad", "candidate", "categorical"),
     ]
-    assert log.splits["train"].collect_schema().names() == [LINE, "clicked", "user", "age", "ad"]
+    assert log.splits["train"].collect_schema().names() == [FILE, LINE, "clicked", "user", "age", "ad"]
     assert log.extra == ()
 
 
@@ -115,7 +117,7 @@ def test_a_line_with_256_missing_columns_is_an_error_that_names_it(tmp_path: Pat
     path = tmp_path / "train.csv"
     path.write_text(",".join(f"c{n}" for n in range(300)) + f"\n{'1,' * 299}1\n{'1,' * 43}1\n")
     with pytest.raises(ValueError, match=r"train\.csv:3: expected 300 columns, found 44"):
-        scan_text(path)
+        open_parts([Source(str(path), path)])
 
 
 @pytest.mark.parametrize("before", ["1,u,3,a\n", '1,"u",3,a\n', '1,"u\n",3,a\n', "1,u,3,a\n" * 200_000])
@@ -124,7 +126,7 @@ def test_a_line_in_another_encoding_is_an_error_that_names_it(tmp_path: Path, be
     path.write_bytes((HEAD + before).encode() + "1,José,3,a\n".encode("latin-1"))
     line = (HEAD + before).count("\n") + 1
     with pytest.raises(ValueError, match=rf"train\.csv:{line}: byte 0xe9 is not UTF-8\. Convert the file"):
-        scan_text(path)
+        open_parts([Source(str(path), path)])
 
 
 WHOLE = gzip.compress((HEAD + "".join(f"{n % 2},{n * n},{n % 7},a\n" for n in range(5000))).encode())
@@ -139,7 +141,7 @@ def test_a_damaged_gzip_file_is_an_error_that_names_it(tmp_path: Path, damaged: 
     path = tmp_path / "train.csv.gz"
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"train\.csv\.gz: the gzip file is truncated or corrupt: .*\. Copy it again"):
-        scan_text(path)
+        open_parts([Source(str(path), path)])
 
 
 def test_quoted_values_may_contain_commas_and_line_ends(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_the_experiment_names_the_columns_of_a_file_without_a_header(tmp_path: P
     columns = ("clicked", "user", "age", "ad")
     data = msgspec.structs.replace(OWN, train="train.tsv", valid="valid.tsv", test="test.tsv", columns=columns)
     train = table.read(tmp_path, data).splits["train"].collect()
-    assert train.rows() == [(1, "1", '"u', "3", "a"), (2, "0", "v", None, "b")]
+    assert train.rows() == [(0, 1, "1", '"u', "3", "a"), (0, 2, "0", "v", None, "b")]
 
 
 def test_a_label_that_is_also_a_field_is_rejected(tmp_path: Path) -> None:
