@@ -1,6 +1,6 @@
 """Splitting a log that is published as a single file, either at random by row or by day."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import polars as pl
@@ -32,12 +32,13 @@ def split_by_row(frame: pl.LazyFrame, seed: int) -> Mapping[str, pl.LazyFrame]:
     return {split: drawn.filter(part).drop(DRAW) for split, part in parts.items()}
 
 
-def split_rows(frame: pl.LazyFrame, data: Data) -> Mapping[str, pl.LazyFrame]:
+def split_rows(frame: pl.LazyFrame, data: Data, position: Callable[[int, int], str]) -> Mapping[str, pl.LazyFrame]:
     """Return train, valid and test as `split` in [data] describes them.
 
     Args:
         frame: All rows of the log, with FILE and LINE.
         data: The [data] section.
+        position: A function from FILE and LINE to the position of a row in an error message.
 
     Raises:
         ValueError: If the rows cannot be split in this way.

@@ -7,7 +7,7 @@ import polars as pl
 
 from contract.schema import Field, Side
 from model.data.readers.files import Source, find_files, reject_shared_files
-from model.data.readers.log import FILE, SPLITS, Log, LogFile, check_rows_read, with_missing
+from model.data.readers.log import FILE, SPLITS, Log, LogFile, check_rows_read, position, with_missing
 from model.data.readers.scan import Part, join_parts, log_files, open_parts, rename_columns
 from model.data.readers.split import split_rows
 from model.data_config import Data, SplitAtRandom, SplitByTime
@@ -43,7 +43,8 @@ def read(folder: Path, data: Data) -> Log:
         whole = not (isinstance(data.split, SplitByTime) and data.split.gap)
         if not whole:
             check_all_rows(frames["files"], data.label, files)
-        frames, names = split_rows(frames["files"], data), dict.fromkeys(SPLITS, names["files"])
+        frames = split_rows(frames["files"], data, lambda file, line: position(files[file].name, line))
+        names = dict.fromkeys(SPLITS, names["files"])
     return Log(
         fields,
         data.label,

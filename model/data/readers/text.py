@@ -6,6 +6,7 @@ it follows RFC 4180: a quoted value begins and ends at a delimiter or a line end
 
 import codecs
 import csv
+import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,8 +155,9 @@ class RowCheck:
         """Return the error for the last row of a file, in which a quote is still open."""
         start = rest.rfind(self._quote)
         line = self._lines + rest.count(b"\n", 0, start) + 1
+        value = shown(rest[start:])
         return ValueError(
-            f"{self._name}:{line}: no quote closes the value {shown(rest[start:])}. {CLOSE_QUOTES} {QUOTE_KEY}"
+            f"{self._name}:{line}: no quote closes the value that begins with {value}. {CLOSE_QUOTES} {QUOTE_KEY}"
         )
 
     def _check_columns(self, block: bytes, is_delimiter: NDArray[np.bool_], ends: NDArray[np.int64]) -> None:
@@ -245,4 +247,4 @@ def decode(name: str, lines: bytes, before: int) -> str:
 def shown(value: bytes) -> str:
     """Return the beginning of a value, as an error shows it."""
     text = value.decode(errors="replace").strip("\r\n")
-    return text if len(text) <= SHOWN and "\n" not in text else f"{text[:SHOWN].splitlines()[0]}..."
+    return json.dumps(text if len(text) <= SHOWN else f"{text[:SHOWN]}...", ensure_ascii=False)

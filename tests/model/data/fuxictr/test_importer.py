@@ -323,7 +323,7 @@ def test_the_imported_experiment_reads_the_log_of_fuxictr(tmp_path: Path) -> Non
     log = table.read(tmp_path / data.folder, data)
     assert log.label == "clk"
     assert [field.name for field in log.fields] == ["user", "weekday", "item", "price"]
-    assert log.splits["test"].collect().row(0) == (2, "1", "9", "1", "03349703", "2.5")
+    assert log.splits["test"].collect().row(0) == (2, 2, "1", "9", "1", "03349703", "2.5")
 
 
 def test_prepare_uses_the_imported_vocabulary_instead_of_counting(tmp_path: Path) -> None:
