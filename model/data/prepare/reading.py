@@ -83,11 +83,13 @@ def read_batches(log: Log, split: str) -> Iterator[pl.DataFrame]:
     Raises:
         ValueError: If polars cannot read the file.
     """
-    frame = log.splits[split].select(FILE, LINE, *log.columns)
+    frame, where = log.splits[split].select(FILE, LINE, *log.columns), ""
     try:
-        yield from frame.collect_batches(engine="streaming", chunk_size=BATCH_ROWS, maintain_order=True)
+        for batch in frame.collect_batches(engine="streaming", chunk_size=BATCH_ROWS, maintain_order=True):
+            yield batch
+            where = f" after {log.position(batch[FILE][-1], batch[LINE][-1])}"
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{log.paths[split]}: cannot be read: {error}") from error
+        raise ValueError(f"{log.paths[split]}: cannot be read{where}: {error}") from error
 
 
 def convert(column: pl.Series, field: Field, values: Mapping[str, DistinctValues]) -> NDArray[Any]:

@@ -62,7 +62,7 @@ def gzip_blocks(source: Source, file: IO[bytes]) -> Iterator[bytes]:
 
 def zstd_blocks(source: Source) -> Iterator[bytes]:
     """Yield the blocks of a zstd file. polars decompresses it, because Python can do so only since version 3.14."""
-    lines = pl.scan_lines(source.path)
+    lines = pl.scan_lines(source.path, glob=False)
     try:
         for batch in lines.collect_batches(engine="streaming", chunk_size=BLOCK_LINES, maintain_order=True):
             yield ("\n".join(batch["line"].to_list()) + "\n").encode()
@@ -85,6 +85,7 @@ def first_undecodable_line(source: Source) -> int:
         truncate_ragged_lines=True,
         row_index_name="number",
         row_index_offset=1,
+        glob=False,
     )
     wrong = lines.filter(pl.col("line").str.contains("\ufffd", literal=True)).select("number").head(1)
     return int(wrong.collect(engine="streaming").item())

@@ -89,6 +89,8 @@ def require_columns(name: str, columns: Iterable[str], present: Iterable[str]) -
             advice = "Fix the experiment file."
             if len(present) == 1 and any(character in present[0] for character in ",;|\t"):
                 advice = "Set delimiter in [data] to the character between the columns."
+            elif f'"{column}"' in present:
+                advice = "Set quote = '\"' in [data] to read names and values without their quotes."
             raise ValueError(f'{name}: no column "{column}". The file has {", ".join(present)}. {advice}')
 
 

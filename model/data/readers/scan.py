@@ -120,12 +120,12 @@ def open_parquet(source: Source) -> Part:
     Raises:
         ValueError: If the file is not a parquet file.
     """
+    frame = pl.scan_parquet(source.path, glob=False, hive_partitioning=False, row_index_name=LINE, row_index_offset=1)
     try:
-        columns = pl.read_parquet_schema(source.path)
-        frame = pl.scan_parquet(source.path, glob=False, row_index_name=LINE, row_index_offset=1)
-        return with_partitions(Part(source, frame.with_columns(pl.col(LINE).cast(pl.Int64)), None, columns))
-    except pl.exceptions.PolarsError as error:
+        columns = {name: dtype for name, dtype in frame.collect_schema().items() if name != LINE}
+    except (OSError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"{source.name}: cannot be read as parquet: {error}") from error
+    return with_partitions(Part(source, frame.with_columns(pl.col(LINE).cast(pl.Int64)), None, columns))
 
 
 def with_partitions(part: Part) -> Part:

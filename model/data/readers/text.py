@@ -75,7 +75,9 @@ def header(source: Source, text: TextFormat) -> list[str]:
         line = lines[0].removesuffix("\r")
         names = line.split(text.delimiter) if line else []
     if not names:
-        raise ValueError(f"{name}: the file is empty. Its first line must contain the column names.")
+        raise ValueError(
+            f"{name}: the file is empty. Its first line must contain the column names. Remove it if it has no rows."
+        )
     for column in names:
         if names.count(column) > 1:
             raise ValueError(f'{name}:1: the column "{column}" occurs twice. Rename one of them.')

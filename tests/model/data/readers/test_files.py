@@ -1,7 +1,7 @@
 """Finding and joining the files of a log: folders, globs, lists, Hive partitions and URLs."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from contract.vocabulary import open_vocabulary
 from model.data.prepare.prepare import prepare, write_prepared
 from model.data.prepare.prepared import Prepared, read_prepared
 from model.data.readers import table
+from model.data.readers.files import find_files
 from model.data.readers.log import FILE, LINE, SPLITS, Log
+from model.data.readers.scan import join_parts, log_files, open_parts
 from model.data_config import Data, SplitAtRandom
 from tests.support.compression import compress
 
@@ -95,6 +97,9 @@ def test_a_name_with_the_characters_of_a_glob_is_a_path(tmp_path: Path) -> None:
     write_file(folder / "a1.csv", f"{HEAD}1,other,a\n")
     assert column(read(folder, train="a[1].csv"), "user") == ["u"]
     assert column(read(folder, train="a[0-9].csv"), "user") == ["other"]
+    write_file(folder / "a[1].tsv.zst", f"{HEAD}1,u,a\n".replace(",", "\t"))
+    pl.DataFrame({"click": [1], "user": ["u"], "ad": ["a"]}).write_parquet(folder / "a[1].parquet")
+    assert column(read(folder, train=("a[1].tsv.zst", "a[1].parquet")), "user") == ["u", "u"]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv.gz", "csv.zst", "parquet"])
@@ -166,6 +171,19 @@ def test_an_error_names_the_part_and_its_line(tmp_path: Path) -> None:
         read(tmp_path, train="part*")
 
 
+def test_a_damaged_parquet_part_is_an_error_that_says_after_which_row(tmp_path: Path) -> None:
+    for number in range(2):
+        users = [f"user-{number}-{row * 7919 % 10_007}" for row in range(50_000)]
+        frame = pl.DataFrame({"click": [0, 1] * 25_000, "user": users, "ad": ["a", "b"] * 25_000})
+        frame.write_parquet(tmp_path / f"part-{number}.parquet")
+    content = bytearray((tmp_path / "part-1.parquet").read_bytes())
+    content[1000:100_000] = b"\xff" * 99_000
+    log = read(tmp_path, train="part-*")
+    (tmp_path / "part-1.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=r"part-\*: cannot be read( after part-0\.parquet, row [0-9]+)?: parquet: "):
+        prepare_log(tmp_path, log)
+
+
 def test_a_file_in_two_splits_is_an_error_that_names_all_three(tmp_path: Path) -> None:
     write(tmp_path, days__a_csv=HEAD + ROWS, days__b_csv=HEAD + ROWS)
     (tmp_path / "link.csv").symlink_to(tmp_path / "days" / "b.csv")
@@ -229,12 +247,12 @@ def test_a_row_that_polars_does_not_deliver_is_an_error(tmp_path: Path) -> None:
 
 def test_rows_are_compared_before_a_split_leaves_some_out(tmp_path: Path) -> None:
     write(tmp_path, a_csv="click,user,ad,at\n1,u,a,5\n")
-    parts: Sequence[Any] = table.open_parts(table.find_files(tmp_path, ["a.csv"], ""))
-    frame = table.join_parts(parts, ["click"])
-    table.check_all_rows(frame, "click", table.log_files(parts))
+    parts = open_parts(find_files(tmp_path, ["a.csv"], ""))
+    frame = join_parts(parts, ["click"])
+    table.check_all_rows(frame, "click", log_files(parts))
     write(tmp_path, a_csv="click,user,ad,at\n1,u,a,5\n1,u,a,5\n")
     with pytest.raises(ValueError, match=r"a\.csv: 2 rows were read, but the file has 1"):
-        table.check_all_rows(frame, "click", table.log_files(parts))
+        table.check_all_rows(frame, "click", log_files(parts))
 
 
 def test_keys_describe_a_file_with_semicolons_text_labels_and_markers(tmp_path: Path) -> None:
@@ -290,6 +308,13 @@ def test_a_file_without_a_header_has_the_columns_of_the_experiment(tmp_path: Pat
     log = read(tmp_path, **keys, columns=("click", "user", "ad"))
     assert column(log, "user") == ["u", "v"]
     assert positions(log) == ["a.csv:1", "b.csv:1"]
+
+
+def test_quotes_around_the_column_names_of_a_tsv_file_are_an_error_that_names_the_key(tmp_path: Path) -> None:
+    write(tmp_path, a_tsv='"click"\t"user"\t"ad"\n1\t"u"\t"a"\n')
+    with pytest.raises(ValueError, match=r"""a\.tsv: no column "click"\. .* Set quote = '"' in \[data\]"""):
+        read(tmp_path, train="a.tsv")
+    assert column(read(tmp_path, train="a.tsv", quote='"'), "user") == ["u"]
 
 
 def test_one_column_because_of_another_delimiter_is_an_error_that_names_the_key(tmp_path: Path) -> None:
