@@ -4,6 +4,7 @@ Categorical values become codes (see counting.DistinctValues), and numbers becom
 stops the pass with an error that names its file, line and column.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -71,8 +72,10 @@ def read_split(
         raise ValueError(f"{path}: no rows for {split}")
     if clicks in (0, labels.rows):
         only = int(clicks > 0)
+        meaning = f" (1 is a label in positive = {json.dumps(log.positive, ensure_ascii=False)})" * bool(log.positive)
         raise ValueError(
-            f'{path}: column "{log.label}" is {only} in all {labels.rows} rows of {split}; {split} needs both 0 and 1'
+            f'{path}: column "{log.label}" is {only} in all {labels.rows} rows of {split}; {split} needs both 0 and '
+            f"1{meaning}"
         )
     return rows
 

@@ -285,6 +285,11 @@ def test_a_missing_label_is_neither_a_click_nor_a_non_click(tmp_path: Path) -> N
         prepare_log(tmp_path, log)
 
 
+def test_labels_of_which_none_is_positive_are_an_error_that_shows_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'needs both 0 and 1 \(1 is a label in positive = \["ja", "2"\]\)'):
+        prepare_log(tmp_path, read(tmp_path, positive=("ja", "2")))
+
+
 @pytest.mark.parametrize(
     ("rename", "message"),
     [

@@ -44,7 +44,10 @@ class Dialect:
     line_end: str
 
 
-def write_with_csv(quoting: int) -> Callable[[Rows, Dialect], str]:
+Quoting = Literal[0, 1, 2]  # csv.QUOTE_MINIMAL, csv.QUOTE_ALL and csv.QUOTE_NONNUMERIC
+
+
+def write_with_csv(quoting: Quoting) -> Callable[[Rows, Dialect], str]:
     def write(rows: Rows, dialect: Dialect) -> str:
         file = io.StringIO(newline="")
         csv.writer(
@@ -65,7 +68,7 @@ QuoteStyle = Literal["necessary", "always", "non_numeric"]
 def write_with_polars(style: QuoteStyle) -> Callable[[Rows, Dialect], str]:
     def write(rows: Rows, dialect: Dialect) -> str:
         if not dialect.quote:
-            return write_with_csv(csv.QUOTE_NONE)(rows, dialect)
+            return write_with_csv(csv.QUOTE_MINIMAL)(rows, dialect)
         frame = pl.DataFrame(rows[1:], schema=dict.fromkeys(rows[0], pl.String()), orient="row")
         return frame.write_csv(
             separator=dialect.delimiter,
@@ -77,7 +80,7 @@ def write_with_polars(style: QuoteStyle) -> Callable[[Rows, Dialect], str]:
     return write
 
 
-def write_with_pandas(quoting: int) -> Callable[[Rows, Dialect], str]:
+def write_with_pandas(quoting: Quoting) -> Callable[[Rows, Dialect], str]:
     def write(rows: Rows, dialect: Dialect) -> str:
         import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
@@ -94,11 +97,10 @@ def write_with_pandas(quoting: int) -> Callable[[Rows, Dialect], str]:
     return write
 
 
-MODES = (csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC)
 WRITERS = [
-    *map(write_with_csv, MODES),
+    *map(write_with_csv, get_args(Quoting)),
     *map(write_with_polars, get_args(QuoteStyle)),
-    *(map(write_with_pandas, MODES) if importlib.util.find_spec("pandas") else ()),
+    *(map(write_with_pandas, get_args(Quoting)) if importlib.util.find_spec("pandas") else ()),
 ]
 DIALECTS = st.builds(
     lambda ending, delimiter, quote, line_end: Dialect(ending, delimiter, quote, line_end),
