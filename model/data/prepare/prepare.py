@@ -145,7 +145,7 @@ def make_vocabulary(
         return count_tokens(distinct, rows, field, data.min_count_of(field.name))
     except BadValueError as error:
         where = log.paths["train"] if error.row is None else find_value(log, field.reads, distinct[error.row])
-        raise ValueError(f'{where}: column "{field.name}" {error.reason}') from error
+        raise ValueError(f'{where}: column "{field.reads}" {error.reason}') from error
 
 
 def write_split(
