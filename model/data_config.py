@@ -1,5 +1,6 @@
 """The [data] section of an experiment's TOML file: the location of a log and the meaning of its columns."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -108,8 +109,10 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             `files` of reader = "table". "row" splits a published file 8:1:1, at random by row. "time" uses the last day
             as the test set and the day before it as the validation set; only reader = "avazu" supports it.
         split_seed: The random seed of the "row" split.
-        files: The files of a log that `split` splits: paths, globs and folders, relative to `folder`.
-        train: The files with the training set, relative to `folder`: one path, glob or folder, or a list of them.
+        files: The files of a log that `split` splits, as for `train`.
+        train: The files with the training set: one path, glob or folder relative to `folder`, or a URL such as
+            s3://bucket/day.parquet, or a list of them. They are read in the order of their names. Folders such as
+            `day=2026-01-01` give every row in them a column.
         valid: The files with the validation set, as for `train`.
         test: The files with the test set, as for `train`.
         delimiter: The character between the columns of text files. The default is a comma for .csv files and a tab for
@@ -118,13 +121,14 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             no character is special. The default is a double quote for .csv files, and "" for .tsv and .txt files.
         missing: Values to treat as missing in every field. A field's own `missing` adds to them.
         label: The name of the label column.
-        positive: The labels that count as clicks. All other labels are non-clicks. By default, the label column must
-            contain 0 and 1.
+        positive: The labels that count as clicks, such as "1", "true" or "yes". Upper and lower case are the same, and
+            so are 1 and 1.0. All other labels are non-clicks, and a missing label is an error. By default, the label
+            column must contain 0 and 1, or false and true.
         time: The column with the time of each row: ISO 8601 text, Unix seconds or milliseconds, or a timestamp.
         weight: The column with the weight of each row in the training loss. The default is 1 for every row.
         unit: The column with the unit, such as the user, by which metrics and their confidence intervals are grouped.
         request: The column with the request in which the row's candidate was shown, for metrics of the best k.
-        rename: New names of columns, by the name in the files. All other keys use the new names.
+        rename: New names of columns, by the name in the files. All other keys except `columns` use the new names.
         clip_quantile: Numbers are clipped to the range between this quantile of the training set and the quantile 1
             minus this one, which makes their mean, deviation and range robust. 0 clips to the whole range. The default
             is 0.001 with reader = "table", and 0 with the readers of published logs.
@@ -158,7 +162,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     negative_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     split: Literal["row", "time"] | SplitByTime | SplitAtRandom = "row"
     split_seed: int = 1
-    files: tuple[str, ...] = ()
+    files: str | tuple[str, ...] = ()
     train: str | tuple[str, ...] = ""
     valid: str | tuple[str, ...] = ""
     test: str | tuple[str, ...] = ""
@@ -210,7 +214,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(f'fields lists "{name}" twice. Put all keys of a field in one entry.')
         if self.reader == "table":
             self._check_table()
-        elif given := [key for key in TABLE_KEYS if getattr(self, key)]:
+        elif given := [key for key in TABLE_KEYS if getattr(self, key) or (key, self.quote) == ("quote", "")]:
             raise ValueError(
                 f'reader = "{self.reader}" has fixed files and columns. Remove {", ".join(given)}, or use '
                 'reader = "table".'
@@ -226,6 +230,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 'reader = "table" needs context and candidate. [[data.fields]] with both sides may replace them.'
             )
         self._check_files()
+        self._check_text()
         if (name := first_duplicate(sides)) is not None:
             raise ValueError(f'field "{name}" is listed twice in context and candidate. Remove one.')
         if unlisted := set(self.numeric) - set(sides):
@@ -233,10 +238,53 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         for spec in self.fields:
             if spec.name not in sides and spec.side is None:
                 raise ValueError(f'field "{spec.name}" has no side. Add side = "context" or side = "candidate".')
+        self._check_kinds()
+        read = {spec.name: spec.source or spec.name for spec in self.fields}
+        if self.label in {read.get(name, name) for name in (*sides, *read)}:
+            raise ValueError(f'the label "{self.label}" is also a field. Remove the field: the model would copy it.')
+
+    def _check_kinds(self) -> None:
+        """Check that each side has a categorical field, without which no schema is valid."""
+        specs = {spec.name: spec for spec in self.fields}
+        listed: tuple[tuple[Side, tuple[str, ...]], ...] = (("context", self.context), ("candidate", self.candidate))
+        kinds: dict[str, tuple[Side, Kind]] = {
+            name: (side, "numeric" if name in self.numeric else "categorical")
+            for side, names in listed
+            for name in names
+        }
+        for name, spec in specs.items():
+            side, kind = kinds.get(name, (spec.side or "context", "categorical"))
+            kinds[name] = spec.side or side, spec.kind or kind
+        for side, _ in listed:
+            if (side, "categorical") not in kinds.values():
+                numeric = ", ".join(name for name, found in kinds.items() if found[0] == side)
+                raise ValueError(
+                    f"{side} has only numeric fields ({numeric}), but each side needs at least one categorical field, "
+                    f"such as an id. Add one to {side}, or remove a field of few values from numeric."
+                )
+
+    def _check_text(self) -> None:
+        """Check the keys that describe text files and their columns."""
+        for key, value in (("delimiter", self.delimiter), ("quote", self.quote or "")):
+            if value and (len(value) > 1 or not value.isascii() or value in "\r\n\0"):
+                raise ValueError(f'{key} = {json.dumps(value)} must be one ASCII character, such as ";" or "\\t".')
+        if self.delimiter and self.delimiter == self.quote:
+            raise ValueError(f"delimiter and quote are both {json.dumps(self.quote)}. Change one.")
+        if (name := first_duplicate(self.columns)) is not None:
+            raise ValueError(f'columns lists "{name}" twice. Rename one of them.')
+        if (name := first_duplicate(list(self.rename.values()))) is not None:
+            raise ValueError(f'rename gives two columns the name "{name}". Choose another name for one of them.')
+        if not all(value.strip() for value in self.positive):
+            raise ValueError('positive contains "", but a missing label is neither a click nor a non-click. Remove it.')
+        if both := set(self.positive) & set(self.missing):
+            raise ValueError(f'"{min(both)}" is in both positive and missing. Remove it from one of them.')
 
     def _check_files(self) -> None:
-        """Check that the log has either three files or one file with a split."""
+        """Check that the log has either three splits or `files` with a split."""
         splits = [name for name in ("train", "valid", "test") if getattr(self, name)]
+        for key in (*splits, *(["files"] if self.files else [])):
+            if "" in (getattr(self, key) if isinstance(getattr(self, key), tuple) else ()):
+                raise ValueError(f'{key} contains "". Write a path, a glob or a folder, such as ".".')
         if not self.files and len(splits) < 3:
             raise ValueError(
                 'reader = "table" needs train, valid and test, or files and split = { by = "time", ... } or '

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -92,22 +93,64 @@ def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
     return numbers.set(absent, None)
 
 
-def label_column(column: pl.Series) -> NDArray[np.uint8]:
+def label_column(column: pl.Series, positive: Sequence[str] = ()) -> NDArray[np.uint8]:
     """Return a column as labels, uint8 (rows).
 
+    Args:
+        column: The labels from the log.
+        positive: The labels that are clicks. All others are non-clicks. Upper and lower case are the same, and so are
+            the numbers 1 and 1.0. If it is empty, the labels must be 0 and 1, or false and true.
+
     Raises:
-        BadValueError: If a value is not 0 or 1.
+        BadValueError: If a label is missing, or is not 0 or 1 although `positive` is empty.
     """
-    values = column.str.strip_chars() if column.dtype == pl.String else column
-    if not (values.dtype.is_numeric() or values.dtype in (pl.String, pl.Boolean, pl.Null)):
-        raise BadValueError(column.name, f"has the type {column.dtype}; expected 0 or 1")
-    numbers = values.cast(pl.Float64, strict=False)
-    bad = ~((numbers == 0) | (numbers == 1)).fill_null(False)
+    dtype = column.dtype
+    if not (dtype.is_numeric() or dtype in (pl.String, pl.Boolean, pl.Categorical, pl.Enum, pl.Null)):
+        raise BadValueError(column.name, f"has the type {dtype}; expected labels such as 0 and 1")
+    if not positive:
+        numbers = parse_labels(column) if dtype in (pl.String, pl.Categorical, pl.Enum) else column.cast(pl.Float64)
+        labels, expected = numbers.set((numbers != 0) & (numbers != 1), None), "0 or 1"
+        advice = ". Name the labels that are clicks with positive = [...] in [data]."
+    else:
+        labels, expected, advice = is_positive(column, positive), "a label", ". Write a label into every row."
+    bad = labels.is_null()
     if bad.any():
         row = bad.arg_max()
         assert row is not None
-        raise BadValueError(column.name, f"{holds(column[row])}; expected 0 or 1", row)
-    return numbers.cast(pl.UInt8).to_numpy()
+        value = column[row]
+        if value is None or positive:
+            advice = ". Write a label into every row."
+        raise BadValueError(column.name, f"{holds(value)}; expected {expected}{advice}", row)
+    return labels.cast(pl.UInt8).to_numpy()
+
+
+def parse_labels(column: pl.Series) -> pl.Series:
+    """Parse text as numbers. "true" and "false" are 1 and 0, and all other text is null."""
+    text = column.cast(pl.String).str.strip_chars()
+    numbers = text.cast(pl.Float64, strict=False)
+    if numbers.null_count() == text.null_count():
+        return numbers
+    return text.str.to_lowercase().replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
+
+
+def is_positive(column: pl.Series, positive: Sequence[str]) -> pl.Series:
+    """Return whether each label is one of `positive`. Missing labels are null."""
+    distinct = column.unique()
+    clicks = {label_key(value) for value in positive}
+    keys = [label_key(value) for value in distinct.to_list()]
+    found = [None if key is None else key in clicks for key in keys]
+    return column.replace_strict(distinct, pl.Series(found, dtype=pl.Boolean), return_dtype=pl.Boolean)
+
+
+def label_key(value: Any) -> str | None:
+    """Return a label as text by which labels are compared, or None if it is missing."""
+    text = None if isinstance(value, float) and math.isnan(value) else token(value)
+    if text is None:
+        return None
+    try:
+        return token(float(text))
+    except ValueError:
+        return text.casefold()
 
 
 def measure(field: Field, numbers: NDArray[np.float64]) -> Field:

@@ -21,7 +21,7 @@ from model.data.prepare.reading import column_file, find_value, read_split
 from model.data.prepare.summary import useless_fields
 from model.data.prepare.writing import read_chunks, write_ids, write_values
 from model.data.readers import avazu, criteo, frappe, generated, movielens, table
-from model.data.readers.log import Log
+from model.data.readers.log import Log, check_rows_read
 from model.data_config import Data
 
 READERS: dict[str, Callable[[Path, Data], Log]] = {
@@ -107,8 +107,9 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
         return measure(field, np.load(column_file(scratch, "train", field.name)))
 
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        for split in log.splits:
-            read_split(log, split, values, scratch, pool)
+        rows = np.sum([read_split(log, split, values, scratch, pool) for split in log.splits], axis=0)
+        if log.whole:
+            check_rows_read(log.files, rows.tolist())
         ids = dict(zip((field.name for field in categorical), pool.map(number_values, categorical), strict=True))
         schema = FeatureSchema(tuple(pool.map(measured, log.fields)))
         write_schema(schema, folder / SCHEMA)
@@ -145,8 +146,8 @@ def make_vocabulary(
             return vocabulary, look_up_tokens(vocabulary, distinct, field)
         return count_tokens(distinct, rows, field, data.min_count_of(field.name))
     except BadValueError as error:
-        where = str(log.paths["train"]) if error.row is None else find_value(log, field.name, distinct[error.row])
-        raise ValueError(f'{where}: column "{field.name}" {error.reason}') from error
+        where = log.paths["train"] if error.row is None else find_value(log, field.reads, distinct[error.row])
+        raise ValueError(f'{where}: column "{field.reads}" {error.reason}') from error
 
 
 def write_split(

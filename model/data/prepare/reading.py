@@ -4,6 +4,7 @@ Categorical values become codes (see counting.DistinctValues), and numbers becom
 stops the pass with an error that names its file, line and column.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from contract.schema import Field
 from model.data.prepare.columns import BadValueError, label_column, number_column, text_column
 from model.data.prepare.counting import DistinctValues
 from model.data.prepare.writing import GrowingArray
-from model.data.readers.log import LINE, Log, position
+from model.data.readers.log import FILE, LINE, Log
 
 BATCH_ROWS = 200_000  # about 100 MB with 40 columns
 
@@ -29,7 +30,9 @@ def column_file(folder: Path, split: str, name: str) -> Path:
     return folder / f"{split}.{name}.column.npy"
 
 
-def read_split(log: Log, split: str, values: Mapping[str, DistinctValues], folder: Path, pool: Executor) -> None:
+def read_split(
+    log: Log, split: str, values: Mapping[str, DistinctValues], folder: Path, pool: Executor
+) -> NDArray[np.int64]:
     """Write the column files of a split, and its labels (uint8) to <split>.labels.npy.
 
     Args:
@@ -39,10 +42,14 @@ def read_split(log: Log, split: str, values: Mapping[str, DistinctValues], folde
         folder: The folder to write to.
         pool: The pool that converts the columns of a batch in parallel.
 
+    Returns:
+        The number of rows that were read from each file, int64 (files).
+
     Raises:
         ValueError: If a value cannot be read, or the labels are all 0 or all 1. The message names the file.
     """
     path, clicks = log.paths[split], 0
+    rows = np.zeros(len(log.files), np.int64)
     with ExitStack() as stack:
         labels = stack.enter_context(GrowingArray(folder / f"{split}.labels.npy", np.uint8))
         files = []
@@ -51,22 +58,26 @@ def read_split(log: Log, split: str, values: Mapping[str, DistinctValues], folde
             files.append(stack.enter_context(GrowingArray(column_file(folder, split, field.name), dtype)))
         for batch in read_batches(log, split):
             try:
-                batch_labels = label_column(batch[log.label])
-                columns = list(pool.map(convert, (batch[f.name] for f in log.fields), log.fields, repeat(values)))
+                batch_labels = label_column(batch[log.label], log.positive)
+                columns = list(pool.map(convert, (batch[f.reads] for f in log.fields), log.fields, repeat(values)))
             except BadValueError as error:
-                where = str(path) if error.row is None else position(path, batch[LINE][error.row])
+                where = path if error.row is None else log.position(batch[FILE][error.row], batch[LINE][error.row])
                 raise ValueError(f'{where}: column "{error.column}" {error.reason}') from error
             labels.append(batch_labels)
             for file, column in zip(files, columns, strict=True):
                 file.append(column)
             clicks += int(batch_labels.sum())
+            rows += np.bincount(batch[FILE].to_numpy(), minlength=len(rows))
     if not labels.rows:
         raise ValueError(f"{path}: no rows for {split}")
     if clicks in (0, labels.rows):
         only = int(clicks > 0)
+        meaning = f" (1 is a label in positive = {json.dumps(log.positive, ensure_ascii=False)})" * bool(log.positive)
         raise ValueError(
-            f'{path}: column "{log.label}" is {only} in all {labels.rows} rows of {split}; {split} needs both 0 and 1'
+            f'{path}: column "{log.label}" is {only} in all {labels.rows} rows of {split}; {split} needs both 0 and '
+            f"1{meaning}"
         )
+    return rows
 
 
 def read_batches(log: Log, split: str) -> Iterator[pl.DataFrame]:
@@ -75,11 +86,13 @@ def read_batches(log: Log, split: str) -> Iterator[pl.DataFrame]:
     Raises:
         ValueError: If polars cannot read the file.
     """
-    frame = log.splits[split].select(LINE, log.label, *(field.name for field in log.fields))
+    frame, where = log.splits[split].select(FILE, LINE, *log.columns), ""
     try:
-        yield from frame.collect_batches(engine="streaming", chunk_size=BATCH_ROWS, maintain_order=True)
+        for batch in frame.collect_batches(engine="streaming", chunk_size=BATCH_ROWS, maintain_order=True):
+            yield batch
+            where = f" after {log.position(batch[FILE][-1], batch[LINE][-1])}"
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise ValueError(f"{log.paths[split]}: cannot be read: {error}") from error
+        raise ValueError(f"{log.paths[split]}: cannot be read{where}: {error}") from error
 
 
 def convert(column: pl.Series, field: Field, values: Mapping[str, DistinctValues]) -> NDArray[Any]:
@@ -91,8 +104,8 @@ def convert(column: pl.Series, field: Field, values: Mapping[str, DistinctValues
 
 def find_value(log: Log, column: str, value: str) -> str:
     """Return the position of the first row with this value, formatted for an error message."""
-    for split, frame in log.splits.items():
-        found = frame.filter(pl.col(column).cast(pl.String) == value).select(LINE).head(1).collect(engine="streaming")
-        if len(found):
-            return position(log.paths[split], found.item())
-    return str(log.paths["train"])
+    for frame in log.splits.values():
+        found = frame.filter(pl.col(column).cast(pl.String) == value).select(FILE, LINE).head(1)
+        for file, line in found.collect(engine="streaming").iter_rows():
+            return log.position(file, line)
+    return log.paths["train"]

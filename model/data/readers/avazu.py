@@ -11,9 +11,11 @@ from pathlib import Path
 import polars as pl
 
 from contract.schema import Field
-from model.data.readers.log import LINE, Log, apply_field_specs, position
-from model.data.readers.published import find, find_splits, scan_table
+from model.data.readers.log import FILE, LINE, Log, apply_field_specs, position
+from model.data.readers.published import find, read_splits
+from model.data.readers.scan import join_parts, log_files, open_text
 from model.data.readers.split import split_by_day, split_by_row
+from model.data.readers.text import TextFormat
 from model.data_config import Data
 
 LABEL = "click"
@@ -57,20 +59,22 @@ def read(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If the file or a column is missing, or an hour cannot be read.
     """
-    path = find(folder, ["train.csv", "train.csv.gz", "train.gz"], PUBLISHED)
-    frame = scan_table(path, (LABEL, HOUR, *CONTEXT, *CANDIDATE))
-    check_hours(path, frame)
-    parts = split_by_day(frame, DATE, path) if data.split == "time" else split_by_row(frame, data.split_seed)
-    time = {"hour_of_day": HOUR_OF_DAY, "weekday": WEEKDAY, "is_weekend": WEEKDAY.is_in([0, 6])}
-    columns = (LINE, LABEL, *time, *CONTEXT, *CANDIDATE)
-    splits = {split: part.with_columns(**time).select(columns) for split, part in parts.items()}
     fields = [
         *(Field(name, "context") for name in ("hour_of_day", *CONTEXT)),
         *(Field(name, "candidate") for name in CANDIDATE),
         Field("weekday", "context"),
         Field("is_weekend", "context"),
     ]
-    return Log(apply_field_specs(fields, data), LABEL, splits, dict.fromkeys(splits, path))
+    changed = apply_field_specs(fields, data)
+    source = find(folder, ["train.csv", "train.csv.gz", "train.gz"], PUBLISHED)
+    part = open_text(source, TextFormat())
+    frame = join_parts([part], (LABEL, HOUR, *CONTEXT, *CANDIDATE))
+    check_hours(source.name, frame)
+    rows = split_by_day(frame, DATE, source.path) if data.split == "time" else split_by_row(frame, data.split_seed)
+    time = {"hour_of_day": HOUR_OF_DAY, "weekday": WEEKDAY, "is_weekend": WEEKDAY.is_in([0, 6])}
+    columns = (FILE, LINE, LABEL, *time, *CONTEXT, *CANDIDATE)
+    splits = {split: frame.with_columns(**time).select(columns) for split, frame in rows.items()}
+    return Log(changed, LABEL, splits, dict.fromkeys(splits, source.name), log_files([part]))
 
 
 def read_x1(folder: Path, data: Data) -> Log:
@@ -79,13 +83,11 @@ def read_x1(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If a file or a column is missing.
     """
-    paths = find_splits(folder, ["{}.csv", "{}.csv.gz"], PUBLISHED_X1)
-    splits = {split: scan_table(path, (X1_LABEL, *X1_COLUMNS)) for split, path in paths.items()}
     fields = [Field(name, "candidate" if name in X1_CANDIDATE else "context") for name in X1_COLUMNS]
-    return Log(apply_field_specs(fields, data), X1_LABEL, splits, paths)
+    return read_splits(folder, ["{}.csv", "{}.csv.gz"], X1_LABEL, fields, data, PUBLISHED_X1)
 
 
-def check_hours(path: Path, frame: pl.LazyFrame) -> None:
+def check_hours(name: str, frame: pl.LazyFrame) -> None:
     """Check that every hour is a valid YYMMDDHH.
 
     Raises:
@@ -94,4 +96,4 @@ def check_hours(path: Path, frame: pl.LazyFrame) -> None:
     readable = pl.col(HOUR).str.contains("^[0-9]{8}$") & DATE.is_not_null() & HOUR_OF_DAY.is_between(0, 23)
     wrong = frame.filter(~readable.fill_null(False)).select(LINE, HOUR).head(1).collect(engine="streaming")
     for line, value in wrong.iter_rows():
-        raise ValueError(f'{position(path, line)}: hour "{value}" is not YYMMDDHH. Fix or remove the line.')
+        raise ValueError(f'{position(name, line)}: hour "{value}" is not YYMMDDHH. Fix or remove the line.')

@@ -9,9 +9,10 @@ side = "candidate".
 from pathlib import Path
 
 from contract.schema import Field
-from model.data.readers.log import Log, apply_field_specs, scan_text
-from model.data.readers.published import find, find_splits, scan_table
-from model.data.readers.split import split_by_row
+from model.data.readers.log import Log
+from model.data.readers.published import find, read_splits, split_file
+from model.data.readers.scan import open_text
+from model.data.readers.text import TextFormat
 from model.data_config import Data
 
 LABEL = "label"
@@ -37,9 +38,8 @@ def read(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If the file is missing, or a line has too few or too many columns.
     """
-    path = find(folder, ["train.txt", "train.txt.gz"], PUBLISHED)
-    splits = split_by_row(scan_text(path, separator="\t", names=COLUMNS), data.split_seed)
-    return Log(apply_field_specs(FIELDS, data), LABEL, splits, dict.fromkeys(splits, path))
+    source = find(folder, ["train.txt", "train.txt.gz"], PUBLISHED)
+    return split_file(open_text(source, TextFormat("\t", "", COLUMNS)), LABEL, FIELDS, data)
 
 
 def read_x1(folder: Path, data: Data) -> Log:
@@ -48,6 +48,4 @@ def read_x1(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If a file or a column is missing.
     """
-    paths = find_splits(folder, ["{}.csv", "{}.csv.gz"], PUBLISHED_X1)
-    splits = {split: scan_table(path, COLUMNS) for split, path in paths.items()}
-    return Log(apply_field_specs(FIELDS, data), LABEL, splits, paths)
+    return read_splits(folder, ["{}.csv", "{}.csv.gz"], LABEL, FIELDS, data, PUBLISHED_X1)

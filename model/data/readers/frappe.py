@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from contract.schema import Field, Side
-from model.data.readers.log import SPLITS, Log, apply_field_specs, scan_parquet
-from model.data.readers.published import find_splits, scan_table
+from model.data.readers.log import Log
+from model.data.readers.published import read_splits
 from model.data_config import Data
 
 LABEL = "label"
@@ -32,9 +32,7 @@ def read(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If a file or a column is missing.
     """
-    paths = {split: folder / f"{split}.parquet" for split in SPLITS}
-    splits = {split: scan_parquet(path, [LABEL, *SIDES], HINT) for split, path in paths.items()}
-    return Log(apply_field_specs(FIELDS, data), LABEL, splits, paths)
+    return read_splits(folder, ["{}.parquet"], LABEL, FIELDS, data, HINT)
 
 
 def read_x1(folder: Path, data: Data) -> Log:
@@ -45,6 +43,4 @@ def read_x1(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If a file or a column is missing.
     """
-    paths = find_splits(folder, ["{}.csv", "{}.csv.gz", "x1_ids_{}.csv.gz"], PUBLISHED_X1)
-    splits = {split: scan_table(path, (LABEL, *SIDES)) for split, path in paths.items()}
-    return Log(apply_field_specs(FIELDS, data), LABEL, splits, paths)
+    return read_splits(folder, ["{}.csv", "{}.csv.gz", "x1_ids_{}.csv.gz"], LABEL, FIELDS, data, PUBLISHED_X1)

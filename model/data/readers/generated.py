@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from contract.schema import Field
-from model.data.readers.log import SPLITS, Log, apply_field_specs, scan_parquet
+from model.data.readers.log import Log
+from model.data.readers.published import read_splits
 from model.data_config import Data
 
 LABEL = "click"
@@ -23,6 +24,10 @@ CONTEXT = (
 )
 CANDIDATE = ("ad", "campaign", "advertiser", "category", "format", "language", "sensitive", "bid")
 NUMERIC = ("session_depth", "bid")
+FIELDS = tuple(
+    Field(name, "context" if name in CONTEXT else "candidate", "numeric" if name in NUMERIC else "categorical")
+    for name in (*CONTEXT, *CANDIDATE)
+)
 
 
 def read(folder: Path, data: Data) -> Log:
@@ -33,10 +38,4 @@ def read(folder: Path, data: Data) -> Log:
     """
     # The log is in DIR/<data.folder>, but the generator expects DIR.
     hint = f"Create it with: python -m model.data.synthetic.generate --data {folder.parent}"
-    extra = (REQUEST, TRUE_CTR)
-    paths = {split: folder / f"{split}.parquet" for split in SPLITS}
-    columns = [LABEL, *CONTEXT, *CANDIDATE, *extra]
-    splits = {split: scan_parquet(path, columns, hint) for split, path in paths.items()}
-    context = [Field(name, "context", "numeric" if name in NUMERIC else "categorical") for name in CONTEXT]
-    candidate = [Field(name, "candidate", "numeric" if name in NUMERIC else "categorical") for name in CANDIDATE]
-    return Log(apply_field_specs([*context, *candidate], data), LABEL, splits, paths, extra)
+    return read_splits(folder, ["{}.parquet"], LABEL, FIELDS, data, hint, extra=(REQUEST, TRUE_CTR))

@@ -2,107 +2,82 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
+import msgspec
 import polars as pl
+from msgspec import UNSET
 
-from contract.schema import Field
-from model.data.readers.text import check_lines, header
+from contract.schema import FeatureSchema, Field
 from model.data_config import Data
 
 SPLITS = ("train", "valid", "test")
+# The number of a row's file, which is its position in `Log.files`.
+FILE = "__file__"
 # The line number of a row in a text file, or its row number in a parquet file. Both start at 1; a header counts as a
 # line.
 LINE = "__line__"
 
 
 @dataclass(frozen=True)
+class LogFile:
+    """A file of a log.
+
+    Attributes:
+        name: The path or URL, as errors name the file.
+        rows: The rows that were counted when the file was checked, or None if the format has its own checks.
+    """
+
+    name: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
 class Log:
-    """Three lazy frames with the same columns, each with LINE.
+    """Three lazy frames with the same columns, each with FILE and LINE.
 
     Attributes:
         fields: The fields in the schema's order. Their mean and std are not measured yet.
-        label: The label column, which contains 0 and 1.
+        label: The label column.
         splits: The frame of each split (see SPLITS).
-        paths: The file of each split.
+        paths: The file or folder of each split, as errors name it.
+        files: All files, in the order of FILE.
         extra: Columns of `test` that are not features but are kept for later checks.
+        weight: The column with the weight of each row, or "" if all weights are 1.
+        unit: The column with the unit of each row, or "".
+        request: The column with the request of each row, or "".
+        positive: The labels that are clicks, or () if the labels are 0 and 1.
+        whole: Whether every row of every file is in one of the splits.
     """
 
     fields: tuple[Field, ...]
     label: str
     splits: Mapping[str, pl.LazyFrame]
-    paths: Mapping[str, Path]
+    paths: Mapping[str, str]
+    files: tuple[LogFile, ...]
     extra: tuple[str, ...] = ()
+    weight: str = ""
+    unit: str = ""
+    request: str = ""
+    positive: tuple[str, ...] = ()
+    whole: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the frames that are read from all splits: the label, the sources of the fields, and others."""
+        others = filter(None, (self.weight, self.unit, self.request))
+        return tuple(dict.fromkeys((self.label, *(field.reads for field in self.fields), *others)))
+
+    def position(self, file: int, line: int) -> str:
+        """Format the position of a row for an error message: `train.csv:17` or `train.parquet, row 17`."""
+        return position(self.files[file].name, line)
 
 
-def position(path: Path, line: int) -> str:
-    """Format the position of a row for an error message: `train.csv:17` or `train.parquet, row 17`."""
-    return f"{path}, row {line}" if path.suffix == ".parquet" else f"{path}:{line}"
+def position(name: str, line: int) -> str:
+    """Format the position of a row of a file for an error message: `train.csv:17` or `train.parquet, row 17`."""
+    return f"{name}, row {line}" if name.lower().endswith(".parquet") else f"{name}:{line}"
 
 
-def scan_text(path: Path, *, separator: str = ",", names: Sequence[str] | None = None, hint: str = "") -> pl.LazyFrame:
-    """Return a text file, plain or .gz, as a lazy frame of strings, with LINE.
-
-    Types are not inferred, so a hashed id that looks like a number keeps its leading zeros. Empty values are null.
-    Double quotes are special only if the separator is a comma. This function reads the whole file once, to find lines
-    with missing columns.
-
-    Args:
-        path: The file.
-        separator: The separator, a single character.
-        names: The column names, or None to read them from the header line.
-        hint: Where to get the file, for the error if it is missing.
-
-    Raises:
-        ValueError: If the file is missing or empty, or a line has too few or too many columns.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file{'. ' * bool(hint)}{hint}")
-    columns = header(path, separator) if names is None else list(names)
-    quoted = separator == ","
-    multiline_rows = check_lines(path, separator, len(columns), quoted)
-    frame = pl.scan_csv(
-        path,
-        separator=separator,
-        has_header=names is None,
-        schema=dict.fromkeys(columns, pl.String()),
-        quote_char='"' if quoted else None,
-        row_index_name=LINE,
-        row_index_offset=2 if names is None else 1,
-    )
-    if not len(multiline_rows):
-        return frame
-
-    def first_line(rows: pl.Series) -> pl.Series:
-        """Return the line at which each row begins. polars counts rows, but a quoted value may span several lines."""
-        return rows + np.searchsorted(multiline_rows, rows.to_numpy())
-
-    return frame.with_columns(pl.col(LINE).map_batches(first_line, return_dtype=pl.Int64, is_elementwise=True))
-
-
-def scan_parquet(path: Path, columns: Iterable[str], hint: str) -> pl.LazyFrame:
-    """Return the given columns of a parquet file, with LINE.
-
-    Args:
-        path: The file.
-        columns: The columns to read.
-        hint: Where to get the file, for the error if it is missing.
-
-    Raises:
-        ValueError: If the file is missing or is not a parquet file, or a column is missing.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file. {hint}")
-    columns = list(columns)
-    try:
-        require_columns(path, columns, pl.read_parquet_schema(path))
-        return pl.scan_parquet(path, row_index_name=LINE, row_index_offset=1).select(LINE, *columns)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
-
-
-def require_columns(path: Path, columns: Iterable[str], present: Iterable[str]) -> None:
+def require_columns(name: str, columns: Iterable[str], present: Iterable[str]) -> None:
     """Check that a file has all required columns.
 
     Raises:
@@ -111,18 +86,46 @@ def require_columns(path: Path, columns: Iterable[str], present: Iterable[str]) 
     present = list(present)
     for column in columns:
         if column not in present:
+            advice = "Fix the experiment file."
+            if len(present) == 1 and any(character in present[0] for character in ",;|\t"):
+                advice = "Set delimiter in [data] to the character between the columns."
+            elif f'"{column}"' in present:
+                advice = "Set quote = '\"' in [data] to read names and values without their quotes."
+            raise ValueError(f'{name}: no column "{column}". The file has {", ".join(present)}. {advice}')
+
+
+def check_rows_read(files: Sequence[LogFile], rows: Iterable[int]) -> None:
+    """Check that as many rows were read from each file as the check of its lines counted.
+
+    Args:
+        files: The files.
+        rows: The number of rows that were read, in the same order.
+
+    Raises:
+        ValueError: If a number differs. The message names the file and both numbers.
+    """
+    for file, found in zip(files, rows, strict=True):
+        if file.rows not in (None, found):
             raise ValueError(
-                f'{path}: no column "{column}". The file has {", ".join(present)}. Fix the experiment file.'
+                f"{file.name}: {found:,} rows were read, but the file has {file.rows:,}. This is a bug, unless another "
+                "program changed the file: run ctr-prepare again. As a workaround, write the log as parquet."
             )
 
 
 def apply_field_specs(fields: Sequence[Field], data: Data) -> tuple[Field, ...]:
-    """Return a reader's fields with the changes in [[data.fields]] applied.
+    """Return a reader's fields with `missing` and the changes in [[data.fields]] applied.
 
     Raises:
-        ValueError: If an entry names a field that the reader does not have.
+        ValueError: If an entry names a field that the reader does not have, or no schema can have these fields.
     """
     specs = {spec.name: spec for spec in data.fields}
     if unknown := specs.keys() - {field.name for field in fields}:
         raise ValueError(f'field "{min(unknown)}" is not in this log, which has {", ".join(f.name for f in fields)}')
-    return tuple(specs[field.name].apply(field) if field.name in specs else field for field in fields)
+    changed = tuple(specs[field.name].apply(field) if field.name in specs else field for field in fields)
+    return FeatureSchema(tuple(with_missing(field, data.missing) for field in changed)).fields
+
+
+def with_missing(field: Field, missing: Sequence[str]) -> Field:
+    """Return a field with additional values that mean "missing"."""
+    values = tuple(dict.fromkeys((*(field.missing or ()), *missing)))
+    return msgspec.structs.replace(field, missing=values or UNSET)

@@ -9,9 +9,9 @@ from pathlib import Path
 import polars as pl
 
 from contract.schema import Field
-from model.data.readers.log import LINE, SPLITS, Log, apply_field_specs, scan_parquet
-from model.data.readers.published import find_splits, scan_table
-from model.data.readers.split import split_by_row
+from model.data.readers.log import Log, require_columns
+from model.data.readers.published import find, read_splits, split_file
+from model.data.readers.scan import open_parquet
 from model.data_config import Data
 
 LABEL = "label"
@@ -31,10 +31,7 @@ def read_tag(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If a file or a column is missing.
     """
-    paths = {split: folder / f"ml10m_tag_{split}.parquet" for split in SPLITS}
-    columns = (LABEL, "user", "item", "tag")
-    splits = {split: scan_parquet(path, columns, PUBLISHED) for split, path in paths.items()}
-    return Log(fields(["user"], ["item", "tag"], data), LABEL, splits, paths)
+    return read_splits(folder, ["ml10m_tag_{}.parquet"], LABEL, fields(["user"], ["item", "tag"]), data, PUBLISHED)
 
 
 def read_latest_x1(folder: Path, data: Data) -> Log:
@@ -43,10 +40,8 @@ def read_latest_x1(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If a file or a column is missing.
     """
-    paths = find_splits(folder, ["{}.csv", "{}.csv.gz"], PUBLISHED_X1)
-    columns = (LABEL, "user_id", "item_id", "tag_id")
-    splits = {split: scan_table(path, columns) for split, path in paths.items()}
-    return Log(fields(["user_id"], ["item_id", "tag_id"], data), LABEL, splits, paths)
+    tagged = fields(["user_id"], ["item_id", "tag_id"])
+    return read_splits(folder, ["{}.csv", "{}.csv.gz"], LABEL, tagged, data, PUBLISHED_X1)
 
 
 def read_1m(folder: Path, data: Data) -> Log:
@@ -57,14 +52,12 @@ def read_1m(folder: Path, data: Data) -> Log:
     Raises:
         ValueError: If the file or a column is missing.
     """
-    path = folder / "ml1m_ratings.parquet"
-    frame = scan_parquet(path, (RATING, *USER, *FILM), PUBLISHED)
-    liked = (pl.col(RATING) >= MIN_LIKED).cast(pl.Int8).alias(LABEL)
-    splits = split_by_row(frame.select(LINE, liked, *USER, *FILM), data.split_seed)
-    return Log(fields(USER, FILM, data), LABEL, splits, dict.fromkeys(splits, path))
+    part = open_parquet(find(folder, ["ml1m_ratings.parquet"], PUBLISHED))
+    require_columns(part.source.name, [RATING], part.columns)
+    liked = part.with_column(LABEL, (pl.col(RATING) >= MIN_LIKED).cast(pl.Int8), pl.Int8())
+    return split_file(liked, LABEL, fields(USER, FILM), data)
 
 
-def fields(context: Sequence[str], candidate: Sequence[str], data: Data) -> tuple[Field, ...]:
-    """Return the categorical fields of both sides, with the experiment's changes applied."""
-    sides = [*(Field(name, "context") for name in context), *(Field(name, "candidate") for name in candidate)]
-    return apply_field_specs(sides, data)
+def fields(context: Sequence[str], candidate: Sequence[str]) -> tuple[Field, ...]:
+    """Return the categorical fields of both sides."""
+    return (*(Field(name, "context") for name in context), *(Field(name, "candidate") for name in candidate))

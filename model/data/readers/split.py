@@ -1,11 +1,12 @@
 """Splitting a log that is published as a single file, either at random by row or by day."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import polars as pl
 
-from model.data.readers.log import LINE
+from model.data.readers.log import FILE, LINE
+from model.data_config import Data, SplitAtRandom
 
 SHARES = (8, 1, 1)  # train : valid : test
 MIN_DAYS = 3
@@ -14,6 +15,7 @@ MIN_DAYS = 3
 GOLDEN = 0x9E3779B97F4A7C15
 STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shift right and xor, then multiply
 WORD = 2**64
+MAX_LINES = 2**40  # in a file
 DRAW = "__draw__"
 
 
@@ -28,6 +30,28 @@ def split_by_row(frame: pl.LazyFrame, seed: int) -> Mapping[str, pl.LazyFrame]:
     draw = pl.col(DRAW)
     parts = {"train": draw < train, "valid": (draw >= train) & (draw < valid), "test": draw >= valid}
     return {split: drawn.filter(part).drop(DRAW) for split, part in parts.items()}
+
+
+def split_rows(frame: pl.LazyFrame, data: Data, position: Callable[[int, int], str]) -> Mapping[str, pl.LazyFrame]:
+    """Return train, valid and test as `split` in [data] describes them.
+
+    Args:
+        frame: All rows of the log, with FILE and LINE.
+        data: The [data] section.
+        position: A function from FILE and LINE to the position of a row in an error message.
+
+    Raises:
+        ValueError: If the rows cannot be split in this way.
+    """
+    split = data.split
+    if not isinstance(split, SplitAtRandom) or split.unit:
+        raise ValueError('reader = "table" supports split = { by = "random", ... } without unit.')
+    row = pl.col(FILE).cast(pl.UInt64) * uint64(MAX_LINES) + pl.col(LINE).cast(pl.UInt64)
+    drawn = with_draw(frame, split.seed, row)
+    train, valid = (pl.lit(int(share * WORD), pl.UInt64) for share in (1 - split.valid - split.test, 1 - split.test))
+    draw = pl.col(DRAW)
+    parts = {"train": draw < train, "valid": (draw >= train) & (draw < valid), "test": draw >= valid}
+    return {name: drawn.filter(part).drop(DRAW) for name, part in parts.items()}
 
 
 def split_by_day(frame: pl.LazyFrame, day: pl.Expr, path: Path) -> Mapping[str, pl.LazyFrame]:
@@ -49,9 +73,10 @@ def split_by_day(frame: pl.LazyFrame, day: pl.Expr, path: Path) -> Mapping[str, 
     return {split: frame.filter(part) for split, part in parts.items()}
 
 
-def with_draw(frame: pl.LazyFrame, seed: int) -> pl.LazyFrame:
-    """Return the frame with a column DRAW, uint64. The row at LINE n has output n of SplitMix64 with this seed."""
-    drawn = frame.with_columns((pl.col(LINE).cast(pl.UInt64) * uint64(GOLDEN) + uint64(seed % WORD)).alias(DRAW))
+def with_draw(frame: pl.LazyFrame, seed: int, row: pl.Expr | None = None) -> pl.LazyFrame:
+    """Return the frame with a column DRAW, uint64. Row n, by default at LINE n, has output n of SplitMix64."""
+    row = pl.col(LINE) if row is None else row
+    drawn = frame.with_columns((row.cast(pl.UInt64) * uint64(GOLDEN) + uint64(seed % WORD)).alias(DRAW))
     for shift, factor in STEPS:
         shifted = pl.col(DRAW) // uint64(2**shift)
         drawn = drawn.with_columns(((pl.col(DRAW) ^ shifted) * uint64(factor)).alias(DRAW))

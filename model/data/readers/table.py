@@ -1,34 +1,62 @@
 """The reader for your own log: parquet, CSV or tab-separated files whose columns the experiment declares."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from contract.schema import Field, Side
-from model.data.readers.log import LINE, Log, require_columns, scan_parquet, scan_text
-from model.data_config import Data
+from model.data.readers.files import Source, find_files, reject_shared_files
+from model.data.readers.log import FILE, SPLITS, Log, LogFile, check_rows_read, position, with_missing
+from model.data.readers.scan import Part, join_parts, log_files, open_parts, rename_columns
+from model.data.readers.split import split_rows
+from model.data_config import Data, SplitAtRandom, SplitByTime
 
 HINT = "Paths in the experiment file are relative to DIR/<data.folder>, where DIR is --data or $CTR_DATA."
-SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t", ".txt": "\t", ".txt.gz": "\t"}
 
 
 def read(folder: Path, data: Data) -> Log:
-    """Return the log in the three files that `data` specifies.
+    """Return the log in the files that `data` specifies.
 
     The extension of a file determines its format: .parquet, .csv, or .tsv and .txt for tab-separated text. Text files
-    may also end in .gz. Text has no types: categorical values are kept unchanged, so "0017" keeps its zeros, and "1.0"
-    and "1" are different tokens. Numeric fields are parsed.
+    may also end in .gz or .zst. Text has no types: categorical values are kept unchanged, so "0017" keeps its zeros,
+    and "1.0" and "1" are different tokens. Numeric fields are parsed.
 
     Raises:
         ValueError: If a file or column is missing, or a line does not have all columns.
     """
-    files = {"train": data.train, "valid": data.valid, "test": data.test}
-    paths = {split: folder / str(file) for split, file in files.items()}
+    patterns = {"files": data.files} if data.files else {split: getattr(data, split) for split in SPLITS}
+    listed = {key: (value,) if isinstance(value, str) else value for key, value in patterns.items()}
     fields = declared_fields(data)
-    if data.label in (field.name for field in fields):
-        raise ValueError(f'the label "{data.label}" is also a field. Remove the field: the model would only copy it.')
-    columns = [data.label, *(field.name for field in fields)]
-    return Log(fields, data.label, {split: scan(path, columns, data) for split, path in paths.items()}, paths)
+    sources = {key: find_files(folder, value, HINT) for key, value in listed.items()}
+    reject_shared_files(sources)
+    parts = open_parts(
+        [source for group in sources.values() for source in group], data.delimiter, data.quote, data.columns
+    )
+    if data.rename:
+        parts = [rename_columns(part, data.rename) for part in parts]
+    files = log_files(parts)
+    frames: Mapping[str, pl.LazyFrame] = join_groups(sources, parts, fields, data)
+    names = {key: group_name(folder, listed[key], sources[key]) for key in sources}
+    whole = True
+    if data.files:
+        whole = not (isinstance(data.split, SplitByTime) and data.split.gap)
+        if not whole:
+            check_all_rows(frames["files"], data.label, files)
+        frames = split_rows(frames["files"], data, lambda file, line: position(files[file].name, line))
+        names = dict.fromkeys(SPLITS, names["files"])
+    return Log(
+        fields,
+        data.label,
+        frames,
+        names,
+        files,
+        weight=data.weight,
+        unit=data.unit,
+        request=data.request,
+        positive=data.positive,
+        whole=whole,
+    )
 
 
 def declared_fields(data: Data) -> tuple[Field, ...]:
@@ -44,16 +72,49 @@ def declared_fields(data: Data) -> tuple[Field, ...]:
     }
     for spec in data.fields:
         fields[spec.name] = spec.apply(fields.get(spec.name) or Field(spec.name, spec.side or "context"))
-    return tuple(fields.values())
+    return tuple(with_missing(field, data.missing) for field in fields.values())
 
 
-def scan(path: Path, columns: list[str], data: Data) -> pl.LazyFrame:
-    """Return the given columns of one file, with LINE."""
-    if path.name.endswith(".parquet"):
-        return scan_parquet(path, columns, HINT)
-    for ending, separator in SEPARATORS.items():
-        if path.name.endswith(ending):
-            frame = scan_text(path, separator=separator, names=data.columns or None, hint=HINT)
-            require_columns(path, columns, (name for name in frame.collect_schema() if name != LINE))
-            return frame.select(LINE, *columns)
-    raise ValueError(f"{path}: unknown format. Use .parquet, .csv, .tsv or .txt; the last three also with .gz.")
+def join_groups(
+    sources: Mapping[str, Sequence[Source]], parts: Sequence[Part], fields: Sequence[Field], data: Data
+) -> dict[str, pl.LazyFrame]:
+    """Return one frame for each group of files, with the columns that any part of ctr-prepare needs."""
+    by_unit = data.split.unit if isinstance(data.split, SplitAtRandom) else ""
+    others = filter(None, (data.time, data.weight, data.unit, data.request, by_unit))
+    columns = list(dict.fromkeys((data.label, *(field.reads for field in fields), *others)))
+    numbers = {data.label, data.weight, *(field.reads for field in fields if field.kind == "numeric")}
+    numbers -= {field.reads for field in fields if field.kind == "categorical"}
+    frames, first = {}, 0
+    for key, group in sources.items():
+        frame = join_parts(parts[first : first + len(group)], columns, numbers=numbers, first=first)
+        frames[key] = without_missing_labels(frame, data)
+        first += len(group)
+    return frames
+
+
+def without_missing_labels(frame: pl.LazyFrame, data: Data) -> pl.LazyFrame:
+    """Return the frame with null for labels that mean "missing", which would otherwise be non-clicks."""
+    if not (data.positive and data.missing):
+        return frame
+    label = pl.col(data.label)
+    is_missing = label.cast(pl.String).str.strip_chars().is_in(data.missing)
+    return frame.with_columns(pl.when(~is_missing).then(label).alias(data.label))
+
+
+def group_name(folder: Path, patterns: Sequence[str], sources: Sequence[Source]) -> str:
+    """Return the name of a group of files for errors that are about all of them."""
+    if len(patterns) == 1:
+        return patterns[0] if "://" in patterns[0] else str(folder / patterns[0])
+    others = len(sources) - 1
+    return sources[0].name + (f" and {others} other file{'s' * (others > 1)}" if others else "")
+
+
+def check_all_rows(frame: pl.LazyFrame, label: str, files: Sequence[LogFile]) -> None:
+    """Check that polars reads every row, before a split leaves some out.
+
+    Raises:
+        ValueError: If rows are missing.
+    """
+    counts = frame.group_by(FILE).agg(pl.col(label).len().alias("rows")).collect(engine="streaming")
+    found = dict(counts.iter_rows())
+    check_rows_read(files, [found.get(number, 0) for number in range(len(files))])

@@ -356,7 +356,7 @@ def test_the_imported_experiment_reads_the_log_of_fuxictr(tmp_path: Path) -> Non
     assert log.label == "clk"
     assert (data.min_count, data.min_count_of("item")) == (2, 5)
     assert [field.name for field in log.fields] == ["user", "weekday", "item", "price"]
-    assert log.splits["test"].collect().row(0) == (2, "1", "9", "1", "03349703", "2.5")
+    assert log.splits["test"].collect().row(0) == (2, 2, "1", "9", "1", "03349703", "2.5")
 
 
 def test_prepare_uses_the_imported_vocabulary_instead_of_counting(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Preparing a log: for any log, the ids and numbers must be the same as in serving."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from model.data.prepare.counting import count_tokens
 from model.data.prepare.prepare import prepare, write_prepared
 from model.data.prepare.prepared import Prepared, read_prepared
 from model.data.prepare.summary import warnings
-from model.data.readers.log import LINE, Log
+from model.data.readers.log import FILE, LINE, Log, LogFile
 from model.data.synthetic.generate import main as generate
 from model.data_config import Data
 from tests.support.examples import examples
@@ -83,8 +84,19 @@ def log_of(columns: dict[str, list[pl.Series]], fields: tuple[Field, ...] = FIEL
         split: pl.DataFrame({"label": [0, 1] * 4} | {name: three[i] for name, three in columns.items()})
         for i, split in enumerate(("train", "valid", "test"))
     }
-    paths = {split: Path(f"{split}.parquet") for split in splits}
-    return Log(fields, "label", {split: frame.with_row_index(LINE, 1).lazy() for split, frame in splits.items()}, paths)
+    return Log(fields, "label", *numbered(splits))
+
+
+def numbered(
+    splits: dict[str, pl.DataFrame],
+) -> tuple[dict[str, pl.LazyFrame], dict[str, str], tuple[LogFile, ...]]:
+    """Return the frames with FILE and LINE, as if each were a parquet file; the path of each split; and the files."""
+    frames = {
+        split: frame.with_row_index(LINE, 1).with_columns(pl.lit(number, pl.Int32).alias(FILE)).lazy()
+        for number, (split, frame) in enumerate(splits.items())
+    }
+    paths = {split: f"{split}.parquet" for split in splits}
+    return frames, paths, tuple(map(LogFile, paths.values()))
 
 
 def write(folder: Path, log: Log, min_count: int = 1, given: Path | None = None) -> Prepared:
@@ -110,7 +122,7 @@ def assert_served_alike(log: Log, min_count: int) -> None:
         encoder = Encoder(prepared.schema)
         for split, frame in log.splits.items():
             ids, values, _ = prepared.split(split)
-            for row, sent in enumerate(as_sent(frame.drop(LINE).collect())):
+            for row, sent in enumerate(as_sent(frame.drop(FILE, LINE).collect())):
                 one, _ = encoder.ids(encoder.tokens(sent, [sent]), lookup)
                 assert [one.context_ids[0, 0], one.candidate_ids[0, 0]] == ids[row].tolist()
                 assert one.candidate_values.tolist() == [values[row].tolist()]
@@ -165,8 +177,7 @@ def test_the_batch_size_does_not_change_the_result(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(writing, "CHUNK_ROWS", batch)
     rows = [f"v{n * n % 17}" for n in range(50)]
     frame = pl.DataFrame({"label": [0, 1] * 25, "place": rows, "ad": rows[::-1], "bid": range(50)})
-    frames = {split: frame.with_row_index(LINE, 1).lazy() for split in ("train", "valid", "test")}
-    prepared = write(tmp_path, Log(FIELDS, "label", frames, {split: Path(split) for split in frames}))
+    prepared = write(tmp_path, Log(FIELDS, "label", *numbered(dict.fromkeys(("train", "valid", "test"), frame))))
     ranked = sorted(set(rows), key=lambda value: (-rows.count(value), value))
     assert prepared.split("train")[0].tolist() == [
         [ranked.index(a) + 2, ranked.index(b) + 2] for a, b in zip(rows, rows[::-1], strict=True)
@@ -226,7 +237,7 @@ def test_a_log_that_is_deleted_while_it_is_read_is_an_error(tmp_path: Path) -> N
     frames["train"].collect_schema()
     gone.unlink()
     with pytest.raises(ValueError, match=r"^train\.parquet: cannot be read: .*No such file"):
-        write(tmp_path, Log(log.fields, log.label, frames, log.paths))
+        write(tmp_path, dataclasses.replace(log, splits=frames))
 
 
 FULL = """

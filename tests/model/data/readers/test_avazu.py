@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from model.data.readers import avazu
-from model.data.readers.log import LINE, SPLITS
+from model.data.readers.log import FILE, LINE, SPLITS
 from model.data_config import Data, FieldSpec
 
 RAW = Data(reader="avazu", folder=".", prepared="p")
@@ -44,7 +44,7 @@ def test_every_column_except_id_and_date_is_a_feature(tmp_path: Path) -> None:
     names = [field.name for field in log.fields]
     assert set(names) == {*HEADER, "hour_of_day", "weekday", "is_weekend"} - {"id", "click", "hour"}
     assert [f.name for f in log.fields if f.side == "candidate"] == [f"C{n}" for n in range(14, 22)]
-    assert set(rows_of(dict(log.splits)).columns) == {LINE, "click", *names}
+    assert set(rows_of(dict(log.splits)).columns) == {FILE, LINE, "click", *names}
 
 
 def test_a_split_by_time_uses_the_last_day_as_test(tmp_path: Path) -> None:

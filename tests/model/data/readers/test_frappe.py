@@ -28,7 +28,7 @@ def test_x1_is_read_from_any_of_its_file_names(tmp_path: Path, name: str) -> Non
     test = log.splits["test"].collect()
     assert test["item"].to_list() == ["100", "102"]
     assert [f.name for f in log.fields if f.side == "candidate"] == ["item", "cost"]
-    assert log.paths["train"].name == name.format("train")
+    assert log.paths["train"] == str(tmp_path / name.format("train"))
 
 
 def test_both_formats_have_the_same_fields_in_the_same_order(tmp_path: Path) -> None:

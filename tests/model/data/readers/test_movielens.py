@@ -51,7 +51,7 @@ def test_latest_x1_is_read_as_published(tmp_path: Path) -> None:
         (tmp_path / f"{split}.csv").write_text(f"label,user_id,item_id,tag_id\n{index % 2},1,2,{index}\n")
     log = movielens.read_latest_x1(tmp_path, LATEST)
     assert sides(log) == {"context": ["user_id"], "candidate": ["item_id", "tag_id"]}
-    assert log.splits["test"].collect().row(0) == (2, "0", "1", "2", "2")
+    assert log.splits["test"].collect().row(0) == (2, 2, "0", "1", "2", "2")
 
 
 def test_ratings_of_at_least_four_are_positives_and_ratings_are_not_a_feature(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from msgspec import UNSET
 from contract.vocabulary import open_vocabulary
 from model.data.prepare.prepare import prepare, write_prepared
 from model.data.readers import frappe, generated, table
-from model.data.readers.log import LINE, Log, scan_text
+from model.data.readers.files import Source
+from model.data.readers.log import FILE, LINE, SPLITS, Log
+from model.data.readers.scan import open_parts
 from model.data.synthetic.generate import main as generate
 from model.data_config import Data, FieldSpec
 
@@ -48,7 +50,7 @@ def test_a_table_has_the_fields_of_the_experiment(tmp_path: Path) -> None:
         ("age", "context", "numeric"),
         ("ad", "candidate", "categorical"),
     ]
-    assert log.splits["train"].collect_schema().names() == [LINE, "clicked", "user", "age", "ad"]
+    assert log.splits["train"].collect_schema().names() == [FILE, LINE, "clicked", "user", "age", "ad"]
     assert log.extra == ()
 
 
@@ -95,11 +97,21 @@ def test_a_table_may_be_parquet_or_compressed(tmp_path: Path, ending: str) -> No
         (f"{HEAD}1,u,3,a\n\n0,u,3,a\n", r"train\.csv:3: expected 4 columns, found 1"),
         (f'{HEAD}1,"u,\n",3,a\n0,"u,",3\n', r"train\.csv:4: expected 4 columns, found 3"),
         (f'{HEAD}1,"u,\n",3,a\n0,"u\n\n",3,a\n0,v,old,a\n', r'train\.csv:7: column "age" holds "old"'),
-        (f'{HEAD}1,u,3,a\n0,"u,3,a\n1,u,3,a\n', r"train\.csv:3: unexpected end of data\. Close"),
-        (f'{HEAD}1,u,3,a\n0,"u,3,a\n' + "1,u,3,a\n" * 20_000, r"train\.csv:3: field larger"),
-        (f'{HEAD}0,"u"v,3,a\n', r"train\.csv:2: ',' expected after '\"'\. Close"),
-        ('"' + "a" * 200_000, r"train\.csv:1: field larger"),
-        (f"{HEAD}1,u,3,a{',b' * 256}\n", r"train\.csv: cannot be read: found more fields"),
+        (
+            f'{HEAD}1,u,3,a\n0,"u,3,a\n1,u,3,a\n',
+            r'train\.csv:3: no quote closes the value that begins with "\\"u,3,a.*Close every quote',
+        ),
+        (f'{HEAD}1,u,3,a\n0,"u,3,a\n' + "1,u,3,a\n" * 300_000, r"train\.csv:3: no quote closes the value"),
+        (
+            f'{HEAD}0,"u"v,3,a\n',
+            r'train\.csv:2: column "user" holds "\\"u\\"v", a value with text behind its closing quote\. Close',
+        ),
+        (f'{HEAD}0,u,3,19" wide\n', r'train\.csv:2: column "ad" holds "19\\" wide", a value with a quote inside'),
+        (f'{HEAD}0,"u\n,",3,a\n1,u,3, "a"\n', r'train\.csv:4: column "ad" holds " \\"a\\"", a value with a quote'),
+        (f'{HEAD}1,u,3,a\n0,"u,3,a\n1,"v",3,a\n', r'train\.csv:3: column "user" .* text behind its closing quote'),
+        ('"' + "a" * 200_000, r"train\.csv:1: the column names cannot be read: field larger"),
+        ("clicked,user,age,ad\r1,u,3,a\r", r"train\.csv:1: the line ends are carriage returns\. Convert them"),
+        (f"{HEAD}1,u,3,a{',b' * 256}\n", r"train\.csv:2: expected 4 columns, found 260"),
         (f"{HEAD}1,u,3,a{',b' * 300}\n", r"train\.csv:2: expected 4 columns, found 304"),
         (f"{HEAD}1,u,3,a\n1,v,3,a\n", r'train\.csv: column "clicked" is 1 in all 2 rows of train; train needs both'),
     ],
@@ -116,7 +128,7 @@ def test_a_line_with_256_missing_columns_is_an_error_that_names_it(tmp_path: Pat
     path = tmp_path / "train.csv"
     path.write_text(",".join(f"c{n}" for n in range(300)) + f"\n{'1,' * 299}1\n{'1,' * 43}1\n")
     with pytest.raises(ValueError, match=r"train\.csv:3: expected 300 columns, found 44"):
-        scan_text(path)
+        open_parts([Source(str(path), path)])
 
 
 @pytest.mark.parametrize("before", ["1,u,3,a\n", '1,"u",3,a\n', '1,"u\n",3,a\n', "1,u,3,a\n" * 200_000])
@@ -125,7 +137,7 @@ def test_a_line_in_another_encoding_is_an_error_that_names_it(tmp_path: Path, be
     path.write_bytes((HEAD + before).encode() + "1,José,3,a\n".encode("latin-1"))
     line = (HEAD + before).count("\n") + 1
     with pytest.raises(ValueError, match=rf"train\.csv:{line}: byte 0xe9 is not UTF-8\. Convert the file"):
-        scan_text(path)
+        open_parts([Source(str(path), path)])
 
 
 WHOLE = gzip.compress((HEAD + "".join(f"{n % 2},{n * n},{n % 7},a\n" for n in range(5000))).encode())
@@ -140,7 +152,7 @@ def test_a_damaged_gzip_file_is_an_error_that_names_it(tmp_path: Path, damaged: 
     path = tmp_path / "train.csv.gz"
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"train\.csv\.gz: the gzip file is truncated or corrupt: .*\. Copy it again"):
-        scan_text(path)
+        open_parts([Source(str(path), path)])
 
 
 def test_quoted_values_may_contain_commas_and_line_ends(tmp_path: Path) -> None:
@@ -167,23 +179,25 @@ def test_the_experiment_names_the_columns_of_a_file_without_a_header(tmp_path: P
     columns = ("clicked", "user", "age", "ad")
     data = msgspec.structs.replace(OWN, train="train.tsv", valid="valid.tsv", test="test.tsv", columns=columns)
     train = table.read(tmp_path, data).splits["train"].collect()
-    assert train.rows() == [(1, "1", '"u', "3", "a"), (2, "0", "v", None, "b")]
+    assert train.rows() == [(0, 1, "1", '"u', "3", "a"), (0, 2, "0", "v", None, "b")]
 
 
-def test_a_label_that_is_also_a_field_is_rejected(tmp_path: Path) -> None:
-    data = msgspec.structs.replace(OWN, label="ad")
+def test_a_label_that_is_also_a_field_is_rejected() -> None:
     with pytest.raises(ValueError, match='label "ad" is also a field'):
-        table.read(tmp_path, data)
+        msgspec.structs.replace(OWN, label="ad")
 
 
 def test_a_table_in_another_format_is_rejected(tmp_path: Path) -> None:
+    read_own(tmp_path)
+    (tmp_path / "a.xlsx").touch()
     data = msgspec.structs.replace(OWN, train="a.xlsx")
     with pytest.raises(ValueError, match=r"a\.xlsx: unknown format\. Use \.parquet, \.csv, \.tsv or \.txt"):
         table.read(tmp_path, data)
 
 
 def test_a_broken_parquet_file_is_an_error_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
+    for split in SPLITS:
+        (tmp_path / f"{split}.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match=r"train\.parquet: cannot be read as parquet"):
         frappe.read(tmp_path, Data(reader="frappe", folder="frappe", prepared="p"))
 
