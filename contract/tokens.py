@@ -9,7 +9,8 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from contract.schema import Field
+from contract.schema import TIME_TRANSFORMS, Field
+from contract.timestamps import PARTS, time_zone, timestamp
 
 # Keeps a normalized number, and products with it in the model, well within the range of float32.
 MAX_NORMALIZED = 1e4
@@ -92,6 +93,8 @@ def tokenizer(field: Field) -> Callable[[Any], str | None]:
 
     The function raises ValueError like `token` and `number`.
     """
+    if field.transform in TIME_TRANSFORMS:
+        return _time_reader(field)
     if field.transform is not UNSET:
         return _bucketer(field)
     if field.missing is UNSET:
@@ -103,26 +106,32 @@ def tokenizer(field: Field) -> Callable[[Any], str | None]:
 def number_reader(field: Field) -> Callable[[Any], float]:
     """Return a function from a numeric field's value to a float, or to NaN if the value is missing.
 
-    The function raises ValueError like `number`.
+    The function raises ValueError like `number`. Text is refused, except for the field's "missing" values. The float is
+    the value as it was sent: `Numbers` applies log1p.
     """
     if field.missing is UNSET:
         return number
-    absent = absent_numbers(field)
-    return lambda value: math.nan if (read := number(value)) in absent else read
+    absent, markers = absent_numbers(field), frozenset(text.strip() for text in field.missing)
+
+    def read(value: Any) -> float:
+        if isinstance(value, str) and value.strip() in markers:
+            return math.nan
+        return math.nan if (read := number(value)) in absent else read
+
+    return read
 
 
 def absent_numbers(field: Field) -> frozenset[float]:
     """Return the field's "missing" values that are finite numbers, in any notation: "-1.0" is -1.
 
-    The other values, including NaN and infinities, may occur in a log as text. A client cannot send them as numbers.
+    The other values, including NaN and infinities, may occur in a log. A client cannot send them as numbers.
     """
-    found = set()
-    for text in field.missing or ():
-        try:
-            found.add(float(text))
-        except ValueError:
-            continue
-    return frozenset(value for value in found if math.isfinite(value))
+    return frozenset(value for value in _marked_numbers(field) if math.isfinite(value))
+
+
+def marks_nan(field: Field) -> bool:
+    """Return whether NaN means "missing" in a log, because "nan" is one of the field's "missing" values."""
+    return any(math.isnan(value) for value in _marked_numbers(field))
 
 
 class Numbers:
@@ -133,21 +142,60 @@ class Numbers:
         self._std = np.array([field.std for field in fields])
         seen = [(-math.inf, math.inf) if field.seen is UNSET else field.seen for field in fields]
         self._low, self._high = np.array(seen).reshape(-1, 2).T
+        self._logarithmic = np.array([field.transform == "log1p" for field in fields], bool)
+        self._any_logarithmic = bool(self._logarithmic.any())
 
     def outside(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which numbers are outside the range of the training data."""
         return (values < self._low) | (values > self._high)
 
     def normalize(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return (value - mean) / std, and 0 for a missing value, which is the mean.
+        """Return (value - mean) / std, and 0 for a missing value, which is the mean. log1p applies to the value first.
 
         A number outside the range of the training data is clipped to the range. The result is clipped to ±10,000,
         mainly for schemas that do not state the range.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # An overflow is clipped below.
-            scaled = (np.clip(values, self._low, self._high) - self._mean) / self._std
+            clipped = np.clip(values, self._low, self._high)
+            if self._any_logarithmic:
+                clipped = np.where(self._logarithmic, signed_log1p(clipped), clipped)
+            scaled = (clipped - self._mean) / self._std
         scaled = np.clip(scaled, -MAX_NORMALIZED, MAX_NORMALIZED)
         return np.where(np.isnan(scaled), 0.0, scaled).astype(np.float32)
+
+
+def signed_log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return sign(x) log(1 + |x|) of each value x. The shape stays the same."""
+    return np.copysign(np.log1p(np.abs(values)), values)
+
+
+def _marked_numbers(field: Field) -> list[float]:
+    """Return the field's "missing" values that are numbers, including NaN and infinities."""
+    numbers = []
+    for text in field.missing or ():
+        try:
+            numbers.append(float(text))
+        except ValueError:
+            continue
+    return numbers
+
+
+def _time_reader(field: Field) -> Callable[[Any], str | None]:
+    part = PARTS[str(field.transform)]
+    zone = None if field.timezone is UNSET else time_zone(field.timezone)
+    if field.missing is UNSET:
+        return lambda value: None if (seconds := timestamp(value)) is None else part(seconds, zone)
+    absent, markers, nan = absent_numbers(field), frozenset(text.strip() for text in field.missing), marks_nan(field)
+
+    def read(value: Any) -> str | None:
+        if isinstance(value, str):
+            is_missing = value.strip() in markers
+        else:
+            is_missing = isinstance(value, int | float) and (value in absent or (nan and value != value))
+        seconds = None if is_missing else timestamp(value)
+        return None if seconds is None else part(seconds, zone)
+
+    return read
 
 
 def _bucketer(field: Field) -> Callable[[Any], str | None]:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from contract.schema import Field, Kind, Side
+from contract.timestamps import time_zone
 from model.toml import Positive, read_toml
 
 
@@ -39,6 +40,13 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     source: str | None = msgspec.field(name="from", default=None)
     timezone: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.timezone is not None:
+            try:
+                time_zone(self.timezone)
+            except ValueError as error:
+                raise ValueError(f'field "{self.name}": {error}') from error
+
     def apply(self, field: Field) -> Field:
         """Return the reader's field with the keys of this entry applied."""
         transform = field.transform if self.transform is None else self.transform
@@ -48,6 +56,8 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             self.kind or field.kind,
             missing=field.missing if self.missing is None else self.missing or UNSET,
             transform=UNSET if transform == "none" else transform,
+            source=field.source if self.source is None else self.source,
+            timezone=field.timezone if self.timezone is None else self.timezone,
         )
 
 

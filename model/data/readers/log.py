@@ -27,6 +27,9 @@ class Log:
         splits: The frame of each split (see SPLITS).
         paths: The file of each split.
         extra: Columns of `test` that are not features but are kept for later checks.
+        weight: The column with the weight of each row, or "" if all weights are 1.
+        unit: The column with the unit of each row, or "".
+        request: The column with the request of each row, or "".
     """
 
     fields: tuple[Field, ...]
@@ -34,6 +37,15 @@ class Log:
     splits: Mapping[str, pl.LazyFrame]
     paths: Mapping[str, Path]
     extra: tuple[str, ...] = ()
+    weight: str = ""
+    unit: str = ""
+    request: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the frames that are read from all splits: the label, the sources of the fields, and others."""
+        others = filter(None, (self.weight, self.unit, self.request))
+        return tuple(dict.fromkeys((self.label, *(field.reads for field in self.fields), *others)))
 
 
 def position(path: Path, line: int) -> str:
