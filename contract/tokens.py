@@ -126,12 +126,18 @@ def absent_numbers(field: Field) -> frozenset[float]:
 
     The other values, including NaN and infinities, may occur in a log. A client cannot send them as numbers.
     """
-    return frozenset(value for value in _marked_numbers(field) if math.isfinite(value))
+    return frozenset(value for value in marked_numbers(field) if math.isfinite(value))
 
 
-def marks_nan(field: Field) -> bool:
-    """Return whether NaN means "missing" in a log, because "nan" is one of the field's "missing" values."""
-    return any(math.isnan(value) for value in _marked_numbers(field))
+def marked_numbers(field: Field) -> list[float]:
+    """Return the field's "missing" values that are numbers, including NaN and infinities."""
+    numbers = []
+    for text in field.missing or ():
+        try:
+            numbers.append(float(text))
+        except ValueError:
+            continue
+    return numbers
 
 
 class Numbers:
@@ -169,29 +175,18 @@ def signed_log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.copysign(np.log1p(np.abs(values)), values)
 
 
-def _marked_numbers(field: Field) -> list[float]:
-    """Return the field's "missing" values that are numbers, including NaN and infinities."""
-    numbers = []
-    for text in field.missing or ():
-        try:
-            numbers.append(float(text))
-        except ValueError:
-            continue
-    return numbers
-
-
 def _time_reader(field: Field) -> Callable[[Any], str | None]:
     part = PARTS[str(field.transform)]
     zone = None if field.timezone is UNSET else time_zone(field.timezone)
     if field.missing is UNSET:
         return lambda value: None if (seconds := timestamp(value)) is None else part(seconds, zone)
-    absent, markers, nan = absent_numbers(field), frozenset(text.strip() for text in field.missing), marks_nan(field)
+    absent, markers = absent_numbers(field), frozenset(text.strip() for text in field.missing)
 
     def read(value: Any) -> str | None:
         if isinstance(value, str):
             is_missing = value.strip() in markers
         else:
-            is_missing = isinstance(value, int | float) and (value in absent or (nan and value != value))
+            is_missing = isinstance(value, int | float) and value in absent
         seconds = None if is_missing else timestamp(value)
         return None if seconds is None else part(seconds, zone)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -10,7 +11,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contract.schema import Field
-from contract.tokens import absent_numbers, token
+from contract.tokens import absent_numbers, marked_numbers, signed_log1p, token, tokenizer
+
+EXPECTED_TIME = "expected an ISO 8601 time, or Unix seconds or milliseconds"
 
 
 class BadValueError(ValueError):
@@ -29,8 +32,13 @@ class BadValueError(ValueError):
         self.row = row
 
 
-def text_column(column: pl.Series) -> pl.Series:
+def text_column(column: pl.Series, marked: Iterable[float] = ()) -> pl.Series:
     """Return a column as strings that are the tokens of its values. Null means missing.
+
+    Args:
+        column: The column.
+        marked: Numbers that mean "missing". Only NaN and infinities have an effect, because the field's tokenizer
+            handles the others.
 
     Raises:
         BadValueError: If a value is NaN or infinite, or no field can have the column's type.
@@ -39,6 +47,7 @@ def text_column(column: pl.Series) -> pl.Series:
     if dtype == pl.String:
         return column
     if dtype.is_float():
+        column = without_marked(column, marked)
         reject_first(column, ~column.is_finite().fill_null(True), "expected a finite number")
         # The contract's rule is Python code, so it runs only once per distinct value.
         distinct = column.drop_nulls().unique()
@@ -62,7 +71,7 @@ def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
     if column.dtype == pl.String:
         numbers = parse_numbers(column, field)
     elif column.dtype.is_numeric():
-        numbers = column.cast(pl.Float64)
+        numbers = without_marked(column.cast(pl.Float64), marked_numbers(field))
         reject_first(column, ~numbers.is_finite().fill_null(True), "expected a finite number")
     elif column.null_count() == len(column):
         numbers = pl.Series([None] * len(column), dtype=pl.Float64)
@@ -72,6 +81,66 @@ def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
     if absent := absent_numbers(field):
         values = np.where(np.isin(values, list(absent)), np.nan, values)
     return values
+
+
+def time_column(column: pl.Series, field: Field) -> pl.Series:
+    """Return a column of timestamps as the field's tokens, such as hours. Null means missing.
+
+    The contract's code reads each distinct value, so that a request with the same value gets the same token.
+
+    Raises:
+        BadValueError: If a value is not a timestamp, or the column's type is not one of text, numbers and timestamps.
+    """
+    raw = time_text(column)
+    if raw.dtype.is_float():
+        raw = without_marked(raw, marked_numbers(field))
+    distinct, read = raw.drop_nulls().unique(), tokenizer(field)
+    tokens: list[str | None] = []
+    for value in distinct.to_list():
+        try:
+            tokens.append(read(value))
+        except ValueError:
+            # unique() has no order, so find the first bad value of the column.
+            reject_first(raw, pl.Series([is_unreadable(read, other) for other in raw.to_list()]), EXPECTED_TIME)
+    return raw.replace_strict(distinct, pl.Series(tokens, dtype=pl.String), default=None, return_dtype=pl.String)
+
+
+def time_text(column: pl.Series) -> pl.Series:
+    """Return a column of timestamps as text or numbers, which are what a request can contain.
+
+    Raises:
+        BadValueError: If the column has another type, or is too imprecise for Unix times.
+    """
+    dtype = column.dtype
+    if dtype == pl.String or dtype.is_integer() or dtype == pl.Float64:
+        return column
+    if isinstance(dtype, pl.Datetime):
+        utc = column if dtype.time_zone is None else column.dt.convert_time_zone("UTC")
+        return utc.dt.to_string("%Y-%m-%dT%H:%M:%SZ")
+    if dtype == pl.Date:
+        return column.dt.to_string("%Y-%m-%d")
+    if dtype in (pl.Categorical, pl.Enum) or column.null_count() == len(column):
+        return column.cast(pl.String)
+    raise BadValueError(column.name, f"has the type {dtype}; expected text, timestamps, integers or 64-bit floats")
+
+
+def is_unreadable(read: Callable[[Any], object], value: Any) -> bool:
+    """Return whether a function raises ValueError for a value."""
+    try:
+        read(value)
+    except ValueError:
+        return True
+    return False
+
+
+def without_marked(numbers: pl.Series, marked: Iterable[float]) -> pl.Series:
+    """Replace the NaN and infinities of a float column that mean "missing" with nulls."""
+    for value in marked:
+        if math.isnan(value):
+            numbers = numbers.fill_nan(None)
+        elif math.isinf(value):
+            numbers = numbers.set(numbers == value, None)
+    return numbers
 
 
 def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
@@ -88,6 +157,9 @@ def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
     bare = text.str.strip_chars()
     absent = bare.is_in(["", *(word.strip() for word in field.missing or ())])
     numbers = bare.cast(pl.Float64, strict=False)
+    absent |= (
+        numbers.is_not_null() & without_marked(numbers, marked_numbers(field)).is_null()
+    )  # "NaN" if "nan" is missing
     reject_first(text, text.is_not_null() & ~absent & ~numbers.is_finite().fill_null(False), "expected a number")
     return numbers.set(absent, None)
 
@@ -110,7 +182,7 @@ def label_column(column: pl.Series) -> NDArray[np.uint8]:
     return numbers.cast(pl.UInt8).to_numpy()
 
 
-def measure(field: Field, numbers: NDArray[np.float64]) -> Field:
+def measure(field: Field, numbers: NDArray[np.float64], clip_share: float = 0.0) -> Field:
     """Return a numeric field with the mean, standard deviation and range of its column in the training set.
 
     If there are no numbers, mean and std stay 0 and 1. If all numbers are equal, std is 1.
@@ -118,13 +190,33 @@ def measure(field: Field, numbers: NDArray[np.float64]) -> Field:
     Args:
         field: The field.
         numbers: Its column, (rows). NaN means missing.
+        clip_share: The share of the numbers that is left out at each end, so that a few extreme numbers have no effect.
+            No number is left out if the others are all equal.
     """
     present = numbers[~np.isnan(numbers)]
     if not len(present):
         return field
+    low, high = seen_range(present, clip_share)
+    inside = present[(present >= low) & (present <= high)]
+    if field.transform == "log1p":
+        inside = signed_log1p(inside)
     with np.errstate(over="ignore", invalid="ignore"):  # the schema rejects an overflow with the field's name
-        mean, std = float(present.mean()), float(present.std()) or 1.0
-    return msgspec.structs.replace(field, mean=mean, std=std, seen=(float(present.min()), float(present.max())))
+        mean, std = float(inside.mean()), float(inside.std()) or 1.0
+    return msgspec.structs.replace(field, mean=mean, std=std, seen=(low, high))
+
+
+def seen_range(present: NDArray[np.float64], clip_share: float) -> tuple[float, float]:
+    """Return the quantiles `clip_share` and 1 - `clip_share` of numbers, or their whole range if these are equal.
+
+    Both are numbers that occur. Up to 1 / `clip_share` numbers, they are the smallest and the largest one.
+    """
+    if clip_share > 0:
+        last = len(present) - 1
+        below = int(clip_share * last)
+        low, high = np.partition(present, (below, last - below))[[below, last - below]].tolist()
+        if low < high:
+            return low, high
+    return float(present.min()), float(present.max())
 
 
 def reject_first(column: pl.Series, bad: pl.Series, expected: str) -> None:
@@ -140,10 +232,8 @@ def reject_first(column: pl.Series, bad: pl.Series, expected: str) -> None:
     row = bad.arg_max()
     assert row is not None
     value = column[row]
-    if isinstance(value, str):
-        fix = f"Add {shown(value)} to missing = [...] or fix the file."
-    else:
-        fix = "Write null for a missing value."
+    marker = value if isinstance(value, str) else str(value)
+    fix = f"Add {shown(marker)} to missing = [...] or fix the file."
     raise BadValueError(column.name, f"{holds(value)}; {expected}. {fix}", row)
 
 

@@ -1,5 +1,6 @@
 """The reader for your own log: parquet, CSV or tab-separated files whose columns the experiment declares."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -25,10 +26,10 @@ def read(folder: Path, data: Data) -> Log:
     files = {"train": data.train, "valid": data.valid, "test": data.test}
     paths = {split: folder / str(file) for split, file in files.items()}
     fields = declared_fields(data)
-    if data.label in (field.name for field in fields):
+    if data.label in (field.reads for field in fields):
         raise ValueError(f'the label "{data.label}" is also a field. Remove the field: the model would only copy it.')
-    columns = [data.label, *(field.name for field in fields)]
-    return Log(fields, data.label, {split: scan(path, columns, data) for split, path in paths.items()}, paths)
+    log = Log(fields, data.label, {}, paths, weight=data.weight, unit=data.unit, request=data.request)
+    return replace(log, splits={split: scan(path, list(log.columns), data) for split, path in paths.items()})
 
 
 def declared_fields(data: Data) -> tuple[Field, ...]:
