@@ -103,6 +103,13 @@ def tokenizer(field: Field) -> Callable[[Any], str | None]:
     return lambda value: None if (read := token(value)) in absent else read
 
 
+def time_part(field: Field) -> Callable[[int], str]:
+    """Return a function from Unix seconds to the token of a field with the transform hour, weekday or day."""
+    part = PARTS[str(field.transform)]
+    zone = None if field.timezone is UNSET else time_zone(field.timezone)
+    return lambda seconds: part(seconds, zone)
+
+
 def number_reader(field: Field) -> Callable[[Any], float]:
     """Return a function from a numeric field's value to a float, or to NaN if the value is missing.
 
@@ -176,10 +183,9 @@ def signed_log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _time_reader(field: Field) -> Callable[[Any], str | None]:
-    part = PARTS[str(field.transform)]
-    zone = None if field.timezone is UNSET else time_zone(field.timezone)
+    part = time_part(field)
     if field.missing is UNSET:
-        return lambda value: None if (seconds := timestamp(value)) is None else part(seconds, zone)
+        return lambda value: None if (seconds := timestamp(value)) is None else part(seconds)
     absent, markers = absent_numbers(field), frozenset(text.strip() for text in field.missing)
 
     def read(value: Any) -> str | None:
@@ -188,7 +194,7 @@ def _time_reader(field: Field) -> Callable[[Any], str | None]:
         else:
             is_missing = isinstance(value, int | float) and value in absent
         seconds = None if is_missing else timestamp(value)
-        return None if seconds is None else part(seconds, zone)
+        return None if seconds is None else part(seconds)
 
     return read
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -11,7 +11,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contract.schema import Field
-from contract.tokens import absent_numbers, marked_numbers, signed_log1p, token, tokenizer
+from contract.timestamps import MIN_SECONDS
+from contract.tokens import absent_numbers, marked_numbers, signed_log1p, time_part, token
+from model.data.timestamps import unix_seconds
 
 EXPECTED_TIME = "expected an ISO 8601 time, or Unix seconds or milliseconds"
 
@@ -86,51 +88,36 @@ def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
 def time_column(column: pl.Series, field: Field) -> pl.Series:
     """Return a column of timestamps as the field's tokens, such as hours. Null means missing.
 
-    The contract's code reads each distinct value, so that a request with the same value gets the same token.
-
     Raises:
         BadValueError: If a value is not a timestamp, or the column's type is not one of text, numbers and timestamps.
     """
-    raw = time_text(column)
-    if raw.dtype.is_float():
-        raw = without_marked(raw, marked_numbers(field))
-    distinct, read = raw.drop_nulls().unique(), tokenizer(field)
-    tokens: list[str | None] = []
-    for value in distinct.to_list():
-        try:
-            tokens.append(read(value))
-        except ValueError:
-            # unique() has no order, so find the first bad value of the column.
-            reject_first(raw, pl.Series([is_unreadable(read, other) for other in raw.to_list()]), EXPECTED_TIME)
-    return raw.replace_strict(distinct, pl.Series(tokens, dtype=pl.String), default=None, return_dtype=pl.String)
-
-
-def time_text(column: pl.Series) -> pl.Series:
-    """Return a column of timestamps as text or numbers, which are what a request can contain.
-
-    Raises:
-        BadValueError: If the column has another type, or is too imprecise for Unix times.
-    """
-    dtype = column.dtype
-    if dtype == pl.String or dtype.is_integer() or dtype == pl.Float64:
-        return column
-    if isinstance(dtype, pl.Datetime):
-        utc = column if dtype.time_zone is None else column.dt.convert_time_zone("UTC")
-        return utc.dt.to_string("%Y-%m-%dT%H:%M:%SZ")
-    if dtype == pl.Date:
-        return column.dt.to_string("%Y-%m-%d")
-    if dtype in (pl.Categorical, pl.Enum) or column.null_count() == len(column):
-        return column.cast(pl.String)
-    raise BadValueError(column.name, f"has the type {dtype}; expected text, timestamps, integers or 64-bit floats")
-
-
-def is_unreadable(read: Callable[[Any], object], value: Any) -> bool:
-    """Return whether a function raises ValueError for a value."""
     try:
-        read(value)
-    except ValueError:
-        return True
-    return False
+        seconds = unix_seconds(column)
+    except ValueError as error:
+        raise BadValueError(column.name, str(error)) from error
+    absent = is_absent(column, field)
+    reject_first(column, seconds.is_null() & ~absent, EXPECTED_TIME)
+    # The contract computes a token once per minute. Time zones have changed at whole minutes since MIN_SECONDS.
+    minutes = pl.select(pl.when(seconds >= MIN_SECONDS).then(seconds // 60 * 60).otherwise(seconds)).to_series()
+    minutes = minutes.set(absent, None)
+    distinct, part = minutes.drop_nulls().unique(), time_part(field)
+    try:
+        tokens = pl.Series([part(minute) for minute in distinct.to_list()], dtype=pl.String)
+    except ValueError as error:  # the first or the last day of the calendar
+        raise BadValueError(column.name, str(error)) from error
+    return minutes.replace_strict(distinct, tokens, default=None, return_dtype=pl.String).rename(column.name)
+
+
+def is_absent(column: pl.Series, field: Field) -> pl.Series:
+    """Return which values of a column of timestamps are missing: nulls, empty text, and the field's markers."""
+    dtype = column.dtype
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        text = column.cast(pl.String).str.strip_chars()
+        return text.is_null() | text.is_in(["", *(word.strip() for word in field.missing or ())])
+    if dtype.is_numeric():
+        numbers = without_marked(column.cast(pl.Float64), marked_numbers(field))
+        return numbers.is_null() | numbers.is_in(list(absent_numbers(field)))
+    return column.is_null()
 
 
 def without_marked(numbers: pl.Series, marked: Iterable[float]) -> pl.Series:
