@@ -7,6 +7,7 @@ from contract.timestamps import MAX_MILLISECONDS, MAX_SECONDS, MIN_SECONDS, time
 # The notations of most logs, which polars reads much faster than Python.
 REGULAR = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-5][0-9](?:[.,][0-9]+)?Z?$"
 INTEGER = r"^[0-9]{9,15}$"
+EXPECTED_TIME = "expected an ISO 8601 time, or Unix seconds or milliseconds"  # in error messages
 YEAR_0 = "0000"  # polars has this year, and Python does not
 
 

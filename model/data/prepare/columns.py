@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from contract.schema import Field
 from contract.timestamps import MIN_SECONDS
 from contract.tokens import absent_numbers, marked_numbers, signed_log1p, time_part, token
-from model.data.timestamps import unix_seconds
-
-EXPECTED_TIME = "expected an ISO 8601 time, or Unix seconds or milliseconds"
+from model.data.timestamps import EXPECTED_TIME, unix_seconds
 
 
 class BadValueError(ValueError):

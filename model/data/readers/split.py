@@ -1,15 +1,16 @@
 """Splitting a log into train, valid and test: by time, or at random by row or by unit."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 
-from model.data.prepare.columns import EXPECTED_TIME, BadValueError, holds, text_column
+from contract.tokens import token
 from model.data.readers.log import FILE, LINE
-from model.data.timestamps import unix_seconds
+from model.data.timestamps import EXPECTED_TIME, unix_seconds
 from model.data_config import Data, SplitAtRandom, SplitByTime
 
 SHARES = (8, 1, 1)  # train : valid : test
@@ -103,10 +104,12 @@ def first_and_last(frame: pl.LazyFrame, column: str, position: Callable[[int, in
         except ValueError as error:
             raise ValueError(f'column "{column}" {error}. time names this column.') from error
         if seconds.null_count():
-            row = batch.row(seconds.is_null().arg_max(), named=True)
+            row = batch.filter(seconds.is_null()).row(0, named=True)
+            value = row[column]
+            holds = "is empty" if value is None else f"holds {json.dumps(value, default=str, ensure_ascii=False)}"
             raise ValueError(
-                f'{position(row.get(FILE, 0), row[LINE])}: column "{column}" {holds(row[column])}; {EXPECTED_TIME}. A '
-                "split by time needs the time of every row: fix or remove the row."
+                f'{position(row.get(FILE, 0), row[LINE])}: column "{column}" {holds}; {EXPECTED_TIME}. A split by time '
+                "needs the time of every row: fix or remove the row."
             )
         for found in (seconds.min(), seconds.max()):
             assert isinstance(found, int)
@@ -152,20 +155,17 @@ def split_at_random(
 
 
 def check_units(frame: pl.LazyFrame, unit: str, position: Callable[[int, int], str]) -> None:
-    """Check that the units of a log can be read. Only columns of floats may contain unreadable ones, such as NaN."""
-    if not frame.collect_schema()[unit].is_float():
-        try:
-            text_column(frame.select(unit).drop_nulls().head(1).collect(engine="streaming")[unit])
-        except BadValueError as error:
-            raise ValueError(f'column "{error.column}" {error.reason}') from error
-        return
+    """Check that the units of a log can be read, which depends on their type. Floats may also contain NaN."""
+    is_bad = pl.col(unit).is_not_null()
+    if frame.collect_schema()[unit].is_float():
+        is_bad &= ~pl.col(unit).is_finite()
     file = [FILE] if FILE in frame.collect_schema() else []
-    wrong = frame.filter(~pl.col(unit).is_finite()).select(LINE, *file, unit).head(1).collect(engine="streaming")
-    for row in wrong.iter_rows(named=True):
-        raise ValueError(
-            f'{position(row.get(FILE, 0), row[LINE])}: column "{unit}" {holds(row[unit])}; expected a unit. Write null '
-            "for a missing one."
-        )
+    for row in frame.filter(is_bad).select(LINE, *file, unit).head(1).collect(engine="streaming").iter_rows(named=True):
+        try:
+            token(row[unit])
+        except ValueError as error:
+            where = position(row.get(FILE, 0), row[LINE])
+            raise ValueError(f'{where}: column "{unit}" is the unit of the split, so each value {error}') from error
 
 
 def unit_draws(units: pl.Series, seed: int) -> pl.Series:
@@ -173,13 +173,16 @@ def unit_draws(units: pl.Series, seed: int) -> pl.Series:
 
     It is null for a null or blank unit.
     """
-    text = text_column(units).str.strip_chars().replace("", None)
-    distinct = text.drop_nulls().unique()
     key = (seed % WORD).to_bytes(8, "little")
-    hashes = [
-        int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8, key=key).digest(), "little") for unit in distinct
-    ]
-    return text.replace_strict(distinct, pl.Series(hashes, dtype=pl.UInt64), default=None, return_dtype=pl.UInt64)
+
+    def draw(unit: str | None) -> int | None:
+        if unit is None:
+            return None
+        return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8, key=key).digest(), "little")
+
+    distinct = units.drop_nulls().unique()
+    draws = pl.Series([draw(token(unit)) for unit in distinct.to_list()], dtype=pl.UInt64)
+    return units.replace_strict(distinct, draws, default=None, return_dtype=pl.UInt64)
 
 
 def seconds_of(duration: str) -> int:

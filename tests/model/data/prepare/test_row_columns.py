@@ -43,7 +43,7 @@ def test_weights_units_and_requests_follow_the_rows(
         assert weights is not None
         assert units is not None
         assert requests is not None
-        assert (weights.dtype, units.dtype, requests.dtype) == (np.float32, np.int32, np.int32)
+        assert [str(column.dtype) for column in (weights, units, requests)] == ["float32", "int32", "int32"]
         assert weights.tolist() == WEIGHTS
         assert units.tolist() == [1, -2, 2, 1]
         assert requests.tolist() == [1, 1, -3, 2]

@@ -140,7 +140,7 @@ def test_a_request_with_the_raw_row_is_encoded_like_the_prepared_row(tmp_path: P
     assert [token for token, _ in lookup["hour"].items()] == ["0", "1"]
     ids, values, _ = prepared.split("train")
     encoder = Encoder(prepared.schema, strict=False)
-    rows = [
+    rows: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"shown_at": "2026-01-30T21:30:00Z"}, {"ad": "a", "price": 1}),
         ({"shown_at": "2026-01-31 01:30:00+03:00"}, {"ad": "b", "price": 10}),
         ({"shown_at": 1769893200000}, {"ad": "a", "price": 100}),

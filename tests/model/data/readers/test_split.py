@@ -120,8 +120,16 @@ def at_random(valid: float, test: float, seed: int = 1, unit: str = "") -> Data:
 
 
 def data_of(split: SplitByTime | SplitAtRandom) -> Data:
-    sides = {"context": ("u",), "candidate": ("a",)}
-    return Data(reader="table", folder=".", prepared="p", files=("log.csv",), split=split, time="at", **sides)
+    return Data(
+        reader="table",
+        folder=".",
+        prepared="p",
+        files=("log.csv",),
+        split=split,
+        time="at",
+        context=("u",),
+        candidate=("a",),
+    )
 
 
 def timed(times: list[Any], files: list[int] | None = None) -> pl.LazyFrame:
@@ -265,7 +273,7 @@ def test_rows_without_a_unit_are_spread_over_the_splits() -> None:
 
 def test_a_unit_that_cannot_be_read_is_reported() -> None:
     users = pl.Series("user", [1.0, float("nan"), 2.0])
-    with pytest.raises(ValueError, match=r'file 1, line 2: column "user" holds nan; expected a unit. Write null'):
+    with pytest.raises(ValueError, match=r'file 1, line 2: column "user" is the unit .* got nan: send null'):
         split_rows(log_of(3).with_columns(users), at_random(0.1, 0.1, 1, "user"))
-    with pytest.raises(ValueError, match=r'column "user" has the type List'):
+    with pytest.raises(ValueError, match=r'file 1, line 1: column "user" is the unit .* got a list'):
         split_rows(log_of(1).with_columns(pl.Series("user", [[1]])), at_random(0.1, 0.1, 1, "user"))
