@@ -36,7 +36,8 @@ def summary(prepared: Prepared) -> Table:
                 f"{unknown[field.name]:.2%}",
             )
         else:
-            lines.add_row(field.name, field.side, field.kind, f"{field.mean:.4g} ± {field.std:.4g}", missing, "")
+            name = "" if field.transform is UNSET else f"{field.transform} "
+            lines.add_row(field.name, field.side, field.kind, f"{name}{field.mean:.4g} ± {field.std:.4g}", missing, "")
     return lines
 
 
