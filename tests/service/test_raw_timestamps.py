@@ -9,8 +9,11 @@ import polars as pl
 import pytest
 
 from contract.bundle import GOLDEN, open_bundle
+from contract.encode import Encoder
 from contract.golden import read_golden
 from export.cli.export import main as export
+from export.explain.case import Case
+from export.explain.explanation import open_explainer
 from loadtest.openloop.bodies import prepare as draw_requests
 from model.cli.prepare import main as prepare
 from model.cli.train import main as train
@@ -19,6 +22,9 @@ from model.data.readers.log import SPLITS
 from model.experiments.run_folder import open_run
 from model.training.batches import Split
 from model.training.fit import predict
+from service.request_log.replay import score_line
+from service.request_log.writer import Line, LoggedCandidate
+from service.runtime.engine import open_engine
 from tests.support.app import StartApp, problem
 from tests.support.timestamps import notations
 
@@ -148,3 +154,27 @@ def test_golden_and_load_test_requests_have_raw_timestamps(timed: tuple[Path, pl
     assert {type(value) for value in sent} == {int, str, type(None)}
     assert all(datetime.fromisoformat(value).tzinfo == UTC for value in sent if isinstance(value, str))
     assert len(draw_requests([bundle], {5: 20}, timeout_ms=None)) == 20
+
+
+def test_a_hashed_timestamp_is_replayed_as_missing(timed: tuple[Path, pl.DataFrame]) -> None:
+    bundle = open_bundle(timed[0] / "bundle")
+    encoder, engine = Encoder(bundle.schema), open_engine(bundle, threads=1)
+
+    def replayed(context: dict[str, Any], hashed: list[str]) -> float:
+        candidates = [LoggedCandidate(1, {"ad": "a1", "price": 3})]
+        line = Line("", "", "timed", bundle.manifest.version, context, candidates, [0.5], [], hashed)
+        return float(score_line(line, encoder, bundle, engine)[0])
+
+    missing = replayed({"user": "u1"}, [])
+    assert replayed({"user": "u1", "shown_at": "9f86d081884c7d65"}, ["shown_at"]) == missing
+    assert replayed({"user": "u1", "shown_at": "2026-02-05T20:00:00Z"}, []) != missing
+    assert np.isnan(replayed({"user": "u1", "shown_at": "9f86d081884c7d65"}, []))
+
+
+def test_an_explanation_shows_the_derived_values(timed: tuple[Path, pl.DataFrame]) -> None:
+    explainer = open_explainer(timed[0] / "bundle")
+    case = Case(1, {"user": "u1", "shown_at": START}, {"ad": "a1", "price": 3, "moon": "full"})
+    explanation = explainer.explain(case)
+    values = dict(zip(explanation.fields, explanation.values, strict=True))
+    assert (values["hour"], values["weekday"], values["price"]) == ("0", "7", "3")
+    assert explainer.ignored(case) == ["candidate moon"]

@@ -175,8 +175,8 @@ def measure(field: Field, numbers: NDArray[np.float64], clip_share: float = 0.0)
     Args:
         field: The field.
         numbers: Its column, (rows). NaN means missing.
-        clip_share: The share of the numbers that is left out at each end, so that a few extreme numbers have no effect.
-            No number is left out if the others are all equal.
+        clip_share: The share of the numbers that is left out at each end, and at least one number if it is above 0. So
+            a few extreme numbers have no effect. No number is left out if the others are all equal.
     """
     present = numbers[~np.isnan(numbers)]
     if not len(present):
@@ -193,11 +193,12 @@ def measure(field: Field, numbers: NDArray[np.float64], clip_share: float = 0.0)
 def seen_range(present: NDArray[np.float64], clip_share: float) -> tuple[float, float]:
     """Return the quantiles `clip_share` and 1 - `clip_share` of numbers, or their whole range if these are equal.
 
-    Both are numbers that occur. Up to 1 / `clip_share` numbers, they are the smallest and the largest one.
+    Both are numbers that occur. At least one number is left out at each end, so that a single extreme number has no
+    effect in a small log either.
     """
-    if clip_share > 0:
-        last = len(present) - 1
-        below = int(clip_share * last)
+    last = len(present) - 1
+    below = math.ceil(clip_share * last)
+    if 0 < below < last - below:
         low, high = np.partition(present, (below, last - below))[[below, last - below]].tolist()
         if low < high:
             return low, high

@@ -3,22 +3,25 @@
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SHARE = 0.001  # of the rows, for a number that is not one of LIMITS
+MIN_SHARE = 0.001  # of the rows, for a number that is not one of CODES
 MIN_ROWS = 2
 MIN_OTHERS = 3  # distinct numbers, of which a sentinel must be far from all
 # The limits of integer types. A float holds the largest ones only approximately.
 LIMITS = {
     float(limit): str(limit) for bits in (31, 32, 63, 64) for limit in (1 - 2**bits, -(2**bits), 2**bits, 2**bits - 1)
 }
-NEGATIVE_CODES = frozenset({-1.0, *(1.0 - 10**digits for digits in range(1, 10))})  # -1, -9, -99, -999, ...
+NINES = frozenset(10.0**digits - 1 for digits in range(1, 10))  # 9, 99, 999, ...
+NEGATIVE_CODES = frozenset({-1.0, *(-nines for nines in NINES)})
+# Numbers that are used as codes, so that one far outside the others is suspicious even if it occurs once.
+CODES = frozenset({*LIMITS, *(sign * nines for nines in NINES if nines >= 999 for sign in (-1, 1))})
 
 
 def find_sentinels(numbers: NDArray[np.float64]) -> dict[str, float]:
     """Return the numbers of a column that probably mean "missing", with the share of rows that hold each.
 
     A sentinel is the smallest or the largest number. It is farther from all other numbers than these are from each
-    other, or it is a negative number such as -1 or -999 while all others are at least 0. It occurs often, or it is the
-    limit of an integer type.
+    other, or it is -1, -9, -99 and so on while all others are at least 0. It occurs often, or it is far from the others
+    and a common code: 999, 9999 and so on, or the limit of an integer type.
 
     Args:
         numbers: The column, (rows). NaN means missing.
@@ -39,14 +42,15 @@ def outermost_sentinel(numbers: NDArray[np.float64], rows: int) -> float | None:
     for extreme in (float(numbers.max()), float(numbers.min())):
         is_extreme = numbers == extreme
         count = int(is_extreme.sum())
-        if extreme not in LIMITS and (count < MIN_ROWS or count < MIN_SHARE * rows):
+        is_frequent = count >= max(MIN_ROWS, MIN_SHARE * rows)
+        if not is_frequent and extreme not in CODES:
             continue
         others = numbers[~is_extreme]
         if not has_distinct(others, MIN_OTHERS):
             continue
         low, high = float(others.min()), float(others.max())
         is_far = max(low - extreme, extreme - high) > high - low
-        if is_far or (extreme in NEGATIVE_CODES and low >= 0):
+        if is_far or (is_frequent and extreme in NEGATIVE_CODES and low >= 0):
             return extreme
     return None
 

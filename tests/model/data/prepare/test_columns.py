@@ -41,9 +41,17 @@ def test_the_range_consists_of_two_numbers_of_the_column_and_is_wide_if_the_colu
     assert {low, high} <= set(values)
     assert (low < high) == (min(values) < max(values))
     inside = np.mean((numbers >= low) & (numbers <= high))
-    assert inside >= 1 - 2 * share - 1e-9
-    if (len(values) - 1) * share < 1:
+    assert inside >= 1 - 2 * share - 2 / len(values) - 1e-9
+    if share == 0:
         assert (low, high) == (min(values), max(values))
+
+
+@pytest.mark.parametrize("extreme", [9223372036854775807.0, -999999.0])
+def test_one_extreme_number_has_no_effect_in_a_small_log(extreme: float) -> None:
+    numbers = np.append(np.arange(1, 300) / 10, extreme)
+    measured = measure(BID, numbers, 0.001)
+    assert measured.mean == pytest.approx(15, abs=0.2)
+    assert measured.std == pytest.approx(8.6, abs=0.2)
 
 
 def test_a_rare_flag_keeps_its_range() -> None:

@@ -52,8 +52,8 @@ def test_several_sentinels_are_found() -> None:
     assert set(find_sentinels(with_values(-1.0, -999.0, 99999.0))) == {"-1", "-999", "99999"}
 
 
-def test_the_limit_of_an_integer_type_is_a_sentinel_even_once() -> None:
-    for value in (2**31 - 1, -(2**63), 2**63 - 1):
+def test_a_common_code_is_a_sentinel_even_once() -> None:
+    for value in (2**31 - 1, -(2**63), 2**63 - 1, -999999, 999999999):
         assert find_sentinels(np.append(PRICES, float(value))) == {str(value): pytest.approx(1e-4, rel=0.01)}
 
 
@@ -62,6 +62,8 @@ def test_the_limit_of_an_integer_type_is_a_sentinel_even_once() -> None:
     [
         PRICES,
         np.append(PRICES, 1e6),  # an outlier, not a code
+        np.append(PRICES, -1.0),  # once
+        np.append(PRICES, 99.0),
         np.array([]),
         np.full(100, math.nan),
         np.full(100, -1.0),
