@@ -238,8 +238,9 @@ def split_by_day(frame: pl.LazyFrame, day: pl.Expr, path: Path) -> Mapping[str, 
     return {split: frame.filter(part) for split, part in parts.items()}
 
 
-def with_draw(frame: pl.LazyFrame, seed: int, row: pl.Expr = pl.col(LINE)) -> pl.LazyFrame:  # noqa: B008
+def with_draw(frame: pl.LazyFrame, seed: int, row: pl.Expr | None = None) -> pl.LazyFrame:
     """Return the frame with a column DRAW, uint64. Row n, by default at LINE n, has output n of SplitMix64."""
+    row = pl.col(LINE) if row is None else row
     drawn = frame.with_columns((row.cast(pl.UInt64) * uint64(GOLDEN) + uint64(seed % WORD)).alias(DRAW))
     for shift, factor in STEPS:
         shifted = pl.col(DRAW) // uint64(2**shift)
