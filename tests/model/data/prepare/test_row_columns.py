@@ -6,25 +6,36 @@ import numpy as np
 import polars as pl
 import pytest
 
-from contract.schema import Field
 from model.data.prepare import reading
-from model.data.prepare.prepare import write_prepared
-from model.data.prepare.prepared import Prepared, read_prepared
-from model.data.readers.log import LINE, Log
+from model.data.prepare.prepare import prepare
+from model.data.prepare.prepared import Prepared
+from model.data.readers.log import SPLITS
 from model.data_config import Data
 
-FIELDS = (Field("place", "context"), Field("ad", "candidate"))
 WEIGHTS = [0.0, 1.0, 2.5, 1.0]
 
 
 def prepared(
     folder: Path, columns: dict[str, pl.Series], weight: str = "", unit: str = "", request: str = ""
 ) -> Prepared:
-    frame = pl.DataFrame({"click": [0, 1, 0, 1], "place": ["p"] * 4, "ad": ["a"] * 4} | columns)
-    splits = {split: frame.with_row_index(LINE, 1).lazy() for split in ("train", "valid", "test")}
-    log = Log(FIELDS, "click", splits, dict.fromkeys(splits, Path("log.parquet")), (), weight, unit, request)
-    write_prepared(folder / "prepared", log, Data(reader="frappe", folder="raw", prepared="prepared"))
-    return read_prepared(folder / "prepared")
+    frame = pl.DataFrame({"click": [0, 1, 0, 1], "place": ["p", "p", "q", "q"], "ad": ["a", "b", "a", "b"]} | columns)
+    for split in SPLITS:
+        frame.write_parquet(folder / f"{split}.parquet")
+    data = Data(
+        reader="table",
+        folder=".",
+        prepared="prepared",
+        train="train.parquet",
+        valid="valid.parquet",
+        test="test.parquet",
+        label="click",
+        context=("place",),
+        candidate=("ad",),
+        weight=weight,
+        unit=unit,
+        request=request,
+    )
+    return prepare(folder, data)
 
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 100])
@@ -57,7 +68,7 @@ def test_a_log_without_these_columns_has_none(tmp_path: Path) -> None:
 def test_a_column_may_also_be_a_field(tmp_path: Path) -> None:
     units = prepared(tmp_path, {}, unit="ad").units("train")
     assert units is not None
-    assert units.tolist() == [1, 1, 1, 1]
+    assert units.tolist() == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +79,7 @@ def test_a_column_may_also_be_a_field(tmp_path: Path) -> None:
         ([1.0, 1e300, 1, 1], r'row 2: column "w" holds 1e\+300; expected a weight'),
         ([1.0, float("inf"), 1, 1], r'row 2: column "w" holds inf; expected a finite number'),
         (["1", "x", "1", "1"], r'row 2: column "w" holds "x"; expected a number'),
-        ([0, 0, 0, 0], r'log\.parquet: column "w" is 0 in all rows of train'),
+        ([0, 0, 0, 0], r'train\.parquet: column "w" is 0 in all rows of train'),
     ],
 )
 def test_a_weight_that_is_not_a_finite_number_of_at_least_0_is_rejected(
