@@ -12,6 +12,7 @@ from contract.schema import Field
 from contract.tokens import absent_numbers
 from model.cli.prepare import main
 from model.data.prepare.sentinels import find_sentinels
+from model.data.readers.log import SPLITS
 
 TOML = """
 name = "shop"
@@ -19,9 +20,9 @@ name = "shop"
 reader = "table"
 folder = "."
 prepared = "prepared"
-train = "log.csv"
-valid = "log.csv"
-test = "log.csv"
+train = "train.csv"
+valid = "valid.csv"
+test = "test.csv"
 label = "click"
 context = ["user"]
 candidate = ["ad"]
@@ -86,7 +87,8 @@ def test_every_sentinel_occurs_and_its_share_is_right(values: list[float]) -> No
 
 def test_ctr_prepare_warns_of_a_sentinel_and_names_the_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [f"{row % 2},u{row % 3},a{row % 5},{-999 if row % 10 == 0 else row % 7}" for row in range(200)]
-    (tmp_path / "log.csv").write_text("\n".join(["click,user,ad,bid", *rows, ""]))
+    for split in SPLITS:
+        (tmp_path / f"{split}.csv").write_text("\n".join(["click,user,ad,bid", *rows, ""]))
     toml = tmp_path / "shop.toml"
     toml.write_text(TOML)
     assert main([str(toml), "--data", str(tmp_path)]) == 0

@@ -17,6 +17,7 @@ from contract.vocabulary import open_vocabulary
 from model.cli.prepare import main
 from model.data.prepare.columns import BadValueError, time_column
 from model.data.prepare.prepared import read_prepared
+from model.data.readers.log import SPLITS
 from tests.support.examples import examples
 from tests.support.timestamps import MOMENTS, ZONES, all_notations
 
@@ -28,9 +29,9 @@ name = "shop"
 reader = "table"
 folder = "shop"
 prepared = "prepared"
-train = "log.csv"
-valid = "log.csv"
-test = "log.csv"
+train = "train.csv"
+valid = "valid.csv"
+test = "test.csv"
 label = "click"
 [[data.fields]]
 name = "hour"
@@ -64,7 +65,8 @@ LOG = """click,shown_at,ad,price
 
 def write(folder: Path, log: str, toml: str = TOML) -> str:
     (folder / "shop").mkdir()
-    (folder / "shop/log.csv").write_text(log)
+    for split in SPLITS:
+        (folder / f"shop/{split}.csv").write_text(log)
     (folder / "shop.toml").write_text(toml)
     return str(folder / "shop.toml")
 
@@ -160,9 +162,9 @@ def test_an_unreadable_timestamp_in_a_file_is_reported_with_its_line(
     toml = write(tmp_path, LOG.replace("1769893200", "yesterday"))
     assert main([toml, "--data", str(tmp_path)]) == 2
     message = (
-        'log.csv:4: column "shown_at" holds "yesterday"; expected an ISO 8601 time, or Unix seconds or milliseconds.'
+        'train.csv:4: column "shown_at" holds "yesterday"; expected an ISO 8601 time, or Unix seconds or milliseconds.'
     )
-    assert message in " ".join(capsys.readouterr().err.split()).replace("\n", "")
+    assert message in capsys.readouterr().err
 
 
 def test_an_unknown_time_zone_is_refused_before_the_log_is_read(
