@@ -15,11 +15,11 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from contract.schema import Attention, FeatureSchema, read_schema
+from contract.schema import TIME_TRANSFORMS, Attention, FeatureSchema, read_schema
 from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
 
-FORMAT_VERSION = 2
+FORMAT_VERSIONS = (2, 3)  # that this server reads; see format_version()
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 VOCABULARY = "vocabulary"
@@ -151,7 +151,7 @@ def write_manifest(
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
     schema = read_schema(folder / SCHEMA)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version(schema),
         name=name,
         version=_version(files),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -171,6 +171,20 @@ def write_manifest(
     sealed = msgspec.structs.replace(manifest, digest=_digest(manifest))
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(sealed)) + b"\n")
     return sealed
+
+
+def format_version(schema: FeatureSchema) -> int:
+    """Return the oldest version of the bundle format that has all features of a schema.
+
+    Servers before 0.9 read only version 2. Version 3 adds names to read from, timestamps, log1p and vectors for missing
+    numbers. A server that does not know these would compute wrong probabilities.
+    """
+    uses_version_3 = any(
+        field.transform in ("log1p", *TIME_TRANSFORMS)
+        or any(key is not UNSET for key in (field.source, field.timezone, field.missing_vector))
+        for field in schema.fields
+    )
+    return 3 if uses_version_3 else 2
 
 
 def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -> Bundle:
@@ -223,9 +237,10 @@ def _read_manifest(folder: Path) -> Manifest:
     try:
         # The format version is decoded on its own first, because another format may have other keys.
         found = msgspec.json.decode(raw, type=dict[str, object]).get("format_version")
-        if found != FORMAT_VERSION:
+        if found not in FORMAT_VERSIONS:
+            readable = " and ".join(map(str, FORMAT_VERSIONS))
             raise BundleError(
-                f"{path}: format version is {found!r}, but this server reads {FORMAT_VERSION}: "
+                f"{path}: format version is {found!r}, but this server reads {readable}: "
                 "export the run again with the ctr-export of this server's version"
             )
         manifest = msgspec.json.decode(raw, type=Manifest)

@@ -31,7 +31,7 @@ class Tokens:
         errors: Position in the request -> why the candidate was left out.
         missing: Field -> number of missing values.
         outside: Field -> number of values outside the range of the training data.
-        ignored: Side -> number of names that are not in the schema.
+        ignored: Side -> number of names that no field reads.
     """
 
     context: list[Column]
@@ -108,7 +108,7 @@ class Encoder:
         self._context = Reader(schema, "context", longest_token, most_names)
         self._candidate = Reader(schema, "candidate", longest_token, most_names)
         self._strict = strict
-        self.names = frozenset(field.name for field in schema.fields)
+        self.names = frozenset(field.reads for field in schema.fields)  # the names that a client may send
 
     def tokens(
         self,

@@ -82,19 +82,24 @@ class Reader:
         self._max_names = max_names
         self.categorical = [f.name for f in schema.select("categorical", side)]
         self.numeric = [f.name for f in schema.select("numeric", side)]
+        self._categorical_sources = [f.reads for f in schema.select("categorical", side)]
+        self._numeric_sources = [f.reads for f in schema.select("numeric", side)]
         self._tokenizers = [tokenizer(f) for f in schema.select("categorical", side)]
         self._transformed = [f.transform is not UNSET for f in schema.select("categorical", side)]
         self._number_readers = [number_reader(f) for f in schema.select("numeric", side)]
         self._numbers = Numbers(schema.select("numeric", side))
-        self._names = frozenset((*self.categorical, *self.numeric))
+        # The names that a client may send. Several fields may read the same one.
+        self._names = frozenset((*self._categorical_sources, *self._numeric_sources))
 
     def columns(self, rows: Sequence[Features], known: Known) -> list[Column]:
         """Return a column for each categorical field. Raises ValueError for an invalid value, without naming it."""
         if rows and max(map(len, rows)) > self._max_names:
             raise ValueError("too many names")
         columns = [
-            _column([row.get(name) for row in rows], known.get(name, _NONE), read, transformed)
-            for name, read, transformed in zip(self.categorical, self._tokenizers, self._transformed, strict=True)
+            _column([row.get(source) for row in rows], known.get(name, _NONE), read, transformed)
+            for name, source, read, transformed in zip(
+                self.categorical, self._categorical_sources, self._tokenizers, self._transformed, strict=True
+            )
         ]
         if any(len(text) > self._max_token_chars for column in columns for text in set(column.tokens) if text):
             raise ValueError("too long")
@@ -107,8 +112,8 @@ class Reader:
         """
         if not self.numeric:
             return np.empty((len(rows), 0))
-        readers = zip(self.numeric, self._number_readers, strict=True)
-        columns = [[read(row.get(name)) for row in rows] for name, read in readers]
+        readers = zip(self._numeric_sources, self._number_readers, strict=True)
+        columns = [[read(row.get(source)) for row in rows] for source, read in readers]
         return np.array(columns, np.float64).reshape(len(self.numeric), len(rows)).T
 
     def normalize(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -125,7 +130,8 @@ class Reader:
                     known = ", ".join(sorted(self._names))
                     name = shorten(name)
                     raise BadFeature(f"{path}.{name}", f"unknown {self.side} field {name!r}: expected one of {known}")
-        names, readers = (*self.categorical, *self.numeric), (*self._tokenizers, *self._number_readers)
+        names = (*self._categorical_sources, *self._numeric_sources)
+        readers = (*self._tokenizers, *self._number_readers)
         for name, read in zip(names, readers, strict=True):
             try:
                 value = read(features.get(name))
@@ -158,15 +164,15 @@ class Reader:
             _add(self.numeric, self._numbers.outside(numbers).sum(0).tolist(), into)
 
     def count_ignored(self, rows: Sequence[Features], lacking: Iterable[int]) -> int:
-        """Return the number of names that are not in the schema.
+        """Return the number of names that no field reads.
 
         Args:
             rows: All rows.
             lacking: Indices of the rows in which a field may be absent. All other rows have every field.
         """
-        fields = len(self._names)
-        absent = sum(fields - len(self._names & rows[index].keys()) for index in lacking)
-        return sum(map(len, rows)) - fields * len(rows) + absent
+        names = len(self._names)
+        absent = sum(names - len(self._names & rows[index].keys()) for index in lacking)
+        return sum(map(len, rows)) - names * len(rows) + absent
 
     def ids(self, columns: Sequence[Column], rows: int, lookup: Lookup) -> NDArray[np.int64]:
         """Return the ids. Shape: int64 (rows, categorical fields)."""

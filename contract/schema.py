@@ -10,6 +10,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from contract.timestamps import time_zone
+
 Side = Literal["context", "candidate"]
 Kind = Literal["categorical", "numeric"]
 # Applied to a value before it is looked up or normalized (see contract/tokens.py). Numeric fields can use only log1p.
@@ -28,13 +30,14 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stays the same when a new attribute is added to the format.
 
     Attributes:
-        mean: Mean with which a numeric field is normalized. Has no effect on a categorical field.
-        std: Standard deviation with which a numeric field is normalized. Has no effect on a categorical field.
+        mean: Mean with which a numeric field is normalized, after its transform. Has no effect on a categorical field.
+        std: Standard deviation with which a numeric field is normalized, after its transform. Has no effect on a
+            categorical field.
         missing: Values that mean "missing", such as "-1" in some logs.
         transform: Turns the numbers or timestamps of a categorical field into tokens, or the numbers of a numeric field
             into other numbers.
-        seen: The smallest and the largest number in the training data. The model has not learned anything about numbers
-            outside this range.
+        seen: The smallest and the largest number that the model was trained with, before the transform. Numbers outside
+            this range are clipped to it.
         source: The name in requests that the value is read from, if it is not `name`. Its key in JSON is "from".
         timezone: The IANA time zone in which TIME_TRANSFORMS read a timestamp. The default is UTC.
         missing_vector: True if the model has a trained vector for a missing number. Otherwise, a missing number is
@@ -74,6 +77,11 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"field {self.name!r}: timezone has no effect without the transform hour, weekday or day: set one"
             )
+        if self.timezone is not UNSET:
+            try:
+                time_zone(self.timezone)
+            except ValueError as error:
+                raise ValueError(f"field {self.name!r}: {error}") from error
         if self.missing_vector is not UNSET and self.kind != "numeric":
             raise ValueError(f"field {self.name!r}: missing_vector is only for numeric fields: remove it")
         if self.source is not UNSET and not NAME.fullmatch(self.source):

@@ -9,7 +9,8 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from contract.schema import Field
+from contract.schema import TIME_TRANSFORMS, Field
+from contract.timestamps import PARTS, time_zone, timestamp
 
 # Keeps a normalized number, and products with it in the model, well within the range of float32.
 MAX_NORMALIZED = 1e4
@@ -92,6 +93,8 @@ def tokenizer(field: Field) -> Callable[[Any], str | None]:
 
     The function raises ValueError in the same cases as `token` and `number`.
     """
+    if field.transform in TIME_TRANSFORMS:
+        return _time_reader(field)
     if field.transform is not UNSET:
         return _bucketer(field)
     if field.missing is UNSET:
@@ -100,29 +103,48 @@ def tokenizer(field: Field) -> Callable[[Any], str | None]:
     return lambda value: None if (read := token(value)) in absent else read
 
 
+def time_part(field: Field) -> Callable[[int], str]:
+    """Return a function from Unix seconds to the token of a field with the transform hour, weekday or day."""
+    part = PARTS[str(field.transform)]
+    zone = None if field.timezone is UNSET else time_zone(field.timezone)
+    return lambda seconds: part(seconds, zone)
+
+
 def number_reader(field: Field) -> Callable[[Any], float]:
     """Return a function from a numeric field's value to a float, or to NaN if the value is missing.
 
-    The function raises ValueError in the same cases as `number`.
+    The function raises ValueError in the same cases as `number`. It refuses text, except for the field's "missing"
+    values. It returns the value as it was sent: `Numbers` applies log1p.
     """
     if field.missing is UNSET:
         return number
-    absent = absent_numbers(field)
-    return lambda value: math.nan if (read := number(value)) in absent else read
+    absent, markers = absent_numbers(field), frozenset(text.strip() for text in field.missing)
+
+    def read(value: Any) -> float:
+        if isinstance(value, str) and value.strip() in markers:
+            return math.nan
+        return math.nan if (read := number(value)) in absent else read
+
+    return read
 
 
 def absent_numbers(field: Field) -> frozenset[float]:
     """Return the field's "missing" values that are finite numbers, in any notation. For example, "-1.0" is -1.
 
-    The other values, including NaN and infinities, may occur in a log as text. A client cannot send them as numbers.
+    The other values, including NaN and infinities, may occur in a log. A client cannot send them as numbers.
     """
-    found = set()
+    return frozenset(value for value in marked_numbers(field) if math.isfinite(value))
+
+
+def marked_numbers(field: Field) -> list[float]:
+    """Return the field's "missing" values that are numbers, including NaN and infinities."""
+    numbers = []
     for text in field.missing or ():
         try:
-            found.add(float(text))
+            numbers.append(float(text))
         except ValueError:
             continue
-    return frozenset(value for value in found if math.isfinite(value))
+    return numbers
 
 
 class Numbers:
@@ -134,23 +156,50 @@ class Numbers:
         seen = [(-math.inf, math.inf) if field.seen is UNSET else field.seen for field in fields]
         self._low, self._high = np.array(seen).reshape(-1, 2).T
         self._missing = np.array([math.nan if field.missing_vector else 0.0 for field in fields])
+        self._logarithmic = np.array([field.transform == "log1p" for field in fields], bool)
+        self._any_logarithmic = bool(self._logarithmic.any())
 
     def outside(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which numbers are outside the range of the training data."""
         return (values < self._low) | (values > self._high)
 
     def normalize(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return (value - mean) / std.
+        """Return (value - mean) / std. log1p applies to the value first.
 
         A missing value stays NaN if the field has a missing vector. Otherwise it becomes 0, which is the mean.
 
         A number outside the range of the training data is clipped to the range. The result is clipped to ±10,000,
         mainly for schemas that do not state the range.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # The next statement clips infinite results.
-            scaled = (np.clip(values, self._low, self._high) - self._mean) / self._std
+        with np.errstate(over="ignore", invalid="ignore"):  # The last statement but one clips infinite results.
+            clipped = np.clip(values, self._low, self._high)
+            if self._any_logarithmic:
+                clipped = np.where(self._logarithmic, signed_log1p(clipped), clipped)
+            scaled = (clipped - self._mean) / self._std
         scaled = np.clip(scaled, -MAX_NORMALIZED, MAX_NORMALIZED)
         return np.where(np.isnan(scaled), self._missing, scaled).astype(np.float32)
+
+
+def signed_log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return sign(x) log(1 + |x|) of each value x. The shape stays the same."""
+    return np.copysign(np.log1p(np.abs(values)), values)
+
+
+def _time_reader(field: Field) -> Callable[[Any], str | None]:
+    part = time_part(field)
+    if field.missing is UNSET:
+        return lambda value: None if (seconds := timestamp(value)) is None else part(seconds)
+    absent, markers = absent_numbers(field), frozenset(text.strip() for text in field.missing)
+
+    def read(value: Any) -> str | None:
+        if isinstance(value, str):
+            is_missing = value.strip() in markers
+        else:
+            is_missing = isinstance(value, int | float) and value in absent
+        seconds = None if is_missing else timestamp(value)
+        return None if seconds is None else part(seconds)
+
+    return read
 
 
 def _bucketer(field: Field) -> Callable[[Any], str | None]:

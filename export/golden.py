@@ -1,14 +1,13 @@
 """Golden requests. Each field is sampled independently from the vocabulary, so that no row of the log is disclosed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from msgspec import UNSET
 
 from contract.encode import Encoder, ModelInput
 from contract.golden import GoldenCandidate, GoldenRequest, golden_input
-from contract.schema import FeatureSchema, Field
-from contract.tokens import number_in_bucket
+from contract.raw_values import Source, sources
+from contract.schema import FeatureSchema
 from contract.vocabulary import Vocabulary
 
 REQUESTS = 300
@@ -25,13 +24,14 @@ def draw_golden(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary]) -
     """
     random = np.random.default_rng(SEED)
     tokens = {name: sorted(t for t, _ in vocabulary.items()) for name, vocabulary in vocabularies.items()}
-    context = [f for f in schema.fields if f.side == "context"]
-    candidate = [f for f in schema.fields if f.side == "candidate"]
+    context, candidate = (
+        sources([field for field in schema.fields if field.side == side], tokens) for side in ("context", "candidate")
+    )
     requests = []
     for _ in range(REQUESTS):
         count = int(np.exp(random.uniform(0, np.log(MAX_CANDIDATES + 1))))
-        candidates = [GoldenCandidate(f"candidate-{i}", draw_features(candidate, tokens, random)) for i in range(count)]
-        requests.append(GoldenRequest(draw_features(context, tokens, random), candidates, []))
+        candidates = [GoldenCandidate(f"candidate-{i}", draw_features(candidate, random)) for i in range(count)]
+        requests.append(GoldenRequest(draw_features(context, random), candidates, []))
     return requests
 
 
@@ -44,38 +44,26 @@ def golden_inputs(
         yield golden_input(encoder, request, vocabularies)
 
 
-def draw_features(
-    fields: list[Field], tokens: Mapping[str, list[str]], random: np.random.Generator
-) -> dict[str, str | float | None]:
-    """Sample a value for each field.
+def draw_features(fields: Sequence[Source], random: np.random.Generator) -> dict[str, str | float | None]:
+    """Sample a value for each name that the fields of one side read.
 
     Args:
-        fields: The fields.
-        tokens: The vocabulary's tokens for each categorical field.
+        fields: The fields, by the name that they read.
         random: The random generator.
     """
     features: dict[str, str | float | None] = {}
-    for field in fields:
+    for source in fields:
         chance = random.random()
         if chance < MISSING_SHARE / 2:
             continue
         unknown = chance < MISSING_SHARE + UNKNOWN_SHARE
         if chance < MISSING_SHARE:
-            features[field.name] = None
-        elif field.kind == "numeric":
+            features[source.name] = None
+        elif source.is_numeric:
             # Use nine significant digits, regardless of the field's scale.
-            features[field.name] = float(f"{random.normal(field.mean, field.std):.9g}")
-        elif field.transform is not UNSET:
-            features[field.name] = draw_number(tokens[field.name], unknown, random)
-        elif unknown or not tokens[field.name]:
-            features[field.name] = f"unseen-{random.integers(1000)}"
+            features[source.name] = float(f"{source.number(random.normal()):.9g}")
+        elif unknown or not source.known:
+            features[source.name] = source.unknown(int(random.integers(1000)))
         else:
-            features[field.name] = tokens[field.name][random.integers(len(tokens[field.name]))]
+            features[source.name] = source.known[int(random.integers(len(source.known)))]
     return features
-
-
-def draw_number(buckets: list[str], unknown: bool, random: np.random.Generator) -> float:
-    """Sample a number from one of these buckets, or one that is in no bucket if `unknown`."""
-    if unknown or not buckets:
-        return -1e9 - float(random.integers(1000))
-    return number_in_bucket(buckets[random.integers(len(buckets))])

@@ -163,7 +163,10 @@ async def describe_model(request: Request) -> Response:
         created=manifest.created,
         metrics=manifest.metrics,
         warnings=manifest.warnings or (),
-        fields=[ModelField(field.name, field.side, field.kind) for field in model.bundle.schema.fields],
+        fields=[
+            ModelField(field.name, field.side, field.kind, field.source, field.transform)
+            for field in model.bundle.schema.fields
+        ],
         attention=manifest.attention,
         graph=model.engine.graph,
         device=model.engine.device,

@@ -19,8 +19,8 @@ from contract.bundle import EXPLAIN, EXPLANATION, MANIFEST, VOCABULARY, Calibrat
 from contract.encode import Encoder, ModelInput, join
 from contract.pairs import ranked_pairs
 from contract.reader import BadFeature, shorten
-from contract.schema import FeatureSchema, Side
-from contract.tokens import number_reader, token
+from contract.schema import TIME_TRANSFORMS, FeatureSchema, Side
+from contract.tokens import number_reader, token, tokenizer
 from contract.vocabulary import MISSING, UNKNOWN, Vocabulary, open_vocabulary
 from export.explain.case import Case
 from export.graphs.explain import ExplainGraph
@@ -150,7 +150,7 @@ class Explainer:
 
     def ignored(self, case: Case) -> list[str]:
         """Return the side and name of each feature in a case that is not a field of the model."""
-        read = {(field.side, field.name) for field in self.schema.fields}
+        read = {(field.side, field.reads) for field in self.schema.fields}
         sides: tuple[Side, Side] = ("context", "candidate")
         return [f"{side} {name}" for side in sides for name in case.of(side) if (side, name) not in read]
 
@@ -168,10 +168,11 @@ class Explainer:
         """Return one side's values as text, in serving order."""
         given, texts = case.of(side), list[str]()
         for field, token_id in zip(self.schema.select("categorical", side), ids[0], strict=True):
-            text = token(given.get(field.name)) or ""
+            read = tokenizer(field) if field.transform in TIME_TRANSFORMS else token
+            text = read(given.get(field.reads)) or ""
             texts.append("(missing)" if token_id == MISSING else f"(unknown) {text}" if token_id == UNKNOWN else text)
         for field in self.schema.select("numeric", side):
-            number = number_reader(field)(given.get(field.name))
+            number = number_reader(field)(given.get(field.reads))
             texts.append("(missing)" if math.isnan(number) else f"{number:g}")
         return texts
 

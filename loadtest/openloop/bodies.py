@@ -2,12 +2,14 @@
 
 By default, half of the requests are built from the bundle's golden requests. For the others, each value is sampled from
 the vocabulary with a probability proportional to 1 / id^1.1. Ids are ranked by frequency, so the values follow a power
-law, as users and ads do in practice.
+law, as users and ads do in practice. A field with a transform gets a raw value, such as a number or a timestamp, whose
+token is in the vocabulary.
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -15,6 +17,7 @@ import msgspec
 from contract.bundle import GOLDEN, Bundle
 from contract.encode import Encoder
 from contract.golden import read_golden
+from contract.raw_values import sources
 from loadtest.openloop.message import Prepared, message
 from service.runtime.engine import Engine, open_engine
 
@@ -36,15 +39,17 @@ class Requests:
         self._candidates = candidates
         self._golden_share = golden
         self._golden = read_golden(bundle.folder / GOLDEN)
-        self._fields = bundle.schema.fields
-        self._tokens: dict[str, tuple[list[str], list[float]]] = {}
-        for name, vocabulary in bundle.vocabularies.items():
-            ranked = [token for token, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
-            total, cumulative = 0.0, []
-            for rank in range(len(ranked)):
-                total += (rank + 1) ** -SKEW
-                cumulative.append(total)
-            self._tokens[name] = ranked, cumulative
+        ranked = {
+            name: [token for token, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
+            for name, vocabulary in bundle.vocabularies.items()
+        }
+        self._sources = {
+            side: [
+                (source, list(accumulate((rank + 1) ** -SKEW for rank in range(len(source.known)))))
+                for source in sources([field for field in bundle.schema.fields if field.side == side], ranked)
+            ]
+            for side in ("context", "candidate")
+        }
 
     def draw(self) -> dict[str, Any]:
         """Return the body of a request, without a deadline."""
@@ -57,16 +62,13 @@ class Requests:
         return {"context": self._features("context"), "candidates": candidates}
 
     def _features(self, side: str) -> dict[str, Any]:
-        """Sample a value for each field of a side, "context" or "candidate"."""
+        """Sample a value for each name that the fields of a side read, "context" or "candidate"."""
         features: dict[str, Any] = {}
-        for field in self._fields:
-            if field.side != side:
-                continue
-            if field.kind == "numeric":
-                features[field.name] = round(self._random.gauss(field.mean, field.std), 3)
-            elif self._tokens[field.name][0]:
-                tokens, cumulative = self._tokens[field.name]
-                features[field.name] = self._random.choices(tokens, cum_weights=cumulative)[0]
+        for source, cumulative in self._sources[side]:
+            if source.is_numeric:
+                features[source.name] = round(source.number(self._random.gauss(0, 1)), 3)
+            elif cumulative:
+                features[source.name] = self._random.choices(source.known, cum_weights=cumulative)[0]
         return features
 
 

@@ -1,17 +1,17 @@
 """Build an example request for a bundle. Every server that serves the bundle accepts it, even with CTR_STRICT."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
-
-from msgspec import UNSET
 
 from contract.bundle import Bundle
 from contract.golden import GoldenRequest
-from contract.schema import Field, Side
-from contract.tokens import number_in_bucket, tokenizer
-from contract.vocabulary import UNKNOWN, Vocabulary
+from contract.raw_values import Source, sources
+from contract.schema import Side
 
+SIDES: tuple[Side, Side] = ("context", "candidate")
 MAX_CANDIDATES = 3
+MAX_TOKENS = 100  # of each field; more than the hours, weekdays and days of the month
 TIMEOUT_MS = 1000  # long, because a person rather than an auction waits for the response
 
 
@@ -37,51 +37,51 @@ def example_request(bundle: Bundle, golden: Sequence[GoldenRequest], max_candida
 
 
 class KnownValues:
-    """For each field, the values that are neither missing nor unknown to the bundle."""
+    """For each name of a request, values that are neither missing nor unknown to the bundle."""
 
     def __init__(self, bundle: Bundle, golden: Sequence[GoldenRequest]) -> None:
         self._vocabularies = bundle.vocabularies
-        fields = bundle.schema.fields
-        self._fields = {side: [field for field in fields if field.side == side] for side in ("context", "candidate")}
+        tokens = {
+            field.name: [token for token, _ in islice(self._vocabularies[field.name].items(), MAX_TOKENS)]
+            if field.name in self._vocabularies
+            else []
+            for field in bundle.schema.select("categorical")
+        }
+        self._sources = {
+            side: sources([field for field in bundle.schema.fields if field.side == side], tokens) for side in SIDES
+        }
         rows: dict[Side, list[Mapping[str, Any]]] = {
             "context": [request.context for request in golden],
             "candidate": [candidate.features for request in golden for candidate in request.candidates],
         }
         self._known = {
-            field.name: [row[field.name] for row in rows[field.side] if self.is_known(field, row.get(field.name))]
-            or [placeholder(field, bundle.vocabularies.get(field.name))]
-            for field in fields
+            (side, source.name): [row[source.name] for row in rows[side] if self.is_known(source, row.get(source.name))]
+            or [source.example()]
+            for side in SIDES
+            for source in self._sources[side]
         }
 
-    def is_known(self, field: Field, value: Any) -> bool:
-        """Return whether the value is neither missing nor unknown."""
-        if field.kind == "numeric":
-            return value is not None
-        token, vocabulary = tokenizer(field)(value), self._vocabularies.get(field.name)
-        # If only Redis has the vocabulary, there is no way to tell here whether a token is known.
-        return token is not None and (vocabulary is None or vocabulary(token) != UNKNOWN)
+    def is_known(self, source: Source, value: Any) -> bool:
+        """Return whether the value is neither missing nor unknown.
+
+        If the vocabulary is only in Redis, the bundle cannot tell whether a token is known.
+        """
+        return source.is_known(value, self._vocabularies)
 
     def count(self, request: GoldenRequest, candidates: int) -> int:
         """Return how many values of the context and the first candidates are known."""
         rows: list[tuple[Side, Mapping[str, Any]]] = [("context", request.context)]
         rows += [("candidate", candidate.features) for candidate in request.candidates[:candidates]]
         return sum(
-            self.is_known(field, features.get(field.name)) for side, features in rows for field in self._fields[side]
+            self.is_known(source, features.get(source.name))
+            for side, features in rows
+            for source in self._sources[side]
         )
 
     def fill(self, side: Side, features: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return the fields of a side, with known values. `number` selects the replacement for an unknown value."""
+        """Return the values of a side, each of them known. `number` selects which known value replaces another."""
         filled = {}
-        for field in self._fields[side]:
-            value, known = features.get(field.name), self._known[field.name]
-            filled[field.name] = value if self.is_known(field, value) else known[number % len(known)]
+        for source in self._sources[side]:
+            value, known = features.get(source.name), self._known[side, source.name]
+            filled[source.name] = value if self.is_known(source, value) else known[number % len(known)]
         return filled
-
-
-def placeholder(field: Field, vocabulary: Vocabulary | None) -> Any:
-    """Return a value for a field that has no known value in any golden request."""
-    if field.kind == "numeric":
-        return field.mean
-    if field.transform is not UNSET:
-        return 1.0 if vocabulary is None else next((number_in_bucket(token) for token, _ in vocabulary.items()), 1.0)
-    return "unknown" if vocabulary is None else next((token for token, _ in vocabulary.items()), "unknown")

@@ -88,6 +88,12 @@ class ModelField(msgspec.Struct):
     name: str
     side: str
     kind: str
+    source: Annotated[
+        str | UnsetType, Meta(description="The name in requests that the field is read from, if it is not `name`.")
+    ] = msgspec.field(name="from", default=UNSET)
+    transform: Annotated[
+        str | UnsetType, Meta(description="What the server makes of the raw value, such as the hour of a timestamp.")
+    ] = UNSET
 
 
 class ModelResponse(msgspec.Struct):

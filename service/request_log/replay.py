@@ -114,8 +114,9 @@ def compare(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Eng
 
 def score_line(line: Line, encoder: Encoder, bundle: Bundle, engine: Engine) -> NDArray[np.float64]:
     """Return the ctr of each candidate: NaN for an invalid one, and NaN for all if the context is invalid."""
-    # The hash of a category is an unknown token. The hash of a number is not a number, so the field counts as missing.
-    numbers = {field.name for field in bundle.schema.fields if field.kind == "numeric" or field.transform}
+    # The hash of a category is an unknown token. The hash of a number or a timestamp is neither, so the field counts as
+    # missing.
+    numbers = {field.reads for field in bundle.schema.fields if field.kind == "numeric" or field.transform}
     lost = numbers.intersection(line.hashed)
     rows = [line.context, *(candidate.features for candidate in line.candidates)]
     context, *candidates = ({name: value for name, value in row.items() if name not in lost} for row in rows)

@@ -105,7 +105,7 @@ class RequestLog:
         Raises:
             SettingsError: The model does not have one of these fields.
         """
-        names = {field.name for field in schema.fields}
+        names = {field.reads for field in schema.fields}
         for name in self._hasher.fields:
             if name not in names:
                 raise SettingsError(
@@ -121,7 +121,7 @@ class RequestLog:
             request: The request.
             ctr: The probability of each scored candidate, by position.
             response: The response.
-            fields: The names of the model's fields.
+            fields: The names that the model's fields read.
         """
         if random.random() >= self._sample:  # noqa: S311  # sampling needs no secure random numbers
             return

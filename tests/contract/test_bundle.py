@@ -207,3 +207,37 @@ def test_the_manifest_of_a_bundle_without_warnings_has_no_key_that_older_servers
     assert b"warnings" not in (bundle / MANIFEST).read_bytes()
     write_manifest(bundle, "demo", 12, {}, Calibration(), warnings=["worse than the base rate"])
     assert open_bundle(bundle).manifest.warnings == ("worse than the base rate",)
+
+
+@pytest.mark.parametrize(
+    ("field", "version"),
+    [
+        (Field("bid", "candidate", "numeric", missing=("-1",), seen=(0.0, 1.0)), 2),
+        (Field("count", "candidate", transform="log_square"), 2),
+        (Field("hour", "context", source="clock"), 3),
+        (Field("hour", "context", transform="hour"), 3),
+        (Field("hour", "context", transform="weekday", timezone="UTC"), 3),
+        (Field("bid", "candidate", "numeric", transform="log1p"), 3),
+        (Field("bid", "candidate", "numeric", missing_vector=True), 3),
+    ],
+)
+def test_format_version_is_the_oldest_that_has_all_features_of_the_schema(
+    bundle: Path, field: Field, version: int
+) -> None:
+    schema = FeatureSchema((Field("user", "context"), Field("ad", "candidate"), field))
+    write_schema(schema, bundle / "schema.json")
+    if field.kind == "categorical":
+        build_vocabulary(["1"]).save(bundle / "vocabulary", field.name)
+    assert write_manifest(bundle, "demo", 12, {}, Calibration()).format_version == version
+    assert open_bundle(bundle).schema == schema
+
+
+def test_bundle_with_an_unknown_time_zone_is_refused(bundle: Path) -> None:
+    hour = Field("hour", "context", transform="hour", timezone="Europe/Istanbul")
+    write_schema(FeatureSchema((Field("user", "context"), Field("ad", "candidate"), hour)), bundle / "schema.json")
+    build_vocabulary(["1"]).save(bundle / "vocabulary", "hour")
+    write_manifest(bundle, "demo", 12, {}, Calibration())
+    path = bundle / "schema.json"
+    path.write_text(path.read_text().replace("Istanbul", "Istambul"))
+    with pytest.raises(BundleError, match="Europe/Istambul' is unknown"):
+        open_bundle(bundle, verify=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from contract.schema import FeatureSchema, Field, read_schema, write_schema
+from contract.schema import FeatureSchema, Field, Kind, Transform, read_schema, write_schema
 
 USER, AD = Field("user", "context"), Field("ad", "candidate")
 BID = Field("bid", "candidate", "numeric", mean=2.5, std=0.5)
@@ -98,6 +98,30 @@ def test_field_without_optional_attributes_keeps_its_original_json() -> None:
     assert FeatureSchema((USER, Field("ad", "candidate", transform="log_square"))).fingerprint() != fingerprint
 
 
-def test_transform_of_a_numeric_field_is_refused() -> None:
-    with pytest.raises(ValueError, match="field 'bid': transform turns numbers into categories"):
-        Field("bid", "candidate", "numeric", transform="log_square")
+@pytest.mark.parametrize(
+    ("kind", "transform", "needs"),
+    [
+        ("numeric", "log_square", "categorical"),
+        ("numeric", "hour", "categorical"),
+        ("categorical", "log1p", "numeric"),
+    ],
+)
+def test_transform_of_a_field_of_the_wrong_kind_is_refused(kind: Kind, transform: Transform, needs: str) -> None:
+    with pytest.raises(ValueError, match=f'field \'bid\': transform = "{transform}" needs kind = "{needs}"'):
+        Field("bid", "candidate", kind, transform=transform)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Istambul", "", "../etc/passwd", "/etc/localtime", "Europe", "x\0y"])
+def test_unknown_time_zone_is_refused(zone: str) -> None:
+    with pytest.raises(ValueError, match=r"field 'hour': timezone .* is unknown.*IANA.*tzdata"):
+        Field("hour", "context", transform="hour", timezone=zone)
+
+
+def test_unknown_time_zone_in_a_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    schema = FeatureSchema((Field("hour", "context", transform="hour", timezone="Europe/Istanbul"), AD))
+    write_schema(schema, tmp_path / "schema.json")
+    assert read_schema(tmp_path / "schema.json") == schema
+    text = (tmp_path / "schema.json").read_text().replace("Istanbul", "Istambul")
+    (tmp_path / "schema.json").write_text(text)
+    with pytest.raises(ValueError, match=r"schema\.json: .*Istambul"):
+        read_schema(tmp_path / "schema.json")

@@ -155,3 +155,28 @@ def test_field_defines_its_missing_values() -> None:
         assert [bucket(value) for value in (-1, -1.0, None, -2, 3)] == [None, None, None, "SP-2", "1"]
     reader = number_reader(Field("bid", "context", "numeric", missing=("-1", "n/a")))
     assert np.isnan([reader(-1), reader(-1.0), reader(None), reader(1)]).tolist() == [True, True, True, False]
+
+
+def test_declared_text_is_missing_for_a_number_and_other_text_is_refused() -> None:
+    reader = number_reader(Field("bid", "context", "numeric", missing=("-1", " n/a ")))
+    assert np.isnan([reader("n/a"), reader(" n/a "), reader("-1")]).all()
+    for text in ("5", "none", ""):
+        with pytest.raises(ValueError, match="must be a number or null, got a string"):
+            reader(text)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+def test_log1p_applies_between_clipping_and_normalizing(values: list[float]) -> None:
+    plain = Field("a", "context", "numeric", mean=1.0, std=2.0, seen=(-1e6, 1e9))
+    fields = [plain, Field("b", "context", "numeric", mean=1.0, std=2.0, seen=(-1e6, 1e9), transform="log1p")]
+    rows = np.repeat(np.array(values)[:, None], 2, axis=1)
+    scaled = Numbers(fields).normalize(rows)
+    logs = [math.copysign(math.log1p(abs(x)), x) for x in (min(max(value, -1e6), 1e9) for value in values)]
+    np.testing.assert_allclose(scaled[:, 1], (np.array(logs) - 1.0) / 2.0, rtol=1e-6, atol=1e-6)
+    assert scaled[:, 0].tolist() == Numbers([plain]).normalize(rows[:, :1])[:, 0].tolist()
+    assert Numbers(fields).outside(rows)[:, 0].tolist() == Numbers(fields).outside(rows)[:, 1].tolist()
+
+
+def test_log1p_of_a_missing_number_is_missing() -> None:
+    logarithmic = Numbers([Field("b", "context", "numeric", mean=1.0, std=2.0, transform="log1p")])
+    assert logarithmic.normalize(np.array([[math.nan], [math.e - 1]])).tolist() == [[0.0], [0.0]]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +11,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contract.schema import Field
-from contract.tokens import absent_numbers, token
+from contract.timestamps import MIN_SECONDS
+from contract.tokens import absent_numbers, marked_numbers, signed_log1p, time_part, token
+from model.data.timestamps import EXPECTED_TIME, unix_seconds
 
 
 class BadValueError(ValueError):
@@ -30,8 +32,13 @@ class BadValueError(ValueError):
         self.row = row
 
 
-def text_column(column: pl.Series) -> pl.Series:
+def text_column(column: pl.Series, marked: Iterable[float] = ()) -> pl.Series:
     """Return a column as strings that are the tokens of its values. Null means missing.
+
+    Args:
+        column: The column.
+        marked: Numbers that mean "missing". Only NaN and infinities have an effect, because the field's tokenizer
+            handles the others.
 
     Raises:
         BadValueError: If a value is NaN or infinite, or no field can have the column's type.
@@ -40,6 +47,7 @@ def text_column(column: pl.Series) -> pl.Series:
     if dtype == pl.String:
         return column
     if dtype.is_float():
+        column = without_marked(column, marked)
         reject_first(column, ~column.is_finite().fill_null(True), "expected a finite number")
         # The contract's rule is Python code, so it runs only once per distinct value.
         distinct = column.drop_nulls().unique()
@@ -63,7 +71,7 @@ def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
     if column.dtype == pl.String:
         numbers = parse_numbers(column, field)
     elif column.dtype.is_numeric():
-        numbers = column.cast(pl.Float64)
+        numbers = without_marked(column.cast(pl.Float64), marked_numbers(field))
         reject_first(column, ~numbers.is_finite().fill_null(True), "expected a finite number")
     elif column.null_count() == len(column):
         numbers = pl.Series([None] * len(column), dtype=pl.Float64)
@@ -73,6 +81,51 @@ def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
     if absent := absent_numbers(field):
         values = np.where(np.isin(values, list(absent)), np.nan, values)
     return values
+
+
+def time_column(column: pl.Series, field: Field) -> pl.Series:
+    """Return a column of timestamps as the field's tokens, such as hours. Null means missing.
+
+    Raises:
+        BadValueError: If a value is not a timestamp, or the column's type is not one of text, numbers and timestamps.
+    """
+    try:
+        seconds = unix_seconds(column)
+    except ValueError as error:
+        raise BadValueError(column.name, str(error)) from error
+    absent = is_absent(column, field)
+    reject_first(column, seconds.is_null() & ~absent, EXPECTED_TIME)
+    # The contract computes a token once per minute. Time zones have changed at whole minutes since MIN_SECONDS.
+    minutes = pl.select(pl.when(seconds >= MIN_SECONDS).then(seconds // 60 * 60).otherwise(seconds)).to_series()
+    minutes = minutes.set(absent, None)
+    distinct, part = minutes.drop_nulls().unique(), time_part(field)
+    try:
+        tokens = pl.Series([part(minute) for minute in distinct.to_list()], dtype=pl.String)
+    except ValueError as error:  # the first or the last day of the calendar
+        raise BadValueError(column.name, str(error)) from error
+    return minutes.replace_strict(distinct, tokens, default=None, return_dtype=pl.String).rename(column.name)
+
+
+def is_absent(column: pl.Series, field: Field) -> pl.Series:
+    """Return which values of a column of timestamps are missing: nulls, empty text, and the field's markers."""
+    dtype = column.dtype
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        text = column.cast(pl.String).str.strip_chars()
+        return text.is_null() | text.is_in(["", *(word.strip() for word in field.missing or ())])
+    if dtype.is_numeric():
+        numbers = without_marked(column.cast(pl.Float64), marked_numbers(field))
+        return numbers.is_null() | numbers.is_in(list(absent_numbers(field)))
+    return column.is_null()
+
+
+def without_marked(numbers: pl.Series, marked: Iterable[float]) -> pl.Series:
+    """Replace the NaN and infinities of a float column that mean "missing" with nulls."""
+    for value in marked:
+        if math.isnan(value):
+            numbers = numbers.fill_nan(None)
+        elif math.isinf(value):
+            numbers = numbers.set(numbers == value, None)
+    return numbers
 
 
 def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
@@ -89,6 +142,9 @@ def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
     bare = text.str.strip_chars()
     absent = bare.is_in(["", *(word.strip() for word in field.missing or ())])
     numbers = bare.cast(pl.Float64, strict=False)
+    absent |= (
+        numbers.is_not_null() & without_marked(numbers, marked_numbers(field)).is_null()
+    )  # "NaN" if "nan" is missing
     reject_first(text, text.is_not_null() & ~absent & ~numbers.is_finite().fill_null(False), "expected a number")
     return numbers.set(absent, None)
 
@@ -153,7 +209,7 @@ def label_key(value: Any) -> str | None:
         return text.casefold()
 
 
-def measure(field: Field, numbers: NDArray[np.float64]) -> Field:
+def measure(field: Field, numbers: NDArray[np.float64], clip_share: float = 0.0) -> Field:
     """Return a numeric field with the mean, standard deviation and range of its column in the training set.
 
     If there are no numbers, mean and std stay 0 and 1. If all numbers are equal, std is 1.
@@ -161,13 +217,34 @@ def measure(field: Field, numbers: NDArray[np.float64]) -> Field:
     Args:
         field: The field.
         numbers: Its column, (rows). NaN means missing.
+        clip_share: The share of the numbers that is left out at each end, and at least one number if it is above 0. So
+            a few extreme numbers have no effect. No number is left out if the others are all equal.
     """
     present = numbers[~np.isnan(numbers)]
     if not len(present):
         return field
+    low, high = seen_range(present, clip_share)
+    inside = present[(present >= low) & (present <= high)]
+    if field.transform == "log1p":
+        inside = signed_log1p(inside)
     with np.errstate(over="ignore", invalid="ignore"):  # the schema rejects an overflow with the field's name
-        mean, std = float(present.mean()), float(present.std()) or 1.0
-    return msgspec.structs.replace(field, mean=mean, std=std, seen=(float(present.min()), float(present.max())))
+        mean, std = float(inside.mean()), float(inside.std()) or 1.0
+    return msgspec.structs.replace(field, mean=mean, std=std, seen=(low, high))
+
+
+def seen_range(present: NDArray[np.float64], clip_share: float) -> tuple[float, float]:
+    """Return the quantiles `clip_share` and 1 - `clip_share` of numbers, or their whole range if these are equal.
+
+    Both are numbers that occur. At least one number is left out at each end, so that a single extreme number has no
+    effect in a small log either.
+    """
+    last = len(present) - 1
+    below = math.ceil(clip_share * last)
+    if 0 < below < last - below:
+        low, high = np.partition(present, (below, last - below))[[below, last - below]].tolist()
+        if low < high:
+            return low, high
+    return float(present.min()), float(present.max())
 
 
 def reject_first(column: pl.Series, bad: pl.Series, expected: str) -> None:
@@ -183,10 +260,8 @@ def reject_first(column: pl.Series, bad: pl.Series, expected: str) -> None:
     row = bad.arg_max()
     assert row is not None
     value = column[row]
-    if isinstance(value, str):
-        fix = f"Add {shown(value)} to missing = [...] or fix the file."
-    else:
-        fix = "Write null for a missing value."
+    marker = value if isinstance(value, str) else str(value)
+    fix = f"Add {shown(marker)} to missing = [...] or fix the file."
     raise BadValueError(column.name, f"{holds(value)}; {expected}. {fix}", row)
 
 

@@ -7,7 +7,7 @@ import polars as pl
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from contract.schema import Field
+from contract.schema import TIME_TRANSFORMS, Field
 from contract.tokens import tokenizer
 from contract.vocabulary import FIRST, MISSING, NUL, UNKNOWN, Vocabulary, build_vocabulary
 from model.data.prepare.columns import BadValueError, holds, parse_numbers
@@ -84,6 +84,8 @@ def tokenize(distinct: pl.Series, field: Field) -> pl.Series:
         assert row is not None
         reason = f"{holds(distinct[row])}; a token cannot contain NUL (U+0000). Remove the character."
         raise BadValueError(distinct.name, reason, row)
+    if field.transform in TIME_TRANSFORMS:
+        return distinct  # columns.time_column() has converted them already
     read = tokenizer(field)
     if field.transform is not UNSET:
         numbers: list[float | None] = parse_numbers(distinct, field).to_list()

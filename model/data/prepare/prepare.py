@@ -18,6 +18,8 @@ from model.data.prepare.columns import BadValueError, measure
 from model.data.prepare.counting import DistinctValues, count_tokens, look_up_tokens
 from model.data.prepare.prepared import LOG, LogFacts, Prepared, SplitFacts, read_prepared
 from model.data.prepare.reading import column_file, find_value, read_split
+from model.data.prepare.row_columns import KINDS, distinct_row_values, row_file
+from model.data.prepare.sentinels import find_sentinels
 from model.data.prepare.summary import useless_fields
 from model.data.prepare.writing import read_chunks, write_ids, write_values
 from model.data.readers import avazu, criteo, frappe, generated, movielens, table
@@ -90,6 +92,7 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
     """
     categorical = [field for field in log.fields if field.kind == "categorical"]
     values = {field.name: DistinctValues() for field in categorical}
+    row_values = distinct_row_values()
     (folder / VOCABULARY).mkdir()
 
     def number_values(field: Field) -> NDArray[np.int32]:
@@ -99,19 +102,22 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
         vocabulary.save(folder / VOCABULARY, field.name)
         return ids
 
-    def measured(field: Field) -> Field:
+    def measured(field: Field) -> tuple[Field, dict[str, float]]:
+        """Return a field with its mean, std and range, and its sentinels."""
         if field.kind == "categorical":
-            return field
+            return field, {}
         if data.has_missing_vector:
             field = msgspec.structs.replace(field, missing_vector=True)
-        return measure(field, np.load(column_file(scratch, "train", field.name)))
+        numbers = np.load(column_file(scratch, "train", field.name))
+        return measure(field, numbers, data.clip_share), find_sentinels(numbers)
 
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        rows = np.sum([read_split(log, split, values, scratch, pool) for split in log.splits], axis=0)
+        rows = np.sum([read_split(log, split, values, row_values, scratch, pool) for split in log.splits], axis=0)
         if log.whole:
             check_rows_read(log.files, rows.tolist())
         ids = dict(zip((field.name for field in categorical), pool.map(number_values, categorical), strict=True))
-        schema = FeatureSchema(tuple(pool.map(measured, log.fields)))
+        fields, sentinels = zip(*pool.map(measured, log.fields), strict=True)
+        schema = FeatureSchema(fields)
         write_schema(schema, folder / SCHEMA)
         missing: dict[str, dict[str, float]] = {}
         splits: dict[str, SplitFacts] = {}
@@ -121,7 +127,12 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
         extra = log.splits["test"].select(log.extra).collect(engine="streaming")
         for name in log.extra:
             np.save(folder / f"test.{name}.npy", extra[name].to_numpy())
-    facts = LogFacts(data, {field.name: missing["train"][field.name] for field in log.fields}, splits)
+    facts = LogFacts(
+        data,
+        {field.name: missing["train"][field.name] for field in log.fields},
+        splits,
+        {field.name: found for field, found in zip(fields, sentinels, strict=True) if found},
+    )
     (folder / LOG).write_bytes(msgspec.json.format(msgspec.json.encode(facts)) + b"\n")
     # A published log may have a useless field on some days or in a sample. In your own log, it is a mistake.
     if data.reader == "table" and (messages := useless_fields(read_prepared(folder))):
@@ -153,13 +164,16 @@ def make_vocabulary(
 def write_split(
     folder: Path, scratch: Path, split: str, schema: FeatureSchema, ids: Mapping[str, NDArray[np.int32]], pool: Executor
 ) -> tuple[SplitFacts, dict[str, float]]:
-    """Write a split's ids, values and labels.
+    """Write a split's ids, values, labels, weights, units and requests.
 
     Returns:
         The number of rows and the click rate; the share of missing values by field.
     """
     path = folder / f"{split}.labels.npy"
     (scratch / path.name).rename(path)
+    for kind in KINDS:
+        if (written := row_file(scratch, split, kind)).is_file():
+            written.rename(row_file(folder, split, kind))
     labels = np.load(path)
     categorical, numeric = ([f.name for f in schema.select(kind)] for kind in ("categorical", "numeric"))
     files = {name: column_file(scratch, split, name) for name in (*categorical, *numeric)}

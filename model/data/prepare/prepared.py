@@ -30,11 +30,14 @@ class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: The [data] section that the log was prepared with.
         missing: The share of missing values in the training set, by field.
         splits: The facts about each split (see SPLITS).
+        sentinels: The numbers that probably mean "missing" (see sentinels.find_sentinels), with the share of train that
+            holds each, by field.
     """
 
     data: Data
     missing: dict[str, float]
     splits: dict[str, SplitFacts]
+    sentinels: dict[str, dict[str, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -78,19 +81,30 @@ class Prepared:
         return ids, values, labels.astype(np.float32)
 
     def weights(self, split: str) -> NDArray[np.float32] | None:
-        """Return the weight of each row, (rows), or None if the log has no weights."""
-        return self._optional(f"{split}.weights.npy")
+        """Return the weight of each row, float32 (rows), memory-mapped, or None if the log has no weights."""
+        return self._row_column(split, "weights", np.float32)
 
-    def units(self, split: str) -> NDArray[Any] | None:
-        """Return the unit of each row, such as the user, (rows), or None if the log has no units."""
-        return self._optional(f"{split}.units.npy")
+    def units(self, split: str) -> NDArray[np.int32] | None:
+        """Return the code of each row's unit, int32 (rows), memory-mapped, or None if the log has no units.
 
-    def requests(self, split: str) -> NDArray[Any] | None:
-        """Return the request of each row, (rows), or None if the log has no requests."""
-        return self._optional(f"{split}.requests.npy")
+        All splits use the same codes. A row without a unit is a unit of its own, with a negative code.
+        """
+        return self._row_column(split, "units", np.int32)
 
-    def _optional(self, file: str) -> NDArray[Any] | None:
-        return self._load(file, columns=()) if (self.folder / file).is_file() else None
+    def requests(self, split: str) -> NDArray[np.int32] | None:
+        """Return the code of each row's request, as units() does, or None if the log has no requests."""
+        return self._row_column(split, "requests", np.int32)
+
+    def _row_column(self, split: str, kind: str, dtype: type) -> NDArray[Any] | None:
+        if not (self.folder / f"{split}.{kind}.npy").exists():
+            return None
+        column = self._load(f"{split}.{kind}.npy", dtype, ())
+        if len(column) != self.facts.splits[split].rows:
+            raise ValueError(
+                f"{self.folder}: {split}.{kind}.npy has {len(column)} rows, but {split} has "
+                f"{self.facts.splits[split].rows}. Run ctr-prepare again."
+            )
+        return column
 
     def column(self, split: str, name: str) -> NDArray[Any]:
         """Return a column, (rows), that the reader kept although it is not a feature.

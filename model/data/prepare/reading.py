@@ -1,6 +1,7 @@
 """Reading a log in a single pass: each split, batch by batch, into one file per column.
 
-Categorical values become codes (see counting.DistinctValues), and numbers become float64. The first unreadable value
+Categorical values become codes (see counting.DistinctValues), and numbers become float64. Timestamps become codes of
+tokens, such as hours, because a log has too many distinct timestamps to number them. The first unreadable value
 stops the pass with an error that names its file, line and column.
 """
 
@@ -16,9 +17,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from contract.schema import Field
-from model.data.prepare.columns import BadValueError, label_column, number_column, text_column
+from contract.schema import TIME_TRANSFORMS, Field
+from contract.tokens import marked_numbers
+from model.data.prepare.columns import BadValueError, label_column, number_column, text_column, time_column
 from model.data.prepare.counting import DistinctValues
+from model.data.prepare.row_columns import RowColumns
 from model.data.prepare.writing import GrowingArray
 from model.data.readers.log import FILE, LINE, Log
 
@@ -31,14 +34,20 @@ def column_file(folder: Path, split: str, name: str) -> Path:
 
 
 def read_split(
-    log: Log, split: str, values: Mapping[str, DistinctValues], folder: Path, pool: Executor
+    log: Log,
+    split: str,
+    values: Mapping[str, DistinctValues],
+    row_values: Mapping[str, DistinctValues],
+    folder: Path,
+    pool: Executor,
 ) -> NDArray[np.int64]:
-    """Write the column files of a split, and its labels (uint8) to <split>.labels.npy.
+    """Write the column files of a split, its labels (uint8) to <split>.labels.npy, and its weights, units and requests.
 
     Args:
         log: The log.
         split: A name in SPLITS.
         values: The distinct values of each categorical field. New values are added.
+        row_values: The distinct units and requests (see row_columns.distinct_row_values). New values are added.
         folder: The folder to write to.
         pool: The pool that converts the columns of a batch in parallel.
 
@@ -56,10 +65,12 @@ def read_split(
         for field in log.fields:
             dtype = np.int32 if field.kind == "categorical" else np.float64
             files.append(stack.enter_context(GrowingArray(column_file(folder, split, field.name), dtype)))
+        row_columns = stack.enter_context(RowColumns(folder, split, log, row_values))
         for batch in read_batches(log, split):
             try:
                 batch_labels = label_column(batch[log.label], log.positive)
                 columns = list(pool.map(convert, (batch[f.reads] for f in log.fields), log.fields, repeat(values)))
+                row_columns.append(batch)
             except BadValueError as error:
                 where = path if error.row is None else log.position(batch[FILE][error.row], batch[LINE][error.row])
                 raise ValueError(f'{where}: column "{error.column}" {error.reason}') from error
@@ -68,6 +79,10 @@ def read_split(
                 file.append(column)
             clicks += int(batch_labels.sum())
             rows += np.bincount(batch[FILE].to_numpy(), minlength=len(rows))
+        try:
+            row_columns.check()
+        except BadValueError as error:
+            raise ValueError(f'{path}: column "{error.column}" {error.reason}') from error
     if not labels.rows:
         raise ValueError(f"{path}: no rows for {split}")
     if clicks in (0, labels.rows):
@@ -97,8 +112,10 @@ def read_batches(log: Log, split: str) -> Iterator[pl.DataFrame]:
 
 def convert(column: pl.Series, field: Field, values: Mapping[str, DistinctValues]) -> NDArray[Any]:
     """Return a field's codes, int32 (rows), or its numbers, float64 (rows)."""
+    if field.transform in TIME_TRANSFORMS:
+        return values[field.name].codes(time_column(column, field))
     if field.name in values:
-        return values[field.name].codes(text_column(column))
+        return values[field.name].codes(text_column(column, marked_numbers(field)))
     return number_column(column, field)
 
 

@@ -36,7 +36,8 @@ def summary(prepared: Prepared) -> Table:
                 f"{unknown[field.name]:.2%}",
             )
         else:
-            lines.add_row(field.name, field.side, field.kind, f"{field.mean:.4g} ± {field.std:.4g}", missing, "")
+            name = "" if field.transform is UNSET else f"{field.transform} "
+            lines.add_row(field.name, field.side, field.kind, f"{name}{field.mean:.4g} ± {field.std:.4g}", missing, "")
     return lines
 
 
@@ -68,7 +69,7 @@ def useless_fields(prepared: Prepared) -> list[str]:
 
 def warnings(prepared: Prepared) -> list[str]:
     """Return messages about what looks suspicious but is not necessarily a mistake."""
-    messages = useless_fields(prepared)
+    messages = [*useless_fields(prepared), *sentinels(prepared)]
     fields = zip(
         prepared.schema.select("categorical"), prepared.vocabulary_sizes, unknown_shares(prepared), strict=True
     )
@@ -77,6 +78,19 @@ def warnings(prepared: Prepared) -> list[str]:
             messages.append(
                 f'column "{field.name}": {share:.2%} of the values in test are not in the vocabulary. '
                 "Check that the vocabulary belongs to this log."
+            )
+    return messages
+
+
+def sentinels(prepared: Prepared) -> list[str]:
+    """Return a message for each number that probably means "missing"."""
+    messages = []
+    sources = {field.name: field.reads for field in prepared.schema.fields}
+    for name, found in prepared.facts.sentinels.items():
+        for value, share in found.items():
+            messages.append(
+                f'column "{sources[name]}": {value} is in {share:.2%} of the rows of train and lies outside all other '
+                f'numbers. If it means "missing", add missing = ["{value}"] to the field "{name}".'
             )
     return messages
 

@@ -16,6 +16,8 @@ FILE = "__file__"
 # The line number of a row in a text file, or its row number in a parquet file. Both start at 1; a header counts as a
 # line.
 LINE = "__line__"
+# The number of a row's file, if the log has several.
+FILE = "__file__"
 
 
 @dataclass(frozen=True)

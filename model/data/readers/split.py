@@ -1,12 +1,17 @@
-"""Splitting a log that is published as a single file, either at random by row or by day."""
+"""Splitting a log into train, valid and test: by time, or at random by row or by unit."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 
+from contract.tokens import token
 from model.data.readers.log import FILE, LINE
-from model.data_config import Data, SplitAtRandom
+from model.data.timestamps import EXPECTED_TIME, unix_seconds
+from model.data_config import Data, SplitAtRandom, SplitByTime
 
 SHARES = (8, 1, 1)  # train : valid : test
 MIN_DAYS = 3
@@ -17,6 +22,188 @@ STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shift r
 WORD = 2**64
 MAX_LINES = 2**40  # in a file
 DRAW = "__draw__"
+TIME = "__time__"
+DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}  # in seconds
+
+
+def format_position(file: int, line: int) -> str:
+    """Return the position of a row if the names of the files are not known."""
+    return f"file {file + 1}, line {line}"
+
+
+def split_rows(
+    frame: pl.LazyFrame, data: Data, position: Callable[[int, int], str] = format_position
+) -> Mapping[str, pl.LazyFrame]:
+    """Split a log as `data.split` says. Each split keeps the order of the log.
+
+    Args:
+        frame: The log, with LINE and, if it has several files, FILE.
+        data: The [data] section, whose `split` is a table.
+        position: A function from FILE and LINE to the position of a row in an error message.
+
+    Raises:
+        ValueError: If a time cannot be read, or a split by time has an empty part.
+    """
+    if isinstance(data.split, SplitByTime):
+        return split_by_time(frame, data.split, data.time, position)
+    assert isinstance(data.split, SplitAtRandom)
+    return split_at_random(frame, data.split, position)
+
+
+def split_by_time(
+    frame: pl.LazyFrame, split: SplitByTime, column: str, position: Callable[[int, int], str] = format_position
+) -> Mapping[str, pl.LazyFrame]:
+    """Return the newest rows as test, the rows before them as valid, and all older rows as train.
+
+    The durations count back from the time of the newest row, which need not be the last row of the log.
+
+    Args:
+        frame: The log.
+        split: The durations.
+        column: The column with the time of each row.
+        position: See split_rows().
+
+    Raises:
+        ValueError: If a time is missing or cannot be read, or a part is empty.
+    """
+    first, last = first_and_last(frame, column, position)
+    valid, test, gap = (seconds_of(text) if text else 0 for text in (split.valid, split.test, split.gap))
+    valid_end = last - test - gap
+    train_end = valid_end - valid - gap
+    time = pl.col(TIME)
+    periods = {
+        "train": time <= train_end,
+        "valid": (time > valid_end - valid) & (time <= valid_end),
+        "test": time > last - test,
+    }
+    seconds = pl.col(column).map_batches(unix_seconds, return_dtype=pl.Int64, is_elementwise=True).alias(TIME)
+    timed = frame.with_columns(seconds)
+    parts = {name: timed.filter(period).drop(TIME) for name, period in periods.items()}
+    # The newest row is in test, and the oldest one is in train unless train is empty.
+    empty = "train" if first > train_end else "valid" if is_empty(parts["valid"]) else None
+    if empty:
+        raise ValueError(
+            f"split: {empty} would be empty. The log runs from {iso(first)} to {iso(last)}, and the {describe(split)} "
+            "count back from its end. Set shorter durations, or add older files."
+        )
+    return parts
+
+
+def first_and_last(frame: pl.LazyFrame, column: str, position: Callable[[int, int], str]) -> tuple[int, int]:
+    """Return the times of the oldest and the newest row in Unix seconds.
+
+    Raises:
+        ValueError: If there are no rows, or a time is missing or cannot be read.
+    """
+    first: int | None = None
+    last: int | None = None
+    file = [FILE] if FILE in frame.collect_schema() else []
+    for batch in frame.select(LINE, *file, column).collect_batches(engine="streaming", maintain_order=True):
+        try:
+            seconds = unix_seconds(batch[column])
+        except ValueError as error:
+            raise ValueError(f'column "{column}" {error}. time names this column.') from error
+        if seconds.null_count():
+            row = batch.filter(seconds.is_null()).row(0, named=True)
+            value = row[column]
+            holds = "is empty" if value is None else f"holds {json.dumps(value, default=str, ensure_ascii=False)}"
+            raise ValueError(
+                f'{position(row.get(FILE, 0), row[LINE])}: column "{column}" {holds}; {EXPECTED_TIME}. A split by time '
+                "needs the time of every row: fix or remove the row."
+            )
+        for found in (seconds.min(), seconds.max()):
+            assert isinstance(found, int)
+            first, last = min(found, found if first is None else first), max(found, found if last is None else last)
+    if first is None or last is None:
+        raise ValueError("split: the log has no rows")
+    return first, last
+
+
+def split_at_random(
+    frame: pl.LazyFrame, split: SplitAtRandom, position: Callable[[int, int], str] = format_position
+) -> Mapping[str, pl.LazyFrame]:
+    """Return shares of the rows, or of the units, as valid and test, and the rest as train.
+
+    The choice is a hash of the seed and the row's file and line, or of the seed and the unit. So the same log and seed
+    always give the same split, and no row has to be held in memory. A unit stays in its split when rows are added. A
+    row without a unit is chosen by its file and line.
+
+    Args:
+        frame: The log.
+        split: The shares, the seed and the unit.
+        position: See split_rows().
+
+    Raises:
+        ValueError: If the column of the units has a type that cannot be compared.
+    """
+    row = pl.col(LINE).cast(pl.UInt64)
+    if FILE in frame.collect_schema():
+        row += pl.col(FILE).cast(pl.UInt64) * uint64(MAX_LINES)
+    drawn = with_draw(frame, split.seed, row)
+    if split.unit:
+        check_units(frame, split.unit, position)
+
+        def draw_units(units: pl.Series) -> pl.Series:
+            return unit_draws(units, split.seed)
+
+        draws = pl.col(split.unit).map_batches(draw_units, return_dtype=pl.UInt64, is_elementwise=True)
+        drawn = drawn.with_columns(draws.fill_null(pl.col(DRAW)).alias(DRAW))
+    train, valid = (uint64(int(share * WORD)) for share in (1 - split.valid - split.test, 1 - split.test))
+    draw = pl.col(DRAW)
+    parts = {"train": draw < train, "valid": (draw >= train) & (draw < valid), "test": draw >= valid}
+    return {name: drawn.filter(part).drop(DRAW) for name, part in parts.items()}
+
+
+def check_units(frame: pl.LazyFrame, unit: str, position: Callable[[int, int], str]) -> None:
+    """Check that the units of a log can be read, which depends on their type. Floats may also contain NaN."""
+    is_bad = pl.col(unit).is_not_null()
+    if frame.collect_schema()[unit].is_float():
+        is_bad &= ~pl.col(unit).is_finite()
+    file = [FILE] if FILE in frame.collect_schema() else []
+    for row in frame.filter(is_bad).select(LINE, *file, unit).head(1).collect(engine="streaming").iter_rows(named=True):
+        try:
+            token(row[unit])
+        except ValueError as error:
+            where = position(row.get(FILE, 0), row[LINE])
+            raise ValueError(f'{where}: column "{unit}" is the unit of the split, so each value {error}') from error
+
+
+def unit_draws(units: pl.Series, seed: int) -> pl.Series:
+    """Return a hash of the seed and each unit, uint64. Equal units have equal hashes, in files of any type.
+
+    It is null for a null or blank unit.
+    """
+    key = (seed % WORD).to_bytes(8, "little")
+
+    def draw(unit: str | None) -> int | None:
+        if unit is None:
+            return None
+        return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8, key=key).digest(), "little")
+
+    distinct = units.drop_nulls().unique()
+    draws = pl.Series([draw(token(unit)) for unit in distinct.to_list()], dtype=pl.UInt64)
+    return units.replace_strict(distinct, draws, default=None, return_dtype=pl.UInt64)
+
+
+def seconds_of(duration: str) -> int:
+    """Return a duration such as "12h" in seconds."""
+    return int(duration[:-1]) * DURATION_UNITS[duration[-1]]
+
+
+def describe(split: SplitByTime) -> str:
+    """Return the durations of a split, as in the experiment's file."""
+    keys = {"valid": split.valid, "test": split.test} | ({"gap": split.gap} if split.gap else {})
+    return ", ".join(f'{key} = "{value}"' for key, value in keys.items())
+
+
+def iso(seconds: int) -> str:
+    """Format Unix seconds for an error message."""
+    return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def is_empty(frame: pl.LazyFrame) -> bool:
+    """Return whether a frame has no rows. It is read up to its first row."""
+    return not len(frame.select(LINE).head(1).collect(engine="streaming"))
 
 
 def split_by_row(frame: pl.LazyFrame, seed: int) -> Mapping[str, pl.LazyFrame]:
@@ -30,28 +217,6 @@ def split_by_row(frame: pl.LazyFrame, seed: int) -> Mapping[str, pl.LazyFrame]:
     draw = pl.col(DRAW)
     parts = {"train": draw < train, "valid": (draw >= train) & (draw < valid), "test": draw >= valid}
     return {split: drawn.filter(part).drop(DRAW) for split, part in parts.items()}
-
-
-def split_rows(frame: pl.LazyFrame, data: Data, position: Callable[[int, int], str]) -> Mapping[str, pl.LazyFrame]:
-    """Return train, valid and test as `split` in [data] describes them.
-
-    Args:
-        frame: All rows of the log, with FILE and LINE.
-        data: The [data] section.
-        position: A function from FILE and LINE to the position of a row in an error message.
-
-    Raises:
-        ValueError: If the rows cannot be split in this way.
-    """
-    split = data.split
-    if not isinstance(split, SplitAtRandom) or split.unit:
-        raise ValueError('reader = "table" supports split = { by = "random", ... } without unit.')
-    row = pl.col(FILE).cast(pl.UInt64) * uint64(MAX_LINES) + pl.col(LINE).cast(pl.UInt64)
-    drawn = with_draw(frame, split.seed, row)
-    train, valid = (pl.lit(int(share * WORD), pl.UInt64) for share in (1 - split.valid - split.test, 1 - split.test))
-    draw = pl.col(DRAW)
-    parts = {"train": draw < train, "valid": (draw >= train) & (draw < valid), "test": draw >= valid}
-    return {name: drawn.filter(part).drop(DRAW) for name, part in parts.items()}
 
 
 def split_by_day(frame: pl.LazyFrame, day: pl.Expr, path: Path) -> Mapping[str, pl.LazyFrame]:

@@ -329,7 +329,7 @@ def test_a_rare_token_is_unknown_in_train_too(tmp_path: Path) -> None:
         (
             "bid",
             pl.Series([1.0, float("nan")] * 4),
-            r'^train\.parquet, row 2: column "bid" holds nan; expected a finite number\. Write null',
+            r'^train\.parquet, row 2: column "bid" holds nan; expected a finite number\. Add "nan" to missing',
         ),
         ("bid", pl.Series([float("inf")] + [1.0] * 7), 'row 1: column "bid" holds inf; expected a finite number'),
         ("bid", pl.Series([1e308, -1e308] * 4), "'bid': mean .* must be finite"),
@@ -342,7 +342,7 @@ def test_a_rare_token_is_unknown_in_train_too(tmp_path: Path) -> None:
         (
             "ad",
             pl.Series([None] * 7 + [float("nan")]),
-            r'row 8: column "ad" holds nan; expected a finite number\. Write null',
+            r'row 8: column "ad" holds nan; expected a finite number\. Add "nan" to missing',
         ),
         ("ad", pl.Series([[1]] * 8), r'"ad" has the type List\(Int64\); expected strings'),
         ("ad", pl.Series(["a"] * 7 + ["a\0b"]), r'row 8: column "ad" holds "a\\u0000b"; a token cannot contain NUL'),

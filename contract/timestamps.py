@@ -1,0 +1,118 @@
+"""Read timestamps in any common notation, and derive the hour, the weekday and the day of the month.
+
+A timestamp is ISO 8601 text, or Unix time in seconds or milliseconds. Numbers may also be sent as text, because text
+files have no types.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+# Unix times from 1973-03-03 on have at least this many seconds, or more than MAX_SECONDS milliseconds. Smaller numbers
+# are refused: they are markers such as 0 and -1, or dates such as 20260131.
+MIN_SECONDS = 10**8
+MAX_SECONDS = 10**11  # exclusive; the year 5138
+MAX_MILLISECONDS = 253_402_300_800_000  # exclusive; the year 10000
+
+# Python's fromisoformat() also accepts other notations, which differ between its versions.
+ISO = re.compile(
+    r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})"
+    r"(?:[T ](?P<time>[0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:[.,][0-9]+)? ?(?P<offset>Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?)?"
+)
+NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
+EXPECTED = "must be an ISO 8601 time such as 2026-01-31T21:00:00Z, or Unix seconds or milliseconds"
+KINDS = {dict: "an object", list: "a list", bool: "a boolean"}
+
+
+def timestamp(value: Any) -> int | None:
+    """Return a point in time in Unix seconds, rounded down, or None if the value is missing.
+
+    Text without an offset is in UTC, and a date without a time is its midnight in UTC. Numbers from 10**8 to 10**11 are
+    seconds, and larger ones are milliseconds.
+
+    Raises:
+        ValueError: The value is not a timestamp.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        if not text:
+            return None
+        return _from_iso(text) if (match := NUMBER.fullmatch(text)) is None else _from_number(_parsed(match[0]))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{EXPECTED}, or null, got {KINDS.get(type(value), f'a {type(value).__name__}')}")
+    return _from_number(value)
+
+
+def hour(seconds: int, zone: ZoneInfo | None) -> str:
+    """Return the hour of the day, "0" to "23"."""
+    return str(_local(seconds, zone).hour)
+
+
+def weekday(seconds: int, zone: ZoneInfo | None) -> str:
+    """Return the weekday, "1" (Monday) to "7" (Sunday), as in ISO 8601."""
+    return str(_local(seconds, zone).isoweekday())
+
+
+def day(seconds: int, zone: ZoneInfo | None) -> str:
+    """Return the day of the month, "1" to "31"."""
+    return str(_local(seconds, zone).day)
+
+
+PARTS: dict[str, Callable[[int, ZoneInfo | None], str]] = {"hour": hour, "weekday": weekday, "day": day}
+
+
+def time_zone(name: str) -> ZoneInfo:
+    """Return the time zone with this IANA name.
+
+    Raises:
+        ValueError: There is no such time zone.
+    """
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"timezone {name!r} is unknown: use an IANA name such as Europe/Istanbul. If the name is correct, install "
+            "the package tzdata"
+        ) from error
+
+
+def _local(seconds: int, zone: ZoneInfo | None) -> datetime:
+    try:
+        return datetime.fromtimestamp(seconds, zone or UTC)
+    except (OverflowError, ValueError, OSError) as error:  # the first and the last day of the calendar
+        raise ValueError(f"{EXPECTED}, got one outside the years 1 to 9999 of the time zone") from error
+
+
+def _from_iso(text: str) -> int:
+    match = ISO.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{EXPECTED}, got {_shortened(text)}")
+    offset = match["offset"] or "Z"
+    try:
+        moment = datetime.fromisoformat(
+            f"{match['date']}T{match['time'] or '00:00'}{'Z' if offset == 'UTC' else offset}"
+        )
+    except ValueError as error:
+        raise ValueError(f"{EXPECTED}, got {_shortened(text)}: {error}") from error
+    return int(moment.timestamp())
+
+
+def _from_number(value: float) -> int:
+    if MIN_SECONDS <= value < MAX_SECONDS:
+        return int(value)
+    if MAX_SECONDS <= value < MAX_MILLISECONDS:
+        return int(value) // 1000
+    got = "a larger number" if value > MAX_MILLISECONDS * 10**6 else repr(value)
+    raise ValueError(f"{EXPECTED} of 1973 or later, got {got}")
+
+
+def _parsed(number: str) -> float:
+    return int(number) if number.isdigit() and len(number) < 20 else float(number)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."

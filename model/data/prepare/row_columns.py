@@ -1,0 +1,115 @@
+"""The weight, the unit and the request of each row, which training and metrics use beside the fields."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from contract.schema import Field
+from model.data.prepare.columns import BadValueError, holds, number_column, text_column
+from model.data.prepare.counting import DistinctValues
+from model.data.prepare.writing import GrowingArray
+from model.data.readers.log import Log
+
+WEIGHTS, UNITS, REQUESTS = "weights", "units", "requests"
+KINDS = (WEIGHTS, UNITS, REQUESTS)
+
+
+def row_file(folder: Path, split: str, kind: str) -> Path:
+    """Return the file of the weights, units or requests of a split."""
+    return folder / f"{split}.{kind}.npy"
+
+
+def distinct_row_values() -> dict[str, DistinctValues]:
+    """Return an empty numbering of the units and one of the requests, which all splits of a log share."""
+    return {kind: DistinctValues() for kind in (UNITS, REQUESTS)}
+
+
+class RowColumns:
+    """The files with the weights, units and requests of one split. Use it as a context manager."""
+
+    def __init__(self, folder: Path, split: str, log: Log, values: Mapping[str, DistinctValues]) -> None:
+        """Open the files of the columns that the log has.
+
+        Args:
+            folder: The folder to write to.
+            split: The split.
+            log: The log.
+            values: See distinct_row_values().
+        """
+        named = {WEIGHTS: log.weight, UNITS: log.unit, REQUESTS: log.request}
+        self._columns = {kind: column for kind, column in named.items() if column}
+        self._values = values
+        self._split = split
+        self._total_weight = 0.0
+        self._files = {
+            kind: GrowingArray(row_file(folder, split, kind), np.float32 if kind == WEIGHTS else np.int32)
+            for kind in self._columns
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.__exit__(kind, error, trace)
+
+    def append(self, batch: pl.DataFrame) -> None:
+        """Write the columns of a batch of rows.
+
+        Raises:
+            BadValueError: If a weight is not a finite number of at least 0, or a unit or request cannot be read.
+        """
+        for kind, column in self._columns.items():
+            file = self._files[kind]
+            if kind == WEIGHTS:
+                weights = weight_column(batch[column])
+                self._total_weight += float(weights.sum(dtype=np.float64))
+                file.append(weights)
+            else:
+                file.append(code_column(batch[column], self._values[kind], file.rows))
+
+    def check(self) -> None:
+        """Check the weights of the whole split.
+
+        Raises:
+            BadValueError: If all weights are 0.
+        """
+        if WEIGHTS in self._columns and not self._total_weight:
+            reason = f"is 0 in all rows of {self._split}. Weights must not all be 0; remove weight, or fix the file"
+            raise BadValueError(self._columns[WEIGHTS], reason)
+
+
+def weight_column(column: pl.Series) -> NDArray[np.float32]:
+    """Return a column as weights, float32 (rows).
+
+    Raises:
+        BadValueError: If a weight is missing, negative, or not finite as float32.
+    """
+    numbers = number_column(column, Field("weight", "context", "numeric"))
+    with np.errstate(over="ignore"):
+        weights = numbers.astype(np.float32)
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong):
+        row = int(wrong[0])
+        reason = f"{holds(column[row])}; expected a weight of at least 0. Fix the file, or write 0 to ignore the row."
+        raise BadValueError(column.name, reason, row)
+    return weights
+
+
+def code_column(column: pl.Series, values: DistinctValues, first_row: int) -> NDArray[np.int32]:
+    """Return a column of units or requests as codes, int32 (rows). Equal values have the same code, of at least 1.
+
+    A row without a value is a unit or request of its own, with the code -(row + 1), where `first_row` is the number of
+    the column's first row in its split.
+    """
+    text = text_column(column).str.strip_chars().replace("", None)
+    codes = values.codes(text)
+    rows = np.arange(first_row, first_row + len(codes), dtype=np.int32)
+    return np.where(codes == 0, -1 - rows, codes)

@@ -1,0 +1,67 @@
+"""Columns of timestamps as Unix seconds, read as contract/timestamps.py reads the values of a request."""
+
+import polars as pl
+
+from contract.timestamps import MAX_MILLISECONDS, MAX_SECONDS, MIN_SECONDS, timestamp
+
+# The notations of most logs, which polars reads much faster than Python.
+REGULAR = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-5][0-9](?:[.,][0-9]+)?Z?$"
+INTEGER = r"^[0-9]{9,15}$"
+EXPECTED_TIME = "expected an ISO 8601 time, or Unix seconds or milliseconds"  # in error messages
+YEAR_0 = "0000"  # polars has this year, and Python does not
+
+
+def unix_seconds(column: pl.Series) -> pl.Series:
+    """Return a column of timestamps as Unix seconds, int64, rounded down. Null means missing or unreadable.
+
+    Raises:
+        ValueError: If the column has a type that cannot hold timestamps. The message is the reason.
+    """
+    dtype = column.dtype
+    if isinstance(dtype, pl.Datetime):
+        return column.dt.timestamp("us") // 1_000_000
+    if dtype == pl.Date:
+        return column.cast(pl.Int64) * 86_400
+    if dtype.is_integer():
+        return seconds_of_integers(column.cast(pl.Int64, strict=False))
+    if dtype == pl.Float64:
+        return seconds_of_integers(column.floor().cast(pl.Int64, strict=False))
+    if dtype in (pl.String, pl.Categorical, pl.Enum) or column.null_count() == len(column):
+        return seconds_of_text(column.cast(pl.String).str.strip_chars())
+    raise ValueError(f"has the type {dtype}; expected text, timestamps, integers or 64-bit floats")
+
+
+def seconds_of_integers(numbers: pl.Series) -> pl.Series:
+    """Return Unix seconds or milliseconds, int64, as seconds. A number that is neither becomes null."""
+    value = pl.col(numbers.name)
+    seconds = (
+        pl.when(value.is_between(MIN_SECONDS, MAX_SECONDS, closed="left"))
+        .then(value)
+        .when(value.is_between(MAX_SECONDS, MAX_MILLISECONDS, closed="left"))
+        .then(value // 1000)
+    )
+    return numbers.to_frame().select(seconds.alias(numbers.name)).to_series()
+
+
+def seconds_of_text(text: pl.Series) -> pl.Series:
+    """Return text without white space around it as Unix seconds. Unreadable text becomes null."""
+    value = pl.col(text.name)
+    is_regular = value.str.contains(REGULAR) & ~value.str.starts_with(YEAR_0)
+    moments = value.str.slice(0, 19).str.replace("T", " ", literal=True)
+    numbers = pl.when(value.str.contains(INTEGER)).then(value).cast(pl.Int64, strict=False).alias("number")
+    regular = pl.when(is_regular).then(moments).str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False).alias("moment")
+    parsed = text.to_frame().select(numbers, regular)
+    seconds = seconds_of_integers(parsed["number"]).fill_null(unix_seconds(parsed["moment"])).rename(text.name)
+    others = text.filter(seconds.is_null() & text.is_not_null()).unique()
+    if not len(others):
+        return seconds
+    found = pl.Series([timestamp_or_none(value) for value in others.to_list()], dtype=pl.Int64)
+    return seconds.fill_null(text.replace_strict(others, found, default=None, return_dtype=pl.Int64))
+
+
+def timestamp_or_none(text: str) -> int | None:
+    """Return the contract's Unix seconds of a text, or None if it cannot be read."""
+    try:
+        return timestamp(text)
+    except ValueError:
+        return None
