@@ -147,11 +147,11 @@ class Encoder:
         Raises:
             ValueError: A value does not fit its field. See `row_errors`.
         """
-        parts = []
-        for reader, rows in ((self._context, contexts), (self._candidate, candidates)):
-            parts.append(reader.ids(reader.columns(rows, NOTHING), len(rows), lookup))
-            parts.append(reader.normalize(reader.numbers(rows)))
-        context_ids, context_values, candidate_ids, candidate_values = parts
+        sides = (self._context, contexts), (self._candidate, candidates)
+        context_ids, candidate_ids = (
+            reader.ids(reader.columns(rows, NOTHING), len(rows), lookup) for reader, rows in sides
+        )
+        context_values, candidate_values = (reader.normalize(reader.numbers(rows)) for reader, rows in sides)
         return ModelInput(context_ids, candidate_ids, context_values, candidate_values)
 
     def row_errors(self, rows: Sequence[Features]) -> dict[int, BadFeature]:

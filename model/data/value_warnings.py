@@ -12,7 +12,22 @@ import polars as pl
 from numpy.typing import NDArray
 
 # Texts that programs write for a missing value.
-NULL_MARKERS = ("\\N", "NULL", "Null", "null", "NaN", "nan", "NAN", "None", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>")
+NULL_MARKERS: tuple[str, ...] = (
+    "\\N",
+    "NULL",
+    "Null",
+    "null",
+    "NaN",
+    "nan",
+    "NAN",
+    "None",
+    "NA",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "#NA",
+    "<NA>",
+)
 NULL_MARKERS += ("NaT", "(null)", "<null>", "[null]", "nil", "undefined", "#NULL!")
 # Texts that may mean "missing" but may also be a category like any other, so that nobody is warned about them.
 POSSIBLE_MARKERS = {
@@ -200,7 +215,7 @@ def leak_warning(name: str, counts: pl.DataFrame, label: str, numeric: bool = Fa
 def held_back_auc(counts: pl.DataFrame) -> float:
     """Return the AUC of a value's click rate, measured on the rows held back. It is 0.5 with too few of a class."""
     fit_rows, fit_clicks = counts["rows"] - counts["held_rows"], counts["clicks"] - counts["held_clicks"]
-    base = fit_clicks.sum() / max(fit_rows.sum(), 1)
+    base = int(fit_clicks.sum()) / max(int(fit_rows.sum()), 1)
     rate = (fit_clicks + base) / (fit_rows + 1)
     return grouped_auc(rate.to_numpy(), counts["held_rows"].to_numpy(), counts["held_clicks"].to_numpy())
 
@@ -226,7 +241,7 @@ def grouped_auc(score: NDArray[np.float64], rows: NDArray[np.int64], clicks: NDA
 
 def is_typical(found: pl.DataFrame, values: pl.DataFrame) -> bool:
     """Return whether these values make up most rows of the column."""
-    return len(found) > 0 and found["rows"].sum() >= TYPICAL_SHARE * values["rows"].sum()
+    return len(found) > 0 and int(found["rows"].sum()) >= TYPICAL_SHARE * int(values["rows"].sum())
 
 
 def example(found: pl.DataFrame) -> str:

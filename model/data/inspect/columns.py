@@ -53,7 +53,7 @@ class Column:
     @property
     def top(self) -> str:
         """The most frequent value."""
-        counts = self.text.drop_nulls().value_counts(sort=True)
+        counts = self.text.drop_nulls().value_counts(sort=True, name="__rows__")
         return str(counts[self.name][0]) if len(counts) else ""
 
 

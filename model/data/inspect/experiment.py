@@ -218,10 +218,11 @@ def remark(each: Guess) -> str:
     """Return the comment beside a field."""
     column = each.column
     if each.kind == "numeric" and column.numbers is not None:
-        usual = (
-            column.numbers if column.sentinel is None else column.numbers.filter(column.numbers != column.sentinel[0])
-        )
-        shown = f"{usual.min():g} to {usual.max():g}"
+        usual = column.numbers.drop_nulls()
+        if column.sentinel is not None:
+            usual = usual.filter(usual != column.sentinel[0])
+        numbers = usual.to_numpy()
+        shown = f"{numbers.min():g} to {numbers.max():g}"
     else:
         shown = f"{column.distinct:,} values, such as {comment(column.top)}"
     missing = f", {column.missing:.1%} missing" if column.missing else ""

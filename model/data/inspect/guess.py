@@ -194,7 +194,7 @@ def guess_roles(found: Guesses) -> None:
 
 def guess_kind(column: Column) -> tuple[Kind, str]:
     """Return the kind of a field, and what to check about it."""
-    if column.numbers is None:
+    if column.numbers is None or column.distinct == 1:  # one number and missing values
         return "categorical", ""
     parts = {*words(column.name)}
     present = column.numbers.drop_nulls()
@@ -257,8 +257,8 @@ def guess_sides(found: Guesses) -> None:
         each.side = "candidate" if depends_on_item else "context"
         doubt = f"each {item.column.name} has one value" if depends_on_item and item else "the side is a guess"
         each.unsure = "; ".join(filter(None, (each.unsure, doubt)))
-    for side in ("context", "candidate"):
-        ensure_side(found, side)
+    ensure_side(found, "context")
+    ensure_side(found, "candidate")
 
 
 def variation(found: Guesses, fields: Sequence[Guess]) -> Mapping[str, Side]:

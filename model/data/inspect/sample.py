@@ -128,7 +128,8 @@ def read_sample(paths: Sequence[Path], rows: int = SAMPLE_ROWS) -> Sample:
         sampled.append(paths[-1])
     text = None if ending(paths[0]) == PARQUET else detect_format(paths[0])
     per_file = max(1, rows // len(sampled))
-    frames, is_complete = [], len(sampled) == len(paths)
+    frames: list[pl.DataFrame] = []
+    is_complete = len(sampled) == len(paths)
     for path in sampled:
         if text is not None and text.has_header and path != paths[0]:
             check_columns(path, header_of(path, text), text.columns, paths[0])
@@ -138,7 +139,7 @@ def read_sample(paths: Sequence[Path], rows: int = SAMPLE_ROWS) -> Sample:
             raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
         columns = frames[0].columns if frames else frame.columns
         check_columns(path, frame.columns, columns, paths[0])
-        frames.append(frame.select(columns))
+        frames.append(pl.DataFrame([frame.get_column(name) for name in columns]))  # select() would expand "*"
         is_complete &= is_whole
     try:
         joined = pl.concat(frames, how="vertical_relaxed", rechunk=True)
@@ -183,7 +184,7 @@ def read_rows(path: Path, text: TextFormat | None, rows: int) -> tuple[pl.DataFr
     """
     frame = scan(path, text)
     if text is not None:
-        found = frame.select(text.columns).head(rows + 1).collect(engine="streaming")
+        found = frame.head(rows + 1).collect(engine="streaming")
         return found.head(rows), len(found) <= rows
     total = int(frame.select(pl.len()).collect().item())
     if total <= rows:
@@ -249,10 +250,11 @@ def row_width(lines: Sequence[str], delimiter: str, quote: str) -> int:
 def parse(lines: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
     """Return the values of lines. Raises csv.Error if a quote is not closed."""
     csv.field_size_limit(sys.maxsize)
-    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     text = (f"{line}\n" for line in lines)
     is_cut = len(lines) in (1, SNIFFED_LINES)
-    return list(csv.reader(text, delimiter=delimiter, quotechar=quote or None, quoting=quoting, strict=not is_cut))
+    if not quote:
+        return list(csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE))
+    return list(csv.reader(text, delimiter=delimiter, quotechar=quote, strict=not is_cut))
 
 
 def header_of(path: Path, text: TextFormat) -> tuple[str, ...]:

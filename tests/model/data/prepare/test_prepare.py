@@ -251,7 +251,11 @@ def test_the_warnings_about_values_are_given_for_the_fields_of_a_prepared_log(tm
 
 def test_an_id_of_the_row_is_a_warning(tmp_path: Path) -> None:
     rows = 200
-    columns = {"place": ["p", "q"] * 100, "ad": [f"r{n}" for n in range(rows)], "bid": [1.0, 2.0] * 100}
+    columns: dict[str, Sequence[Any]] = {
+        "place": ["p", "q"] * 100,
+        "ad": [f"r{n}" for n in range(rows)],
+        "bid": [1.0, 2.0] * 100,
+    }
     series = {name: [pl.Series(values)] * 3 for name, values in columns.items()}
     (said, *others) = warnings(write(tmp_path, log_of(series, labels=[0, 1, 1, 0] * 50)))
     assert said.startswith('column "ad" has 200 distinct values in 200 rows')
