@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 from contract.schema import NAME, Side
 from model.data.inspect.columns import Column
 from model.data.inspect.guess import Guess, Guesses
-from model.data.inspect.layout import Layout, duration
+from model.data.inspect.layout import Layout, Period, duration, time_fields
 from model.data.inspect.sample import DELIMITERS, QUOTE, Sample, ending
 from model.data.value_warnings import quoted, rows_in
 
 SMALL_LOG = 100_000  # rows; the default batch size suits larger logs
 SMALL_BATCH = 256
 UNSURE = "UNSURE"
-DERIVED = ("hour", "weekday")
 
 
 def write_experiment(
-    name: str, sample: Sample, found: Guesses, layout: Layout, span: float | None, total: int | None
+    name: str, sample: Sample, found: Guesses, layout: Layout, period: Period | None, total: int | None
 ) -> str:
     """Return the text of a TOML file that ctr-prepare and ctr-train read.
 
@@ -26,7 +25,7 @@ def write_experiment(
         sample: The sample that the guesses are based on.
         found: The guesses.
         layout: The log's files.
-        span: The time between the first and the last row in seconds, if there is a time column.
+        period: The period of the log, if it has a time.
         total: The number of rows of the log, or None if it is not known.
 
     Raises:
@@ -42,7 +41,7 @@ def write_experiment(
         'reader = "table"',
         f"folder = {quoted(layout.folder)}  # relative to --data",
         f"prepared = {quoted(f'prepared/{name}')}",
-        *file_lines(layout, found, names, span),
+        *file_lines(layout, found, names, period),
         *format_lines(sample, found, names),
         *label_lines(found, names),
         *role_lines(found, names),
@@ -50,7 +49,7 @@ def write_experiment(
         *side_lines("candidate", found, names),
         *numeric_lines(found, names),
         *unused_lines(found),
-        *field_lines(found, names),
+        *field_lines(found, names, layout, period),
         *(["", "[training]", f"batch_size = {SMALL_BATCH}  # a small log"] if total and total < SMALL_LOG else []),
     ]
     return "\n".join(lines) + "\n"
@@ -90,7 +89,7 @@ def new_names(found: Guesses) -> dict[str, str]:
     return names
 
 
-def file_lines(layout: Layout, found: Guesses, names: dict[str, str], span: float | None) -> Iterator[str]:
+def file_lines(layout: Layout, found: Guesses, names: dict[str, str], period: Period | None) -> Iterator[str]:
     """Yield the files and how they are split."""
     if layout.splits:
         yield from (f"{split} = {quoted(path)}" for split, path in layout.splits.items())
@@ -98,12 +97,12 @@ def file_lines(layout: Layout, found: Guesses, names: dict[str, str], span: floa
             yield f"time = {quoted(names[found.time])}"
         return
     yield f"files = [{', '.join(map(quoted, layout.files))}]"
-    length = duration(span) if found.time and span is not None else None
+    length = duration(period) if period is not None else None
     if found.time:
         yield f"time = {quoted(names[found.time])}"
-    if length is not None and span is not None:
+    if length is not None and period is not None:
         yield (
-            f'split = {{ by = "time", valid = "{length}", test = "{length}" }}  # the log spans {days(span)}; '
+            f'split = {{ by = "time", valid = "{length}", test = "{length}" }}  # the log spans {days(period.span)}; '
             "the newest rows are test"
         )
         return
@@ -182,10 +181,10 @@ def unused_lines(found: Guesses) -> Iterator[str]:
             yield f"# not used: {comment(quoted(each.column.name))}: {comment(each.note)}"
 
 
-def field_lines(found: Guesses, names: dict[str, str]) -> Iterator[str]:
+def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: Period | None) -> Iterator[str]:
     """Yield the fields derived from the time, and the settings of single fields."""
-    if found.time:
-        for part in DERIVED:
+    if period is not None:
+        for part in time_fields(period, not layout.splits and duration(period) is not None):
             name = part if part not in names.values() else f"{names[found.time]}_{part}"
             if part in found.columns or name in names.values():
                 continue

@@ -21,7 +21,6 @@ from model.data.inspect.words import (
     OTHER_VALUES,
     PREDICTION_WORDS,
     REQUEST_WORDS,
-    TIME_WORDS,
     USER_WORDS,
     WEIGHT_WORDS,
     words,
@@ -165,7 +164,7 @@ def guess_time(found: Guesses) -> None:
         each.role = "unused"
         each.note = "a time"
     present = [each for each in times if each.column.missing < MANY_MISSING and each.column.distinct > 1]
-    ranked = sorted(present, key=lambda each: (each.column.missing > 0, not TIME_WORDS & {*words(each.column.name)}))
+    ranked = sorted(present, key=lambda each: (each.column.missing > 0, -each.column.distinct))
     if ranked:
         ranked[0].role, ranked[0].note = "time", ""
         found.time = ranked[0].column.name

@@ -9,7 +9,7 @@ import msgspec
 from model.data.inspect.columns import describe
 from model.data.inspect.experiment import write_experiment
 from model.data.inspect.guess import Guesses, guess
-from model.data.inspect.layout import Layout, find_layout, time_range
+from model.data.inspect.layout import Layout, Period, find_layout, find_period
 from model.data.inspect.sample import SAMPLE_ROWS, Sample, count_rows, find_files, read_sample
 from model.data.value_warnings import rows_in
 from model.data_config import DataSection
@@ -25,7 +25,7 @@ class Inspected:
         found: The guesses.
         layout: The log's files.
         total: The number of rows of the log, or None if the log is too large to count them.
-        span: The time between the first and the last row in seconds, or None.
+        period: The period of the log, or None if it has no time.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Inspected:
     found: Guesses
     layout: Layout
     total: int | None
-    span: float | None
+    period: Period | None
 
     @property
     def warnings(self) -> list[str]:
@@ -49,7 +49,7 @@ class Inspected:
 
     def experiment(self) -> str:
         """Return a first experiment as TOML (see write_experiment())."""
-        text = write_experiment(self.name, self.sample, self.found, self.layout, self.span, self.total)
+        text = write_experiment(self.name, self.sample, self.found, self.layout, self.period, self.total)
         msgspec.toml.decode(text, type=DataSection)  # never write a file that ctr-prepare would reject
         return text
 
@@ -69,6 +69,5 @@ def inspect_log(arguments: Sequence[str], data: Path, name: str, rows: int = SAM
     paths = find_files(arguments)
     sample = read_sample(paths, rows)
     found = guess([describe(column) for column in sample.rows.iter_columns()])
-    ends = time_range(sample, found.time) if found.time else None
-    span = ends[1] - ends[0] if ends else None
-    return Inspected(name, sample, found, find_layout(arguments, paths, data), count_rows(sample), span)
+    period = find_period(sample, found.time) if found.time else None
+    return Inspected(name, sample, found, find_layout(arguments, paths, data), count_rows(sample), period)

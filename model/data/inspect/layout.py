@@ -18,7 +18,8 @@ SPLIT_NAMES = {
 }
 MANY_FILES = 5  # more files in one folder are named by a glob
 DAY = 86400
-UNITS = (("d", DAY), ("h", 3600), ("m", 60), ("s", 1))
+WEEK = 7 * DAY
+UNITS = (("h", 3600), ("m", 60), ("s", 1))
 MIN_DAYS, MAX_DAYS = 3, 7  # a log of this many days has whole days as valid and test, up to a week
 PART = 10  # valid and test get one part each
 
@@ -36,6 +37,19 @@ class Layout:
     folder: str
     splits: dict[str, str]
     files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Period:
+    """The period of a log.
+
+    Attributes:
+        span: The time between the first and the last row in seconds.
+        is_days: Whether the times are days, without the time of day.
+    """
+
+    span: float
+    is_days: bool = False
 
 
 def find_layout(arguments: Sequence[str], paths: Sequence[Path], data: Path) -> Layout:
@@ -81,11 +95,8 @@ def is_whole_folder(paths: Sequence[Path]) -> bool:
     return there == {path.name for path in paths} and len({path.suffixes[-1] for path in paths}) == 1
 
 
-def time_range(sample: Sample, column: str) -> tuple[float, float] | None:
-    """Return the first and the last time of a log in Unix seconds, or of the sample if the log is too large.
-
-    None means that the times cannot be read.
-    """
+def find_period(sample: Sample, column: str) -> Period | None:
+    """Return the period of a log, or of the sample if the log is too large. None means that it cannot be read."""
     size = sum(path.stat().st_size for path in sample.paths)
     if sample.is_complete or (sample.text is not None and size > MAX_COUNTED_BYTES):
         frames = [sample.rows.lazy()]
@@ -98,7 +109,14 @@ def time_range(sample: Sample, column: str) -> tuple[float, float] | None:
         found = frame.select(values.min().alias("first"), values.max().alias("last")).collect(engine="streaming")
         ends += [seconds(found["first"]), seconds(found["last"])]
     known = [end for end in ends if end is not None]
-    return (min(known), max(known)) if known else None
+    return Period(max(known) - min(known), is_days(sample.rows[column], known)) if known else None
+
+
+def is_days(times: pl.Series, ends: Sequence[float]) -> bool:
+    """Return whether times are days, without the time of day."""
+    if times.dtype == pl.String and not is_numbers(times):
+        return bool(times.drop_nulls().str.strip_chars().str.len_chars().max() == len("2026-01-31"))
+    return times.dtype == pl.Date or all(end % DAY == 0 for end in ends)
 
 
 def is_numbers(column: pl.Series) -> bool:
@@ -122,11 +140,18 @@ def seconds(time: pl.Series) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def duration(span: float) -> str | None:
-    """Return the length of valid and of test for a log of this many seconds, or None if it is too short."""
-    if span >= MIN_DAYS * DAY:
-        return f"{min(max(1, int(span / PART // DAY)), MAX_DAYS)}d"
+def duration(period: Period) -> str | None:
+    """Return the length of valid and of test, or None if the log is too short to be split by time."""
+    if period.span >= MIN_DAYS * DAY or (period.is_days and period.span >= (MIN_DAYS - 1) * DAY):
+        return f"{min(max(1, int(period.span / PART // DAY)), MAX_DAYS)}d"
     for unit, length in UNITS:
-        if count := int(span / PART // length):
+        if not period.is_days and (count := int(period.span / PART // length)):
             return f"{count}{unit}"
     return None
+
+
+def time_fields(period: Period, is_split_by_time: bool) -> list[str]:
+    """Return the transforms of the time that occur again after training: the hour of the day and the weekday."""
+    train = period.span * (1 - 2 / PART if is_split_by_time else 1)
+    transforms = ["hour"] if train >= DAY and not period.is_days else []
+    return [*transforms, "weekday"] if train >= WEEK else transforms

@@ -15,6 +15,7 @@ SAMPLE_ROWS = 100_000
 MAX_SAMPLED_FILES = 50
 PARQUET_SLICES = 10
 SNIFFED_LINES = 1000
+MAX_SAMPLE_BYTES = 1 << 28  # of text, by the length of the first lines
 MAX_COUNTED_BYTES = 1 << 30  # larger logs are not read to the end
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 OTHER_DELIMITERS = (",", "\t", ";", "|", "\x01")
@@ -127,6 +128,9 @@ def read_sample(paths: Sequence[Path], rows: int = SAMPLE_ROWS) -> Sample:
     if sampled[-1] != paths[-1]:
         sampled.append(paths[-1])
     text = None if ending(paths[0]) == PARQUET else detect_format(paths[0])
+    if text is not None:
+        lines = first_lines(paths[0], SNIFFED_LINES)
+        rows = min(rows, MAX_SAMPLE_BYTES * len(lines) // sum(map(len, lines)))
     per_file = max(1, rows // len(sampled))
     frames: list[pl.DataFrame] = []
     is_complete = len(sampled) == len(paths)

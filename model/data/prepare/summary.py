@@ -91,9 +91,11 @@ def value_warnings(prepared: Prepared) -> list[str]:
         if field.transform is UNSET:
             messages += text_warnings(field.name, tokens)
     for column, field in enumerate(prepared.schema.select("numeric")):
-        normalized = pl.Series(values[:, column].astype(np.float64)).fill_nan(None)
+        numbers = values[:, column].astype(np.float64) * field.std + field.mean
+        if field.transform == "log1p":
+            numbers = np.copysign(np.expm1(np.abs(numbers)), numbers)
         # Normalized numbers have the precision of float32.
-        counts = count_values((normalized * field.std + field.mean).round_sig_figs(6), labels)
+        counts = count_values(pl.Series(numbers).fill_nan(None).round_sig_figs(6), labels)
         messages += filter(None, [leak_warning(field.name, counts, data.label, numeric=True)])
     return messages
 

@@ -19,7 +19,7 @@ from model.data.inspect import sample as sampling
 from model.data.inspect.columns import describe
 from model.data.inspect.guess import guess
 from model.data.inspect.inspect import Inspected, inspect_log
-from model.data.inspect.layout import duration, split_names
+from model.data.inspect.layout import Period, duration, split_names, time_fields
 from model.data.inspect.sample import find_files
 from model.data.synthetic import generate
 from model.data_config import Data, SplitAtRandom, SplitByTime, read_data
@@ -76,10 +76,13 @@ def test_a_log_with_semicolons_text_labels_and_times_becomes_an_experiment(tmp_p
     assert data.rename == {"user id": "user_id"}
     assert (data.context, data.candidate, data.numeric) == (("user_id", "country"), ("ad", "campaign", "bid"), ("bid",))
     hour, weekday, bid = data.fields
-    assert [(each.name, each.source, each.side, each.transform) for each in (hour, weekday)] == [
-        ("hour", "shown_at", "context", "hour"),
-        ("weekday", "shown_at", "context", "weekday"),
-    ]
+    assert (hour.name, hour.source, hour.side, hour.transform) == ("hour", "shown_at", "context", "hour")
+    assert (weekday.name, weekday.source, weekday.side, weekday.transform) == (
+        "weekday",
+        "shown_at",
+        "context",
+        "weekday",
+    )
     assert (bid.name, bid.missing) == ("bid", ("-999999.0",))
     (warning,) = found.warnings
     assert warning.startswith('column "bid" holds -999999 in ')
@@ -197,7 +200,8 @@ def test_a_large_log_is_sampled_and_only_its_size_is_exact(tmp_path: Path) -> No
         assert len(found.sample.rows) == 500
         assert not found.sample.is_complete
         assert found.total == 6000
-        assert found.span == pytest.approx(2 * 86400, rel=0.01)  # from all rows
+        assert found.period is not None
+        assert found.period.span == pytest.approx(2 * 86400, rel=0.01)  # from all rows
         assert found.experiment().startswith("# Written by ctr-inspect from 500 rows.")
 
 
@@ -371,19 +375,57 @@ def test_a_sentinel_is_found_if_it_is_far_from_the_other_numbers(sentinel: float
 
 
 @pytest.mark.parametrize(
-    ("span", "length"),
+    ("span", "is_days", "length", "transforms"),
     [
-        (90 * 86400, "7d"),
-        (30 * 86400, "3d"),
-        (9 * 86400, "1d"),
-        (3 * 86400, "1d"),
-        (86400, "2h"),
-        (300, "30s"),
-        (5, None),
+        (90 * 86400, False, "7d", ["hour", "weekday"]),
+        (30 * 86400, False, "3d", ["hour", "weekday"]),
+        (9 * 86400, False, "1d", ["hour", "weekday"]),
+        (9 * 86400, True, "1d", ["weekday"]),
+        (3 * 86400, False, "1d", ["hour"]),
+        (2 * 86400, True, "1d", []),  # three days
+        (86400, True, None, []),
+        (86400, False, "2h", []),  # the hours of test do not occur in train
+        (300, False, "30s", []),
+        (5, False, None, []),
     ],
 )
-def test_valid_and_test_are_about_a_tenth_of_the_log(span: float, length: str | None) -> None:
-    assert duration(span) == length
+def test_valid_and_test_are_about_a_tenth_of_the_log_and_time_fields_occur_again(
+    span: float, is_days: bool, length: str | None, transforms: list[str]
+) -> None:
+    period = Period(span, is_days)
+    assert duration(period) == length
+    assert time_fields(period, is_split_by_time=length is not None) == transforms
+
+
+@pytest.mark.parametrize("kind", ["date", "text", "seconds", "datetime", "milliseconds", "text with offset"])
+def test_times_in_any_notation_give_the_period(tmp_path: Path, kind: str) -> None:
+    log = clicks(days=12.0)
+    moment = pl.from_epoch("shown_at")
+    notations = {
+        "date": moment.dt.date(),
+        "text": moment.dt.strftime("%Y-%m-%d"),
+        "seconds": pl.col("shown_at"),
+        "datetime": moment,
+        "milliseconds": pl.col("shown_at") * 1000,
+        "text with offset": moment.dt.strftime("%Y-%m-%dT%H:%M:%S+00:00"),
+    }
+    log.with_columns(shown_at=notations[kind]).write_parquet(tmp_path / "log.parquet")
+    found = inspect_log([str(tmp_path / "log.parquet")], tmp_path, "shop")
+    assert found.period is not None
+    is_days = kind in ("date", "text")
+    assert found.period.is_days is is_days
+    assert found.period.span == (11 * 86400 if is_days else pytest.approx(12 * 86400, rel=0.01))
+    data = read(found, tmp_path)
+    assert data.split == SplitByTime(valid="1d", test="1d")
+    assert [each.name for each in data.fields] == (["weekday"] if is_days else ["hour", "weekday"])
+
+
+def test_the_finest_time_is_the_time_of_the_row() -> None:
+    seconds = [JANUARY + 3600 * n for n in range(60)]
+    days = [f"2026-01-{1 + n // 24:02}" for n in range(60)]
+    found = guessed(click=[0, 1] * 30, dt=days, shown_at=seconds, ad=IDS)
+    assert found.time == "shown_at"
+    assert found.columns["dt"].note == "a time"
 
 
 def test_a_log_without_times_is_split_at_random(tmp_path: Path) -> None:
@@ -428,3 +470,12 @@ def test_any_names_and_values_give_a_valid_experiment(
     used = [*document["context"], *document["candidate"]]
     assert {"user", "ad"} <= {*used}
     assert len(used) == len({*used})
+
+
+def test_very_long_values_make_the_sample_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "MAX_SAMPLE_BYTES", 1 << 20)
+    log = clicks(200).with_columns(title=pl.lit("x" * 140_000))
+    log.write_csv(tmp_path / "log.csv")
+    found = inspect_log([str(tmp_path / "log.csv")], tmp_path, "shop")
+    assert len(found.sample.rows) == 7
+    assert found.total == 200
