@@ -190,17 +190,17 @@ def leak_warning(name: str, counts: pl.DataFrame, label: str, numeric: bool = Fa
     Args:
         name: The column.
         counts: Its values (see count_values()).
-        label: The label column.
+        label: What messages call the label.
         numeric: Whether the values are numbers, so that larger ones may mean more or fewer clicks.
     """
-    fix = f"If the value is known only after the impression, remove the field: the model would copy {quoted(label)}."
+    fix = f"If the value is known only after the impression, remove the field: the model would copy {label}."
     auc = held_back_auc(counts)
     if numeric:
         auc = max(auc, ordered_auc(counts))
     if auc >= LEAK_AUC:
         top = counts.filter(pl.col("rows") * pl.col("clicks").sum() < pl.col("clicks") * pl.col("rows").sum())
         shown = f"; for example, {click_rate(top)}" if len(top) else ""
-        return f'column "{name}" predicts {quoted(label)} almost alone, with an AUC of {auc:.5f}{shown}. {fix}'
+        return f'column "{name}" predicts {label} almost alone, with an AUC of {auc:.5f}{shown}. {fix}'
     rows, clicks = int(counts["rows"].sum()), int(counts["clicks"].sum())
     if not 0 < clicks < rows:
         return None
@@ -209,7 +209,7 @@ def leak_warning(name: str, counts: pl.DataFrame, label: str, numeric: bool = Fa
     telling = counts.filter(certain & (pl.col("clicks") >= LEAK_SHARE * clicks))
     if not len(telling):
         return None
-    return f'column "{name}" gives {quoted(label)} away: {click_rate(telling)}, and {clicks / rows:.2%} overall. {fix}'
+    return f'column "{name}" gives {label} away: {click_rate(telling)}, and {clicks / rows:.2%} overall. {fix}'
 
 
 def held_back_auc(counts: pl.DataFrame) -> float:

@@ -25,7 +25,7 @@ from model.data.inspect.words import (
     WEIGHT_WORDS,
     words,
 )
-from model.data.value_warnings import count_values, leak_warning, text_warnings, unique_warning
+from model.data.value_warnings import count_values, leak_warning, quoted, text_warnings, unique_warning
 
 MAX_LABELS = 20  # a label column has at most this many distinct values
 TWO_VALUES = 2  # integers with at most two values are categories, whatever the name says
@@ -224,7 +224,7 @@ def check_values(each: Guess, found: Guesses, labels: np.ndarray[tuple[int], np.
         unused(each, "a different value in almost every row")
         found.warnings.append(unique)
         return
-    if labels is not None and (leak := leak_warning(name, counts, found.label, numeric)):
+    if labels is not None and (leak := leak_warning(name, counts, quoted(found.label), numeric)):
         unused(each, LEAK)
         found.warnings.append(leak)
         return

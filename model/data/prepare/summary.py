@@ -10,7 +10,7 @@ from contract.schema import Field
 from contract.vocabulary import FIRST, UNKNOWN, open_vocabulary
 from model.data.prepare.columns import shown
 from model.data.prepare.prepared import Prepared
-from model.data.value_warnings import count_values, leak_warning, text_warnings, unique_warning
+from model.data.value_warnings import count_values, leak_warning, quoted, text_warnings, unique_warning
 
 # A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
 MAX_UNKNOWN_SHARE = 0.8
@@ -80,6 +80,7 @@ def value_warnings(prepared: Prepared) -> list[str]:
     ids, values, labels = sample_rows(prepared)
     data, rows = prepared.facts.data, prepared.facts.splits["train"].rows
     messages: list[str] = []
+    label = quoted(data.label) if data.reader == "table" else "the label"
     categorical = prepared.schema.select("categorical")
     for column, (field, size) in enumerate(zip(categorical, prepared.vocabulary_sizes, strict=True)):
         counts = count_values(pl.Series(ids[:, column]), labels)
@@ -87,7 +88,7 @@ def value_warnings(prepared: Prepared) -> list[str]:
             present = round(rows * (1 - prepared.facts.missing[field.name]))
             messages += filter(None, [unique_warning(field.name, size - FIRST, present)])
         tokens = with_tokens(counts, prepared, field)
-        messages += filter(None, [leak_warning(field.name, tokens, data.label)])
+        messages += filter(None, [leak_warning(field.name, tokens, label)])
         if field.transform is UNSET:
             messages += text_warnings(field.name, tokens)
     for column, field in enumerate(prepared.schema.select("numeric")):
@@ -96,7 +97,7 @@ def value_warnings(prepared: Prepared) -> list[str]:
             numbers = np.copysign(np.expm1(np.abs(numbers)), numbers)
         # Normalized numbers have the precision of float32.
         counts = count_values(pl.Series(numbers).fill_nan(None).round_sig_figs(6), labels)
-        messages += filter(None, [leak_warning(field.name, counts, data.label, numeric=True)])
+        messages += filter(None, [leak_warning(field.name, counts, label, numeric=True)])
     return messages
 
 

@@ -89,7 +89,7 @@ def test_a_column_that_predicts_the_label_is_a_leak() -> None:
     }
     for name, values in copies.items():
         numeric = values.dtype.is_numeric()
-        warning = leak_warning("x", count_values(values, labels), "click", numeric)
+        warning = leak_warning("x", count_values(values, labels), '"click"', numeric)
         assert warning is not None, name
         assert warning.startswith('column "x" predicts "click" almost alone, with an AUC of 1.00000'), name
         assert "remove the field: the model would copy" in warning
@@ -98,7 +98,7 @@ def test_a_column_that_predicts_the_label_is_a_leak() -> None:
 def test_a_value_with_only_clicks_is_a_leak() -> None:
     random, labels = a_log()
     half = np.where(labels & (random.random(len(labels)) < 0.5), "paid", random.choice(["a", "b"], len(labels)))
-    warning = leak_warning("state", count_values(pl.Series(half), labels), "click")
+    warning = leak_warning("state", count_values(pl.Series(half), labels), '"click"')
     assert warning is not None
     assert warning.startswith('column "state" gives "click" away: "paid" has 100.00% clicks in ')
 
@@ -108,6 +108,6 @@ def test_columns_that_only_help_are_not_leaks() -> None:
     strong = pl.Series(np.where(random.random(len(labels)) < 0.9, labels, 1 - labels))
     unique = pl.Series([f"r{n}" for n in range(len(labels))])
     number = pl.Series(labels + random.normal(size=len(labels)))
-    assert leak_warning("x", count_values(strong.cast(pl.String), labels), "click") is None
-    assert leak_warning("x", count_values(unique, labels), "click") is None
-    assert leak_warning("x", count_values(number, labels), "click", numeric=True) is None
+    assert leak_warning("x", count_values(strong.cast(pl.String), labels), '"click"') is None
+    assert leak_warning("x", count_values(unique, labels), '"click"') is None
+    assert leak_warning("x", count_values(number, labels), '"click"', numeric=True) is None
