@@ -150,8 +150,9 @@ def test_a_toml_block_is_an_experiment_a_sweep_or_a_part_of_one(block: CodeBlock
         _, bases = read_sweep(path)
         assert len(bases[0].points) > 1
     else:
-        # A part has no name. The keys of a whole experiment could contradict those of another.
-        whole = document if "name" in document else merged(msgspec.toml.decode(SMALLEST.text), document)
+        # A block with `files` is complete: it cannot be merged with one that has train, valid and test.
+        is_complete = "files" in document.get("data", {})
+        whole = document if is_complete else merged(msgspec.toml.decode(SMALLEST.text), document)
         assert to_experiment(whole).data.reader == "table"
 
 
