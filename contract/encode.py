@@ -141,6 +141,30 @@ class Encoder:
             self._context.check(context, "$.context", self._strict)
             return self._read(context, candidates, self._all_errors(candidates, skip_bad, errors), known)
 
+    def rows(self, contexts: Sequence[Features], candidates: Sequence[Features], lookup: Lookup) -> ModelInput:
+        """Return the input of N requests with one candidate each. The shapes are those of N contexts and N candidates.
+
+        Raises:
+            ValueError: A value does not fit its field. See `row_errors`.
+        """
+        sides = (self._context, contexts), (self._candidate, candidates)
+        context_ids, candidate_ids = (
+            reader.ids(reader.columns(rows, NOTHING), len(rows), lookup) for reader, rows in sides
+        )
+        context_values, candidate_values = (reader.normalize(reader.numbers(rows)) for reader, rows in sides)
+        return ModelInput(context_ids, candidate_ids, context_values, candidate_values)
+
+    def row_errors(self, rows: Sequence[Features]) -> dict[int, BadFeature]:
+        """Return the first error of each row with a bad value, by position. A row has the values of both sides."""
+        errors: dict[int, BadFeature] = {}
+        for index, features in enumerate(rows):
+            try:
+                self._context.check(features, "$", False)
+                self._candidate.check(features, "$", False)
+            except BadFeature as error:
+                errors[index] = error
+        return errors
+
     def _all_errors(
         self, candidates: Sequence[Features], skip_bad: bool, known: Mapping[int, BadFeature]
     ) -> dict[int, BadFeature]:

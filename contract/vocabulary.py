@@ -51,6 +51,13 @@ class Vocabulary:
         for token, index in self._trie.items():
             yield token, self._ids[index]
 
+    def tokens_of(self, ids: NDArray[np.int32]) -> list[str]:
+        """Return the tokens of ids from FIRST on. Shape: (n) -> n texts."""
+        found = np.asarray(self._ids)
+        index = np.empty(len(found), np.int32)
+        index[found - FIRST] = np.arange(len(found), dtype=np.int32)
+        return [self._trie.restore_key(place) for place in index[ids - FIRST].tolist()]
+
     def save(self, folder: Path, name: str) -> None:
         """Write the vocabulary of the field `name` as two files, <name>.marisa and <name>.ids.npy."""
         self._trie.save(str(folder / f"{name}.marisa"))

@@ -46,6 +46,24 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
         new.rename(path)
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file, in its own folder next to `path`, and rename it to `path` on success.
+
+    An existing file is replaced. Temporary folders that killed processes left behind are removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary,
+        (Path(temporary) / LOCK).open("wb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new = Path(temporary) / "new"
+        yield new
+        new.rename(path)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary folders that killed processes left next to `path`.
 

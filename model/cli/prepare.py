@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     console.print(summary(prepared))
     for line in warnings(prepared):
-        console.print(f"warning: {line}", style="bold yellow", soft_wrap=True)
+        console.print(f"warning: {line}", style="bold yellow", soft_wrap=True, markup=False)
     console.print(f"wrote {prepared.folder}")
     return 0
 

@@ -215,3 +215,30 @@ def test_known_ids_do_not_change_ids_or_counts(candidates: list[dict[str, Any]],
     assert slow_input.candidate_ids.tolist() == input_.candidate_ids.tolist()
     assert slow_input.context_ids.tolist() == input_.context_ids.tolist()
     assert (slow_unknown, plain.missing, plain.ignored) == (unknown, quick.missing, quick.ignored)
+
+
+VALUES = st.sampled_from([None, "u1", "u2", " u1 ", 7, 8.0, "4082", 4082, "ad-1", "other"])
+NUMBERS = st.sampled_from([None, 0, 1.5, 1e9])
+ROWS = st.fixed_dictionaries({}, optional={"user": VALUES, "hour": VALUES, "ad": VALUES, "bid": NUMBERS})
+
+
+@given(st.lists(ROWS, min_size=1, max_size=5))
+def test_rows_are_encoded_as_requests_with_one_candidate(rows: list[dict[str, Any]]) -> None:
+    encoder = Encoder(SCHEMA)
+    together = encoder.rows(rows, rows, LOOKUP)
+    for index, row in enumerate(rows):
+        alone, _ = encoder.ids(encoder.tokens(row, [row]), LOOKUP)
+        assert together.context_ids[index].tolist() == alone.context_ids[0].tolist()
+        assert together.candidate_ids[index].tolist() == alone.candidate_ids[0].tolist()
+        assert together.candidate_values[index].tolist() == alone.candidate_values[0].tolist()
+    assert together.context_values.shape == (len(rows), 0)
+    assert encoder.row_errors(rows) == {}
+
+
+def test_the_errors_of_rows_name_the_field() -> None:
+    rows: list[dict[str, Any]] = [{"bid": 1}, {"bid": "cheap"}, {"user": ["u1"]}]
+    errors = Encoder(SCHEMA).row_errors(rows)
+    assert {index: error.path for index, error in errors.items()} == {1: "$.bid", 2: "$.user"}
+    assert "field 'bid' must be a number or null, got a string" in errors[1].reason
+    with pytest.raises(ValueError, match="must be a number"):
+        Encoder(SCHEMA).rows(rows[:2], rows[:2], LOOKUP)

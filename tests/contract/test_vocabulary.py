@@ -29,6 +29,8 @@ def test_token_has_the_id_of_its_rank_after_writing_and_reading(
     assert [opened(t) for t in ranked] == list(range(FIRST, FIRST + len(ranked)))
     assert sorted(opened.items(), key=lambda item: item[1]) == [(t, i + FIRST) for i, t in enumerate(ranked)]
     assert len(opened) == len(ranked) + 2
+    ids = np.arange(FIRST, FIRST + len(ranked), dtype=np.int32)[::-1]
+    assert opened.tokens_of(ids) == ranked[::-1]
 
 
 def test_empty_vocabulary_has_only_unknown_and_missing(tmp_path: Path) -> None:

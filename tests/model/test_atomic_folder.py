@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.atomic_folder import new_folder, write_whole
+from model.atomic_folder import LOCK, new_file, new_folder, write_whole
 
 MARKER = "schema.json"
 
@@ -21,6 +21,12 @@ def write(path: Path, text: str) -> None:
 def write_half(path: Path) -> None:
     with new_folder(path, MARKER) as folder:
         (folder / MARKER).write_text("half")
+        raise KeyboardInterrupt
+
+
+def write_half_of_a_file(path: Path) -> None:
+    with new_file(path) as file:
+        file.write_text("half")
         raise KeyboardInterrupt
 
 
@@ -177,3 +183,18 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_its_content(tmp_p
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["report.md"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "scores.csv"
+    with pytest.raises(KeyboardInterrupt):
+        write_half_of_a_file(target)
+    assert names(tmp_path / "a") == []
+    left_behind = tmp_path / "a" / ".scores.csv.killed"
+    left_behind.mkdir()
+    (left_behind / LOCK).touch()
+    for text in ("one", "two"):
+        with new_file(target) as file:
+            file.write_text(text)
+        assert target.read_text() == text
+        assert names(tmp_path / "a") == ["scores.csv"]

@@ -1,16 +1,20 @@
 """The table of fields and the warnings that ctr-prepare prints about a prepared log."""
 
 import numpy as np
+import polars as pl
 from msgspec import UNSET
 from numpy.typing import NDArray
 from rich.table import Table
 
+from contract.schema import Field
 from contract.vocabulary import FIRST, UNKNOWN, open_vocabulary
 from model.data.prepare.columns import shown
 from model.data.prepare.prepared import Prepared
+from model.data.value_warnings import count_values, leak_warning, quoted, text_warnings, unique_warning
 
 # A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
 MAX_UNKNOWN_SHARE = 0.8
+SAMPLE_ROWS, SAMPLE_PARTS = 200_000, 20  # what the warnings about values look at
 CAPTION = "missing: share in train; unknown: share in test that is not in the vocabulary\n"
 
 
@@ -69,16 +73,84 @@ def useless_fields(prepared: Prepared) -> list[str]:
 
 def warnings(prepared: Prepared) -> list[str]:
     """Return messages about what looks suspicious but is not necessarily a mistake."""
-    messages = [*useless_fields(prepared), *sentinels(prepared)]
+    return [*useless_fields(prepared), *sentinels(prepared), *value_warnings(prepared), *unknown_warnings(prepared)]
+
+
+def value_warnings(prepared: Prepared) -> list[str]:
+    """Return the warnings about the values of each field (see model/data/value_warnings.py), in a sample of train."""
+    ids, values, labels = sample_rows(prepared)
+    data, rows = prepared.facts.data, prepared.facts.splits["train"].rows
+    messages: list[str] = []
+    label = quoted(data.label) if data.reader == "table" else "the label"
+    categorical = prepared.schema.select("categorical")
+    for column, (field, size) in enumerate(zip(categorical, prepared.vocabulary_sizes, strict=True)):
+        counts = count_values(pl.Series(ids[:, column]), labels)
+        if data.min_count_of(field.name) == 1 and not data.vocabulary:
+            present = round(rows * (1 - prepared.facts.missing[field.name]))
+            messages += filter(None, [unique_warning(field.name, size - FIRST, present)])
+        tokens = with_tokens(counts, prepared, field)
+        messages += filter(None, [leak_warning(field.name, tokens, label)])
+        if field.transform is UNSET:
+            messages += text_warnings(field.name, tokens)
+    for column, field in enumerate(prepared.schema.select("numeric")):
+        numbers = values[:, column].astype(np.float64) * field.std + field.mean
+        if field.transform == "log1p":
+            numbers = np.copysign(np.expm1(np.abs(numbers)), numbers)
+        # Normalized numbers have the precision of float32.
+        counts = count_values(pl.Series(numbers).fill_nan(None).round_sig_figs(6), labels)
+        messages += filter(None, [leak_warning(field.name, counts, label, numeric=True)])
+    return messages
+
+
+def sample_rows(prepared: Prepared) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the ids, normalized values and labels of at most SAMPLE_ROWS rows of train, from all its parts."""
+    ids, values, labels = prepared.split("train")
+    if len(labels) <= SAMPLE_ROWS:
+        return np.asarray(ids), np.asarray(values), labels
+    length = SAMPLE_ROWS // SAMPLE_PARTS
+    starts = np.linspace(0, len(labels) - length, SAMPLE_PARTS).astype(np.int64)
+    parts = [slice(start, start + length) for start in starts.tolist()]
+    return tuple(np.concatenate([array[part] for part in parts]) for array in (ids, values, labels))  # type: ignore[return-value]
+
+
+def with_tokens(counts: pl.DataFrame, prepared: Prepared, field: Field) -> pl.DataFrame:
+    """Replace the ids in a column's counts with their tokens. Unknown values are left out; missing ones are null."""
+    counts = counts.filter(pl.col("value") != UNKNOWN)
+    known = counts["value"] >= FIRST
+    tokens = open_vocabulary(prepared.vocabulary, field.name).tokens_of(counts.filter(known)["value"].to_numpy())
+    texts = pl.Series([None] * len(counts), dtype=pl.String).scatter(known.arg_true(), tokens) if tokens else None
+    return counts.with_columns((texts if texts is not None else pl.lit(None, pl.String)).alias("value"))
+
+
+def unknown_warnings(prepared: Prepared) -> list[str]:
+    """Return messages about fields whose values are mostly unknown.
+
+    A vocabulary that was counted in this log is never another log's, so that is asked only about `vocabulary`.
+    """
+    data = prepared.facts.data
+    train = np.mean(sample_rows(prepared)[0] == UNKNOWN, axis=0)
     fields = zip(
-        prepared.schema.select("categorical"), prepared.vocabulary_sizes, unknown_shares(prepared), strict=True
+        prepared.schema.select("categorical"),
+        prepared.vocabulary_sizes,
+        train.tolist(),
+        unknown_shares(prepared).tolist(),
+        strict=True,
     )
-    for field, size, share in fields:
-        if size > FIRST and share > MAX_UNKNOWN_SHARE:
-            messages.append(
-                f'column "{field.name}": {share:.2%} of the values in test are not in the vocabulary. '
-                "Check that the vocabulary belongs to this log."
-            )
+    messages = []
+    for field, size, in_train, in_test in fields:
+        min_count = data.min_count_of(field.name)
+        if size == FIRST or max(in_train, in_test) <= MAX_UNKNOWN_SHARE:
+            continue
+        if data.vocabulary:
+            reason = f"{in_test:.2%} of the values in test are not in the vocabulary"
+            messages.append(f'column "{field.name}": {reason}. Check that the vocabulary belongs to this log.')
+        elif in_train > MAX_UNKNOWN_SHARE:
+            reason = f"{in_train:.2%} of the rows of train have a value that occurs fewer than {min_count} times"
+            messages.append(f'column "{field.name}": {reason}. Lower min_count or remove the field.')
+        elif min_count == 1 and field.transform is UNSET:
+            reason = f"{in_test:.2%} of the rows of test have a value that does not occur in train"
+            fix = "The model cannot use such values. Remove the field, or use one that occurs again, such as a group"
+            messages.append(f'column "{field.name}": {reason}. {fix}.')
     return messages
 
 

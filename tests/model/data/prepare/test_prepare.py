@@ -29,7 +29,7 @@ from model.data.prepare.prepared import Prepared, read_prepared
 from model.data.prepare.summary import warnings
 from model.data.readers.log import FILE, LINE, Log, LogFile
 from model.data.synthetic.generate import main as generate
-from model.data_config import Data
+from model.data_config import Data, FieldSpec
 from tests.support.examples import examples
 
 GENERATED = Data(reader="generated", folder="generated", prepared="prepared/generated")
@@ -79,9 +79,11 @@ def columns(kinds: Sequence[tuple[st.SearchStrategy[Any], pl.DataType]]) -> st.S
     return st.sampled_from(kinds).flatmap(of)
 
 
-def log_of(columns: dict[str, list[pl.Series]], fields: tuple[Field, ...] = FIELDS) -> Log:
+def log_of(
+    columns: dict[str, list[pl.Series]], fields: tuple[Field, ...] = FIELDS, labels: Sequence[int] = (0, 1) * 4
+) -> Log:
     splits = {
-        split: pl.DataFrame({"label": [0, 1] * 4} | {name: three[i] for name, three in columns.items()})
+        split: pl.DataFrame({"label": labels} | {name: three[i] for name, three in columns.items()})
         for i, split in enumerate(("train", "valid", "test"))
     }
     return Log(fields, "label", *numbered(splits))
@@ -100,7 +102,8 @@ def numbered(
 
 
 def write(folder: Path, log: Log, min_count: int = 1, given: Path | None = None) -> Prepared:
-    data = Data(reader="frappe", folder="raw", prepared="prepared", min_count=min_count)
+    vocabulary = str(given or "")
+    data = Data(reader="frappe", folder="raw", prepared="prepared", min_count=min_count, vocabulary=vocabulary)
     write_prepared(folder / "prepared", log, data, given)
     return read_prepared(folder / "prepared")
 
@@ -220,6 +223,54 @@ def test_a_vocabulary_of_another_log_is_a_warning(tmp_path: Path) -> None:
     assert warnings(write(tmp_path, log)) == []
     (said,) = warnings(write(tmp_path, log, given=other.vocabulary))
     assert said.startswith('column "ad": 87.50% of the values in test are not in the vocabulary. Check')
+
+
+def test_new_values_in_test_are_never_called_another_log(tmp_path: Path) -> None:
+    columns = {"place": [pl.Series(["p", "q"] * 4)] * 3, "bid": [pl.Series([1.0, 2.0] * 4)] * 3}
+    ads = [pl.Series(["a", "b"] * 4)] * 2 + [pl.Series([*"12345678"])]
+    (said,) = warnings(write(tmp_path, log_of(columns | {"ad": ads})))
+    assert said.startswith('column "ad": 100.00% of the rows of test have a value that does not occur in train. The')
+    assert warnings(write(tmp_path, log_of(columns | {"ad": ads}), min_count=2)) == []  # rare values are expected
+
+
+def test_a_min_count_that_leaves_almost_no_values_is_a_warning(tmp_path: Path) -> None:
+    columns = {"place": [pl.Series(["p", "q"] * 10)] * 3, "bid": [pl.Series([1.0, 2.0] * 10)] * 3}
+    log = log_of(columns | {"ad": [pl.Series([*"aabcdefghijklmnopqrs"])] * 3}, labels=[0, 1] * 10)
+    rare = msgspec.structs.replace(GENERATED, fields=(FieldSpec(name="ad", min_count=2),))
+    write_prepared(tmp_path / "prepared", log, rare)
+    (said,) = warnings(read_prepared(tmp_path / "prepared"))
+    assert said == (
+        'column "ad": 90.00% of the rows of train have a value that occurs fewer than 2 times. Lower min_count or '
+        "remove the field."
+    )
+
+
+def test_the_warnings_about_values_are_given_for_the_fields_of_a_prepared_log(tmp_path: Path) -> None:
+    rows = 400
+    labels = [0, 1] * (rows // 2)
+    columns = {
+        "place": pl.Series([r"\N" if n % 3 else f"p{n % 5}" for n in range(rows)]),
+        "ad": pl.Series([f"{n % 7}.0" for n in range(rows)]),
+        "bid": pl.Series([0.5 + label for label in labels]),
+    }
+    log = log_of({name: [column] * 3 for name, column in columns.items()}, labels=labels)
+    marker, decimals, leak = warnings(write(tmp_path, log))
+    assert marker.startswith('column "place" has values that look missing: "\\\\N" in 266 rows. Add them to missing')
+    assert 'column "ad" has ids that were written as decimals: "0.0" in 58 rows.' in decimals
+    assert leak.startswith('column "bid" predicts the label almost alone, with an AUC of 1.00000; for example, 1.5 has')
+
+
+def test_an_id_of_the_row_is_a_warning(tmp_path: Path) -> None:
+    rows = 200
+    columns: dict[str, Sequence[Any]] = {
+        "place": ["p", "q"] * 100,
+        "ad": [f"r{n}" for n in range(rows)],
+        "bid": [1.0, 2.0] * 100,
+    }
+    series = {name: [pl.Series(values)] * 3 for name, values in columns.items()}
+    (said, *others) = warnings(write(tmp_path, log_of(series, labels=[0, 1, 1, 0] * 50)))
+    assert said.startswith('column "ad" has 200 distinct values in 200 rows')
+    assert others == []
 
 
 def test_a_missing_vocabulary_is_an_error_before_the_log_is_read(tmp_path: Path) -> None:

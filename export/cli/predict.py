@@ -1,0 +1,79 @@
+"""ctr-predict: score the rows of files with a run or a bundle, as the server would."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.cli.arguments import INTERRUPTED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="ctr-predict", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a run folder (from ctr-train) or a bundle (from ctr-export)")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="files, folders or globs: .parquet, .csv, .tsv, .txt, also .gz or .zst"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the file to write: .parquet, .csv or .tsv")
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="COLUMN", help="copy this column; may be repeated"
+    )
+    parser.add_argument(
+        "--on-bad-row",
+        choices=("error", "null"),
+        default="error",
+        help="stop at a row that cannot be encoded, or write no probability for it; default: error",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="TOML",
+        help="an experiment whose [data] describes the files: delimiter, columns, rename; default: the run's",
+    )
+    options = parser.parse_args(arguments)
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from export.predict.output import check_output
+    from export.predict.predict import open_inputs, predict
+    from export.predict.rows import count_rows
+    from export.predict.scorer import open_scorer
+    from model.data.inspect.sample import find_files
+    from model.data_config import read_data
+
+    try:
+        paths = find_files(options.files)
+        check_output(options.out, paths)
+        data = read_data(options.config) if options.config is not None else None
+        scorer = open_scorer(options.folder)
+        frames = open_inputs(scorer, paths, options.keep, data)
+        columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("rows", total=count_rows(frames))
+            summary = predict(
+                scorer,
+                frames,
+                options.out,
+                options.keep,
+                options.on_bad_row == "null",
+                lambda rows: progress.advance(task, rows),
+            )
+    except (OSError, ValueError) as error:
+        print(f"ctr-predict: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ctr-predict: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    if summary.bad:
+        print(
+            f"ctr-predict: {summary.bad:,} rows could not be encoded, and have no probability. {summary.first_bad}",
+            file=sys.stderr,
+        )
+    print(f"wrote {options.out}: {summary.rows:,} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

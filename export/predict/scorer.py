@@ -1,0 +1,128 @@
+"""A run or a bundle that scores rows: values in, probabilities out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+import kernel
+from contract.bundle import KERNEL, MANIFEST, MODEL, OUTPUT, VOCABULARY, Bundle, BundleError, Calibration, open_bundle
+from contract.encode import Encoder, join
+from contract.reader import Features
+from contract.schema import FeatureSchema
+from contract.vocabulary import Vocabulary, open_vocabulary
+from export.graphs.plain import PlainGraph
+from model.data_config import Data
+from model.experiments.run_folder import METRICS, open_run
+
+Feed = Mapping[str, NDArray[np.generic]]
+RUN_ROWS = 1024  # rows in one run of the graph, which needs (rows, fields, fields) numbers per attention head
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """An opened run or bundle.
+
+    Attributes:
+        folder: The folder of the run or bundle.
+        schema: The schema.
+        vocabularies: The vocabulary of each categorical field.
+        calibration: Converts logits to probabilities.
+        graph: Computes the logits, (N), from the inputs of the serving graph.
+        data: The [data] section of a run, which describes the format of its log. None for a bundle.
+    """
+
+    folder: Path
+    schema: FeatureSchema
+    vocabularies: Mapping[str, Vocabulary]
+    calibration: Calibration
+    graph: Callable[[Feed], NDArray[np.floating]]
+    data: Data | None = None
+
+    def score(self, encoder: Encoder, rows: Sequence[Features]) -> NDArray[np.float64]:
+        """Return the probability of each row, (rows).
+
+        Args:
+            encoder: An encoder for the schema.
+            rows: The values of each row as a client would send them, by name. A row is a request with one candidate.
+
+        Raises:
+            ValueError: If a value does not fit its field, or a logit is not finite.
+        """
+        parts = [rows[start : start + RUN_ROWS] for start in range(0, len(rows), RUN_ROWS)]
+        return np.concatenate([self._score_part(encoder, part) for part in parts])
+
+    def _score_part(self, encoder: Encoder, rows: Sequence[Features]) -> NDArray[np.float64]:
+        model_input = encoder.rows(rows, rows, self.vocabularies)
+        feed = {**join([model_input]), "request_index": np.arange(len(rows), dtype=np.int64)}
+        logit = self.graph(feed)
+        if not np.isfinite(logit).all():
+            raise ValueError(f"{self.folder}: the model's logit is not finite. Train and export again.")
+        return self.calibration.ctr(logit)
+
+
+def open_scorer(folder: Path) -> Scorer:
+    """Open a run, which torch scores in float64, or a bundle, which onnxruntime scores as the server does.
+
+    Raises:
+        ValueError: If the folder is neither, or is damaged.
+    """
+    if (folder / MANIFEST).is_file():
+        return open_bundle_scorer(folder)
+    if (folder / METRICS).is_file():
+        return open_run_scorer(folder)
+    raise ValueError(
+        f"{folder} is neither a bundle (it has no {MANIFEST}) nor a run (it has no {METRICS}). "
+        "Create one with ctr-train EXPERIMENT.toml --out RUN and ctr-export RUN BUNDLE."
+    )
+
+
+def open_bundle_scorer(folder: Path) -> Scorer:
+    """Open a bundle with its kernel if this machine can use it, otherwise with onnxruntime's own operators."""
+    bundle = open_bundle(folder)
+    session = open_session(bundle)
+
+    def run(feed: Feed) -> NDArray[np.floating]:
+        logit: NDArray[np.floating] = session.run([OUTPUT], feed)[0]
+        return logit
+
+    return Scorer(folder, bundle.schema, bundle.vocabularies, bundle.manifest.calibration, run)
+
+
+def open_session(bundle: Bundle) -> Any:
+    """Open the bundle's graph in onnxruntime.
+
+    Raises:
+        BundleError: If the file is not a valid graph.
+    """
+    options, name = onnxruntime.SessionOptions(), MODEL
+    if KERNEL in bundle.manifest.files and kernel.is_usable():
+        kernel.register(options)
+        name = KERNEL
+    try:
+        return onnxruntime.InferenceSession(str(bundle.folder / name), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BundleError(f"{bundle.folder / name}: onnxruntime cannot open it ({reason}): export it again") from error
+
+
+def open_run_scorer(folder: Path) -> Scorer:
+    """Open a run."""
+    model, experiment, schema, _ = open_run(folder)
+    vocabularies = {f.name: open_vocabulary(folder / VOCABULARY, f.name) for f in schema.select("categorical")}
+    graph = PlainGraph(model, schema).double().eval()
+
+    def run(feed: Feed) -> NDArray[np.floating]:
+        tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+        doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
+        with torch.inference_mode():
+            logit: NDArray[np.floating] = graph(**doubles).numpy()
+        return logit
+
+    calibration = Calibration.of_log(experiment.data.negative_rate)
+    return Scorer(folder, schema, vocabularies, calibration, run, experiment.data)

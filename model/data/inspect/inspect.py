@@ -1,0 +1,73 @@
+"""Inspecting a log: from paths to guesses, warnings and a first experiment."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from model.data.inspect.columns import describe
+from model.data.inspect.experiment import write_experiment
+from model.data.inspect.guess import Guesses, guess
+from model.data.inspect.layout import Layout, Period, find_layout, find_period
+from model.data.inspect.sample import SAMPLE_ROWS, Sample, count_rows, find_files, read_sample
+from model.data.value_warnings import rows_in
+from model.data_config import DataSection
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What a sample of a log shows.
+
+    Attributes:
+        name: The name of the experiment.
+        sample: The sample.
+        found: The guesses.
+        layout: The log's files.
+        total: The number of rows of the log, or None if the log is too large to count them.
+        period: The period of the log, or None if it has no time.
+    """
+
+    name: str
+    sample: Sample
+    found: Guesses
+    layout: Layout
+    total: int | None
+    period: Period | None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the values."""
+        messages = [*self.found.warnings]
+        for each in self.found.columns.values():
+            if each.role == "field" and each.kind == "numeric" and (sentinel := each.column.sentinel):
+                messages.append(
+                    f'column "{each.column.name}" holds {sentinel[0]:g} in {rows_in(sentinel[1])}, far from all other '
+                    "numbers. If it means missing, add it to the field's missing."
+                )
+        return messages
+
+    def experiment(self) -> str:
+        """Return a first experiment as TOML (see write_experiment())."""
+        text = write_experiment(self.name, self.sample, self.found, self.layout, self.period, self.total)
+        msgspec.toml.decode(text, type=DataSection)  # never write a file that ctr-prepare would reject
+        return text
+
+
+def inspect_log(arguments: Sequence[str], data: Path, name: str, rows: int = SAMPLE_ROWS) -> Inspected:
+    """Look at a sample of a log.
+
+    Args:
+        arguments: Files, folders and globs.
+        data: The base folder for the paths of experiments.
+        name: The name of the experiment.
+        rows: The maximum number of sampled rows.
+
+    Raises:
+        ValueError: If the files cannot be read or do not belong together.
+    """
+    paths = find_files(arguments)
+    sample = read_sample(paths, rows)
+    found = guess([describe(column) for column in sample.rows.iter_columns()])
+    period = find_period(sample, found.time) if found.time else None
+    return Inspected(name, sample, found, find_layout(arguments, paths, data), count_rows(sample), period)

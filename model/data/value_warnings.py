@@ -1,0 +1,266 @@
+"""Warnings about the values of a column, which ctr-inspect and ctr-prepare share.
+
+Each warning names the column, an example with its number of rows, and what to do. All functions look at a sample of the
+rows, as distinct values with their counts.
+"""
+
+import json
+import math
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+# Texts that programs write for a missing value.
+NULL_MARKERS: tuple[str, ...] = (
+    "\\N",
+    "NULL",
+    "Null",
+    "null",
+    "NaN",
+    "nan",
+    "NAN",
+    "None",
+    "NA",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "#NA",
+    "<NA>",
+)
+NULL_MARKERS += ("NaT", "(null)", "<null>", "[null]", "nil", "undefined", "#NULL!")
+# Texts that may mean "missing" but may also be a category like any other, so that nobody is warned about them.
+POSSIBLE_MARKERS = {
+    "none",
+    "na",
+    "-",
+    "--",
+    "?",
+    ".",
+    "unknown",
+    "unk",
+    "missing",
+    "not set",
+    "(not set)",
+    "(none)",
+    "empty",
+}
+LEAK_AUC = 0.999
+LEAK_SHARE = 0.01  # the share of all clicks that a value with only clicks must have
+LOG_CHANCE = -30.0  # the logarithm of the probability that such a value occurs by chance must be lower
+MIN_CLASS_ROWS = 20  # the AUC is measured only with this many clicks and non-clicks
+UNIQUE_SHARE = 0.9
+MIN_ROWS = 100  # shares of fewer rows mean nothing
+TYPICAL_SHARE = 0.9  # the share of the rows in which a pattern holds for the column as a whole
+ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
+INTEGRAL_FLOAT = r"^-?\d+\.0+$"
+TWO_LETTERS = r"^[A-Za-z]{2}$"
+CODE_SHARE = 0.5  # a column of codes has at least this share of texts of two letters
+
+
+def count_values(values: pl.Series, labels: NDArray[np.generic] | None = None) -> pl.DataFrame:
+    """Return the distinct values of a column with their rows and clicks, most frequent first.
+
+    A random half of the rows is held back, so that a value's click rate in one half can predict the labels of the
+    other half.
+
+    Args:
+        values: The column. Null means missing and is a value like any other.
+        labels: The labels, 0 or 1, (rows). None counts 0 clicks.
+
+    Returns:
+        The columns value, rows, clicks, held_rows and held_clicks. The latter two count only the rows held back.
+    """
+    clicks = np.zeros(len(values), np.int64) if labels is None else labels.astype(np.int64)
+    held = np.random.default_rng(0).permutation(len(values)) % 2
+    frame = pl.DataFrame({"value": values, "click": clicks, "held": held})
+    counted = frame.group_by("value").agg(
+        pl.len().cast(pl.Int64).alias("rows"),
+        pl.col("click").sum().alias("clicks"),
+        pl.col("held").sum().alias("held_rows"),
+        (pl.col("click") * pl.col("held")).sum().alias("held_clicks"),
+    )
+    return counted.sort("rows", "value", descending=[True, False])
+
+
+def text_warnings(name: str, counts: pl.DataFrame) -> list[str]:
+    """Return warnings about the texts of a categorical column.
+
+    Args:
+        name: The column.
+        counts: Its values (see count_values()), as text. Values that are declared as missing are null.
+    """
+    values = counts.drop_nulls("value")
+    checks = (null_markers, quoted_values, integral_floats, capitalized_booleans, times)
+    return [f'column "{name}" {message}' for check in checks if (message := check(values))]
+
+
+def null_markers(values: pl.DataFrame) -> str | None:
+    """Return a warning if texts look like missing values."""
+    markers = find_markers(values)
+    if not markers:
+        return None
+    found = ", ".join(f"{quoted(text)} in {rows_in(rows)}" for text, rows in list(markers.items())[:3])
+    listed = ", ".join(quoted(text) for text in markers)
+    return f"has values that look missing: {found}. Add them to missing = [{listed}], or to the field's missing."
+
+
+def find_markers(values: pl.DataFrame) -> dict[str, int]:
+    """Return the texts that look like missing values, and their rows."""
+    found = values.filter(values["value"].str.strip_chars().is_in(NULL_MARKERS))
+    markers: dict[str, int] = dict(found.select("value", "rows").iter_rows())
+    others = values.filter(~values["value"].is_in([*markers]))["value"]
+    if len(others) and float(others.str.contains(TWO_LETTERS).mean() or 0) >= CODE_SHARE:  # type: ignore[arg-type]
+        markers.pop("NA", None)  # among codes of two letters, a country or a continent
+    return markers
+
+
+def quoted_values(values: pl.DataFrame) -> str | None:
+    """Return a warning if the quotes around values belong to the file's format.
+
+    People write quotes too, so that either almost all values are in quotes, or a quote inside them is doubled.
+    """
+    for quote, key in (('"', r'quote = "\""'), ("'", 'quote = "\'"')):
+        texts = values["value"].str
+        found = values.filter((texts.len_chars() >= 2) & texts.starts_with(quote) & texts.ends_with(quote))
+        doubled = found.filter(
+            found["value"].str.slice(1).str.strip_suffix(quote).str.contains(quote * 2, literal=True)
+        )
+        if is_typical(found, values) or (quote == '"' and len(doubled)):
+            shown = example(doubled if len(doubled) else found)
+            fix = f"Set {key} in [data], or remove the quotes from the file"
+            return f"has values in quotes: {shown}. {fix}, unless clients send them too."
+    return None
+
+
+def integral_floats(values: pl.DataFrame) -> str | None:
+    """Return a warning if ids were written as floating-point numbers, as pandas does in a column with empty values."""
+    found = values.filter(values["value"].str.contains(INTEGRAL_FLOAT))
+    if not is_typical(found, values):
+        return None
+    number = found["value"][0].split(".")[0]
+    return (
+        f"has ids that were written as decimals: {example(found)}. A client that sends {number} would not match it. "
+        'Write whole numbers (in pandas: astype("Int64")).'
+    )
+
+
+def capitalized_booleans(values: pl.DataFrame) -> str | None:
+    """Return a warning if booleans were written as True and False, which JSON's true and false do not match."""
+    found = values.filter(values["value"].is_in(["True", "False", "TRUE", "FALSE"]))
+    if not is_typical(found, values):
+        return None
+    text = found["value"][0]
+    return (
+        f"has booleans in capital letters: {example(found)}. A client that sends {text.lower()} would not match it. "
+        "Write true and false in small letters, or 1 and 0 if clients send numbers."
+    )
+
+
+def times(values: pl.DataFrame) -> str | None:
+    """Return a warning if a categorical column contains times, which do not occur again after training."""
+    found = values.filter(values["value"].str.contains(ISO_TIME))
+    if not is_typical(found, values) or len(found) < 2:
+        return None
+    return (
+        f'has times: {example(found)}. They do not occur again. Use transform = "hour" or transform = "weekday", or '
+        "remove the field."
+    )
+
+
+def unique_warning(name: str, distinct: int, rows: int) -> str | None:
+    """Return a warning if almost every row has another value, as with the id of a row.
+
+    Args:
+        name: A categorical column.
+        distinct: The number of its distinct values.
+        rows: The number of rows that have a value.
+    """
+    if rows < MIN_ROWS or distinct < UNIQUE_SHARE * rows:
+        return None
+    return (
+        f'column "{name}" has {distinct:,} distinct values in {rows:,} rows, so the model cannot learn from it. Remove '
+        "the field."
+    )
+
+
+def leak_warning(name: str, counts: pl.DataFrame, label: str, numeric: bool = False) -> str | None:
+    """Return a warning if a column predicts the label alone, as a value does that is only known after the click.
+
+    Args:
+        name: The column.
+        counts: Its values (see count_values()).
+        label: What messages call the label.
+        numeric: Whether the values are numbers, so that larger ones may mean more or fewer clicks.
+    """
+    fix = f"If the value is known only after the impression, remove the field: the model would copy {label}."
+    auc = held_back_auc(counts)
+    if numeric:
+        auc = max(auc, ordered_auc(counts))
+    if auc >= LEAK_AUC:
+        top = counts.filter(pl.col("rows") * pl.col("clicks").sum() < pl.col("clicks") * pl.col("rows").sum())
+        shown = f"; for example, {click_rate(top)}" if len(top) else ""
+        return f'column "{name}" predicts {label} almost alone, with an AUC of {auc:.5f}{shown}. {fix}'
+    rows, clicks = int(counts["rows"].sum()), int(counts["clicks"].sum())
+    if not 0 < clicks < rows:
+        return None
+    chance = pl.col("clicks") * math.log(clicks / rows)
+    certain = (pl.col("clicks") == pl.col("rows")) & (chance < LOG_CHANCE)
+    telling = counts.filter(certain & (pl.col("clicks") >= LEAK_SHARE * clicks))
+    if not len(telling):
+        return None
+    return f'column "{name}" gives {label} away: {click_rate(telling)}, and {clicks / rows:.2%} overall. {fix}'
+
+
+def held_back_auc(counts: pl.DataFrame) -> float:
+    """Return the AUC of a value's click rate, measured on the rows held back. It is 0.5 with too few of a class."""
+    fit_rows, fit_clicks = counts["rows"] - counts["held_rows"], counts["clicks"] - counts["held_clicks"]
+    base = int(fit_clicks.sum()) / max(int(fit_rows.sum()), 1)
+    rate = (fit_clicks + base) / (fit_rows + 1)
+    return grouped_auc(rate.to_numpy(), counts["held_rows"].to_numpy(), counts["held_clicks"].to_numpy())
+
+
+def ordered_auc(counts: pl.DataFrame) -> float:
+    """Return the AUC of a numeric column's value or of its negative, with missing values at either end."""
+    rows, clicks = counts["rows"].to_numpy(), counts["clicks"].to_numpy()
+    numbers = counts["value"].cast(pl.Float64)
+    both = [grouped_auc(numbers.fill_null(end).to_numpy(), rows, clicks) for end in (-math.inf, math.inf)]
+    return max(max(auc, 1 - auc) for auc in both)
+
+
+def grouped_auc(score: NDArray[np.float64], rows: NDArray[np.int64], clicks: NDArray[np.int64]) -> float:
+    """Return the AUC of groups of rows with the same score, or 0.5 if there are too few clicks or non-clicks."""
+    others = rows - clicks
+    if min(clicks.sum(), others.sum()) < MIN_CLASS_ROWS:
+        return 0.5
+    _, group = np.unique(score, return_inverse=True)
+    clicks, others = np.bincount(group, clicks), np.bincount(group, others)
+    lower = np.cumsum(others) - others
+    return float((clicks * (lower + others / 2)).sum() / (clicks.sum() * others.sum()))
+
+
+def is_typical(found: pl.DataFrame, values: pl.DataFrame) -> bool:
+    """Return whether these values make up most rows of the column."""
+    return len(found) > 0 and int(found["rows"].sum()) >= TYPICAL_SHARE * int(values["rows"].sum())
+
+
+def example(found: pl.DataFrame) -> str:
+    """Return the most frequent value with its number of rows."""
+    return f"{quoted(found['value'][0])} in {rows_in(found['rows'][0])}"
+
+
+def click_rate(found: pl.DataFrame) -> str:
+    """Return the most frequent value with its click rate."""
+    value, rows, clicks = found.row(0)[:3]
+    shown = "the missing value" if value is None else quoted(value)
+    return f"{shown} has {clicks / rows:.2%} clicks in {rows_in(rows)}"
+
+
+def rows_in(rows: int) -> str:
+    """Return "1 row" or "n rows"."""
+    return "1 row" if rows == 1 else f"{rows:,} rows"
+
+
+def quoted(value: object) -> str:
+    """Return a value as TOML and JSON write it: text in double quotes."""
+    return json.dumps(value, ensure_ascii=False, default=str).replace("\x7f", "\\u007f")
