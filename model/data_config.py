@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta
 
-from contract.schema import TIME_TRANSFORMS, Field, Kind, Side
+from contract.schema import Field, Kind, Side
 from contract.timestamps import time_zone
 from model.toml import Positive, read_toml, to_struct
 from model.unused_keys import check_data_keys
@@ -42,12 +42,7 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     timezone: str | None = None
 
     def __post_init__(self) -> None:
-        kind: Kind = "numeric" if self.transform == "log1p" else "categorical"
-        if self.transform not in (None, "none") and self.kind not in (None, kind):
-            raise ValueError(f'field "{self.name}": transform = "{self.transform}" needs kind = "{kind}".')
         if self.timezone is not None:
-            if self.transform not in TIME_TRANSFORMS:
-                raise ValueError(f'field "{self.name}": timezone needs transform = "hour", "weekday" or "day".')
             try:
                 time_zone(self.timezone)
             except ValueError as error:

@@ -73,7 +73,7 @@ def conflicts_of_field(data: "Data", kind: str | None, entry: Mapping[str, Any])
     if name in data.numeric and entry.get("kind") == "categorical":
         yield 'it is listed in numeric, but kind = "categorical" here. Remove one of them.'
     if kind == "numeric" and transform not in (None, "none", "log1p"):
-        yield f'transform = "{transform}" makes a category of a number. Remove it, or set kind = "categorical".'
+        yield f'transform = "{transform}" makes a category. Remove it, or set kind = "categorical".'
     if kind == "categorical" and transform == "log1p":
         yield 'transform = "log1p" is for numeric fields. Set kind = "numeric", or use "log_square".'
     if transform == "none" and data.reader == "table":

@@ -170,15 +170,15 @@ def test_an_unknown_model_and_a_key_of_another_model_are_errors_that_name_them(
     ("keys", "message"),
     [
         ('transform = "hour"\ntimezone = "Europe/Istambul"', "field \"at\": timezone 'Europe/Istambul' is unknown"),
-        ('timezone = "UTC"', 'field "at": timezone needs transform = "hour", "weekday" or "day"'),
-        ('transform = "log1p"\ntimezone = "UTC"', 'field "at": timezone needs transform'),
-        ('transform = "log1p"\nkind = "categorical"', 'field "at": transform = "log1p" needs kind = "numeric"'),
-        ('transform = "hour"\nkind = "numeric"', 'field "at": transform = "hour" needs kind = "categorical"'),
-        ('transform = "minute"', "Invalid enum value 'minute' - at `\\$.data.fields\\[0\\].transform`"),
+        ('timezone = "UTC"', 'field "at": timezone has no effect'),
+        ('transform = "log1p"\ntimezone = "UTC"', 'field "at": timezone has no effect'),
+        ('transform = "log1p"\nkind = "categorical"', 'field "at": transform = "log1p" is for numeric fields'),
+        ('transform = "hour"\nkind = "numeric"', 'field "at": transform = "hour" makes a category'),
+        ('transform = "minute"', 'transform = "minute" must be "day", "hour"'),
     ],
 )
 def test_contradictory_keys_of_a_field_are_refused_with_the_file(tmp_path: Path, keys: str, message: str) -> None:
     toml = tmp_path / "x.toml"
     toml.write_text(f'name = "x"\n{TABLE}\n[[data.fields]]\nname = "at"\nside = "context"\n{keys}\n')
-    with pytest.raises(ValueError, match=rf"x\.toml: {message}"):
+    with pytest.raises(ValueError, match=rf"x\.toml: .*{message}"):
         read_experiment(toml)

@@ -276,7 +276,7 @@ WRONG = {
     ),
     "bucket_of_a_number": (
         field("kind = 'numeric'", "transform = 'log_square'"),
-        ['field "age": transform = "log_square" makes a category of a number.', 'set kind = "categorical"'],
+        ['field "age": transform = "log_square" makes a category.', 'set kind = "categorical"'],
     ),
     "log1p_of_a_category": (
         field("transform = 'log1p'"),

@@ -12,6 +12,7 @@ from contract.encode import Encoder
 from contract.vocabulary import open_vocabulary
 from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import Prepared
+from model.data.readers.log import SPLITS
 from model.data_config import Data, FieldSpec
 from model.experiments.trial import load_split
 from tests.support.runs import DATA as GENERATED
@@ -22,8 +23,8 @@ DATA = Data(
     folder=".",
     prepared="prepared",
     train="train.csv",
-    valid="train.csv",
-    test="train.csv",
+    valid="valid.csv",
+    test="test.csv",
     label="click",
     context=("place", "depth"),
     candidate=("ad", "bid"),
@@ -33,7 +34,8 @@ DATA = Data(
 
 
 def prepared(folder: Path, missing_number: Literal["vector", "mean"] | None = None) -> Prepared:
-    (folder / "train.csv").write_text(CSV)
+    for split in SPLITS:
+        (folder / f"{split}.csv").write_text(CSV)
     return prepare(folder, msgspec.structs.replace(DATA, missing_number=missing_number))
 
 
