@@ -110,12 +110,26 @@ def split_at(requests: int) -> tuple[int, int, int]:
     return train, valid, requests - train - valid
 
 
+def draw_times(rng: np.random.Generator, plan: Plan) -> Codes:
+    """Sample the hour of each request since the start of the log, int64 (requests), in ascending order.
+
+    Splits of other shares than SHARES still cover the days in these shares, so that train sees all hours and weekdays.
+    """
+    first = sum(plan.requests)
+    if plan.requests == split_at(first):
+        time = np.sort(rng.integers(0, DAYS, first) * 24 + draw(rng, HOURS, first))
+    else:
+        days = np.rint(np.cumsum((0, *SHARES)) * DAYS).astype(int)
+        parts = zip(days[:-1], days[1:], plan.requests, strict=True)
+        time = np.concatenate([np.sort(rng.integers(a, b, n) * 24 + draw(rng, HOURS, n)) for a, b, n in parts])
+    if plan.next_day:
+        time = np.append(time, DAYS * 24 + np.sort(draw(rng, HOURS, plan.all_requests - first)))
+    return time
+
+
 def draw_requests(rng: np.random.Generator, plan: Plan) -> tuple[dict[str, Codes], Floats]:
     """Sample the codes of the context's categorical fields and session_depth, (requests) each, in time order."""
-    first, requests = sum(plan.requests), plan.all_requests
-    time = np.sort(rng.integers(0, DAYS, first) * 24 + draw(rng, HOURS, first))
-    if plan.next_day:
-        time = np.append(time, DAYS * 24 + np.sort(draw(rng, HOURS, requests - first)))
+    requests, time = plan.all_requests, draw_times(rng, plan)
     user = rng.permutation(USERS)[draw(rng, zipf_shares(USERS), requests)]
     # Age band and country are fixed per user. The device is the user's usual one in most requests.
     age_band = draw(rng, np.array([5, 7, 6, 5, 4, 3.0]), USERS)
