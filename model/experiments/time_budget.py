@@ -1,0 +1,123 @@
+"""The time budget of ctr-train --auto: when to stop training, so that the run is measured and written in time."""
+
+import math
+import time
+from collections.abc import Callable
+
+from torch import nn
+
+from model.training.batches import Split
+from model.training.early_stopping import Epoch
+from model.training.fit import predict
+
+WRITING_S = 6.0  # importing matplotlib, drawing the curve, and copying the vocabulary
+SAFETY = 1.5  # other processes may slow down the last steps
+MIN_SHARE = 0.1  # the share of the first epoch after which its duration is predicted
+SAMPLE_ROWS = 8_192  # the rows whose evaluation is timed before the first epoch
+
+
+class TimeUp(Exception):
+    """There is no time for another epoch."""
+
+
+class TimeBudget:
+    """Watches the clock during the trials.
+
+    The time for the last steps is reserved: evaluating valid and test, computing the batch norms, and writing the run.
+    It is predicted from the slowest epoch and the slowest evaluation so far.
+    """
+
+    def __init__(
+        self,
+        deadline_s: float,
+        train_rows: int,
+        valid_rows: int,
+        test_rows: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start the budget.
+
+        Args:
+            deadline_s: The time of the clock at which everything must be done.
+            train_rows: The number of training rows.
+            valid_rows: The number of validation rows.
+            test_rows: The number of test rows that the last steps predict, twice if they are predicted twice.
+            clock: Returns the time in seconds.
+        """
+        self._deadline_s, self._clock, self._created_s = deadline_s, clock, clock()
+        self._train_rows, self._valid_rows, self._test_rows = train_rows, valid_rows, test_rows
+        self._row_s = 0.0  # the slowest evaluation of a row
+        self._epoch_s = 0.0  # the slowest epoch, or a prediction during the first one
+        self._is_measured = False
+        self._start_s, self._first_step_s, self._seen = clock(), 0.0, 0
+
+    def time_evaluation(self, model: nn.Module, valid: Split) -> None:
+        """Measure the evaluation of some rows, so that the last steps can be predicted before the first epoch."""
+        sample = valid.sample(SAMPLE_ROWS)
+        predict(model, sample)  # the first call also allocates memory
+        start_s = self._clock()
+        predict(model, sample)
+        self._row_s = (self._clock() - start_s) / len(sample)
+
+    def affordable_epochs(self) -> float:
+        """Return the predicted number of epochs until training must stop. At least one must be finished."""
+        return max(0.0, self._stop_s - self._clock()) / self._epoch_s
+
+    def start_epoch(self) -> None:
+        """Record the start of an epoch.
+
+        Raises:
+            TimeUp: If the epoch would end too late.
+        """
+        self._start_s, self._seen = self._clock(), 0
+        if self._start_s + self._epoch_s > self._stop_s:
+            raise TimeUp
+
+    def on_rows(self, rows: int) -> None:
+        """Check the time after a training step with this number of rows.
+
+        Raises:
+            TimeUp: If the epoch would end too late.
+        """
+        now_s, before, self._seen = self._clock(), self._seen, self._seen + rows
+        if not before:
+            self._first_step_s = now_s  # the first step also allocates memory
+        elif not self._is_measured and before >= MIN_SHARE * self._train_rows:
+            left_s = (now_s - self._first_step_s) / before * (self._train_rows - self._seen)
+            self._epoch_s = now_s + left_s + self._row_s * self._valid_rows - self._start_s
+            now_s = self._start_s + self._epoch_s
+        if now_s > self._stop_s:
+            raise TimeUp
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """Record the duration of an epoch that has just ended.
+
+        Raises:
+            TimeUp: If another epoch would end too late.
+        """
+        epoch_s = self._clock() - self._start_s
+        evaluation_s = (epoch.wall_s or epoch_s) - self._train_rows / epoch.rows_per_s
+        self._row_s = max(self._row_s, evaluation_s / self._valid_rows)
+        self._epoch_s = max(self._epoch_s, epoch_s) if self._is_measured else epoch_s
+        self._is_measured = True
+        self.start_epoch()
+
+    def too_short(self) -> str:
+        """Return the message for a budget in which no epoch can be finished."""
+        given_s = self._deadline_s - self._created_s
+        minutes = math.ceil((self._reserved_s + 20 * self._epoch_s) / 60)
+        return (
+            f"the time is too short: an epoch takes about {self._epoch_s:.0f} s, and measuring and writing the result "
+            f"{self._reserved_s:.0f} s, but {given_s:.0f} s were left. Use --minutes {minutes} to train about 20 "
+            "epochs, or train without --auto."
+        )
+
+    @property
+    def _stop_s(self) -> float:
+        """The time of the clock at which training must stop."""
+        return self._deadline_s - self._reserved_s
+
+    @property
+    def _reserved_s(self) -> float:
+        """The predicted duration of the last steps. Computing the batch norms takes less time than an epoch."""
+        return WRITING_S + SAFETY * (self._row_s * (self._valid_rows + self._test_rows) + self._epoch_s)
