@@ -280,14 +280,15 @@ TITLES = {
     "warm": "A warm start on the next day",
 }
 TEXTS = {
-    "rare": """A generated log, whose true click probabilities are known. NE is the normalized entropy: the logloss divided
-by that of the best constant prediction. On test, it is computed from the true probabilities instead of the labels. The
-95% interval covers the sampling of the test requests. The time includes the evaluation and the writing of the run.""",
-    "criteo": """The file that --criteo names, split 8:1:1 by row. --auto searched with seed 1, and its settings were then
-trained with five seeds. NE is the normalized entropy of the test labels. One 95% interval covers the seeds (Student's
-t), the other one the sampling of the test rows.""",
-    "unseen": """A generated log. 5% of the test rows show ads that train does not contain. Predictions are compared with
-the true probabilities of the same rows. With `hide`, training hides the ad together with its campaign in 1% of the
+    "rare": """A generated log, whose true click probabilities are known. NE is the normalized entropy: the logloss
+divided by that of the best constant prediction. On test, it is computed from the true probabilities instead of the
+labels. The 95% interval covers the sampling of the test requests. The time includes the evaluation and the writing of
+the run.""",
+    "criteo": """The file that --criteo names, split 8:1:1 by row. --auto searched with seed 1, and its settings were
+then trained with five seeds. NE is the normalized entropy of the test labels. One 95% interval covers the seeds
+(Student's t), the other one the sampling of the test rows.""",
+    "unseen": """A generated log. 5% of the test rows show ads that train does not contain. Predictions are compared
+with the true probabilities of the same rows. With `hide`, training hides the ad together with its campaign in 1% of the
 rows, in addition to each field alone.""",
     "warm": """The day after the generated log of the part "unseen". A fifth of its rows show ads that train of that log
 does not contain. Both models are evaluated on the same rows of the next day.""",

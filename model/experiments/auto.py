@@ -126,12 +126,9 @@ def train_auto(
     """
     check_replaceable(out, METRICS)
     log = open_log(experiment.data, data)
-    train, valid, test = (log.splits[name] for name in SPLITS)
-    # The comparison with the true probabilities predicts test once more.
-    test_rows = len(test) * (1 + (experiment.data.reader == "generated"))
-    budget = TimeBudget(deadline_s, len(train), len(valid), test_rows)
+    budget = TimeBudget(deadline_s, *(len(log.splits[name]) for name in SPLITS))
     fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
-    budget.time_evaluation(build(fields, experiment.model).to(device), valid)
+    budget.time_evaluation(build(fields, experiment.model).to(device), log.splits["valid"])
     folder = data / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="auto-", dir=folder) as checkpoints:

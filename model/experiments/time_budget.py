@@ -41,7 +41,7 @@ class TimeBudget:
             deadline_s: The time of the clock at which everything must be done.
             train_rows: The number of training rows.
             valid_rows: The number of validation rows.
-            test_rows: The number of test rows that the last steps predict, twice if they are predicted twice.
+            test_rows: The number of test rows.
             clock: Returns the time in seconds.
         """
         self._deadline_s, self._clock, self._created_s = deadline_s, clock, clock()
