@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def training_step(experiment: Experiment, prepared: Prepared, rows: Rows) -> Cal
     """Return a function that runs one training step of the experiment's model on these rows each time it is called."""
     torch.manual_seed(0)
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model).train()
-    batch = rows.ids.long(), rows.values, rows.labels
+    batch = replace(rows, ids=rows.ids.long())
     optimizer = torch.optim.Adam(model.parameters(), lr=experiment.training.learning_rate)
     return partial(train_step, model, embedding_parameters(model), batch, experiment.training, optimizer)
 

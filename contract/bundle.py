@@ -96,6 +96,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         attention: The attention of a STEC.
         cascade: The cascade rules in ascending order of k. Empty if the bundle has no SCREEN.
         type: The type of the model, as in model/zoo.py. Older bundles, which all contain a STEC, do not have it.
+        warnings: Why the model may not be worth serving. Absent if there are no warnings. Servers before version 0.9
+            refuse a bundle that has it.
         digest: SHA-256 over the rest of the manifest, so that changes to the manifest are detected as well.
     """
 
@@ -112,6 +114,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     attention: Attention = "full"
     cascade: tuple[CascadeRule, ...] = ()
     type: str | UnsetType = UNSET
+    warnings: tuple[str, ...] | UnsetType = UNSET
     digest: str = ""
 
     @property
@@ -139,6 +142,7 @@ def write_manifest(
     attention: Attention = "full",
     cascade: Sequence[CascadeRule] = (),
     model: str = STEC,
+    warnings: Sequence[str] = (),
 ) -> Manifest:
     """Write a bundle's manifest, with the digests of all files that are now in the folder. Return it."""
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
@@ -157,6 +161,7 @@ def write_manifest(
         attention=attention,
         cascade=tuple(cascade),
         type=model,
+        warnings=tuple(warnings) or UNSET,
     )
     # Decode the manifest as a reader will, because an integer among the metrics is read as a float.
     manifest = msgspec.json.decode(msgspec.json.encode(manifest), type=Manifest)

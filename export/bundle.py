@@ -43,6 +43,7 @@ from model.atomic_folder import check_replaceable, new_folder
 from model.data.prepare.prepared import Prepared
 from model.experiments.run_folder import open_run
 from model.stec.stec import STEC, STECConfig
+from model.training.metrics import Metrics
 from model.zoo import name_of
 
 
@@ -82,18 +83,33 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
                 difference = max(difference, largest)
         answered = [msgspec.structs.replace(g, ctr=ctr) for g, ctr in zip(golden, answers, strict=True)]
         write_golden(answered, folder / GOLDEN)
-        facts = {
-            "valid_auc": metrics.valid.auc,
-            "valid_logloss": metrics.valid.logloss,
-            "test_auc": metrics.test.auc,
-            "test_logloss": metrics.test.logloss,
-            "seed": experiment.training.seed,
-        }
+        facts = {**metrics_of("valid", metrics.valid), **metrics_of("test", metrics.test)}
+        facts["seed"] = experiment.training.seed
         attention = config.attention if isinstance(config, STECConfig) else "full"
         manifest = write_manifest(
-            folder, experiment.name, metrics.parameters, facts, calibration, attention, cascade, name_of(config)
+            folder,
+            experiment.name,
+            metrics.parameters,
+            facts,
+            calibration,
+            attention,
+            cascade,
+            name_of(config),
+            metrics.warnings,
         )
     return manifest, difference
+
+
+def metrics_of(split: str, metrics: Metrics) -> dict[str, float]:
+    """Return the manifest's metrics of a split. Older runs have not measured all of them."""
+    measured = {
+        "auc": metrics.auc,
+        "logloss": metrics.logloss,
+        "base_logloss": metrics.base_logloss,
+        "normalized_entropy": metrics.normalized_entropy,
+        "gauc": metrics.gauc,
+    }
+    return {f"{split}_{name}": value for name, value in measured.items() if value is not None}
 
 
 def scoring_graph(model: nn.Module, schema: FeatureSchema) -> nn.Module:

@@ -33,10 +33,12 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         exact_statistics: If true, the batch norms of the best epoch get statistics computed over the whole training set
             (see model/training/exact_statistics.py). If false, they keep the statistics of the last batches, as in
             FuxiCTR and therefore in the paper.
-        initial_bias: The model's output before training: the log-odds of the click rate in train, or "zero", which is
-            a probability of 0.5.
-        hide: Groups of fields that training replaces with the unknown id together, such as
-            [["ad"], ["ad", "campaign"]] for new ads. Each group is hidden in a share `unknown_rate` of the rows.
+        initial_bias: The model's mean prediction before training: the click rate of train ("log_odds"), or a
+            probability of 0.5 ("zero").
+        hide: Groups of categorical fields that training replaces with the unknown id together, such as
+            [["ad"], ["ad", "campaign"]] for new ads. Each group is hidden in a share `unknown_rate` of the rows, in
+            addition to each field alone. The metrics on test rows with unseen values are reported for each group; a
+            group of one field changes only the report.
         seed: The random seed for the initial weights, the shuffling and the dropout.
     """
 
@@ -53,6 +55,13 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     initial_bias: Literal["log_odds", "zero"] = "log_odds"
     hide: tuple[tuple[str, ...], ...] = ()
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        for group in self.hide:
+            if not group or len(set(group)) < len(group):
+                raise ValueError(f"hide contains the group {list(group)}. A group needs one or more distinct fields.")
+        if self.unknown_rate == 0 and any(len(group) > 1 for group in self.hide):
+            raise ValueError("hide has no effect with unknown_rate = 0. Set unknown_rate, for example to 0.01.")
 
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -158,6 +158,7 @@ async def describe_model(request: Request) -> Response:
         version=manifest.version,
         created=manifest.created,
         metrics=manifest.metrics,
+        warnings=manifest.warnings or (),
         fields=[ModelField(field.name, field.side, field.kind) for field in model.bundle.schema.fields],
         attention=manifest.attention,
         graph=model.engine.graph,

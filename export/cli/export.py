@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{options.bundle}: {manifest.name}, version {manifest.version[:12]}")
     print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over {REQUESTS} golden requests")
+    for warning in manifest.warnings or ():
+        print(f"ctr-export: warning: {warning}", file=sys.stderr)
     for message in missing_parts(manifest, model, prepared):
         print(f"ctr-export: {message}", file=sys.stderr)
     for rule in manifest.cascade:

@@ -17,6 +17,7 @@ from model.data.data_folder import add_data_argument
 
 if TYPE_CHECKING:
     from model.experiments.auto import Trial
+    from model.experiments.run_folder import RunMetrics
 
 OUT_HELP = """the run folder to write; an existing run there is replaced. With --seeds, the parent folder of the run
 folders seed-1, seed-2, ...; without --out, no weights are saved"""
@@ -84,8 +85,7 @@ def train_run(options: argparse.Namespace) -> None:
     if options.seed is not None:
         experiment = with_seed(experiment, options.seed)
     metrics = train(experiment, options.data, options.out, options.device, options.warm)
-    print(f"best epoch {metrics.best_epoch}: test AUC {metrics.test.auc:.5f}, test logloss {metrics.test.logloss:.5f}")
-    print(f"run: {options.out}")
+    print_result(metrics, options.out)
 
 
 def train_best(options: argparse.Namespace, deadline_s: float) -> None:
@@ -100,8 +100,18 @@ def train_best(options: argparse.Namespace, deadline_s: float) -> None:
     trial, metrics = train_auto(experiment, options.data, options.out, deadline_s, options.device, print_trial)
     print(f"\nThe best is trial {trial.number}. To keep its settings, write to {options.experiment}:\n")
     print(chosen_toml(trial))
-    print_metrics(metrics)
-    print(f"run: {options.out}")
+    print_result(metrics, options.out)
+
+
+def print_result(metrics: "RunMetrics", out: Path) -> None:
+    """Print the metrics of a run and, on stderr, its warnings."""
+    from model.training.progress import with_base_rate
+
+    for warning in metrics.warnings:
+        print(f"ctr-train: warning: {warning}", file=sys.stderr)
+    print(f"best epoch {metrics.best_epoch}: valid logloss {with_base_rate(metrics.valid)}")
+    print(f"test AUC {metrics.test.auc:.5f}, test logloss {with_base_rate(metrics.test)}")
+    print(f"run: {out}")
 
 
 def print_trial(trial: "Trial") -> None:

@@ -21,10 +21,11 @@ import torch
 from model.atomic_folder import check_replaceable
 from model.data.readers.log import SPLITS
 from model.experiment_config import Experiment
+from model.experiments.memory_plan import check_memory
 from model.experiments.run_folder import METRICS, RunMetrics, save_run
 from model.experiments.settings import KEYS, L2_GRID, L2_STEP, changed, first_settings, neighbors, section_of, value_of
 from model.experiments.time_budget import TimeBudget, TimeUp
-from model.experiments.trial import UNFINISHED, OpenedLog, open_log, run_trial, train_model
+from model.experiments.trial import UNFINISHED, OpenedLog, memory_of, open_log, run_trial, train_model
 from model.layers import fields_of
 from model.training.checkpoint import Checkpoint
 from model.training.early_stopping import Epoch
@@ -205,7 +206,7 @@ class Search:
         """
         added = list[Trial]()
         for experiment in experiments:
-            if experiment not in [trial.experiment for trial in self.trials]:
+            if experiment not in [trial.experiment for trial in self.trials] and self._fits(experiment):
                 added.append(self._new_trial(experiment))
         trials, epochs = added, 0
         while trials:
@@ -217,6 +218,21 @@ class Search:
             trials = [trial for trial in trials if trial in promising and not trial.is_finished]
             epochs *= 2
         return self.best in added
+
+    def _fits(self, experiment: Experiment) -> bool:
+        """Return whether there is enough memory. Only the settings of the file must fit.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        try:
+            if self._device.type == "cpu":
+                check_memory(memory_of(experiment, self._log))
+        except ValueError:
+            if not self.trials:
+                raise
+            return False
+        return True
 
     def _new_trial(self, experiment: Experiment) -> Trial:
         number = len(self.trials) + 1

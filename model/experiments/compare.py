@@ -18,7 +18,9 @@ from model.experiments.significance import (
     read_seeds,
 )
 from model.experiments.trial import load_split
+from model.training.batches import Split
 from model.training.fit import predict
+from model.training.metrics import logloss_by_row
 
 
 def compare(a: str, b: str, runs: Path | None, data: Path) -> str:
@@ -54,30 +56,24 @@ def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
         ValueError: If a folder is not a run, if the runs have different test rows, or if the log has changed since
             training.
     """
-    (labels, ctr_a), (labels_b, ctr_b) = predict_test(a, data), predict_test(b, data)
-    if not np.array_equal(labels, labels_b):
+    (test, ctr_a), (test_b, ctr_b) = predict_test(a, data), predict_test(b, data)
+    if not np.array_equal(test.labels, test_b.labels):
         raise ValueError(f"{a} and {b} have different test rows; a paired test needs the same rows")
+    losses = logloss_by_row(test.labels, ctr_a) - logloss_by_row(test.labels, ctr_b)
+    weights, units = test.metric_weights(), test.units
     return {
-        "test AUC": Difference(*bootstrap_auc(labels, ctr_a, ctr_b)),
-        "test logloss": Difference(*bootstrap_mean(logloss_by_row(labels, ctr_a) - logloss_by_row(labels, ctr_b))),
+        "test AUC": Difference(*bootstrap_auc(test.labels, ctr_a, ctr_b, weights=weights, units=units)),
+        "test logloss": Difference(*bootstrap_mean(losses, weights=weights, units=units)),
     }
 
 
-def predict_test(run: Path, data: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return the test labels (0 or 1) of a run's log and the model's probabilities, (rows) each."""
+def predict_test(run: Path, data: Path) -> tuple[Split, NDArray[np.float64]]:
+    """Return the test split of a run's log and the model's probabilities, (rows)."""
     model, experiment, _, _ = open_run(run)
     prepared = read_prepared(data / experiment.data.prepared)
     check_log_of_run(run, prepared)
     test = load_split(prepared, "test")
-    return test.labels, predict(model, test)
-
-
-def logloss_by_row(labels: NDArray[np.float32], ctr: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the logloss of each row, (rows). Probabilities are clipped as in scikit-learn."""
-    smallest = np.finfo(np.float64).eps
-    likelihood = np.where(labels > 0.5, ctr, 1 - ctr)
-    losses: NDArray[np.float64] = -np.log(likelihood.clip(smallest))
-    return losses
+    return test, predict(model, test)
 
 
 def text(method: str, differences: Mapping[str, Difference]) -> str:

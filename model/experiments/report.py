@@ -71,6 +71,9 @@ def summarize(
         "seeds": [r.seed for r in runs],
         **mean_and_std_of("test_auc", [t.auc for t in tests]),
         **mean_and_std_of("test_logloss", [t.logloss for t in tests]),
+        **mean_and_std_of("test_base_logloss", [t.base_logloss for t in tests]),
+        **mean_and_std_of("test_normalized_entropy", [t.normalized_entropy for t in tests]),
+        **mean_and_std_of("test_gauc", [t.gauc for t in tests]),
         **mean_and_std_of("test_calibration_error", [t.calibration_error for t in tests]),
         **mean_and_std_of("test_predicted_over_observed", [t.predicted_over_observed for t in tests]),
         "parameters": runs[0].parameters,
@@ -84,6 +87,8 @@ def summarize(
                 "s": r.seconds,
                 "wall_s": r.wall_s,
                 "rows_per_s": r.rows_per_s,
+                "unseen": [asdict(u) for u in r.unseen],
+                "warnings": r.warnings,
             }
             for r in runs
         ],
@@ -128,9 +133,13 @@ def markdown(summary: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         auc, loss = f"{auc} ± {summary['test_auc_std'] * 100:.2f}", f"{loss} ± {summary['test_logloss_std']:.4f}"
         seeds = f"mean of {len(summary['seeds'])} seeds"
     flops = f", {summary['flops']:,} FLOPs per row" if summary["flops"] else ""
-    headline = f"Test AUC {auc}, logloss {loss} ({seeds}; {summary['parameters']:,} parameters{flops})."
-    lines = [f"# {experiment['name']}", "", headline, "", *seed_lines(summary), ""]
-    lines += [*calibration_lines(summary), *truth_lines(summary)]
+    base = ""
+    if "test_normalized_entropy_mean" in summary:
+        entropy = f"**{summary['test_normalized_entropy_mean']:.4f}**"
+        base = f", base rate {summary['test_base_logloss_mean']:.4f}, normalized entropy {entropy}"
+    headline = f"Test AUC {auc}, logloss {loss}{base} ({seeds}; {summary['parameters']:,} parameters{flops})."
+    lines = [f"# {experiment['name']}", "", headline, "", *warning_lines(summary), *seed_lines(summary), ""]
+    lines += [*calibration_lines(summary), *unseen_lines(summary), *truth_lines(summary)]
     for name in pictures:
         lines += [f"![{Path(name).stem}]({name})", ""]
     lines += [f"- {note}" for note in NOTES.get(experiment["data"]["reader"], ())]
@@ -143,12 +152,43 @@ def markdown(summary: dict[str, Any], pictures: Sequence[str] = ()) -> str:
 
 def seed_lines(summary: dict[str, Any]) -> list[str]:
     """Return a table with one row per seed."""
-    lines = ["| seed | test AUC | test logloss | valid AUC | valid logloss | epochs | training s |", "|--:" * 7 + "|"]
+    has_entropy = all(run[split].get("normalized_entropy") for run in summary["runs"] for split in ("test", "valid"))
+    names = [("auc", "AUC", 100, 2), ("logloss", "logloss", 1, 4)]
+    if has_entropy:
+        names += [("base_logloss", "base rate", 1, 4), ("normalized_entropy", "normalized entropy", 1, 4)]
+    columns = [f"{split} {name}" for split in ("test", "valid") for _, name, _, _ in names]
+    header = ["seed", *columns, "epochs", "training s"]
+    lines = [f"| {' | '.join(header)} |", "|--:" * len(header) + "|"]
     for run in summary["runs"]:
-        test, valid = run["test"], run["valid"]
-        cells = f"{test['auc'] * 100:.2f} | {test['logloss']:.4f} | {valid['auc'] * 100:.2f} | {valid['logloss']:.4f}"
-        lines.append(f"| {run['seed']} | {cells} | {run['epochs']} | {run['s']:.0f} |")
+        values = [
+            f"{run[split][key] * scale:.{digits}f}" for split in ("test", "valid") for key, _, scale, digits in names
+        ]
+        cells = [str(run["seed"]), *values, str(run["epochs"]), f"{run['s']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def warning_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a list of the runs' warnings, or nothing without warnings."""
+    lines = [f"- **Warning**, seed {run['seed']}: {text}" for run in summary["runs"] for text in run["warnings"]]
+    return [*lines, ""] if lines else []
+
+
+def unseen_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a table of the quality on unseen values, or nothing if the experiment does not hide groups of fields."""
+    if not any(run["unseen"] for run in summary["runs"]):
+        return []
+    header = "| seed | unseen in test | rows | logloss | mean prediction / click rate |"
+    lines = ["Test rows in which all fields of a group have values that are not in train:", "", header]
+    lines.append("|--:|---|--:|--:|--:|")
+    for run in summary["runs"]:
+        for unseen in run["unseen"]:
+            loss, ratio = unseen["logloss"], unseen["predicted_over_observed"]
+            cells = ["" if loss is None else f"{loss:.4f}", "" if ratio is None else f"{ratio:.3f}"]
+            lines.append(
+                f"| {run['seed']} | {', '.join(unseen['fields'])} | {unseen['rows']:,} | {' | '.join(cells)} |"
+            )
+    return [*lines, ""]
 
 
 def calibration_lines(summary: dict[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ from model.atomic_folder import new_folder
 from model.data.prepare.prepared import Prepared
 from model.experiment_config import Experiment, to_experiment, with_stored_defaults
 from model.experiments.plots import draw_curves
+from model.experiments.quality import UnseenValues
 from model.layers import fields_of
 from model.stec import fused
 from model.training.device import cpu_name, device_of
@@ -91,6 +92,8 @@ class RunMetrics(msgspec.Struct, frozen=True):
         reliability: Predictions and click rates on the test set, in bins.
         truth: The comparison with the true probabilities, if the log is synthetic.
         wall_s: The training time in seconds, including evaluations.
+        unseen: The quality on test rows with unseen values, for each group in Training.hide.
+        warnings: Why the model may not be worth serving (see model/experiments/quality.py).
     """
 
     seed: int
@@ -105,6 +108,8 @@ class RunMetrics(msgspec.Struct, frozen=True):
     reliability: list[Bin] = []
     truth: TrueComparison | None = None
     wall_s: float | None = None
+    unseen: list[UnseenValues] = []
+    warnings: list[str] = []
 
 
 def save_run(

@@ -16,7 +16,7 @@ from model.experiments.run_folder import DataFacts, RunMetrics
 
 RESULTS = "results"  # the folder for finished runs, reports and pictures, next to the experiments' TOML files
 RUNS = "runs.jsonl"
-Key = tuple[Experiment, int, str]  # settings, seed, fingerprint of the data
+Key = tuple[bytes, int, str]  # settings as JSON, seed, fingerprint of the data
 
 
 class FinishedRun(msgspec.Struct, frozen=True):
@@ -56,7 +56,8 @@ def key(experiment: Experiment, fingerprint: str) -> Key:
     The key contains the settings, not their digest. If a key of [model] or [training] is newer than a run, the run's
     settings contain its default, but the run's digest does not include it.
     """
-    return settings(experiment), experiment.training.seed, fingerprint
+    content = msgspec.json.encode(settings(experiment), order="deterministic")
+    return content, experiment.training.seed, fingerprint
 
 
 def results_folder(toml: Path) -> Path:

@@ -1,10 +1,10 @@
 """Tests whether A is better than B: Welch's t-test over seeds, or a paired bootstrap over test rows.
 
 The paper uses Welch's unpaired t-test. The paired bootstrap evaluates both models on the same resamples, so that
-variation common to both cancels out. It draws RESAMPLES resamples of all rows with replacement from a seeded generator,
-and skips resamples with only one class, for which AUC is undefined. An Outcome consists of the difference on the
-original rows, the 2.5th and 97.5th percentiles of the resamples' differences, and the two-sided p-value: twice the
-share of resamples on the rarer side of zero, at least 2 / (resamples + 1).
+variation common to both cancels out. It draws RESAMPLES resamples of all rows, or of all units if the log has units,
+with replacement from a seeded generator, and skips resamples with only one class, for which AUC is undefined. An
+Outcome consists of the difference on the original rows, the 2.5th and 97.5th percentiles of the resamples' differences,
+and the two-sided p-value: twice the share of resamples on the rarer side of zero, at least 2 / (resamples + 1).
 """
 
 import statistics
@@ -52,7 +52,7 @@ class LogKeys(msgspec.Struct, frozen=True):
 
     reader: str
     folder: str
-    split: str = "row"
+    split: str | dict[str, Any] = "row"
     split_seed: int = 1
 
     def __str__(self) -> str:
@@ -221,15 +221,24 @@ def mean_and_std(values: Sequence[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def bootstrap_auc(labels: Floats, ctr_a: Floats, ctr_b: Floats, resamples: int = RESAMPLES) -> Outcome:
-    """Return the outcome for AUC(a) - AUC(b). All arrays are (rows)."""
+def bootstrap_auc(
+    labels: Floats,
+    ctr_a: Floats,
+    ctr_b: Floats,
+    resamples: int = RESAMPLES,
+    weights: Floats | None = None,
+    units: Floats | None = None,
+) -> Outcome:
+    """Return the outcome for AUC(a) - AUC(b). All arrays are (rows). weights and units are as in bootstrap()."""
     auc_a, auc_b = WeightedAuc(labels, ctr_a), WeightedAuc(labels, ctr_b)
-    return bootstrap(lambda counts: auc_a(counts) - auc_b(counts), len(labels), resamples)
+    return bootstrap(lambda counts: auc_a(counts) - auc_b(counts), len(labels), resamples, weights, units)
 
 
-def bootstrap_mean(values: Floats, resamples: int = RESAMPLES) -> Outcome:
-    """Return the outcome for the mean of paired differences, (rows)."""
-    return bootstrap(lambda counts: float(counts @ values / len(values)), len(values), resamples)
+def bootstrap_mean(
+    values: Floats, resamples: int = RESAMPLES, weights: Floats | None = None, units: Floats | None = None
+) -> Outcome:
+    """Return the outcome for the mean of paired differences, (rows). weights and units are as in bootstrap()."""
+    return bootstrap(lambda counts: float(counts @ values / counts.sum()), len(values), resamples, weights, units)
 
 
 class WeightedAuc:
@@ -240,31 +249,47 @@ class WeightedAuc:
         distinct, self._group = np.unique(ctr, return_inverse=True)
         self._groups = len(distinct)
 
-    def __call__(self, counts: NDArray[np.int64]) -> float:
+    def __call__(self, counts: Floats) -> float:
         clicks, others = (self._by_group(np.where(kind, counts, 0)) for kind in (self._clicks, ~self._clicks))
         if not (clicks.any() and others.any()):
             return np.nan
         below = np.cumsum(others) - others
         return float(clicks @ (below + others / 2) / (clicks.sum() * others.sum()))
 
-    def _by_group(self, counts: NDArray[np.int64]) -> Floats:
+    def _by_group(self, counts: Floats) -> Floats:
         return np.bincount(self._group, weights=counts, minlength=self._groups)
 
 
-def bootstrap(difference: Callable[[NDArray[np.int64]], float], rows: int, resamples: int) -> Outcome:
+def bootstrap(
+    difference: Callable[[Floats], float],
+    rows: int,
+    resamples: int,
+    weights: Floats | None = None,
+    units: Floats | None = None,
+) -> Outcome:
     """Return the outcome for an arbitrary difference.
 
     Args:
-        difference: Computes the difference from counts (rows): how often each row occurs in a resample.
+        difference: Computes the difference from counts (rows): how often each row occurs in a resample, times its
+            weight.
         rows: The number of rows.
         resamples: The number of resamples to draw.
+        weights: The weight of each row, (rows), or None for 1.
+        units: The unit of each row, (rows), or None. Rows of the same unit, such as a user, are not independent, so
+            units are drawn instead of rows.
     """
     random = np.random.default_rng(SEED)
-    drawn = np.array(
-        [difference(np.bincount(random.integers(rows, size=rows), minlength=rows)) for _ in range(resamples)]
-    )
+    unit = np.arange(rows) if units is None else np.unique(units, return_inverse=True)[1]
+    count = int(unit.max()) + 1
+
+    def draw() -> Floats:
+        counts = np.bincount(random.integers(count, size=count), minlength=count)
+        counts = counts if units is None else counts[unit]
+        return counts if weights is None else counts * weights
+
+    drawn = np.array([difference(draw()) for _ in range(resamples)])
     drawn = drawn[~np.isnan(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
     p = min(1.0, 2 * (rarer + 1) / (len(drawn) + 1))
-    return difference(np.ones(rows, np.int64)), float(low), float(high), p
+    return difference(np.ones(rows, np.int64) if weights is None else weights), float(low), float(high), p

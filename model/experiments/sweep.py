@@ -211,6 +211,11 @@ def section(base: Base, ranked: Sequence[PointRuns]) -> list[str]:
         choice = f"Chosen by valid {monitor} alone, without looking at test: **{ranked[0].point.label}**."
     else:
         choice = "No point has completed all its runs, so none is chosen."
+    if (metrics := next((run.metrics for point in ranked for run in point.runs), None)) and metrics.test.base_logloss:
+        choice += (
+            f" The base rate's logloss is {metrics.valid.base_logloss:.4f} on valid and "
+            f"{metrics.test.base_logloss:.4f} on test."
+        )
     head = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
     rows = ("| " + " | ".join([point.point.label, *point.cells()]) + " |" for point in ranked)
     return [f"{summary} {choice}", "", *head, *rows]

@@ -13,10 +13,10 @@ from model.experiments.report import write_report
 from model.experiments.run_folder import METRICS, RunMetrics, save_run
 from model.experiments.run_registry import FinishedRun, claim, results_folder, run_list
 from model.experiments.seeds import RunContext, run_missing, with_seed
-from model.experiments.trial import checkpoint_of, open_log, run_trial, unfinished
+from model.experiments.trial import OpenedLog, checkpoint_of, memory_of, open_log, run_trial, unfinished
 from model.experiments.warm import open_warm_start
 from model.training.device import CPU
-from model.training.progress import EpochTable
+from model.training.progress import EpochTable, with_base_rate
 
 
 def train(
@@ -48,6 +48,7 @@ def train(
         if not claimed:
             raise ValueError(f"another process is training {experiment.name}, seed {experiment.training.seed}")
         checkpoint = checkpoint_of(experiment, facts, data)
+        print_memory(experiment, log, device)
         progress = EpochTable(experiment, len(log.splits["train"]))
         model, metrics = run_trial(experiment, log, checkpoint, progress, device, start)
         save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, facts)
@@ -72,6 +73,7 @@ def train_seeds(toml: Path, seeds: int, data: Path, out: Path | None, device: to
     context = RunContext(open_log(experiment.data, data), run_list(toml), data, out, device)
     experiments = [with_seed(experiment, seed) for seed in range(1, seeds + 1)]
     check_run_folders(experiments, context)
+    print_memory(experiment, context.log, device)
     runs = run_missing(experiments, context, EpochTable, print_run)
     write_report(results_folder(toml) / toml.stem, experiment, runs)
     return runs
@@ -97,7 +99,15 @@ def check_run_folders(experiments: Sequence[Experiment], context: RunContext) ->
         print(f"{context.runs.path} already has seeds {seeds}, whose weights were not saved. {fix}", file=sys.stderr)
 
 
+def print_memory(experiment: Experiment, log: OpenedLog, device: torch.device) -> None:
+    """Print the estimated peak memory of a run. There is no estimate for a GPU."""
+    if device.type == "cpu":
+        print(f"training needs {memory_of(experiment, log)}", flush=True)
+
+
 def print_run(run: FinishedRun) -> None:
-    """Print the test metrics of a run."""
-    test = run.metrics.test
-    print(f"seed {run.metrics.seed}: test AUC {test.auc:.5f}, test logloss {test.logloss:.5f}", flush=True)
+    """Print the test metrics of a run and, on stderr, its warnings."""
+    seed, test = run.metrics.seed, run.metrics.test
+    print(f"seed {seed}: test AUC {test.auc:.5f}, test logloss {with_base_rate(test)}", flush=True)
+    for warning in run.metrics.warnings:
+        print(f"ctr-train: seed {seed}: warning: {warning}", file=sys.stderr)

@@ -5,26 +5,33 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from model.data.prepare.prepared import LOG, Prepared, read_prepared
 from model.data.readers.log import SPLITS
 from model.data_config import Data
 from model.experiment_config import Experiment
+from model.experiments.memory_plan import MemoryPlan, check_memory, plan_memory
+from model.experiments.quality import base_rate_warning, leak_warning, measure_unseen
 from model.experiments.run_folder import DataFacts, RunMetrics
 from model.experiments.run_registry import digest
+from model.experiments.warm import WarmStart
 from model.layers import embedding_parameters, fields_of
 from model.stec.stec import STECConfig, cost_note
-from model.training.batches import Split
+from model.training.batches import Split, group_columns
 from model.training.checkpoint import Checkpoint
 from model.training.device import CPU
+from model.training.early_stopping import Epoch
 from model.training.exact_statistics import measure_batch_norms
 from model.training.fit import fit, predict
 from model.training.flops import count_flops
-from model.training.metrics import evaluate, reliability
+from model.training.initial_bias import start_at_click_rate
+from model.training.metrics import evaluate_split, reliability
 from model.training.progress import TrainingProgress
 from model.training.true_ctr import compare_with_truth
 from model.zoo import build
@@ -66,16 +73,49 @@ def load_split(prepared: Prepared, name: str) -> Split:
         ValueError: If the split is empty or damaged, or contains only clicks or no clicks. Such a split cannot be
             evaluated. Without this check, the error would occur only after hours of training.
     """
-    split = Split(*prepared.split(name))
+    ids, values, labels = prepared.split(name)
+    names = [field.name for field in prepared.schema.select("categorical")]
+    rate, weights = prepared.facts.data.negative_rate, read_weights(prepared, name, len(labels))
+    units = checked_length(prepared, f"{name}.units.npy", prepared.units(name), len(labels))
+    split = Split(ids, values, labels, weights, units, names, rate)
     where = f"{prepared.folder}: {name}"
     if len(split) == 0:
         raise ValueError(f"{where} has no rows. Add some and run ctr-prepare again.")
     sizes, (low, high) = prepared.vocabulary_sizes, (split.ids.min(0), split.ids.max(0))
     if (low < 0).any() or (high >= np.array(sizes)).any() or not np.isin(split.labels, (0, 1)).all():
         raise ValueError(f"{where} has ids or labels out of range. Run ctr-prepare again.")
-    if split.labels.min() == split.labels.max():
+    counted = split.labels if weights is None else split.labels[weights > 0]
+    if len(counted) == 0 or counted.min() == counted.max():
         raise ValueError(f"{where} has only clicks or no clicks; AUC needs both")
     return split
+
+
+def read_weights(prepared: Prepared, name: str, rows: int) -> NDArray[np.float32] | None:
+    """Return the weights of a split, scaled to a mean of 1, or None if the log has no weights.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or if all weights are 0.
+    """
+    file = f"{name}.weights.npy"
+    weights = checked_length(prepared, file, prepared.weights(name), rows)
+    if weights is None:
+        return None
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+        raise ValueError(
+            f"{prepared.folder / file}: weights must be finite and at least 0, and not all 0. Fix the column "
+            f'"{prepared.facts.data.weight}" and run ctr-prepare again.'
+        )
+    scaled: NDArray[np.float32] = (weights / weights.mean(dtype=np.float64)).astype(np.float32)
+    return scaled
+
+
+def checked_length(prepared: Prepared, file: str, column: NDArray[Any] | None, rows: int) -> NDArray[Any] | None:
+    """Return a column of a split. Raises ValueError if it has another number of rows than the split."""
+    if column is not None and len(column) != rows:
+        raise ValueError(
+            f"{prepared.folder / file} has {len(column):,} rows instead of {rows:,}. Run ctr-prepare again."
+        )
+    return column
 
 
 def fingerprint(prepared: Path) -> str:
@@ -94,12 +134,21 @@ def fingerprint(prepared: Path) -> str:
 def checkpoint_of(experiment: Experiment, facts: DataFacts, root: Path) -> Checkpoint:
     """Return the checkpoint of a run, which may not exist yet."""
     path = unfinished(experiment, root).with_suffix(".safetensors")
-    return Checkpoint(path, f"{digest(experiment)} seed {experiment.training.seed} data {facts.fingerprint}")
+    warm = "" if facts.warm is None else f" warm {facts.warm.run}"
+    return Checkpoint(path, f"{digest(experiment)} seed {experiment.training.seed} data {facts.fingerprint}{warm}")
 
 
 def unfinished(experiment: Experiment, root: Path) -> Path:
     """Return the path of an unfinished run's files inside --data, without a suffix."""
     return root / UNFINISHED / f"{digest(experiment)}-{experiment.training.seed}"
+
+
+def memory_of(experiment: Experiment, log: OpenedLog) -> MemoryPlan:
+    """Return the estimated peak memory of a run on a CPU."""
+    fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
+    return plan_memory(
+        experiment, fields, log.splits["train"], max(len(log.splits[name]) for name in ("valid", "test"))
+    )
 
 
 def run_trial(
@@ -108,42 +157,83 @@ def run_trial(
     checkpoint: Checkpoint,
     progress: TrainingProgress,
     device: torch.device = CPU,
+    warm: WarmStart | None = None,
 ) -> tuple[nn.Module, RunMetrics]:
     """Train one seed, continuing from its checkpoint if there is one, and measure the result.
+
+    Args:
+        experiment: The experiment.
+        log: The prepared log.
+        checkpoint: The checkpoint, which may not exist yet.
+        progress: The progress display.
+        device: The device to train on.
+        warm: The weights to start from, or None for a new model.
 
     Returns:
         The model on the device, with the weights of the best epoch; the run's metrics.
     """
-    train, valid, test = (log.splits[name] for name in SPLITS)
-    torch.manual_seed(experiment.training.seed)
-    fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
-    model = build(fields, experiment.model).to(device)
-    if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
-        print(note, file=sys.stderr)
-    with progress:
-        tables = embedding_parameters(model)
-        history = fit(model, tables, train, valid, experiment.training, progress.on_epoch, progress.on_rows, checkpoint)
+    recipe, (train, valid, test) = experiment.training, (log.splits[name] for name in SPLITS)
+    if device.type == "cpu" and (warning := check_memory(memory_of(experiment, log))):
+        print(f"warning: {warning}", file=sys.stderr)
+    model, history = train_model(experiment, log, checkpoint, progress, device, warm)
     best = max((e for e in history if e.improved), key=lambda e: e.epoch)
-    start, on_valid = time.perf_counter(), best.valid
-    if experiment.training.exact_statistics:
-        measure_batch_norms(model, train, experiment.training)
-        on_valid = evaluate(valid.labels, predict(model, valid))
-    ctr = predict(model, test)
+    start = time.perf_counter()
+    if recipe.exact_statistics:
+        measure_batch_norms(model, train, recipe)
+    ctr_valid, ctr = predict(model, valid), predict(model, test)
+    on_valid = evaluate_split(valid, ctr_valid) if recipe.exact_statistics else best.valid
     after_training_s = time.perf_counter() - start
     training_s = sum(len(train) / e.rows_per_s for e in history)
     two_rows = test.part(0, 2)
-    truth = compare_with_truth(model, log.prepared, test) if experiment.data.reader == "generated" else None
+    truth = compare_with_truth(ctr, log.prepared, test) if experiment.data.reader == "generated" else None
+    warnings = (
+        base_rate_warning("valid", valid, ctr_valid),
+        base_rate_warning("test", test, ctr),
+        leak_warning(on_valid.auc, train, valid, log.prepared.schema),
+    )
     return model, RunMetrics(
-        seed=experiment.training.seed,
+        seed=recipe.seed,
         parameters=sum(p.numel() for p in model.parameters()),
         best_epoch=best.epoch,
         seconds=training_s,
         valid=on_valid,
-        test=evaluate(test.labels, ctr),
+        test=evaluate_split(test, ctr),
         history=history,
         flops=count_flops(model, two_rows.ids.long().to(device), two_rows.values.to(device)),
         rows_per_s=len(train) * len(history) / training_s,
-        reliability=reliability(test.labels, ctr),
+        reliability=reliability(test.labels, ctr, test.metric_weights()),
         truth=truth,
         wall_s=sum(e.wall_s or 0.0 for e in history) + after_training_s,
+        unseen=measure_unseen(recipe.hide, test, ctr),
+        warnings=[warning for warning in warnings if warning],
     )
+
+
+def train_model(
+    experiment: Experiment,
+    log: OpenedLog,
+    checkpoint: Checkpoint,
+    progress: TrainingProgress,
+    device: torch.device = CPU,
+    warm: WarmStart | None = None,
+) -> tuple[nn.Module, list[Epoch]]:
+    """Train one seed on train and valid. The arguments are those of run_trial().
+
+    Returns:
+        The model on the device, with the weights of the best epoch; all epochs.
+    """
+    recipe, train, valid = experiment.training, log.splits["train"], log.splits["valid"]
+    group_columns(recipe.hide, train.names)  # fail before training
+    torch.manual_seed(recipe.seed)
+    fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
+    model = build(fields, experiment.model).to(device)
+    if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
+        print(note, file=sys.stderr)
+    if warm is not None:
+        warm.copy_to(model)
+    elif recipe.initial_bias == "log_odds" and not checkpoint.exists():
+        start_at_click_rate(model, train, recipe)
+    with progress:
+        tables = embedding_parameters(model)
+        history = fit(model, tables, train, valid, recipe, progress.on_epoch, progress.on_rows, checkpoint)
+    return model, history

@@ -6,6 +6,7 @@ the statistics of the batch norms, are copied as they are, because they belong t
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from model.data.prepare.prepared import Prepared
 from model.experiment_config import Experiment
 from model.experiments.run_folder import WarmFacts, file_digests, open_run
 from model.layers import FeatureEmbedding
+from model.training.initial_bias import output_bias
 from model.zoo import Config, name_of
 
 # The keys of [model] that may differ, because they do not change what the weights mean.
@@ -39,12 +41,14 @@ class WarmStart:
         rows: The row of the earlier tables for each row of the new ones, int64 (rows of all categorical fields).
         scale: The factor of each numeric field's vector, float32 (numeric). It compensates for another standard
             deviation in the new log, because the vector is multiplied by the normalized value.
+        bias: What is added to the logit, because the two logs kept another share of the negatives.
     """
 
     facts: WarmFacts
     model: nn.Module
     rows: Tensor
     scale: Tensor
+    bias: float
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -60,6 +64,7 @@ class WarmStart:
         new = model.state_dict()
         for name in model.load_state_dict(weights, strict=False).missing_keys:
             new[name].zero_()
+        output_bias(model).add_(self.bias)
 
 
 def open_warm_start(run: Path, experiment: Experiment, prepared: Prepared) -> WarmStart:
@@ -87,7 +92,8 @@ def open_warm_start(run: Path, experiment: Experiment, prepared: Prepared) -> Wa
         new.std / old.std for old, new in zip(schema.select("numeric"), prepared.schema.select("numeric"), strict=True)
     ]
     facts = WarmFacts(run_digest(run), tokens, tokens - known)
-    return WarmStart(facts, model, torch.from_numpy(np.concatenate(rows)), torch.tensor(scale))
+    bias = math.log(earlier.data.negative_rate / experiment.data.negative_rate)
+    return WarmStart(facts, model, torch.from_numpy(np.concatenate(rows)), torch.tensor(scale), bias)
 
 
 def source_rows(old: Vocabulary, new: Vocabulary) -> NDArray[np.int64]:

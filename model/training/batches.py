@@ -1,7 +1,7 @@
 """Reading rows for training and evaluation, from memory or block by block from disk."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,21 +18,54 @@ RUN_ROWS = 8_192  # the number of contiguous rows on disk in a run; a block mixe
 
 @dataclass(frozen=True)
 class Split:
-    """A split as arrays: ids integer (rows, categorical), values float32 (rows, numeric), labels float32 (rows).
+    """A split as arrays. ids and values may be memory-mapped. They are never read as a whole.
 
-    ids and values may be memory-mapped. They are never read as a whole.
+    Attributes:
+        ids: Integer (rows, categorical fields).
+        values: float32 (rows, numeric fields).
+        labels: float32 (rows), 0 or 1.
+        weights: float32 (rows), the weight of each row in the training loss and in the metrics, or None for 1.
+        units: The unit of each row, such as the user, (rows), or None. Metrics by unit need it.
+        names: The names of the categorical fields. Only Training.hide needs them.
+        negative_rate: The fraction of negatives that were kept when the log was downsampled. Predictions and metrics
+            correct for it.
     """
 
     ids: NDArray[Any]
     values: NDArray[np.float32]
     labels: NDArray[np.float32]
+    weights: NDArray[np.float32] | None = None
+    units: NDArray[Any] | None = None
+    names: Sequence[str] = ()
+    negative_rate: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, start: int, stop: int) -> "Rows":
         """Return some rows as tensors. They are a copy, because torch needs writable memory."""
-        return Rows(*(torch.from_numpy(np.array(a[start:stop])) for a in (self.ids, self.values, self.labels)))
+        arrays = (self.ids, self.values, self.labels, self.weights)
+        return Rows(*(None if a is None else torch.from_numpy(np.array(a[start:stop])) for a in arrays))  # type: ignore[arg-type]
+
+    def select(self, rows: NDArray[Any]) -> "Split":
+        """Return the rows with these indices or with this mask."""
+        weights, units = (None if a is None else a[rows] for a in (self.weights, self.units))
+        arrays = {"ids": self.ids[rows], "values": self.values[rows], "labels": self.labels[rows]}
+        return replace(self, **arrays, weights=weights, units=units)
+
+    def sample(self, rows: int) -> "Split":
+        """Return at most this many rows, evenly spaced, because a log is often sorted by time."""
+        return self.select(np.linspace(0, len(self) - 1, min(rows, len(self))).astype(np.int64))
+
+    def metric_weights(self) -> NDArray[np.float64] | None:
+        """Return how much each row counts in the metrics, (rows), or None if all rows count the same.
+
+        A negative that was kept stands for 1 / negative_rate negatives of the true traffic.
+        """
+        if self.weights is None and self.negative_rate == 1:
+            return None
+        weights = np.ones(len(self)) if self.weights is None else self.weights.astype(np.float64)
+        return np.where(self.labels > 0.5, weights, weights / self.negative_rate)
 
 
 @dataclass(frozen=True)
@@ -42,20 +75,31 @@ class Rows:
     ids: Tensor
     values: Tensor
     labels: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor | slice) -> "Rows":
-        return Rows(self.ids[rows], self.values[rows], self.labels[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        return Rows(self.ids[rows], self.values[rows], self.labels[rows], weights)
+
+    def to(self, device: torch.device) -> "Rows":
+        """Return the rows on a device."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return Rows(self.ids.to(device), self.values.to(device), self.labels.to(device), weights)
 
 
 def join(parts: list[Rows]) -> Rows:
     """Concatenate rows. If there is only one part, it is not copied."""
     if len(parts) == 1:
         return parts[0]
+    weights = [p.weights for p in parts if p.weights is not None]
     return Rows(
-        torch.cat([p.ids for p in parts]), torch.cat([p.values for p in parts]), torch.cat([p.labels for p in parts])
+        torch.cat([p.ids for p in parts]),
+        torch.cat([p.values for p in parts]),
+        torch.cat([p.labels for p in parts]),
+        torch.cat(weights) if weights else None,
     )
 
 
@@ -73,10 +117,11 @@ class Batches:
         self._block_rows, self._run_rows = block_rows, run_rows
         self._whole = train.part(0, len(train)) if len(train) <= block_rows else None
         self._never_missing = never_missing(train, block_rows)
+        self._groups = [columns for columns in group_columns(recipe.hide, train.names) if len(columns) > 1]
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield ids int64 (B, categorical), values (B, numeric) and labels (B) of each batch."""
+    def epoch(self) -> Iterator[Rows]:
+        """Yield the batches: ids int64 (B, categorical), values (B, numeric), labels (B) and any weights (B)."""
         size = self._recipe.batch_size
         pending: list[Rows] = []
         for block in self._blocks():
@@ -99,9 +144,12 @@ class Batches:
         for runs in order.split(max(1, self._block_rows // self._run_rows)):
             yield join([self._train.part(start, start + self._run_rows) for start in runs.tolist()])
 
-    def _batch(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        ids = hide_tokens(rows.ids.long(), self._recipe.unknown_rate, self._never_missing, self.generator)
-        return ids, rows.values, rows.labels
+    def _batch(self, rows: Rows) -> Rows:
+        rate, ids = self._recipe.unknown_rate, rows.ids.long()
+        hidden = hide_tokens(ids, rate, self._never_missing, self.generator)
+        if self._groups:
+            hidden = hide_groups(ids, hidden, rate, self._groups, self.generator)
+        return replace(rows, ids=hidden)
 
 
 def never_missing(train: Split, block_rows: int) -> Tensor:
@@ -128,3 +176,39 @@ def hide_tokens(ids: Tensor, rate: float, never_missing: Tensor, generator: torc
     chance = torch.rand(ids.shape, generator=generator)
     hidden = ids.masked_fill((chance < rate) & (ids != MISSING), UNKNOWN)
     return hidden.masked_fill((chance > 1 - rate) & never_missing, MISSING)
+
+
+def hide_groups(
+    ids: Tensor, hidden: Tensor, rate: float, groups: Sequence[Sequence[int]], generator: torch.Generator
+) -> Tensor:
+    """Replace all fields of a group with the unknown id in a share of the rows, for each group independently.
+
+    A value that is missing stays missing, as in hide_tokens().
+
+    Args:
+        ids: int64 (B, categorical), before any token was hidden.
+        hidden: int64 (B, categorical), the result of hide_tokens().
+        rate: The share of the rows for each group.
+        groups: The columns of each group.
+        generator: The random generator that chooses the rows.
+    """
+    chosen_BG = torch.rand((len(ids), len(groups)), generator=generator) < rate
+    is_hidden = torch.zeros_like(ids, dtype=torch.bool)
+    for chosen_B, columns in zip(chosen_BG.unbind(1), groups, strict=True):
+        is_hidden[:, list(columns)] |= chosen_B[:, None]
+    return hidden.where(~is_hidden, UNKNOWN).where(ids != MISSING, hidden)
+
+
+def group_columns(groups: Sequence[Sequence[str]], names: Sequence[str]) -> list[list[int]]:
+    """Return the columns of each group of categorical fields.
+
+    Raises:
+        ValueError: If a group contains a name that is not a categorical field.
+    """
+    for name in (name for group in groups for name in group):
+        if name not in names:
+            raise ValueError(
+                f'training.hide contains "{name}", which is not a categorical field of this log. Choose from '
+                f"{', '.join(names)}."
+            )
+    return [[list(names).index(name) for name in group] for group in groups]

@@ -27,10 +27,10 @@ def measure_batch_norms(model: nn.Module, train: Split, recipe: Training) -> Non
     for norm in norms:
         norm.reset_running_stats()
         norm.train()
-    for number, (ids, values, _) in enumerate(Batches(train, recipe).epoch(), 1):
+    for number, batch in enumerate(Batches(train, recipe).epoch(), 1):
         for norm in norms:
             norm.momentum = 1 / number  # the mean over all batches so far
-        model(ids.to(device), values.to(device))
+        model(batch.ids.to(device), batch.values.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

@@ -1,5 +1,6 @@
 """The training loop (section 4.1.5)."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.experiment_config import Training
-from model.training.batches import Batches, Split
+from model.training.batches import Batches, Rows, Split
 from model.training.checkpoint import Checkpoint, State
 from model.training.device import device_of
 from model.training.early_stopping import EarlyStopping, Epoch
-from model.training.metrics import evaluate
+from model.training.metrics import evaluate_split
 
 LEARNING_RATE_FACTOR = 0.1
 MIN_LEARNING_RATE = 1e-6
@@ -76,7 +77,7 @@ def evaluate_epoch(number: int, loss: float, rows_per_s: float, state: State, va
     ctr = predict(state.model, valid)
     if not np.isfinite(ctr).all():
         raise ValueError(f"after epoch {number}, some predictions are not finite. {DIVERGED}")
-    metrics = evaluate(valid.labels, ctr)
+    metrics = evaluate_split(valid, ctr)
     improved = state.early_stopping.update(metrics, state.model)
     group = state.optimizer.param_groups[0]
     epoch = Epoch(number, loss, metrics, group["lr"], rows_per_s, improved)
@@ -86,14 +87,22 @@ def evaluate_epoch(number: int, loss: float, rows_per_s: float, state: State, va
 
 
 def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
-    """Return click probabilities, (rows), computed in evaluation mode. The split is read in parts."""
+    """Return click probabilities in the true traffic, (rows): calibrated for the split's negative_rate, as served.
+
+    They are computed in evaluation mode. The split is read in parts.
+    """
+    return (predict_logits(model, split) + math.log(split.negative_rate)).sigmoid().numpy()
+
+
+def predict_logits(model: nn.Module, split: Split) -> Tensor:
+    """Return the logits before calibration, float64 (rows), computed in evaluation mode."""
     model.eval()
     device, logits = device_of(model), []
     with torch.inference_mode():
         for start in range(0, len(split), EVALUATION_ROWS):
             rows = split.part(start, start + EVALUATION_ROWS)
             logits.append(model(rows.ids.long().to(device), rows.values.to(device)))
-    return torch.cat(logits).double().sigmoid().cpu().numpy()
+    return torch.cat(logits).double().cpu()
 
 
 def train_epoch(
@@ -114,10 +123,10 @@ def train_epoch(
     # Keep the sum on the device until the end. Reading it in every step would make the CPU wait for the GPU.
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches.epoch():
-        ids, values, labels = (tensor.to(device) for tensor in batch)
-        loss = train_step(model, tables, (ids, values, labels), recipe, optimizer)
-        total, seen = total + loss.double() * len(labels), seen + len(labels)
-        on_rows(len(labels))
+        loss = train_step(model, tables, batch.to(device), recipe, optimizer)
+        total, seen = total + loss.double() * len(batch), seen + len(batch)
+        on_rows(len(batch))
+    optimizer.zero_grad()  # writing a checkpoint needs the memory
     if not total.isfinite():
         raise ValueError(f"the training loss is {total.item()}. {DIVERGED}")
     return total.item() / seen
@@ -126,16 +135,21 @@ def train_epoch(
 def train_step(
     model: nn.Module,
     tables: Sequence[nn.Parameter],
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Rows,
     recipe: Training,
     optimizer: torch.optim.Optimizer,
 ) -> Tensor:
-    """Take one step on ids, values and labels, and return the loss of Eq. 12 (a scalar) without the penalties."""
-    ids, values, labels = batch
+    """Take one step on a batch, and return the loss of Eq. 12 (a scalar) without the penalties.
+
+    The loss is the mean over the rows of a row's weight times its cross-entropy. The weights have a mean of 1 over the
+    training set, not over each batch, so that a row counts the same whatever its batch.
+    """
     in_tables = {id(p) for p in tables}
     rest = [p for p in model.parameters() if id(p) not in in_tables]
     optimizer.zero_grad()
-    loss = functional.binary_cross_entropy_with_logits(model(ids, values), labels)
+    loss = functional.binary_cross_entropy_with_logits(
+        model(batch.ids, batch.values), batch.labels, weight=batch.weights
+    )
     (loss + l2_penalty(tables, recipe.embedding_l2) + l2_penalty(rest, recipe.net_l2)).backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from model.experiment_config import Experiment
 from model.training.early_stopping import Epoch
+from model.training.metrics import Metrics
 
 
 class TrainingProgress(Protocol):
@@ -21,6 +22,14 @@ class TrainingProgress(Protocol):
     ) -> None: ...
     def on_epoch(self, epoch: Epoch) -> None: ...
     def on_rows(self, rows: int) -> None: ...
+
+
+def with_base_rate(metrics: Metrics) -> str:
+    """Return a split's logloss and, if they were measured, the base rate's logloss and the normalized entropy."""
+    if metrics.base_logloss is None or metrics.normalized_entropy is None:
+        return f"{metrics.logloss:.5f}"
+    base = f"base rate {metrics.base_logloss:.5f}, normalized entropy {metrics.normalized_entropy:.4f}"
+    return f"{metrics.logloss:.5f} ({base})"
 
 
 class EpochTable:
@@ -37,7 +46,7 @@ class EpochTable:
             rows: The number of training rows.
         """
         self._table = Table(title=f"{experiment.name}, seed {experiment.training.seed}")
-        for column in ("epoch", "loss", "valid AUC", "valid logloss", "lr", "rows/s"):
+        for column in ("epoch", "loss", "valid AUC", "valid logloss", "base rate", "norm. entropy", "lr", "rows/s"):
             self._table.add_column(column, justify="right")
         self._bar = Progress(
             TextColumn("epoch"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn()
@@ -65,10 +74,13 @@ class EpochTable:
             f"{epoch.loss:.5f}",
             f"{epoch.valid.auc:.5f}",
             f"{epoch.valid.logloss:.5f}",
+            "" if epoch.valid.base_logloss is None else f"{epoch.valid.base_logloss:.5f}",
+            "" if epoch.valid.normalized_entropy is None else f"{epoch.valid.normalized_entropy:.4f}",
             f"{epoch.learning_rate:.0e}",
         )
         best = "*" if epoch.improved else ""
         self._table.add_row(f"{epoch.epoch}{best}", *cells, f"{epoch.rows_per_s:,.0f}")
         self._bar.reset(self._task)
         if not self._live.console.is_terminal:
-            print(f"epoch {epoch.epoch}{best}", "loss {} valid AUC {} logloss {} lr {}".format(*cells), flush=True)
+            valid = f"valid AUC {epoch.valid.auc:.5f} logloss {with_base_rate(epoch.valid)}"
+            print(f"epoch {epoch.epoch}{best} loss {epoch.loss:.5f} {valid} lr {epoch.learning_rate:.0e}", flush=True)

@@ -1,15 +1,15 @@
 """Comparing predictions with the true click probabilities, which only a synthetic log has."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from torch import nn
 
 from model.data.prepare.prepared import Prepared
 from model.data.readers.generated import TRUE_CTR
 from model.training.batches import Split
-from model.training.fit import predict
 
 TENTHS = 10
 
@@ -33,21 +33,26 @@ class TrueComparison:
     tenths: list[float]
 
 
-def compare_with_truth(model: nn.Module, prepared: Prepared, test: Split) -> TrueComparison:
-    """Compare the model's predictions on test with the true probabilities.
+def compare_with_truth(ctr: NDArray[np.float64], prepared: Prepared, test: Split) -> TrueComparison:
+    """Compare a model's predictions on test, (rows), with the true probabilities.
 
     Raises:
         ValueError: If the log has no true probabilities or no field `ad`.
     """
     true = np.array(prepared.column("test", TRUE_CTR))
-    ctr = predict(model, test)
     column = [f.name for f in prepared.schema.select("categorical")].index("ad")
-    unseen = test.ids[:, column] == 0
+    unseen, everything = test.ids[:, column] == 0, np.ones(len(test), bool)
+    weights = test.metric_weights()
+
+    def ratio(rows: NDArray[Any]) -> float:
+        chosen = None if weights is None else weights[rows]
+        return float(np.average(ctr[rows], weights=chosen) / np.average(true[rows], weights=chosen))
+
     tenths = np.array_split(np.argsort(ctr, kind="stable"), TENTHS)
     return TrueComparison(
-        auc=float(roc_auc_score(test.labels, ctr)),
-        true_auc=float(roc_auc_score(test.labels, true)),
-        overall=float(ctr.mean() / true.mean()),
-        unseen=float(ctr[unseen].mean() / true[unseen].mean()),
-        tenths=[float(ctr[rows].mean() / true[rows].mean()) for rows in tenths],
+        auc=float(roc_auc_score(test.labels, ctr, sample_weight=weights)),
+        true_auc=float(roc_auc_score(test.labels, true, sample_weight=weights)),
+        overall=ratio(everything),
+        unseen=ratio(unseen),
+        tenths=[ratio(rows) for rows in tenths],
     )

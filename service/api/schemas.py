@@ -88,7 +88,14 @@ class ModelResponse(msgspec.Struct):
     type: Annotated[str, Meta(description='"stec" or the type of another model.')]
     version: str
     created: str
-    metrics: dict[str, float]
+    metrics: Annotated[
+        dict[str, float],
+        Meta(
+            description="Measured by ctr-train on the validation and test sets. `base_logloss` is the logloss of a "
+            "constant prediction of the click rate, and `normalized_entropy` is `logloss` divided by it."
+        ),
+    ]
+    warnings: Annotated[tuple[str, ...], Meta(description="Why the model may not be worth serving.")]
     fields: list[ModelField]
     attention: Annotated[str, Meta(description="In a STEC model, which fields attend to each other.")]
     graph: Annotated[

@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "add":
             command.add_argument("bundle", type=Path, help="the bundle's folder")
             command.add_argument("--activate", action="store_true", help="also make the version current")
+            command.add_argument("--force", action="store_true", help="add the bundle in spite of its warnings")
         if name in ("activate", "remove"):
             command.add_argument("version", help="the version, or its first characters")
     arguments = parser.parse_args(argv)
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     store: Path = arguments.store
     match arguments.command:
         case "add":
-            manifest, is_new = add(store, arguments.bundle)
+            manifest, is_new = add(store, arguments.bundle, arguments.force)
             print(f"{'added' if is_new else 'already there:'} {manifest.name} {manifest.version}")
             if arguments.activate:
                 print(f"current: {activate(store, manifest.version)}")
@@ -169,18 +170,27 @@ def write_pointer(store: Path, pointer: Pointer) -> None:
         path.rename(store / CURRENT)
 
 
-def add(store: Path, bundle: Path) -> tuple[Manifest, bool]:
+def add(store: Path, bundle: Path, force: bool = False) -> tuple[Manifest, bool]:
     """Verify a bundle, copy it into the store, and verify the copy.
+
+    Args:
+        store: The store's folder, which is created if it does not exist.
+        bundle: The bundle's folder.
+        force: Whether to add a bundle with warnings, such as a model that is worse than the base rate.
 
     Returns:
         The bundle's manifest, and whether the version is new. If the store already has an intact copy of the version,
         nothing is copied. A damaged copy is replaced.
 
     Raises:
-        StoreError: The bundle cannot be copied, or it changed during the copy.
+        StoreError: The bundle has warnings, it cannot be copied, or it changed during the copy.
         BundleError: The bundle is not valid.
     """
     manifest = open_bundle(bundle).manifest
+    if manifest.warnings and not force:
+        raise StoreError(
+            f"{bundle} has warnings: {' '.join(manifest.warnings)} To add it in spite of this, use --force"
+        )
     (store / VERSIONS).mkdir(parents=True, exist_ok=True)
     with locked(store):
         target = store / VERSIONS / manifest.version

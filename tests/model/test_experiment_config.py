@@ -96,7 +96,7 @@ def test_a_table_names_its_files_and_columns(toml: Path) -> None:
 def test_a_table_without_a_required_key_is_rejected(toml: Path, gone: str) -> None:
     kept = [line for line in TABLE.splitlines() if not line.startswith(f"{gone} ")]
     toml.write_text("\n".join(['name = "x"', *kept]))
-    with pytest.raises(ValueError, match='reader = "table" needs (train, valid and test|context and candidate)'):
+    with pytest.raises(ValueError, match=r'reader = "table" needs (train, valid and test|context and candidate)'):
         read_experiment(toml)
 
 

@@ -77,6 +77,21 @@ class Prepared:
             )
         return ids, values, labels.astype(np.float32)
 
+    def weights(self, split: str) -> NDArray[np.float32] | None:
+        """Return the weight of each row, (rows), or None if the log has no weights."""
+        return self._optional(f"{split}.weights.npy")
+
+    def units(self, split: str) -> NDArray[Any] | None:
+        """Return the unit of each row, such as the user, (rows), or None if the log has no units."""
+        return self._optional(f"{split}.units.npy")
+
+    def requests(self, split: str) -> NDArray[Any] | None:
+        """Return the request of each row, (rows), or None if the log has no requests."""
+        return self._optional(f"{split}.requests.npy")
+
+    def _optional(self, file: str) -> NDArray[Any] | None:
+        return self._load(file, columns=()) if (self.folder / file).is_file() else None
+
     def column(self, split: str, name: str) -> NDArray[Any]:
         """Return a column, (rows), that the reader kept although it is not a feature.
 

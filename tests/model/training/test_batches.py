@@ -1,5 +1,6 @@
 """Batches: an epoch contains every row once, in an order that depends on the seed."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.experiment_config import Training
-from model.training.batches import Batches, Split
+from model.training.batches import Batches, Rows, Split
 
 
 def numbered(rows: int) -> Split:
@@ -25,8 +26,8 @@ def batches(split: Split, size: int, block_rows: int, run_rows: int, seed: int =
     return Batches(split, Training(batch_size=size, unknown_rate=0.0, seed=seed), block_rows, run_rows)
 
 
-def order(epoch: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> list[int]:
-    return [row for ids, _, _ in epoch for row in (ids[:, 0] - 2).tolist()]
+def order(epoch: Iterator[Rows]) -> list[int]:
+    return [row for batch in epoch for row in (batch.ids[:, 0] - 2).tolist()]
 
 
 @given(st.integers(2, 200), st.integers(2, 40), st.integers(1, 80), st.integers(1, 30))
@@ -36,16 +37,20 @@ def test_an_epoch_contains_every_row_once_except_a_single_leftover_row(
     several = batches(numbered(rows), size, block, run)
     for _ in range(2):
         epoch = list(several.epoch())
-        assert all(len(ids) == size for ids, _, _ in epoch[:-1])
+        assert all(len(batch) == size for batch in epoch[:-1])
         seen = order(iter(epoch))
         assert len(set(seen)) == len(seen) == (rows - 1 if rows % size == 1 else rows)
 
 
 @given(st.integers(2, 100), st.integers(1, 50))
-def test_ids_values_and_labels_stay_together(rows: int, block: int) -> None:
-    for ids, values, labels in batches(numbered(rows), 8, block, 4).epoch():
-        assert torch.equal(ids.float(), values)
-        assert torch.equal((ids[:, 0] % 2).float(), labels)
+def test_ids_values_labels_and_weights_stay_together(rows: int, block: int) -> None:
+    split = numbered(rows)
+    weighted = dataclasses.replace(split, weights=split.values[:, 0] * np.float32(0.5))
+    for batch in batches(weighted, 8, block, 4).epoch():
+        assert torch.equal(batch.ids.float(), batch.values)
+        assert torch.equal((batch.ids[:, 0] % 2).float(), batch.labels)
+        assert batch.weights is not None
+        assert torch.equal(batch.ids[:, 0].float() / 2, batch.weights)
 
 
 def test_a_split_of_one_block_is_shuffled_as_a_whole() -> None:
@@ -87,7 +92,7 @@ now = sum(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("
 budget = now + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_DATA, (budget, budget))
 epoch = Batches(split, Training(batch_size=4096), block_rows=int(sys.argv[3]), run_rows=1024).epoch()
-print(sum(len(ids) for ids, _, _ in epoch), len(predict(model, split)))
+print(sum(map(len, epoch)), len(predict(model, split)))
 """
 ROWS, FIELDS = 300_000, 400
 BUDGET = 200 * 2**20

@@ -1,0 +1,99 @@
+"""How much memory this process may use: the tightest limit of its cgroups, its resource limits and the machine."""
+
+import re
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit on the memory of this process.
+
+    Attributes:
+        name: What sets the limit.
+        size: The resident memory that this process may reach, in bytes.
+    """
+
+    name: str
+    size: int
+
+
+def resident_memory(proc: Path = PROC) -> int:
+    """Return the memory in use by this process in bytes."""
+    return read_sizes(proc / "self" / "status").get("VmRSS", 0)
+
+
+def tightest_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> Limit | None:
+    """Return the tightest limit, or None if none is known.
+
+    Args:
+        proc: The folder of the proc file system.
+        cgroups: The folder of the cgroup file systems.
+    """
+    status = read_sizes(proc / "self" / "status")
+    resident = status.get("VmRSS", 0)
+    limits = [*cgroup_limits(resident, proc, cgroups)]
+    if (available := read_sizes(proc / "meminfo").get("MemAvailable")) is not None:
+        limits.append(Limit("the machine's available memory", available + resident))
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        mapped_only = status.get("VmSize", 0) - resident  # such as libraries, which count but use no memory
+        limits.append(Limit("the limit on the address space (ulimit -v)", address_space - mapped_only))
+    return min(limits, key=lambda limit: limit.size, default=None)
+
+
+def cgroup_limits(resident: int, proc: Path, cgroups: Path) -> Iterator[Limit]:
+    """Yield the limit of every cgroup between this process's own and the root, version 1 or 2.
+
+    What other processes in the cgroup use is subtracted. Files in the page cache do not count, because the kernel drops
+    them when memory runs out.
+    """
+    for folder in cgroup_folders(proc, cgroups):
+        for limit_file, usage_file, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, usage = read_number(folder / limit_file), read_number(folder / usage_file)
+            if limit is not None:
+                cached = read_sizes(folder / "memory.stat").get(cache, 0)
+                others = max(0, (usage or 0) - cached - resident)
+                yield Limit(f"the cgroup's {folder / limit_file}", limit - others)
+
+
+def cgroup_folders(proc: Path, cgroups: Path) -> Iterator[Path]:
+    """Yield the folders that may hold a memory limit for this process, from its own cgroup up to the root."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or "memory" in controllers.split(","):
+            root = cgroups / controllers if controllers else cgroups
+            # In a container, the path may be that of the host, which does not exist below the container's root.
+            own = Path(path.lstrip("/"))
+            yield from (root / folder for folder in (own, *own.parents) if ".." not in folder.parts)
+
+
+def read_number(path: Path) -> int | None:
+    """Return the number in a file, or None if there is no file or no number, such as "max"."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def read_sizes(path: Path) -> dict[str, int]:
+    """Return the sizes in a file of lines such as "VmRSS: 12 kB" or "inactive_file 4096", in bytes by name."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return {}
+    lines = re.findall(r"^(\w+):?\s+(\d+)( kB)?$", text, re.MULTILINE)
+    return {name: int(number) * (1024 if unit else 1) for name, number, unit in lines}
