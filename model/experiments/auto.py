@@ -32,7 +32,7 @@ from model.training.early_stopping import Epoch
 from model.zoo import build
 
 CHOSEN = "chosen.toml"  # the file with the chosen settings in the run folder
-ROUNDS_SHARE = 40  # the first round trains an epoch for each of this number of epochs in the budget
+ROUNDS_SHARE = 20  # the first round trains an epoch for each of this number of epochs in the budget
 MAX_FIRST_ROUND = 4
 # The settings and the ratio of their values, in the order of the steps.
 STEPS = (

@@ -86,9 +86,10 @@ def test_every_model_predicts_the_same_for_the_same_tokens(kind: str, root: Path
 
 
 def document(kind: str) -> dict[str, object]:
-    model = {"type": kind} | ({} if kind in ("lr", "fm") else {"mlp": [8]} if hasattr(MODELS[kind][0], "mlp") else {})
+    model: dict[str, object] = {"type": kind}
     if kind == "stec":
-        model = {"type": "stec", "blocks": 1, "ffn": 8, "embedding": 8}
+        model |= {"blocks": 1, "ffn": 8, "embedding": 8}
+    model |= {key: [10] for key in ("mlp", "mlp2") if kind != "stec" and hasattr(MODELS[kind][0], key)}
     data = {"reader": "generated", "folder": "generated", "prepared": "prepared"}
     return {"name": "x", "data": data, "model": model}
 
