@@ -47,6 +47,8 @@ blocks = 1
 ffn = 32
 attention = "request"
 """
+SMALL = "batch_size = 256"  # a recipe without penalties
+SMALL_BATCH = f"\n[training]\n{SMALL}\n"
 DAY_TRAINING = """
 [training]
 batch_size = 1024
@@ -158,9 +160,10 @@ def rare_clicks(root: Path) -> Table:
     """Train on few rows with a click rate of 0.5%, by default and with --auto, and test on the true probabilities."""
     root = root / "rare"
     new_log(root, ["--rows", *RARE_ROWS, "--click-rate", CLICK_RATE])
-    toml, rows = write_experiment(root, "rare", generated_data("generated")), []
-    for name, arguments in (("default", []), (f"--auto --minutes {MINUTES}", ["--auto", "--minutes", str(MINUTES)])):
-        out = root / "runs" / ("auto" if arguments else "default")
+    auto, rows = ["--auto", "--minutes", str(MINUTES)], []
+    for name, training, arguments in (("default", "", []), (SMALL, SMALL_BATCH, []), (" ".join(auto), "", auto)):
+        toml = write_experiment(root, "rare", generated_data("generated"), training)
+        out = root / "runs" / name.replace(" ", "-")
         seconds = run(toml, root, out, *arguments)
         _, _, _, metrics = open_run(out)
         entropy = on_truth(out, root)
