@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ import torch
 from contract.schema import FeatureSchema, read_schema
 from contract.vocabulary import MISSING, UNKNOWN, Vocabulary, build_vocabulary, open_vocabulary
 from model.cli.train import main
+from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import Prepared, read_prepared
 from model.data.synthetic import generate
 from model.experiment_config import Experiment, read_experiment, to_experiment
@@ -35,8 +37,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_root(tmp_path_factory.mktemp("warm"))
     rows = ["--rows", "4000", "500", "500", "--next-day", "4000", "500", "500", "--seed", "2"]
     assert generate.main(["--data", str(root), *rows]) == 0
-    from model.data.prepare.prepare import prepare
-
     text = TOML.replace('folder = "generated"', 'folder = "generated-next-day"').replace('"prepared"', '"next"')
     (root / NEXT).write_text(text)
     prepare(root, read_experiment(root / TINY).data)
@@ -130,6 +130,30 @@ def test_a_warm_run_starts_where_the_earlier_one_ended(root: Path, tmp_path: Pat
     assert metrics.valid.logloss == pytest.approx(open_run(root / "run")[3].valid.logloss, abs=1e-3)
     cold = train(experiment, root, tmp_path / "cold")
     assert abs(cold.valid.logloss - metrics.valid.logloss) > 1e-3
+
+
+def test_another_share_of_kept_negatives_moves_the_logit(root: Path) -> None:
+    """The probabilities of the true traffic stay the same: predict() corrects for negative_rate."""
+    experiment, prepared = read_experiment(root / NEXT), read_prepared(root / "next")
+    sampled = msgspec.structs.replace(experiment, data=msgspec.structs.replace(experiment.data, negative_rate=0.5))
+    rows, predictions = load_split(prepared, "valid"), []
+    for other, rate in ((experiment, 1.0), (sampled, 0.5)):
+        model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), other.model)
+        open_warm_start(root / "run", other, prepared).copy_to(model)
+        predictions.append(predict(model, replace(rows, negative_rate=rate)))
+    assert predictions[0] == pytest.approx(predictions[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("has_vector", ["earlier", "new"])
+def test_a_vector_of_missing_numbers_in_only_one_of_the_models_is_dropped_or_zero(root: Path, has_vector: str) -> None:
+    experiment, prepared = read_experiment(root / NEXT), read_prepared(root / "next")
+    start = open_warm_start(root / "run", experiment, prepared)
+    model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model)
+    models = {"earlier": start.model, "new": model}
+    models[has_vector].embedding.register_parameter("beta", torch.nn.Parameter(torch.ones(2, 8)))  # type: ignore[operator, union-attr]
+    start.copy_to(model)
+    beta = model.state_dict().get("embedding.beta")
+    assert (beta is None) if has_vector == "earlier" else (beta is not None and not beta.any())
 
 
 @pytest.mark.parametrize(
