@@ -1,8 +1,9 @@
 """ctr-train --auto: a search for the settings that fit a log, within a time budget.
 
-The search changes one setting at a time, starting with the L2 penalty on embeddings. The candidates of a step train in
-rounds, and the worse half is dropped after each round (successive halving: Jamieson and Talwalkar, Non-stochastic Best
-Arm Identification, AISTATS 2016). Only valid chooses. Test is read once, at the end.
+The search changes one setting at a time, starting with the L2 penalty on embeddings, until no change improves. The
+candidates of a step train in rounds. After each round, only those go on that are among the best at the same epoch
+(successive halving: Jamieson and Talwalkar, Non-stochastic Best Arm Identification, AISTATS 2016). Only valid chooses.
+Test is read once, at the end.
 
 Apart from the time at which it stops, the search is deterministic. Between the rounds, a trial is kept as a checkpoint,
 so its weights are those that ctr-train gives with the same settings.
@@ -34,6 +35,7 @@ from model.zoo import build
 CHOSEN = "chosen.toml"  # the file with the chosen settings in the run folder
 ROUNDS_SHARE = 20  # the first round trains an epoch for each of this number of epochs in the budget
 MAX_FIRST_ROUND = 4
+MIN_PROMISING = 3  # a trial goes on if it is among the best of all trials at the same epoch
 # The settings and the ratio of their values, in the order of the steps.
 STEPS = (
     ("net_l2", L2_STEP**2),
@@ -172,7 +174,7 @@ class Search:
         return min(self.trials, key=lambda trial: trial.logloss)
 
     def run(self) -> Trial:
-        """Search until the time is up or every step is done, and return the best trial.
+        """Search until the time is up or no step improves, and return the best trial.
 
         Raises:
             ValueError: If the time is not enough for one epoch.
@@ -181,9 +183,12 @@ class Search:
             start = first_settings(self._experiment, self._log.splits["train"])
             self._compare([self._experiment, *(changed(start, "embedding_l2", l2) for l2 in L2_GRID)])
             self._leave_the_edge("embedding_l2", L2_STEP)
-            for key, step in STEPS:
-                self._compare(neighbors(self.best.experiment, key, step))
-                self._leave_the_edge(key, step)
+            before = None
+            while self.best is not before:  # settings that were tried are not tried again
+                before = self.best
+                for key, step in STEPS:
+                    self._compare(neighbors(self.best.experiment, key, step))
+                    self._leave_the_edge(key, step)
         except TimeUp:
             if not any(trial.history for trial in self.trials):
                 raise ValueError(self._budget.too_short()) from None
@@ -199,7 +204,7 @@ class Search:
                 return
 
     def _compare(self, experiments: Iterable[Experiment]) -> bool:
-        """Train new trials in rounds of increasing length, and drop the worse half after each round.
+        """Train new trials in rounds of increasing length, and drop those that are behind after each round.
 
         Returns:
             Whether one of them is the best trial.
@@ -214,7 +219,7 @@ class Search:
                 self._train(trial, epochs or self._first_round(trial))
             epochs = max(len(trial.history) for trial in trials)
             ranking = sorted(self.trials, key=lambda trial: trial.logloss_after(epochs))
-            promising = ranking[: math.ceil(len(trials) / 2)]
+            promising = ranking[: max(MIN_PROMISING, math.ceil(len(trials) / 2))]
             trials = [trial for trial in trials if trial in promising and not trial.is_finished]
             epochs *= 2
         return self.best in added
@@ -242,7 +247,7 @@ class Search:
     def _first_round(self, trial: Trial) -> int:
         """Return the number of epochs of the first round. It is 1 on a large log."""
         if not any(trial.history for trial in self.trials):
-            self._train(trial, 1)  # measures the duration of an epoch
+            self._train(trial, 2)  # measures the duration of an epoch; the first one also allocates memory
         return min(MAX_FIRST_ROUND, max(1, int(self._budget.affordable_epochs() / ROUNDS_SHARE)))
 
     def _train(self, trial: Trial, epochs: int) -> None:

@@ -48,6 +48,7 @@ class TimeBudget:
         self._train_rows, self._valid_rows, self._test_rows = train_rows, valid_rows, test_rows
         self._row_s = 0.0  # the slowest evaluation of a row
         self._epoch_s = 0.0  # the slowest epoch, or a prediction during the first one
+        self._last_epoch_s = 0.0
         self._is_measured = False
         self._start_s, self._first_step_s, self._seen = clock(), 0.0, 0
 
@@ -61,7 +62,7 @@ class TimeBudget:
 
     def affordable_epochs(self) -> float:
         """Return the predicted number of epochs until training must stop. At least one must be finished."""
-        return max(0.0, self._stop_s - self._clock()) / self._epoch_s
+        return max(0.0, self._stop_s - self._clock()) / self._last_epoch_s
 
     def start_epoch(self) -> None:
         """Record the start of an epoch.
@@ -99,7 +100,7 @@ class TimeBudget:
         evaluation_s = (epoch.wall_s or epoch_s) - self._train_rows / epoch.rows_per_s
         self._row_s = max(self._row_s, evaluation_s / self._valid_rows)
         self._epoch_s = max(self._epoch_s, epoch_s) if self._is_measured else epoch_s
-        self._is_measured = True
+        self._last_epoch_s, self._is_measured = epoch_s, True
         self.start_epoch()
 
     def too_short(self) -> str:
