@@ -163,7 +163,7 @@ def rare_clicks(root: Path) -> Table:
     auto, rows = ["--auto", "--minutes", str(MINUTES)], []
     for name, training, arguments in (("default", "", []), (SMALL, SMALL_BATCH, []), (" ".join(auto), "", auto)):
         toml = write_experiment(root, "rare", generated_data("generated"), training)
-        out = root / "runs" / name.replace(" ", "-")
+        out = root / "runs" / ("auto" if arguments else name.replace(" = ", "-"))
         seconds = run(toml, root, out, *arguments)
         _, _, _, metrics = open_run(out)
         entropy = on_truth(out, root)

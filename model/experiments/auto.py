@@ -20,7 +20,6 @@ from typing import Any, Self
 import torch
 
 from model.atomic_folder import check_replaceable
-from model.data.readers.log import SPLITS
 from model.experiment_config import Experiment
 from model.experiments.memory_plan import check_memory
 from model.experiments.run_folder import METRICS, RunMetrics, save_run
@@ -129,7 +128,7 @@ def train_auto(
     """
     check_replaceable(out, METRICS)
     log = open_log(experiment.data, data)
-    budget = TimeBudget(deadline_s, *(len(log.splits[name]) for name in SPLITS))
+    budget = TimeBudget(deadline_s, log.facts.rows)
     fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
     budget.time_evaluation(build(fields, experiment.model).to(device), log.splits["valid"])
     folder = data / UNFINISHED

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -27,25 +27,16 @@ class TimeBudget:
     It is predicted from the slowest epoch and the slowest evaluation so far.
     """
 
-    def __init__(
-        self,
-        deadline_s: float,
-        train_rows: int,
-        valid_rows: int,
-        test_rows: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, deadline_s: float, rows: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
         """Start the budget.
 
         Args:
             deadline_s: The time of the clock at which everything must be done.
-            train_rows: The number of training rows.
-            valid_rows: The number of validation rows.
-            test_rows: The number of test rows.
+            rows: The number of rows in each split.
             clock: Returns the time in seconds.
         """
         self._deadline_s, self._clock, self._created_s = deadline_s, clock, clock()
-        self._train_rows, self._valid_rows, self._test_rows = train_rows, valid_rows, test_rows
+        self._train_rows, self._valid_rows, self._test_rows = rows["train"], rows["valid"], rows["test"]
         self._row_s = 0.0  # the slowest evaluation of a row
         self._epoch_s = 0.0  # the slowest epoch, or a prediction during the first one
         self._last_epoch_s = 0.0

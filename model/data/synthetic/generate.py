@@ -259,9 +259,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same log")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--requests", type=int, default=120_000, help=f"each shows {CANDIDATES} candidates")
-    splits = {"type": int, "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
-    size.add_argument("--rows", **splits, help=f"the rows of each split, rounded up to {CANDIDATES}, not --requests")
-    parser.add_argument("--next-day", **splits, default=(), help="also write a log of the next day with these rows")
+    names = ("TRAIN", "VALID", "TEST")
+    size.add_argument(
+        "--rows",
+        type=int,
+        nargs=3,
+        metavar=names,
+        help=f"instead, the rows of each split, rounded up to a multiple of {CANDIDATES}",
+    )
+    next_day = "also write a log of the next day with these rows"
+    parser.add_argument("--next-day", type=int, nargs=3, metavar=names, default=(), help=next_day)
     parser.add_argument("--click-rate", type=float, default=CLICK_RATE, help="the mean click probability")
     options = parser.parse_args(arguments)
     requests = split_at(options.requests) if options.rows is None else requests_of(options.rows)

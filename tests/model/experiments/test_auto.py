@@ -44,7 +44,7 @@ class Clock:
 def search(root: Path, folder: Path, minutes: float, tick_s: float = 0.2) -> tuple[Search, Clock]:
     tiny, clock = read_experiment(root / TINY), Clock(tick_s)
     log = open_log(tiny.data, root)
-    budget = TimeBudget(60 * minutes, *(len(log.splits[name]) for name in ("train", "valid", "test")), clock)
+    budget = TimeBudget(60 * minutes, log.facts.rows, clock)
     return Search(tiny, log, folder, budget, CPU, lambda trial: None), clock
 
 
@@ -180,7 +180,7 @@ def test_the_toml_of_a_trial_that_ran_out_of_time_has_its_epochs(tmp_path: Path)
 
 def test_an_epoch_that_ends_too_late_is_not_started() -> None:
     clock = Clock(0.0)
-    budget = TimeBudget(200.0, 10, 10, 0, clock)
+    budget = TimeBudget(200.0, {"train": 10, "valid": 10, "test": 0}, clock)
     budget.start_epoch()
     clock.now_s = 30.0
     budget.on_epoch(Epoch(1, 1.0, Metrics(0.6, 0.5), 1e-3, 1.0, True, 30.0))
