@@ -57,9 +57,9 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"about {gigabytes(self.total)} of memory: {gigabytes(self.model)} for {self.parameters:,} parameters and "
-            f"their copies, {gigabytes(self.activations)} for a batch, {gigabytes(self.log)} for the log, "
-            f"{gigabytes(self.process)} for the program"
+            f"about {size_text(self.total)} of memory: {size_text(self.model)} for {self.parameters:,} parameters and "
+            f"their copies, {size_text(self.activations)} for a batch, {size_text(self.log)} for the log, "
+            f"{size_text(self.process)} for the program"
         )
 
 
@@ -74,7 +74,7 @@ def check_memory(plan: MemoryPlan) -> str | None:
         return None
     large = "training.batch_size" if plan.activations > plan.model else "model.embedding"
     small = "" if plan.activations > plan.model else " or raise min_count in [data], so that rare tokens share one id"
-    message = f"training needs {plan}. {gigabytes(limit.size)} are available ({limit.name})."
+    message = f"training needs {plan}. {size_text(limit.size)} are available ({limit.name})."
     advice = f"Lower {large}{small}."
     if plan.total > limit.size:
         raise ValueError(f"{message} {advice}")
@@ -192,7 +192,7 @@ class LiveTensors(TorchDispatchMode):
                 self.peak = max(self.peak, self._live)
                 weakref.finalize(storage, self._free, id(storage), storage.nbytes())
                 if self._limit is not None and self._live > self._limit:
-                    raise MemoryError(f"more than {gigabytes(self._limit)}")
+                    raise MemoryError(f"more than {size_text(self._limit)}")
         return result
 
     def _free(self, storage: int, size: int) -> None:
@@ -210,6 +210,6 @@ def log_bytes(train: Split) -> int:
     return BLOCK_ROWS * (2 * per_row + shuffled)  # the runs of a block exist until they are concatenated
 
 
-def gigabytes(size: int) -> str:
+def size_text(size: int) -> str:
     """Format a size in bytes."""
-    return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -8,6 +8,7 @@ the output's bias at the log-odds of the rare class.
 import numpy as np
 import torch
 from scipy.optimize import brentq  # type: ignore[import-untyped]
+from scipy.special import expit  # type: ignore[import-untyped]
 from torch import nn
 
 from model.experiment_config import Training
@@ -39,7 +40,7 @@ def start_at_click_rate(model: nn.Module, train: Split, recipe: Training) -> Non
 
     def excess(bias: float) -> float:
         """The difference between the mean prediction with this bias and the click rate."""
-        return float(np.average(1 / (1 + np.exp(-(logits + bias))), weights=sample.weights) - rate)
+        return float(np.average(expit(logits + bias), weights=sample.weights) - rate)
 
     bias = log_odds - logits.mean()
     if logits.min() < logits.max():

@@ -201,3 +201,9 @@ def test_folder_with_too_many_files_is_not_read(bundle: Path, monkeypatch: pytes
     monkeypatch.setattr("contract.bundle.MAX_FILES", 5)
     with pytest.raises(BundleError, match="more than 5 files"):
         open_bundle(bundle)
+
+
+def test_the_manifest_of_a_bundle_without_warnings_has_no_key_that_older_servers_refuse(bundle: Path) -> None:
+    assert b"warnings" not in (bundle / MANIFEST).read_bytes()
+    write_manifest(bundle, "demo", 12, {}, Calibration(), warnings=["worse than the base rate"])
+    assert open_bundle(bundle).manifest.warnings == ("worse than the base rate",)

@@ -3,6 +3,7 @@
 Its golden answers are computed with numpy.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ FIELDS = FeatureSchema((CONTEXT[0], CANDIDATE[0], *CONTEXT[1:], *CANDIDATE[1:]))
 Weights = dict[str, NDArray[np.float32]]
 
 
-def write_small_bundle(folder: Path, seed: int = 0, golden_shift: float = 0.0, name: str = "small") -> Path:
+def write_small_bundle(
+    folder: Path, seed: int = 0, golden_shift: float = 0.0, name: str = "small", warnings: Sequence[str] = ()
+) -> Path:
     """Write the bundle and return its folder. With a nonzero `golden_shift`, the golden answers are wrong."""
     random = np.random.default_rng(seed)
     (folder / VOCABULARY).mkdir(parents=True)
@@ -43,7 +46,7 @@ def write_small_bundle(folder: Path, seed: int = 0, golden_shift: float = 0.0, n
     onnx.save(graph(weights), str(folder / MODEL))
     golden = [_golden(random, weights, SHIFT + golden_shift) for _ in range(30)]
     write_golden(golden, folder / GOLDEN)
-    write_manifest(folder, name, 1000, {"auc": 0.75}, Calibration(scale=1.0, shift=SHIFT))
+    write_manifest(folder, name, 1000, {"auc": 0.75}, Calibration(scale=1.0, shift=SHIFT), warnings=warnings)
     return folder
 
 

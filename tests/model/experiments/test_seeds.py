@@ -50,6 +50,7 @@ def shared(prepared: Path) -> Shared:
         if not others:
             others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
             assert others[0].stdout is not None
+            assert others[0].stdout.readline().startswith("training needs about ")
             assert others[0].stdout.readline().startswith("epoch 1")
         return EpochTable(experiment, rows)
 

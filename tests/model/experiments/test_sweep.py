@@ -149,18 +149,20 @@ def test_points_are_trained_once_and_ranked_by_valid_and_a_failed_one_is_skipped
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     toml = root / "experiments" / "rate.toml"
-    toml.write_text('base = "tiny.toml"\n[grid]\nlearning_rate = [1e-6, 0.02]\nepochs = [1]\nbatch_size = [128]\n')
+    toml.write_text(
+        'base = "tiny.toml"\n[grid]\nlearning_rate = [1e-6, 0.02]\nepochs = [1]\nbatch_size = [128]\n'
+        'initial_bias = ["zero"]\n'
+    )
     [ranked] = sweep(toml, root)
     assert [m.point.experiment.training.learning_rate for m in ranked] == [0.02, 1e-6]
     assert capsys.readouterr().out.count(", seed 1: valid AUC") == 2
-    more = 'base = "tiny.toml"\n[grid]\nlearning_rate = [1e-6, 0.02, 1e30]\nepochs = [1]\nbatch_size = [128]\n'
-    toml.write_text(more)
+    toml.write_text(toml.read_text().replace("0.02]", "0.02, 1e30]"))
     [ranked] = sweep(toml, root)
     assert [len(m.runs) for m in ranked] == [1, 1, 0]
     assert "Lower training.learning_rate" in capsys.readouterr().out
     assert len(run_list(root / "experiments" / "tiny.toml").read()) == 2
     page = (toml.parent / "results" / f"{toml.stem}.md").read_text()
-    assert "**learning_rate 0.02, epochs 1, batch_size 128**" in page
+    assert "**learning_rate 0.02, epochs 1, batch_size 128, initial_bias zero**" in page
     assert re.search(r"learning_rate 1e\+30, .* failed: .*Lower training\.learning_rate", page)
 
 

@@ -1,6 +1,7 @@
 """The training loop follows the recipe in section 4.1.5 of the paper."""
 
 import copy
+import dataclasses
 import itertools
 
 import numpy as np
@@ -12,9 +13,9 @@ from contract.vocabulary import MISSING, UNKNOWN
 from model.experiment_config import Training
 from model.layers import embedding_parameters
 from model.stec.stec import STEC
-from model.training.batches import hide_tokens
+from model.training.batches import Batches, hide_groups, hide_tokens
 from model.training.early_stopping import Epoch
-from model.training.fit import fit, l2_penalty, predict
+from model.training.fit import fit, l2_penalty, predict, train_step
 from model.training.metrics import evaluate
 from tests.support.stec_models import clicks_of_pairs, stec
 
@@ -106,6 +107,42 @@ def test_tokens_become_missing_only_in_fields_that_are_never_missing() -> None:
     hidden = hide_tokens(ids, 0.1, torch.tensor([True, False]), torch.Generator().manual_seed(0))
     assert (hidden[:, 0] == MISSING).float().mean().item() == pytest.approx(0.1, abs=0.01)
     assert not (hidden[:, 1] == MISSING).any()
+
+
+def hidden_batches(hide: tuple[tuple[str, ...], ...]) -> list[Tensor]:
+    split = clicks_of_pairs(4000, 1)
+    named = dataclasses.replace(split, names=[f"f{i}" for i in range(split.ids.shape[1])])
+    return [batch.ids for batch in Batches(named, Training(batch_size=500, unknown_rate=0.1, hide=hide)).epoch()]
+
+
+def test_a_group_of_fields_is_hidden_together_in_a_share_of_the_rows() -> None:
+    alone, together = (torch.cat(hidden_batches(hide)) for hide in ((), (("f0", "f1"),)))
+    both = [(ids[:, :2] == UNKNOWN).all(1).float().mean().item() for ids in (alone, together)]
+    assert both[0] == pytest.approx(0.01, abs=0.01)
+    assert both[1] == pytest.approx(0.11, abs=0.02)
+
+
+def test_without_a_group_of_several_fields_the_random_stream_does_not_change() -> None:
+    assert all(map(torch.equal, hidden_batches(()), hidden_batches((("f0",), ("f1",)))))
+
+
+def test_a_group_hides_no_missing_value() -> None:
+    ids = torch.tensor([[MISSING, 5], [7, MISSING], [7, 5]])
+    hidden = hide_groups(ids, ids, 1.0, [[0, 1]], torch.Generator())
+    assert hidden.tolist() == [[MISSING, UNKNOWN], [UNKNOWN, MISSING], [UNKNOWN, UNKNOWN]]
+
+
+def test_the_loss_is_weighted_by_row() -> None:
+    """A weight of 0 removes a row from the gradient."""
+    model, split = stec(), clicks_of_pairs(64, 1)
+    weights = np.where(np.arange(64) < 32, 2.0, 0.0).astype(np.float32)
+    batch = dataclasses.replace(split, weights=weights).part(0, 64)
+    batch = dataclasses.replace(batch, ids=batch.ids.long())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loss = train_step(model, [], batch, Training(), optimizer)
+    logits = model(batch.ids, batch.values)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits[:32], batch.labels[:32])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_last_batch_of_one_row_is_skipped() -> None:

@@ -3,10 +3,11 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
-from model.training.metrics import BINS, Metrics, evaluate, expected_calibration_error, reliability
+from model.training.metrics import BINS, Metrics, evaluate, expected_calibration_error, grouped_auc, reliability
 
 
 def test_a_constant_prediction_of_the_click_rate_is_calibrated() -> None:
@@ -52,6 +53,50 @@ def test_every_row_is_in_one_bin_and_equal_predictions_share_a_bin(rows: list[tu
     assert sum(b.rows * b.observed for b in bins) == pytest.approx(labels.sum())
     assert sum(b.rows * b.predicted for b in bins) == pytest.approx(ctr.sum())
     assert 0 <= expected_calibration_error(bins) <= 1
+
+
+def test_the_base_rate_is_the_entropy_of_the_click_rate_and_a_constant_has_a_normalized_entropy_of_1() -> None:
+    labels = np.array([0.0, 1.0, 0.0, 0.0])
+    metrics = evaluate(labels, np.full(4, 0.25))
+    assert metrics.base_logloss == pytest.approx(-0.25 * np.log(0.25) - 0.75 * np.log(0.75))
+    assert metrics.normalized_entropy == pytest.approx(1)
+    assert evaluate(labels, np.full(4, 0.4)).normalized_entropy == pytest.approx(1.0887, abs=1e-4)
+
+
+ROWS = st.tuples(
+    st.integers(0, 1), st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.integers(0, 3), st.sampled_from(["u", "v", "w"])
+)
+
+
+@given(st.lists(ROWS, min_size=2, max_size=40))
+def test_a_weight_counts_like_as_many_copies_of_the_row(rows: list[tuple[int, float, int, str]]) -> None:
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    labels, ctr, weights, units = columns[0].astype(float), columns[1], columns[2].astype(float), columns[3]
+    counted = labels[weights > 0]
+    assume(len(counted) > 0 and counted.min() < counted.max())
+    weighted = evaluate(labels, ctr, weights, units)
+    copies = np.repeat(np.arange(len(rows)), columns[2])
+    repeated = evaluate(labels[copies], ctr[copies], None, units[copies])
+    for name in ("auc", "logloss", "predicted_over_observed", "base_logloss", "normalized_entropy", "gauc"):
+        assert getattr(weighted, name) == pytest.approx(getattr(repeated, name)), name
+    bins = reliability(labels, ctr, weights)
+    assert sum(b.weight or 0 for b in bins) == pytest.approx(weights.sum())
+
+
+@given(st.lists(ROWS, min_size=1, max_size=40))
+def test_the_grouped_auc_is_the_mean_auc_of_the_units_weighted_by_their_rows(
+    rows: list[tuple[int, float, int, str]],
+) -> None:
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    labels, ctr, units = columns[0].astype(float), columns[1], columns[3]
+    aucs, sizes = [], []
+    for unit in np.unique(units):
+        mine = units == unit
+        if labels[mine].min() < labels[mine].max():
+            aucs.append(roc_auc_score(labels[mine], ctr[mine]))
+            sizes.append(mine.sum())
+    expected = float(np.average(aucs, weights=sizes)) if aucs else None
+    assert grouped_auc(labels, ctr, None, units) == (None if expected is None else pytest.approx(expected))
 
 
 def test_the_metrics_of_an_older_run_can_be_read() -> None:

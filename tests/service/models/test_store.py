@@ -230,3 +230,14 @@ def test_store_without_a_pointer_has_no_current_version(bundles: list[Path], tmp
     add(tmp_path, bundles[0])
     with pytest.raises(StoreError, match="has no current version"):
         current_bundle(tmp_path)
+
+
+def test_bundle_with_warnings_is_added_only_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warning = "the model is worse than the base rate on test."
+    bundle = write_small_bundle(tmp_path / "bundle", warnings=[warning])
+    assert main(["add", str(tmp_path / "store"), str(bundle), "--activate"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"ctr-store: {bundle} has warnings: {warning} To add it in spite of this, use --force\n"
+    assert not (tmp_path / "store").exists()
+    assert main(["add", str(tmp_path / "store"), str(bundle), "--activate", "--force"]) == 0
+    assert open_bundle(current_bundle(tmp_path / "store")).manifest.warnings == (warning,)
