@@ -287,7 +287,7 @@ class TrialProgress:
         """Record an epoch, unless it comes from the checkpoint."""
         if epoch.epoch > len(self._trial.history):
             self._trial.history.append(epoch)
-            self._budget.on_epoch(epoch)
+            self._budget.on_epoch()
 
 
 class Silence:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from model.training.batches import Split
-from model.training.early_stopping import Epoch
 from model.training.fit import predict
 
 WRITING_S = 6.0  # importing matplotlib, drawing the curve, and copying the vocabulary
@@ -24,7 +23,7 @@ class TimeBudget:
     """Watches the clock during the trials.
 
     The time for the last steps is reserved: evaluating valid and test, computing the batch norms, and writing the run.
-    It is predicted from the slowest epoch and the slowest evaluation so far.
+    It is predicted from an evaluation at the start and the slowest epoch so far.
     """
 
     def __init__(self, deadline_s: float, rows: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,11 +36,12 @@ class TimeBudget:
         """
         self._deadline_s, self._clock, self._created_s = deadline_s, clock, clock()
         self._train_rows, self._valid_rows, self._test_rows = rows["train"], rows["valid"], rows["test"]
-        self._row_s = 0.0  # the slowest evaluation of a row
+        self._row_s = 0.0  # the predicted evaluation of a row
         self._epoch_s = 0.0  # the slowest epoch, or a prediction during the first one
         self._last_epoch_s = 0.0
         self._is_measured = False
-        self._start_s, self._first_step_s, self._seen = clock(), 0.0, 0
+        self._start_s = self._first_step_s = clock()
+        self._seen = 0
 
     def time_evaluation(self, model: nn.Module, valid: Split) -> None:
         """Measure the evaluation of some rows, so that the last steps can be predicted before the first epoch."""
@@ -81,27 +81,29 @@ class TimeBudget:
         if now_s > self._stop_s:
             raise TimeUp
 
-    def on_epoch(self, epoch: Epoch) -> None:
+    def on_epoch(self) -> None:
         """Record the duration of an epoch that has just ended.
 
         Raises:
             TimeUp: If another epoch would end too late.
         """
         epoch_s = self._clock() - self._start_s
-        evaluation_s = (epoch.wall_s or epoch_s) - self._train_rows / epoch.rows_per_s
-        self._row_s = max(self._row_s, evaluation_s / self._valid_rows)
+        if self._is_measured and epoch_s > self._epoch_s:
+            self._row_s *= epoch_s / self._epoch_s  # a larger model is also evaluated more slowly
         self._epoch_s = max(self._epoch_s, epoch_s) if self._is_measured else epoch_s
         self._last_epoch_s, self._is_measured = epoch_s, True
         self.start_epoch()
 
     def too_short(self) -> str:
         """Return the message for a budget in which no epoch can be finished."""
-        given_s = self._deadline_s - self._created_s
+        given_s = max(0.0, self._deadline_s - self._created_s)
+        left = f"measuring and writing the result takes about {self._reserved_s:.0f} s, but {given_s:.0f} s were left"
+        if not self._epoch_s:
+            return f"the time is too short: {left} before the first epoch. Use more --minutes, or train without --auto."
         minutes = math.ceil((self._reserved_s + 20 * self._epoch_s) / 60)
         return (
-            f"the time is too short: an epoch takes about {self._epoch_s:.0f} s, and measuring and writing the result "
-            f"{self._reserved_s:.0f} s, but {given_s:.0f} s were left. Use --minutes {minutes} to train about 20 "
-            "epochs, or train without --auto."
+            f"the time is too short: an epoch takes about {self._epoch_s:.0f} s. In addition, {left}. Use --minutes "
+            f"{minutes} to train about 20 epochs, or train without --auto."
         )
 
     @property

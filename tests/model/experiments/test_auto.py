@@ -77,7 +77,7 @@ def test_the_search_stops_before_the_time_that_the_last_steps_need(root: Path, t
 
 
 def test_a_budget_below_one_epoch_is_an_error_with_the_time_that_is_needed(root: Path, tmp_path: Path) -> None:
-    found, clock = search(root, tmp_path, minutes=0.12, tick_s=2.0)
+    found, clock = search(root, tmp_path, minutes=0.35, tick_s=2.0)
     with pytest.raises(ValueError, match=r"the time is too short: an epoch takes about \d+ s.*Use --minutes \d+"):
         found.run()
     assert clock.now_s < 60
@@ -132,6 +132,16 @@ def test_test_rows_do_not_influence_the_search(root: Path, tmp_path: Path) -> No
     assert losses[0] == losses[1]
 
 
+def test_a_budget_that_is_over_before_the_first_epoch_is_an_error(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(root / TINY), "--data", str(root), "--out", str(tmp_path / "run"), "--auto", "--minutes", "0.001"]
+    assert main(command) == 2
+    assert "but 0 s were left before the first epoch. Use more --minutes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert not list((root / "unfinished").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -180,10 +190,13 @@ def test_the_toml_of_a_trial_that_ran_out_of_time_has_its_epochs(tmp_path: Path)
 
 def test_an_epoch_that_ends_too_late_is_not_started() -> None:
     clock = Clock(0.0)
-    budget = TimeBudget(200.0, {"train": 10, "valid": 10, "test": 0}, clock)
+    budget = TimeBudget(200.0, {"train": 10, "valid": 10, "test": 20}, clock)
     budget.start_epoch()
     clock.now_s = 30.0
-    budget.on_epoch(Epoch(1, 1.0, Metrics(0.6, 0.5), 1e-3, 1.0, True, 30.0))
-    clock.now_s = 95.0  # the last steps need the time of more than an epoch
+    budget.on_epoch()
+    # The last steps need 1.5 times an epoch, and the writing: 51 s.
+    clock.now_s = 200.0 - 51 - 30
+    budget.start_epoch()
+    clock.now_s += 1
     with pytest.raises(TimeUp):
         budget.start_epoch()
