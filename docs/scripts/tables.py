@@ -15,6 +15,7 @@ VOCABULARY = "benchmarks/results/vocabulary.md"
 GRAPH = "benchmarks/results/serving-graph.md"
 PREPARE = "benchmarks/results/prepare.md"
 TRAINING = "benchmarks/results/training.md"
+ANY_LOG = "benchmarks/results/any-log-{}.md"
 MOVIELENS_1M = "experiments/movielens_1m/results/stec.md"
 CRITEO = "experiments/criteo/results/stec.md"
 FRAPPE = "experiments/frappe/results/models.md"
@@ -113,6 +114,20 @@ MODEL_COLUMNS = (
     *("Model", "Seeds", "Test AUC", "STEC's gain", "Logloss", "p of AUC", "Parameters", "FLOPs per row"),
     *("Training rows/s", "Serving µs per candidate"),
 )
+RARE_COLUMNS = (
+    "ctr-train",
+    "Time",
+    "Settings",
+    "Valid NE",
+    "Test NE, true probability",
+    "Test AUC",
+    "Than the base rate",
+)
+CRITEO_COLUMNS = ("Recipe", "Settings", "Test AUC", "Test NE, over seeds", "Test NE, over rows", "Than the base rate")
+UNSEEN_COLUMNS = (
+    *("hide", "Time", "Unseen ads, predicted / true", "All rows, predicted / true", "Test AUC", "Within 5%"),
+)
+DAY_COLUMNS = ("Training", "Time", "Best epoch", "Valid logloss", "Valid AUC", "Test logloss")
 MODEL_LABELS = {re.escape(key): name for key, name in MODEL_NAMES.items()}
 
 COPIES: Mapping[str, Copy] = {
@@ -219,6 +234,10 @@ COPIES: Mapping[str, Copy] = {
             *("Factorized / kernel", "Logit difference", "Gradient difference", "ReLUs flipped"),
         ),
     ),
+    "any-log-rare": Copy(ANY_LOG.format("rare"), r"Click rate", RARE_COLUMNS),
+    "any-log-criteo": Copy(ANY_LOG.format("criteo"), r"Criteo", CRITEO_COLUMNS),
+    "any-log-unseen": Copy(ANY_LOG.format("unseen"), r"not in train", UNSEEN_COLUMNS),
+    "any-log-warm": Copy(ANY_LOG.format("warm"), r"Day 2", DAY_COLUMNS),
     "frappe": Copy(FRAPPE, r"", MODEL_COLUMNS, MODEL_LABELS),
     "movielens-tag": Copy(MOVIELENS_TAG, r"", MODEL_COLUMNS, MODEL_LABELS),
     "ablations": Copy(

@@ -39,3 +39,14 @@ def positive_int(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{number} is less than 1")
     return number
+
+
+def positive_minutes(text: str) -> float:
+    """Parse a number of minutes above 0. For argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: If the number is not above 0 or not finite.
+    """
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes above 0")
+    return number

@@ -7,12 +7,18 @@ weights are the same as those of an uninterrupted run.
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from contract.cpu_quota import limit_threads
-from model.cli.arguments import INTERRUPTED, add_device_argument, positive_int
+from model.cli.arguments import INTERRUPTED, add_device_argument, positive_int, positive_minutes
 from model.data.data_folder import add_data_argument
+
+if TYPE_CHECKING:
+    from model.experiments.auto import Trial
+    from model.experiments.run_folder import RunMetrics
 
 OUT_HELP = """the run folder to write; an existing run there is replaced. With --seeds, the parent folder of the run
 folders seed-1, seed-2, ...; without --out, no weights are saved"""
@@ -21,10 +27,16 @@ already in runs.jsonl, and it is not added to runs.jsonl"""
 SEEDS_HELP = """train seeds 1 to N and write NAME.json, NAME.md and their pictures to results/, next to NAME.toml.
 Finished runs are recorded in results/runs.jsonl and are not trained again. Run the same command in several processes to
 divide the remaining runs among them"""
+AUTO_HELP = """search for the embedding_l2, net_l2, batch size, embedding width and learning rate that fit the log,
+using only valid, and write the run folder of the best model. The settings are printed and written to RUN/chosen.toml"""
+MINUTES_HELP = "the time for all of --auto, including the measurement on test and the writing of the run"
+WARM_HELP = """start from the weights of this run, which must have the same model and fields. Embeddings are copied by
+token. New tokens start from the row of the unknown token"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    started_s = time.monotonic()  # before the imports, which take seconds
     parser = argparse.ArgumentParser(prog="ctr-train", description=__doc__)
     parser.add_argument("experiment", type=Path, help="an experiment's TOML file")
     add_data_argument(parser)
@@ -33,7 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, help=SEED_HELP)
     seeds.add_argument("--seeds", type=positive_int, metavar="N", help=SEEDS_HELP)
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--auto", action="store_true", help=AUTO_HELP)
+    start.add_argument("--warm", type=Path, metavar="RUN", help=WARM_HELP)
+    parser.add_argument("--minutes", type=positive_minutes, metavar="M", help=MINUTES_HELP)
     options = parser.parse_args(arguments)
+    if options.auto != (options.minutes is not None):
+        parser.error("--auto and --minutes M need each other: ctr-train --auto --minutes 4 X.toml --out RUN")
+    if options.seeds is not None and (options.auto or options.warm):
+        parser.error("--seeds trains new models with fixed settings: remove --seeds, or --auto and --warm")
     if options.out is None and options.seeds is None:
         parser.error("--out is missing: specify the run folder to write (required unless you use --seeds)")
 
@@ -43,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     keep_freed_memory()
     try:
-        if options.seeds is None:
+        if options.auto:
+            train_best(options, started_s + 60 * options.minutes)
+        elif options.seeds is None:
             train_run(options)
         else:
             train_runs(options)
@@ -61,17 +83,43 @@ def train_run(options: argparse.Namespace) -> None:
     from model.experiment_config import read_experiment
     from model.experiments.seeds import with_seed
     from model.experiments.train import train
-    from model.training.progress import with_base_rate
 
     experiment = read_experiment(options.experiment)
     if options.seed is not None:
         experiment = with_seed(experiment, options.seed)
-    metrics = train(experiment, options.data, options.out, options.device)
+    metrics = train(experiment, options.data, options.out, options.device, options.warm)
+    print_result(metrics, options.out)
+
+
+def train_best(options: argparse.Namespace, deadline_s: float) -> None:
+    """Search for settings until the deadline, write the run folder of the best model and print its settings."""
+    from model.experiment_config import read_experiment
+    from model.experiments.auto import chosen_toml, train_auto
+    from model.experiments.seeds import with_seed
+
+    experiment = read_experiment(options.experiment)
+    if options.seed is not None:
+        experiment = with_seed(experiment, options.seed)
+    trial, metrics = train_auto(experiment, options.data, options.out, deadline_s, options.device, print_trial)
+    print(f"\nThe best is trial {trial.number}. To keep its settings, write to {options.experiment}:\n")
+    print(chosen_toml(trial))
+    print_result(metrics, options.out)
+
+
+def print_result(metrics: "RunMetrics", out: Path) -> None:
+    """Print the metrics of a run and, on stderr, its warnings."""
+    from model.training.progress import with_base_rate
+
     for warning in metrics.warnings:
         print(f"ctr-train: warning: {warning}", file=sys.stderr)
-    test = f"test AUC {metrics.test.auc:.5f}, test logloss {with_base_rate(metrics.test)}"
-    print(f"best epoch {metrics.best_epoch}: {test}")
-    print(f"run: {options.out}")
+    print(f"best epoch {metrics.best_epoch}: valid logloss {with_base_rate(metrics.valid)}")
+    print(f"test AUC {metrics.test.auc:.5f}, test logloss {with_base_rate(metrics.test)}")
+    print(f"run: {out}")
+
+
+def print_trial(trial: "Trial") -> None:
+    """Print a trial when its training has ended or pauses."""
+    print(trial, flush=True)
 
 
 def train_runs(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,32 @@ DIGESTS = "digests.json"
 LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "msgspec")
 
 
+class WarmFacts(msgspec.Struct, frozen=True):
+    """What a run took from an earlier one.
+
+    Attributes:
+        run: A sha256 of the earlier run's files.
+        tokens: The number of tokens of all fields.
+        new_tokens: Those that the earlier run did not have. They started from the row of the unknown id.
+    """
+
+    run: str
+    tokens: int
+    new_tokens: int
+
+
 class DataFacts(msgspec.Struct, frozen=True):
     """The data that a run was trained on.
 
     Attributes:
         rows: The number of rows in each split.
         fingerprint: A sha256 of the prepared files.
+        warm: The run that the weights started from, or None.
     """
 
     rows: dict[str, int]
     fingerprint: str
+    warm: WarmFacts | None = None
 
 
 class RunMetrics(msgspec.Struct, frozen=True):
@@ -103,8 +120,9 @@ def save_run(
     vocabulary: Path,
     metrics: RunMetrics,
     data: DataFacts | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a run folder atomically. An existing run is replaced.
+    """Write a run folder atomically. An existing run is replaced. `files` are additional files by name.
 
     Raises:
         OSError: If the folder cannot be written, for example because the disk is full.
@@ -114,6 +132,8 @@ def save_run(
             write_run(folder, experiment, model, schema, vocabulary, metrics)
             if data is not None:
                 write_json(folder / DATA, data)
+            for name, content in (files or {}).items():
+                (folder / name).write_bytes(content)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{out}: the run could not be written, and the partial output was removed ({error})") from error
 

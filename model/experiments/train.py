@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import torch
 
 from model.atomic_folder import check_replaceable
@@ -13,11 +14,14 @@ from model.experiments.run_folder import METRICS, RunMetrics, save_run
 from model.experiments.run_registry import FinishedRun, claim, results_folder, run_list
 from model.experiments.seeds import RunContext, run_missing, with_seed
 from model.experiments.trial import OpenedLog, checkpoint_of, memory_of, open_log, run_trial, unfinished
+from model.experiments.warm import open_warm_start
 from model.training.device import CPU
 from model.training.progress import EpochTable, with_base_rate
 
 
-def train(experiment: Experiment, data: Path, out: Path, device: torch.device = CPU) -> RunMetrics:
+def train(
+    experiment: Experiment, data: Path, out: Path, device: torch.device = CPU, warm: Path | None = None
+) -> RunMetrics:
     """Train one seed, write the run folder and return the run's metrics.
 
     Args:
@@ -25,21 +29,29 @@ def train(experiment: Experiment, data: Path, out: Path, device: torch.device = 
         data: The base folder for the experiment's relative paths.
         out: The run folder to write. An existing run there is replaced.
         device: The device to train on.
+        warm: The run folder whose weights training starts from, or None.
 
     Raises:
         ValueError: If the log is not prepared or was prepared with another [data] section, if `out` exists and is not a
-            run, or if another process is training the same run.
+            run, if another process is training the same run, or if `warm` has another model or other fields.
     """
     check_replaceable(out, METRICS)
     log = open_log(experiment.data, data)
+    start = None if warm is None else open_warm_start(warm, experiment, log.prepared)
+    facts = log.facts
+    if start is not None:
+        facts = msgspec.structs.replace(facts, warm=start.facts)
+        print(
+            f"warm start from {warm}: {start.facts.new_tokens:,} of {start.facts.tokens:,} tokens are new", flush=True
+        )
     with claim(unfinished(experiment, data).with_suffix(".lock")) as claimed:
         if not claimed:
             raise ValueError(f"another process is training {experiment.name}, seed {experiment.training.seed}")
-        checkpoint = checkpoint_of(experiment, log.facts, data)
+        checkpoint = checkpoint_of(experiment, facts, data)
         print_memory(experiment, log, device)
         progress = EpochTable(experiment, len(log.splits["train"]))
-        model, metrics = run_trial(experiment, log, checkpoint, progress, device)
-        save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, log.facts)
+        model, metrics = run_trial(experiment, log, checkpoint, progress, device, start)
+        save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, facts)
         checkpoint.remove()
     return metrics
 

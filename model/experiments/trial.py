@@ -20,11 +20,13 @@ from model.experiments.memory_plan import MemoryPlan, check_memory, plan_memory
 from model.experiments.quality import base_rate_warning, leak_warning, measure_unseen
 from model.experiments.run_folder import DataFacts, RunMetrics
 from model.experiments.run_registry import digest
+from model.experiments.warm import WarmStart
 from model.layers import embedding_parameters, fields_of, use_mean_if_missing
 from model.stec.stec import STECConfig, cost_note
 from model.training.batches import BLOCK_ROWS, Split, group_columns, numbers_never_missing
 from model.training.checkpoint import Checkpoint
 from model.training.device import CPU
+from model.training.early_stopping import Epoch
 from model.training.exact_statistics import measure_batch_norms
 from model.training.fit import fit, predict
 from model.training.flops import count_flops
@@ -134,7 +136,8 @@ def fingerprint(prepared: Path) -> str:
 def checkpoint_of(experiment: Experiment, facts: DataFacts, root: Path) -> Checkpoint:
     """Return the checkpoint of a run, which may not exist yet."""
     path = unfinished(experiment, root).with_suffix(".safetensors")
-    return Checkpoint(path, f"{digest(experiment)} seed {experiment.training.seed} data {facts.fingerprint}")
+    warm = "" if facts.warm is None else f" warm {facts.warm.run}"
+    return Checkpoint(path, f"{digest(experiment)} seed {experiment.training.seed} data {facts.fingerprint}{warm}")
 
 
 def unfinished(experiment: Experiment, root: Path) -> Path:
@@ -156,31 +159,25 @@ def run_trial(
     checkpoint: Checkpoint,
     progress: TrainingProgress,
     device: torch.device = CPU,
+    warm: WarmStart | None = None,
 ) -> tuple[nn.Module, RunMetrics]:
     """Train one seed, continuing from its checkpoint if there is one, and measure the result.
+
+    Args:
+        experiment: The experiment.
+        log: The prepared log.
+        checkpoint: The checkpoint, which may not exist yet.
+        progress: The progress display.
+        device: The device to train on.
+        warm: The weights to start from, or None for a new model.
 
     Returns:
         The model on the device, with the weights of the best epoch; the run's metrics.
     """
     recipe, (train, valid, test) = experiment.training, (log.splits[name] for name in SPLITS)
-    group_columns(recipe.hide, train.names)  # fail before training
     if device.type == "cpu" and (warning := check_memory(memory_of(experiment, log))):
         print(f"warning: {warning}", file=sys.stderr)
-    torch.manual_seed(recipe.seed)
-    fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
-    model = build(fields, experiment.model)
-    if experiment.training.unknown_rate == 0:  # no vector would be trained
-        use_mean_if_missing(model, numbers_never_missing(train, BLOCK_ROWS))
-    model = model.to(device)
-    if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
-        print(note, file=sys.stderr)
-    for message in unused_in_model(experiment.model):
-        print(f"warning: {message}", file=sys.stderr)
-    if recipe.initial_bias == "log_odds":
-        start_at_click_rate(model, train, recipe)
-    with progress:
-        tables = embedding_parameters(model)
-        history = fit(model, tables, train, valid, recipe, progress.on_epoch, progress.on_rows, checkpoint)
+    model, history = train_model(experiment, log, checkpoint, progress, device, warm)
     best = max((e for e in history if e.improved), key=lambda e: e.epoch)
     start = time.perf_counter()
     if recipe.exact_statistics:
@@ -190,7 +187,7 @@ def run_trial(
     after_training_s = time.perf_counter() - start
     training_s = sum(len(train) / e.rows_per_s for e in history)
     two_rows = test.part(0, 2)
-    truth = compare_with_truth(model, log.prepared, test) if experiment.data.reader == "generated" else None
+    truth = compare_with_truth(ctr, log.prepared, test) if experiment.data.reader == "generated" else None
     warnings = (
         base_rate_warning("valid", valid, ctr_valid),
         base_rate_warning("test", test, ctr),
@@ -212,3 +209,38 @@ def run_trial(
         unseen=measure_unseen(recipe.hide, test, ctr),
         warnings=[warning for warning in warnings if warning],
     )
+
+
+def train_model(
+    experiment: Experiment,
+    log: OpenedLog,
+    checkpoint: Checkpoint,
+    progress: TrainingProgress,
+    device: torch.device = CPU,
+    warm: WarmStart | None = None,
+) -> tuple[nn.Module, list[Epoch]]:
+    """Train one seed on train and valid. The arguments are those of run_trial().
+
+    Returns:
+        The model on the device, with the weights of the best epoch; all epochs.
+    """
+    recipe, train, valid = experiment.training, log.splits["train"], log.splits["valid"]
+    group_columns(recipe.hide, train.names)  # fail before training
+    torch.manual_seed(recipe.seed)
+    fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
+    model = build(fields, experiment.model)
+    if recipe.unknown_rate == 0:  # no vector would be trained
+        use_mean_if_missing(model, numbers_never_missing(train, BLOCK_ROWS))
+    model = model.to(device)
+    if isinstance(experiment.model, STECConfig) and (note := cost_note(experiment.model, fields.count)):
+        print(note, file=sys.stderr)
+    for message in unused_in_model(experiment.model):
+        print(f"warning: {message}", file=sys.stderr)
+    if warm is not None:
+        warm.copy_to(model)
+    elif recipe.initial_bias == "log_odds" and not checkpoint.exists():
+        start_at_click_rate(model, train, recipe)
+    with progress:
+        tables = embedding_parameters(model)
+        history = fit(model, tables, train, valid, recipe, progress.on_epoch, progress.on_rows, checkpoint)
+    return model, history

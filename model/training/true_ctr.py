@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from torch import nn
 
 from model.data.prepare.prepared import Prepared
 from model.data.readers.generated import TRUE_CTR
 from model.training.batches import Split
-from model.training.fit import predict
 
 TENTHS = 10
 
@@ -35,14 +33,13 @@ class TrueComparison:
     tenths: list[float]
 
 
-def compare_with_truth(model: nn.Module, prepared: Prepared, test: Split) -> TrueComparison:
-    """Compare the model's predictions on test with the true probabilities.
+def compare_with_truth(ctr: NDArray[np.float64], prepared: Prepared, test: Split) -> TrueComparison:
+    """Compare a model's predictions on test, (rows), with the true probabilities.
 
     Raises:
         ValueError: If the log has no true probabilities or no field `ad`.
     """
     true = np.array(prepared.column("test", TRUE_CTR))
-    ctr = predict(model, test)
     column = [f.name for f in prepared.schema.select("categorical")].index("ad")
     unseen, everything = test.ids[:, column] == 0, np.ones(len(test), bool)
     weights = test.metric_weights()

@@ -262,12 +262,15 @@ def row_width(lines: Sequence[str], delimiter: str, quote: str) -> int:
 
 def parse(lines: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
     """Return the values of lines. Raises csv.Error if a quote is not closed."""
-    csv.field_size_limit(sys.maxsize)
     text = (f"{line}\n" for line in lines)
     is_cut = len(lines) in (1, SNIFFED_LINES)
-    if not quote:
-        return list(csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE))
-    return list(csv.reader(text, delimiter=delimiter, quotechar=quote, strict=not is_cut))
+    limit = csv.field_size_limit(sys.maxsize)  # the limit applies to the whole process, so it is restored
+    try:
+        if not quote:
+            return list(csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_NONE))
+        return list(csv.reader(text, delimiter=delimiter, quotechar=quote, strict=not is_cut))
+    finally:
+        csv.field_size_limit(limit)
 
 
 def header_of(path: Path, text: TextFormat) -> tuple[str, ...]:

@@ -42,13 +42,16 @@ TASTE_STD = 0.04
 NUMBERS = {"session_depth": (4.0, 3.5, -0.15), "bid": (2.3, 1.2, 0.15)}
 
 
-def click_probability(rng: np.random.Generator, codes: dict[str, Codes], numbers: dict[str, Floats]) -> Floats:
+def click_probability(
+    rng: np.random.Generator, codes: dict[str, Codes], numbers: dict[str, Floats], click_rate: float = CLICK_RATE
+) -> Floats:
     """Return the click probability of each impression, float64 (impressions).
 
     Args:
         rng: The random generator that samples the effects.
         codes: The codes of each categorical field.
         numbers: The values of each numeric field. NaN means missing and has no effect.
+        click_rate: The mean of the probabilities.
     """
     logit = np.zeros(len(codes["user"]))
     for field, std in MAIN.items():
@@ -59,7 +62,7 @@ def click_probability(rng: np.random.Generator, codes: dict[str, Codes], numbers
     logit += scale(dot_rows(draw_vectors(rng, codes["user"], TASTE_RANK), topic), TASTE_STD)
     for field, (mean, std, effect) in NUMBERS.items():
         logit += effect * np.nan_to_num((numbers[field] - mean) / std)
-    return with_click_rate(scale(logit, LOGIT_STD))
+    return with_click_rate(scale(logit, LOGIT_STD), click_rate)
 
 
 def draw_vectors(rng: np.random.Generator, codes: Codes, rank: int) -> Floats:
@@ -80,12 +83,12 @@ def scale(effect: Floats, std: float) -> Floats:
     return scaled
 
 
-def with_click_rate(logit: Floats) -> Floats:
-    """Return probabilities whose mean is CLICK_RATE. Bisection finds the required intercept."""
+def with_click_rate(logit: Floats, click_rate: float) -> Floats:
+    """Return probabilities whose mean is `click_rate`. Bisection finds the required intercept."""
     low, high = -20.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2
-        if sigmoid(logit + middle).mean() < CLICK_RATE:
+        if sigmoid(logit + middle).mean() < click_rate:
             low = middle
         else:
             high = middle

@@ -2,11 +2,15 @@
 
 Every request shows five candidates. `click` is sampled with probability `true_ctr`, so a model's probabilities can be
 compared with the true ones. The log resembles real logs: a few users and ads are frequent and many are rare, values are
-missing, some fields hardly vary, and `test` contains new ads.
+missing, some fields hardly vary, and `test` contains new ads. With --next-day, a second log with the same users, ads
+and effects continues the first one on the following day, in DIR/generated-next-day. A fifth of its impressions show
+ads that the first log's train and valid do not contain.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +22,21 @@ from model.atomic_folder import check_replaceable, new_folder
 from model.data.data_folder import add_data_argument
 from model.data.readers.generated import CANDIDATE, CONTEXT, LABEL, REQUEST, TRUE_CTR
 from model.data.readers.log import SPLITS
-from model.data.synthetic.click_model import Codes, Floats, click_probability
+from model.data.synthetic.click_model import CLICK_RATE, Codes, Floats, click_probability
 
-FOLDER = "generated"
+FOLDER, NEXT_DAY = "generated", "generated-next-day"
 MARKER = "test.parquet"  # the last file to be written
 CANDIDATES = 5
 USERS, ADS, NEW_ADS, CAMPAIGNS, ADVERTISERS = 5000, 2000, 100, 100, 25
 ZIPF = 1.1
 DAYS = 28
 NEW_AD_SHARE = 0.05  # the share of impressions in test that show a new ad
+NEXT_DAY_ADS, NEXT_DAY_SHARE = 100, 0.2  # the ads that start on the next day, and their and NEW_ADS' share of it
 MISSING_SHARE = 0.05
 RARE_SHARE = 0.01
 SHARES = (0.8, 0.1, 0.1)  # the shares of requests in train, valid and test, in time order
-MIN_REQUESTS = 100
+MIN_REQUESTS = 100  # in all splits
+MIN_SPLIT_REQUESTS = 10
 
 CATEGORIES = ["cars", "travel", "food", "fashion", "games", "home", "sports", "health", "books", "phones"]
 NAMES: dict[str, list[str] | list[int] | list[bool]] = {
@@ -43,7 +49,7 @@ NAMES: dict[str, list[str] | list[int] | list[bool]] = {
     "weekday": ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
     "private_mode": [False, True],
     "exchange": ["main"],
-    "ad": [f"ad-{n}" for n in range(1, ADS + 1)],
+    "ad": [f"ad-{n}" for n in range(1, ADS + NEXT_DAY_ADS + 1)],
     "campaign": [f"campaign-{n}" for n in range(1, CAMPAIGNS + 1)],
     "advertiser": [f"advertiser-{n}" for n in range(1, ADVERTISERS + 1)],
     "category": CATEGORIES,
@@ -68,9 +74,62 @@ def draw(rng: np.random.Generator, shares: Floats, size: int) -> Codes:
     return np.searchsorted(edges, rng.random(size), side="right")
 
 
-def draw_requests(rng: np.random.Generator, requests: int) -> tuple[dict[str, Codes], Floats]:
+@dataclass(frozen=True)
+class Plan:
+    """The size of a log, and its click rate.
+
+    Attributes:
+        requests: The number of requests in train, valid and test.
+        next_day: The same for the log of the next day, or () for none.
+        click_rate: The mean click probability.
+    """
+
+    requests: tuple[int, ...]
+    next_day: tuple[int, ...] = ()
+    click_rate: float = CLICK_RATE
+
+    def __post_init__(self) -> None:
+        for splits in (self.requests, self.next_day) if self.next_day else (self.requests,):
+            if sum(splits) < MIN_REQUESTS or min(splits) < MIN_SPLIT_REQUESTS:
+                raise ValueError(
+                    f"requests = {sum(splits)}: at least {MIN_REQUESTS} are needed to fill every split, and "
+                    f"{MIN_SPLIT_REQUESTS} in each. A request has {CANDIDATES} rows."
+                )
+        if not 0 < self.click_rate < 1:
+            raise ValueError(f"click rate {self.click_rate} must be between 0 and 1")
+
+    @property
+    def all_requests(self) -> int:
+        """The number of requests in both logs."""
+        return sum(self.requests) + sum(self.next_day)
+
+
+def split_at(requests: int) -> tuple[int, int, int]:
+    """Return the number of requests in train, valid and test."""
+    train, valid, _ = (round(share * requests) for share in SHARES)
+    return train, valid, requests - train - valid
+
+
+def draw_times(rng: np.random.Generator, plan: Plan) -> Codes:
+    """Sample the hour of each request since the start of the log, int64 (requests), in ascending order.
+
+    Splits of other shares than SHARES still cover the days in these shares, so that train sees all hours and weekdays.
+    """
+    first = sum(plan.requests)
+    if plan.requests == split_at(first):
+        time = np.sort(rng.integers(0, DAYS, first) * 24 + draw(rng, HOURS, first))
+    else:
+        days = np.rint(np.cumsum((0, *SHARES)) * DAYS).astype(int)
+        parts = zip(days[:-1], days[1:], plan.requests, strict=True)
+        time = np.concatenate([np.sort(rng.integers(a, b, n) * 24 + draw(rng, HOURS, n)) for a, b, n in parts])
+    if plan.next_day:
+        time = np.append(time, DAYS * 24 + np.sort(draw(rng, HOURS, plan.all_requests - first)))
+    return time
+
+
+def draw_requests(rng: np.random.Generator, plan: Plan) -> tuple[dict[str, Codes], Floats]:
     """Sample the codes of the context's categorical fields and session_depth, (requests) each, in time order."""
-    time = np.sort(rng.integers(0, DAYS, requests) * 24 + draw(rng, HOURS, requests))
+    requests, time = plan.all_requests, draw_times(rng, plan)
     user = rng.permutation(USERS)[draw(rng, zipf_shares(USERS), requests)]
     # Age band and country are fixed per user. The device is the user's usual one in most requests.
     age_band = draw(rng, np.array([5, 7, 6, 5, 4, 3.0]), USERS)
@@ -91,14 +150,35 @@ def draw_requests(rng: np.random.Generator, requests: int) -> tuple[dict[str, Co
     return codes, rng.geometric(0.25, requests).astype(np.float64)
 
 
-def draw_ads(rng: np.random.Generator, requests: int) -> Codes:
-    """Sample ad codes, int64 (requests * CANDIDATES). Ads with the highest codes are new: only `test` contains them."""
+def draw_ads(rng: np.random.Generator, plan: Plan) -> Codes:
+    """Sample ad codes, int64 (requests * CANDIDATES).
+
+    Ads with the highest codes are new. Only `test`, and both logs' `test` of the newest ads, contain them.
+    """
     old = ADS - NEW_ADS
-    ads = rng.permutation(old)[draw(rng, zipf_shares(old), requests * CANDIDATES)]
-    test = np.arange(split_edges(requests)[2] * CANDIDATES, len(ads))
-    replaced = rng.choice(test, round(NEW_AD_SHARE * len(test)), replace=False)
-    ads[replaced] = rng.integers(old, ADS, len(replaced))
+    ads = rng.permutation(old)[draw(rng, zipf_shares(old), plan.all_requests * CANDIDATES)]
+    replace_ads(rng, ads, first_row(plan.requests[:2]), first_row(plan.requests), NEW_AD_SHARE, (old, ADS))
+    if plan.next_day:
+        start, end = first_row(plan.requests), len(ads)
+        newest = ADS + NEXT_DAY_ADS - NEXT_DAY_ADS // 5  # a fifth of the day's new ads start in its test
+        replace_ads(rng, ads, start, end, NEXT_DAY_SHARE, (old, newest))
+        test = first_row((*plan.requests, *plan.next_day[:2]))
+        replace_ads(rng, ads, test, end, NEW_AD_SHARE, (newest, ADS + NEXT_DAY_ADS))
     return ads
+
+
+def first_row(requests: Sequence[int]) -> int:
+    """Return the first row after some splits, whose numbers of requests are given."""
+    return sum(requests) * CANDIDATES
+
+
+def replace_ads(
+    rng: np.random.Generator, ads: Codes, start: int, end: int, share: float, codes: tuple[int, int]
+) -> None:
+    """Replace a share of the ads of some rows, `start` to `end`, with ads sampled from a range of codes, in place."""
+    rows = np.arange(start, end)
+    replaced = rng.choice(rows, round(share * len(rows)), replace=False)
+    ads[replaced] = rng.integers(*codes, len(replaced))
 
 
 def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes], Floats]:
@@ -110,14 +190,15 @@ def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes]
     """
     # Every campaign has an old ad, and every advertiser has a campaign. So the training set contains the campaign and
     # the advertiser of every new ad.
-    campaign = np.append(rng.permutation(ADS - NEW_ADS) % CAMPAIGNS, rng.integers(0, CAMPAIGNS, NEW_ADS))[ads]
+    new = max(ADS, int(ads.max()) + 1) - (ADS - NEW_ADS)
+    campaign = np.append(rng.permutation(ADS - NEW_ADS) % CAMPAIGNS, rng.integers(0, CAMPAIGNS, new))[ads]
     advertiser = (rng.permutation(CAMPAIGNS) % ADVERTISERS)[campaign]
     codes = {
         "ad": ads,
         "campaign": campaign,
         "advertiser": advertiser,
         "category": (rng.permutation(ADVERTISERS) % len(CATEGORIES))[advertiser],
-        "format": draw(rng, np.array([4, 3, 1.5, 1, 2]), ADS)[ads],
+        "format": draw(rng, np.array([4, 3, 1.5, 1, 2]), ADS - NEW_ADS + new)[ads],
         "language": draw(rng, np.array([6, 4, 3, 2, 2, 1.0]), CAMPAIGNS)[campaign],
         "sensitive": draw(rng, np.array([1 - RARE_SHARE, RARE_SHARE]), len(ads)),
     }
@@ -125,11 +206,11 @@ def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes]
     return codes, np.maximum(0.01, np.round(usual_bid * rng.lognormal(0.0, 0.35, len(ads)), 2))
 
 
-def generate(seed: int, requests: int) -> pl.DataFrame:
-    """Return the whole log, requests * CANDIDATES rows in time order. The same seed gives the same log."""
-    rng = np.random.default_rng(seed)
-    context, session_depth = draw_requests(rng, requests)
-    candidate, bid = describe_ads(rng, draw_ads(rng, requests))
+def generate(seed: int, plan: Plan) -> pl.DataFrame:
+    """Return all rows in time order, plan.all_requests * CANDIDATES. The same seed and plan give the same log."""
+    rng, requests = np.random.default_rng(seed), plan.all_requests
+    context, session_depth = draw_requests(rng, plan)
+    candidate, bid = describe_ads(rng, draw_ads(rng, plan))
     request = np.repeat(np.arange(requests), CANDIDATES)
     codes = {field: column[request] for field, column in context.items()} | candidate
     numbers = {"session_depth": session_depth[request], "bid": bid}
@@ -138,7 +219,7 @@ def generate(seed: int, requests: int) -> pl.DataFrame:
     missing = {field: (rng.random(requests) < MISSING_SHARE)[request] for field in ("age_band", "session_depth")}
     numbers["session_depth"][missing["session_depth"]] = np.nan
     known = {"age_band": np.where(missing["age_band"], len(NAMES["age_band"]), codes["age_band"])}
-    true_ctr = click_probability(rng, codes | known, numbers)
+    true_ctr = click_probability(rng, codes | known, numbers, plan.click_rate)
     columns = {field: pl.Series(NAMES[field]).gather(column) for field, column in codes.items()}
     columns |= {field: pl.Series(column, nan_to_null=True) for field, column in numbers.items()}
     frame = pl.DataFrame({field: columns[field] for field in (*CONTEXT, *CANDIDATE)}).with_columns(
@@ -150,31 +231,26 @@ def generate(seed: int, requests: int) -> pl.DataFrame:
     return frame.with_columns(pl.col("session_depth").cast(pl.Int64))
 
 
-def split_edges(requests: int) -> tuple[int, int, int, int]:
-    """Return the first request of each split, and the number of requests."""
-    train, valid, _ = (round(share * requests) for share in SHARES)
-    return 0, train, train + valid, requests
-
-
-def write(root: Path, seed: int, requests: int, progress: Progress) -> Path:
-    """Write root/generated atomically and return its path.
+def write(root: Path, seed: int, plan: Plan, progress: Progress) -> list[Path]:
+    """Write root/generated, and root/generated-next-day if planned, each atomically, and return their paths.
 
     Raises:
-        ValueError: If there are too few requests, or root/generated exists and is not a generated log.
+        ValueError: If a folder exists and is not a generated log.
     """
-    if requests < MIN_REQUESTS:
-        raise ValueError(f"requests = {requests}: at least {MIN_REQUESTS} are needed to fill every split")
-    target = root / FOLDER
-    check_replaceable(target, MARKER)
-    task = progress.add_task("sampling requests and clicks", total=1 + len(SPLITS))
-    frame = generate(seed, requests)
+    logs = {root / FOLDER: plan.requests} | ({root / NEXT_DAY: plan.next_day} if plan.next_day else {})
+    for target in logs:
+        check_replaceable(target, MARKER)
+    task = progress.add_task("sampling requests and clicks", total=1 + len(logs) * len(SPLITS))
+    frame, first = generate(seed, plan), 0
     progress.advance(task)
-    edges = [edge * CANDIDATES for edge in split_edges(requests)]
-    with new_folder(target, MARKER) as folder:
-        for split, first, end in zip(SPLITS, edges[:-1], edges[1:], strict=True):
-            progress.update(task, description=f"writing {split}", advance=1)
-            frame[first:end].write_parquet(folder / f"{split}.parquet")
-    return target
+    for target, requests in logs.items():
+        with new_folder(target, MARKER) as folder:
+            for split, number in zip(SPLITS, requests, strict=True):
+                progress.update(task, description=f"writing {split}", advance=1)
+                end = first + number * CANDIDATES
+                frame[first:end].write_parquet(folder / f"{split}.parquet")
+                first = end
+    return list(logs)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,16 +258,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.data.synthetic.generate", description=__doc__)
     add_data_argument(parser)
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same log")
-    parser.add_argument("--requests", type=int, default=120_000, help=f"each shows {CANDIDATES} candidates")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--requests", type=int, default=120_000, help=f"each shows {CANDIDATES} candidates")
+    names = ("TRAIN", "VALID", "TEST")
+    size.add_argument(
+        "--rows",
+        type=int,
+        nargs=3,
+        metavar=names,
+        help=f"instead, the rows of each split, rounded up to a multiple of {CANDIDATES}",
+    )
+    next_day = "also write a log of the next day with these rows"
+    parser.add_argument("--next-day", type=int, nargs=3, metavar=names, default=(), help=next_day)
+    parser.add_argument("--click-rate", type=float, default=CLICK_RATE, help="the mean click probability")
     options = parser.parse_args(arguments)
+    requests = split_at(options.requests) if options.rows is None else requests_of(options.rows)
     try:
+        plan = Plan(requests, requests_of(options.next_day), options.click_rate)
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            target = write(options.data, options.seed, options.requests, progress)
+            targets = write(options.data, options.seed, plan, progress)
     except (OSError, ValueError) as error:
         print(f"generate: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {options.requests * CANDIDATES:,} impressions to {target}")
+    for target, written in zip(targets, (plan.requests, plan.next_day), strict=False):
+        print(f"wrote {sum(written) * CANDIDATES:,} impressions to {target}")
     return 0
+
+
+def requests_of(rows: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of requests with at least these numbers of rows."""
+    return tuple(-(-number // CANDIDATES) for number in rows)
 
 
 if __name__ == "__main__":

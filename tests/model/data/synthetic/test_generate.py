@@ -1,5 +1,6 @@
 """Properties of the generated log."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,20 @@ from sklearn.metrics import roc_auc_score
 from model.data.readers.generated import CANDIDATE, CONTEXT, LABEL, NUMERIC, REQUEST, TRUE_CTR
 from model.data.readers.log import SPLITS
 from model.data.synthetic import generate as generator
-from model.data.synthetic.generate import CANDIDATES, generate, main, split_edges
+from model.data.synthetic.generate import CANDIDATES, Plan, generate, main, split_at
 
 REQUESTS = 120_000
 
 
 @pytest.fixture(scope="module")
 def log() -> pl.DataFrame:
-    return generate(seed=1, requests=REQUESTS)
+    return generate(seed=1, plan=Plan(split_at(REQUESTS)))
 
 
 @pytest.fixture(scope="module")
 def splits(log: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    edges = [edge * CANDIDATES for edge in split_edges(REQUESTS)]
-    return {split: log[a:b] for split, a, b in zip(SPLITS, edges[:-1], edges[1:], strict=True)}
+    starts = np.cumsum((0, *split_at(REQUESTS))) * CANDIDATES
+    return {split: log[a:b] for split, a, b in zip(SPLITS, starts[:-1], starts[1:], strict=True)}
 
 
 def shares(column: pl.Series) -> list[float]:
@@ -32,9 +33,15 @@ def shares(column: pl.Series) -> list[float]:
 
 
 def test_the_same_seed_gives_the_same_log_and_another_seed_a_different_one() -> None:
-    first = generate(seed=7, requests=500)
-    assert first.equals(generate(seed=7, requests=500))
-    assert not first.equals(generate(seed=8, requests=500))
+    plan = Plan(split_at(500))
+    first = generate(seed=7, plan=plan)
+    assert first.equals(generate(seed=7, plan=plan))
+    assert not first.equals(generate(seed=8, plan=plan))
+
+
+def test_the_default_log_is_still_that_of_earlier_versions() -> None:
+    text = generate(seed=7, plan=Plan(split_at(500))).write_csv().encode()
+    assert hashlib.sha256(text).hexdigest() == "d2fa673a430faabe76650a1cec394b8f75c3d473b102ed771305ebe2d32f149a"
 
 
 def test_every_request_shows_five_candidates_in_one_context(log: pl.DataFrame) -> None:
@@ -125,3 +132,50 @@ def test_the_command_does_not_replace_a_folder_of_another_kind(
 def test_too_few_requests_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--data", str(tmp_path), "--requests", "3"]) == 2
     assert "at least 100" in capsys.readouterr().err
+
+
+def test_the_click_rate_and_the_rows_of_each_split_can_be_chosen(tmp_path: Path) -> None:
+    rows = ["--rows", "20000", "4003", "50000"]
+    assert main(["--data", str(tmp_path), *rows, "--click-rate", "0.005"]) == 0
+    frames = {split: pl.read_parquet(tmp_path / "generated" / f"{split}.parquet") for split in SPLITS}
+    assert [len(frame) for frame in frames.values()] == [20_000, 4_005, 50_000]
+    truth = pl.concat(frames.values())[TRUE_CTR]
+    assert truth.mean() == pytest.approx(0.005, rel=1e-6)
+    assert [frame["weekday"].n_unique() for frame in frames.values()] == [7, 3, 3]
+    assert frames["train"]["hour"].n_unique() == 24
+
+
+def test_the_next_day_continues_the_log_with_new_ads(tmp_path: Path) -> None:
+    rows = ["--rows", "20000", "2000", "2000", "--next-day", "9000", "3000", "3000"]
+    assert main(["--data", str(tmp_path), *rows]) == 0
+    first, second = (
+        {split: pl.read_parquet(tmp_path / name / f"{split}.parquet") for split in SPLITS}
+        for name in ("generated", "generated-next-day")
+    )
+    assert [len(frame) for frame in second.values()] == [9_000, 3_000, 3_000]
+    assert second["train"][REQUEST][0] == first["test"][REQUEST][-1] + 1
+    assert second["train"]["weekday"].unique().to_list() == ["monday"]  # the day after 28 days that start on a monday
+    known = first["train"]["ad"].unique()
+    for frame in second.values():
+        numbers = frame["ad"].str.strip_prefix("ad-").cast(pl.Int64)
+        assert (numbers > 1900).mean() == pytest.approx(0.2, abs=0.05)
+        assert frame["campaign"].is_in(first["train"]["campaign"].unique().implode()).all()
+    started = set(second["train"]["ad"]) - set(known)
+    assert len(started) > 100
+    unseen = ~second["test"]["ad"].is_in(list(set(second["train"]["ad"]) | set(known)))
+    assert 0.03 < unseen.sum() / len(unseen) < 0.12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "1000", "5", "1000"], "at least 100 are needed to fill every split, and 10 in each"),
+        (["--next-day", "10", "10", "10"], "at least 100"),
+        (["--click-rate", "5"], "click rate 5.0 must be between 0 and 1"),
+    ],
+)
+def test_an_impossible_log_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["--data", str(tmp_path), *arguments]) == 2
+    assert message in capsys.readouterr().err
