@@ -17,7 +17,7 @@ def compress(content: bytes, ending: str, members: int = 1) -> bytes:
         return content
     size = -(-len(content) // members) or 1
     parts = [content[start : start + size] for start in range(0, len(content), size)] or [b""]
-    return b"".join(gzip.compress(part, 1) if ending == ".gz" else zstd_frame(part) for part in parts)
+    return b"".join(gzip.compress(part, 1, mtime=0) if ending == ".gz" else zstd_frame(part) for part in parts)
 
 
 def zstd_frame(content: bytes) -> bytes:
