@@ -81,7 +81,7 @@ def test_a_contradiction_is_an_error_that_names_the_file_and_the_key(
 
 def test_a_side_is_categorical_if_one_of_its_fields_is(tmp_path: Path) -> None:
     spec = {"name": "bid", "kind": "categorical", "transform": "log_square"}
-    assert read(tmp_path, candidate=["bid"], numeric=["bid"], fields=[spec]).candidate == ("bid",)
+    assert read(tmp_path, candidate=["bid"], fields=[spec]).candidate == ("bid",)
 
 
 def test_an_empty_quote_is_a_key_of_table_only(tmp_path: Path) -> None:

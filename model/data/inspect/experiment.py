@@ -5,14 +5,17 @@ from collections.abc import Iterator, Sequence
 
 from contract.schema import NAME, Side
 from model.data.inspect.columns import Column
-from model.data.inspect.guess import Guess, Guesses
+from model.data.inspect.guess import Guess, Guesses, click_labels
 from model.data.inspect.layout import Layout, Period, duration, time_fields
 from model.data.inspect.sample import QUOTE, Sample, ending
 from model.data.readers.scan import DELIMITERS
 from model.data.value_warnings import quoted, rows_in
 
-SMALL_LOG = 100_000  # rows; the default batch size suits larger logs
+SMALL_LOG = 100_000  # rows; the default recipe suits larger logs
 SMALL_BATCH = 256
+SMALL_EMBEDDING_L2 = 0.3
+NET_L2_CLICKS = 10.0  # net_l2 is this number divided by the clicks (docs/tuning.md)
+TRAIN_SHARE = 0.8
 UNSURE = "UNSURE"
 
 
@@ -51,7 +54,7 @@ def write_experiment(
         *numeric_lines(found, names),
         *unused_lines(found),
         *field_lines(found, names, layout, period),
-        *(["", "[training]", f"batch_size = {SMALL_BATCH}  # a small log"] if total and total < SMALL_LOG else []),
+        *training_lines(found, total),
     ]
     return "\n".join(lines) + "\n"
 
@@ -202,6 +205,18 @@ def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: P
             yield from ("", "[[data.fields]]", f"name = {quoted(names[each.column.name])}")
             rows = f"  # {UNSURE}: {rows_in(each.column.sentinel[1])}" if each.column.sentinel else ""
             yield f"missing = [{listed}]{rows}"
+
+
+def training_lines(found: Guesses, total: int | None) -> Iterator[str]:
+    """Yield a recipe for a small log. Without the penalties, a model of few clicks is worse than the base rate."""
+    if not total or total >= SMALL_LOG:
+        return
+    clicks = float(click_labels(found.columns[found.label].column, found.positive).mean()) * total * TRAIN_SHARE
+    net_l2 = NET_L2_CLICKS / max(1.0, min(clicks, total * TRAIN_SHARE - clicks))
+    yield from ("", "[training]  # for a small log; ctr-train --auto finds better values")
+    yield f"batch_size = {SMALL_BATCH}"
+    yield f"embedding_l2 = {SMALL_EMBEDDING_L2}"
+    yield f"net_l2 = {net_l2:.1g}  # about {NET_L2_CLICKS:g} divided by the number of clicks"
 
 
 def number_markers(column: Column) -> Sequence[str]:

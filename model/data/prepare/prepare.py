@@ -21,7 +21,7 @@ from model.data.prepare.reading import column_file, find_value, read_split
 from model.data.prepare.row_columns import KINDS, distinct_row_values, row_file
 from model.data.prepare.sentinels import find_sentinels
 from model.data.prepare.summary import useless_fields
-from model.data.prepare.writing import read_chunks, write_ids, write_values
+from model.data.prepare.writing import load_column, read_chunks, write_ids, write_values
 from model.data.readers import avazu, criteo, frappe, generated, movielens, table
 from model.data.readers.log import Log, check_rows_read
 from model.data_config import Data
@@ -108,7 +108,7 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
             return field, {}
         if data.has_missing_vector:
             field = msgspec.structs.replace(field, missing_vector=True)
-        numbers = np.load(column_file(scratch, "train", field.name))
+        numbers = load_column(column_file(scratch, "train", field.name))
         return measure(field, numbers, data.clip_share), find_sentinels(numbers)
 
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:

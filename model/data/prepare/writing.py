@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,9 @@ from contract.schema import Field
 from contract.tokens import Numbers
 from contract.vocabulary import MISSING
 
+# Some versions of Python 3.11 and 3.12 raise SystemError if several threads parse a header, which is a Python literal,
+# at the same time (github.com/python/cpython/issues/106905).
+HEADER_LOCK = Lock()
 CHUNK_ROWS = 16_000  # 26 columns of this length fit in a processor's cache
 
 
@@ -57,14 +61,22 @@ class GrowingArray:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
+def load_column(path: Path) -> NDArray[Any]:
+    """Return the vector in a .npy file. Several threads may call this function at the same time."""
+    with HEADER_LOCK:
+        column: NDArray[Any] = np.load(path)
+        return column
+
+
 def read_chunks(path: Path) -> Iterator[NDArray[Any]]:
     """Yield the vector in a .npy file, CHUNK_ROWS elements at a time.
 
     The file is read rather than memory-mapped, because mapped pages would count as memory of this process.
     """
     with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        _, _, dtype = np.lib.format.read_array_header_1_0(file)
+        with HEADER_LOCK:
+            np.lib.format.read_magic(file)
+            _, _, dtype = np.lib.format.read_array_header_1_0(file)
         while block := file.read(CHUNK_ROWS * dtype.itemsize):
             yield np.frombuffer(block, dtype)
 

@@ -236,7 +236,7 @@ def test_a_bundle_without_an_explanation_graph_is_an_error(bundle_folder: Path, 
     folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
     (folder / EXPLAIN).unlink()
     write_manifest(folder, "small", 1, {}, Calibration())
-    with pytest.raises(ValueError, match=rf"has no {EXPLAIN}.*hidden layers in its head"):
+    with pytest.raises(ValueError, match=rf"has no {EXPLAIN}.*an MLP head is not a sum"):
         open_explainer(folder)
 
 

@@ -87,7 +87,7 @@ folder = "log"
 prepared = "prepared"
 train = "train.parquet"
 valid = "valid.parquet"
-test = "valid.parquet"
+test = "test.parquet"
 context = ["user"]
 candidate = ["ad"]
 [model]
@@ -112,7 +112,7 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared log with 60,000 users."""
     root, random = tmp_path_factory.mktemp("ids"), np.random.default_rng(0)
     (root / "log").mkdir()
-    for name, rows in (("train", 60_000), ("valid", 2_000)):
+    for name, rows in (("train", 60_000), ("valid", 2_000), ("test", 2_000)):
         user, ad = np.arange(rows).astype(str), random.integers(0, 50, rows).astype(str)
         label = (random.random(rows) < 0.1).astype(int)
         pl.DataFrame({"user": user, "ad": ad, "label": label}).write_parquet(root / "log" / f"{name}.parquet")

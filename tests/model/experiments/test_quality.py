@@ -199,7 +199,11 @@ def test_weights_change_training_and_metrics_and_a_weight_of_zero_removes_a_row(
 
 @pytest.mark.parametrize(
     ("weights", "words"),
-    [(np.full(3000, -1.0), "at least 0"), (np.full(3000, np.nan), "finite"), (np.ones(2), "2 rows instead of 3,000")],
+    [
+        (np.full(3000, -1.0), "at least 0"),
+        (np.full(3000, np.nan), "finite"),
+        (np.ones(2), "2 rows, but train has 3000"),
+    ],
 )
 def test_invalid_weights_are_rejected_before_training(
     shop: Path, tmp_path: Path, weights: NDArray[Any], words: str

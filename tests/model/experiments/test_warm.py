@@ -150,7 +150,7 @@ def test_a_vector_of_missing_numbers_in_only_one_of_the_models_is_dropped_or_zer
     start = open_warm_start(root / "run", experiment, prepared)
     model = build(fields_of(prepared.schema, prepared.vocabulary_sizes), experiment.model)
     models = {"earlier": start.model, "new": model}
-    models[has_vector].embedding.register_parameter("beta", torch.nn.Parameter(torch.ones(2, 8)))  # type: ignore[union-attr]
+    models[has_vector].embedding.beta = torch.nn.Parameter(torch.ones(2, 8))  # type: ignore[union-attr]
     start.copy_to(model)
     beta = model.state_dict().get("embedding.beta")
     assert (beta is None) if has_vector == "earlier" else (beta is not None and not beta.any())

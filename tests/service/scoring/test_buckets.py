@@ -12,6 +12,7 @@ from contract.bundle import GOLDEN, open_bundle
 from contract.golden import read_golden
 from export.bundle import export
 from model.data.prepare.prepare import prepare
+from model.data.readers.log import SPLITS
 from model.data_config import Data, FieldSpec
 from model.experiment_config import Experiment, Training
 from model.experiments.train import train
@@ -24,9 +25,9 @@ DATA = Data(
     reader="table",
     folder=".",
     prepared="prepared",
-    train="log.csv",
-    valid="log.csv",
-    test="log.csv",
+    train="train.csv",
+    valid="valid.csv",
+    test="test.csv",
     fields=(
         FieldSpec(name="user", side="context"),
         FieldSpec(name="visits", side="context", transform="log_square", missing=("-1",)),
@@ -46,7 +47,8 @@ def bucket_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "visits": visits,
         "ad": random.integers(0, 9, 3000),
     }
-    pl.DataFrame(columns).write_csv(root / "log.csv")
+    for split in SPLITS:
+        pl.DataFrame(columns).write_csv(root / f"{split}.csv")
     prepare(root, DATA)
     small = STECConfig(embedding=4, blocks=1, heads=2, ffn=8, embedding_std=0.1)
     recipe = Training(epochs=2, batch_size=256, learning_rate=0.01)
