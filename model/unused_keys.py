@@ -36,6 +36,8 @@ def check_data_keys(data: "Data", given: Mapping[str, Any]) -> None:
         kind = kind_of(data, spec.name)
         for message in conflicts_of_field(data, kind, entry):
             raise ValueError(f'[[data.fields]]: field "{spec.name}": {message}')
+    for message in columns_of_two_kinds(data):
+        raise ValueError(f"[[data.fields]]: {message}")
 
 
 def unused_in_data(data: "Data") -> Iterator[tuple[str, str]]:
@@ -84,6 +86,28 @@ def conflicts_of_field(data: "Data", kind: str | None, entry: Mapping[str, Any])
         yield 'min_count has no effect on a numeric field. Remove it, or set kind = "categorical".'
     if "min_count" in entry and data.vocabulary:
         yield "min_count has no effect with vocabulary, because no tokens are counted. Remove one of them."
+
+
+def columns_of_two_kinds(data: "Data") -> Iterator[str]:
+    """Yield a message for each column that one field reads as a number and another as text.
+
+    A client sends one value for both. If it is text, it is not a number, and if it is a number, its token can differ
+    from the text in the log: 1.5 instead of 1.50.
+    """
+    specs = {spec.name: spec for spec in data.fields}
+    number_of, text_of = dict[str, str](), dict[str, str]()
+    for name in sorted(field_names(data)):
+        spec = specs.get(name)
+        column, transform = (spec.source or name, spec.transform) if spec else (name, None)
+        if kind_of(data, name) == "numeric" or transform == "log_square":
+            number_of[column] = name
+        elif transform not in TIME_TRANSFORMS:
+            text_of[column] = name
+    for column in number_of.keys() & text_of.keys():
+        yield (
+            f'field "{number_of[column]}" reads the column "{column}" as a number, and field "{text_of[column]}" reads '
+            f'it as text. Write the column twice into the log, or set transform = "log_square" in "{text_of[column]}".'
+        )
 
 
 def kind_of(data: "Data", name: str) -> str | None:

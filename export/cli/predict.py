@@ -40,15 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from export.predict.predict import open_inputs, predict
     from export.predict.rows import count_rows
     from export.predict.scorer import open_scorer
-    from model.data.inspect.sample import find_files
+    from model.data.readers.named import find_named_files
     from model.data_config import read_data
 
     try:
-        paths = find_files(options.files)
-        check_output(options.out, paths)
+        sources = find_named_files(options.files).sources
+        check_output(options.out, [source.path for source in sources])
         data = read_data(options.config) if options.config is not None else None
         scorer = open_scorer(options.folder)
-        frames = open_inputs(scorer, paths, options.keep, data)
+        frames = open_inputs(scorer, sources, options.keep, data)
         columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("rows", total=count_rows(frames))

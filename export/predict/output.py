@@ -62,13 +62,33 @@ def check_output(path: Path, inputs: list[Path]) -> None:
         raise ValueError(f"{path} is one of the files to score. Choose another file.")
 
 
+def check_types(path: Path, schema: pl.Schema) -> None:
+    """Check that columns can be written to a file.
+
+    Raises:
+        ValueError: If text cannot hold the values of a column.
+    """
+    for name, dtype in schema.items():
+        if path.suffix != PARQUET and (dtype.is_nested() or dtype in (pl.Binary, pl.Object)):
+            raise ValueError(
+                f"--keep {name}: the column has the type {dtype}, which {path.suffix} files cannot hold. Write to a "
+                ".parquet file."
+            )
+
+
 @contextmanager
 def new_output(path: Path) -> Iterator[Output]:
-    """Yield a file of predictions, which replaces `path` if the block succeeds."""
+    """Yield a file of predictions, which replaces `path` if the block succeeds.
+
+    Raises:
+        ValueError: If polars cannot write the rows.
+    """
     with new_file(path) as scratch:
         output = Output(path, scratch)
         try:
             yield output
             output.finish()
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"{path}: cannot be written: {error}") from error
         finally:
             output.close()

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from contract.encode import Encoder
 from contract.reader import BadFeature
-from export.predict.output import check_output, new_output
-from export.predict.rows import Batch, open_frames, read_batches, sent_values
+from export.predict.output import check_output, check_types, new_output
+from export.predict.rows import Batch, kept_name, open_frames, read_batches, sent_values
 from export.predict.scorer import Scorer
+from model.data.readers.files import Source
 from model.data.readers.log import LINE, position
 from model.data_config import Data
 
@@ -35,13 +36,13 @@ class Summary:
 
 
 def open_inputs(
-    scorer: Scorer, paths: Sequence[Path], keep: Sequence[str], data: Data | None
+    scorer: Scorer, sources: Sequence[Source], keep: Sequence[str], data: Data | None
 ) -> dict[Path, pl.LazyFrame]:
     """Return the files to score, with the columns that the model reads and those to keep.
 
     Args:
         scorer: The run or bundle.
-        paths: The files.
+        sources: The files.
         keep: Columns to copy to the output.
         data: The [data] section that describes the files. The default is the run's.
 
@@ -50,8 +51,8 @@ def open_inputs(
     """
     if CTR in keep:
         raise ValueError(f'--keep {CTR}: the output has a column "{CTR}" with the probabilities. Rename yours.')
-    columns = dict.fromkeys([*(field.reads for field in scorer.schema.fields), *keep])
-    return open_frames(paths, list(columns), data or scorer.data)
+    columns = dict.fromkeys(field.reads for field in scorer.schema.fields)
+    return open_frames(sources, list(columns), list(dict.fromkeys(keep)), data or scorer.data)
 
 
 def predict(
@@ -77,7 +78,8 @@ def predict(
     """
     check_output(out, list(frames))
     encoder, summary = Encoder(scorer.schema), Summary()
-    kept = list(dict.fromkeys(keep))
+    kept = [pl.col(kept_name(name)).alias(name) for name in dict.fromkeys(keep)]
+    check_types(out, next(iter(frames.values())).select(kept).collect_schema())
     with new_output(out) as output:
         for batch in read_batches(frames):
             ctr = score_batch(scorer, encoder, batch, summary, bad_rows_are_null)

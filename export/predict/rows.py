@@ -8,8 +8,11 @@ from typing import Any
 import polars as pl
 
 from contract.schema import FeatureSchema, Field
-from model.data.readers.files import Source, partitions
-from model.data.readers.scan import Part, join_parts, open_parts, rename_columns
+from contract.tokens import marked_numbers
+from model.data.prepare.columns import without_marked
+from model.data.readers.files import Source
+from model.data.readers.log import LINE, require_columns
+from model.data.readers.scan import Part, common_type, open_parts, rename_columns
 from model.data_config import Data
 
 BATCH_ROWS = 16_384
@@ -21,30 +24,42 @@ class Batch:
 
     Attributes:
         path: The file.
-        rows: The columns of the file, and LINE.
+        rows: LINE, the columns that the model reads, and those to keep (see kept_name()).
     """
 
     path: Path
     rows: pl.DataFrame
 
 
-def open_frames(paths: Sequence[Path], columns: Sequence[str], data: Data | None) -> dict[Path, pl.LazyFrame]:
+def open_frames(
+    sources: Sequence[Source], columns: Sequence[str], keep: Sequence[str], data: Data | None
+) -> dict[Path, pl.LazyFrame]:
     """Return each file as a lazy frame with these columns and LINE.
 
     Args:
-        paths: The files.
-        columns: The columns, by their new names if `data` renames some.
+        sources: The files.
+        columns: The columns that the model reads, by their new names if `data` renames some.
+        keep: Columns to copy to the output. They get the same type in all files.
         data: The [data] section that describes the format of the files, or None for the usual format.
 
     Raises:
-        ValueError: If a file cannot be read or has no such column.
+        ValueError: If a file cannot be read or has no such column, or files have different types in a column to keep.
     """
-    sources = [Source(str(path), path, partitions(path.absolute().parent.parts)) for path in paths]
     if data is None:
         parts = open_parts(sources)
     else:
         parts = [with_new_names(part, data) for part in open_parts(sources, data.delimiter, data.quote, data.columns)]
-    return {path: join_parts([part], columns) for path, part in zip(paths, parts, strict=True)}
+    wanted = list(dict.fromkeys([*columns, *keep]))
+    for part in parts:
+        require_columns(part.source.name, wanted, part.columns)
+    # A kept column may also be a feature, which is read with the type that it has in its file.
+    kept = {name: pl.col(name).cast(common_type(parts, name, False)).alias(kept_name(name)) for name in keep}
+    return {part.source.path: part.frame.select(LINE, *columns, *kept.values()) for part in parts}
+
+
+def kept_name(name: str) -> str:
+    """Return the name that a column to keep has in a batch, beside the features of the same name."""
+    return f"keep:{name}"
 
 
 def with_new_names(part: Part, data: Data) -> Part:
@@ -78,26 +93,27 @@ def sent_values(rows: pl.DataFrame, schema: FeatureSchema) -> list[dict[str, Any
     Text in a column of numbers becomes a number if it is one, because a text file has no types. Timestamps become ISO
     8601 text.
     """
-    columns = {}
+    readers: dict[str, list[Field]] = {}
     for field in schema.fields:
-        is_number = field.kind == "numeric" or field.transform == "log_square"
-        columns[field.reads] = sent_column(rows[field.reads], field, is_number)
-    names = list(columns)
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        readers.setdefault(field.reads, []).append(field)
+    columns = [sent_column(rows[name], fields) for name, fields in readers.items()]
+    return [dict(zip(readers, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def sent_column(column: pl.Series, field: Field, is_number: bool) -> list[Any]:
-    """Return the values of one column as a client would send them."""
+def sent_column(column: pl.Series, fields: Sequence[Field]) -> list[Any]:
+    """Return the values of one column as a client would send them, for the fields that read it."""
     dtype = column.dtype
-    if dtype == pl.String and is_number:
+    marked = [number for field in fields for number in marked_numbers(field)]
+    if dtype == pl.String and any(reads_numbers(field) for field in fields):
         bare = column.str.strip_chars()
-        missing = bare.is_in(["", *(text.strip() for text in field.missing or ())])
-        numbers: list[float | None] = bare.set(missing, None).cast(pl.Float64, strict=False).to_list()
-        texts: list[str | None] = bare.set(missing, None).to_list()
-        return [text if number is None else number for number, text in zip(numbers, texts, strict=True)]
+        bare = bare.set(bare == "", None)
+        numbers = without_marked(bare.cast(pl.Float64, strict=False), marked)
+        values = zip(numbers.to_list(), bare.to_list(), bare.cast(pl.Float64, strict=False).is_null(), strict=True)
+        return [text if is_text else number for number, text, is_text in values]
+    if dtype.is_decimal():
+        return column.cast(pl.Float64).to_list()
     if dtype.is_float():
-        if any(text.strip().lower() == "nan" for text in field.missing or ()):
-            column = column.fill_nan(None)
+        column = without_marked(column, marked)
         # The shortest decimal that identifies a float32, as a client writes it: 0.1, not 0.10000000149011612.
         return (column.cast(pl.String).cast(pl.Float64) if dtype == pl.Float32 else column).to_list()
     if isinstance(dtype, pl.Datetime):
@@ -106,3 +122,8 @@ def sent_column(column: pl.Series, field: Field, is_number: bool) -> list[Any]:
     if dtype.is_temporal() or dtype in (pl.Categorical, pl.Enum):
         return column.cast(pl.String).to_list()
     return column.to_list()
+
+
+def reads_numbers(field: Field) -> bool:
+    """Return whether a field reads numbers. Text files have no types, so their values must be converted."""
+    return field.kind == "numeric" or field.transform == "log_square"

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 from model.data.inspect.words import TIME_WORDS, words
+from model.data.sentinels import find_sentinels
 from model.data.value_warnings import ISO_TIME, POSSIBLE_MARKERS, count_values, find_markers
 
 Type = Literal["text", "integer", "decimal", "boolean", "time", "other"]
@@ -13,10 +15,6 @@ LEADING_ZERO = r"^-?0\d"
 # Unix seconds and milliseconds from 2001 to 2100.
 SECONDS = (10**9, 4_102_444_800)
 MILLISECONDS = (10**12, 4_102_444_800_000)
-# A missing number is often written as one of these.
-SENTINELS = (-1.0, -9.0, -99.0, -999.0, -9999.0, -99999.0, -999999.0, 9999.0, 99999.0, 999999.0, 9999999.0, 99999999.0)
-LIMITS = tuple(sign * 2.0**bits for bits in (15, 16, 31, 32, 63, 64) for sign in (-1, 1))
-FAR = 10.0  # a sentinel is this many times the range of the other numbers away from them
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Column:
         numbers: The values as float64, (rows), or None if they are not numbers.
         markers: The texts that look missing, with their rows.
         possible: Texts that may mean "missing", but may also be a category.
-        sentinel: A number that may stand for a missing one, with its rows.
+        sentinels: The numbers that may stand for a missing one, with the share of rows that hold each.
         distinct: The number of distinct values, without missing ones.
         missing: The share of rows without a value.
     """
@@ -41,7 +39,7 @@ class Column:
     numbers: pl.Series | None
     markers: dict[str, int]
     possible: dict[str, int]
-    sentinel: tuple[float, int] | None
+    sentinels: dict[str, float]
     distinct: int
     missing: float
 
@@ -60,11 +58,11 @@ class Column:
 def describe(column: pl.Series) -> Column:
     """Return what a column of a sample contains."""
     dtype, name = column.dtype, column.name
-    if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
-        return Column(name, "other", column.is_null().cast(pl.String), None, {}, {}, None, 0, share(column.is_null()))
+    if dtype.is_nested() or dtype in (pl.Binary, pl.Object, pl.Time, pl.Duration):
+        return Column(name, "other", column.is_null().cast(pl.String), None, {}, {}, {}, 0, share(column.is_null()))
     if dtype.is_temporal():
         text = column.cast(pl.String)
-        return Column(name, "time", text, None, {}, {}, None, text.drop_nulls().n_unique(), share(text.is_null()))
+        return Column(name, "time", text, None, {}, {}, {}, text.drop_nulls().n_unique(), share(text.is_null()))
     if dtype.is_float():
         column = column.fill_nan(None)
     text = column.cast(pl.String).str.strip_chars()
@@ -79,12 +77,12 @@ def describe(column: pl.Series) -> Column:
         possible = dict(other.select("value", "rows").iter_rows())
         text = text.set(text.is_in([*markers]), None)
     kind, numbers = read_type(text if dtype == pl.String else column.cast(pl.String), dtype, [*possible])
-    if numbers is not None:
-        markers |= possible  # a text in a column of numbers stands for a missing one
+    if numbers is not None or kind == "time":
+        markers |= possible  # a text in a column of numbers or times stands for a missing one
         text = text.set(text.is_in([*possible]), None)
-    sentinel = find_sentinel(numbers) if numbers is not None else None
+    sentinels = find_sentinels(numbers.fill_null(np.nan).to_numpy()) if numbers is not None else {}
     return Column(
-        name, kind, text, numbers, markers, possible, sentinel, text.drop_nulls().n_unique(), share(text.is_null())
+        name, kind, text, numbers, markers, possible, sentinels, text.drop_nulls().n_unique(), share(text.is_null())
     )
 
 
@@ -97,9 +95,9 @@ def read_type(text: pl.Series, dtype: pl.DataType, possible: list[str]) -> tuple
         return "text", None
     if set(present.unique().str.to_lowercase().head(3).to_list()) <= {"true", "false"}:
         return "boolean", None
-    if present.str.contains(ISO_TIME).all():
-        return "time", None
     bare = text.set(text.is_in(possible), None)
+    if len(bare.drop_nulls()) and bare.drop_nulls().str.contains(ISO_TIME).all():
+        return "time", None
     numbers = bare.cast(pl.Float64, strict=False)
     finite = numbers.is_finite().sum()
     if not finite or finite < len(bare.drop_nulls()) or bare.str.contains(LEADING_ZERO).any():
@@ -116,24 +114,6 @@ def is_unix_time(name: str, numbers: pl.Series) -> bool:
     present = numbers.drop_nulls()
     within = any(bool(present.is_between(low, high).all()) for low, high in (SECONDS, MILLISECONDS))
     return within and bool(TIME_WORDS & {*words(name)})
-
-
-def find_sentinel(numbers: pl.Series) -> tuple[float, int] | None:
-    """Return a number that is far from all others and looks like a marker for a missing number, with its rows."""
-    present = numbers.drop_nulls()
-    if not len(present):
-        return None
-    for value in (present.min(), present.max()):
-        assert isinstance(value, float)
-        others = present.filter(present != value)
-        if not len(others) or value not in (*SENTINELS, *LIMITS, *(limit - 1 for limit in LIMITS)):
-            continue
-        low, high = others.min(), others.max()
-        assert isinstance(low, float)
-        assert isinstance(high, float)
-        if max(low - value, value - high) > FAR * max(high - low, abs(high), abs(low)):
-            return value, len(present) - len(others)
-    return None
 
 
 def share(mask: pl.Series) -> float:

@@ -1,14 +1,13 @@
 """Writing a first experiment for a log, with a comment beside each guess."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from contract.schema import NAME, Side
-from model.data.inspect.columns import Column
 from model.data.inspect.guess import Guess, Guesses, click_labels
-from model.data.inspect.layout import Layout, Period, duration, time_fields
-from model.data.inspect.sample import QUOTE, Sample, ending
-from model.data.readers.scan import DELIMITERS
+from model.data.inspect.layout import Layout, Period, split_length, time_fields
+from model.data.inspect.sample import QUOTE, Sample
+from model.data.readers.scan import DELIMITERS, text_ending
 from model.data.value_warnings import quoted, rows_in
 
 SMALL_LOG = 100_000  # rows; the default recipe suits larger logs
@@ -45,7 +44,7 @@ def write_experiment(
         'reader = "table"',
         f"folder = {quoted(layout.folder)}  # relative to --data",
         f"prepared = {quoted(f'prepared/{name}')}",
-        *file_lines(layout, found, names, period),
+        *file_lines(layout, found, names, period, sample),
         *format_lines(sample, found, names),
         *label_lines(found, names),
         *role_lines(found, names),
@@ -68,14 +67,14 @@ def check_complete(found: Guesses, sample: Sample) -> None:
     if not found.label:
         columns = ", ".join(found.columns)
         raise ValueError(
-            f"{sample.paths[0]}: no label: no column contains 0 and 1, or values such as click and no click. The "
-            f"columns are {columns}. Add a label to the log, or call its column click."
+            f"{sample.sources[0].name}: no label: no column contains 0 and 1, or values such as click and no click. "
+            f"The columns are {columns}. Add a label to the log, or call its column click."
         )
     for side in ("context", "candidate"):
         if not any(each.kind == "categorical" for each in found.fields(side)):
             raise ValueError(
-                f"{sample.paths[0]}: no categorical column for the {side} side is left. A model needs one on each "
-                "side: one of the user or the page, and one of the ad. Add one to the log."
+                f"{sample.sources[0].name}: no categorical column for the {side} side is left. A model needs one on "
+                "each side: one of the user or the page, and one of the ad. Add one to the log."
             )
 
 
@@ -93,26 +92,41 @@ def new_names(found: Guesses) -> dict[str, str]:
     return names
 
 
-def file_lines(layout: Layout, found: Guesses, names: dict[str, str], period: Period | None) -> Iterator[str]:
+def file_lines(
+    layout: Layout, found: Guesses, names: dict[str, str], period: Period | None, sample: Sample
+) -> Iterator[str]:
     """Yield the files and how they are split."""
     if layout.splits:
         yield from (f"{split} = {quoted(path)}" for split, path in layout.splits.items())
-        if found.time:
-            yield f"time = {quoted(names[found.time])}"
         return
     yield f"files = [{', '.join(map(quoted, layout.files))}]"
-    length = duration(period) if period is not None else None
-    if found.time:
-        yield f"time = {quoted(names[found.time])}"
+    length = split_length(layout, period)
     if length is not None and period is not None:
+        yield f"time = {quoted(names[found.time])}"
         yield (
             f'split = {{ by = "time", valid = "{length}", test = "{length}" }}  # the log spans {days(period.span)}; '
             "the newest rows are test"
         )
         return
-    yield 'split = { by = "random", valid = 0.1, test = 0.1, seed = 1 }  # by time is better, if rows have a time'
+    why = why_not_by_time(found, period, sample)
+    yield f'split = {{ by = "random", valid = 0.1, test = 0.1, seed = 1 }}  # {comment(why, 200)}'
     if found.unit:
         yield f"# add unit = {quoted(names[found.unit])} to split to keep the rows of one {found.unit} together"
+
+
+def why_not_by_time(found: Guesses, period: Period | None, sample: Sample) -> str:
+    """Return why a log is split at random."""
+    if not found.time:
+        return "by time is better, if rows have a time"
+    if sample.is_head:
+        return f"{UNSURE}: by time is better, but only the first rows were read, so the period is not known"
+    bad = f"{UNSURE}: by time is better, but column {quoted(found.time)}"
+    if period is None or period.unreadable:
+        where = "" if period is None else f" in {rows_in(period.unreadable)}"
+        return f"{bad} holds values that are not times{where}"
+    if period.missing:
+        return f"{bad} is missing in {rows_in(period.missing)}"
+    return f"the log spans only {days(period.span)}, which is too short for a split by time"
 
 
 def days(span: float) -> str:
@@ -124,13 +138,13 @@ def format_lines(sample: Sample, found: Guesses, names: dict[str, str]) -> Itera
     """Yield the format of text files, renamed columns and the markers for missing values."""
     text = sample.text
     if text is not None:
-        usual = DELIMITERS[ending(sample.paths[0])]
+        usual = DELIMITERS[text_ending(sample.sources[0])]
         if text.delimiter != usual:
             yield f"delimiter = {quoted(text.delimiter)}"
         if text.quote != (QUOTE if usual == "," else ""):
             yield f"quote = {quoted(text.quote)}"
-        if not text.has_header:
-            yield f"columns = [{', '.join(map(quoted, text.columns))}]  # {UNSURE}: the first line looks like a row"
+        if text.names:
+            yield f"columns = [{', '.join(map(quoted, text.names))}]  # {UNSURE}: the first line looks like a row"
     if renamed := {old: new for old, new in names.items() if old != new}:
         pairs = ", ".join(f"{quoted(old)} = {quoted(new)}" for old, new in renamed.items())
         yield f"rename = {{ {pairs} }}"
@@ -155,7 +169,7 @@ def label_lines(found: Guesses, names: dict[str, str]) -> Iterator[str]:
 def role_lines(found: Guesses, names: dict[str, str]) -> Iterator[str]:
     """Yield, as comments, the columns that may be used for more than fields."""
     if found.request:
-        yield f"# request = {quoted(names[found.request])}  # the request that showed a row: for metrics of the best k"
+        yield f"# request = {quoted(names[found.request])}  # the request of a row; stored with the prepared log"
     if found.unit:
         yield f"# unit = {quoted(names[found.unit])}  # metrics and intervals are grouped by it"
     if found.weight:
@@ -187,8 +201,8 @@ def unused_lines(found: Guesses) -> Iterator[str]:
 
 def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: Period | None) -> Iterator[str]:
     """Yield the fields derived from the time, and the settings of single fields."""
-    if period is not None:
-        for part in time_fields(period, not layout.splits and duration(period) is not None):
+    if period is not None and not period.unreadable:
+        for part in time_fields(period, split_length(layout, period) is not None):
             name = part if part not in names.values() else f"{names[found.time]}_{part}"
             if part in found.columns or name in names.values():
                 continue
@@ -200,11 +214,11 @@ def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: P
                 '# timezone = "Europe/Istanbul"  # the default is UTC',
             )
     for each in found.columns.values():
-        if each.role == "field" and (markers := number_markers(each.column)):
+        if each.role == "field" and (markers := number_markers(each)):
             listed = ", ".join(map(quoted, markers))
             yield from ("", "[[data.fields]]", f"name = {quoted(names[each.column.name])}")
-            rows = f"  # {UNSURE}: {rows_in(each.column.sentinel[1])}" if each.column.sentinel else ""
-            yield f"missing = [{listed}]{rows}"
+            shares = [f"{value} is in {share:.2%} of the rows" for value, share in sentinels_of(each).items()]
+            yield f"missing = [{listed}]" + (f"  # {UNSURE}: {', '.join(shares)}" if shares else "")
 
 
 def training_lines(found: Guesses, total: int | None) -> Iterator[str]:
@@ -219,14 +233,14 @@ def training_lines(found: Guesses, total: int | None) -> Iterator[str]:
     yield f"net_l2 = {net_l2:.1g}  # about {NET_L2_CLICKS:g} divided by the number of clicks"
 
 
-def number_markers(column: Column) -> Sequence[str]:
+def number_markers(each: Guess) -> Sequence[str]:
     """Return the values of a column of numbers that stand for a missing one."""
-    if column.numbers is None:
-        return ()
-    markers = [*column.possible]
-    if column.sentinel is not None:
-        markers += column.text.filter(column.numbers == column.sentinel[0]).head(1).to_list()
-    return markers
+    return () if each.column.numbers is None else (*each.column.possible, *sentinels_of(each))
+
+
+def sentinels_of(each: Guess) -> Mapping[str, float]:
+    """Return the numbers that may stand for a missing one. An id that does is a category like any other."""
+    return each.column.sentinels if each.kind == "numeric" else {}
 
 
 def remark(each: Guess) -> str:
@@ -234,8 +248,7 @@ def remark(each: Guess) -> str:
     column = each.column
     if each.kind == "numeric" and column.numbers is not None:
         usual = column.numbers.drop_nulls()
-        if column.sentinel is not None:
-            usual = usual.filter(usual != column.sentinel[0])
+        usual = usual.filter(~usual.is_in([float(value) for value in column.sentinels]))
         numbers = usual.to_numpy()
         shown = f"{numbers.min():g} to {numbers.max():g}"
     else:
@@ -244,7 +257,7 @@ def remark(each: Guess) -> str:
     return f"{shown}{missing}" + (f"; {UNSURE}: {comment(each.unsure)}" if each.unsure else "")
 
 
-def comment(text: str) -> str:
+def comment(text: str, length: int = 80) -> str:
     """Return text for a comment: one line, shortened, without control characters."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
-    return plain if len(plain) <= 80 else f"{plain[:80]}..."
+    return plain if len(plain) <= length else f"{plain[:length]}..."

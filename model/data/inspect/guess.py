@@ -92,8 +92,13 @@ class Guesses:
         return [guess for guess in self.columns.values() if guess.role == "field" and guess.side == side]
 
 
-def guess(columns: Sequence[Column]) -> Guesses:
-    """Return what the columns of a log probably mean, and warnings about their values."""
+def guess(columns: Sequence[Column], is_head: bool = False) -> Guesses:
+    """Return what the columns of a log probably mean, and warnings about their values.
+
+    Args:
+        columns: The columns of a sample.
+        is_head: Whether the sample contains only the first rows. A column may have other values in the others.
+    """
     found = Guesses({column.name: Guess(column) for column in columns})
     guess_label(found)
     guess_time(found)
@@ -104,7 +109,7 @@ def guess(columns: Sequence[Column]) -> Guesses:
     for each in found.columns.values():
         if each.role == "field":
             each.kind, each.unsure = guess_kind(each.column)
-            check_values(each, found, labels)
+            check_values(each, found, labels, is_head)
     guess_sides(found)
     return found
 
@@ -180,7 +185,7 @@ def guess_roles(found: Guesses) -> None:
         if each.role != "field":
             continue
         if each.column.type == "other":
-            unused(each, "lists and nested values are not supported")
+            unused(each, "values of this type are not supported")
         elif PREDICTION_WORDS & parts and each.column.type == "decimal":
             unused(each, "looks like the output of a model")
         elif not found.request and REQUEST_WORDS & parts and each.column.distinct > FEW_VALUES:
@@ -208,12 +213,17 @@ def guess_kind(column: Column) -> tuple[Kind, str]:
     return "categorical", "the integers may be numbers instead of ids"
 
 
-def check_values(each: Guess, found: Guesses, labels: np.ndarray[tuple[int], np.dtype[np.int64]] | None) -> None:
+def check_values(
+    each: Guess, found: Guesses, labels: np.ndarray[tuple[int], np.dtype[np.int64]] | None, is_head: bool
+) -> None:
     """Add the warnings about a field, and do not use a field that cannot help or that gives the label away."""
     column, name = each.column, each.column.name
     rows = len(column.text)
     if column.distinct <= 1 and (not column.missing or not column.distinct):
         value = f'the value "{column.top}"' if column.distinct else "no value"
+        if is_head:
+            each.unsure = "it has only this value in the first rows, and no others were read"
+            return
         unused(each, f"{value} in every row")
         found.warnings.append(f'column "{name}" has {value} in every sampled row. Remove the field.')
         return

@@ -10,9 +10,10 @@ from model.data.inspect.columns import describe
 from model.data.inspect.experiment import write_experiment
 from model.data.inspect.guess import Guesses, guess
 from model.data.inspect.layout import Layout, Period, find_layout, find_period
-from model.data.inspect.sample import SAMPLE_ROWS, Sample, count_rows, find_files, read_sample
-from model.data.value_warnings import rows_in
+from model.data.inspect.sample import SAMPLE_ROWS, Sample, count_rows, read_sample
+from model.data.readers.named import find_named_files
 from model.data_config import DataSection
+from model.unused_keys import check_data_keys
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,20 @@ class Inspected:
         """What is wrong with the values."""
         messages = [*self.found.warnings]
         for each in self.found.columns.values():
-            if each.role == "field" and each.kind == "numeric" and (sentinel := each.column.sentinel):
-                messages.append(
-                    f'column "{each.column.name}" holds {sentinel[0]:g} in {rows_in(sentinel[1])}, far from all other '
-                    "numbers. If it means missing, add it to the field's missing."
-                )
+            if each.role == "field" and each.kind == "numeric":
+                messages += [
+                    f'column "{each.column.name}": {value} is in {share:.2%} of the sampled rows and lies outside all '
+                    "other numbers. If it means missing, add it to the field's missing."
+                    for value, share in each.column.sentinels.items()
+                ]
         return messages
 
     def experiment(self) -> str:
         """Return a first experiment as TOML (see write_experiment())."""
         text = write_experiment(self.name, self.sample, self.found, self.layout, self.period, self.total)
-        msgspec.toml.decode(text, type=DataSection)  # never write a file that ctr-prepare would reject
+        document = msgspec.toml.decode(text)
+        # Never write a file that ctr-prepare would refuse.
+        check_data_keys(msgspec.convert(document, DataSection).data, document["data"])
         return text
 
 
@@ -66,8 +70,8 @@ def inspect_log(arguments: Sequence[str], data: Path, name: str, rows: int = SAM
     Raises:
         ValueError: If the files cannot be read or do not belong together.
     """
-    paths = find_files(arguments)
-    sample = read_sample(paths, rows)
-    found = guess([describe(column) for column in sample.rows.iter_columns()])
-    period = find_period(sample, found.time) if found.time else None
-    return Inspected(name, sample, found, find_layout(arguments, paths, data), count_rows(sample), period)
+    named = find_named_files(arguments)
+    sample = read_sample(named.sources, rows)
+    found = guess([describe(column) for column in sample.rows.iter_columns()], sample.is_head)
+    period = find_period(sample, found.columns[found.time].column) if found.time else None
+    return Inspected(name, sample, found, find_layout(arguments, named, data), count_rows(sample), period)

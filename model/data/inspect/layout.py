@@ -3,13 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from os.path import commonpath, relpath
 from pathlib import Path
 
 import polars as pl
 
-from model.data.inspect.sample import MAX_COUNTED_BYTES, Sample, ending, plain_suffix, scan
+from model.data.inspect.columns import Column
+from model.data.inspect.sample import MAX_COUNTED_BYTES, Sample, bytes_of, scan
+from model.data.readers.files import Source, files_below
+from model.data.readers.named import NamedFiles
+from model.data.readers.scan import text_ending
+from model.data.timestamps import unix_seconds
 
 SPLIT_NAMES = {
     "train": r"train(ing)?",
@@ -46,33 +50,40 @@ class Period:
     Attributes:
         span: The time between the first and the last row in seconds.
         is_days: Whether the times are days, without the time of day.
+        missing: The number of rows without a time.
+        unreadable: The number of rows with a value that is not a time.
     """
 
     span: float
     is_days: bool = False
+    missing: int = 0
+    unreadable: int = 0
 
 
-def find_layout(arguments: Sequence[str], paths: Sequence[Path], data: Path) -> Layout:
+def find_layout(arguments: Sequence[str], named: NamedFiles, data: Path) -> Layout:
     """Return how an experiment names these files.
 
     Args:
-        arguments: The paths, globs and folders that were given.
-        paths: The files that they stand for.
+        arguments: The paths, globs, folders and URLs that were given.
+        named: The files that they name.
         data: The base folder of experiments (see data_folder.py).
     """
-    parents = [path.absolute().parent for path in paths]
-    folder = Path(commonpath(parents))
-    splits = split_names([Path(argument) for argument in arguments], folder) or split_names(paths, folder)
-    names = [relpath(path.absolute(), folder) for path in paths]
-    if any(character in argument for argument in arguments for character in "*?["):
-        names = [relpath(Path(argument).absolute(), folder) for argument in arguments]
-    elif len(arguments) == 1 and Path(arguments[0]).is_dir() and not splits:
-        # A folder is read whole, so that files that are added later are read as well.
-        folder, names = Path(arguments[0]).absolute().parent, [Path(arguments[0]).absolute().name]
-    elif len(names) > MANY_FILES and len(set(parents)) == 1 and is_whole_folder(paths):
-        names = [f"*{''.join(paths[0].suffixes[-1 - (plain_suffix(paths[0]) != paths[0].suffix) :])}"]
-    inside = folder.is_relative_to(data.absolute())
-    return Layout(relpath(folder, data.absolute()) if inside else str(folder), splits, tuple(names))
+    paths = [source.path for source in named.sources]
+    folder, patterns = named.folder, named.patterns
+    if not any("://" in argument for argument in arguments):
+        inner = Path(commonpath([path.parent for path in paths]))
+        if splits := split_names([Path(argument) for argument in arguments], folder):
+            return Layout(folder_name(folder, data), splits, patterns)
+        if splits := split_names(paths, inner):
+            return Layout(folder_name(inner, data), splits, patterns)
+        if len(patterns) > MANY_FILES and len({path.parent for path in paths}) == 1 and is_whole_folder(named.sources):
+            patterns = (f"*{shared_suffix(named.sources[0])}",)
+    return Layout(folder_name(folder, data), {}, patterns)
+
+
+def folder_name(folder: Path, data: Path) -> str:
+    """Return the value of `folder`: relative to the data folder if it is inside."""
+    return relpath(folder, data.absolute()) if folder.is_relative_to(data.absolute()) else str(folder)
 
 
 def split_names(paths: Sequence[Path], folder: Path) -> dict[str, str]:
@@ -88,56 +99,62 @@ def split_names(paths: Sequence[Path], folder: Path) -> dict[str, str]:
     return found if len({*found.values()}) == len(found) else {}
 
 
-def is_whole_folder(paths: Sequence[Path]) -> bool:
-    """Return whether these are all files of their format in their folder."""
-    suffix = ending(paths[0])
-    there = {path.name for path in paths[0].absolute().parent.iterdir() if plain_suffix(path) == suffix}
-    return there == {path.name for path in paths} and len({path.suffixes[-1] for path in paths}) == 1
+def is_whole_folder(sources: Sequence[Source]) -> bool:
+    """Return whether these are all visible files of their format in their folder, with the same compression."""
+    ending = text_ending(sources[0])
+    there = (Source(path.name, path) for path in files_below(sources[0].path.parent))
+    same = {source.path for source in there if text_ending(source) == ending}
+    return same == {source.path for source in sources} and len({*map(shared_suffix, sources)}) == 1
 
 
-def find_period(sample: Sample, column: str) -> Period | None:
-    """Return the period of a log, or of the sample if the log is too large. None means that it cannot be read."""
-    size = sum(path.stat().st_size for path in sample.paths)
-    if sample.is_complete or (sample.text is not None and size > MAX_COUNTED_BYTES):
+def shared_suffix(source: Source) -> str:
+    """Return a file's ending with its compression: .csv.gz."""
+    return source.name[source.name.lower().rindex(text_ending(source)) :]
+
+
+def find_period(sample: Sample, column: Column) -> Period | None:
+    """Return the period of a log, or of the sample if the log is too large. None means that it is not known.
+
+    The times are read as ctr-prepare reads them.
+
+    Args:
+        sample: The sample.
+        column: The column with the time of each row.
+    """
+    try:
+        unix_seconds(sample.rows[column.name])
+    except ValueError:  # a type that cannot be the time of a row
+        return None
+    if sample.is_head:
+        return None
+    if sample.is_complete or (sample.text is not None and bytes_of(sample.sources) > MAX_COUNTED_BYTES):
         frames = [sample.rows.lazy()]
     else:
-        frames = [scan(path, sample.text) for path in sample.paths]
-    ends = []
-    is_number = sample.rows[column].dtype.is_numeric() or is_numbers(sample.rows[column])
-    values = pl.col(column).cast(pl.Float64, strict=False) if is_number else pl.col(column)
-    for frame in frames:
-        found = frame.select(values.min().alias("first"), values.max().alias("last")).collect(engine="streaming")
-        ends += [seconds(found["first"]), seconds(found["last"])]
-    known = [end for end in ends if end is not None]
-    return Period(max(known) - min(known), is_days(sample.rows[column], known)) if known else None
+        frames = [scan(source, sample.text) for source in sample.sources]
+    value = pl.col(column.name)
+    text = value.cast(pl.String).str.strip_chars()
+    is_missing = text.is_null() | text.is_in(["", *column.markers])
+    seconds = value.map_batches(unix_seconds, return_dtype=pl.Int64, is_elementwise=True)
+    measures = {
+        "first": seconds.min(),
+        "last": seconds.max(),
+        "missing": is_missing.sum(),
+        "unreadable": (seconds.is_null() & ~is_missing).sum(),
+        "moments": (seconds % DAY != 0).sum(),
+    }
+    parts = [frame.select(**measures).collect(engine="streaming") for frame in frames]
+    found = pl.concat(parts).select(
+        pl.col("first").min(), pl.col("last").max(), pl.col("missing", "unreadable", "moments").sum()
+    )
+    first, last, missing, unreadable, moments = found.row(0)
+    return None if first is None else Period(last - first, moments == 0, missing, unreadable)
 
 
-def is_days(times: pl.Series, ends: Sequence[float]) -> bool:
-    """Return whether times are days, without the time of day."""
-    if times.dtype == pl.String and not is_numbers(times):
-        return bool(times.drop_nulls().str.strip_chars().str.len_chars().max() == len("2026-01-31"))
-    return times.dtype == pl.Date or all(end % DAY == 0 for end in ends)
-
-
-def is_numbers(column: pl.Series) -> bool:
-    """Return whether a column of text contains Unix times."""
-    return column.dtype == pl.String and bool(column.drop_nulls().str.contains(r"^\s*\d+(\.\d*)?\s*$").all())
-
-
-def seconds(time: pl.Series) -> float | None:
-    """Return the time in a column with one row in Unix seconds, or None if it cannot be read."""
-    value = time.item()
-    if value is None:
+def split_length(layout: Layout, period: Period | None) -> str | None:
+    """Return the length of valid and of test, or None if the log cannot be split by time."""
+    if layout.splits or period is None or period.missing or period.unreadable:
         return None
-    if time.dtype == pl.Date or isinstance(time.dtype, pl.Datetime):
-        return float(time.cast(pl.Datetime("us")).to_physical().item()) / 1e6
-    if isinstance(value, int | float):
-        return float(value) / 1000 if value > 1e11 else float(value)
-    try:
-        moment = datetime.fromisoformat(str(value).strip())
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return duration(period)
 
 
 def duration(period: Period) -> str | None:

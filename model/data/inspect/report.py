@@ -20,7 +20,7 @@ def table(sample: Sample, found: Guesses, total: int | None) -> Table:
         total: The number of rows of the log, or None if it is not known.
     """
     rows = f"{len(sample.rows):,} of {'more' if total is None else f'{total:,}'} rows"
-    files = "1 file" if len(sample.paths) == 1 else f"{len(sample.paths):,} files"
+    files = "1 file" if len(sample.sources) == 1 else f"{len(sample.sources):,} files"
     caption = f"{rows_in(len(sample.rows)) if sample.is_complete else rows} in {files}"
     lines = Table("column", "type", "values", "missing", "most frequent", "guess", "check", caption=caption)
     for each in found.columns.values():
@@ -52,8 +52,8 @@ def doubts(each: Guess, found: Guesses) -> str:
     if each.role == "label":
         return found.label_unsure
     parts = [each.note, each.unsure and f"{UNSURE.lower()}: {each.unsure}"]
-    if column.sentinel is not None:
-        parts.append(f"{column.sentinel[0]:g} in {rows_in(column.sentinel[1])} may mean missing")
+    if each.kind == "numeric":
+        parts += [f"{value} in {share:.2%} of the rows may mean missing" for value, share in column.sentinels.items()]
     if column.possible and column.numbers is None:
         parts.append(f"may mean missing: {', '.join(map(quoted, column.possible))}")
     return "; ".join(filter(None, parts))

@@ -1,46 +1,34 @@
 """Reading a sample of a log whose format is not known yet: files, delimiter, quotes and a header line."""
 
 import csv
-import glob
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import polars as pl
 
-from model.data.readers.files import partitions
-from model.data.readers.scan import COMPRESSIONS, DELIMITERS
+from model.data.readers.files import Source
+from model.data.readers.log import LINE
+from model.data.readers.scan import COMPRESSIONS, DELIMITERS, Part, open_parquet, text_ending, with_partitions
+from model.data.readers.text import RowCheck, TextFormat, header
 
 SAMPLE_ROWS = 100_000
 MAX_SAMPLED_FILES = 50
-PARQUET_SLICES = 10
+SLICES = 10  # parts of a file that are sampled
 SNIFFED_LINES = 1000
 MAX_SAMPLE_BYTES = 1 << 28  # of text, by the length of the first lines
 MAX_COUNTED_BYTES = 1 << 30  # larger logs are not read to the end
 OTHER_DELIMITERS = (",", "\t", ";", "|", "\x01")
 QUOTE = '"'
 PARQUET = ".parquet"
+MAX_LINES_OF_A_VALUE = 20  # a quoted value of more lines is not recognized at the beginning of a slice
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
-
-@dataclass(frozen=True)
-class TextFormat:
-    """The format of text files.
-
-    Attributes:
-        delimiter: The delimiter.
-        quote: The quote character, or "" if no character is special.
-        columns: The names of the columns.
-        has_header: Whether the first line contains the names.
-    """
-
-    delimiter: str
-    quote: str
-    columns: tuple[str, ...]
-    has_header: bool
+# The part of a file's rows that was read: all of them, the first ones, or rows from all parts.
+Extent = Literal["all", "first", "spread"]
 
 
 @dataclass(frozen=True)
@@ -48,175 +36,183 @@ class Sample:
     """A sample of a log.
 
     Attributes:
-        paths: All files.
+        sources: All files.
         text: The format of text files, or None for parquet.
         rows: The sampled rows. The columns of text files are strings. Empty values are null.
         is_complete: Whether the sample contains every row.
+        is_head: Whether the sample contains only the first rows of a few files, so that it does not show the whole
+            period.
     """
 
-    paths: tuple[Path, ...]
+    sources: tuple[Source, ...]
     text: TextFormat | None
     rows: pl.DataFrame
     is_complete: bool
+    is_head: bool = False
 
 
-def find_files(arguments: Iterable[str]) -> list[Path]:
-    """Return the files that these paths, globs and folders name, in name order.
-
-    Files and folders whose names begin with "_" or "." are not part of a log, for example Spark's _SUCCESS.
-
-    Raises:
-        ValueError: If a path does not exist, or a folder or a glob contains no file of a known format.
-    """
-    files: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = [inner for inner in sorted(path.rglob("*")) if is_log_file(inner, path)]
-        elif path.exists():
-            found = [path]
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
-            found = [match for match in matches if match.is_file()]
-            if not found:
-                raise ValueError(f"{argument}: no such file. Give files, folders or globs.")
-        if not found:
-            raise ValueError(f"{argument}: the folder has no .parquet, .csv, .tsv or .txt files (also .gz or .zst).")
-        files.update(dict.fromkeys(found))
-    formats = {ending(path) for path in files}
-    if len(formats) > 1:
-        raise ValueError(f"the files have different formats: {', '.join(sorted(formats))}. Give files of one format.")
-    return list(files)
-
-
-def is_log_file(path: Path, folder: Path) -> bool:
-    """Return whether a file in a folder is part of a log."""
-    hidden = any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
-    return path.is_file() and not hidden and plain_suffix(path) in (PARQUET, *DELIMITERS)
-
-
-def plain_suffix(path: Path) -> str:
-    """Return the suffix of a file without its compression: ".csv" for x.csv.gz."""
-    name = path.name.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
-    return Path(name).suffix
-
-
-def ending(path: Path) -> str:
-    """Return the format of a file, by its name.
-
-    Raises:
-        ValueError: If the format is not known.
-    """
-    if (suffix := plain_suffix(path)) in (PARQUET, *DELIMITERS):
-        return suffix
-    raise ValueError(f"{path}: unknown format. Use .parquet, .csv, .tsv or .txt; the last three also with .gz or .zst.")
-
-
-def read_sample(paths: Sequence[Path], rows: int = SAMPLE_ROWS) -> Sample:
-    """Read the first rows of up to MAX_SAMPLED_FILES files, or rows from all parts of parquet files.
+def read_sample(sources: Sequence[Source], rows: int = SAMPLE_ROWS) -> Sample:
+    """Read rows from all parts of up to MAX_SAMPLED_FILES files.
 
     Args:
-        paths: The files, all of one format.
+        sources: The files, all of one format.
         rows: The maximum number of rows, over all files.
 
     Raises:
         ValueError: If a file cannot be read, or has other columns than the first one.
     """
-    step = max(1, -(-len(paths) // MAX_SAMPLED_FILES))
-    sampled = [*paths[::step]]
-    if sampled[-1] != paths[-1]:
-        sampled.append(paths[-1])
-    text = None if ending(paths[0]) == PARQUET else detect_format(paths[0])
+    step = max(1, -(-len(sources) // MAX_SAMPLED_FILES))
+    sampled = [*sources[::step]]
+    if sampled[-1] != sources[-1]:
+        sampled.append(sources[-1])
+    text = None if text_ending(sources[0]) == PARQUET else detect_format(sources[0])
     if text is not None:
-        lines = first_lines(paths[0], SNIFFED_LINES)
-        rows = min(rows, MAX_SAMPLE_BYTES * len(lines) // sum(map(len, lines)))
-    per_file = max(1, rows // len(sampled))
+        rows = min(rows, int(MAX_SAMPLE_BYTES / line_bytes(sources[0])))
+    per_file, is_small = max(1, rows // len(sampled)), bytes_of(sources) <= MAX_COUNTED_BYTES
     frames: list[pl.DataFrame] = []
-    is_complete = len(sampled) == len(paths)
-    for path in sampled:
-        if text is not None and text.has_header and path != paths[0]:
-            check_columns(path, header_of(path, text), text.columns, paths[0])
+    extents: set[Extent] = set()
+    for source in sampled:
         try:
-            frame, is_whole = read_rows(path, text, per_file)
+            frame, extent = read_rows(source, text, per_file, is_small)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from error
+            raise ValueError(f"{source.name}: cannot be read: {' '.join(str(error).split())[:300]}") from error
         columns = frames[0].columns if frames else frame.columns
-        check_columns(path, frame.columns, columns, paths[0])
+        check_columns(source.name, frame.columns, columns, sources[0].name)
         frames.append(pl.DataFrame([frame.get_column(name) for name in columns]))  # select() would expand "*"
-        is_complete &= is_whole
+        extents.add(extent)
     try:
         joined = pl.concat(frames, how="vertical_relaxed", rechunk=True)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(f"{paths[0].parent}: a column has different types in different files: {error}") from error
+        folder = sources[0].path.parent
+        raise ValueError(f"{folder}: a column has different types in different files: {error}") from error
     if not len(joined):
-        raise ValueError(f"{paths[0]}: has no rows.")
-    return Sample(tuple(paths), text, joined, is_complete)
+        raise ValueError(f"{sources[0].name}: has no rows.")
+    is_complete = extents == {"all"} and len(sampled) == len(sources)
+    return Sample(tuple(sources), text, joined, is_complete, "first" in extents and len(sampled) < SLICES)
 
 
-def check_columns(path: Path, columns: Sequence[str], expected: Sequence[str], first: Path) -> None:
+def check_columns(name: str, columns: Sequence[str], expected: Sequence[str], first: str) -> None:
     """Check that a file has the columns of the first one, in any order.
 
     Raises:
         ValueError: If it does not. The message names a column.
     """
-    if missing := [name for name in expected if name not in columns]:
+    if missing := [column for column in expected if column not in columns]:
         raise ValueError(
-            f'{path}: no column "{missing[0]}", which {first} has. Inspect only files with the same columns.'
+            f'{name}: no column "{missing[0]}", which {first} has. Inspect only files with the same columns.'
         )
 
 
-def scan(path: Path, text: TextFormat | None) -> pl.LazyFrame:
+def scan(source: Source, text: TextFormat | None) -> pl.LazyFrame:
     """Return a file as a lazy frame. Text is not converted, and lines with missing values are accepted."""
     if text is None:
-        return with_partitions(path, pl.scan_parquet(path, glob=False))
+        return open_parquet(source).frame.drop(LINE)
+    names = text.names or header(source, text)
     frame = pl.scan_csv(
-        path,
+        source.path,
         separator=text.delimiter,
-        has_header=text.has_header,
-        schema=dict.fromkeys(header_of(path, text), pl.String()),
+        has_header=not text.names,
+        schema=dict.fromkeys(names, pl.String()),
         quote_char=text.quote or None,
         encoding="utf8-lossy",
         truncate_ragged_lines=True,
         glob=False,
     )
-    return with_partitions(path, frame)
+    return with_partitions(Part(source, frame, None, dict.fromkeys(names, pl.String()))).frame
 
 
-def with_partitions(path: Path, frame: pl.LazyFrame) -> pl.LazyFrame:
-    """Return the rows of a file with the columns of its Hive partition folders, such as day=2026-01-01."""
-    found = partitions(path.absolute().parent.parts)
-    return frame.with_columns(pl.lit(value, pl.String).alias(name) for name, value in found.items())
+def read_rows(source: Source, text: TextFormat | None, rows: int, is_small: bool) -> tuple[pl.DataFrame, Extent]:
+    """Return at most this many rows from all parts of a file, and where they are from.
 
-
-def read_rows(path: Path, text: TextFormat | None, rows: int) -> tuple[pl.DataFrame, bool]:
-    """Return at most this many rows of a file, and whether these are all.
-
-    They are the first rows of a text file, or rows from all parts of a parquet file.
+    Args:
+        source: The file.
+        text: The format of a text file.
+        rows: The maximum number of rows.
+        is_small: Whether a text file can be read to its end. Otherwise rows behind the first ones are found by their
+            position in the file, and only the first rows of a compressed file are read.
     """
-    frame = scan(path, text)
+    frame, slices = scan(source, text), min(SLICES, rows)
+    length = rows // slices
     if text is not None:
-        found = frame.head(rows + 1).collect(engine="streaming")
-        return found.head(rows), len(found) <= rows
-    total = int(frame.select(pl.len()).collect().item())
+        first = frame.head(rows + 1).collect(engine="streaming")
+        if len(first) <= rows:
+            return first, "all"
+        if not is_small:
+            found = [] if source.name.lower().endswith(COMPRESSIONS) else rows_inside(source, text, length, slices)
+            return (pl.concat([first.head(length), *found]), "spread") if found else (first.head(rows), "first")
+    total = int(frame.select(pl.len()).collect(engine="streaming").item())
     if total <= rows:
-        return frame.collect(), True
-    length, distance = rows // PARQUET_SLICES or 1, total // PARQUET_SLICES
-    return pl.concat([frame.slice(part * distance, length) for part in range(PARQUET_SLICES)]).collect(), False
+        return frame.collect(), "all"
+    starts = np.linspace(0, total - length, slices).astype(int).tolist()
+    if text is None:
+        return pl.concat([frame.slice(start, length) for start in starts]).collect(), "spread"
+    number = pl.col(LINE)
+    wanted = pl.any_horizontal(number.is_between(start, start + length - 1) for start in starts)
+    return frame.with_row_index(LINE).filter(wanted).drop(LINE).collect(engine="streaming"), "spread"
+
+
+def rows_inside(source: Source, text: TextFormat, rows: int, slices: int) -> list[pl.DataFrame]:
+    """Return rows at evenly spaced places of a text file, up to its end but without its beginning."""
+    size = round(line_bytes(source) * (rows + 1))
+    offsets = np.linspace(0, max(0, source.path.stat().st_size - size), slices).astype(int).tolist()[1:]
+    found = (rows_at(source, text, offset, size, rows) for offset in offsets)
+    return [frame for frame in found if frame is not None]
+
+
+def rows_at(source: Source, text: TextFormat, offset: int, size: int, rows: int) -> pl.DataFrame | None:
+    """Return the rows behind a position in a text file, or None if no complete row is found there."""
+    with source.path.open("rb") as file:
+        file.seek(offset)
+        file.readline()
+        block = file.read(size)
+    names = text.names or header(source, text)
+    block = block[: block.rfind(b"\n") + 1]
+    for _ in range(MAX_LINES_OF_A_VALUE):
+        try:
+            rest = RowCheck(source.name, text, names).add(block) if block else b""
+        except ValueError:  # the position is inside a quoted value
+            block = block.partition(b"\n")[2]
+            continue
+        block = block.removesuffix(rest)
+        break
+    else:
+        return None
+    if not block:
+        return None
+    schema = dict.fromkeys(names, pl.String())
+    frame = pl.read_csv(
+        block,
+        separator=text.delimiter,
+        has_header=False,
+        schema=schema,
+        quote_char=text.quote or None,
+        n_rows=rows,
+    )
+    return with_partitions(Part(source, frame.lazy(), None, schema)).frame.collect()
+
+
+def bytes_of(sources: Iterable[Source]) -> int:
+    """Return the size of all files."""
+    return sum(source.path.stat().st_size for source in sources)
+
+
+def line_bytes(source: Source) -> float:
+    """Return the mean length of the first lines of a text file, with their line breaks."""
+    lines = first_lines(source, SNIFFED_LINES)
+    return sum(len(line.encode()) + 1 for line in lines) / len(lines)
 
 
 def count_rows(sample: Sample) -> int | None:
     """Return the number of rows of the log, or None if the log is too large to count them."""
     if sample.is_complete:
         return len(sample.rows)
-    if sample.text is not None and sum(path.stat().st_size for path in sample.paths) > MAX_COUNTED_BYTES:
+    if sample.text is not None and bytes_of(sample.sources) > MAX_COUNTED_BYTES:
         return None
-    frames = (scan(path, sample.text) for path in sample.paths)
+    frames = (scan(source, sample.text) for source in sample.sources)
     return sum(int(frame.select(pl.len()).collect(engine="streaming").item()) for frame in frames)
 
 
-def detect_format(path: Path) -> TextFormat:
+def detect_format(source: Source) -> TextFormat:
     """Return the format of a text file, from its first lines.
 
     The usual format of the extension is preferred. Otherwise, the delimiter with the most columns is used with which
@@ -225,8 +221,8 @@ def detect_format(path: Path) -> TextFormat:
     Raises:
         ValueError: If the file is empty or cannot be read, or a column name occurs twice.
     """
-    lines = first_lines(path, SNIFFED_LINES)
-    usual = DELIMITERS[ending(path)]
+    lines = first_lines(source, SNIFFED_LINES)
+    usual = DELIMITERS[text_ending(source)]
     delimiters = [usual, *(other for other in OTHER_DELIMITERS if other != usual)]
     widths = {delimiter: max(row_width(lines, delimiter, quote) for quote in (QUOTE, "")) for delimiter in delimiters}
     delimiter = usual if widths[usual] > 1 else max(delimiters, key=lambda each: widths[each])
@@ -234,10 +230,9 @@ def detect_format(path: Path) -> TextFormat:
     first = parse(lines[:1], delimiter, quote)[0]
     has_header = not any(NUMBER.fullmatch(name.strip()) for name in first) and sum(not name for name in first) < 2
     if not has_header:
-        return TextFormat(delimiter, quote, tuple(f"column_{n}" for n in range(1, len(first) + 1)), False)
-    if twice := [name for name, count in Counter(first).items() if count > 1]:
-        raise ValueError(f'{path}:1: the column "{twice[0]}" occurs twice. Rename one of them.')
-    return TextFormat(delimiter, quote, tuple(first), True)
+        return TextFormat(delimiter, quote, tuple(f"column_{n}" for n in range(1, len(first) + 1)))
+    header(source, TextFormat(delimiter, quote))  # reports wrong names
+    return TextFormat(delimiter, quote)
 
 
 def detect_quote(lines: Sequence[str], delimiter: str, usual: str) -> str:
@@ -273,25 +268,18 @@ def parse(lines: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
         csv.field_size_limit(limit)
 
 
-def header_of(path: Path, text: TextFormat) -> tuple[str, ...]:
-    """Return the column names of a text file."""
-    if not text.has_header:
-        return text.columns
-    return tuple(parse(first_lines(path, 1), text.delimiter, text.quote)[0])
-
-
-def first_lines(path: Path, count: int) -> list[str]:
+def first_lines(source: Source, count: int) -> list[str]:
     """Return the first lines of a text file, plain or compressed, without line breaks and byte order mark.
 
     Raises:
         ValueError: If the file is empty or cannot be read.
     """
     try:
-        lines: list[str] = pl.read_lines(path, n_rows=count, glob=False)["line"].to_list()
+        lines: list[str] = pl.read_lines(source.path, n_rows=count, glob=False)["line"].to_list()
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = " ".join(str(error).split())[:200]
         fix = "If it is text, convert it to UTF-8, for example with iconv."
-        raise ValueError(f"{path}: cannot be read: {reason}. {fix}") from error
+        raise ValueError(f"{source.name}: cannot be read: {reason}. {fix}") from error
     if not any(line.strip() for line in lines):
-        raise ValueError(f"{path}: the file is empty.")
+        raise ValueError(f"{source.name}: the file is empty.")
     return [line.removesuffix("\r").removeprefix("\ufeff" if not number else "") for number, line in enumerate(lines)]

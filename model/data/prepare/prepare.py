@@ -19,11 +19,11 @@ from model.data.prepare.counting import DistinctValues, count_tokens, look_up_to
 from model.data.prepare.prepared import LOG, LogFacts, Prepared, SplitFacts, read_prepared
 from model.data.prepare.reading import column_file, find_value, read_split
 from model.data.prepare.row_columns import KINDS, distinct_row_values, row_file
-from model.data.prepare.sentinels import find_sentinels
 from model.data.prepare.summary import useless_fields
 from model.data.prepare.writing import load_column, read_chunks, write_ids, write_values
 from model.data.readers import avazu, criteo, frappe, generated, movielens, table
 from model.data.readers.log import Log, check_rows_read
+from model.data.sentinels import find_sentinels
 from model.data_config import Data
 
 READERS: dict[str, Callable[[Path, Data], Log]] = {

@@ -129,9 +129,10 @@ def open_parquet(source: Source) -> Part:
 
 
 def with_partitions(part: Part) -> Part:
-    """Return a part with the columns of its Hive partition folders, as strings. They replace columns of the file."""
+    """Return a part with the columns of its Hive partition folders, as strings, unless the file itself has them."""
     for name, value in part.source.partitions.items():
-        part = part.with_column(name, pl.lit(value, pl.String), pl.String())
+        if name not in part.columns:
+            part = part.with_column(name, pl.lit(value, pl.String), pl.String())
     return part
 
 

@@ -261,7 +261,14 @@ def test_text_and_parquet_give_the_same_probabilities(
     ("column", "field", "sent"),
     [
         (pl.Series(["1.50", " 2 ", "", None, "x", "n/a"]), Field("bid", "candidate", "numeric", missing=("n/a",)),
-         [1.5, 2.0, None, None, "x", None]),
+         [1.5, 2.0, None, None, "x", "n/a"]),  # the contract reads the field's markers
+        (pl.Series(["NaN", "-inf", "inf", "1"]), Field("bid", "candidate", "numeric", missing=("nan", "-inf", "inf")),
+         [None, None, None, 1.0]),
+        (pl.Series([1.0, float("inf"), float("-inf")]), Field("bid", "candidate", "numeric", missing=("-inf", "+inf")),
+         [1.0, None, None]),
+        (pl.Series([float("inf"), 2.0], dtype=pl.Float32), Field("bid", "candidate", "numeric", missing=("inf",)),
+         [None, 2.0]),
+        (pl.Series(["1.50", None]).cast(pl.Decimal(8, 2)), Field("bid", "candidate", "numeric"), [1.5, None]),
         (pl.Series(["1.50", "0017"]), CONTEXT[0], ["1.50", "0017"]),
         (pl.Series([0.1, None], dtype=pl.Float32), CONTEXT[0], [0.1, None]),
         (pl.Series([1.0, float("nan")]), Field("bid", "candidate", "numeric", missing=("nan",)), [1.0, None]),
@@ -273,7 +280,7 @@ def test_text_and_parquet_give_the_same_probabilities(
     ],
 )  # fmt: skip
 def test_values_are_what_a_client_would_send(column: pl.Series, field: Field, sent: list[Any]) -> None:
-    found = sent_column(column, field, field.kind == "numeric")
+    found = sent_column(column, [field])
     assert found == sent
     assert json.dumps(found) == json.dumps(sent)
 
@@ -299,3 +306,61 @@ def test_compressed_quoted_and_partitioned_files_are_read_as_ctr_prepare_reads_t
     assert ctr_of(tmp_path / "b.parquet") == ctr_of(tmp_path / "a.parquet")
     assert run(bundle, tmp_path / "log", "--out", tmp_path / "c.parquet", "--keep", "id") == 0
     assert pl.read_parquet(tmp_path / "c.parquet").sort("id")["ctr"].to_list() == ctr_of(tmp_path / "a.parquet")
+
+
+def test_fields_that_read_one_column_get_the_value_that_each_can_read() -> None:
+    number = Field("bid", "candidate", "numeric", missing=("n/a",))
+    bucket = Field("bid_bucket", "candidate", transform="log_square", source="bid", missing=("n/a", "nan"))
+    column = pl.Series("bid", ["1.50", "n/a", "NaN"])
+    for fields in ([number, bucket], [bucket, number]):
+        assert sent_column(column, fields) == [1.5, "n/a", None]
+
+
+def test_partitions_of_parent_folders_and_of_columns_in_the_file_are_not_read(bundle: Path, tmp_path: Path) -> None:
+    rows = some_rows()
+    folder = tmp_path / "user=u1" / "weekday=1"
+    folder.mkdir(parents=True)
+    rows.write_parquet(tmp_path / "rows.parquet")
+    rows.write_parquet(folder / "rows.parquet")
+    rows.drop("user").write_parquet(folder / "other.parquet")
+    assert run(bundle, tmp_path / "rows.parquet", "--out", tmp_path / "a.parquet") == 0
+    for argument in (folder / "rows.parquet", tmp_path / "user=*" / "*" / "rows.parquet"):
+        assert run(bundle, argument, "--out", tmp_path / "b.parquet") == 0
+        assert ctr_of(tmp_path / "b.parquet") == ctr_of(tmp_path / "a.parquet")
+    assert run(bundle, folder / "other.parquet", "--out", tmp_path / "c.parquet") == 2
+
+
+@pytest.mark.parametrize("out", ["scores.csv", "scores.parquet"])
+def test_kept_columns_have_one_type_in_all_files(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+    some_rows().write_parquet(log / "a.parquet")
+    some_rows().with_columns(pl.col("id").cast(pl.String)).write_parquet(log / "b.parquet")
+    assert run(bundle, log, "--out", tmp_path / out, "--keep", "id", "--keep", "user") == 0
+    found = pl.read_parquet(tmp_path / out) if out.endswith("parquet") else pl.read_csv(tmp_path / out)
+    assert found["id"].cast(pl.Int64).to_list() == [*range(60)] * 2
+    some_rows().with_columns(pl.col("id") + 0.5).write_parquet(log / "b.parquet")
+    assert run(bundle, log, "--out", tmp_path / out, "--keep", "id") == 2
+    assert 'column "id" has the type Int64 in ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [pl.lit(b"x"), pl.concat_list(pl.lit(1), pl.lit(2))])
+def test_values_that_text_cannot_hold_are_kept_only_in_parquet(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: pl.Expr
+) -> None:
+    some_rows().with_columns(tags=value).write_parquet(tmp_path / "rows.parquet")
+    assert run(bundle, tmp_path / "rows.parquet", "--out", tmp_path / "s.csv", "--keep", "tags") == 2
+    assert "--keep tags: the column has the type " in capsys.readouterr().err
+    assert not (tmp_path / "s.csv").exists()
+    assert run(bundle, tmp_path / "rows.parquet", "--out", tmp_path / "s.parquet", "--keep", "tags") == 0
+
+
+def test_decimals_are_read_as_ctr_prepare_reads_them(bundle: Path, tmp_path: Path) -> None:
+    rows = some_rows().with_columns(pl.col("price").round(2))
+    rows.write_parquet(tmp_path / "rows.parquet")
+    rows.with_columns(pl.col("price").cast(pl.Decimal(10, 2))).write_parquet(tmp_path / "decimals.parquet")
+    for name in ("rows", "decimals"):
+        assert run(bundle, tmp_path / f"{name}.parquet", "--out", tmp_path / f"{name}.csv") == 0
+    assert ctr_of(tmp_path / "decimals.csv") == ctr_of(tmp_path / "rows.csv")

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from model.cli import prepare
 from model.cli.inspect import main
+from model.data.inspect import layout
 from model.data.inspect import sample as sampling
 from model.data.inspect.columns import describe
 from model.data.inspect.guess import guess
 from model.data.inspect.inspect import Inspected, inspect_log
 from model.data.inspect.layout import Period, duration, split_names, time_fields
-from model.data.inspect.sample import find_files
+from model.data.readers.named import find_named_files
 from model.data.synthetic import generate
 from model.data_config import Data, SplitAtRandom, SplitByTime, read_data
 from tests.support.examples import examples
@@ -83,9 +84,9 @@ def test_a_log_with_semicolons_text_labels_and_times_becomes_an_experiment(tmp_p
         "context",
         "weekday",
     )
-    assert (bid.name, bid.missing) == ("bid", ("-999999.0",))
+    assert (bid.name, bid.missing) == ("bid", ("-999999",))
     (warning,) = found.warnings
-    assert warning.startswith('column "bid" holds -999999 in ')
+    assert warning.startswith('column "bid": -999999 is in ')
     text = found.experiment()
     assert '# unit = "user_id"' in text
     assert '    "campaign",  # 8 values' in text
@@ -213,7 +214,7 @@ def test_many_files_are_sampled_evenly(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "_SUCCESS").touch()
     (tmp_path / ".part.csv.crc").touch()
     found = inspect_log([str(tmp_path)], tmp_path.parent, "shop")
-    assert len(found.sample.paths) == 10
+    assert len(found.sample.sources) == 10
     assert len(found.sample.rows) == 400  # files 0, 4, 8, and the last one
     assert found.total == 1000
     assert read(found, tmp_path).files == (tmp_path.name,)
@@ -247,9 +248,9 @@ def test_a_log_that_cannot_become_an_experiment_is_an_error(
 def test_files_of_an_unknown_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text("{}")
     with pytest.raises(ValueError, match=r"unknown format\. Use \.parquet"):
-        find_files([str(tmp_path / "log.json")])
+        find_named_files([str(tmp_path / "log.json")])
     with pytest.raises(ValueError, match=r"the folder has no \.parquet"):
-        find_files([str(tmp_path)])
+        find_named_files([str(tmp_path)])
 
 
 def guessed(**columns: Sequence[Any]) -> Any:
@@ -351,7 +352,7 @@ def test_useless_and_leaking_columns_are_not_used() -> None:
         "id": "a different value in almost every row",
         "constant": 'the value "x" in every row',
         "paid": "gives the label away",
-        "tags": "lists and nested values are not supported",
+        "tags": "values of this type are not supported",
         "converted_at": "a time that is often missing, perhaps because it is written after the click",
     }
     starts = ['column "id" has 400 distinct', 'column "constant" has the', 'column "paid" predicts "click" almost']
@@ -370,8 +371,8 @@ def test_the_only_ad_field_is_kept_although_it_gives_the_label_away() -> None:
 def test_a_sentinel_is_found_if_it_is_far_from_the_other_numbers(sentinel: float) -> None:
     usual = [0.011, 0.012, 0.02] if sentinel == -1.0 else [1.0, 2.5, 8.0]
     column = describe(pl.Series("bid", [*usual * 20, sentinel, sentinel]))
-    assert column.sentinel == (sentinel, 2)
-    assert describe(pl.Series("bid", [*range(-1, 60)])).sentinel is None
+    assert [float(value) for value in column.sentinels] == [sentinel]
+    assert describe(pl.Series("bid", [*range(-1, 60)])).sentinels == {}
 
 
 @pytest.mark.parametrize(
@@ -494,3 +495,117 @@ def test_hive_partitions_are_columns(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert data.context == ("user", "country", "site")
     assert prepare.main([str(toml), "--data", str(tmp_path)]) == 0
     assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("max_counted_bytes", [1 << 30, 0])
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+def test_rows_from_all_parts_of_a_large_file_are_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, max_counted_bytes: int
+) -> None:
+    monkeypatch.setattr(sampling, "MAX_COUNTED_BYTES", max_counted_bytes)
+    monkeypatch.setattr(layout, "MAX_COUNTED_BYTES", max_counted_bytes)
+    log = clicks(6000, days=9.0).with_columns(
+        site=pl.when(pl.int_range(pl.len()) < 1000).then(pl.lit("news")).otherwise(pl.lit("sport")),
+        title=pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit('one,\n"two"\nthree')).otherwise(pl.lit("four")),
+    )
+    log.write_parquet(tmp_path / name) if name.endswith("parquet") else log.write_csv(tmp_path / name)
+    found = inspect_log([str(tmp_path / name)], tmp_path, "shop", rows=500)
+    assert 300 <= len(found.sample.rows) <= 500  # values of several lines make it smaller
+    assert not found.sample.is_complete
+    assert {*found.sample.rows["title"]} == {*log["title"]}
+    assert found.period is not None
+    assert found.period.span == pytest.approx(9 * 86400, rel=0.02)
+    assert found.found.columns["site"].role == "field"
+
+
+def test_the_period_of_a_log_of_which_only_the_head_was_read_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "MAX_COUNTED_BYTES", 0)
+    log = clicks(6000).with_columns(site=pl.lit("news"))
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(log.write_csv().encode()))
+    found = inspect_log([str(tmp_path / "log.csv.gz")], tmp_path, "shop", rows=500)
+    assert found.period is None
+    assert "UNSURE: by time is better, but only the first rows were read" in found.experiment()
+    assert found.found.columns["site"].unsure == "it has only this value in the first rows, and no others were read"
+    assert not any("site" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("", 'but column "shown_at" is missing in 1 row'),
+        ("NULL", 'but column "shown_at" is missing in 1 row'),
+        ("-", 'but column "shown_at" is missing in 1 row'),
+        ("2026-13-45 10:00", 'but column "shown_at" holds values that are not times in 1 row'),
+    ],
+)
+@pytest.mark.parametrize("is_text", [True, False])
+def test_a_log_is_split_by_time_only_if_every_row_has_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, reason: str, is_text: bool
+) -> None:
+    if value.startswith("2026") and not is_text:
+        return
+    time = pl.from_epoch("shown_at").dt.strftime("%Y-%m-%d %H:%M:%S") if is_text else pl.col("shown_at").cast(pl.String)
+    log = clicks(3000).with_columns(shown_at=pl.when(pl.int_range(pl.len()) == 70).then(pl.lit(value)).otherwise(time))
+    log.write_csv(tmp_path / "log.csv")
+    toml = tmp_path / "shop.toml"
+    assert main([str(tmp_path / "log.csv"), "--data", str(tmp_path), "--out", str(toml)]) == 0
+    assert reason in toml.read_text()
+    data = read_data(toml)
+    assert (data.split, data.time) == (SplitAtRandom(valid=0.1, test=0.1), "")
+    assert prepare.main([str(toml), "--data", str(tmp_path)]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_time_is_not_written_beside_files_of_the_splits(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        clicks().write_csv(tmp_path / f"{split}.csv")
+    data = read(inspect_log([str(tmp_path)], tmp_path, "shop"), tmp_path)
+    assert (data.train, data.time) == ("train.csv", "")
+    assert data.fields[0].source == "shown_at"
+
+
+@pytest.mark.parametrize("argument", ["log", "log/day=*", "log/*/part-0.csv", "user=me/log"])
+def test_ctr_prepare_finds_the_same_files_and_partitions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argument: str
+) -> None:
+    root = tmp_path / "user=you" / argument.split("log")[0] / "log"
+    for day in (1, 2, 3):
+        folder = root / f"day={day}"
+        folder.mkdir(parents=True)
+        clicks(900).drop("shown_at").write_csv(folder / "part-0.csv")
+    if "*" not in argument:
+        (root / "README.md").write_text("# A log")
+        (root / "schema.json").write_text("{}")
+    toml = tmp_path / "shop.toml"
+    words = ["--data", str(tmp_path / "user=you")]
+    assert main([str(tmp_path / "user=you" / argument), *words, "--out", str(toml)]) == 0
+    data = read_data(toml)
+    assert "day" in data.context
+    assert "you" not in toml.read_text()
+    assert "me" not in tomllib.loads(toml.read_text())["data"]["context"]
+    assert prepare.main([str(toml), *words]) == 0
+    assert "2,700" in capsys.readouterr().out
+
+
+def test_a_partition_does_not_replace_a_column_of_the_file(tmp_path: Path) -> None:
+    for country in ("DE", "TR"):
+        folder = tmp_path / "log" / f"country={country}"
+        folder.mkdir(parents=True)
+        clicks(900).write_parquet(folder / "part-0.parquet")
+    found = inspect_log([str(tmp_path / "log")], tmp_path, "shop")
+    assert found.found.columns["country"].column.values == {"DE", "TR", "FR"}
+
+
+def test_a_small_log_gets_a_recipe_for_its_clicks(tmp_path: Path) -> None:
+    log = clicks(5000)
+    document = tomllib.loads(inspected(log, folder=tmp_path).experiment())
+    expected = 10 / (0.8 * int(log["click"].sum()))
+    assert document["training"] == {
+        "batch_size": 256,
+        "embedding_l2": 0.3,
+        "net_l2": pytest.approx(expected, rel=0.5),
+    }
+    large = pl.concat([log] * 21)
+    assert "training" not in tomllib.loads(inspected(large, folder=tmp_path, name="large.csv").experiment())

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from contract.schema import Field
 from contract.tokens import absent_numbers
 from model.cli.prepare import main
-from model.data.prepare.sentinels import find_sentinels
 from model.data.readers.log import SPLITS
+from model.data.sentinels import find_sentinels
 
 TOML = """
 name = "shop"
