@@ -45,7 +45,7 @@ POSSIBLE_MARKERS = {
     "(none)",
     "empty",
 }
-LEAK_AUC = 0.999
+LEAK_AUC = 0.999  # no column and no model that is known before the click predicts clicks this well
 LEAK_SHARE = 0.01  # the share of all clicks that a value with only clicks must have
 LOG_CHANCE = -30.0  # the logarithm of the probability that such a value occurs by chance must be lower
 MIN_CLASS_ROWS = 20  # the AUC is measured only with this many clicks and non-clicks
@@ -217,18 +217,18 @@ def held_back_auc(counts: pl.DataFrame) -> float:
     fit_rows, fit_clicks = counts["rows"] - counts["held_rows"], counts["clicks"] - counts["held_clicks"]
     base = int(fit_clicks.sum()) / max(int(fit_rows.sum()), 1)
     rate = (fit_clicks + base) / (fit_rows + 1)
-    return grouped_auc(rate.to_numpy(), counts["held_rows"].to_numpy(), counts["held_clicks"].to_numpy())
+    return counted_auc(rate.to_numpy(), counts["held_rows"].to_numpy(), counts["held_clicks"].to_numpy())
 
 
 def ordered_auc(counts: pl.DataFrame) -> float:
     """Return the AUC of a numeric column's value or of its negative, with missing values at either end."""
     rows, clicks = counts["rows"].to_numpy(), counts["clicks"].to_numpy()
     numbers = counts["value"].cast(pl.Float64)
-    both = [grouped_auc(numbers.fill_null(end).to_numpy(), rows, clicks) for end in (-math.inf, math.inf)]
+    both = [counted_auc(numbers.fill_null(end).to_numpy(), rows, clicks) for end in (-math.inf, math.inf)]
     return max(max(auc, 1 - auc) for auc in both)
 
 
-def grouped_auc(score: NDArray[np.float64], rows: NDArray[np.int64], clicks: NDArray[np.int64]) -> float:
+def counted_auc(score: NDArray[np.float64], rows: NDArray[np.int64], clicks: NDArray[np.int64]) -> float:
     """Return the AUC of groups of rows with the same score, or 0.5 if there are too few clicks or non-clicks."""
     others = rows - clicks
     if min(clicks.sum(), others.sum()) < MIN_CLASS_ROWS:

@@ -13,11 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 from contract.schema import FeatureSchema
 from contract.vocabulary import UNKNOWN
+from model.data.value_warnings import LEAK_AUC
 from model.training.batches import Split, group_columns
 from model.training.metrics import logloss_by_row, predicted_over_observed
 
 CONFIDENCE_95 = 1.96  # standard errors on each side of a 95% interval
-LEAK_AUC = 0.999  # no ad server predicts clicks this well
 FIELD_LEAK_AUC = 0.99  # a single field with this AUC explains LEAK_AUC
 SAMPLE_ROWS = 100_000
 

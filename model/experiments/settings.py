@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from model.data.recipe import first_net_l2
 from model.experiment_config import Experiment
 from model.training.batches import Split
 
@@ -14,7 +15,6 @@ L2_STEP = 10**0.5
 RANGES = {"embedding_l2": (1e-4, 1e3), "net_l2": (1e-6, 10.0), "batch_size": (64, 16_384), "embedding": (1, 256)}
 FIRST_BATCHES = (128, 4096)  # the range of the first batch size
 STEPS_PER_EPOCH = 100  # the first batch size gives about this number of steps
-NET_L2_CLICKS = 10.0  # the first net_l2 is this number divided by the clicks, or by the non-clicks if they are rarer
 
 
 def first_settings(experiment: Experiment, train: Split) -> Experiment:
@@ -22,7 +22,7 @@ def first_settings(experiment: Experiment, train: Split) -> Experiment:
     rows, clicks = len(train), float(train.labels.sum())
     low, high = FIRST_BATCHES
     batch_size = min(high, max(low, 2 ** round(math.log2(max(1, rows / STEPS_PER_EPOCH)))))
-    net_l2 = within("net_l2", NET_L2_CLICKS / min(clicks, rows - clicks))
+    net_l2 = within("net_l2", first_net_l2(clicks, rows))
     return changed(changed(experiment, "batch_size", batch_size), "net_l2", net_l2)
 
 

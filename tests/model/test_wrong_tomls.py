@@ -278,6 +278,15 @@ WRONG = {
         field("kind = 'numeric'", "transform = 'log_square'"),
         ['field "age": transform = "log_square" makes a category.', 'set kind = "categorical"'],
     ),
+    "a_column_as_number_and_text": (
+        lines(
+            more="\n".join(["numeric = ['age']", *FIELD[:1], "name = 'age_group'", "side = 'context'", "from = 'age'"])
+        ),
+        [
+            'field "age" reads the column "age" as a number, and field "age_group" reads it as text.',
+            'set transform = "log_square" in "age_group"',
+        ],
+    ),
     "log1p_of_a_category": (
         field("transform = 'log1p'"),
         ['field "age": transform = "log1p" is for numeric fields.', 'Set kind = "numeric"'],

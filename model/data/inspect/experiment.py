@@ -8,12 +8,9 @@ from model.data.inspect.guess import Guess, Guesses, click_labels
 from model.data.inspect.layout import Layout, Period, split_length, time_fields
 from model.data.inspect.sample import QUOTE, Sample
 from model.data.readers.scan import DELIMITERS, text_ending
+from model.data.recipe import NET_L2_CLICKS, SMALL_BATCH, SMALL_EMBEDDING_L2, SMALL_LOG, first_net_l2
 from model.data.value_warnings import quoted, rows_in
 
-SMALL_LOG = 100_000  # rows; the default recipe suits larger logs
-SMALL_BATCH = 256
-SMALL_EMBEDDING_L2 = 0.3
-NET_L2_CLICKS = 10.0  # net_l2 is this number divided by the clicks (docs/tuning.md)
 TRAIN_SHARE = 0.8
 UNSURE = "UNSURE"
 
@@ -226,7 +223,7 @@ def training_lines(found: Guesses, total: int | None) -> Iterator[str]:
     if not total or total >= SMALL_LOG:
         return
     clicks = float(click_labels(found.columns[found.label].column, found.positive).mean()) * total * TRAIN_SHARE
-    net_l2 = NET_L2_CLICKS / max(1.0, min(clicks, total * TRAIN_SHARE - clicks))
+    net_l2 = first_net_l2(clicks, total * TRAIN_SHARE)
     yield from ("", "[training]  # for a small log; ctr-train --auto finds better values")
     yield f"batch_size = {SMALL_BATCH}"
     yield f"embedding_l2 = {SMALL_EMBEDDING_L2}"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from model.data.value_warnings import count_values, grouped_auc, leak_warning, text_warnings, unique_warning
+from model.data.value_warnings import count_values, counted_auc, leak_warning, text_warnings, unique_warning
 
 
 def said(*values: str | None) -> list[str]:
@@ -66,7 +66,7 @@ def test_an_id_of_the_row_is_reported() -> None:
 def test_the_auc_of_groups_is_the_auc_of_their_rows(rows: list[tuple[int, bool]]) -> None:
     scores, labels = np.array([score for score, _ in rows]), np.array([label for _, label in rows])
     counts = count_values(pl.Series(scores), labels)
-    found = grouped_auc(counts["value"].to_numpy(), counts["rows"].to_numpy(), counts["clicks"].to_numpy())
+    found = counted_auc(counts["value"].to_numpy(), counts["rows"].to_numpy(), counts["clicks"].to_numpy())
     if min(labels.sum(), (~labels).sum()) < 20:
         assert found == 0.5
     else:
