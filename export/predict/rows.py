@@ -107,9 +107,10 @@ def sent_column(column: pl.Series, fields: Sequence[Field]) -> list[Any]:
     if dtype == pl.String and any(reads_numbers(field) for field in fields):
         bare = column.str.strip_chars()
         bare = bare.set(bare == "", None)
-        numbers = without_marked(bare.cast(pl.Float64, strict=False), marked)
-        values = zip(numbers.to_list(), bare.to_list(), bare.cast(pl.Float64, strict=False).is_null(), strict=True)
-        return [text if is_text else number for number, text, is_text in values]
+        numbers = bare.cast(pl.Float64, strict=False)
+        is_text, numbers = numbers.is_null(), without_marked(numbers, marked)
+        values = zip(is_text.to_list(), bare.to_list(), numbers.to_list(), strict=True)
+        return [text if is_word else number for is_word, text, number in values]
     if dtype.is_decimal():
         return column.cast(pl.Float64).to_list()
     if dtype.is_float():

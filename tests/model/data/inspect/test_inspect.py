@@ -532,21 +532,21 @@ def test_the_period_of_a_log_of_which_only_the_head_was_read_is_not_known(
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"),
+    ("notation", "value", "reason"),
     [
-        ("", 'but column "shown_at" is missing in 1 row'),
-        ("NULL", 'but column "shown_at" is missing in 1 row'),
-        ("-", 'but column "shown_at" is missing in 1 row'),
-        ("2026-13-45 10:00", 'but column "shown_at" holds values that are not times in 1 row'),
+        *(
+            (notation, marker, 'but column "shown_at" is missing in 1 row')
+            for notation in ("text", "seconds")
+            for marker in ("", "NULL", "-")
+        ),
+        ("text", "2026-13-45 10:00", 'but column "shown_at" holds values that are not times in 1 row'),
     ],
 )
-@pytest.mark.parametrize("is_text", [True, False])
 def test_a_log_is_split_by_time_only_if_every_row_has_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str, reason: str, is_text: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], notation: str, value: str, reason: str
 ) -> None:
-    if value.startswith("2026") and not is_text:
-        return
-    time = pl.from_epoch("shown_at").dt.strftime("%Y-%m-%d %H:%M:%S") if is_text else pl.col("shown_at").cast(pl.String)
+    text = pl.from_epoch("shown_at").dt.strftime("%Y-%m-%d %H:%M:%S")
+    time = text if notation == "text" else pl.col("shown_at").cast(pl.String)
     log = clicks(3000).with_columns(shown_at=pl.when(pl.int_range(pl.len()) == 70).then(pl.lit(value)).otherwise(time))
     log.write_csv(tmp_path / "log.csv")
     toml = tmp_path / "shop.toml"
@@ -609,3 +609,15 @@ def test_a_small_log_gets_a_recipe_for_its_clicks(tmp_path: Path) -> None:
     }
     large = pl.concat([log] * 21)
     assert "training" not in tomllib.loads(inspected(large, folder=tmp_path, name="large.csv").experiment())
+
+
+@pytest.mark.parametrize("column", [pl.Series("t", [0, 1]).cast(pl.Time), pl.Series("t", [0, 1]).cast(pl.Duration)])
+def test_a_time_of_day_or_a_length_of_time_is_not_the_time_of_a_row(column: pl.Series) -> None:
+    assert describe(column).type == "other"
+
+
+def test_a_url_is_inspected_like_a_file(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    clicks().write_parquet(tmp_path / "log.parquet")
+    url = f"file://{tmp_path}/log.parquet"
+    assert read(inspect_log([url], tmp_path, "shop"), tmp_path).files == (url,)
