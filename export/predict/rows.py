@@ -103,7 +103,7 @@ def sent_values(rows: pl.DataFrame, schema: FeatureSchema) -> list[dict[str, Any
 def sent_column(column: pl.Series, fields: Sequence[Field]) -> list[Any]:
     """Return the values of one column as a client would send them, for the fields that read it."""
     dtype = column.dtype
-    marked = [number for field in fields for number in marked_numbers(field)]
+    marked = [number for field in fields for number in marked_numbers(field.missing or ())]
     if dtype == pl.String and any(reads_numbers(field) for field in fields):
         bare = column.str.strip_chars()
         bare = bare.set(bare == "", None)

@@ -166,7 +166,7 @@ def label_lines(found: Guesses, names: dict[str, str]) -> Iterator[str]:
 def role_lines(found: Guesses, names: dict[str, str]) -> Iterator[str]:
     """Yield, as comments, the columns that may be used for more than fields."""
     if found.request:
-        yield f"# request = {quoted(names[found.request])}  # the request of a row; stored with the prepared log"
+        yield f"# request = {quoted(names[found.request])}  # the request that showed a row: for NDCG@10 in requests"
     if found.unit:
         yield f"# unit = {quoted(names[found.unit])}  # metrics and intervals are grouped by it"
     if found.weight:

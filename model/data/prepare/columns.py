@@ -71,7 +71,7 @@ def number_column(column: pl.Series, field: Field) -> NDArray[np.float64]:
     if column.dtype == pl.String:
         numbers = parse_numbers(column, field)
     elif column.dtype.is_numeric():
-        numbers = without_marked(column.cast(pl.Float64), marked_numbers(field))
+        numbers = without_marked(column.cast(pl.Float64), marked_numbers(field.missing or ()))
         reject_first(column, ~numbers.is_finite().fill_null(True), "expected a finite number")
     elif column.null_count() == len(column):
         numbers = pl.Series([None] * len(column), dtype=pl.Float64)
@@ -113,7 +113,7 @@ def is_absent(column: pl.Series, field: Field) -> pl.Series:
         text = column.cast(pl.String).str.strip_chars()
         return text.is_null() | text.is_in(["", *(word.strip() for word in field.missing or ())])
     if dtype.is_numeric():
-        numbers = without_marked(column.cast(pl.Float64), marked_numbers(field))
+        numbers = without_marked(column.cast(pl.Float64), marked_numbers(field.missing or ()))
         return numbers.is_null() | numbers.is_in(list(absent_numbers(field)))
     return column.is_null()
 
@@ -143,7 +143,7 @@ def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
     absent = bare.is_in(["", *(word.strip() for word in field.missing or ())])
     numbers = bare.cast(pl.Float64, strict=False)
     absent |= (
-        numbers.is_not_null() & without_marked(numbers, marked_numbers(field)).is_null()
+        numbers.is_not_null() & without_marked(numbers, marked_numbers(field.missing or ())).is_null()
     )  # "NaN" if "nan" is missing
     reject_first(text, text.is_not_null() & ~absent & ~numbers.is_finite().fill_null(False), "expected a number")
     return numbers.set(absent, None)

@@ -115,7 +115,7 @@ def convert(column: pl.Series, field: Field, values: Mapping[str, DistinctValues
     if field.transform in TIME_TRANSFORMS:
         return values[field.name].codes(time_column(column, field))
     if field.name in values:
-        return values[field.name].codes(text_column(column, marked_numbers(field)))
+        return values[field.name].codes(text_column(column, marked_numbers(field.missing or ())))
     return number_column(column, field)
 
 
