@@ -40,6 +40,10 @@ class BundleError(ValueError):
     """The bundle cannot be served. The message names the file and says how to fix it."""
 
 
+class OutOfResources(BundleError):
+    """This process has too few file descriptors or too little memory to open the bundle. The bundle may be good."""
+
+
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Turns logits into probabilities: ctr = sigmoid(scale * logit + shift)."""
 
@@ -198,6 +202,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
 
     Raises:
         BundleError: The format is not supported, or a file is missing, changed, not in the manifest, or a link.
+        OutOfResources: This process may not open more files or use more memory.
     """
     try:
         folder = folder.resolve()
@@ -214,8 +219,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
     except PermissionError as error:
         raise BundleError(f"bundle {folder}: {explain_denied(Path(error.filename or folder))}") from error
     except OSError as error:
-        way_out = HOW_TO_RAISE_LIMITS if error.errno in OUT_OF_RESOURCES else HOW_TO_EXPORT
-        raise BundleError(f"{error.filename or folder}: {error.strerror}. {way_out}") from error
+        raise unreadable(Path(error.filename or folder), error) from error
     except (ValueError, RuntimeError) as error:  # RuntimeError: JSON nested too deeply, or a symlink loop
         raise BundleError(f"bundle {folder}: {error}: export it again") from error
     if schema.fingerprint() != manifest.schema_fingerprint:
@@ -224,6 +228,13 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
         counted = f"{SCHEMA} has {len(schema.fields)} fields, but {MANIFEST} has {manifest.fields}"
         raise BundleError(f"bundle {folder}: {counted}: export it again")
     return Bundle(folder, manifest, schema, vocabularies)
+
+
+def unreadable(path: Path, error: OSError) -> BundleError:
+    """Return the BundleError for a file that cannot be read. It is OutOfResources if the bundle is not the reason."""
+    if error.errno in OUT_OF_RESOURCES:
+        return OutOfResources(f"{path}: {error.strerror}. {HOW_TO_RAISE_LIMITS}")
+    return BundleError(f"{path}: {error.strerror}. {HOW_TO_EXPORT}")
 
 
 def _read_manifest(folder: Path) -> Manifest:

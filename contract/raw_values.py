@@ -58,13 +58,19 @@ class Source:
 
     def example(self) -> str | float:
         """Return a value that every server accepts, and that is known if possible."""
-        if self.is_numeric:
-            return self.number(0.0)
         if self.known:
             return self.known[0]
+        values = self._examples()
+        # Any value can be one that means "missing", such as the mean, or "unknown". A strict server refuses those.
+        return next((value for value in values if self.is_known(value, {})), values[0])
+
+    def _examples(self) -> Sequence[str | float]:
+        tries = range(2 + sum(len(field.missing or ()) for field in self.fields))
+        if self.is_numeric:
+            return [self.number(float(deviations)) for deviations in tries]
         if any(field.transform in TIME_TRANSFORMS for field in self.fields):
-            return _moments(_needs_numbers(self.fields))[12]
-        return 1.0 if _needs_numbers(self.fields) else "unknown"
+            return _moments(_needs_numbers(self.fields))[12:]
+        return [1.0 + n for n in tries] if _needs_numbers(self.fields) else ["unknown", *map(self.unknown, tries)]
 
     def is_known(self, value: Any, lookup: Lookup) -> bool:
         """Return whether every field can read a value, and it becomes a token of every vocabulary in `lookup`.

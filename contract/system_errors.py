@@ -1,8 +1,10 @@
 """Errors of the operating system: whose permission is missing on which path, and which limits can be raised."""
 
 import errno
+import grp
 import os
 import pwd
+import shlex
 import stat
 from pathlib import Path
 
@@ -10,32 +12,46 @@ OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 HOW_TO_RAISE_LIMITS = "Raise the limit of this process: ulimit -n for open files, ulimit -v for memory."
 
 
-def explain_denied(path: Path) -> str:
-    """Return a message for a PermissionError at a path: the user, the first path that refuses, and the way out."""
+def explain_denied(path: Path, *, secret: bool = False) -> str:
+    """Return a message for a PermissionError at a path: the user, the first path that refuses, and the way out.
+
+    Args:
+        path: The path.
+        secret: Whether other users must not read the path, as with API keys. If not, the way out may make a file or
+            folder, such as a bundle, readable for all.
+    """
     path = Path(os.path.abspath(path))
     for folder in reversed(path.parents):
         if not may(folder, os.X_OK):
             return denied("enter", folder)
     if path.is_dir() and not may(path, os.R_OK | os.X_OK):
-        return denied("read", path)
+        return denied("read", path, secret)
     if not path.exists():
         return denied("write in", path.parent)
     if not may(path, os.R_OK):
-        return denied("read", path)
+        return denied("read", path, secret)
     if not may(path, os.W_OK):
         return denied("write", path)
     return f"access to {path} is denied although its mode permits it. Check SELinux, AppArmor and the mount options."
 
 
-def denied(verb: str, path: Path) -> str:
+def denied(verb: str, path: Path, secret: bool = False) -> str:
     """Return a message that this process's user lacks a permission on a path."""
     status = path.stat()
-    owner, mode = user_name(status.st_uid), stat.S_IMODE(status.st_mode)
+    user, owner, mode = user_name(os.geteuid()), user_name(status.st_uid), stat.S_IMODE(status.st_mode)
+    quoted = shlex.quote(str(path))
     if verb.startswith("write"):
-        way_out = f"Run this command as {owner}, or make the path writable for {user_name(os.geteuid())}."
+        way_out = f"Run this command as {owner}, or make the path writable for {user}."
+    elif verb == "enter":
+        # Entering a folder does not permit listing it. -R would expose all files below it, such as a home folder's.
+        way_out = f"Run chmod go+x {quoted} as {owner}, or run this command as {owner}."
+    elif secret:
+        modes = "0750" if stat.S_ISDIR(status.st_mode) else "0640"
+        group = group_name(os.getegid())
+        way_out = f"As root, run chgrp {group} {quoted} && chmod {modes} {quoted}, or chown {user} {quoted}."
     else:
-        way_out = f"Run chmod -R go+rX {path} as {owner}, or run this command as {owner}."
-    return f"user {user_name(os.geteuid())} may not {verb} {path} (owner {owner}, mode {mode:04o}). {way_out}"
+        way_out = f"Run chmod -R go+rX {quoted} as {owner}, or run this command as {owner}."
+    return f"user {user} may not {verb} {path} (owner {owner}, mode {mode:04o}). {way_out}"
 
 
 def may(path: Path, access: int) -> bool:
@@ -49,3 +65,11 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """Return a group's name, or the number if it has none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

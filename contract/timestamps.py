@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-# Unix times from 1973-03-03 on have at least this many seconds, or more than MAX_SECONDS milliseconds. Smaller numbers
-# are refused: they are markers such as 0 and -1, or dates such as 20260131.
-MIN_SECONDS = 10**8
-MAX_SECONDS = 10**11  # exclusive; the year 5138
-MAX_MILLISECONDS = 253_402_300_800_000  # exclusive; the year 10000
+# Numbers are Unix times of the years 1990 to 2099. Others are refused: they are markers such as 0 and -1, or digits of
+# dates, such as 20260131, 202601312100 and 20260131210000. Seconds and milliseconds of these years do not overlap.
+MIN_SECONDS = 631_152_000
+MAX_SECONDS = 4_102_444_800  # exclusive
+MIN_MILLISECONDS = MIN_SECONDS * 1000
+MAX_MILLISECONDS = MAX_SECONDS * 1000  # exclusive
 
 # Python's fromisoformat() also accepts other notations, which differ between its versions.
 ISO = re.compile(
@@ -29,8 +30,8 @@ KINDS = {dict: "an object", list: "a list", bool: "a boolean"}
 def timestamp(value: Any) -> int | None:
     """Return a point in time in Unix seconds, rounded down, or None if the value is missing.
 
-    Text without an offset is in UTC, and a date without a time is its midnight in UTC. Numbers from 10**8 to 10**11 are
-    seconds, and larger ones are milliseconds.
+    Text without an offset is in UTC, and a date without a time is its midnight in UTC. Numbers are seconds or
+    milliseconds of the years 1990 to 2099.
 
     Raises:
         ValueError: The value is not a timestamp.
@@ -104,10 +105,10 @@ def _from_iso(text: str) -> int:
 def _from_number(value: float) -> int:
     if MIN_SECONDS <= value < MAX_SECONDS:
         return int(value)
-    if MAX_SECONDS <= value < MAX_MILLISECONDS:
+    if MIN_MILLISECONDS <= value < MAX_MILLISECONDS:
         return int(value) // 1000
-    got = "a larger number" if value > MAX_MILLISECONDS * 10**6 else repr(value)
-    raise ValueError(f"{EXPECTED} of 1973 or later, got {got}")
+    got = repr(value) if abs(value) < 10**18 else "a larger number" if value > 0 else "a negative number"
+    raise ValueError(f"{EXPECTED} from 1990 to 2099, got {got}")
 
 
 def _parsed(number: str) -> float:

@@ -10,7 +10,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from contract.schema import TIME_TRANSFORMS, Field
-from contract.timestamps import PARTS, time_zone, timestamp
+from contract.timestamps import NUMBER, PARTS, time_zone, timestamp
 
 # Keeps a normalized number, and products with it in the model, well within the range of float32.
 MAX_NORMALIZED = 1e4
@@ -191,12 +191,14 @@ def _time_reader(field: Field) -> Callable[[Any], str | None]:
         return lambda value: None if (seconds := timestamp(value)) is None else part(seconds)
     absent, markers = absent_numbers(field), frozenset(text.strip() for text in field.missing)
 
-    def read(value: Any) -> str | None:
+    def is_missing(value: Any) -> bool:
         if isinstance(value, str):
-            is_missing = value.strip() in markers
-        else:
-            is_missing = isinstance(value, int | float) and value in absent
-        seconds = None if is_missing else timestamp(value)
+            text = value.strip()
+            return text in markers or (NUMBER.fullmatch(text) is not None and float(text) in absent)
+        return isinstance(value, int | float) and not isinstance(value, bool) and value in absent
+
+    def read(value: Any) -> str | None:
+        seconds = None if is_missing(value) else timestamp(value)
         return None if seconds is None else part(seconds)
 
     return read

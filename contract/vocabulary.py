@@ -1,6 +1,7 @@
 """The vocabulary of one field. It is memory-mapped, so it opens instantly, and processes share its pages."""
 
 from collections.abc import Iterable, Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import marisa_trie
@@ -89,7 +90,9 @@ def build_vocabulary(tokens: Iterable[str]) -> Vocabulary:
 def open_vocabulary(folder: Path, name: str) -> Vocabulary:
     """Open the vocabulary of the field `name`. Raises ValueError if its two files are invalid or do not match."""
     try:
-        (folder / f"{name}.marisa").open("rb").close()  # marisa_trie would not say why it cannot open the file.
+        # marisa_trie would not say why it cannot open or map the file.
+        with (folder / f"{name}.marisa").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ):
+            pass
         trie = marisa_trie.Trie().mmap(str(folder / f"{name}.marisa"))
         # Not np.load, which would also accept a zip archive of any size.
         ids = np.lib.format.open_memmap(folder / f"{name}.ids.npy", mode="r")

@@ -2,11 +2,11 @@
 
 import polars as pl
 
-from contract.timestamps import MAX_MILLISECONDS, MAX_SECONDS, MIN_SECONDS, timestamp
+from contract.timestamps import MAX_MILLISECONDS, MAX_SECONDS, MIN_MILLISECONDS, MIN_SECONDS, timestamp
 
 # The notations of most logs, which polars reads much faster than Python.
 REGULAR = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-5][0-9](?:[.,][0-9]+)?Z?$"
-INTEGER = r"^[0-9]{9,15}$"
+INTEGER = r"^[0-9]{9,13}$"
 EXPECTED_TIME = "expected an ISO 8601 time, or Unix seconds or milliseconds"  # in error messages
 YEAR_0 = "0000"  # polars has this year, and Python does not
 
@@ -32,12 +32,12 @@ def unix_seconds(column: pl.Series) -> pl.Series:
 
 
 def seconds_of_integers(numbers: pl.Series) -> pl.Series:
-    """Return Unix seconds or milliseconds, int64, as seconds. A number that is neither becomes null."""
+    """Return Unix seconds or milliseconds, int64, as seconds. A number outside the years 1990 to 2099 becomes null."""
     value = pl.col(numbers.name)
     seconds = (
         pl.when(value.is_between(MIN_SECONDS, MAX_SECONDS, closed="left"))
         .then(value)
-        .when(value.is_between(MAX_SECONDS, MAX_MILLISECONDS, closed="left"))
+        .when(value.is_between(MIN_MILLISECONDS, MAX_MILLISECONDS, closed="left"))
         .then(value // 1000)
     )
     return numbers.to_frame().select(seconds.alias(numbers.name)).to_series()

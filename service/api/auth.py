@@ -103,7 +103,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
             raise KeysError(f"{path}: the file is larger than {MAX_FILE_BYTES} bytes. Remove unused keys.")
         text = raw.decode()
     except PermissionError as error:
-        raise KeysError(f"{path}: the keys cannot be read: {explain_denied(path)}") from error
+        raise KeysError(f"{path}: the keys cannot be read: {explain_denied(path, secret=True)}") from error
     except OSError as error:
         raise KeysError(
             f"{path}: the keys cannot be read ({error.strerror}). Check the path and its permissions."

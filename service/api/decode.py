@@ -34,11 +34,14 @@ ANY_VALUE = msgspec.json.Decoder()
 UNREADABLE = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# Half of a surrogate pair: an escape such as \ud83d without its other half. The backslash before the "u" must not be
-# escaped itself, so it is the last of an odd number of backslashes. Group 1 is those that are escaped.
-HIGH, LOW = rb"u[dD][89abAB][0-9a-fA-F]{2}", rb"u[dD][c-fC-F][0-9a-fA-F]{2}"
-LONE_SURROGATE = re.compile(rb"\\(?<!\\\\)((?:\\\\)*)(?:%b(?!\\%b)|(?<!\\%b\\)%b)" % (HIGH, LOW, HIGH, LOW))
-NOT_UTF8 = b"\xff" * 6  # as long as the escape
+# Surrogate pairs, with text between them, or half of a pair: an escape such as \ud83d without its other half.
+HIGH, LOW = rb"[89abAB][0-9a-fA-F]{2}", rb"[c-fC-F][0-9a-fA-F]{2}"
+PAIR = rb"%b\\u[dD]%b" % (HIGH, LOW)
+SURROGATES = re.compile(rb"\\u[dD](?:%b(?:[^\\]*+\\u[dD]%b)*+|%b|%b)" % (PAIR, PAIR, HIGH, LOW))
+ESCAPE_BYTES = 6
+NOT_UTF8 = b"\xff" * ESCAPE_BYTES
+MAX_LONE_SURROGATES = 10_000
+MAX_EXACT_FLOAT = 2**53 - 1  # Larger integers are rounded when they are read as floats.
 
 EXPECTED_FEATURES = "an object that maps field names to strings, numbers, booleans or null"
 EXPECTED_VALUE = "a string, a finite number, a boolean or null"
@@ -111,7 +114,8 @@ def decode_leniently(
     """Decode a body that msgspec refuses as a whole, part by part.
 
     A part may be valid although msgspec refuses it: 3.0 is an integer, and a field that the model does not read may
-    have any value. With on_bad_candidate = "skip", a part may also be an invalid candidate.
+    have any value. With on_bad_candidate = "skip", a part may also be an invalid candidate. A body that is nested about
+    1,000 levels deep is refused as a whole, because msgspec cannot skip such a value.
 
     Args:
         request_type: The type of the request.
@@ -119,8 +123,13 @@ def decode_leniently(
     """
     if not body:
         raise NotJson("The body is empty. Send a JSON object.")
-    body = LONE_SURROGATE.sub(rb"\1" + NOT_UTF8, body.removeprefix(BYTE_ORDER_MARK))
-    decoded(ANY_JSON, body, ())  # Whatever else is wrong, first say whether this is JSON.
+    body = body.removeprefix(BYTE_ORDER_MARK)
+    # Whatever else is wrong, first say whether this is JSON.
+    try:
+        decoded(ANY_JSON, body, ())
+    except NotJson:
+        body = replace_lone_surrogates(body)
+        decoded(ANY_JSON, body, ())
     parts = decoded(RAW_OBJECT, body, ())
     context = read_features(parts["context"], ("context",), names) if "context" in parts else {}
     raw_candidates = decoded(RAW_LIST, parts["candidates"], ("candidates",)) if "candidates" in parts else []
@@ -139,6 +148,29 @@ def decode_leniently(
         errors[row] = BadFeature(problem.path or "$", problem.detail)
     request.context, request.candidates = context, candidates
     return request, errors
+
+
+def replace_lone_surrogates(body: bytes) -> bytes:
+    """Replace each half of a surrogate pair by as many bytes that are not UTF-8.
+
+    msgspec refuses a body with such an escape anywhere, but bytes that are not UTF-8 only in the values that have them.
+
+    Raises:
+        NotJson: There are more than MAX_LONE_SURROGATES. This limits the time that an invalid body takes.
+    """
+    replaced, found = bytearray(body), 0
+    # The second of two backslashes does not begin an escape.
+    for match in SURROGATES.finditer(body.replace(rb"\\", b"__")):
+        if match.end() - match.start() > ESCAPE_BYTES:
+            continue  # whole pairs
+        found += 1
+        if found > MAX_LONE_SURROGATES:
+            raise NotJson(
+                f"The text is not valid Unicode: it has more than {MAX_LONE_SURROGATES:,} halves of surrogate pairs, "
+                "such as \\ud83d without its other half. Cut strings only between characters."
+            )
+        replaced[match.start() : match.end()] = NOT_UTF8
+    return bytes(replaced)
 
 
 def read_options(request_type: type[AnyRequest], parts: Mapping[str, Raw], is_empty: bool) -> AnyRequest:
@@ -181,16 +213,20 @@ def read_candidate(raw: Raw, path: Path, names: Container[str] | None) -> tuple[
 
 def read_id(raw: Raw, path: Path) -> str | int:
     """Decode a candidate's id. Raises Problem if it is invalid."""
-    value = whole(decoded(ANY_VALUE, raw, path))
+    value = decoded(ANY_VALUE, raw, path)
+    if isinstance(value, float) and value.is_integer() and abs(value) > MAX_EXACT_FLOAT:
+        raise BadRequest(
+            "The id is too large for a floating-point number. Send it as an integer or a string.", json_path(path)
+        )
     try:
-        candidate_id: str | int = msgspec.convert(value, CandidateId)
+        candidate_id: str | int = msgspec.convert(whole(value), CandidateId)
         return candidate_id
     except msgspec.ValidationError as error:
         raise problem_at(error, path) from None
 
 
 def read_features(raw: Raw, path: Path, names: Container[str] | None) -> dict[str, Any]:
-    """Decode an object of features. A value that cannot be decoded becomes None if the model does not read it.
+    """Decode an object of features. If one cannot be decoded, all that the model does not read become None.
 
     Raises:
         Problem: This is not an object, or a value that the model reads cannot be decoded.
@@ -201,12 +237,13 @@ def read_features(raw: Raw, path: Path, names: Container[str] | None) -> dict[st
         values = decoded(RAW_OBJECT, raw, path)
     features: dict[str, Any] = {}
     for name, value in values.items():
+        if names is not None and name not in names:
+            features[name] = None
+            continue
         try:
             features[name] = ANY_VALUE.decode(value)
         except UNREADABLE as error:
-            if names is None or name in names:
-                raise problem_at(error, (*path, shorten(name))) from None
-            features[name] = None
+            raise problem_at(error, (*path, shorten(name))) from None
     return features
 
 

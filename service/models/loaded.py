@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
+from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle, unreadable
 from contract.cpu_quota import available_cpus
 from contract.encode import Encoder, ModelInput
 from contract.golden import TOLERATED, Difference, GoldenRequest, largest_difference, max_difference, read_golden
@@ -175,7 +175,9 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
     if not (verified and bundle.vocabularies):
         try:
             golden = read_golden(bundle.folder / GOLDEN)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise unreadable(bundle.folder / GOLDEN, error) from error
+        except ValueError as error:
             raise BundleError(f"bundle {bundle.folder}: {error}") from error
     engine, cost = await asyncio.to_thread(open_and_measure, bundle, settings)
     batcher = Batcher(

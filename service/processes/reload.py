@@ -81,6 +81,22 @@ class Reloader:
         self.report_fallback("cannot be served")
         return True
 
+    def update_fallbacks(self) -> None:
+        """Read from the store which versions to try if the one in `folder` cannot be served.
+
+        These are the versions before it. A version that was rolled back is not among them.
+        """
+        if self._settings.store is None:
+            return
+        try:
+            current, folders = servable_bundles(self._settings.store)
+        except StoreError:  # The reload has reported it.
+            return
+        if self.folder in folders:
+            self._fallbacks = folders[folders.index(self.folder) + 1 :]
+        else:
+            self._fallbacks = [folder for folder in folders if folder.name != current]
+
     def report_fallback(self, problem: str) -> None:
         """Log and count that the store's current version is not served."""
         self._outcomes.labels("refused").inc()
@@ -126,6 +142,7 @@ class Reloader:
                 outcome, reply = await self.load_current()
             except OSError as error:  # For example, no memory or file descriptors for the check.
                 outcome, reply = "refused", Reply(problem=f"The bundle cannot be checked: {error.strerror}")
+            self.update_fallbacks()
             self._outcomes.labels(outcome).inc()
             self._is_refused.set(bool(self.refused))
             for worker in self._workers:
@@ -167,8 +184,6 @@ class Reloader:
             if problem is not None:
                 await self.roll_back(previous)
                 return problem
-        if self._settings.store is not None and previous != folder:
-            self._fallbacks = [previous, *self._fallbacks]
         return None
 
     async def roll_back(self, previous: Path) -> None:

@@ -219,7 +219,7 @@ class Supervisor:
         pause_s = 0.0 if lifetime_s > MIN_LIFETIME_S else min(MAX_PAUSE_S, 10 / max(1.0, lifetime_s) ** 2)
         log.error("Worker %d died (%s). A new one starts in %.1f s.", pid, cause, pause_s)
         if code == -signal.SIGBUS:
-            log.error("A memory-mapped file was cut short: %s", await self.explain_sigbus(worker))
+            self.run_in_background(self.log_sigbus(worker))  # Hashing a large bundle takes long.
         await asyncio.sleep(pause_s)
         # A new worker accepts no connections until its self-test has passed. If no other worker is ready, connections
         # wait briefly. But if Redis has lost the vocabulary, the test can take a long time. A worker that accepts
@@ -231,6 +231,13 @@ class Supervisor:
     @property
     def none_ready(self) -> bool:
         return not any(worker.ready.is_set() for worker in self._workers)
+
+    async def log_sigbus(self, worker: WorkerProcess) -> None:
+        """Log why a worker was probably killed by SIGBUS. Never raises, because the server can continue."""
+        try:
+            log.error("A memory-mapped file was cut short: %s", await self.explain_sigbus(worker))
+        except Exception:
+            log.exception("A memory-mapped file was cut short. The bundle %s cannot be checked.", worker.folder)
 
     async def explain_sigbus(self, worker: WorkerProcess) -> str:
         """Return why a worker was probably killed by SIGBUS, and what to do."""

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import uvloop
 
-from contract.bundle import BundleError
+from contract.bundle import BundleError, OutOfResources
 from service.admin import add_admin, admin_app
 from service.api.auth import read_admin_key
 from service.api.example import example_request
@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         uvloop.run(Worker(app, server, settings).run(arguments))
     except (SettingsError, BundleError, EngineMissing, UnsupportedUvicorn, NoSpace) as error:
         print(f"ctr-serve: {error}", file=sys.stderr)
-        return BAD_BUNDLE if isinstance(error, BundleError) else 2
+        # Without resources, another version would fail as well, and this one may be good.
+        return BAD_BUNDLE if isinstance(error, BundleError) and not isinstance(error, OutOfResources) else 2
     return 0
 
 

@@ -44,7 +44,9 @@ class Segments:
         try:
             prepare_folder(folder)
         except PermissionError as error:
-            raise SettingsError(f"CTR_REQUEST_LOG: {explain_denied(Path(error.filename or folder))}") from error
+            raise SettingsError(
+                f"CTR_REQUEST_LOG: {explain_denied(Path(error.filename or folder), secret=True)}"
+            ) from error
         except OSError as error:
             raise SettingsError(
                 f"CTR_REQUEST_LOG: {folder} is not writable ({error.strerror}). Set it to a writable folder."

@@ -227,7 +227,7 @@ def read_salt(path: Path) -> bytes:
     try:
         salt = path.read_bytes().strip()
     except PermissionError as error:
-        raise SettingsError(f"CTR_REQUEST_LOG_SALT_FILE: {explain_denied(path)}") from error
+        raise SettingsError(f"CTR_REQUEST_LOG_SALT_FILE: {explain_denied(path, secret=True)}") from error
     except OSError as error:
         raise SettingsError(f"CTR_REQUEST_LOG_SALT_FILE: {path} cannot be read ({error.strerror}).") from error
     if len(salt) < MIN_SALT_BYTES:

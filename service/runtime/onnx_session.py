@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernel
-from contract.bundle import EXPLAIN, KERNEL, MODEL, OUTPUT, STEC, Bundle, BundleError
+from contract.bundle import EXPLAIN, KERNEL, MODEL, OUTPUT, STEC, Bundle, BundleError, OutOfResources, unreadable
 from contract.schema import FeatureSchema
+from contract.system_errors import HOW_TO_RAISE_LIMITS
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +124,14 @@ def open_graph(
     providers = [CPU] if provider == CPU else [(provider, NO_TF32), CPU]
     options = options or session_options(threads=1)
     try:
+        path.open("rb").close()  # onnxruntime would not say that no file can be opened.
         session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
+    except OSError as error:
+        raise unreadable(path, error) from error
     except Exception as error:  # onnxruntime raises its own classes and bare RuntimeErrors.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "bad_alloc" in reason or isinstance(error, MemoryError):
+            raise OutOfResources(f"{path}: out of memory. {HOW_TO_RAISE_LIMITS}") from error
         raise BundleError(f"{path}: onnxruntime cannot open it ({reason}): {EXPORT_AGAIN}") from error
     check_graph(session, bundle.schema, path, outputs)
     return session

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from contract.bundle import Manifest
 from contract.reader import BadFeature
@@ -51,10 +52,23 @@ def rows_to_return(candidates: int, ctr: Mapping[int, float], top_k: int | None,
         return range(candidates)
     scored = [row for row, value in ctr.items() if not math.isnan(value)]
     ranked = sorted(scored, key=lambda row: -ctr[row])
-    best = {ctr[row] for row in ranked[: top_k + 1]}
-    if len(best) < min(top_k + 1, len(ranked)):
-        ranked.sort(key=lambda row: (-ctr[row], tie_breaker(request_id, row)))
+    if len({ctr[row] for row in ranked[: top_k + 1]}) < min(top_k + 1, len(ranked)):
+        ranked = break_ties(ranked, ctr, top_k, request_id)
     return [*ranked, *(row for row in range(candidates) if row not in ctr)][:top_k]
+
+
+def break_ties(ranked: Sequence[int], ctr: Mapping[int, float], top_k: int, request_id: str) -> list[int]:
+    """Return at least the k best rows, with equal ones in the order of their hashes.
+
+    A hash takes longer than all other work per candidate, so only equal candidates are hashed, down to the k-th.
+    """
+    best: list[int] = []
+    for _, group in groupby(ranked, key=ctr.__getitem__):
+        equal = list(group)
+        best += equal if len(equal) == 1 else sorted(equal, key=lambda row: tie_breaker(request_id, row))
+        if len(best) >= top_k:
+            break
+    return best
 
 
 def tie_breaker(request_id: str, row: int) -> bytes:

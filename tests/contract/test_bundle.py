@@ -1,13 +1,14 @@
 """Bundles: any change after the export is detected before the bundle is served."""
 
 import os
+import resource
 import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from contract.bundle import MANIFEST, BundleError, Calibration, open_bundle, write_manifest
+from contract.bundle import MANIFEST, BundleError, Calibration, OutOfResources, open_bundle, write_manifest
 from contract.golden import GoldenCandidate, GoldenRequest, write_golden
 from contract.schema import FeatureSchema, Field, write_schema
 from contract.vocabulary import build_vocabulary
@@ -241,3 +242,14 @@ def test_bundle_with_an_unknown_time_zone_is_refused(bundle: Path) -> None:
     path.write_text(path.read_text().replace("Istanbul", "Istambul"))
     with pytest.raises(BundleError, match="Europe/Istambul' is unknown"):
         open_bundle(bundle, verify=False)
+
+
+def test_too_little_memory_is_not_a_fault_of_the_bundle(bundle: Path) -> None:
+    os.truncate(bundle / "vocabulary" / "user.marisa", 2**40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**39, hard))
+    try:
+        with pytest.raises(OutOfResources, match=r"Cannot allocate memory\. Raise the limit of this process"):
+            open_bundle(bundle, verify=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -144,6 +144,20 @@ def test_a_name_that_is_read_as_a_token_and_as_a_number_gets_numbers() -> None:
     assert source.unknown(1) == -1e9 - 1
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        Field("bid", "candidate", "numeric", mean=0.0, std=2.0, missing=("0", "2", "n/a")),
+        Field("bid", "candidate", transform="log_square", missing=("1", "2")),
+        Field("page", "context", missing=("unknown", "unseen-0")),
+        Field("hour", "context", transform="hour", missing=("2026-01-01T12:00:00Z",)),
+    ],
+)
+def test_an_example_is_not_a_value_that_means_missing(field: Field) -> None:
+    (source,) = sources([field], {field.name: []})
+    assert source.is_known(source.example(), {})
+
+
 def test_numbers_of_a_logarithmic_field_have_its_mean_and_deviation() -> None:
     (source,) = sources([Field("price", "candidate", "numeric", mean=2.0, std=3.0, transform="log1p")], {})
     draws = np.random.default_rng(0).normal(size=10_000)

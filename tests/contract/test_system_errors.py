@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from contract.bundle import BundleError, open_bundle
-from contract.system_errors import explain_denied, user_name
+from contract.system_errors import denied, explain_denied, group_name, user_name
+from service.api.auth import KeysError, read_keys
+from service.request_log.writer import read_salt
+from service.settings import SettingsError
 from tests.support.permissions import another_user, public_folder
 from tests.support.small_bundle import write_small_bundle
 
@@ -26,7 +29,32 @@ def test_the_first_folder_that_refuses_is_named(folder: Path) -> None:
         message = explain_denied(inner / "file")
     me = user_name(os.getuid())
     assert f"may not enter {inner.parent} (owner {me}, mode 0600)" in message
-    assert f"Run chmod -R go+rX {inner.parent} as {me}" in message
+    assert f"Run chmod go+x {inner.parent} as {me}" in message
+    assert "-R" not in message
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o000])
+def test_a_secret_is_never_made_readable_for_all(folder: Path, mode: int) -> None:
+    secret = folder / "api keys"
+    secret.write_text("shop secret-secret-secret\n" * 2)
+    secret.chmod(mode)
+    problems = []
+    with another_user():
+        for read in (read_keys, read_salt):
+            with pytest.raises((KeysError, SettingsError)) as raised:
+                read(secret)
+            problems.append(str(raised.value))
+        user, group = user_name(os.geteuid()), group_name(os.getegid())
+    for problem in problems:
+        assert f"may not read {secret} (owner {user_name(os.getuid())}, mode {mode:04o})" in problem
+        assert f"chgrp {group} '{secret}' && chmod 0640 '{secret}', or chown {user} '{secret}'" in problem
+        assert "go+" not in problem
+
+
+def test_a_folder_of_request_logs_is_opened_to_a_group_only(folder: Path) -> None:
+    folder.chmod(0o700)
+    with another_user():
+        assert f"chmod 0750 {folder}" in denied("read", folder, secret=True)
 
 
 def test_a_missing_write_permission_is_named(folder: Path) -> None:

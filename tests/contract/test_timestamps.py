@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from contract.encode import Encoder
 from contract.reader import BadFeature
 from contract.schema import FeatureSchema, Field
-from contract.timestamps import MAX_MILLISECONDS, MAX_SECONDS, MIN_SECONDS, timestamp
+from contract.timestamps import MAX_MILLISECONDS, MAX_SECONDS, MIN_MILLISECONDS, MIN_SECONDS, timestamp
 from contract.tokens import tokenizer
 from contract.vocabulary import build_vocabulary
 from tests.support.timestamps import ZONES, all_notations
@@ -51,7 +51,7 @@ def test_daylight_saving_time_changes_the_hour() -> None:
     assert [read("2026-01-15T12:00Z"), read("2026-07-15T12:00Z")] == ["7", "8"]
 
 
-@pytest.mark.parametrize("value", [MIN_SECONDS, MAX_SECONDS - 1, MAX_SECONDS, MAX_MILLISECONDS - 1])
+@pytest.mark.parametrize("value", [MIN_SECONDS, MAX_SECONDS - 1, MIN_MILLISECONDS, MAX_MILLISECONDS - 1])
 def test_numbers_are_seconds_or_milliseconds_by_their_size(value: int) -> None:
     assert timestamp(value) == timestamp(float(value)) == (value if value < 10**11 else value // 1000)
 
@@ -59,7 +59,17 @@ def test_numbers_are_seconds_or_milliseconds_by_their_size(value: int) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *(0, -1, 99_999_999, 20260131, "20260131", "14102100", 1_769_893_200_000_000, float("nan"), float("inf")),
+        *(0, -1, MIN_SECONDS - 1, MAX_SECONDS, MIN_MILLISECONDS - 1, MAX_MILLISECONDS, float("nan"), float("inf")),
+        *(
+            1_769_893_200_000_000,
+            20260131,
+            "20260131",
+            202601312100,
+            "202601312100",
+            20260131210000,
+            "20260131210000",
+            "14102100",
+        ),
         *(10**400, "1e400", "9" * 5000, True, [], {}, "now", "21:00", "2026-1-31", "2026-13-01", "2026-02-29"),
         *("2026-01-31x21:00:00Z", "2026-01-31T24:01:00Z", "2026-01-31T21:00:60Z", "0000-00-00 00:00:00", "2026-W05-6"),
         *("2026-01-31T21", "2026-01-31T21:00:00+25:00", "٢٠٢٦-٠١-٣١"),
@@ -74,6 +84,9 @@ def test_value_that_is_not_a_time_is_refused(value: object) -> None:
 def test_number_with_too_many_digits_to_print_is_refused() -> None:
     with pytest.raises(ValueError, match="got a larger number"):
         timestamp(10**5000)
+    for digits in (4000, 5000):
+        with pytest.raises(ValueError, match="got a negative number"):
+            timestamp(-(10**digits))
 
 
 @pytest.mark.parametrize("value", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
@@ -94,6 +107,14 @@ def test_declared_values_are_missing_in_any_notation() -> None:
         *[None] * 7,
         "31",
     ]
+
+
+def test_numeric_text_is_compared_with_the_markers_as_a_number() -> None:
+    read = tokenizer(Field("day", "context", transform="day", missing=("-1", "1", "n/a")))
+    assert [read(value) for value in ("-1.0", " -1 ", "-1e0", "1.0", 1, "n/a")] == [None] * 6
+    for value in (True, "-2", "１"):
+        with pytest.raises(ValueError, match="must be an ISO 8601 time"):
+            read(value)
 
 
 def test_one_raw_timestamp_feeds_several_fields() -> None:

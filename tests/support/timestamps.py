@@ -5,7 +5,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-MOMENTS = st.integers(10**8, 4_102_444_800)  # Unix seconds, 1973 to 2100
+from contract.timestamps import MAX_SECONDS, MIN_SECONDS
+
+MOMENTS = st.integers(MIN_SECONDS, MAX_SECONDS - 1)
 ZONES = ("UTC", "Europe/Istanbul", "America/New_York", "Asia/Kolkata", "America/St_Johns", "Pacific/Apia")
 
 

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contract.schema import Field
-from contract.timestamps import MIN_SECONDS
+from contract.timestamps import MIN_SECONDS, NUMBER
 from contract.tokens import absent_numbers, marked_numbers, signed_log1p, time_part, token
 from model.data.timestamps import EXPECTED_TIME, unix_seconds
 
@@ -111,7 +111,11 @@ def is_absent(column: pl.Series, field: Field) -> pl.Series:
     dtype = column.dtype
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         text = column.cast(pl.String).str.strip_chars()
-        return text.is_null() | text.is_in(["", *(word.strip() for word in field.missing or ())])
+        is_marker = text.is_null() | text.is_in(["", *(word.strip() for word in field.missing or ())])
+        if not (absent := absent_numbers(field)):
+            return is_marker
+        numbers = text.set(~text.str.contains(f"^(?:{NUMBER.pattern})$"), None).cast(pl.Float64, strict=False)
+        return is_marker | numbers.is_in(list(absent)).fill_null(False)
     if dtype.is_numeric():
         numbers = without_marked(column.cast(pl.Float64), marked_numbers(field.missing or ()))
         return numbers.is_null() | numbers.is_in(list(absent_numbers(field)))

@@ -9,17 +9,18 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.models import store as stores
 from service.telemetry import metrics_folder
 from service.telemetry.metrics_folder import NoSpace, check_space, reserve
 from tests.support.paths import ROOT
-from tests.support.processes import metric, score, serving, without_settings
+from tests.support.processes import another_bundle, metric, score, serving, without_settings
 
-SERVE = [sys.executable, "-m", "service", "--workers", "2", "--bundle"]
+SERVE = [sys.executable, "-m", "service", "--workers", "2"]
 
 
-def run_in_shell(limits: str, bundle: Path, *prefix: str) -> subprocess.CompletedProcess[str]:
+def run_in_shell(limits: str, bundle: Path, *prefix: str, flag: str = "--bundle") -> subprocess.CompletedProcess[str]:
     """Start ctr-serve after a shell command, and wait until it ends."""
-    command = [*prefix, "sh", "-c", f'{limits} && exec "$@"', "sh", *SERVE, str(bundle)]
+    command = [*prefix, "sh", "-c", f'{limits} && exec "$@"', "sh", *SERVE, flag, str(bundle)]
     environment = without_settings() | {"CTR_PORT": "0"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -33,6 +34,17 @@ def test_too_few_open_files_are_reported(bundle: Path, files: int, message: str)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_too_few_open_files_are_no_reason_to_serve_another_version(bundle: Path, tmp_path: Path) -> None:
+    store, another = tmp_path / "store", another_bundle(tmp_path / "another")
+    for version in (another, bundle):
+        assert stores.main(["add", str(store), str(version), "--activate"]) == 0
+    done = run_in_shell("ulimit -n 24", store, flag="--store")
+    assert done.returncode == 2
+    assert "ulimit -n" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Falling back" not in done.stderr
 
 
 def test_a_soft_limit_of_open_files_is_raised(bundle: Path) -> None:

@@ -169,6 +169,30 @@ async def test_a_worker_that_was_started_before_a_reload_catches_up(store: Path,
     assert loads == [new]
 
 
+async def test_a_version_that_was_rolled_back_is_not_a_fallback(store: Path, new: Path) -> None:
+    reloader = Reloader(Settings(store=store), [], CollectorRegistry())
+    old = reloader.folder
+    assert not reloader.has_fallback
+    activate(store, new)
+    await reloader.reload()
+    assert reloader.has_fallback
+    assert stores.main(["rollback", str(store)]) == 0
+    await reloader.reload()
+    assert reloader.folder == old
+    assert not reloader.fall_back()
+    assert reloader.folder == old
+
+
+async def test_a_version_that_was_refused_is_not_a_fallback(store: Path, new: Path) -> None:
+    reloader = Reloader(Settings(store=store), [], CollectorRegistry())
+    old = reloader.folder
+    (new / "model.onnx").unlink()
+    activate(store, new)
+    assert (await reloader.reload()).problem is not None
+    assert reloader.folder == old
+    assert not reloader.fall_back()
+
+
 async def test_a_worker_that_cannot_catch_up_is_killed(store: Path, new: Path) -> None:
     async def fail(folder: Path) -> str | None:
         return "no memory"

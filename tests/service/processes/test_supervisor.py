@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,6 +52,12 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_ready(client: httpx.AsyncClient, url: str) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while (await client.get(url)).status_code != 200:
+            await asyncio.sleep(0.02)
+
+
 async def test_the_server_stops_with_a_message_if_the_first_worker_cannot_be_started(
     bundle: Path, tmp_path: Path, listener: socket, python: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,6 +88,34 @@ async def test_starting_a_later_worker_is_retried_while_the_first_serves(
             assert (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
         aside.rename(python)
         await until(lambda: len(children(os.getpid())) == len(others) + 2)
+
+
+async def test_a_worker_is_replaced_before_the_reason_of_a_sigbus_is_found(
+    bundle: Path, tmp_path: Path, listener: socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = threading.Event()
+
+    def fail_slowly(folder: Path, *, vocabulary: bool) -> None:
+        go_on.wait(TIMEOUT_S)
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("service.processes.supervisor.MAX_PAUSE_S", 0.05)
+    monkeypatch.setattr("service.processes.supervisor.open_bundle", fail_slowly)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    others = set(children(os.getpid()))
+    supervisor = Supervisor(Settings(bundle=bundle), 1, [listener], tmp_path, print_curl=False)
+    async with running(supervisor), httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/readyz"
+        await until_ready(client, url)
+        (worker,) = set(children(os.getpid())) - others
+        os.kill(worker, signal.SIGBUS)
+        await until(lambda: bool(set(children(os.getpid())) - others - {worker}))
+        go_on.set()
+        await until(lambda: f"The bundle {bundle} cannot be checked" in caplog.text)
+        async with httpx.AsyncClient(timeout=TIMEOUT_S) as another:
+            await until_ready(another, url)
+    assert "the disk is gone" in caplog.text
+    assert "Stopping because the supervisor failed" not in caplog.text
 
 
 def test_a_first_worker_that_is_killed_is_reported(bundle: Path) -> None:

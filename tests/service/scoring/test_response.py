@@ -4,12 +4,15 @@ import math
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import UNSET
 
 from contract.bundle import Calibration, Manifest
 from contract.reader import BadFeature
 from service.api.schemas import Candidate, Score, ScoreRequest
-from service.scoring.response import build_response, rows_to_return
+from service.scoring.response import build_response, rows_to_return, tie_breaker
+from tests.support.examples import examples
 
 MANIFEST = Manifest(
     format_version=2,
@@ -49,6 +52,26 @@ def test_the_order_of_equal_candidates_is_the_same_for_the_same_request_and_ever
     whole = rows_to_return(50, ctr, 50, "r")
     assert whole != list(range(50))
     assert all(rows_to_return(50, ctr, k, "r") == whole[:k] for k in range(1, 51))
+
+
+@settings(max_examples=examples(200))
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, math.nan]), max_size=12), st.integers(1, 14))
+def test_only_equal_candidates_down_to_the_kth_are_hashed(values: list[float], top_k: int) -> None:
+    ctr = dict(enumerate(values))
+    ranked = sorted(
+        (row for row in ctr if not math.isnan(ctr[row])), key=lambda row: (-ctr[row], tie_breaker("r", row))
+    )
+    hashed: list[int] = []
+
+    def count(request_id: str, row: int) -> bytes:
+        hashed.append(row)
+        return tie_breaker(request_id, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.scoring.response.tie_breaker", count)
+        assert rows_to_return(len(values), ctr, top_k, "r") == ranked[:top_k]
+    best = [ctr[row] for row in ranked[:top_k]]
+    assert sorted(hashed) == sorted(row for row in ranked if ctr[row] in best and values.count(ctr[row]) > 1)
 
 
 def test_without_top_k_all_candidates_keep_their_order() -> None:

@@ -180,3 +180,15 @@ def test_schema_stores_the_source_and_the_time_zone(tmp_path: Path) -> None:
     assert main([write(tmp_path, LOG), "--data", str(tmp_path)]) == 0
     hour = json.loads((tmp_path / "prepared/schema.json").read_text())["fields"][0]
     assert (hour["from"], hour["timezone"], hour["transform"]) == ("shown_at", "Europe/Istanbul", "hour")
+
+
+def test_numeric_text_is_compared_with_the_markers_as_in_a_request() -> None:
+    field = Field("day", "context", transform="day", missing=("-1", "1", "n/a"))
+    values = ["-1.0", " -1 ", "-1e0", "1.0", "n/a", "", None, "1769893200"]
+    read = tokenizer(field)
+    assert time_column(pl.Series("day", values), field).to_list() == [read(value) for value in values]
+    for value in ("-2", "nan", "\uff11", "20260131", "202601312100", "20260131210000"):
+        with pytest.raises(BadValueError):
+            time_column(pl.Series("day", [value]), field)
+        with pytest.raises(ValueError, match="must be an ISO 8601 time"):
+            read(value)
