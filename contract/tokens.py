@@ -133,13 +133,13 @@ def absent_numbers(field: Field) -> frozenset[float]:
 
     The other values, including NaN and infinities, may occur in a log. A client cannot send them as numbers.
     """
-    return frozenset(value for value in marked_numbers(field) if math.isfinite(value))
+    return frozenset(value for value in marked_numbers(field.missing or ()) if math.isfinite(value))
 
 
-def marked_numbers(field: Field) -> list[float]:
-    """Return the field's "missing" values that are numbers, including NaN and infinities."""
+def marked_numbers(missing: Sequence[str]) -> list[float]:
+    """Return the "missing" values that are numbers, including NaN and infinities."""
     numbers = []
-    for text in field.missing or ():
+    for text in missing:
         try:
             numbers.append(float(text))
         except ValueError:

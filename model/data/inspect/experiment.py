@@ -97,14 +97,11 @@ def file_lines(layout: Layout, found: Guesses, names: dict[str, str], period: Pe
     """Yield the files and how they are split."""
     if layout.splits:
         yield from (f"{split} = {quoted(path)}" for split, path in layout.splits.items())
-        if found.time:
-            yield f"time = {quoted(names[found.time])}"
         return
     yield f"files = [{', '.join(map(quoted, layout.files))}]"
     length = duration(period) if period is not None else None
-    if found.time:
-        yield f"time = {quoted(names[found.time])}"
     if length is not None and period is not None:
+        yield f"time = {quoted(names[found.time])}"
         yield (
             f'split = {{ by = "time", valid = "{length}", test = "{length}" }}  # the log spans {days(period.span)}; '
             "the newest rows are test"

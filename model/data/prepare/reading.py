@@ -68,7 +68,7 @@ def read_split(
         row_columns = stack.enter_context(RowColumns(folder, split, log, row_values))
         for batch in read_batches(log, split):
             try:
-                batch_labels = label_column(batch[log.label], log.positive)
+                batch_labels = label_column(batch[log.label], log.positive, log.missing)
                 columns = list(pool.map(convert, (batch[f.reads] for f in log.fields), log.fields, repeat(values)))
                 row_columns.append(batch)
             except BadValueError as error:
@@ -115,7 +115,7 @@ def convert(column: pl.Series, field: Field, values: Mapping[str, DistinctValues
     if field.transform in TIME_TRANSFORMS:
         return values[field.name].codes(time_column(column, field))
     if field.name in values:
-        return values[field.name].codes(text_column(column, marked_numbers(field)))
+        return values[field.name].codes(text_column(column, marked_numbers(field.missing or ())))
     return number_column(column, field)
 
 

@@ -60,7 +60,7 @@ def test_a_model_that_is_worse_than_the_base_rate_is_reported_with_its_interval(
     assert warning is not None
     assert warning.startswith("the model is worse than the base rate on test: logloss 0.5")
     assert "±" in warning
-    assert "training.embedding_l2" in warning
+    assert "Raise training.net_l2 and training.embedding_l2, or let ctr-train --auto find them" in warning
 
 
 def test_a_model_that_knows_nothing_is_not_measurably_better_and_one_that_knows_more_is() -> None:
@@ -202,7 +202,7 @@ def test_weights_change_training_and_metrics_and_a_weight_of_zero_removes_a_row(
     [
         (np.full(3000, -1.0), "at least 0"),
         (np.full(3000, np.nan), "finite"),
-        (np.ones(2), "2 rows, but train has 3000"),
+        (np.ones(2), "2 rows instead of 3,000"),
     ],
 )
 def test_invalid_weights_are_rejected_before_training(
