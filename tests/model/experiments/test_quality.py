@@ -214,6 +214,27 @@ def test_invalid_weights_are_rejected_before_training(
         open_log(read_experiment(shop / "shop.toml").data, tmp_path)
 
 
+def test_the_ranking_within_requests_and_units_is_reported(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = tmp_path / "shop.toml"
+    toml.write_text(LEAKED.replace("[model]", 'request = "user"\nunit = "ad"\n[model]').replace('ad", "paid', "ad"))
+    shutil.copytree(shop / "log", tmp_path / "log")
+    prepare(tmp_path, read_experiment(toml).data)
+    assert main([str(toml), "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 0
+    metrics = msgspec.json.decode((tmp_path / "run" / METRICS).read_bytes(), type=RunMetrics)
+    assert metrics.test.ndcg is not None
+    assert metrics.test.gauc is not None
+    printed = capsys.readouterr().out
+    assert f"test NDCG@10 within a request {metrics.test.ndcg:.5f}" in printed
+    assert f"test AUC within a unit {metrics.test.gauc:.5f}" in printed
+    page = markdown(summarize(read_experiment(toml), [metrics], [{}], None))
+    expected = (
+        f"mean AUC within a unit (gauc) **{metrics.test.gauc:.4f}** ± 0.0000, mean NDCG@10 within a request (ndcg) "
+    )
+    assert f"Ranking on test: {expected}**{metrics.test.ndcg:.4f}**" in page
+
+
 def test_hide_names_must_be_fields_of_the_log(shop: Path, tmp_path: Path) -> None:
     experiment = trained_with(read_experiment(shop / "shop.toml"), hide=(("ad", "campaing"),))
     with pytest.raises(ValueError, match=r'training\.hide contains "campaing".*Choose from user, ad, paid'):
