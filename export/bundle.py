@@ -108,6 +108,7 @@ def metrics_of(split: str, metrics: Metrics) -> dict[str, float]:
         "base_logloss": metrics.base_logloss,
         "normalized_entropy": metrics.normalized_entropy,
         "gauc": metrics.gauc,
+        "ndcg": metrics.ndcg,
     }
     return {f"{split}_{name}": value for name, value in measured.items() if value is not None}
 

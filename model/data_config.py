@@ -1,6 +1,7 @@
 """The [data] section of an experiment's TOML file: the location of a log and the meaning of its columns."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,8 +11,9 @@ from msgspec import UNSET, Meta
 
 from contract.schema import Field, Kind, Side
 from contract.timestamps import time_zone
+from contract.tokens import token
 from model.toml import Positive, read_toml, to_struct
-from model.unused_keys import check_data_keys
+from model.unused_keys import check_data_keys, field_names, kind_of
 
 
 class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -129,15 +131,18 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             .tsv and .txt files.
         quote: The character around values of text files that contain delimiters, quotes or line breaks. "" means that
             no character is special. The default is a double quote for .csv files, and "" for .tsv and .txt files.
-        missing: Values to treat as missing in every field. A field's own `missing` adds to them.
+        missing: Values to treat as missing in every field, and in the columns `unit` and `request`. A field's own
+            `missing` adds to them.
         label: The name of the label column.
         positive: The labels that count as clicks, such as "1", "true" or "yes". Upper and lower case are the same, and
             so are 1 and 1.0. All other labels are non-clicks, and a missing label is an error. By default, the label
             column must contain 0 and 1, or false and true.
-        time: The column with the time of each row: ISO 8601 text, Unix seconds or milliseconds, or a timestamp.
+        time: The column with the time of each row, for split = { by = "time", ... }: ISO 8601 text, Unix seconds or
+            milliseconds, or a timestamp.
         weight: The column with the weight of each row in the training loss. The default is 1 for every row.
         unit: The column with the unit, such as the user, by which metrics and their confidence intervals are grouped.
-        request: The column with the request in which the row's candidate was shown, for metrics of the best k.
+        request: The column with the request in which the row's candidate was shown. The metrics then include NDCG@10
+            within a request.
         rename: New names of columns, by the name in the files. All other keys except `columns` use the new names.
         clip_quantile: Numbers are clipped to the range between this quantile of the training set and the quantile 1
             minus this one, which makes their mean, deviation and range robust. 0 clips to the whole range. The default
@@ -286,8 +291,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(f'rename gives two columns the name "{name}". Choose another name for one of them.')
         if not all(value.strip() for value in self.positive):
             raise ValueError('positive contains "", but a missing label is neither a click nor a non-click. Remove it.')
-        if both := set(self.positive) & set(self.missing):
-            raise ValueError(f'"{min(both)}" is in both positive and missing. Remove it from one of them.')
+        absent = set(map(label_key, self.missing))
+        if both := [value for value in self.positive if label_key(value) in absent]:
+            raise ValueError(f'"{both[0]}" is in both positive and missing. Remove it from one of them.')
 
     def _check_files(self) -> None:
         """Check that the log has either three splits or `files` with a split."""
@@ -325,6 +331,39 @@ def with_data_defaults(document: dict[str, Any]) -> dict[str, Any]:
     if document.get("reader") != "table":
         return document
     return {"clip_quantile": 0.0, "missing_number": "mean"} | document
+
+
+def first_difference(a: Data, b: Data) -> tuple[str, Any, Any] | None:
+    """Return the first key in which two sections differ, with both values, or None if they describe the same log.
+
+    A key that is not set equals its default. `clip_quantile` and `missing_number` only count with numeric fields.
+    """
+    before, after = effective_keys(a), effective_keys(b)
+    different = (key for key in before | after if before.get(key) != after.get(key))
+    return next(((key, before.get(key), after.get(key)) for key in different), None)
+
+
+def effective_keys(data: Data) -> dict[str, Any]:
+    """Return the keys of a section with the defaults that depend on other keys."""
+    keys: dict[str, Any] = msgspec.to_builtins(data)
+    has_numbers = data.reader != "table" or any(kind_of(data, name) == "numeric" for name in field_names(data))
+    keys["clip_quantile"] = data.clip_share if has_numbers else None
+    keys["missing_number"] = ("vector" if data.has_missing_vector else "mean") if has_numbers else None
+    specs = {spec["name"]: spec for spec in keys["fields"]}
+    keys["fields"] = list(specs)
+    settings = {name: {key: value for key, value in spec.items() if value is not None} for name, spec in specs.items()}
+    return keys | {f"fields.{name}": spec for name, spec in settings.items()}
+
+
+def label_key(value: Any) -> str | None:
+    """Return a label as text by which labels are compared, or None if it is missing."""
+    text = None if isinstance(value, float) and math.isnan(value) else token(value)
+    if text is None:
+        return None
+    try:
+        return token(float(text))
+    except ValueError:
+        return text.casefold()
 
 
 def first_duplicate(names: Sequence[str]) -> str | None:

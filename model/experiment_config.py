@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from model.data_config import Data, with_data_defaults
+from model.data_config import Data, first_difference, with_data_defaults
 from model.stec.stec import STECConfig
 from model.toml import Positive, Rate, read_toml, to_struct
 from model.toml_text import did_you_mean, toml_text
-from model.unused_keys import check_data_keys, check_training_keys
+from model.unused_keys import check_data_keys
 from model.zoo import MODELS, Config
 
 
@@ -64,7 +64,10 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             if not group or len(set(group)) < len(group):
                 raise ValueError(f"hide contains the group {list(group)}. A group needs one or more distinct fields.")
         if self.unknown_rate == 0 and any(len(group) > 1 for group in self.hide):
-            raise ValueError("hide has no effect with unknown_rate = 0. Set unknown_rate, for example to 0.01.")
+            raise ValueError(
+                "hide has no effect with unknown_rate = 0, which is the share of rows it applies to. Raise "
+                "unknown_rate, or remove the groups of several fields."
+            )
 
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,7 +96,6 @@ def read_experiment(path: Path) -> Experiment:
     def from_toml(document: dict[str, Any]) -> Experiment:
         experiment = to_experiment(document)
         check_data_keys(experiment.data, document["data"])
-        check_training_keys(document.get("training", {}))
         return experiment
 
     return read_toml(path, from_toml)
@@ -107,9 +109,10 @@ def common_data(experiments: Sequence[Experiment]) -> Data:
     """
     first = experiments[0]
     for other in experiments:
-        if other.data != first.data:
+        if difference := first_difference(first.data, other.data):
             raise ValueError(
-                f"{first.name} and {other.name} have different [data] sections. Use experiments with the same log."
+                f"{first.name} and {other.name} have different [data] sections ({difference[0]} differs). Use "
+                "experiments with the same log."
             )
     return first.data
 

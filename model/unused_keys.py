@@ -56,6 +56,10 @@ def unused_in_data(data: "Data") -> Iterator[tuple[str, str]]:
     if data.reader == "table" and not any(kind_of(data, name) == "numeric" for name in field_names(data)):
         for key in ("clip_quantile", "missing_number"):
             yield key, "without numeric fields. Remove it, or list the fields in numeric."
+    sources = {spec.name: spec.source for spec in data.fields}
+    is_read = data.time in {sources.get(name) or name for name in field_names(data)}
+    if not is_read and (isinstance(data.split, str) or tag_of(data.split) != "time"):
+        yield "time", 'without split = { by = "time", ... }, because no field reads the column. Remove it.'
     if data.vocabulary:
         yield "min_count", "with vocabulary, because no tokens are counted. Remove one of them."
 
@@ -121,19 +125,6 @@ def kind_of(data: "Data", name: str) -> str | None:
 def field_names(data: "Data") -> set[str]:
     """Return the names of all fields that the section declares."""
     return {*data.context, *data.candidate, *(spec.name for spec in data.fields)}
-
-
-def check_training_keys(given: Mapping[str, Any]) -> None:
-    """Check that every key of a [training] section has an effect.
-
-    Raises:
-        ValueError: If a key has no effect.
-    """
-    if given.get("hide") and given.get("unknown_rate") == 0:
-        raise ValueError(
-            "[training]: hide has no effect with unknown_rate = 0, which is the share of rows it applies to. Raise "
-            "unknown_rate, or remove hide."
-        )
 
 
 def unused_in_model(config: msgspec.Struct) -> list[str]:

@@ -114,6 +114,9 @@ def print_result(metrics: "RunMetrics", out: Path) -> None:
         print(f"ctr-train: warning: {warning}", file=sys.stderr)
     print(f"best epoch {metrics.best_epoch}: valid logloss {with_base_rate(metrics.valid)}")
     print(f"test AUC {metrics.test.auc:.5f}, test logloss {with_base_rate(metrics.test)}")
+    for name, value in (("AUC within a unit", metrics.test.gauc), ("NDCG@10 within a request", metrics.test.ndcg)):
+        if value is not None:
+            print(f"test {name} {value:.5f}")
     print(f"run: {out}")
 
 

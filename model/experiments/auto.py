@@ -28,7 +28,8 @@ from model.experiments.time_budget import TimeBudget, TimeUp
 from model.experiments.trial import UNFINISHED, OpenedLog, memory_of, open_log, run_trial, train_model
 from model.layers import fields_of
 from model.training.checkpoint import Checkpoint
-from model.training.early_stopping import Epoch
+from model.training.early_stopping import Epoch, score_of
+from model.training.fit import Diverged
 from model.zoo import build
 
 CHOSEN = "chosen.toml"  # the file with the chosen settings in the run folder
@@ -55,19 +56,21 @@ class Trial:
         experiment: The experiment with the settings.
         checkpoint: The state after the last epoch.
         history: The finished epochs.
+        error: Why the trial failed, for example because it diverged, or "".
     """
 
     number: int
     experiment: Experiment
     checkpoint: Checkpoint
     history: list[Epoch] = field(default_factory=list)
+    error: str = ""
 
     @property
     def is_finished(self) -> bool:
-        """Whether training is over: it has stopped early, or has used all its epochs."""
+        """Whether training is over: it has stopped early, has used all its epochs, or has failed."""
         recipe, epochs = self.experiment.training, len(self.history)
         stopped = epochs > recipe.patience and not any(e.improved for e in self.history[-recipe.patience :])
-        return stopped or epochs >= recipe.epochs
+        return stopped or epochs >= recipe.epochs or bool(self.error)
 
     @property
     def best(self) -> Epoch:
@@ -75,13 +78,14 @@ class Trial:
         return max((epoch for epoch in self.history if epoch.improved), key=lambda epoch: epoch.epoch)
 
     @property
-    def logloss(self) -> float:
-        """The valid logloss of the best epoch, or infinity if no epoch is finished."""
-        return self.best.valid.logloss if self.history else math.inf
+    def score(self) -> float:
+        """The score of the best epoch (see score_of), or -infinity if the trial has failed or has no finished epoch."""
+        return self.score_after(len(self.history))
 
-    def logloss_after(self, epochs: int) -> float:
-        """Return the lowest valid logloss of the first epochs, or infinity if no epoch is finished."""
-        return min((epoch.valid.logloss for epoch in self.history[:epochs]), default=math.inf)
+    def score_after(self, epochs: int) -> float:
+        """Return the highest score of the first epochs, or -infinity as in `score`."""
+        recipe, history = self.experiment.training, [] if self.error else self.history[:epochs]
+        return max((score_of(epoch.valid, recipe) for epoch in history), default=-math.inf)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -95,10 +99,13 @@ class Trial:
 
     def __str__(self) -> str:
         values = ", ".join(f"{key} {value:g}" for key, value in self.settings.items())
-        seconds = sum(epoch.wall_s or 0.0 for epoch in self.history)
+        if self.error:
+            return f"trial {self.number}: {values}: failed: {self.error}"
+        seconds, valid = sum(epoch.wall_s or 0.0 for epoch in self.history), self.best.valid
+        auc = f"AUC {valid.auc:.5f}, " if self.experiment.training.monitor == "auc" else ""
         return (
-            f"trial {self.number}: {values}: best epoch {self.best.epoch} of {len(self.history)}, valid logloss "
-            f"{self.logloss:.5f}, {seconds:.1f} s"
+            f"trial {self.number}: {values}: best epoch {self.best.epoch} of {len(self.history)}, valid {auc}logloss "
+            f"{valid.logloss:.5f}, {seconds:.1f} s"
         )
 
 
@@ -169,18 +176,20 @@ class Search:
 
     @property
     def best(self) -> Trial:
-        """The trial with the lowest valid logloss."""
-        return min(self.trials, key=lambda trial: trial.logloss)
+        """The trial with the best monitored metric on valid."""
+        return max(self.trials, key=lambda trial: trial.score)
 
     def run(self) -> Trial:
         """Search until the time is up or no step improves, and return the best trial.
 
         Raises:
-            ValueError: If the time is not enough for one epoch.
+            ValueError: If the time is not enough for one epoch, or if all of the first trials fail.
         """
         try:
             start = first_settings(self._experiment, self._log.splits["train"])
             self._compare([self._experiment, *(changed(start, "embedding_l2", l2) for l2 in L2_GRID)])
+            if self.best.score == -math.inf:
+                raise ValueError(f"all {len(self.trials)} trials failed. {self.trials[0]}")
             self._leave_the_edge("embedding_l2", L2_STEP)
             before = None
             while self.best is not before:  # settings that were tried are not tried again
@@ -189,8 +198,9 @@ class Search:
                     self._compare(neighbors(self.best.experiment, key, step))
                     self._leave_the_edge(key, step)
         except TimeUp:
-            if not any(trial.history for trial in self.trials):
-                raise ValueError(self._budget.too_short()) from None
+            if self.best.score == -math.inf:
+                failed = "".join(f" {trial}" for trial in self.trials if trial.error)
+                raise ValueError(self._budget.too_short() + failed) from None
         return self.best
 
     def _leave_the_edge(self, key: str, step: float) -> None:
@@ -217,7 +227,7 @@ class Search:
             for trial in trials:
                 self._train(trial, epochs or self._first_round(trial))
             epochs = max(len(trial.history) for trial in trials)
-            ranking = sorted(self.trials, key=lambda trial: trial.logloss_after(epochs))
+            ranking = sorted(self.trials, key=lambda trial: trial.score_after(epochs), reverse=True)
             promising = ranking[: max(MIN_PROMISING, math.ceil(len(trials) / 2))]
             trials = [trial for trial in trials if trial in promising and not trial.is_finished]
             epochs *= 2
@@ -244,13 +254,18 @@ class Search:
         return self.trials[-1]
 
     def _first_round(self, trial: Trial) -> int:
-        """Return the number of epochs of the first round. It is 1 on a large log."""
+        """Return the number of epochs of the first round. It is 1 on a large log, and 0 for a trial that has failed."""
         if not any(trial.history for trial in self.trials):
             self._train(trial, 2)  # measures the duration of an epoch; the first one also allocates memory
+        if trial.error:
+            return 0
         return min(MAX_FIRST_ROUND, max(1, int(self._budget.affordable_epochs() / ROUNDS_SHARE)))
 
     def _train(self, trial: Trial, epochs: int) -> None:
-        """Train a trial until it has this number of epochs. Finished epochs are kept if the time is up."""
+        """Train a trial until it has this number of epochs. Finished epochs are kept if the time is up.
+
+        A trial that diverges or does not fit in memory has failed, and the search goes on without it.
+        """
         epochs = min(epochs, trial.experiment.training.epochs)
         before = len(trial.history)
         if trial.is_finished or before >= epochs:
@@ -260,8 +275,10 @@ class Search:
             train_model(
                 changed(trial.experiment, "epochs", epochs), self._log, trial.checkpoint, progress, self._device
             )
+        except (Diverged, MemoryError, RuntimeError) as error:  # torch raises RuntimeError when out of memory
+            trial.error = str(error)
         finally:
-            if len(trial.history) > before:
+            if trial.error or len(trial.history) > before:
                 self._on_trial(trial)
 
 

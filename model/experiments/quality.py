@@ -80,7 +80,8 @@ def base_rate_warning(name: str, split: Split, ctr: NDArray[np.float64]) -> str 
     return (
         f"the model is {verdict} than the base rate on {name}: logloss {np.average(model, weights=weights):.5f}, base "
         f"rate {np.average(base, weights=weights):.5f}, difference {difference:+.5f} ± {half:.5f}. Raise "
-        "training.embedding_l2, use a smaller model, or use more rows."
+        "training.net_l2 and training.embedding_l2, or let ctr-train --auto find them (docs/tuning.md). More rows "
+        "also help."
     )
 
 

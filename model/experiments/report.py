@@ -74,6 +74,7 @@ def summarize(
         **mean_and_std_of("test_base_logloss", [t.base_logloss for t in tests]),
         **mean_and_std_of("test_normalized_entropy", [t.normalized_entropy for t in tests]),
         **mean_and_std_of("test_gauc", [t.gauc for t in tests]),
+        **mean_and_std_of("test_ndcg", [t.ndcg for t in tests]),
         **mean_and_std_of("test_calibration_error", [t.calibration_error for t in tests]),
         **mean_and_std_of("test_predicted_over_observed", [t.predicted_over_observed for t in tests]),
         "parameters": runs[0].parameters,
@@ -139,7 +140,7 @@ def markdown(summary: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         base = f", base rate {summary['test_base_logloss_mean']:.4f}, normalized entropy {entropy}"
     headline = f"Test AUC {auc}, logloss {loss}{base} ({seeds}; {summary['parameters']:,} parameters{flops})."
     lines = [f"# {experiment['name']}", "", headline, "", *warning_lines(summary), *seed_lines(summary), ""]
-    lines += [*calibration_lines(summary), *unseen_lines(summary), *truth_lines(summary)]
+    lines += [*calibration_lines(summary), *group_lines(summary), *unseen_lines(summary), *truth_lines(summary)]
     for name in pictures:
         lines += [f"![{Path(name).stem}]({name})", ""]
     lines += [f"- {note}" for note in NOTES.get(experiment["data"]["reader"], ())]
@@ -202,6 +203,17 @@ def calibration_lines(summary: dict[str, Any]) -> list[str]:
         f"mean prediction / click rate **{ratio:.3f}** ± {stds[1]:.3f}.",
         "",
     ]
+
+
+def group_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a paragraph on the ranking within units and requests, or nothing if the log has neither."""
+    names = {"test_gauc": "AUC within a unit (gauc)", "test_ndcg": "NDCG@10 within a request (ndcg)"}
+    found = [
+        f"mean {name} **{summary[f'{key}_mean']:.4f}** ± {summary[f'{key}_std']:.4f}"
+        for key, name in names.items()
+        if f"{key}_mean" in summary
+    ]
+    return [f"Ranking on test: {', '.join(found)}.", ""] if found else []
 
 
 def truth_lines(summary: dict[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from contract.schema import FeatureSchema, read_schema, write_schema
 from contract.vocabulary import open_vocabulary
 from model.atomic_folder import new_folder
 from model.data.prepare.prepared import Prepared
+from model.data_config import first_difference
 from model.experiment_config import Experiment, to_experiment, with_stored_defaults
 from model.experiments.plots import draw_curves
 from model.experiments.quality import UnseenValues
@@ -82,7 +83,7 @@ class RunMetrics(msgspec.Struct, frozen=True):
     Attributes:
         seed: The seed.
         parameters: The number of model parameters.
-        best_epoch: The epoch whose weights were kept.
+        best_epoch: The epoch whose weights were kept, or 0 for the weights that a warm run started from.
         seconds: The training time in seconds, excluding evaluations.
         valid: The metrics on the validation set.
         test: The metrics on the test set.
@@ -194,7 +195,8 @@ def check_log_of_run(run: Path, prepared: Prepared) -> None:
     Raises:
         ValueError: If their meaning has changed.
     """
-    same = prepared.schema == read_schema(run / SCHEMA) and prepared.facts.data == read_run_experiment(run).data
+    difference = first_difference(prepared.facts.data, read_run_experiment(run).data)
+    same = prepared.schema == read_schema(run / SCHEMA) and difference is None
     vocabularies = [
         {path.name: hashlib.sha256(path.read_bytes()).digest() for path in folder.iterdir()}
         for folder in (prepared.vocabulary, run / VOCABULARY)

@@ -44,6 +44,8 @@ def train(
         print(
             f"warm start from {warm}: {start.facts.new_tokens:,} of {start.facts.tokens:,} tokens are new", flush=True
         )
+        for warning in start.warnings:
+            print(f"ctr-train: warning: {warning}", file=sys.stderr)
     with claim(unfinished(experiment, data).with_suffix(".lock")) as claimed:
         if not claimed:
             raise ValueError(f"another process is training {experiment.name}, seed {experiment.training.seed}")
@@ -53,6 +55,12 @@ def train(
         model, metrics = run_trial(experiment, log, checkpoint, progress, device, start)
         save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, facts)
         checkpoint.remove()
+    if not metrics.best_epoch:
+        print(
+            f"ctr-train: warning: no epoch is better on valid than the weights of {warm}, so the new run has these. "
+            "Lower training.learning_rate.",
+            file=sys.stderr,
+        )
     return metrics
 
 

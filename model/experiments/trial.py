@@ -5,7 +5,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 
 from model.data.prepare.prepared import LOG, Prepared, read_prepared
 from model.data.readers.log import SPLITS
-from model.data_config import Data
+from model.data_config import Data, first_difference
 from model.experiment_config import Experiment
 from model.experiments.memory_plan import MemoryPlan, check_memory, plan_memory
 from model.experiments.quality import base_rate_warning, leak_warning, measure_unseen
@@ -23,6 +22,7 @@ from model.experiments.run_registry import digest
 from model.experiments.warm import WarmStart
 from model.layers import embedding_parameters, fields_of, use_mean_if_missing
 from model.stec.stec import STECConfig, cost_note
+from model.toml_text import toml_text
 from model.training.batches import BLOCK_ROWS, Split, group_columns, numbers_never_missing
 from model.training.checkpoint import Checkpoint
 from model.training.device import CPU
@@ -60,8 +60,13 @@ def open_log(data: Data, root: Path) -> OpenedLog:
         ValueError: If the log is not prepared, was prepared with another [data] section, or has an unusable split.
     """
     prepared = read_prepared(root / data.prepared)
-    if prepared.facts.data != data:
-        raise ValueError(f"{prepared.folder} was prepared with another [data] section. Run ctr-prepare again.")
+    if difference := first_difference(prepared.facts.data, data):
+        key, *values = difference
+        before, now = ("not set" if value is None else toml_text(value) for value in values)
+        raise ValueError(
+            f"{prepared.folder} was prepared with another [data] section: {key} was {before} and is now {now}. Run "
+            f"ctr-prepare again, or change {key} back."
+        )
     splits = {name: load_split(prepared, name) for name in SPLITS}
     rows = {name: len(split) for name, split in splits.items()}
     return OpenedLog(prepared, splits, DataFacts(rows, fingerprint(prepared.folder)))
@@ -76,10 +81,11 @@ def load_split(prepared: Prepared, name: str) -> Split:
     """
     ids, values, labels = prepared.split(name)
     names = [field.name for field in prepared.schema.select("categorical")]
-    rate, weights = prepared.facts.data.negative_rate, read_weights(prepared, name, len(labels))
-    units = checked_length(prepared, f"{name}.units.npy", prepared.units(name), len(labels))
+    rate, weights = prepared.facts.data.negative_rate, read_weights(prepared, name)
     vectors = [bool(field.missing_vector) for field in prepared.schema.select("numeric")]
-    split = Split(ids, values, labels, weights, units, names, rate, vectors)
+    split = Split(
+        ids, values, labels, weights, prepared.units(name), names, rate, vectors, requests=prepared.requests(name)
+    )
     where = f"{prepared.folder}: {name}"
     if len(split) == 0:
         raise ValueError(f"{where} has no rows. Add some and run ctr-prepare again.")
@@ -92,32 +98,23 @@ def load_split(prepared: Prepared, name: str) -> Split:
     return split
 
 
-def read_weights(prepared: Prepared, name: str, rows: int) -> NDArray[np.float32] | None:
+def read_weights(prepared: Prepared, name: str) -> NDArray[np.float32] | None:
     """Return the weights of a split, scaled to a mean of 1, or None if the log has no weights.
 
     Raises:
         ValueError: If a weight is negative or not finite, or if all weights are 0.
     """
-    file = f"{name}.weights.npy"
-    weights = checked_length(prepared, file, prepared.weights(name), rows)
+    weights = prepared.weights(name)
     if weights is None:
         return None
+    file = prepared.folder / f"{name}.weights.npy"
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise ValueError(
-            f"{prepared.folder / file}: weights must be finite and at least 0, and not all 0. Fix the column "
+            f"{file}: weights must be finite and at least 0, and not all 0. Fix the column "
             f'"{prepared.facts.data.weight}" and run ctr-prepare again.'
         )
     scaled: NDArray[np.float32] = (weights / weights.mean(dtype=np.float64)).astype(np.float32)
     return scaled
-
-
-def checked_length(prepared: Prepared, file: str, column: NDArray[Any] | None, rows: int) -> NDArray[Any] | None:
-    """Return a column of a split. Raises ValueError if it has another number of rows than the split."""
-    if column is not None and len(column) != rows:
-        raise ValueError(
-            f"{prepared.folder / file} has {len(column):,} rows instead of {rows:,}. Run ctr-prepare again."
-        )
-    return column
 
 
 def fingerprint(prepared: Path) -> str:
@@ -178,12 +175,12 @@ def run_trial(
     if device.type == "cpu" and (warning := check_memory(memory_of(experiment, log))):
         print(f"warning: {warning}", file=sys.stderr)
     model, history = train_model(experiment, log, checkpoint, progress, device, warm)
-    best = max((e for e in history if e.improved), key=lambda e: e.epoch)
+    best = max((e for e in history if e.improved), key=lambda e: e.epoch, default=None)
     start = time.perf_counter()
     if recipe.exact_statistics:
         measure_batch_norms(model, train, recipe)
     ctr_valid, ctr = predict(model, valid), predict(model, test)
-    on_valid = evaluate_split(valid, ctr_valid) if recipe.exact_statistics else best.valid
+    on_valid = best.valid if best and not recipe.exact_statistics else evaluate_split(valid, ctr_valid)
     after_training_s = time.perf_counter() - start
     training_s = sum(len(train) / e.rows_per_s for e in history)
     two_rows = test.part(0, 2)
@@ -196,7 +193,7 @@ def run_trial(
     return model, RunMetrics(
         seed=recipe.seed,
         parameters=sum(p.numel() for p in model.parameters()),
-        best_epoch=best.epoch,
+        best_epoch=best.epoch if best else 0,
         seconds=training_s,
         valid=on_valid,
         test=evaluate_split(test, ctr),
@@ -222,7 +219,8 @@ def train_model(
     """Train one seed on train and valid. The arguments are those of run_trial().
 
     Returns:
-        The model on the device, with the weights of the best epoch; all epochs.
+        The model on the device, with the weights of the best epoch; all epochs. If no epoch of a warm run is better on
+        valid than the earlier run's weights, the model has these.
     """
     recipe, train, valid = experiment.training, log.splits["train"], log.splits["valid"]
     group_columns(recipe.hide, train.names)  # fail before training
@@ -236,11 +234,15 @@ def train_model(
         print(note, file=sys.stderr)
     for message in unused_in_model(experiment.model):
         print(f"warning: {message}", file=sys.stderr)
-    if warm is not None:
-        warm.copy_to(model)
-    elif recipe.initial_bias == "log_odds" and not checkpoint.exists():
-        start_at_click_rate(model, train, recipe)
+
+    def initialize() -> None:
+        """Set the first weights that are not random."""
+        if warm is not None:
+            warm.copy_to(model)
+        elif recipe.initial_bias == "log_odds":
+            start_at_click_rate(model, train, recipe)
+
+    tables, show, keep_start = embedding_parameters(model), (progress.on_epoch, progress.on_rows), warm is not None
     with progress:
-        tables = embedding_parameters(model)
-        history = fit(model, tables, train, valid, recipe, progress.on_epoch, progress.on_rows, checkpoint)
+        history = fit(model, tables, train, valid, recipe, *show, checkpoint, initialize, keep_start)
     return model, history

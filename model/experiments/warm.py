@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from contract.bundle import VOCABULARY
-from contract.schema import FeatureSchema, Field
+from contract.schema import TIME_TRANSFORMS, FeatureSchema, Field
 from contract.vocabulary import MISSING, UNKNOWN, Vocabulary, open_vocabulary
 from model.data.prepare.prepared import Prepared
 from model.experiment_config import Experiment
@@ -27,6 +27,7 @@ from model.layers import FeatureEmbedding
 from model.training.initial_bias import output_bias
 from model.zoo import Config, name_of
 
+MAX_MOVE = 0.1  # of a mean, in standard deviations, without a warning
 # The keys of [model] that may differ, because they do not change what the weights mean.
 FREE_KEYS = ("dropout", "mlp_dropout", "mlp2_dropout", "embedding_std")
 
@@ -42,6 +43,7 @@ class WarmStart:
         scale: The factor of each numeric field's vector, float32 (numeric). It compensates for another standard
             deviation in the new log, because the vector is multiplied by the normalized value.
         bias: What is added to the logit, because the two logs kept another share of the negatives.
+        warnings: The numeric fields whose mean has changed, which `scale` does not compensate for.
     """
 
     facts: WarmFacts
@@ -49,6 +51,7 @@ class WarmStart:
     rows: Tensor
     scale: Tensor
     bias: float
+    warnings: tuple[str, ...] = ()
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -88,12 +91,27 @@ def open_warm_start(run: Path, experiment: Experiment, prepared: Prepared) -> Wa
         tokens, known = tokens + len(new) - 2, known + int((source[2:] != UNKNOWN).sum())
         rows.append(source + offset)
         offset += len(old)
-    scale = [
-        new.std / old.std for old, new in zip(schema.select("numeric"), prepared.schema.select("numeric"), strict=True)
-    ]
+    numbers = list(zip(schema.select("numeric"), prepared.schema.select("numeric"), strict=True))
+    scale = torch.tensor([new.std / old.std for old, new in numbers])
     facts = WarmFacts(run_digest(run), tokens, tokens - known)
     bias = math.log(earlier.data.negative_rate / experiment.data.negative_rate)
-    return WarmStart(facts, model, torch.from_numpy(np.concatenate(rows)), torch.tensor(scale), bias)
+    warnings = tuple(filter(None, (moved_mean(old, new) for old, new in numbers)))
+    return WarmStart(facts, model, torch.from_numpy(np.concatenate(rows)), scale, bias, warnings)
+
+
+def moved_mean(old: Field, new: Field) -> str | None:
+    """Return a warning if the mean of a numeric field has changed between two logs, or None.
+
+    The normalized value is 0 at the mean, so every value moves, and the weights do not know it.
+    """
+    if abs(moved := (new.mean - old.mean) / old.std) <= MAX_MOVE:
+        return None
+    scale = " of its logarithm" if new.transform == "log1p" else ""
+    return (
+        f'the mean{scale} of field "{new.name}" has moved by {moved:+.2f} standard deviations, from {old.mean:g} to '
+        f"{new.mean:g}. The first predictions are off until training has adapted; use more epochs, or train without "
+        "--warm."
+    )
 
 
 def source_rows(old: Vocabulary, new: Vocabulary) -> NDArray[np.int64]:
@@ -145,7 +163,9 @@ def check_same_fields(run: Path, old: FeatureSchema, new: FeatureSchema) -> None
 def meaning(field: Field) -> str:
     """Return the properties of a field that its weights depend on."""
     transform = f" with {field.transform}" if field.transform else ""
-    return f"{field.side} {field.kind}{transform}"
+    zone = f" in {field.timezone or 'UTC'}" if field.transform in TIME_TRANSFORMS else ""
+    source = f" from {field.reads}" if field.reads != field.name else ""
+    return f"{field.side} {field.kind}{transform}{zone}{source}"
 
 
 def different(run: Path, reason: str) -> ValueError:

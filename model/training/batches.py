@@ -30,6 +30,7 @@ class Split:
         names: The names of the categorical fields. Only Training.hide needs them.
         negative_rate: The fraction of negatives that were kept when the log was downsampled. Predictions and metrics
             correct for it.
+        requests: The request in which each row was shown, (rows), or None. Metrics by request need it.
         missing_vectors: Whether each numeric field has a vector for a missing number, bool (numeric). Only those fields
             can have NaN. By default, no field has one.
     """
@@ -42,6 +43,7 @@ class Split:
     names: Sequence[str] = ()
     negative_rate: float = 1.0
     missing_vectors: Sequence[bool] = ()
+    requests: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,9 +55,10 @@ class Split:
 
     def select(self, rows: NDArray[Any]) -> "Split":
         """Return the rows with these indices or with this mask."""
-        weights, units = (None if a is None else a[rows] for a in (self.weights, self.units))
+        optional = (self.weights, self.units, self.requests)
+        weights, units, requests = (None if a is None else a[rows] for a in optional)
         arrays = {"ids": self.ids[rows], "values": self.values[rows], "labels": self.labels[rows]}
-        return replace(self, **arrays, weights=weights, units=units)
+        return replace(self, **arrays, weights=weights, units=units, requests=requests)
 
     def sample(self, rows: int) -> "Split":
         """Return at most this many rows, evenly spaced, because a log is often sorted by time."""

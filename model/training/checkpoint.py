@@ -77,10 +77,6 @@ class Checkpoint:
             self._partial.unlink(missing_ok=True)
             raise OSError(f"{self._path}: the checkpoint could not be written ({error})") from error
 
-    def exists(self) -> bool:
-        """Return whether there is a file, which may belong to another run."""
-        return self._path.is_file()
-
     def restore(self, state: State) -> list[Epoch]:
         """Load the checkpoint into `state` and return the finished epochs, or an empty list if there is no checkpoint.
 

@@ -35,6 +35,11 @@ class Epoch:
     wall_s: float | None = None
 
 
+def score_of(metrics: Metrics, recipe: Training) -> float:
+    """Return the monitored metric of a split, with a sign such that higher is better."""
+    return metrics.auc if recipe.monitor == "auc" else -metrics.logloss
+
+
 class EarlyStopping:
     """Keeps the best epoch's weights and counts consecutive epochs without improvement.
 
@@ -42,18 +47,18 @@ class EarlyStopping:
     """
 
     def __init__(self, recipe: Training) -> None:
-        self._monitor, self._patience = recipe.monitor, recipe.patience
+        self._recipe = recipe
         self.score, self.failures = -np.inf, 0
         self.best: dict[str, Tensor] = {}
 
     @property
     def should_stop(self) -> bool:
         """Whether there were `patience` consecutive epochs without improvement."""
-        return self.failures >= self._patience
+        return self.failures >= self._recipe.patience
 
     def update(self, metrics: Metrics, model: nn.Module) -> bool:
         """Record an epoch's metrics and return whether they improved. If so, copy the model's weights."""
-        score = metrics.auc if self._monitor == "auc" else -metrics.logloss
+        score = score_of(metrics, self._recipe)
         if score <= self.score + MIN_IMPROVEMENT:
             self.failures += 1
             return False

@@ -21,7 +21,13 @@ from model.training.metrics import evaluate_split
 LEARNING_RATE_FACTOR = 0.1
 MIN_LEARNING_RATE = 1e-6
 EVALUATION_ROWS = 16_384
-DIVERGED = "Training diverged. Lower training.learning_rate or model.embedding_std."
+
+
+class Diverged(ValueError):
+    """The loss or a prediction is not finite."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}. Training diverged. Lower training.learning_rate or model.embedding_std.")
 
 
 def fit(
@@ -33,6 +39,8 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_rows: Callable[[int], None] = lambda rows: None,
     checkpoint: Checkpoint | None = None,
+    initialize: Callable[[], None] = lambda: None,
+    keep_start: bool = False,
 ) -> list[Epoch]:
     """Train a model in place on its device, set it to the weights of the best epoch, and return all epochs.
 
@@ -46,9 +54,12 @@ def fit(
         on_rows: Called after each step with its number of rows.
         checkpoint: The checkpoint to which each finished epoch is saved and from which a killed run continues. On a
             CPU, the final weights are the same as without the interruption.
+        initialize: Called before the first epoch to set the first weights, but not if a checkpoint was restored.
+        keep_start: Whether the model keeps its first weights if no epoch is better on valid.
 
     Raises:
-        ValueError: If there are fewer than two training rows, or if the loss or a prediction is not finite.
+        ValueError: If there are fewer than two training rows.
+        Diverged: If the loss or a prediction is not finite.
     """
     if len(train) < 2:
         raise ValueError(f"train has {len(train)} rows; batch normalization needs at least two")
@@ -59,6 +70,10 @@ def fit(
     history = checkpoint.restore(state) if checkpoint else []
     for epoch in history:
         on_epoch(epoch)
+    if not history:
+        initialize()
+        if keep_start:
+            early_stopping.update(evaluate_split(valid, predict(model, valid)), model)
     while len(history) < recipe.epochs and not early_stopping.should_stop:
         start = time.perf_counter()
         loss = train_epoch(model, tables, batches, recipe, optimizer, on_rows)
@@ -76,7 +91,7 @@ def evaluate_epoch(number: int, loss: float, rows_per_s: float, state: State, va
     """Evaluate the model on the validation set. Keep its weights if they are the best, else lower the learning rate."""
     ctr = predict(state.model, valid)
     if not np.isfinite(ctr).all():
-        raise ValueError(f"after epoch {number}, some predictions are not finite. {DIVERGED}")
+        raise Diverged(f"after epoch {number}, some predictions are not finite")
     metrics = evaluate_split(valid, ctr)
     improved = state.early_stopping.update(metrics, state.model)
     group = state.optimizer.param_groups[0]
@@ -116,7 +131,7 @@ def train_epoch(
     """Train on every batch once and return the mean loss over the rows.
 
     Raises:
-        ValueError: If the loss is not finite.
+        Diverged: If the loss is not finite.
     """
     model.train()
     device, seen = device_of(model), 0
@@ -128,7 +143,7 @@ def train_epoch(
         on_rows(len(batch))
     optimizer.zero_grad()  # writing a checkpoint needs the memory
     if not total.isfinite():
-        raise ValueError(f"the training loss is {total.item()}. {DIVERGED}")
+        raise Diverged(f"the training loss is {total.item()}")
     return total.item() / seen
 
 

@@ -14,12 +14,14 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from model.training.batches import Split
 
+NDCG_ROWS = 10  # the ranks that count in NDCG@10
 BINS = 15  # as in Guo et al., On Calibration of Modern Neural Networks, ICML 2017
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The metrics of a split. None means that the run is older than the metric or, for gauc, that there are no units.
+    """The metrics of a split. None means that the run is older than the metric or that there are no units (gauc) or
+    requests (ndcg).
 
     Attributes:
         auc: The AUC, 0 to 1.
@@ -32,6 +34,9 @@ class Metrics:
             Facebook, ADKDD 2014). Below 1, the model is better than the base rate.
         gauc: The grouped AUC: the mean AUC of the units that have clicks and non-clicks, weighted by their rows (Zhu et
             al., Optimized Cost per Click in Taobao Display Advertising, KDD 2017).
+        ndcg: The mean NDCG@10 of the requests that have clicks and non-clicks, which all count the same (Järvelin and
+            Kekäläinen, Cumulated Gain-Based Evaluation of IR Techniques, TOIS 2002). It is that of the rows in the log:
+            weights and negative_rate have no effect.
     """
 
     auc: float
@@ -41,6 +46,7 @@ class Metrics:
     base_logloss: float | None = None
     normalized_entropy: float | None = None
     gauc: float | None = None
+    ndcg: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Bin:
 
 def evaluate_split(split: Split, ctr: NDArray[np.floating]) -> Metrics:
     """Return the metrics of a split. `ctr` are the probabilities that predict() returns, (rows)."""
-    return evaluate(split.labels, ctr, split.metric_weights(), split.units)
+    return evaluate(split.labels, ctr, split.metric_weights(), split.units, split.requests)
 
 
 def evaluate(
@@ -70,6 +76,7 @@ def evaluate(
     ctr: NDArray[np.floating],
     weights: NDArray[np.float64] | None = None,
     units: NDArray[Any] | None = None,
+    requests: NDArray[Any] | None = None,
 ) -> Metrics:
     """Return the metrics of a split.
 
@@ -78,6 +85,7 @@ def evaluate(
         ctr: Probabilities, (rows).
         weights: The weight of each row, (rows), or None if all rows have the same weight.
         units: The unit of each row, (rows), or None.
+        requests: The request of each row, (rows), or None.
 
     Raises:
         ValueError: If all labels are equal.
@@ -94,6 +102,7 @@ def evaluate(
         base_logloss=base,
         normalized_entropy=logloss / base,
         gauc=None if units is None else grouped_auc(labels64, ctr64, weights, units),
+        ndcg=None if requests is None else mean_ndcg(labels64, ctr64, requests),
     )
 
 
@@ -147,6 +156,36 @@ def grouped_auc(
         return None
     aucs = wins[both] / (unit_clicks[both] * unit_others[both])
     return float(np.average(aucs, weights=(unit_clicks + unit_others)[both]))
+
+
+def mean_ndcg(
+    labels: NDArray[np.float64], ctr: NDArray[np.float64], requests: NDArray[Any], top: int = NDCG_ROWS
+) -> float | None:
+    """Return the mean NDCG of the requests with clicks and non-clicks, or None without such requests.
+
+    The gain of a click is 1. Rows with equal predictions share the gains of their ranks, as in scikit-learn.
+
+    Args:
+        labels: 0 or 1, (rows).
+        ctr: Probabilities, (rows).
+        requests: The request of each row, (rows).
+        top: The number of ranks that count.
+    """
+    _, request = np.unique(requests, return_inverse=True)
+    order = np.lexsort((-ctr, request))
+    request, ctr, labels = request[order], ctr[order], labels[order]
+    sizes, clicks = np.bincount(request), np.bincount(request, labels)
+    rank = np.arange(len(request)) - (np.cumsum(sizes) - sizes)[request]
+    discount = np.where(rank < top, 1 / np.log2(rank + 2), 0)
+    ties = np.flatnonzero(np.r_[True, (np.diff(request) != 0) | (np.diff(ctr) != 0)])
+    rows = np.diff(np.r_[ties, len(request)])
+    gains = np.add.reduceat(labels, ties) / rows * np.add.reduceat(discount, ties)
+    found = np.bincount(request[ties], gains)
+    best = np.r_[0, np.cumsum(1 / np.log2(np.arange(top) + 2))]
+    both = (clicks > 0) & (clicks < sizes)
+    if not both.any():
+        return None
+    return float(np.mean(found[both] / best[np.minimum(clicks[both], top).astype(np.int64)]))
 
 
 def expected_calibration_error(bins: list[Bin]) -> float:

@@ -57,6 +57,8 @@ def test_files_may_be_a_path_or_a_list(tmp_path: Path) -> None:
         ({"rename": {"x": "user", "y": "user"}}, r'rename gives two columns the name "user"'),
         ({"positive": ["yes", ""]}, r'positive contains "", but a missing label'),
         ({"positive": ["yes"], "missing": ["yes"]}, r'"yes" is in both positive and missing'),
+        ({"positive": ["yes"], "missing": [" Yes"]}, r'"yes" is in both positive and missing'),
+        ({"positive": ["1.0"], "missing": ["1"]}, r'"1.0" is in both positive and missing'),
         ({"train": ["a.csv", ""]}, r'train contains ""\. Write a path, a glob or a folder'),
         ({"label": "ad"}, r'the label "ad" is also a field'),
         ({"fields": [{"name": "copy", "side": "candidate", "from": "label"}]}, r'the label "label" is also a field'),

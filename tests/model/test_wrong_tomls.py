@@ -254,6 +254,14 @@ WRONG = {
         lines(data=[*FRAPPE, "split = 'row'"]),
         ["[data]: split has no effect", "Remove it."],
     ),
+    "time_with_three_files": (
+        lines(more="time = 'at'"),
+        ["[data]: time has no effect", 'split = { by = "time", ... }', "no field reads the column. Remove it."],
+    ),
+    "time_with_a_random_split": (
+        split("{ by = 'random', valid = 0.1, test = 0.1 }", "time = 'at'"),
+        ["[data]: time has no effect", "Remove it."],
+    ),
     "delimiter_of_parquet": (
         lines(data=[line.replace(".csv", ".parquet") for line in DATA], more="delimiter = ';'"),
         ["[data]: delimiter has no effect on parquet files.", "text files (.csv, .tsv, .txt). Remove it."],
@@ -301,8 +309,8 @@ WRONG = {
     ),
     "no_transform": (field("transform = 'none'"), ['transform = "none" has no effect with reader = "table"', "Remove"]),
     "hide_without_rate": (
-        training("hide = [['ad']]", "unknown_rate = 0.0"),
-        ["[training]: hide has no effect with unknown_rate = 0", "Raise unknown_rate, or remove hide."],
+        training("hide = [['ad', 'age']]", "unknown_rate = 0.0"),
+        ["hide has no effect with unknown_rate = 0", "Raise unknown_rate, or remove the groups of several fields."],
     ),
     "mlp_dropout_without_mlp": (model("mlp_dropout = 0.1"), ["mlp_dropout = 0.1 needs hidden layers.", "Set mlp"]),
     # not TOML

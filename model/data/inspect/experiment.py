@@ -97,7 +97,11 @@ def file_lines(
         yield from (f"{split} = {quoted(path)}" for split, path in layout.splits.items())
         return
     yield f"files = [{', '.join(map(quoted, layout.files))}]"
+<<<<<<< HEAD
     length = split_length(layout, period)
+=======
+    length = duration(period) if period is not None else None
+>>>>>>> w-r2
     if length is not None and period is not None:
         yield f"time = {quoted(names[found.time])}"
         yield (

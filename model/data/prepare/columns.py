@@ -14,6 +14,7 @@ from contract.schema import Field
 from contract.timestamps import MIN_SECONDS, NUMBER
 from contract.tokens import absent_numbers, marked_numbers, signed_log1p, time_part, token
 from model.data.timestamps import EXPECTED_TIME, unix_seconds
+from model.data_config import label_key
 
 
 class BadValueError(ValueError):
@@ -153,13 +154,14 @@ def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
     return numbers.set(absent, None)
 
 
-def label_column(column: pl.Series, positive: Sequence[str] = ()) -> NDArray[np.uint8]:
+def label_column(column: pl.Series, positive: Sequence[str] = (), missing: Sequence[str] = ()) -> NDArray[np.uint8]:
     """Return a column as labels, uint8 (rows).
 
     Args:
         column: The labels from the log.
         positive: The labels that are clicks. All others are non-clicks. Upper and lower case are the same, and so are
             the numbers 1 and 1.0. If it is empty, the labels must be 0 and 1, or false and true.
+        missing: The labels that are neither clicks nor non-clicks, compared in the same way.
 
     Raises:
         BadValueError: If a label is missing, or is not 0 or 1 although `positive` is empty.
@@ -172,15 +174,17 @@ def label_column(column: pl.Series, positive: Sequence[str] = ()) -> NDArray[np.
         labels, expected = numbers.set((numbers != 0) & (numbers != 1), None), "0 or 1"
         advice = ". Name the labels that are clicks with positive = [...] in [data]."
     else:
-        labels, expected, advice = is_positive(column, positive), "a label", ". Write a label into every row."
+        labels, expected, advice = is_positive(column, positive, missing), "a label", ". Write a label into every row."
     bad = labels.is_null()
     if bad.any():
         row = bad.arg_max()
         assert row is not None
         value = column[row]
-        if value is None or positive:
+        key = label_key(value)
+        marked = ", which is in missing" if key is not None and key in map(label_key, missing) else ""
+        if value is None or positive or marked:
             advice = ". Write a label into every row."
-        raise BadValueError(column.name, f"{holds(value)}; expected {expected}{advice}", row)
+        raise BadValueError(column.name, f"{holds(value)}{marked}; expected {expected}{advice}", row)
     return labels.cast(pl.UInt8).to_numpy()
 
 
@@ -193,24 +197,13 @@ def parse_labels(column: pl.Series) -> pl.Series:
     return text.str.to_lowercase().replace({"true": "1", "false": "0"}).cast(pl.Float64, strict=False)
 
 
-def is_positive(column: pl.Series, positive: Sequence[str]) -> pl.Series:
-    """Return whether each label is one of `positive`. Missing labels are null."""
+def is_positive(column: pl.Series, positive: Sequence[str], missing: Sequence[str] = ()) -> pl.Series:
+    """Return whether each label is one of `positive`. It is null if the label is null, blank or one of `missing`."""
     distinct = column.unique()
-    clicks = {label_key(value) for value in positive}
+    clicks, absent = ({label_key(value) for value in values} for values in (positive, missing))
     keys = [label_key(value) for value in distinct.to_list()]
-    found = [None if key is None else key in clicks for key in keys]
+    found = [None if key is None or key in absent else key in clicks for key in keys]
     return column.replace_strict(distinct, pl.Series(found, dtype=pl.Boolean), return_dtype=pl.Boolean)
-
-
-def label_key(value: Any) -> str | None:
-    """Return a label as text by which labels are compared, or None if it is missing."""
-    text = None if isinstance(value, float) and math.isnan(value) else token(value)
-    if text is None:
-        return None
-    try:
-        return token(float(text))
-    except ValueError:
-        return text.casefold()
 
 
 def measure(field: Field, numbers: NDArray[np.float64], clip_share: float = 0.0) -> Field:

@@ -99,10 +99,10 @@ class Prepared:
         if not (self.folder / f"{split}.{kind}.npy").exists():
             return None
         column = self._load(f"{split}.{kind}.npy", dtype, ())
-        if len(column) != self.facts.splits[split].rows:
+        if len(column) != (rows := self.facts.splits[split].rows):
             raise ValueError(
-                f"{self.folder}: {split}.{kind}.npy has {len(column)} rows, but {split} has "
-                f"{self.facts.splits[split].rows}. Run ctr-prepare again."
+                f"{self.folder / f'{split}.{kind}.npy'} has {len(column):,} rows instead of {rows:,}. Run ctr-prepare "
+                "again."
             )
         return column
 

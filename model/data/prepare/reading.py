@@ -68,7 +68,7 @@ def read_split(
         row_columns = stack.enter_context(RowColumns(folder, split, log, row_values))
         for batch in read_batches(log, split):
             try:
-                batch_labels = label_column(batch[log.label], log.positive)
+                batch_labels = label_column(batch[log.label], log.positive, log.missing)
                 columns = list(pool.map(convert, (batch[f.reads] for f in log.fields), log.fields, repeat(values)))
                 row_columns.append(batch)
             except BadValueError as error:

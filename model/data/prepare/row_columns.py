@@ -1,6 +1,6 @@
 """The weight, the unit and the request of each row, which training and metrics use beside the fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,6 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from contract.schema import Field
+from contract.tokens import marked_numbers
 from model.data.prepare.columns import BadValueError, holds, number_column, text_column
 from model.data.prepare.counting import DistinctValues
 from model.data.prepare.writing import GrowingArray
@@ -43,7 +44,7 @@ class RowColumns:
         """
         named = {WEIGHTS: log.weight, UNITS: log.unit, REQUESTS: log.request}
         self._columns = {kind: column for kind, column in named.items() if column}
-        self._values = values
+        self._values, self._missing = values, log.missing
         self._split = split
         self._total_weight = 0.0
         self._files = {
@@ -73,7 +74,7 @@ class RowColumns:
                 self._total_weight += float(weights.sum(dtype=np.float64))
                 file.append(weights)
             else:
-                file.append(code_column(batch[column], self._values[kind], file.rows))
+                file.append(code_column(batch[column], self._values[kind], file.rows, self._missing))
 
     def check(self) -> None:
         """Check the weights of the whole split.
@@ -103,13 +104,15 @@ def weight_column(column: pl.Series) -> NDArray[np.float32]:
     return weights
 
 
-def code_column(column: pl.Series, values: DistinctValues, first_row: int) -> NDArray[np.int32]:
+def code_column(
+    column: pl.Series, values: DistinctValues, first_row: int, missing: Sequence[str] = ()
+) -> NDArray[np.int32]:
     """Return a column of units or requests as codes, int32 (rows). Equal values have the same code, of at least 1.
 
-    A row without a value is a unit or request of its own, with the code -(row + 1), where `first_row` is the number of
-    the column's first row in its split.
+    A row whose value is null, blank or in `missing` is a unit or request of its own, with the code -(row + 1), where
+    `first_row` is the number of the column's first row in its split.
     """
-    text = text_column(column).str.strip_chars().replace("", None)
-    codes = values.codes(text)
+    text = text_column(column, marked_numbers(missing)).str.strip_chars()
+    codes = values.codes(text.set(text.is_in(["", *missing]), None))
     rows = np.arange(first_row, first_row + len(codes), dtype=np.int32)
     return np.where(codes == 0, -1 - rows, codes)

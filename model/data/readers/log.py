@@ -11,12 +11,10 @@ from contract.schema import FeatureSchema, Field
 from model.data_config import Data
 
 SPLITS = ("train", "valid", "test")
-# The number of a row's file, which is its position in `Log.files`.
-FILE = "__file__"
 # The line number of a row in a text file, or its row number in a parquet file. Both start at 1; a header counts as a
 # line.
 LINE = "__line__"
-# The number of a row's file, if the log has several.
+# The number of a row's file, which is its position in `Log.files`.
 FILE = "__file__"
 
 
@@ -48,6 +46,7 @@ class Log:
         unit: The column with the unit of each row, or "".
         request: The column with the request of each row, or "".
         positive: The labels that are clicks, or () if the labels are 0 and 1.
+        missing: The labels, units and requests that mean "missing".
         whole: Whether every row of every file is in one of the splits.
     """
 
@@ -61,6 +60,7 @@ class Log:
     unit: str = ""
     request: str = ""
     positive: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     whole: bool = True
 
     @property

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from contract.tokens import token
+from contract.tokens import marked_numbers, token
 from model.data.readers.log import FILE, LINE
 from model.data.timestamps import EXPECTED_TIME, unix_seconds
 from model.data_config import Data, SplitAtRandom, SplitByTime
@@ -47,7 +49,7 @@ def split_rows(
     if isinstance(data.split, SplitByTime):
         return split_by_time(frame, data.split, data.time, position)
     assert isinstance(data.split, SplitAtRandom)
-    return split_at_random(frame, data.split, position)
+    return split_at_random(frame, data.split, position, data.missing)
 
 
 def split_by_time(
@@ -120,7 +122,10 @@ def first_and_last(frame: pl.LazyFrame, column: str, position: Callable[[int, in
 
 
 def split_at_random(
-    frame: pl.LazyFrame, split: SplitAtRandom, position: Callable[[int, int], str] = format_position
+    frame: pl.LazyFrame,
+    split: SplitAtRandom,
+    position: Callable[[int, int], str] = format_position,
+    missing: Sequence[str] = (),
 ) -> Mapping[str, pl.LazyFrame]:
     """Return shares of the rows, or of the units, as valid and test, and the rest as train.
 
@@ -132,6 +137,7 @@ def split_at_random(
         frame: The log.
         split: The shares, the seed and the unit.
         position: See split_rows().
+        missing: The units that mean "missing".
 
     Raises:
         ValueError: If the column of the units has a type that cannot be compared.
@@ -141,10 +147,10 @@ def split_at_random(
         row += pl.col(FILE).cast(pl.UInt64) * uint64(MAX_LINES)
     drawn = with_draw(frame, split.seed, row)
     if split.unit:
-        check_units(frame, split.unit, position)
+        check_units(frame, split.unit, position, missing)
 
         def draw_units(units: pl.Series) -> pl.Series:
-            return unit_draws(units, split.seed)
+            return unit_draws(units, split.seed, missing)
 
         draws = pl.col(split.unit).map_batches(draw_units, return_dtype=pl.UInt64, is_elementwise=True)
         drawn = drawn.with_columns(draws.fill_null(pl.col(DRAW)).alias(DRAW))
@@ -154,11 +160,13 @@ def split_at_random(
     return {name: drawn.filter(part).drop(DRAW) for name, part in parts.items()}
 
 
-def check_units(frame: pl.LazyFrame, unit: str, position: Callable[[int, int], str]) -> None:
+def check_units(
+    frame: pl.LazyFrame, unit: str, position: Callable[[int, int], str], missing: Sequence[str] = ()
+) -> None:
     """Check that the units of a log can be read, which depends on their type. Floats may also contain NaN."""
     is_bad = pl.col(unit).is_not_null()
     if frame.collect_schema()[unit].is_float():
-        is_bad &= ~pl.col(unit).is_finite()
+        is_bad &= ~pl.col(unit).is_finite() & ~pl.col(unit).is_in(marked_numbers(missing))
     file = [FILE] if FILE in frame.collect_schema() else []
     for row in frame.filter(is_bad).select(LINE, *file, unit).head(1).collect(engine="streaming").iter_rows(named=True):
         try:
@@ -168,20 +176,23 @@ def check_units(frame: pl.LazyFrame, unit: str, position: Callable[[int, int], s
             raise ValueError(f'{where}: column "{unit}" is the unit of the split, so each value {error}') from error
 
 
-def unit_draws(units: pl.Series, seed: int) -> pl.Series:
+def unit_draws(units: pl.Series, seed: int, missing: Sequence[str] = ()) -> pl.Series:
     """Return a hash of the seed and each unit, uint64. Equal units have equal hashes, in files of any type.
 
-    It is null for a null or blank unit.
+    It is null for a unit that is null, blank or in `missing`.
     """
     key = (seed % WORD).to_bytes(8, "little")
 
-    def draw(unit: str | None) -> int | None:
-        if unit is None:
+    def draw(value: Any) -> int | None:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None  # it is in `missing`, because check_units() rejects all others
+        unit = token(value)
+        if unit is None or unit in missing:
             return None
         return int.from_bytes(hashlib.blake2b(unit.encode(), digest_size=8, key=key).digest(), "little")
 
     distinct = units.drop_nulls().unique()
-    draws = pl.Series([draw(token(unit)) for unit in distinct.to_list()], dtype=pl.UInt64)
+    draws = pl.Series([draw(unit) for unit in distinct.to_list()], dtype=pl.UInt64)
     return units.replace_strict(distinct, draws, default=None, return_dtype=pl.UInt64)
 
 

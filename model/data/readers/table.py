@@ -55,6 +55,7 @@ def read(folder: Path, data: Data) -> Log:
         unit=data.unit,
         request=data.request,
         positive=data.positive,
+        missing=data.missing,
         whole=whole,
     )
 
@@ -86,19 +87,9 @@ def join_groups(
     numbers -= {field.reads for field in fields if field.kind == "categorical"}
     frames, first = {}, 0
     for key, group in sources.items():
-        frame = join_parts(parts[first : first + len(group)], columns, numbers=numbers, first=first)
-        frames[key] = without_missing_labels(frame, data)
+        frames[key] = join_parts(parts[first : first + len(group)], columns, numbers=numbers, first=first)
         first += len(group)
     return frames
-
-
-def without_missing_labels(frame: pl.LazyFrame, data: Data) -> pl.LazyFrame:
-    """Return the frame with null for labels that mean "missing", which would otherwise be non-clicks."""
-    if not (data.positive and data.missing):
-        return frame
-    label = pl.col(data.label)
-    is_missing = label.cast(pl.String).str.strip_chars().is_in(data.missing)
-    return frame.with_columns(pl.when(~is_missing).then(label).alias(data.label))
 
 
 def group_name(folder: Path, patterns: Sequence[str], sources: Sequence[Source]) -> str:

@@ -1,9 +1,12 @@
 """Test ctr-train --auto: the search, its time budget and its outputs."""
 
+import math
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +19,13 @@ from model.experiments.run_folder import open_run
 from model.experiments.settings import changed, first_settings, neighbors, value_of, within
 from model.experiments.time_budget import WRITING_S, TimeBudget, TimeUp
 from model.experiments.train import train
-from model.experiments.trial import OpenedLog, open_log
+from model.experiments.trial import OpenedLog, open_log, train_model
 from model.training.batches import Split
 from model.training.checkpoint import Checkpoint
 from model.training.device import CPU
 from model.training.early_stopping import Epoch
 from model.training.metrics import Metrics
-from tests.support.runs import TINY, experiment, make_root
+from tests.support.runs import TINY, experiment, make_root, trained_with
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +44,8 @@ class Clock:
         return self.now_s
 
 
-def search(root: Path, folder: Path, minutes: float, tick_s: float = 0.2) -> tuple[Search, Clock]:
-    tiny, clock = read_experiment(root / TINY), Clock(tick_s)
+def search(root: Path, folder: Path, minutes: float, tick_s: float = 0.2, **training: object) -> tuple[Search, Clock]:
+    tiny, clock = trained_with(read_experiment(root / TINY), **training), Clock(tick_s)
     log = open_log(tiny.data, root)
     budget = TimeBudget(60 * minutes, log.facts.rows, clock)
     return Search(tiny, log, folder, budget, CPU, lambda trial: None), clock
@@ -52,8 +55,8 @@ def test_the_search_tries_the_settings_of_the_file_and_returns_the_best_on_valid
     found, _ = search(root, tmp_path, minutes=2)
     best = found.run()
     assert found.trials[0].experiment == read_experiment(root / TINY)
-    losses = [trial.logloss for trial in found.trials]
-    assert best.logloss == min(losses)
+    assert best.score == max(trial.score for trial in found.trials)
+    assert best.score == -min(epoch.valid.logloss for trial in found.trials for epoch in trial.history)
     assert len({str(trial.settings) for trial in found.trials}) == len(found.trials) > 6
     assert {trial.settings["embedding_l2"] for trial in found.trials} >= {0.0, 0.03, 0.1, 0.3, 1.0, 3.0}
 
@@ -102,6 +105,49 @@ def test_the_best_trial_beyond_the_grid_is_followed(
     assert max(trial.settings["embedding_l2"] for trial in found.trials) == 1000
 
 
+def test_trials_are_ranked_by_the_monitored_metric(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A higher penalty has a better AUC and a worse logloss."""
+
+    def pretend(
+        tried: Experiment, log: OpenedLog, checkpoint: Checkpoint, progress: auto.TrialProgress, device: torch.device
+    ) -> None:
+        gain = 1e-4 * tried.training.embedding_l2
+        for number in range(1, tried.training.epochs + 1):
+            progress.on_epoch(Epoch(number, 1.0, Metrics(0.6 + gain, 0.5 + gain), 1e-3, 1e6, number == 1, 0.01))
+
+    monkeypatch.setattr(auto, "train_model", pretend)
+    found, _ = search(root, tmp_path, minutes=60, tick_s=0.001, monitor="auc")
+    assert found.run().settings["embedding_l2"] == 1000
+    assert "valid AUC 0.70000, logloss 0.60000" in str(found.best)
+
+
+@pytest.mark.parametrize("diverges", [lambda l2: l2 == 0, lambda l2: l2 in (0.3, 1.0), lambda l2: l2 > 0.1])
+def test_a_trial_that_diverges_is_reported_and_the_search_goes_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, diverges: Callable[[float], bool]
+) -> None:
+    def sometimes(tried: Experiment, *others: Any) -> Any:
+        # Only the loss overflows here; training itself is real.
+        hot = diverges(tried.training.embedding_l2) and tried.training.epochs > 1
+        return train_model(changed(tried, "learning_rate", 1e30) if hot else tried, *others)
+
+    monkeypatch.setattr(auto, "train_model", sometimes)
+    found, _ = search(root, tmp_path, minutes=1)
+    best = found.run()
+    failed = [trial for trial in found.trials if trial.error]
+    assert failed
+    assert all(diverges(trial.experiment.training.embedding_l2) for trial in failed)
+    assert "Training diverged. Lower training.learning_rate" in str(failed[0])
+    assert failed[0].is_finished
+    assert not best.error
+    assert best.score > failed[0].score == -math.inf
+
+
+def test_a_search_whose_trials_all_diverge_is_an_error_with_the_reason(root: Path, tmp_path: Path) -> None:
+    found, _ = search(root, tmp_path, minutes=60, learning_rate=1e30)
+    with pytest.raises(ValueError, match=r"all 6 trials failed\. trial 1: .*: failed: .*Training diverged"):
+        found.run()
+
+
 def test_the_run_is_the_one_that_ctr_train_gives_with_the_chosen_settings(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,7 +174,7 @@ def test_test_rows_do_not_influence_the_search(root: Path, tmp_path: Path) -> No
         if flip:
             test = found._log.splits["test"]
             found._log.splits["test"] = replace(test, ids=test.ids * 0, labels=1 - test.labels)
-        losses.append((found.run().settings, found.best.logloss))
+        losses.append((found.run().settings, found.best.score))
     assert losses[0] == losses[1]
 
 

@@ -60,7 +60,7 @@ def test_a_model_that_is_worse_than_the_base_rate_is_reported_with_its_interval(
     assert warning is not None
     assert warning.startswith("the model is worse than the base rate on test: logloss 0.5")
     assert "±" in warning
-    assert "training.embedding_l2" in warning
+    assert "Raise training.net_l2 and training.embedding_l2, or let ctr-train --auto find them" in warning
 
 
 def test_a_model_that_knows_nothing_is_not_measurably_better_and_one_that_knows_more_is() -> None:
@@ -202,7 +202,7 @@ def test_weights_change_training_and_metrics_and_a_weight_of_zero_removes_a_row(
     [
         (np.full(3000, -1.0), "at least 0"),
         (np.full(3000, np.nan), "finite"),
-        (np.ones(2), "2 rows, but train has 3000"),
+        (np.ones(2), "2 rows instead of 3,000"),
     ],
 )
 def test_invalid_weights_are_rejected_before_training(
@@ -212,6 +212,27 @@ def test_invalid_weights_are_rejected_before_training(
     np.save(tmp_path / "prepared" / "train.weights.npy", weights.astype(np.float32))
     with pytest.raises(ValueError, match=rf"train\.weights\.npy.*{words}"):
         open_log(read_experiment(shop / "shop.toml").data, tmp_path)
+
+
+def test_the_ranking_within_requests_and_units_is_reported(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = tmp_path / "shop.toml"
+    toml.write_text(LEAKED.replace("[model]", 'request = "user"\nunit = "ad"\n[model]').replace('ad", "paid', "ad"))
+    shutil.copytree(shop / "log", tmp_path / "log")
+    prepare(tmp_path, read_experiment(toml).data)
+    assert main([str(toml), "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 0
+    metrics = msgspec.json.decode((tmp_path / "run" / METRICS).read_bytes(), type=RunMetrics)
+    assert metrics.test.ndcg is not None
+    assert metrics.test.gauc is not None
+    printed = capsys.readouterr().out
+    assert f"test NDCG@10 within a request {metrics.test.ndcg:.5f}" in printed
+    assert f"test AUC within a unit {metrics.test.gauc:.5f}" in printed
+    page = markdown(summarize(read_experiment(toml), [metrics], [{}], None))
+    expected = (
+        f"mean AUC within a unit (gauc) **{metrics.test.gauc:.4f}** ± 0.0000, mean NDCG@10 within a request (ndcg) "
+    )
+    assert f"Ranking on test: {expected}**{metrics.test.ndcg:.4f}**" in page
 
 
 def test_hide_names_must_be_fields_of_the_log(shop: Path, tmp_path: Path) -> None:

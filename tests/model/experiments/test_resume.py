@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from model.experiment_config import Experiment, read_experiment
 from model.experiments.run_folder import WEIGHTS, open_run
 from model.experiments.train import train
-from model.experiments.trial import UNFINISHED, open_log
+from model.experiments.trial import UNFINISHED, open_log, run_trial
 from model.layers import embedding_parameters
 from model.stec.stec import STEC
 from model.training.checkpoint import Checkpoint, State
 from model.training.early_stopping import EarlyStopping, Epoch
 from model.training.fit import fit
+from model.training.progress import EpochTable
 from tests.support.runs import make_root, trained_with
 from tests.support.stec_models import clicks_of_pairs, stec
 
@@ -152,6 +153,24 @@ def test_a_checkpoint_of_another_model_is_ignored_and_the_model_is_unchanged(
     assert finished_epochs(checkpoint, "this run", experiment, model) == []
     assert "the tensors of another model" in capsys.readouterr().err
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stale", ["another experiment", "broken"])
+def test_a_run_that_ignores_its_checkpoint_starts_at_the_click_rate(root: Path, tmp_path: Path, stale: str) -> None:
+    """The same run with and without a checkpoint that cannot be restored gives the same model."""
+    experiment = trained_with(read_experiment(root / "experiments" / "tiny.toml"), epochs=1)
+    log = open_log(experiment.data, root)
+    losses = []
+    for name in ("clean", "stale"):
+        path = tmp_path / f"{name}.safetensors"
+        if name == "stale" and stale == "broken":
+            path.write_bytes(b"broken")
+        elif name == "stale":
+            other = trained_with(experiment, learning_rate=0.001)
+            run_trial(other, log, Checkpoint(path, "another experiment"), EpochTable(other, 1))
+        _, metrics = run_trial(experiment, log, Checkpoint(path, "this run"), EpochTable(experiment, 1))
+        losses.append([epoch.loss for epoch in metrics.history])
+    assert losses[0] == losses[1]
 
 
 def test_different_data_has_a_different_fingerprint(root: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Test ctr-train --warm: weights are copied by token, whatever ids the tokens have."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from contract.schema import FeatureSchema, read_schema
+from contract.schema import FeatureSchema, Field, read_schema, write_schema
 from contract.vocabulary import MISSING, UNKNOWN, Vocabulary, build_vocabulary, open_vocabulary
 from model.cli.train import main
 from model.data.prepare.prepare import prepare
@@ -21,7 +22,7 @@ from model.experiments.run_folder import METRICS, data_of, open_run, save_run
 from model.experiments.settings import changed
 from model.experiments.train import train
 from model.experiments.trial import load_split
-from model.experiments.warm import check_same_fields, open_warm_start, source_rows
+from model.experiments.warm import check_same_fields, moved_mean, open_warm_start, source_rows
 from model.layers import FeatureEmbedding, fields_of
 from model.training.batches import Split
 from model.training.fit import predict
@@ -132,6 +133,22 @@ def test_a_warm_run_starts_where_the_earlier_one_ended(root: Path, tmp_path: Pat
     assert abs(cold.valid.logloss - metrics.valid.logloss) > 1e-3
 
 
+def test_a_warm_run_whose_epochs_are_all_worse_keeps_the_earlier_weights(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = trained_with(
+        read_experiment(root / TINY), learning_rate=3.0, epochs=2, embedding_l2=10.0, exact_statistics=False
+    )
+    metrics = train(experiment, root, tmp_path / "run", warm=root / "run")
+    assert metrics.best_epoch == 0
+    assert len(metrics.history) == 2
+    assert not any(epoch.improved for epoch in metrics.history)
+    assert metrics.valid.logloss < min(epoch.valid.logloss for epoch in metrics.history)
+    earlier, kept = open_run(root / "run")[0], open_run(tmp_path / "run")[0]
+    assert all(torch.equal(kept.state_dict()[name], tensor) for name, tensor in earlier.state_dict().items())
+    assert "no epoch is better on valid than the weights" in capsys.readouterr().err
+
+
 def test_another_share_of_kept_negatives_moves_the_logit(root: Path) -> None:
     """The probabilities of the true traffic stay the same: predict() corrects for negative_rate."""
     experiment, prepared = read_experiment(root / NEXT), read_prepared(root / "next")
@@ -183,14 +200,39 @@ def test_a_log_with_other_fields_is_rejected(root: Path) -> None:
     fewer, swapped = FeatureSchema(schema.fields[1:]), FeatureSchema(schema.fields[::-1])
     first = msgspec.structs.replace(schema.fields[0], side="candidate")
     moved = FeatureSchema((first, *schema.fields[1:]))
+    hour = Field("shown_hour", "context", transform="hour", source="at")
+    fields = [
+        msgspec.structs.replace(hour, **change)
+        for change in ({}, {"timezone": "Europe/Istanbul"}, {"source": "seen_at"}, {"timezone": "UTC"})
+    ]
+    here, there, elsewhere, utc = (FeatureSchema((*schema.fields, field)) for field in fields)
+    check_same_fields(root / "run", here, utc)
     for old, new, message in [
         (schema, fewer, 'field "user" is in the run but not in the log'),
         (fewer, schema, 'field "user" is in the log but not in the run'),
         (schema, swapped, "the fields are in the order user, age_band"),
         (schema, moved, 'field "user" is context categorical in the run and candidate categorical in the log'),
+        (here, there, "context categorical with hour in UTC from at in the run and .* in Europe/Istanbul from at in"),
+        (here, elsewhere, "with hour in UTC from at in the run and .* in UTC from seen_at in the log"),
     ]:
         with pytest.raises(ValueError, match=message):
             check_same_fields(root / "run", old, new)
+
+
+def test_a_mean_that_moved_is_a_warning(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = Field("bid", "candidate", "numeric", mean=2.0, std=4.0)
+    assert moved_mean(old, msgspec.structs.replace(old, mean=2.4, std=9.0)) is None
+    expected = r'the mean of field "bid" has moved by -0\.25 standard deviations, from 2 to 1\.'
+    assert re.match(expected, moved_mean(old, msgspec.structs.replace(old, mean=1.0)) or "")
+    logarithm = msgspec.structs.replace(old, transform="log1p")
+    assert "the mean of its logarithm" in (moved_mean(logarithm, msgspec.structs.replace(logarithm, mean=9.0)) or "")
+    schema = read_schema(root / "next" / "schema.json")
+    fields = [msgspec.structs.replace(f, mean=f.mean + f.std) if f.name == "bid" else f for f in schema.fields]
+    shutil.copytree(root, tmp_path / "root")
+    write_schema(FeatureSchema(tuple(fields)), tmp_path / "root" / "next" / "schema.json")
+    command = [str(root / NEXT), "--data", str(tmp_path / "root"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--warm", str(root / "run")]) == 0
+    assert 'ctr-train: warning: the mean of field "bid" has moved by +1' in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_rejected(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

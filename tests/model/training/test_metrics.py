@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import ndcg_score, roc_auc_score
 
-from model.training.metrics import BINS, Metrics, evaluate, expected_calibration_error, grouped_auc, reliability
+from model.training.metrics import (
+    BINS,
+    Metrics,
+    evaluate,
+    expected_calibration_error,
+    grouped_auc,
+    mean_ndcg,
+    reliability,
+)
 
 
 def test_a_constant_prediction_of_the_click_rate_is_calibrated() -> None:
@@ -97,6 +105,30 @@ def test_the_grouped_auc_is_the_mean_auc_of_the_units_weighted_by_their_rows(
             sizes.append(mine.sum())
     expected = float(np.average(aucs, weights=sizes)) if aucs else None
     assert grouped_auc(labels, ctr, None, units) == (None if expected is None else pytest.approx(expected))
+
+
+@given(st.lists(ROWS, min_size=1, max_size=40), st.integers(1, 12))
+def test_the_ndcg_is_the_mean_of_scikit_learn_over_the_requests_with_clicks_and_non_clicks(
+    rows: list[tuple[int, float, int, str]], top: int
+) -> None:
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    labels, ctr, requests = columns[0].astype(float), columns[1], columns[3]
+    scores = []
+    for request in np.unique(requests):
+        mine = requests == request
+        if labels[mine].min() < labels[mine].max():
+            scores.append(ndcg_score([labels[mine]], [ctr[mine]], k=top))
+    expected = pytest.approx(np.mean(scores)) if scores else None
+    assert mean_ndcg(labels, ctr, requests, top) == expected
+
+
+def test_only_the_first_ten_rows_of_a_request_count() -> None:
+    labels, ctr = np.zeros(12), np.linspace(0.9, 0.1, 12)
+    labels[[1, 11]] = 1
+    metrics = evaluate(labels, ctr, requests=np.ones(12))
+    assert metrics.ndcg == pytest.approx((1 / np.log2(3)) / (1 + 1 / np.log2(3)))
+    assert evaluate(labels, ctr).ndcg is None
+    assert evaluate(labels, ctr, requests=np.arange(12)).ndcg is None
 
 
 def test_the_metrics_of_an_older_run_can_be_read() -> None:

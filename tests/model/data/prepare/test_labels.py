@@ -61,6 +61,22 @@ def test_a_label_that_is_missing_or_unknown_is_an_error(
     assert error.value.row == 1
 
 
+@pytest.mark.parametrize(
+    ("labels", "marker"),
+    [
+        (pl.Series([1.0, -1.0, 0.0]), "-1"),
+        (pl.Series([1, -1, 0]), "-1.0"),
+        (pl.Series(["yes", " Null ", "no"]), "NULL"),
+        (pl.Series(["yes", "-1.0", "no"]), "-1"),
+        (pl.Series([True, False, True]), "False"),
+    ],
+)
+def test_a_label_in_missing_is_an_error_in_any_notation(labels: pl.Series, marker: str) -> None:
+    with pytest.raises(BadValueError, match=r"holds .*, which is in missing; expected a label") as error:
+        label_column(labels, ("1", "yes", "true"), (marker,))
+    assert error.value.row == 1
+
+
 def test_a_column_of_lists_has_no_labels() -> None:
     with pytest.raises(BadValueError, match=r"has the type List\(Int64\); expected labels such as 0 and 1"):
         label_column(pl.Series([[1]]), ("1",))

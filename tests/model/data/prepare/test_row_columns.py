@@ -16,7 +16,12 @@ WEIGHTS = [0.0, 1.0, 2.5, 1.0]
 
 
 def prepared(
-    folder: Path, columns: dict[str, pl.Series], weight: str = "", unit: str = "", request: str = ""
+    folder: Path,
+    columns: dict[str, pl.Series],
+    weight: str = "",
+    unit: str = "",
+    request: str = "",
+    missing: tuple[str, ...] = (),
 ) -> Prepared:
     frame = pl.DataFrame({"click": [0, 1, 0, 1], "place": ["p", "p", "q", "q"], "ad": ["a", "b", "a", "b"]} | columns)
     for split in SPLITS:
@@ -34,6 +39,7 @@ def prepared(
         weight=weight,
         unit=unit,
         request=request,
+        missing=missing,
     )
     return prepare(folder, data)
 
@@ -58,6 +64,24 @@ def test_weights_units_and_requests_follow_the_rows(
         assert weights.tolist() == WEIGHTS
         assert units.tolist() == [1, -2, 2, 1]
         assert requests.tolist() == [1, 1, -3, 2]
+
+
+@pytest.mark.parametrize(
+    ("users", "marker"),
+    [
+        (pl.Series(["u", "NULL", " NULL ", "v"]), "NULL"),
+        (pl.Series(["u", "NULL", "NULL", "v"], dtype=pl.Categorical()), "NULL"),
+        (pl.Series([7, -1, -1, 8]), "-1"),
+        (pl.Series([7.0, -1.0, -1.0, 8.0]), "-1"),
+        (pl.Series([7.0, float("nan"), float("nan"), 8.0], dtype=pl.Float32), "nan"),
+        (pl.Series([7.0, float("-inf"), float("-inf"), 8.0]), "-inf"),
+    ],
+)
+def test_a_marker_is_no_unit_and_no_request(tmp_path: Path, users: pl.Series, marker: str) -> None:
+    log = prepared(tmp_path, {"user": users}, unit="user", request="user", missing=("n/a", marker))
+    for column in (log.units("test"), log.requests("test")):
+        assert column is not None
+        assert column.tolist() == [1, -2, -3, 2]
 
 
 def test_a_log_without_these_columns_has_none(tmp_path: Path) -> None:
@@ -92,5 +116,5 @@ def test_a_weight_that_is_not_a_finite_number_of_at_least_0_is_rejected(
 def test_a_file_with_another_number_of_rows_is_rejected(tmp_path: Path) -> None:
     log = prepared(tmp_path, {"w": pl.Series(WEIGHTS)}, weight="w")
     np.save(log.folder / "valid.weights.npy", np.ones(3, np.float32))
-    with pytest.raises(ValueError, match=r"valid\.weights\.npy has 3 rows, but valid has 4\. Run ctr-prepare again"):
+    with pytest.raises(ValueError, match=r"valid\.weights\.npy has 3 rows instead of 4\. Run ctr-prepare again"):
         log.weights("valid")

@@ -281,7 +281,7 @@ def test_keys_describe_a_file_with_semicolons_text_labels_and_markers(tmp_path: 
 def test_a_missing_label_is_neither_a_click_nor_a_non_click(tmp_path: Path) -> None:
     write(tmp_path, a_csv=f"{HEAD}yes,u,a\nno,v,b\nNULL,v,b\n")
     log = read(tmp_path, train="a.csv", positive=("yes",), missing=("NULL",))
-    with pytest.raises(ValueError, match=r'a\.csv:4: column "click" is empty; expected a label'):
+    with pytest.raises(ValueError, match=r'a\.csv:4: column "click" holds "NULL", which is in missing; expected'):
         prepare_log(tmp_path, log)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -269,6 +270,16 @@ def test_rows_without_a_unit_are_spread_over_the_splits() -> None:
     assert {split: len(lines) for split, lines in parts.items()} == pytest.approx(
         {"train": 1000, "valid": 500, "test": 500}, rel=0.15
     )
+
+
+@pytest.mark.parametrize(
+    ("marker", "value"), [("NULL", "NULL"), ("NULL", " NULL "), ("-1", -1), ("-1", -1.0), ("NaN", float("nan"))]
+)
+def test_a_marker_is_no_unit(marker: str, value: Any) -> None:
+    data = msgspec.structs.replace(at_random(0.25, 0.25, 1, "user"), missing=(marker,))
+    users = {True: pl.Series("user", [value] * 2000), False: pl.Series("user", [None] * 2000, dtype=pl.String)}
+    marked, null = (lines_of(dict(split_rows(log_of(2000).with_columns(users[key]), data))) for key in (True, False))
+    assert marked == null
 
 
 def test_a_unit_that_cannot_be_read_is_reported() -> None:
