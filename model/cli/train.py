@@ -101,7 +101,7 @@ def train_best(options: argparse.Namespace, deadline_s: float) -> None:
     if options.seed is not None:
         experiment = with_seed(experiment, options.seed)
     trial, metrics = train_auto(experiment, options.data, options.out, deadline_s, options.device, print_trial)
-    print(f"\nThe best is trial {trial.number}. To keep its settings, write to {options.experiment}:\n")
+    print(f"\nThe best is trial {trial.number}. To keep its settings, replace these keys in {options.experiment}:\n")
     print(chosen_toml(trial))
     print_result(metrics, options.out)
 

@@ -6,6 +6,7 @@ They are here because importing model/experiment_config.py takes seconds: it imp
 SMALL_LOG = 100_000  # rows; the default recipe suits larger logs
 SMALL_BATCH = 256
 SMALL_EMBEDDING_L2 = 0.3
+SMALL_NET_L2 = 0.3
 NET_L2_CLICKS = 10.0  # docs/tuning.md
 
 

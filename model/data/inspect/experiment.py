@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from contract.schema import NAME, Side
-from model.data.inspect.guess import Guess, Guesses, click_labels
+from model.data.inspect.guess import Guess, Guesses
 from model.data.inspect.layout import Layout, Period, split_length, time_fields
 from model.data.inspect.sample import QUOTE, Sample
 from model.data.readers.scan import DELIMITERS, text_ending
-from model.data.recipe import NET_L2_CLICKS, SMALL_BATCH, SMALL_EMBEDDING_L2, SMALL_LOG, first_net_l2
+from model.data.recipe import SMALL_BATCH, SMALL_EMBEDDING_L2, SMALL_LOG, SMALL_NET_L2
 from model.data.value_warnings import quoted, rows_in
 
 TRAIN_SHARE = 0.8
@@ -50,7 +50,7 @@ def write_experiment(
         *numeric_lines(found, names),
         *unused_lines(found),
         *field_lines(found, names, layout, period),
-        *training_lines(found, total),
+        *training_lines(total),
     ]
     return "\n".join(lines) + "\n"
 
@@ -97,11 +97,7 @@ def file_lines(
         yield from (f"{split} = {quoted(path)}" for split, path in layout.splits.items())
         return
     yield f"files = [{', '.join(map(quoted, layout.files))}]"
-<<<<<<< HEAD
     length = split_length(layout, period)
-=======
-    length = duration(period) if period is not None else None
->>>>>>> w-r2
     if length is not None and period is not None:
         yield f"time = {quoted(names[found.time])}"
         yield (
@@ -212,7 +208,7 @@ def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: P
             yield from (
                 'side = "context"',
                 f'transform = "{part}"',
-                '# timezone = "Europe/Istanbul"  # the default is UTC',
+                '# timezone = "Europe/Istanbul"  # if the times have an offset or are in UTC, and users live there',
             )
     for each in found.columns.values():
         if each.role == "field" and (markers := number_markers(each)):
@@ -222,16 +218,14 @@ def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: P
             yield f"missing = [{listed}]" + (f"  # {UNSURE}: {', '.join(shares)}" if shares else "")
 
 
-def training_lines(found: Guesses, total: int | None) -> Iterator[str]:
+def training_lines(total: int | None) -> Iterator[str]:
     """Yield a recipe for a small log. Without the penalties, a model of few clicks is worse than the base rate."""
     if not total or total >= SMALL_LOG:
         return
-    clicks = float(click_labels(found.columns[found.label].column, found.positive).mean()) * total * TRAIN_SHARE
-    net_l2 = first_net_l2(clicks, total * TRAIN_SHARE)
     yield from ("", "[training]  # for a small log; ctr-train --auto finds better values")
     yield f"batch_size = {SMALL_BATCH}"
     yield f"embedding_l2 = {SMALL_EMBEDDING_L2}"
-    yield f"net_l2 = {net_l2:.1g}  # about {NET_L2_CLICKS:g} divided by the number of clicks"
+    yield f"net_l2 = {SMALL_NET_L2}"
 
 
 def number_markers(each: Guess) -> Sequence[str]:
