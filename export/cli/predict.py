@@ -5,11 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.cpu_quota import limit_threads
+from contract.system_errors import explain_denied
 from model.cli.arguments import INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    limit_threads()
     parser = argparse.ArgumentParser(prog="ctr-predict", description=__doc__)
     parser.add_argument("folder", type=Path, help="a run folder (from ctr-train) or a bundle (from ctr-export)")
     parser.add_argument(
@@ -60,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.on_bad_row == "null",
                 lambda rows: progress.advance(task, rows),
             )
+    except PermissionError as error:
+        print(f"ctr-predict: {explain_denied(Path(error.filename or '.'))}", file=sys.stderr)
+        return 2
     except (OSError, ValueError) as error:
         print(f"ctr-predict: {error}", file=sys.stderr)
         return 2

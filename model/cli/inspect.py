@@ -5,12 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from contract.cpu_quota import limit_threads
+from contract.system_errors import explain_denied
 from model.cli.arguments import INTERRUPTED
 from model.data.data_folder import add_data_argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    limit_threads()
     parser = argparse.ArgumentParser(prog="ctr-inspect", description=__doc__)
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="files, folders or globs: .parquet, .csv, .tsv, .txt, also .gz or .zst"
@@ -38,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"warning: {line}", style="bold yellow", soft_wrap=True, markup=False)
         if out is not None:
             write_whole(out, inspected.experiment().encode())
+    except PermissionError as error:
+        print(f"ctr-inspect: {explain_denied(Path(error.filename or '.'))}", file=sys.stderr)
+        return 2
     except (OSError, ValueError) as error:
         print(f"ctr-inspect: {error}", file=sys.stderr)
         return 2

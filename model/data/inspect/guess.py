@@ -188,7 +188,7 @@ def guess_roles(found: Guesses) -> None:
             unused(each, "values of this type are not supported")
         elif PREDICTION_WORDS & parts and each.column.type == "decimal":
             unused(each, "looks like the output of a model")
-        elif not found.request and REQUEST_WORDS & parts and each.column.distinct > FEW_VALUES:
+        elif not found.request and REQUEST_WORDS & parts and FEW_VALUES < each.column.distinct < len(each.column.text):
             found.request, each.role = name, "request"
         elif not found.unit and USER_WORDS & parts and each.column.distinct > FEW_VALUES:
             found.unit = name

@@ -1,5 +1,6 @@
 """Scanning the files of a log as one lazy frame, in which every row has FILE and LINE."""
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -89,6 +90,13 @@ def open_text(source: Source, text: TextFormat) -> Part:
     """
     names = text.names or header(source, text)
     checked = check_lines(source, text, names)
+    if checked.swallowed_lines and len(names) > 2:
+        print(
+            f"warning: {source.name}:{checked.first_swallowed}: {checked.swallowed_lines:,} lines inside quoted values "
+            f"look like rows, because they have {len(names)} columns. If a quote before this line is not closed, these "
+            'rows are lost: close the quote, or set quote = "" in [data] if quotes have no meaning in this file.',
+            file=sys.stderr,
+        )
     header_rows = 0 if text.names else 1
     frame = pl.scan_csv(
         source.path,

@@ -48,10 +48,15 @@ class CheckedLines:
         rows: The number of rows, including the header.
         multiline_rows: The numbers of the rows (from 1) whose values contain line breaks, with one entry per line
             break. Row r begins at line r + (number of entries below r).
+        swallowed_lines: The number of lines inside quoted values that have as many delimiters as a row. An unclosed
+            quote may have turned these rows into a value.
+        first_swallowed: The number of the first such line, or 0.
     """
 
     rows: int
     multiline_rows: NDArray[np.int64]
+    swallowed_lines: int = 0
+    first_swallowed: int = 0
 
 
 def header(source: Source, text: TextFormat) -> list[str]:
@@ -106,7 +111,8 @@ def check_lines(source: Source, text: TextFormat, names: Sequence[str]) -> Check
             wanted = 2 * len(rest)
     if rest and (rest := check.add(rest)):
         raise check.open_quote(rest)
-    return CheckedLines(check.rows, np.array(check.multiline_rows, np.int64))
+    multiline_rows = np.array(check.multiline_rows, np.int64)
+    return CheckedLines(check.rows, multiline_rows, check.swallowed_lines, check.first_swallowed)
 
 
 class RowCheck:
@@ -115,11 +121,14 @@ class RowCheck:
     Attributes:
         rows: The number of rows so far.
         multiline_rows: See CheckedLines.
+        swallowed_lines: See CheckedLines.
+        first_swallowed: See CheckedLines.
     """
 
     def __init__(self, name: str, text: TextFormat, names: Sequence[str]) -> None:
         self.rows = 0
         self.multiline_rows = array("q")
+        self.swallowed_lines = self.first_swallowed = 0
         self._name = name
         self._text = text
         self._quote = text.quote.encode()
@@ -146,12 +155,30 @@ class RowCheck:
         if len(ends):
             self._check_columns(block, is_delimiter[:size], ends)
         inner_ends = inner_ends[inner_ends < size]
+        if len(inner_ends):
+            self._find_swallowed(characters[:size], inner_ends)
         self.multiline_rows.extend((self.rows + 1 + np.searchsorted(ends, inner_ends)).tolist())
         self.rows += len(ends)
         self._lines += len(ends) + len(inner_ends)
         if len(block) - size > MAX_VALUE_BYTES:
             raise self.open_quote(block[size:])
         return block[size:]
+
+    def _find_swallowed(self, characters: NDArray[np.uint8], inner_ends: NDArray[np.int64]) -> None:
+        """Count the lines inside quoted values that look like rows, because they have as many delimiters.
+
+        Args:
+            characters: Complete rows.
+            inner_ends: The positions of the line breaks inside quoted values.
+        """
+        ends = np.flatnonzero(characters == LF)
+        before = np.cumsum(characters == ord(self._text.delimiter))
+        following = np.searchsorted(ends, inner_ends) + 1  # the lines after these line breaks
+        delimiters = before[ends[following]] - before[inner_ends]
+        found = following[delimiters == len(self._names) - 1]
+        if len(found) and not self.swallowed_lines:
+            self.first_swallowed = self._lines + int(found[0]) + 1
+        self.swallowed_lines += len(found)
 
     def open_quote(self, rest: bytes) -> ValueError:
         """Return the error for the last row of a file, in which a quote is still open."""

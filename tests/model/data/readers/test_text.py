@@ -257,6 +257,19 @@ def test_a_quoted_header_may_contain_line_breaks_and_delimiters() -> None:
     assert read[LINE].to_list() == [3]
 
 
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_rows_inside_a_quoted_value_are_a_warning_that_names_the_line(
+    compression: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The quote in line 3 is closed only in line 6, so the two rows between them are part of a value."""
+    content = b'x,y,z\n1,a,b\n2,c,"22\n3,d,e\n4,f,g\n5,h,27"\n6,i,"two\nlines"\n'
+    read_file(compress(content, compression), f"log.csv{compression}", "", '"')
+    error = capsys.readouterr().err
+    assert f"log.csv{compression}:4: 3 lines inside quoted values look like rows, because they have 3 columns" in error
+    read_file(b'x,y,z\n1,a,"two\nlines"\n', "good.csv", "", '"')
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
 def test_a_line_in_another_encoding_is_an_error_that_names_it(compression: str) -> None:
     content = "x,y\n1,a\n2,José\n3,b\n".encode("latin-1")
