@@ -122,7 +122,11 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("embedding", "model", "l2"), [(256, 'type = "fm"', 0.01), (128, "blocks = 1", 0.0)], ids=["fm", "stec"]
+    ("embedding", "model", "l2"),
+    [
+        pytest.param(256, 'type = "fm"', 0.01, id="fm", marks=pytest.mark.full),
+        pytest.param(128, "blocks = 1", 0.0, id="stec"),
+    ],
 )
 def test_the_estimate_is_within_a_quarter_of_the_measured_peak(
     ids: Path, tmp_path: Path, embedding: int, model: str, l2: float

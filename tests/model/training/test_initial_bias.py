@@ -54,7 +54,12 @@ def test_the_mean_prediction_of_a_new_model_is_the_click_rate(name: str, options
     assert predict(model, train).mean() == pytest.approx(CLICK_RATE, rel=0.05)
 
 
-@pytest.mark.parametrize("name", MODELS)
+USUAL = ("stec", "fm", "dcn")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in USUAL else pytest.param(name, marks=pytest.mark.full) for name in MODELS]
+)
 def test_the_mean_prediction_with_default_options_is_the_click_rate(name: str) -> None:
     options: dict[str, Any] = {"context1": ("user",)} if name == "finalmlp" else {}
     config, _ = MODELS[name]

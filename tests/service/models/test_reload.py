@@ -204,7 +204,14 @@ def with_other_answers(folder: Path) -> None:
     shutil.rmtree(folder.with_name("whole"))
 
 
-@pytest.mark.parametrize("damage", [corrupted, without_a_manifest, removed, with_other_answers])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        corrupted,
+        with_other_answers,
+        *(pytest.param(damage, marks=pytest.mark.full) for damage in (without_a_manifest, removed)),
+    ],
+)
 def test_start_up_falls_back_to_the_last_good_version(
     two_versions: Path, versions: tuple[str, str], tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
