@@ -14,7 +14,7 @@ from model.data.value_warnings import count_values, leak_warning, quoted, text_w
 
 # A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
 MAX_UNKNOWN_SHARE = 0.8
-SAMPLE_ROWS, SAMPLE_PARTS = 200_000, 20  # what the warnings about values look at
+SAMPLE_ROWS, SAMPLE_PARTS = 50_000, 20  # what the warnings about values look at
 CAPTION = "missing: share in train; unknown: share in test that is not in the vocabulary\n"
 
 
