@@ -12,6 +12,11 @@ OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 HOW_TO_RAISE_LIMITS = "Raise the limit of this process: ulimit -n for open files, ulimit -v for memory."
 
 
+def describe(error: Exception) -> str:
+    """Return the message of an error for the user of a command. A PermissionError is explained (see explain_denied)."""
+    return explain_denied(Path(error.filename or ".")) if isinstance(error, PermissionError) else str(error)
+
+
 def explain_denied(path: Path, *, secret: bool = False) -> str:
     """Return a message for a PermissionError at a path: the user, the first path that refuses, and the way out.
 

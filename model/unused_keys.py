@@ -44,7 +44,7 @@ def unused_in_data(data: "Data") -> Iterator[tuple[str, str]]:
     """Yield each key of [data] that has no effect with the section's other keys, and why."""
     is_split_here = data.reader in SPLIT_READERS
     if isinstance(data.split, str) and not is_split_here:
-        yield "split", f'with reader = "{data.reader}" and train, valid and test in files of their own. Remove it.'
+        yield "split", f'with reader = "{data.reader}" and separate files for train, valid and test. Remove it.'
     if not (is_split_here and data.split == "row"):
         only = f'It belongs to split = "row" of reader = {quoted(SPLIT_READERS)}.'
         instead = ' Write seed in split = { by = "random", ... } instead.' if data.reader == "table" else ""

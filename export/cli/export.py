@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.cpu_quota import limit_threads
-from contract.system_errors import explain_denied
+from contract.system_errors import describe
 from model.data.data_folder import add_data_argument
 
 if TYPE_CHECKING:
@@ -38,11 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
             progress.add_task("folding, exporting and checking against torch")
             manifest, difference = export(options.run, options.bundle, prepared)
-    except PermissionError as error:
-        print(f"ctr-export: {explain_denied(Path(error.filename or '.'))}", file=sys.stderr)
-        return 2
     except (OSError, ValueError) as error:
-        print(f"ctr-export: {error}", file=sys.stderr)
+        print(f"ctr-export: {describe(error)}", file=sys.stderr)
         return 2
     print(f"{options.bundle}: {manifest.name}, version {manifest.version[:12]}")
     print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over {REQUESTS} golden requests")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contract.cpu_quota import limit_threads
-from contract.system_errors import explain_denied
+from contract.system_errors import describe
 from model.cli.arguments import INTERRUPTED
 
 
@@ -63,11 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.on_bad_row == "null",
                 lambda rows: progress.advance(task, rows),
             )
-    except PermissionError as error:
-        print(f"ctr-predict: {explain_denied(Path(error.filename or '.'))}", file=sys.stderr)
-        return 2
     except (OSError, ValueError) as error:
-        print(f"ctr-predict: {error}", file=sys.stderr)
+        print(f"ctr-predict: {describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ctr-predict: interrupted; nothing was written", file=sys.stderr)

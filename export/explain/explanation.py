@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from contract.bundle import EXPLAIN, EXPLANATION, MANIFEST, VOCABULARY, Calibration, open_bundle
+from contract.bundle import EXPLAIN, EXPLANATION, VOCABULARY, Calibration, open_bundle
 from contract.encode import Encoder, ModelInput, join
 from contract.pairs import ranked_pairs
 from contract.reader import BadFeature, shorten
@@ -25,7 +25,8 @@ from contract.vocabulary import MISSING, UNKNOWN, Vocabulary, open_vocabulary
 from export.explain.case import Case
 from export.graphs.explain import ExplainGraph
 from export.graphs.share import ShareGraph
-from model.experiments.run_folder import METRICS, open_run
+from export.run_or_bundle import is_bundle
+from model.experiments.run_folder import open_run
 from model.stec.stec import STEC
 
 MAX_VALUE_LENGTH = 28  # in characters, in tables and pictures
@@ -183,14 +184,7 @@ def open_explainer(folder: Path) -> Explainer:
     Raises:
         ValueError: If the folder is neither or is damaged, or if its model has an MLP head, which cannot be explained.
     """
-    if (folder / MANIFEST).is_file():
-        return open_bundle_explainer(folder)
-    if (folder / METRICS).is_file():
-        return open_run_explainer(folder)
-    raise ValueError(
-        f"{folder} is neither a bundle (it has no {MANIFEST}) nor a run (it has no {METRICS}). "
-        "Create one with ctr-train EXPERIMENT.toml --out RUN and ctr-export RUN BUNDLE."
-    )
+    return open_bundle_explainer(folder) if is_bundle(folder) else open_run_explainer(folder)
 
 
 def readable(text: str) -> str:

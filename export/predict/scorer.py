@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 import kernel
-from contract.bundle import KERNEL, MANIFEST, MODEL, OUTPUT, VOCABULARY, Bundle, BundleError, Calibration, open_bundle
+from contract.bundle import KERNEL, MODEL, OUTPUT, VOCABULARY, Bundle, BundleError, Calibration, open_bundle
 from contract.encode import Encoder, join
 from contract.reader import Features
 from contract.schema import FeatureSchema
 from contract.vocabulary import Vocabulary, open_vocabulary
 from export.graphs.plain import PlainGraph
+from export.run_or_bundle import is_bundle
 from model.data_config import Data
-from model.experiments.run_folder import METRICS, open_run
+from model.experiments.run_folder import open_run
 
 Feed = Mapping[str, NDArray[np.generic]]
 RUN_ROWS = 1024  # rows in one run of the graph, which needs (rows, fields, fields) numbers per attention head
@@ -72,14 +73,7 @@ def open_scorer(folder: Path) -> Scorer:
     Raises:
         ValueError: If the folder is neither, or is damaged.
     """
-    if (folder / MANIFEST).is_file():
-        return open_bundle_scorer(folder)
-    if (folder / METRICS).is_file():
-        return open_run_scorer(folder)
-    raise ValueError(
-        f"{folder} is neither a bundle (it has no {MANIFEST}) nor a run (it has no {METRICS}). "
-        "Create one with ctr-train EXPERIMENT.toml --out RUN and ctr-export RUN BUNDLE."
-    )
+    return open_bundle_scorer(folder) if is_bundle(folder) else open_run_scorer(folder)
 
 
 def open_bundle_scorer(folder: Path) -> Scorer:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contract.cpu_quota import limit_threads
-from contract.system_errors import explain_denied
+from contract.system_errors import describe
 from model.cli.arguments import INTERRUPTED
 from model.data.data_folder import add_data_argument
 
@@ -41,11 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"warning: {line}", style="bold yellow", soft_wrap=True, markup=False)
         if out is not None:
             write_whole(out, inspected.experiment().encode())
-    except PermissionError as error:
-        print(f"ctr-inspect: {explain_denied(Path(error.filename or '.'))}", file=sys.stderr)
-        return 2
     except (OSError, ValueError) as error:
-        print(f"ctr-inspect: {error}", file=sys.stderr)
+        print(f"ctr-inspect: {describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ctr-inspect: interrupted; nothing was written", file=sys.stderr)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contract.cpu_quota import limit_threads
-from contract.system_errors import explain_denied
+from contract.system_errors import describe
 from model.cli.arguments import INTERRUPTED
 from model.data.data_folder import add_data_argument
 
@@ -39,11 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = read_experiment(options.experiment).data
         check_files_exist(options.config or options.experiment, options.data, data)
         prepared = prepare(options.data, data)
-    except PermissionError as error:
-        print(f"ctr-prepare: {explain_denied(Path(error.filename or '.'))}", file=sys.stderr)
-        return 2
     except (OSError, ValueError) as error:
-        print(f"ctr-prepare: {error}", file=sys.stderr)
+        print(f"ctr-prepare: {describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ctr-prepare: interrupted; nothing was written", file=sys.stderr)

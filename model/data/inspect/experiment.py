@@ -11,7 +11,6 @@ from model.data.readers.scan import DELIMITERS, text_ending
 from model.data.recipe import SMALL_BATCH, SMALL_EMBEDDING_L2, SMALL_LOG, SMALL_NET_L2
 from model.data.value_warnings import quoted, rows_in
 
-TRAIN_SHARE = 0.8
 UNSURE = "UNSURE"
 
 

@@ -87,7 +87,7 @@ class Prepared:
     def units(self, split: str) -> NDArray[np.int32] | None:
         """Return the code of each row's unit, int32 (rows), memory-mapped, or None if the log has no units.
 
-        All splits use the same codes. A row without a unit is a unit of its own, with a negative code.
+        All splits use the same codes. A row without a unit is its own unit, with a negative code.
         """
         return self._row_column(split, "units", np.int32)
 

@@ -109,7 +109,7 @@ def code_column(
 ) -> NDArray[np.int32]:
     """Return a column of units or requests as codes, int32 (rows). Equal values have the same code, of at least 1.
 
-    A row whose value is null, blank or in `missing` is a unit or request of its own, with the code -(row + 1), where
+    A row whose value is null, blank or in `missing` is its own unit or request, with the code -(row + 1), where
     `first_row` is the number of the column's first row in its split.
     """
     text = text_column(column, marked_numbers(missing)).str.strip_chars()

@@ -135,7 +135,7 @@ def fetch(pattern: str) -> list[Source]:
             files.update(file for file in below if not any(map(is_hidden, file[len(match) :].split("/"))))
         names = [system.unstrip_protocol(file) for file in sorted(files)]
         copies = fsspec.open_local([f"simplecache::{name}" for name in names]) if names else []
-    except Exception as error:  # each protocol's package has exceptions of its own
+    except Exception as error:  # each protocol's package has its own exceptions
         raise ValueError(f"{pattern}: cannot be copied: {error}. Check the URL and your credentials.") from error
     return [
         Source(name, Path(copy), partitions(name.split("/")[:-1])) for name, copy in zip(names, copies, strict=True)

@@ -35,7 +35,8 @@ PAIRS = {
     ("hour", "category"): (1, 0.1),
     ("country", "language"): (1, 0.25),
 }
-# In addition, a user's taste interacts with the ad's topic, which is the campaign's plus a smaller part of its own.
+# In addition, a user's taste interacts with the topic of the ad: the topic of its campaign, plus a smaller part that
+# only the ad has.
 TASTE_RANK = 4
 TASTE_STD = 0.04
 # The mean and standard deviation that normalize a numeric field, and its effect.

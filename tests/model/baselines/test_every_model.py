@@ -111,7 +111,7 @@ def test_missing_numbers_train_the_vector_of_their_field(name: str, options: dic
     gradients = [beta.grad for beta in betas if beta is not None and beta.grad is not None]
     assert len(gradients) == len(betas) > 0
     assert all((gradient[0] == 0).all() for gradient in gradients)  # This field is never missing.
-    # A gate of FinalMLP has a table of its own, of which it reads only some fields.
+    # A gate of FinalMLP has its own table, and reads only some of the table's fields.
     assert any((gradient[1] != 0).all() for gradient in gradients)
 
 
