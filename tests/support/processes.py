@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 
 from contract.bundle import GOLDEN, Calibration, write_manifest
 from contract.golden import read_golden, write_golden
@@ -84,17 +85,26 @@ def score(server: Server) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def served_by(server: Server, requests: int) -> int:
-    """Send this many requests, and return how many workers used CPU time to answer them."""
-    before = {pid: cpu_ticks(pid) for pid in children(server.process.pid)}
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: score(server), range(requests)))
-    return sum(cpu_ticks(pid) > ticks for pid, ticks in before.items())
+def accepting_workers(server: Server, connections: int = 8) -> int:
+    """Open this many connections, and return how many workers have accepted one of them.
+
+    A worker that is still starting has not accepted any, even though it exists and uses CPU time.
+    """
+    port = urlsplit(server.url).port
+    with ExitStack() as opened:
+        opened_ports = {opened.enter_context(connected(server)).getsockname()[1] for _ in range(connections)}
+
+        def accepted() -> list[set[int]]:
+            return [opened_ports & client_ports(worker, port) for worker in children(server.process.pid)]
+
+        eventually(lambda: sum(map(len, accepted())) == connections, "all connections are accepted")
+        return sum(bool(ports) for ports in accepted())
 
 
-def cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return int(fields[11]) + int(fields[12])
+def client_ports(worker: int, port: int | None) -> set[int]:
+    """Return the clients' ports of the connections to `port` that the worker has accepted."""
+    connections = psutil.Process(worker).net_connections("tcp")
+    return {at.raddr.port for at in connections if at.raddr and at.laddr.port == port}
 
 
 @contextmanager

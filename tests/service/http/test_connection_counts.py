@@ -12,7 +12,7 @@ import pytest
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
 from service.processes.server import CHECK_S
 from service.telemetry.metrics_folder import FOLDER_VARIABLE
-from tests.support.processes import Server, children, eventually, metric, served_by, serving
+from tests.support.processes import Server, accepting_workers, children, client_ports, eventually, metric, serving
 
 
 @pytest.mark.timing
@@ -20,7 +20,7 @@ from tests.support.processes import Server, children, eventually, metric, served
 def test_clients_that_connect_one_after_another_are_spread_evenly(bundle: Path, pause_s: float) -> None:
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers are running")
-        eventually(lambda: served_by(server, 20) == 2, "both workers accept connections")
+        eventually(lambda: accepting_workers(server) == 2, "both workers accept connections")
         rounds = [shares(server, 16, pause_s) for _ in range(5)]
         # Two rounds may be uneven: on a busy machine, a worker may be suspended for longer than the other one yields.
         assert sum(5 <= first <= 11 and 5 <= second <= 11 for first, second in rounds) >= 3, rounds
@@ -43,12 +43,6 @@ def shares(server: Server, clients: int, pause_s: float) -> list[int]:
 
         eventually(lambda: sum(accepted()) == clients, "the last connections are accepted")
         return accepted()
-
-
-def client_ports(worker: int, port: int | None) -> set[int]:
-    """Return the clients' ports of the connections to `port` that the worker has accepted."""
-    connections = psutil.Process(worker).net_connections("tcp")
-    return {at.raddr.port for at in connections if at.raddr and at.laddr.port == port}
 
 
 def test_a_worker_publishes_its_count_as_soon_as_a_connection_is_closed(bundle: Path) -> None:

@@ -11,7 +11,17 @@ import httpx
 import pytest
 
 from tests.support.app import a_request
-from tests.support.processes import Server, children, eventually, is_alive, metric, score, served_by, serving, sockets
+from tests.support.processes import (
+    Server,
+    accepting_workers,
+    children,
+    eventually,
+    is_alive,
+    metric,
+    score,
+    serving,
+    sockets,
+)
 
 OK_COUNT = 'ctr_request_seconds_count{outcome="ok"}'
 
@@ -20,7 +30,7 @@ OK_COUNT = 'ctr_request_seconds_count{outcome="ok"}'
 def two(bundle: Path) -> Iterator[Server]:
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers are running")
-        eventually(lambda: served_by(server, 20) == 2, "both workers accept connections")
+        eventually(lambda: accepting_workers(server) == 2, "both workers accept connections")
         yield server
 
 
@@ -81,7 +91,7 @@ def test_a_new_worker_gets_its_share_of_the_connections(bundle: Path) -> None:
     """Otherwise, the new worker would get no requests from clients that keep their connections open."""
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
         eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers are running")
-        eventually(lambda: served_by(server, 20) == 2, "both workers accept connections")
+        eventually(lambda: accepting_workers(server) == 2, "both workers accept connections")
         with ExitStack() as stack:
             killed, left = children(server.process.pid)
             os.kill(killed, signal.SIGKILL)
