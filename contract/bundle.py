@@ -19,7 +19,7 @@ from contract.schema import TIME_TRANSFORMS, Attention, FeatureSchema, read_sche
 from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
 
-FORMAT_VERSIONS = (2, 3)  # that this server reads; see format_version()
+FORMAT_VERSIONS = (2, 3)  # The versions that this server reads. See format_version().
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 VOCABULARY = "vocabulary"
@@ -41,7 +41,7 @@ class BundleError(ValueError):
 
 
 class OutOfResources(BundleError):
-    """This process has too few file descriptors or too little memory to open the bundle. The bundle may be good."""
+    """This process has too few file descriptors or too little memory to open the bundle. The bundle may be valid."""
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +104,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         cascade: The cascade rules in ascending order of k. Empty if the bundle has no SCREEN.
         type: The type of the model, as in model/zoo.py. Absent from older bundles, all of which contain a STEC.
         warnings: Why the model may not be worth serving. Absent if there are no warnings. Servers before version 0.9
-            refuse a bundle that has it.
+            refuse a bundle with warnings.
         digest: SHA-256 over the rest of the manifest. It reveals changes to the manifest itself.
     """
 
@@ -178,10 +178,10 @@ def write_manifest(
 
 
 def format_version(schema: FeatureSchema) -> int:
-    """Return the oldest version of the bundle format that has all features of a schema.
+    """Return the oldest version of the bundle format that supports all features of a schema.
 
-    Servers before 0.9 read only version 2. Version 3 adds names to read from, timestamps, log1p and vectors for missing
-    numbers. A server that does not know these would compute wrong probabilities.
+    Servers before 0.9 read only version 2. Version 3 adds timestamps, log1p, vectors for missing numbers, and the names
+    in requests that fields are read from. A server that does not support these would compute wrong probabilities.
     """
     uses_version_3 = any(
         field.transform in ("log1p", *TIME_TRANSFORMS)
@@ -202,7 +202,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
 
     Raises:
         BundleError: The format is not supported, or a file is missing, changed, not in the manifest, or a link.
-        OutOfResources: This process may not open more files or use more memory.
+        OutOfResources: This process cannot open more files or allocate more memory.
     """
     try:
         folder = folder.resolve()
@@ -231,7 +231,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
 
 
 def unreadable(path: Path, error: OSError) -> BundleError:
-    """Return the BundleError for a file that cannot be read. It is OutOfResources if the bundle is not the reason."""
+    """Return the BundleError for a file that cannot be read: OutOfResources if this process has reached a limit."""
     if error.errno in OUT_OF_RESOURCES:
         return OutOfResources(f"{path}: {error.strerror}. {HOW_TO_RAISE_LIMITS}")
     return BundleError(f"{path}: {error.strerror}. {HOW_TO_EXPORT}")

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 PROC = Path("/proc/self")
-# The libraries of training and serving read these when they are imported or first used.
+# The libraries for training and serving read these variables when they are imported or first used.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
-ESCAPED = re.compile(r"\\([0-7]{3})")  # How mountinfo writes a space.
+ESCAPED = re.compile(r"\\([0-7]{3})")  # For example, mountinfo escapes a space as \040.
 
 
 def available_cpus(proc: Path = PROC) -> int:
@@ -40,7 +40,7 @@ def limit_threads(proc: Path = PROC) -> None:
 
 
 def cpu_quota(proc: Path = PROC) -> float | None:
-    """Return the tightest quota of the process's cgroup and all cgroups above it, in CPUs. None if there is none."""
+    """Return the tightest quota of the process's cgroup and all cgroups above it, in CPUs, or None without a quota."""
     try:
         folders = list(cgroup_folders(proc))
     except (OSError, ValueError):  # Not Linux, or /proc is hidden.
@@ -67,8 +67,8 @@ def cgroup_folders(proc: Path) -> Iterator[Path]:
 def path_below(cgroup: str, root: str) -> PurePosixPath:
     """Return the path from the root of a mounted hierarchy to a cgroup.
 
-    In a container, the hierarchy may be mounted from the container's own cgroup, under a path that does not exist
-    inside. The result is then the mounted cgroup.
+    In a container, the root of the mounted hierarchy may be the container's own cgroup, so the cgroup's path may not
+    exist below it. In this case, the result is the empty path, which stands for the mounted cgroup itself.
     """
     try:
         below = PurePosixPath(cgroup).relative_to(root)
@@ -78,7 +78,7 @@ def path_below(cgroup: str, root: str) -> PurePosixPath:
 
 
 def folder_quota(folder: Path) -> float | None:
-    """Return the quota of one cgroup in CPUs, or None if it has none."""
+    """Return the quota of one cgroup in CPUs, or None if it has no quota."""
     try:
         if (folder / "cpu.max").exists():  # Version 2.
             quota, period = (folder / "cpu.max").read_text().split()
@@ -91,5 +91,5 @@ def folder_quota(folder: Path) -> float | None:
 
 
 def unescaped(path: str) -> str:
-    """Return a path from mountinfo without octal escapes."""
+    """Return a path from mountinfo with its octal escapes decoded."""
     return ESCAPED.sub(lambda match: chr(int(match[1], 8)), path)

@@ -129,7 +129,7 @@ class Encoder:
                 not read.
 
         Raises:
-            BadFeature: A value does not fit its field. With `skip_bad`, only values of the context raise it.
+            BadFeature: A value is not valid for its field. With `skip_bad`, only values of the context raise it.
         """
         if self._strict:
             self._context.check(context, "$.context", True)
@@ -145,7 +145,7 @@ class Encoder:
         """Return the input of N requests with one candidate each. The shapes are those of N contexts and N candidates.
 
         Raises:
-            ValueError: A value does not fit its field. See `row_errors`.
+            ValueError: A value is not valid for its field. See `row_errors`.
         """
         sides = (self._context, contexts), (self._candidate, candidates)
         context_ids, candidate_ids = (
@@ -155,7 +155,7 @@ class Encoder:
         return ModelInput(context_ids, candidate_ids, context_values, candidate_values)
 
     def row_errors(self, rows: Sequence[Features]) -> dict[int, BadFeature]:
-        """Return the first error of each row with a bad value, by position. A row has the values of both sides."""
+        """Return the first error of each row with a bad value, by position. Each row has the values of both sides."""
         errors: dict[int, BadFeature] = {}
         for index, features in enumerate(rows):
             try:

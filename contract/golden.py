@@ -11,19 +11,19 @@ import msgspec
 from contract.encode import Encoder, ModelInput
 from contract.reader import Lookup
 
-# Correct answers may differ by this much, because float32 sums depend on the order. Both limits apply: the first is too
-# loose where clicks are rare, and the second where they are frequent.
+# Correct answers may differ by this much, because float32 sums depend on the order of addition. Both limits apply: the
+# first is too loose if clicks are rare, and the second is too loose if clicks are frequent.
 TOLERANCE = 1e-5
 RELATIVE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much probabilities differ at most.
+    """The largest differences between two lists of probabilities.
 
     Attributes:
         absolute: The largest difference.
-        relative: The largest difference as a share of the expected probability. May be of another candidate.
+        relative: The largest difference relative to the expected probability. It may belong to a different candidate.
     """
 
     absolute: float
@@ -34,7 +34,7 @@ class Difference:
 
     @property
     def is_tolerated(self) -> bool:
-        """Whether both answers can be correct."""
+        """Whether the differences are small enough for both answers to be correct."""
         return self.absolute <= TOLERANCE and self.relative <= RELATIVE_TOLERANCE
 
 

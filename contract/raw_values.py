@@ -1,6 +1,6 @@
-"""Values that a client can send and that become given tokens: the inverse of contract/tokens.py.
+"""Find values that a client can send so that they become given tokens: the inverse of contract/tokens.py.
 
-Golden requests, load tests and the example request are made of these values.
+Golden requests, load tests and the example request consist of these values.
 """
 
 import math
@@ -18,19 +18,19 @@ from contract.tokens import number_in_bucket, number_reader, tokenizer
 from contract.vocabulary import UNKNOWN
 
 FIRST_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
-DAYS = 800  # every weekday falls on every day of the month
-UNKNOWN_NUMBER = -1e9  # in no log_square bucket of a log with plausible numbers
+DAYS = 800  # Long enough for every weekday to fall on every day of the month.
+UNKNOWN_NUMBER = -1e9  # Not in any log_square bucket of a log with plausible numbers.
 
 
 @dataclass(frozen=True)
 class Source:
-    """The fields that read one name of a request.
+    """A name in requests, and the fields that read it.
 
     Attributes:
         name: The name.
         fields: The fields.
-        known: Values that become tokens of the vocabularies of all these fields, in the order of the tokens that were
-            given. Empty if no field is categorical.
+        known: Values whose tokens are in the vocabularies of all these fields, in the order of the given tokens. Empty
+            if no field is categorical.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Source:
         return all(field.kind == "numeric" for field in self.fields)
 
     def number(self, deviations: float) -> float:
-        """Return a number at this many standard deviations above the mean, which apply after the transform."""
+        """Return the number that, after the transform, is this many standard deviations above the mean."""
         field = self.fields[0]
         number = field.mean + deviations * field.std
         return math.copysign(math.expm1(min(abs(number), 700)), number) if field.transform == "log1p" else number
@@ -61,7 +61,7 @@ class Source:
         if self.known:
             return self.known[0]
         values = self._examples()
-        # Any value can be one that means "missing", such as the mean, or "unknown". A strict server refuses those.
+        # Any of these values, such as the mean, may be one that means "missing", which a strict server refuses.
         return next((value for value in values if self.is_known(value, {})), values[0])
 
     def _examples(self) -> Sequence[str | float]:
@@ -73,13 +73,13 @@ class Source:
         return [1.0 + n for n in tries] if _needs_numbers(self.fields) else ["unknown", *map(self.unknown, tries)]
 
     def is_known(self, value: Any, lookup: Lookup) -> bool:
-        """Return whether every field can read a value, and it becomes a token of every vocabulary in `lookup`.
+        """Return whether every field can read the value, and every vocabulary in `lookup` contains its token.
 
         A missing value is not known.
 
         Args:
             value: The value.
-            lookup: Field name -> function from a token to its id. A field without one has no vocabulary here.
+            lookup: Field name -> function from a token to its id. If a field is absent, all of its tokens are known.
         """
         try:
             return all(_knows(field, value, lookup) for field in self.fields)
@@ -88,11 +88,11 @@ class Source:
 
 
 def sources(fields: Sequence[Field], tokens: Mapping[str, Sequence[str]]) -> list[Source]:
-    """Return the sources of fields of one side, in the order of their first field.
+    """Group the fields of one side by the name that they read, in the order of each name's first field.
 
     Args:
         fields: The fields.
-        tokens: The tokens of each categorical field that values should become.
+        tokens: The tokens that the values of each categorical field should become.
     """
     groups: dict[str, list[Field]] = {}
     for field in fields:
@@ -101,7 +101,7 @@ def sources(fields: Sequence[Field], tokens: Mapping[str, Sequence[str]]) -> lis
 
 
 def known_values(fields: Sequence[Field], tokens: Mapping[str, Sequence[str]]) -> Sequence[str | float]:
-    """Return values that become tokens of all these fields, which read the same name."""
+    """Return values that each of these fields converts to one of its tokens. All fields read the same name."""
     categorical = [field for field in fields if field.kind == "categorical"]
     if not categorical:
         return ()
@@ -112,7 +112,8 @@ def known_values(fields: Sequence[Field], tokens: Mapping[str, Sequence[str]]) -
     if timed:
         candidates = _moments(_needs_numbers(fields))
     else:
-        # A bucket contains numbers that another field's vocabulary may not, so start from the tokens that are values.
+        # Start from a field whose tokens are the values themselves. A bucket contains many numbers, which a different
+        # field's vocabulary may not contain.
         first = min(categorical, key=lambda field: field.transform is not UNSET)
         candidates = [value for token in tokens[first.name] for value in _values_of(first, token, fields)]
     readers = [(tokenizer(field), frozenset(tokens[field.name])) for field in categorical]
@@ -127,7 +128,7 @@ def _knows(field: Field, value: Any, lookup: Lookup) -> bool:
 
 
 def _values_of(field: Field, token: str, fields: Sequence[Field]) -> list[str | float]:
-    """Return a value that becomes this token of the field and can be read by the others, or nothing."""
+    """Return a list with one value that has this token and that all fields can read, or an empty list."""
     if field.transform == "log_square":
         return [number_in_bucket(token)]
     if not _needs_numbers(fields):
@@ -140,7 +141,7 @@ def _values_of(field: Field, token: str, fields: Sequence[Field]) -> list[str | 
 
 
 def _needs_numbers(fields: Sequence[Field]) -> bool:
-    """Return whether a field can read only numbers."""
+    """Return whether any of these fields can read only numbers."""
     return any(field.kind == "numeric" or field.transform == "log_square" for field in fields)
 
 
@@ -154,7 +155,11 @@ def _reads(read: Any, value: str | float) -> str | None:
 
 @cache
 def _moments(numbers: bool) -> Sequence[str | float]:
-    """Return every hour of DAYS days: ISO 8601 text and Unix milliseconds alternately, or milliseconds only."""
+    """Return every hour of DAYS days, as ISO 8601 text and Unix milliseconds on alternate days.
+
+    Args:
+        numbers: Whether to return only milliseconds.
+    """
     moments: list[str | float] = []
     for hour in range(24 * DAYS):
         moment = FIRST_MOMENT + timedelta(hours=hour)

@@ -88,7 +88,7 @@ class Reader:
         self._transformed = [f.transform is not UNSET for f in schema.select("categorical", side)]
         self._number_readers = [number_reader(f) for f in schema.select("numeric", side)]
         self._numbers = Numbers(schema.select("numeric", side))
-        # The names that a client may send. Several fields may read the same one.
+        # The names that a client may send. Several fields may read the same name.
         self._names = frozenset((*self._categorical_sources, *self._numeric_sources))
 
     def columns(self, rows: Sequence[Features], known: Known) -> list[Column]:

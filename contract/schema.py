@@ -38,7 +38,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             into other numbers.
         seen: The smallest and the largest number that the model was trained with, before the transform. Numbers outside
             this range are clipped to it.
-        source: The name in requests that the value is read from, if it is not `name`. Its key in JSON is "from".
+        source: The name in requests that the value is read from, if it differs from `name`. The JSON key is "from".
         timezone: The IANA time zone in which TIME_TRANSFORMS read a timestamp. The default is UTC.
         missing_vector: True if the model has a trained vector for a missing number. Otherwise, a missing number is
             replaced with the mean.

@@ -1,4 +1,4 @@
-"""Errors of the operating system: whose permission is missing on which path, and which limits can be raised."""
+"""Explain errors of the operating system: who needs a permission on which path, and which limits can be raised."""
 
 import errno
 import grp
@@ -18,12 +18,12 @@ def describe(error: Exception) -> str:
 
 
 def explain_denied(path: Path, *, secret: bool = False) -> str:
-    """Return a message for a PermissionError at a path: the user, the first path that refuses, and the way out.
+    """Return a message for a PermissionError: the user, the first path that denies access, and how to fix it.
 
     Args:
         path: The path.
-        secret: Whether other users must not read the path, as with API keys. If not, the way out may make a file or
-            folder, such as a bundle, readable for all.
+        secret: Whether the path must not be readable by all users, for example because it contains API keys. If False,
+            the message may suggest making it readable by all.
     """
     path = Path(os.path.abspath(path))
     for folder in reversed(path.parents):
@@ -41,14 +41,14 @@ def explain_denied(path: Path, *, secret: bool = False) -> str:
 
 
 def denied(verb: str, path: Path, secret: bool = False) -> str:
-    """Return a message that this process's user lacks a permission on a path."""
+    """Return a message for a permission on a path that this process's user does not have."""
     status = path.stat()
     user, owner, mode = user_name(os.geteuid()), user_name(status.st_uid), stat.S_IMODE(status.st_mode)
     quoted = shlex.quote(str(path))
     if verb.startswith("write"):
         way_out = f"Run this command as {owner}, or make the path writable for {user}."
     elif verb == "enter":
-        # Entering a folder does not permit listing it. -R would expose all files below it, such as a home folder's.
+        # Permission to enter a folder is enough, and does not allow listing it. -R would expose all files below it.
         way_out = f"Run chmod go+x {quoted} as {owner}, or run this command as {owner}."
     elif secret:
         modes = "0750" if stat.S_ISDIR(status.st_mode) else "0640"
@@ -65,7 +65,7 @@ def may(path: Path, access: int) -> bool:
 
 
 def user_name(uid: int) -> str:
-    """Return a user's name, or the number if it has none, as is usual in containers."""
+    """Return a user's name, or the uid if the user has no name, as is common in containers."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -73,7 +73,7 @@ def user_name(uid: int) -> str:
 
 
 def group_name(gid: int) -> str:
-    """Return a group's name, or the number if it has none."""
+    """Return a group's name, or the gid if the group has no name."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

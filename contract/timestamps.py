@@ -1,4 +1,4 @@
-"""Read timestamps in any common notation, and derive the hour, the weekday and the day of the month.
+"""Read timestamps in any common format, and derive the hour, the weekday and the day of the month.
 
 A timestamp is ISO 8601 text, or Unix time in seconds or milliseconds. Numbers may also be sent as text, because text
 files have no types.
@@ -10,14 +10,15 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-# Numbers are Unix times of the years 1990 to 2099. Others are refused: they are markers such as 0 and -1, or digits of
-# dates, such as 20260131, 202601312100 and 20260131210000. Seconds and milliseconds of these years do not overlap.
+# Numbers are Unix times of the years 1990 to 2099. Other numbers are refused: they are markers such as 0 and -1, or
+# dates written as digits, such as 20260131, 202601312100 and 20260131210000. The seconds and the milliseconds of these
+# years do not overlap.
 MIN_SECONDS = 631_152_000
 MAX_SECONDS = 4_102_444_800  # exclusive
 MIN_MILLISECONDS = MIN_SECONDS * 1000
 MAX_MILLISECONDS = MAX_SECONDS * 1000  # exclusive
 
-# Python's fromisoformat() also accepts other notations, which differ between its versions.
+# Python's fromisoformat() also accepts other formats, which depend on the version of Python.
 ISO = re.compile(
     r"(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})"
     r"(?:[T ](?P<time>[0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:[.,][0-9]+)? ?(?P<offset>Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?)?"
@@ -30,7 +31,7 @@ KINDS = {dict: "an object", list: "a list", bool: "a boolean"}
 def timestamp(value: Any) -> int | None:
     """Return a point in time in Unix seconds, rounded down, or None if the value is missing.
 
-    Text without an offset is in UTC, and a date without a time is its midnight in UTC. Numbers are seconds or
+    Text without an offset is in UTC, and a date without a time is midnight UTC on that date. Numbers are seconds or
     milliseconds of the years 1990 to 2099.
 
     Raises:
@@ -84,8 +85,8 @@ def time_zone(name: str) -> ZoneInfo:
 def _local(seconds: int, zone: ZoneInfo | None) -> datetime:
     try:
         return datetime.fromtimestamp(seconds, zone or UTC)
-    except (OverflowError, ValueError, OSError) as error:  # the first and the last day of the calendar
-        raise ValueError(f"{EXPECTED}, got one outside the years 1 to 9999 of the time zone") from error
+    except (OverflowError, ValueError, OSError) as error:  # on the first or last day of the calendar
+        raise ValueError(f"{EXPECTED}, got a time outside the years 1 to 9999 in the time zone") from error
 
 
 def _from_iso(text: str) -> int:

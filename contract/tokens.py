@@ -114,7 +114,7 @@ def number_reader(field: Field) -> Callable[[Any], float]:
     """Return a function from a numeric field's value to a float, or to NaN if the value is missing.
 
     The function raises ValueError in the same cases as `number`. It refuses text, except for the field's "missing"
-    values. It returns the value as it was sent: `Numbers` applies log1p.
+    values. It does not apply the transform log1p, because `Numbers` does.
     """
     if field.missing is UNSET:
         return number
@@ -164,14 +164,14 @@ class Numbers:
         return (values < self._low) | (values > self._high)
 
     def normalize(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return (value - mean) / std. log1p applies to the value first.
+        """Return (value - mean) / std. In a field with the transform log1p, the value is transformed first.
 
         A missing value stays NaN if the field has a missing vector. Otherwise it becomes 0, which is the mean.
 
         A number outside the range of the training data is clipped to the range. The result is clipped to ±10,000,
         mainly for schemas that do not state the range.
         """
-        with np.errstate(over="ignore", invalid="ignore"):  # The last statement but one clips infinite results.
+        with np.errstate(over="ignore", invalid="ignore"):  # The second np.clip() removes infinite results.
             clipped = np.clip(values, self._low, self._high)
             if self._any_logarithmic:
                 clipped = np.where(self._logarithmic, signed_log1p(clipped), clipped)

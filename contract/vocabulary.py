@@ -53,7 +53,7 @@ class Vocabulary:
             yield token, self._ids[index]
 
     def tokens_of(self, ids: NDArray[np.int32]) -> list[str]:
-        """Return the tokens of ids from FIRST on. Shape: (n) -> n texts."""
+        """Return the tokens of ids, all of which are at least FIRST. Shape: (n) -> n strings."""
         found = np.asarray(self._ids)
         index = np.empty(len(found), np.int32)
         index[found - FIRST] = np.arange(len(found), dtype=np.int32)
@@ -90,7 +90,7 @@ def build_vocabulary(tokens: Iterable[str]) -> Vocabulary:
 def open_vocabulary(folder: Path, name: str) -> Vocabulary:
     """Open the vocabulary of the field `name`. Raises ValueError if its two files are invalid or do not match."""
     try:
-        # marisa_trie would not say why it cannot open or map the file.
+        # Try this first, because marisa_trie does not report why it cannot open or map a file.
         with (folder / f"{name}.marisa").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ):
             pass
         trie = marisa_trie.Trie().mmap(str(folder / f"{name}.marisa"))

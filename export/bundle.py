@@ -101,7 +101,7 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
 
 
 def metrics_of(split: str, metrics: Metrics) -> dict[str, float]:
-    """Return the manifest's metrics of a split. Older runs have not measured all of them."""
+    """Return a split's metrics for the manifest, without those that an older run did not measure."""
     measured = {
         "auc": metrics.auc,
         "logloss": metrics.logloss,

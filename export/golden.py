@@ -45,10 +45,10 @@ def golden_inputs(
 
 
 def draw_features(fields: Sequence[Source], random: np.random.Generator) -> dict[str, str | float | None]:
-    """Sample a value for each name that the fields of one side read.
+    """Sample a value for each name that fields of one side read.
 
     Args:
-        fields: The fields, by the name that they read.
+        fields: The fields, grouped by the name that they read.
         random: The random generator.
     """
     features: dict[str, str | float | None] = {}

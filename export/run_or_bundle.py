@@ -1,4 +1,4 @@
-"""Telling a run from a bundle, for the commands that accept either."""
+"""Distinguish a run from a bundle, for the commands that accept either."""
 
 from pathlib import Path
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         as one line.
     """
     arguments = parse_arguments(argv)
-    limit_threads()  # Before numpy is imported. The workers inherit it.
+    limit_threads()  # Must run before numpy is imported. The workers inherit the variables.
     # Imported here because the import takes 0.1 s (numpy), and --help does not need it.
     from service.models.store import StoreError
 

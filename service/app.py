@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None) -> Application:
         redirect_slashes=False,
     )
     app.state.draining = False
-    app.state.current_refused = None  # The supervisor sets it: the store's current version, if it cannot be served.
+    app.state.current_refused = None  # The supervisor sets this to the store's current version if it was refused.
     app.state.metrics = Metrics()
     app.state.scrape = app.state.metrics.text  # Covers only this process. A worker replaces it to cover all workers.
     app.state.admission = Admission(settings.max_in_flight, settings.queue_target_ms / 1e3, settings.max_buffered_bytes)
@@ -189,7 +189,7 @@ async def readyz(request: Request) -> Response:
     if request.app.state.draining:
         raise NotReady("The server is draining and will exit soon. Send requests to another server.")
     refused = request.app.state.current_refused
-    note = "" if refused is None else f" (the store's current version {refused} was refused, see the log)"
+    note = "" if refused is None else f" (the store's current version {refused} was refused: see the log)"
     return PlainTextResponse(f"ready: {model.version}{note}\n")
 
 

@@ -86,7 +86,7 @@ class Copy:
 
 
 def verdict(cell: str) -> str:
-    """Return `pass` or `**fail**` if the cell means this in any report's wording, otherwise the unchanged cell."""
+    """Return `pass` or `**fail**` for a cell with any report's wording of these. Return other cells unchanged."""
     if cell.strip("*") in PASSED:
         return "pass"
     return "**fail**" if cell.strip("*") in FAILED else cell

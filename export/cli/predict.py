@@ -1,4 +1,4 @@
-"""ctr-predict: score the rows of files with a run or a bundle, as the server would."""
+"""ctr-predict: score the rows of files with a run or a bundle as the server would."""
 
 import argparse
 import sys
@@ -26,13 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--on-bad-row",
         choices=("error", "null"),
         default="error",
-        help="stop at a row that cannot be encoded, or write no probability for it; default: error",
+        help="for a row that cannot be encoded: stop with an error, or write null; default: error",
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="TOML",
-        help="an experiment whose [data] describes the files: delimiter, columns, rename; default: the run's",
+        help="an experiment whose [data] section describes the files (delimiter, columns, rename); default: the run's",
     )
     options = parser.parse_args(arguments)
 

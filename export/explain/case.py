@@ -100,6 +100,6 @@ def drawn_cases(schema: FeatureSchema, vocabularies: Mapping[str, Vocabulary], c
 
 
 def count_absent(ids: NDArray[np.int64], values: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return the number of unknown or missing values in each row. A missing number is NaN, or 0 for the mean."""
+    """Return the number of unknown or missing values in each row. A missing number is NaN, or 0, which is the mean."""
     absent: NDArray[np.intp] = (ids <= MISSING).sum(1) + ((values == 0) | np.isnan(values)).sum(1)
     return absent

@@ -182,7 +182,8 @@ def open_explainer(folder: Path) -> Explainer:
     """Open a run or a bundle.
 
     Raises:
-        ValueError: If the folder is neither or is damaged, or if its model has an MLP head, which cannot be explained.
+        ValueError: If the folder is neither a run nor a bundle or is damaged, or if its model has an MLP head, which
+            cannot be explained.
     """
     return open_bundle_explainer(folder) if is_bundle(folder) else open_run_explainer(folder)
 

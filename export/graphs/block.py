@@ -21,9 +21,8 @@ def score_bounds(model: STEC) -> list[float]:
     """Return a bound on the absolute value of each block's attention scores that holds for any request.
 
     The inputs of the first block are rows of a table, a vector times a clipped number, or the vector of a missing
-    number. The inputs of later blocks
-    are n * gain + shift, where the length of the layer-normalized n is at most sqrt(D). If n is extended by a 1, the
-    score is a bilinear form of two vectors whose lengths are at most sqrt(D + 1).
+    number. The inputs of later blocks are n * gain + shift, where the length of the layer-normalized n is at most
+    sqrt(D). If n is extended by a 1, the score is a bilinear form of two vectors whose lengths are at most sqrt(D + 1).
     """
     first = blocks_of(model)[0]
     embedding = model.embedding

@@ -73,6 +73,6 @@ def model_constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> di
         "sizes": np.array(sizes, np.int64),
         "table": embedding.table.weight.detach().float().numpy(),
         "offsets": embedding.offsets[columns].numpy(),
-        # The vectors of missing numbers follow those of numbers.
+        # The vectors for missing numbers follow the vectors for numbers.
         "alpha": torch.cat([vector.detach()[numbers] for vector in vectors]).float().numpy(),
     }

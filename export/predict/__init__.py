@@ -1,1 +1,1 @@
-"""ctr-predict: scoring the rows of files, as the server would."""
+"""ctr-predict: score the rows of files as the server would."""

@@ -1,4 +1,4 @@
-"""Writing predictions a batch at a time to a parquet, CSV or tab-separated file, which appears whole or not at all."""
+"""Write predictions batch by batch to a Parquet, CSV or TSV file. The file appears whole or not at all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,12 +37,12 @@ class Output:
         rows.write_parquet(self._parts[-1])
 
     def close(self) -> None:
-        """Close the file. Does nothing if it is closed already."""
+        """Close the file. Do nothing if it is already closed."""
         if self._text is not None:
             self._text.close()
 
     def finish(self) -> None:
-        """Complete the file. A parquet file is joined from its parts, because polars cannot append to one."""
+        """Complete the file. A Parquet file is assembled from parts, because Polars cannot append to one."""
         self.close()
         if self._parts:
             pl.scan_parquet(self._parts).sink_parquet(self._path)
@@ -59,20 +59,20 @@ def check_output(path: Path, inputs: list[Path]) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Choose a file.")
     if any(path.resolve() == each.resolve() for each in inputs):
-        raise ValueError(f"{path} is one of the files to score. Choose another file.")
+        raise ValueError(f"{path} is one of the files to score. Choose a different file.")
 
 
 def check_types(path: Path, schema: pl.Schema) -> None:
     """Check that columns can be written to a file.
 
     Raises:
-        ValueError: If text cannot hold the values of a column.
+        ValueError: If the file is a text file and a column has values that text cannot represent.
     """
     for name, dtype in schema.items():
         if path.suffix != PARQUET and (dtype.is_nested() or dtype in (pl.Binary, pl.Object)):
             raise ValueError(
-                f"--keep {name}: the column has the type {dtype}, which {path.suffix} files cannot hold. Write to a "
-                ".parquet file."
+                f"--keep {name}: the column has the type {dtype}, which {path.suffix} files cannot hold. Write a "
+                ".parquet file instead."
             )
 
 

@@ -1,4 +1,4 @@
-"""Scoring all rows of files."""
+"""Score all rows of a set of files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Summary:
 
     Attributes:
         rows: The number of rows.
-        bad: The number of rows that could not be encoded, whose probability is null.
-        first_bad: The reason for the first of them, or "".
+        bad: The number of rows that could not be encoded. Their probability is null.
+        first_bad: Why the first bad row could not be encoded. Empty if there is no such row.
     """
 
     rows: int = 0
@@ -38,16 +38,16 @@ class Summary:
 def open_inputs(
     scorer: Scorer, sources: Sequence[Source], keep: Sequence[str], data: Data | None
 ) -> dict[Path, pl.LazyFrame]:
-    """Return the files to score, with the columns that the model reads and those to keep.
+    """Return the files to score, with the columns that the model reads and the columns to keep.
 
     Args:
         scorer: The run or bundle.
         sources: The files.
         keep: Columns to copy to the output.
-        data: The [data] section that describes the files. The default is the run's.
+        data: The [data] section that describes the files, or None for the run's section.
 
     Raises:
-        ValueError: If a file cannot be read or has no such column, or a column to keep is called "ctr".
+        ValueError: If a file cannot be read or does not have all these columns, or a column to keep is named "ctr".
     """
     if CTR in keep:
         raise ValueError(f'--keep {CTR}: the output has a column "{CTR}" with the probabilities. Rename yours.')
@@ -68,10 +68,10 @@ def predict(
     Args:
         scorer: The run or bundle.
         frames: The files (see open_inputs()).
-        out: The file to write: parquet, CSV or tab-separated text.
+        out: The file to write: Parquet, CSV or TSV.
         keep: Columns to copy to the output.
         bad_rows_are_null: Write null for a row that cannot be encoded, instead of raising.
-        on_rows: Called with the number of rows of each batch that was scored.
+        on_rows: Called after each batch with its number of rows.
 
     Raises:
         ValueError: If a row cannot be encoded or a file cannot be read. The message names the file and line.

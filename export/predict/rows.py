@@ -1,4 +1,4 @@
-"""Reading the rows of files as a client would send them."""
+"""Read the rows of files as a client would send them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Batch:
 
     Attributes:
         path: The file.
-        rows: LINE, the columns that the model reads, and those to keep (see kept_name()).
+        rows: LINE, the columns that the model reads, and the columns to keep (see kept_name()).
     """
 
     path: Path
@@ -38,12 +38,12 @@ def open_frames(
 
     Args:
         sources: The files.
-        columns: The columns that the model reads, by their new names if `data` renames some.
+        columns: The columns that the model reads. A column that `data` renames has its new name.
         keep: Columns to copy to the output. They get the same type in all files.
         data: The [data] section that describes the format of the files, or None for the usual format.
 
     Raises:
-        ValueError: If a file cannot be read or has no such column, or files have different types in a column to keep.
+        ValueError: If a file cannot be read or does not have all columns, or a kept column's types do not match.
     """
     if data is None:
         parts = open_parts(sources)
@@ -58,12 +58,12 @@ def open_frames(
 
 
 def kept_name(name: str) -> str:
-    """Return the name that a column to keep has in a batch, beside the features of the same name."""
+    """Return the name of a kept column in a batch. The prefix avoids a conflict with a feature of the same name."""
     return f"keep:{name}"
 
 
 def with_new_names(part: Part, data: Data) -> Part:
-    """Return a file with the new names of the columns that it has. Rows to score often have no label."""
+    """Rename the columns that a file has. Some may be absent: rows to score often have no label."""
     return rename_columns(part, {old: new for old, new in data.rename.items() if old in part.columns})
 
 
@@ -90,8 +90,8 @@ def read_batches(frames: Mapping[Path, pl.LazyFrame]) -> Iterator[Batch]:
 def sent_values(rows: pl.DataFrame, schema: FeatureSchema) -> list[dict[str, Any]]:
     """Return rows as a client would send them, by the names that the fields read.
 
-    Text in a column of numbers becomes a number if it is one, because a text file has no types. Timestamps become ISO
-    8601 text.
+    Text files have no types. Therefore, text in a numeric column is converted to a number if possible. Timestamps are
+    converted to ISO 8601 text.
     """
     readers: dict[str, list[Field]] = {}
     for field in schema.fields:

@@ -1,4 +1,4 @@
-"""A run or a bundle that scores rows: values in, probabilities out."""
+"""Score rows with a run or a bundle: values in, probabilities out."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from model.data_config import Data
 from model.experiments.run_folder import open_run
 
 Feed = Mapping[str, NDArray[np.generic]]
-RUN_ROWS = 1024  # rows in one run of the graph, which needs (rows, fields, fields) numbers per attention head
+RUN_ROWS = 1024  # rows in one run of the graph, which allocates (rows, fields, fields) numbers per attention head
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Scorer:
             rows: The values of each row as a client would send them, by name. A row is a request with one candidate.
 
         Raises:
-            ValueError: If a value does not fit its field, or a logit is not finite.
+            ValueError: If a value is not valid for its field, or a logit is not finite.
         """
         parts = [rows[start : start + RUN_ROWS] for start in range(0, len(rows), RUN_ROWS)]
         return np.concatenate([self._score_part(encoder, part) for part in parts])
@@ -68,10 +68,10 @@ class Scorer:
 
 
 def open_scorer(folder: Path) -> Scorer:
-    """Open a run, which torch scores in float64, or a bundle, which onnxruntime scores as the server does.
+    """Open a run for scoring by torch in float64, or a bundle for scoring by onnxruntime, as on the server.
 
     Raises:
-        ValueError: If the folder is neither, or is damaged.
+        ValueError: If the folder is neither a run nor a bundle, or is damaged.
     """
     return open_bundle_scorer(folder) if is_bundle(folder) else open_run_scorer(folder)
 

@@ -71,10 +71,10 @@ def decode_score_request(
     Args:
         body: The body.
         max_candidates: Maximum number of candidates in a request.
-        names: The fields that the model reads. Other fields may have any value. None: the model reads every field.
+        names: The fields that the model reads. Other fields may have any value. None means that it reads every field.
 
     Returns:
-        The request, and the errors by position of the candidates that cannot be decoded. Only a request with
+        The request, and the errors of candidates that cannot be decoded, by position. Only a request with
         on_bad_candidate = "skip" may have such candidates. Their features are returned empty, and an invalid id as
         None.
 
@@ -119,12 +119,12 @@ def decode_leniently(
 
     Args:
         request_type: The type of the request.
-        body: See decode_score_request(), as are the other arguments, the returned values and the exceptions.
+        body: The body. See decode_score_request() for the other arguments, the returned values and the exceptions.
     """
     if not body:
         raise NotJson("The body is empty. Send a JSON object.")
     body = body.removeprefix(BYTE_ORDER_MARK)
-    # Whatever else is wrong, first say whether this is JSON.
+    # Whatever else is wrong, first check whether the body is JSON.
     try:
         decoded(ANY_JSON, body, ())
     except NotJson:
@@ -151,9 +151,9 @@ def decode_leniently(
 
 
 def replace_lone_surrogates(body: bytes) -> bytes:
-    """Replace each half of a surrogate pair by as many bytes that are not UTF-8.
+    """Replace each lone half of a surrogate pair with the same number of bytes, which are not UTF-8.
 
-    msgspec refuses a body with such an escape anywhere, but bytes that are not UTF-8 only in the values that have them.
+    msgspec refuses the whole body because of such an escape, but refuses only the values that are not UTF-8.
 
     Raises:
         NotJson: There are more than MAX_LONE_SURROGATES. This limits the time that an invalid body takes.
@@ -226,10 +226,10 @@ def read_id(raw: Raw, path: Path) -> str | int:
 
 
 def read_features(raw: Raw, path: Path, names: Container[str] | None) -> dict[str, Any]:
-    """Decode an object of features. If one cannot be decoded, all that the model does not read become None.
+    """Decode an object of features. If a value cannot be decoded, all values that the model does not read become None.
 
     Raises:
-        Problem: This is not an object, or a value that the model reads cannot be decoded.
+        Problem: The value is not an object, or a feature that the model reads cannot be decoded.
     """
     try:
         return FEATURES.decode(raw)
@@ -248,7 +248,7 @@ def read_features(raw: Raw, path: Path, names: Container[str] | None) -> dict[st
 
 
 def whole(value: Any) -> Any:
-    """Return 3 for 3.0, and every other value unchanged."""
+    """Convert a whole float such as 3.0 to an integer. Return any other value unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -271,7 +271,7 @@ def check_candidate_count(candidates: int, max_candidates: int) -> None:
 
 
 def problem_at(error: Exception, path: Path) -> Problem:
-    """Return the Problem for one of UNREADABLE, which the value at a path caused."""
+    """Return the Problem for an exception in UNREADABLE that the value at a path caused."""
     if isinstance(error, msgspec.ValidationError):
         return invalid_value(parse_validation_error(error), path)
     where = json_path(path) if path else None
@@ -289,7 +289,7 @@ def problem_at(error: Exception, path: Path) -> Problem:
 
 
 def bad_request(error: msgspec.ValidationError, request_type: type[msgspec.Struct]) -> BadRequest:
-    """Return the Problem for the fields of a request that are not those of a `request_type`."""
+    """Return the Problem for a request whose fields do not match `request_type`."""
     invalid = parse_validation_error(error)
     if invalid.unknown_field is not None:
         name = shorten(invalid.unknown_field)

@@ -11,7 +11,7 @@ from contract.schema import Side
 
 SIDES: tuple[Side, Side] = ("context", "candidate")
 MAX_CANDIDATES = 3
-MAX_TOKENS = 100  # of each field; more than the hours, weekdays and days of the month
+MAX_TOKENS = 100  # for each field; enough for all hours, weekdays and days of the month
 TIMEOUT_MS = 1000  # long, because a person rather than an auction waits for the response
 
 
@@ -37,7 +37,7 @@ def example_request(bundle: Bundle, golden: Sequence[GoldenRequest], max_candida
 
 
 class KnownValues:
-    """For each name of a request, values that are neither missing nor unknown to the bundle."""
+    """For each name in requests, values that are neither missing nor unknown to the bundle."""
 
     def __init__(self, bundle: Bundle, golden: Sequence[GoldenRequest]) -> None:
         self._vocabularies = bundle.vocabularies
@@ -64,7 +64,7 @@ class KnownValues:
     def is_known(self, source: Source, value: Any) -> bool:
         """Return whether the value is neither missing nor unknown.
 
-        If the vocabulary is only in Redis, the bundle cannot tell whether a token is known.
+        If the vocabulary is only in Redis, every token counts as known.
         """
         return source.is_known(value, self._vocabularies)
 
@@ -79,7 +79,7 @@ class KnownValues:
         )
 
     def fill(self, side: Side, features: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return the values of a side, each of them known. `number` selects which known value replaces another."""
+        """Return a known value for each name of a side. `number` selects the replacement for an unknown value."""
         filled = {}
         for source in self._sources[side]:
             value, known = features.get(source.name), self._known[side, source.name]

@@ -64,7 +64,7 @@ class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Score(msgspec.Struct):
-    id: Annotated[str | int | None, Meta(description="Null for a candidate that was skipped because of its id.")]
+    id: Annotated[str | int | None, Meta(description="Null for a candidate that was skipped due to an invalid id.")]
     ctr: Annotated[float | None, Meta(description="Click probability. Null for a candidate that was skipped.")]
     error: Annotated[str | UnsetType, Meta(description="Why the candidate was skipped: a JSON path and a message.")] = (
         UNSET
@@ -89,10 +89,11 @@ class ModelField(msgspec.Struct):
     side: str
     kind: str
     source: Annotated[
-        str | UnsetType, Meta(description="The name in requests that the field is read from, if it is not `name`.")
+        str | UnsetType,
+        Meta(description="The name in requests that the field is read from, if it differs from `name`."),
     ] = msgspec.field(name="from", default=UNSET)
     transform: Annotated[
-        str | UnsetType, Meta(description="What the server makes of the raw value, such as the hour of a timestamp.")
+        str | UnsetType, Meta(description="The transform that the server applies to the raw value, such as `hour`.")
     ] = UNSET
 
 

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "add":
             command.add_argument("bundle", type=Path, help="the bundle's folder")
             command.add_argument("--activate", action="store_true", help="also make the version current")
-            command.add_argument("--force", action="store_true", help="add the bundle in spite of its warnings")
+            command.add_argument("--force", action="store_true", help="add the bundle even if it has warnings")
         if name in ("activate", "remove"):
             command.add_argument("version", help="the version, or its first characters")
     arguments = parser.parse_args(argv)
@@ -136,7 +136,7 @@ def current_bundle(store: Path) -> Path:
 
 
 def servable_bundles(store: Path) -> tuple[str, list[Path]]:
-    """Return the current version, and the folders to try when a server starts: its own, then the previous ones.
+    """Return the current version, and the folders that a starting server tries: the current one, then previous ones.
 
     Versions that are missing from the store are left out.
 
@@ -224,9 +224,7 @@ def add(store: Path, bundle: Path, force: bool = False) -> tuple[Manifest, bool]
     """
     manifest = open_bundle(bundle).manifest
     if manifest.warnings and not force:
-        raise StoreError(
-            f"{bundle} has warnings: {' '.join(manifest.warnings)} To add it in spite of this, use --force"
-        )
+        raise StoreError(f"{bundle} has warnings: {' '.join(manifest.warnings)} To add it anyway, use --force")
     create_store(store)
     with locked(store):
         target = store / VERSIONS / manifest.version
@@ -335,7 +333,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def create_store(store: Path) -> None:
-    """Create an empty store, unless it exists. Other users may read it whatever the umask is."""
+    """Create an empty store if it does not exist. Other users may read it, regardless of the umask."""
     store.parent.mkdir(parents=True, exist_ok=True)
     for folder in (store, store / VERSIONS):
         if not folder.is_dir():
@@ -344,7 +342,7 @@ def create_store(store: Path) -> None:
 
 
 def protect(folder: Path) -> None:
-    """Make the files of a copied bundle readable for everyone and writable for nobody.
+    """Make the files of a copied bundle readable by everyone and writable by nobody.
 
     The server may run as another user. It maps the files into memory, so writing to one of them in place would kill
     its workers.

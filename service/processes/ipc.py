@@ -30,7 +30,7 @@ class Rebalance(msgspec.Struct, tag=True, frozen=True):
 
 
 class CurrentRefused(msgspec.Struct, tag=True, frozen=True):
-    """Tell a worker which version of the store is current but was refused. None if it serves the current version."""
+    """Tell a worker which current version of the store was refused. None if the current version is served."""
 
     version: str | None
 

@@ -1,4 +1,4 @@
-"""Check the system's limits at start-up, because a worker that reaches one of them later fails under load."""
+"""Check the system's limits at startup, because a worker that reaches one of them later fails under load."""
 
 import os
 import resource
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from service.settings import Settings, SettingsError
 
-SPARE_DESCRIPTORS = 128  # Connections to Redis, the request log, connections that are refused, and files of libraries.
+SPARE_DESCRIPTORS = 128  # Redis connections, the request log, refused connections, and files that libraries open.
 DESCRIPTORS = Path("/proc/self/fd")
 
 
 def raise_descriptor_limit() -> None:
-    """Raise this process's soft limit of open files to the hard limit, which is what the system allows."""
+    """Raise this process's soft limit on open files to the hard limit, which is the maximum that the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -20,7 +20,7 @@ def check_descriptors(settings: Settings) -> None:
     """Check that a worker may open enough files. Call this when the model is open.
 
     Raises:
-        SettingsError: All connections, the model and its successor would need more open files than the limit.
+        SettingsError: All connections, the model and its successor would need more open files than the limit allows.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY or not DESCRIPTORS.is_dir():

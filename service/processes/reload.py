@@ -52,7 +52,7 @@ class Reloader:
             self._outcomes.labels(outcome)
         self._is_refused = Gauge(
             "ctr_current_refused",
-            "1 if the store's current version was refused and another one is served, otherwise 0",
+            "1 if the store's current version was refused and another version is served, otherwise 0",
             registry=registry,
             multiprocess_mode="livesum",
         )
@@ -70,7 +70,7 @@ class Reloader:
         return bool(self._fallbacks)
 
     def fall_back(self) -> bool:
-        """Choose the previous version of the store, because the one in `folder` cannot be served.
+        """Choose the previous version of the store, because the version in `folder` cannot be served.
 
         Returns:
             False if there is no previous version.
@@ -82,15 +82,15 @@ class Reloader:
         return True
 
     def update_fallbacks(self) -> None:
-        """Read from the store which versions to try if the one in `folder` cannot be served.
+        """Read from the store which versions to try if the version in `folder` cannot be served.
 
-        These are the versions before it. A version that was rolled back is not among them.
+        These are the versions that were current before it. A version that was rolled back is not among them.
         """
         if self._settings.store is None:
             return
         try:
             current, folders = servable_bundles(self._settings.store)
-        except StoreError:  # The reload has reported it.
+        except StoreError:  # The reload has already reported this.
             return
         if self.folder in folders:
             self._fallbacks = folders[folders.index(self.folder) + 1 :]
@@ -216,7 +216,7 @@ def pointer_stamp(store: Path) -> tuple[int, int] | None:
 
 
 def folders_above(store: Path | None) -> list[Path]:
-    """Return the folders above a store, inner ones first, without the root."""
+    """Return the folders above a store without the root, from the innermost to the outermost."""
     return [] if store is None else list(store.absolute().parents)[:-1]
 
 

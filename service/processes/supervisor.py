@@ -121,14 +121,14 @@ class Supervisor:
     async def start_first(self) -> None:
         """Start the first worker. The server stops if the process cannot be started."""
         options = ["--print-curl"] if self._print_curl else []
-        # If the self-test fails, a worker that waits for it exits, so that the previous version can be tried. If only
-        # Redis has the vocabulary, the test may take long, and a worker that does not wait can report why.
+        # A worker that waits for its self-test exits if the test fails, so that the previous version can be tried. If
+        # only Redis has the vocabulary, the test may take a long time. A worker that does not wait can report why.
         if self._reloader.has_fallback and self._settings.vocabulary == "bundle":
             options.append(WAIT_FOR_TEST)
         try:
             await self.start(*options)
         except OSError as error:
-            log.error("Cannot start a worker: %s. Stopping. Check the limits of processes and memory.", error.strerror)
+            log.error("Cannot start a worker: %s. Stopping. Check the limits on processes and memory.", error.strerror)
             self.fail(CANNOT_START)
 
     async def start_with_retries(self, *options: str) -> None:
@@ -203,7 +203,7 @@ class Supervisor:
         if self._stopping.is_set():
             return
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        # Another worker may have caused the fallback already.
+        # A different worker may already have caused the fallback.
         is_bad = code == BAD_BUNDLE and self.none_ready and worker.folder == self._reloader.folder
         has_fallen_back = is_bad and self._reloader.fall_back()
         if not self._has_served.is_set() and not self._workers:
@@ -219,7 +219,7 @@ class Supervisor:
         pause_s = 0.0 if lifetime_s > MIN_LIFETIME_S else min(MAX_PAUSE_S, 10 / max(1.0, lifetime_s) ** 2)
         log.error("Worker %d died (%s). A new one starts in %.1f s.", pid, cause, pause_s)
         if code == -signal.SIGBUS:
-            self.run_in_background(self.log_sigbus(worker))  # Hashing a large bundle takes long.
+            self.run_in_background(self.log_sigbus(worker))  # Hashing a large bundle takes a long time.
         await asyncio.sleep(pause_s)
         # A new worker accepts no connections until its self-test has passed. If no other worker is ready, connections
         # wait briefly. But if Redis has lost the vocabulary, the test can take a long time. A worker that accepts
@@ -235,9 +235,9 @@ class Supervisor:
     async def log_sigbus(self, worker: WorkerProcess) -> None:
         """Log why a worker was probably killed by SIGBUS. Never raises, because the server can continue."""
         try:
-            log.error("A memory-mapped file was cut short: %s", await self.explain_sigbus(worker))
+            log.error("A memory-mapped file was truncated: %s", await self.explain_sigbus(worker))
         except Exception:
-            log.exception("A memory-mapped file was cut short. The bundle %s cannot be checked.", worker.folder)
+            log.exception("A memory-mapped file was truncated. The bundle %s cannot be checked.", worker.folder)
 
     async def explain_sigbus(self, worker: WorkerProcess) -> str:
         """Return why a worker was probably killed by SIGBUS, and what to do."""

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         uvloop.run(Worker(app, server, settings).run(arguments))
     except (SettingsError, BundleError, EngineMissing, UnsupportedUvicorn, NoSpace) as error:
         print(f"ctr-serve: {error}", file=sys.stderr)
-        # Without resources, another version would fail as well, and this one may be good.
+        # If resources have run out, any other version would fail too, and this version may be fine.
         return BAD_BUNDLE if isinstance(error, BundleError) and not isinstance(error, OutOfResources) else 2
     return 0
 
@@ -120,10 +120,10 @@ class Worker:
             await self._server.serve_on(bound_apps)
 
     def check_limits(self) -> None:
-        """Check the limits of the system, now that the model is open and all metrics exist.
+        """Check the system's limits, now that the model is open and all metrics exist.
 
         Raises:
-            SettingsError: Too few files may be open.
+            SettingsError: The limit on open files is too low.
             NoSpace: The metrics files do not fit.
         """
         check_descriptors(self._settings)

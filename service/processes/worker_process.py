@@ -13,7 +13,7 @@ from service.processes.ipc import Channel, CurrentRefused, Load, PeerClosed
 
 LOAD_TIMEOUT_S = 120.0
 BAD_BUNDLE = 3  # A worker's exit code: the bundle cannot be served.
-WAIT_FOR_TEST = "--tested"  # A worker's option: accept no connection before the self-test has passed.
+WAIT_FOR_TEST = "--tested"  # A worker's option: accept no connections until the self-test has passed.
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class WorkerProcess:
         return reply.problem
 
     def report_refused(self, version: str | None) -> None:
-        """Tell the worker which version of the store is current but was refused, if any."""
+        """Tell the worker which current version of the store was refused, if any."""
         with suppress(PeerClosed):
             self.channel.send(CurrentRefused(version))
 

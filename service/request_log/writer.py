@@ -39,7 +39,7 @@ POLL_S = 1.0
 
 
 class LoggedCandidate(msgspec.Struct):
-    id: str | int | None  # None for a candidate that was skipped because of its id.
+    id: str | int | None  # None for a candidate that was skipped because its id is invalid.
     features: dict[str, Any]
 
 
@@ -48,7 +48,7 @@ class Line(msgspec.Struct):
 
     Attributes:
         time: When the request was answered, in UTC.
-        request_id: The same as in the response. So are model, version and degraded.
+        request_id: The request's id. Like model, version and degraded, it is the same as in the response.
         context: The values that the model read.
         candidates: In the order of the request.
         ctr: Probabilities in the order of the candidates. None for a candidate that was not scored.

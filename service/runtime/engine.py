@@ -186,7 +186,7 @@ def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], 
 
 
 def explained_difference(engine: Engine, request: ModelInput, ctr: Sequence[float]) -> Difference:
-    """Return the largest difference between the ctr that an explanation adds up to and the exporter's ctr.
+    """Return the largest difference between the exporter's ctr and the ctr computed from an explanation's sum.
 
     Args:
         engine: An engine that supports explanations.

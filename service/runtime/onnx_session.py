@@ -124,7 +124,7 @@ def open_graph(
     providers = [CPU] if provider == CPU else [(provider, NO_TF32), CPU]
     options = options or session_options(threads=1)
     try:
-        path.open("rb").close()  # onnxruntime would not say that no file can be opened.
+        path.open("rb").close()  # onnxruntime does not report that the process cannot open any more files.
         session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=providers)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -148,8 +148,8 @@ def import_onnxruntime() -> Any:
         ) from error
     except ImportError as error:
         raise EngineMissing(
-            f"onnxruntime cannot be loaded ({error}): install it again, or raise the memory limit (ulimit -v) if it is "
-            "too low"
+            f"onnxruntime cannot be loaded ({error}): reinstall onnxruntime, or raise the memory limit (ulimit -v) if "
+            "it is too low"
         ) from error
     return onnxruntime
 

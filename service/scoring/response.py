@@ -58,9 +58,9 @@ def rows_to_return(candidates: int, ctr: Mapping[int, float], top_k: int | None,
 
 
 def break_ties(ranked: Sequence[int], ctr: Mapping[int, float], top_k: int, request_id: str) -> list[int]:
-    """Return at least the k best rows, with equal ones in the order of their hashes.
+    """Return at least the k best rows. Rows with equal probabilities are in the order of their hashes.
 
-    A hash takes longer than all other work per candidate, so only equal candidates are hashed, down to the k-th.
+    A hash takes longer than all other work per candidate, so only ties among the k best candidates are hashed.
     """
     best: list[int] = []
     for _, group in groupby(ranked, key=ctr.__getitem__):
@@ -72,5 +72,5 @@ def break_ties(ranked: Sequence[int], ctr: Mapping[int, float], top_k: int, requ
 
 
 def tie_breaker(request_id: str, row: int) -> bytes:
-    """Return a number that orders candidates with equal probabilities. Every worker and version returns the same."""
+    """Return a sort key for candidates with equal probabilities. It is the same in every worker and version."""
     return hashlib.blake2b(f"{request_id}/{row}".encode(), digest_size=8).digest()

@@ -221,7 +221,7 @@ def check_cascade(request: ScoreRequest, manifest: Manifest) -> None:
 
 
 async def wait_for_answer(future: "asyncio.Future[Answer]", request: Request, timeout_s: float) -> Answer:
-    """Return the answer. If the time is up or the client disconnects, drop the queued rows.
+    """Return the answer. If the deadline passes or the client disconnects, drop the queued rows.
 
     Raises:
         DeadlineExceeded: There was no answer in time.

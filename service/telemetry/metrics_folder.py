@@ -16,9 +16,9 @@ from pathlib import Path
 PREFIX = "ctr-metrics-"
 LOCK = "lock"
 NEW_S = 60.0
-SUMMED = ("counter", "histogram")  # prometheus_client's names of the files that grow with each new label.
+SUMMED = ("counter", "histogram")  # prometheus_client's names for the files that grow with each new label.
 SUMMED_BYTES = 256 * 1024
-PROCESS_BYTES = 1536 * 1024  # All files of one worker. Half of that is its latencies of the last minute.
+PROCESS_BYTES = 1536 * 1024  # All files of one worker. Half of this holds the latencies of the last minute.
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 # In memory, because writing a page back to disk would block a request that updates a metric on that page.
 MEMORY = Path("/dev/shm")  # noqa: S108
@@ -54,7 +54,7 @@ def remove_abandoned_folders(parent: Path) -> None:
 
 
 def check_space(folder: Path, workers: int) -> None:
-    """Check at start-up that the files of all workers will fit.
+    """Check at startup that the files of all workers will fit.
 
     Raises:
         NoSpace: There is too little space.
@@ -68,11 +68,11 @@ def check_space(folder: Path, workers: int) -> None:
 def reserve(path: Path, size: int | None = None) -> None:
     """Allocate a file that will be memory-mapped.
 
-    Writing to a page of a sparse file when the file system is full would kill the process with SIGBUS.
+    If the file were sparse, a write to a new page while the file system is full would kill the process with SIGBUS.
 
     Args:
         path: The file. It is created if it does not exist.
-        size: Its size in bytes. None: its current size.
+        size: The size in bytes, or None for the file's current size.
 
     Raises:
         NoSpace: There is too little space.
@@ -101,7 +101,7 @@ def reserve_process_files(folder: Path) -> None:
 
 
 def no_space(folder: Path, reason: str) -> NoSpace:
-    """Return the exception for a lack of space, with the ways out."""
+    """Return the exception for a lack of space. Its message explains how to fix this."""
     way_out = "Enlarge it (--shm-size in Docker, a larger emptyDir in Kubernetes), or lower CTR_WORKERS."
     return NoSpace(f"{folder.parent} is too small for the files that the workers share: {reason}. {way_out}")
 

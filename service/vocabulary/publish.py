@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dropped {version}")
     if unnamed:
         print(f"kept {len(unnamed)} versions of unknown models, published before 0.9: {', '.join(unnamed)}")
-        print("to let --keep count them, publish those that you still use again, and delete the others: see Deployment")
+        print("to let --keep count them, publish again those in use, and delete the others (docs/deployment.md)")
     return 0
 
 
@@ -127,7 +127,7 @@ def count_tokens(client: Any, version: str, fields: dict[str, int]) -> dict[str,
 
 
 def drop_older(client: Any, published: Manifest, keep: int) -> list[str]:
-    """Delete all but the newest `keep` versions of a model. Return the deleted ones.
+    """Delete all but the newest `keep` versions of a model. Return the deleted versions.
 
     Args:
         client: A synchronous redis-py client.

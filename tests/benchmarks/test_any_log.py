@@ -1,4 +1,4 @@
-"""The normalized entropy and its interval, and the experiment's file that the benchmark writes."""
+"""The normalized entropy and its interval, and the experiment file that the benchmark writes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The CPU quota on the path of the process's own cgroup, in the layouts of the usual container runtimes."""
+"""The CPU quota of the process's cgroup and the cgroups above it, in the layouts of common container runtimes."""
 
 import os
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Layout:
     Attributes:
         cgroup: The content of /proc/self/cgroup.
         mounts: Folder below /sys/fs/cgroup -> root of the mounted hierarchy, and its type and options.
-        quotas: Folder -> quota in CPUs. None: the file says that there is no limit.
+        quotas: Folder -> quota in CPUs. None means that the file specifies no limit.
     """
 
     cgroup: str

@@ -1,4 +1,4 @@
-"""Raw values: what golden requests, load tests and the example request send becomes tokens of the vocabulary."""
+"""Raw values: the values in golden requests, load tests and the example request become tokens of the vocabulary."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ LOOKUP = {name: build_vocabulary(tokens) for name, tokens in TOKENS.items()}
 
 
 def bad_values(context: dict[str, object], candidates: list[dict[str, object]]) -> tuple[int, int, int]:
-    """Return how many values are unknown, missing, or of a name that no field reads."""
+    """Return the number of unknown values, of missing values, and of names that no field reads."""
     encoder = Encoder(SCHEMA)
     tokens = encoder.tokens(context, candidates)
     return encoder.ids(tokens, LOOKUP)[1].total(), tokens.missing.total(), tokens.ignored.total()

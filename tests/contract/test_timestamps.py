@@ -1,4 +1,4 @@
-"""Timestamps: every notation of a point in time gives the same token, and nothing else is taken for a time."""
+"""Timestamps: every format of a point in time gives the same token, and no other value is accepted as a time."""
 
 from datetime import datetime
 from typing import Any

@@ -48,14 +48,14 @@ def test_every_mounted_folder_exists_and_is_read_only() -> None:
     folders = [mount.split(":") for mount in mounts if isinstance(mount, str) and not mount.startswith("prometheus:")]
     assert len(folders) == 3
     for source, _, mode in folders:
-        assert source.startswith("./")  # Otherwise, it would be the name of a volume.
+        assert source.startswith("./")  # Otherwise, Compose would read the source as the name of a volume.
         assert (ROOT / source).is_dir(), source
         assert mode == "ro"
 
 
 @pytest.mark.parametrize("name", ["publish", "service"])
 def test_the_bundle_may_be_a_relative_path(name: str) -> None:
-    """In the short syntax, bundles/shop would be the name of a volume."""
+    """In the short syntax, bundles/shop would be read as the name of a volume."""
     (mount,) = SERVICES[name]["volumes"]
     assert mount == {
         "type": "bind",

@@ -150,8 +150,8 @@ def test_a_toml_block_is_an_experiment_a_sweep_or_a_part_of_one(block: CodeBlock
         _, bases = read_sweep(path)
         assert len(bases[0].points) > 1
     else:
-        # A block with a name is an experiment, and so is one with `files`, which contradicts README.md's. Others are
-        # parts that fit the one in README.md.
+        # A block with a `name` is a whole experiment. So is a block with `files`, which may conflict with the one in
+        # README.md. All other blocks are parts that fit into the experiment in README.md.
         is_whole = "name" in document or "files" in document.get("data", {})
         whole = document if is_whole else merged(msgspec.toml.decode(SMALLEST.text), document)
         assert to_experiment(whole).data.reader == "table"

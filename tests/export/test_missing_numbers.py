@@ -50,7 +50,7 @@ SHARE_MISSING, RATE_IF_MISSING, RATE = 0.4, 0.8, 0.1
 
 
 def a_log(rows: int, seed: int) -> pl.DataFrame:
-    """Return rows in which a missing bid is clicked more often. A third of the other bids are the mean of all."""
+    """Return rows in which ads without a bid are clicked more often. A third of the other bids equal the mean."""
     random = np.random.default_rng(seed)
     is_missing = random.random(rows) < SHARE_MISSING
     bid = pl.Series(random.integers(1, 4, rows).astype(np.float64)).set(pl.Series(is_missing), None)
@@ -106,7 +106,7 @@ def bundle(root: Path, run: Path, shared_folder: Path) -> Bundle:
 
 
 def test_the_vector_tells_a_missing_number_from_the_mean(root: Path) -> None:
-    """With the mean, a missing bid looks like a bid of 2, so the model cannot rank these two."""
+    """If a missing bid is replaced with the mean, it looks like a bid of 2, so the model cannot rank the two."""
     auc = {name: open_run(root / name)[3].test.auc for name in ("vector", "mean")}
     assert auc["vector"] > 0.83
     assert auc["mean"] < 0.78
@@ -120,7 +120,7 @@ def test_a_run_without_missing_vectors_has_the_weights_of_older_runs(root: Path)
 
 
 def test_the_vector_of_a_field_that_is_never_missing_in_train_is_trained(root: Path) -> None:
-    """Training hides 5% of the depths. They say nothing about clicks, so a missing one scores like an average one."""
+    """Training hides 5% of the depths. Depth does not affect clicks, so a missing depth scores like an average one."""
     explainer = open_explainer(root / "vector")
 
     def logit(depth: float | None) -> float:

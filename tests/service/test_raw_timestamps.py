@@ -79,7 +79,7 @@ batch_size = 128
 
 
 def write_log(folder: Path) -> dict[str, pl.DataFrame]:
-    """Write a log whose timestamps are in all notations, and return its splits."""
+    """Write a log with timestamps in all formats, and return its splits."""
     random = np.random.default_rng(0)
     frames = {}
     for split in SPLITS:

@@ -1,17 +1,17 @@
-"""Compressing text as .gz and .zst files, with several members, as concatenated files have."""
+"""Compress text as .gz and .zst files, which may have several members, like concatenated files."""
 
 import gzip
 
-MAX_BLOCK = 1 << 17  # of the zstd format
+MAX_BLOCK = 1 << 17  # The maximum block size of the zstd format, in bytes.
 
 
 def compress(content: bytes, ending: str, members: int = 1) -> bytes:
-    """Return the content of a file with this ending: ".gz" or ".zst", or "" for a plain file.
+    """Return the content of a file with this extension: ".gz" or ".zst", or "" for a plain file.
 
     Args:
         content: The text.
-        ending: The ending of the file's name.
-        members: The number of compressed parts, which follow one another.
+        ending: The file name extension.
+        members: The number of compressed parts, which are concatenated.
     """
     if not ending:
         return content
@@ -21,7 +21,7 @@ def compress(content: bytes, ending: str, members: int = 1) -> bytes:
 
 
 def zstd_frame(content: bytes) -> bytes:
-    """Return a zstd frame of uncompressed blocks. Python has a compressor for zstd only since version 3.14."""
+    """Return a zstd frame of uncompressed blocks. Python has no zstd compressor before version 3.14."""
     single_segment_with_8_byte_size = b"\xe0"
     frame = b"\x28\xb5\x2f\xfd" + single_segment_with_8_byte_size + len(content).to_bytes(8, "little")
     blocks = [content[start : start + MAX_BLOCK] for start in range(0, len(content), MAX_BLOCK)] or [b""]

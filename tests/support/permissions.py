@@ -1,4 +1,4 @@
-"""Run a block as a user without permissions, because file modes do not apply to root."""
+"""Run a block as a user with few permissions, because file modes do not apply to root."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ NOBODY = 65534
 
 @contextmanager
 def another_user() -> Iterator[None]:
-    """Become NOBODY if this process runs as root. Otherwise, file modes apply anyway."""
+    """Run the block as NOBODY if this process runs as root. For other users, file modes apply anyway."""
     if os.geteuid() != 0:
         yield
         return
@@ -25,7 +25,7 @@ def another_user() -> Iterator[None]:
 
 @contextmanager
 def public_folder() -> Iterator[Path]:
-    """Yield a folder that every user may read. Those of pytest are private."""
+    """Yield a folder that every user may read. The temporary folders of pytest are private."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     try:

@@ -88,7 +88,7 @@ def score(server: Server) -> None:
 def accepting_workers(server: Server, connections: int = 8) -> int:
     """Open this many connections, and return how many workers have accepted one of them.
 
-    A worker that is still starting has not accepted any, even though it exists and uses CPU time.
+    A worker that is still starting has not accepted any connection, although it exists and uses CPU time.
     """
     port = urlsplit(server.url).port
     with ExitStack() as opened:
@@ -102,7 +102,7 @@ def accepting_workers(server: Server, connections: int = 8) -> int:
 
 
 def client_ports(worker: int, port: int | None) -> set[int]:
-    """Return the clients' ports of the connections to `port` that the worker has accepted."""
+    """Return the client ports of the connections to `port` that the worker has accepted."""
     connections = psutil.Process(worker).net_connections("tcp")
     return {at.raddr.port for at in connections if at.raddr and at.laddr.port == port}
 

@@ -1,4 +1,4 @@
-"""A point in time in every notation that contract/timestamps.py accepts."""
+"""A point in time in every format that contract/timestamps.py accepts."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -16,8 +16,8 @@ def notations(seconds: int, millisecond: int = 0, offset_minutes: int = 0) -> li
 
     Args:
         seconds: Unix seconds.
-        millisecond: Milliseconds after that, 0 to 999.
-        offset_minutes: The offset from UTC of the texts that have one.
+        millisecond: Milliseconds to add, 0 to 999.
+        offset_minutes: The offset from UTC in minutes, in the strings that contain an offset.
     """
     moment = datetime.fromtimestamp(seconds, UTC)
     there = moment.astimezone(timezone(timedelta(minutes=offset_minutes)))
@@ -47,7 +47,7 @@ def notations(seconds: int, millisecond: int = 0, offset_minutes: int = 0) -> li
 
 
 def all_notations() -> st.SearchStrategy[tuple[int, list[Any]]]:
-    """Generate a point in time in Unix seconds, and its notations."""
+    """Generate a point in time in Unix seconds, and the same time in every format."""
     return st.tuples(MOMENTS, st.integers(0, 999), st.integers(-23 * 60, 23 * 60)).map(
         lambda drawn: (drawn[0], notations(*drawn))
     )

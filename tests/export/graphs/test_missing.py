@@ -1,4 +1,4 @@
-"""Every graph gives the model's logits for missing numbers, which are NaN, and has a vector for each."""
+"""Every graph gives the model's logits for missing numbers, which are NaN and have their own vectors."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -181,7 +181,7 @@ def test_a_missing_number_contributes_to_the_logit_like_a_number_1_with_the_same
     zero = one_of(model, model.embedding.alpha, torch.zeros_like(model.embedding.beta))
     with_vector, at_mean = (ExplainGraph(m, SCHEMA)(**tensors(absent))[1] for m in (model, zero))
     number = [f.kind for f in SCHEMA.in_serving_order()].index("numeric")
-    assert (with_vector - at_mean)[:, 0, number].abs().max() > 1e-3  # The pairs of the field in level 0.
+    assert (with_vector - at_mean)[:, 0, number].abs().max() > 1e-3  # The field's pairs at level 0.
 
 
 def test_no_attention_score_exceeds_its_bound_if_a_missing_numbers_vector_is_the_longest() -> None:
@@ -200,7 +200,7 @@ def test_no_attention_score_exceeds_its_bound_if_a_missing_numbers_vector_is_the
 
 @needs_kernel
 def test_fields_with_and_without_a_missing_vector_can_be_mixed() -> None:
-    """A field without one is never NaN."""
+    """The values of a field without a missing vector are never NaN."""
     fields = [msgspec.structs.replace(f, missing_vector=True) if f.name == "un0" else f for f in SCHEMA_WITHOUT.fields]
     schema = FeatureSchema((Field("x", "context", "numeric"), *fields))
     model = a_model(schema, STECConfig(embedding=8, ffn=16, embedding_std=0.3))

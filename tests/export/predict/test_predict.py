@@ -1,4 +1,4 @@
-"""ctr-predict: a file of rows becomes a file of the probabilities that the server would answer."""
+"""ctr-predict: a file of rows becomes a file of the probabilities that the server would return."""
 
 import gzip
 import json
@@ -46,7 +46,7 @@ def some_rows(count: int = 60) -> pl.DataFrame:
 
 
 async def served(folder: Path, rows: Sequence[Row]) -> list[float]:
-    """Return the probability of each row as the service answers it. A row is a request with one candidate."""
+    """Return the probability that the service returns for each row. A row is a request with one candidate."""
     schema = open_bundle(folder).schema
     context = {field.name for field in schema.fields if field.side == "context"}
     candidate = {field.name for field in schema.fields} - context
@@ -175,7 +175,7 @@ def test_rows_that_cannot_be_encoded_can_have_no_probability(
     [
         (["nowhere.csv", "--out", "s.csv"], "nowhere.csv: no such file"),
         (["rows.csv", "--out", "s.json"], "s.json: unknown format. Use .parquet, .csv or .tsv."),
-        (["rows.csv", "--out", "rows.csv"], "rows.csv is one of the files to score. Choose another file."),
+        (["rows.csv", "--out", "rows.csv"], "rows.csv is one of the files to score. Choose a different file."),
         (["rows.csv", "--out", "s.csv", "--keep", "ctr"], 'the output has a column "ctr"'),
         (["rows.csv", "--out", "s.csv", "--keep", "id"], 'rows.csv: no column "id". The file has user, weekday'),
         (["short.csv", "--out", "s.csv"], 'short.csv: no column "item". The file has user.'),

@@ -160,7 +160,7 @@ def test_a_string_can_be_decoded_unless_it_has_half_of_a_surrogate_pair(parts: l
     try:
         msgspec.json.decode(f'"{text}"')
     except msgspec.DecodeError:
-        # A string is still a string, so that only its own value is refused.
+        # The result is still a string, so only this value is refused.
         replaced = replace_lone_surrogates(f'"{text}"'.encode())
         assert b"\xff" in replaced
         with pytest.raises(UnicodeDecodeError):

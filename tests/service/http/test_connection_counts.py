@@ -46,7 +46,7 @@ def shares(server: Server, clients: int, pause_s: float) -> list[int]:
 
 
 def test_a_worker_publishes_its_count_as_soon_as_a_connection_is_closed(bundle: Path) -> None:
-    """Otherwise, the clients of a worker that all reconnect at once would reach the other workers."""
+    """Otherwise, if all clients of a worker reconnect at once, the other workers would accept all of them."""
     with serving(bundle, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000") as server:
         (worker,) = children(server.process.pid)
         counts = ConnectionCounts(Path(psutil.Process(worker).environ()[FOLDER_VARIABLE]))
@@ -63,7 +63,7 @@ def test_a_worker_publishes_its_count_as_soon_as_a_connection_is_closed(bundle: 
             while count() != left:
                 assert time.monotonic() - start_s < 60
                 time.sleep(0.001)
-        # With a count that is published every CHECK_S only, each of these would have taken that long.
+        # If the count were published only every CHECK_S, each step would take that long.
         assert time.monotonic() - start_s < len(connections) * CHECK_S / 2
 
 

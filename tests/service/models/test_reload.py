@@ -148,7 +148,7 @@ def test_admin_reload_loads_a_replaced_bundle(bundle: Path, tmp_path: Path) -> N
 
 
 def corrupted(folder: Path) -> None:
-    (folder / "model.onnx").unlink()  # Files of a store are read-only.
+    (folder / "model.onnx").unlink()  # Files in a store are read-only.
     (folder / "model.onnx").write_bytes(b"no model")
 
 
@@ -181,7 +181,7 @@ def test_bad_bundle_is_refused_and_the_old_one_stays_in_use(
 
 
 def reports(url: str, served: str, refused: str | None) -> bool:
-    """Return whether the server says that it serves a version instead of the store's current one."""
+    """Return whether the server reports that it serves a version instead of the store's current version, `refused`."""
     model = httpx.get(f"{url}/v1/model", timeout=30).json()
     readyz = httpx.get(f"{url}/readyz", timeout=30).text
     return (
@@ -197,7 +197,7 @@ def removed(folder: Path) -> None:
 
 
 def with_other_answers(folder: Path) -> None:
-    """Replace the bundle with one that is intact, but has the wrong name for its folder and wrong golden answers."""
+    """Replace the bundle with an intact one whose folder has the wrong name and whose golden answers are wrong."""
     shutil.copytree(folder, folder.with_name("whole"))
     shutil.rmtree(folder)
     with_wrong_golden(folder.with_name("whole"), folder)
@@ -264,7 +264,7 @@ def test_files_overwritten_in_place_are_reported_and_the_server_recovers(tmp_pat
         time.sleep(1.0)  # Until the supervisor has found the reason.
         server.process.send_signal(signal.SIGTERM)
         _, log = server.process.communicate(timeout=60)
-    assert "A memory-mapped file was cut short" in log
+    assert "A memory-mapped file was truncated" in log
     assert "weights.bin was changed after the export" in log
     assert "Never overwrite the files of a bundle that is served" in log
 

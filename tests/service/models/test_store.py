@@ -40,7 +40,7 @@ def store(bundles: list[Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def public_store(bundles: list[Path]) -> Iterator[Path]:
-    """A store with two versions in a folder that every user may read."""
+    """A store with two versions, in a folder that every user may read."""
     with public_folder() as folder:
         for bundle in bundles[:2]:
             assert main(["add", str(folder / "store"), str(bundle), "--activate"]) == 0
@@ -48,7 +48,7 @@ def public_store(bundles: list[Path]) -> Iterator[Path]:
 
 
 def damage(path: Path) -> None:
-    """Overwrite a file of the store, which is read-only."""
+    """Overwrite a read-only file in the store."""
     path.chmod(0o644)
     path.write_bytes(b"{")
 
@@ -285,7 +285,7 @@ def test_a_missing_permission_is_a_single_line_that_names_the_user_and_the_path(
     assert re.search(
         r"^ctr-store: .*user \S+ may not (enter|read|write|write in) \S+ \(owner \S+, mode 0\d{3}\)\. ", error
     )
-    assert str(public_store) in error or command == "add"  # The bundle to add is private, too.
+    assert str(public_store) in error or command == "add"  # The bundle to add is private too.
     assert len(error.splitlines()) == 1
 
 
@@ -301,7 +301,7 @@ def test_bundle_with_warnings_is_added_only_by_force(tmp_path: Path, capsys: pyt
     bundle = write_small_bundle(tmp_path / "bundle", warnings=[warning])
     assert main(["add", str(tmp_path / "store"), str(bundle), "--activate"]) == 2
     error = capsys.readouterr().err
-    assert error == f"ctr-store: {bundle} has warnings: {warning} To add it in spite of this, use --force\n"
+    assert error == f"ctr-store: {bundle} has warnings: {warning} To add it anyway, use --force\n"
     assert not (tmp_path / "store").exists()
     assert main(["add", str(tmp_path / "store"), str(bundle), "--activate", "--force"]) == 0
     assert open_bundle(current_bundle(tmp_path / "store")).manifest.warnings == (warning,)

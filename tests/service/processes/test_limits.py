@@ -1,4 +1,4 @@
-"""Limits of the system that are too low are reported at start-up: open files, and memory for shared files."""
+"""System limits that are too low are reported at startup: open files, and memory for shared files."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ SERVE = [sys.executable, "-m", "service", "--workers", "2"]
 
 
 def run_in_shell(limits: str, bundle: Path, *prefix: str, flag: str = "--bundle") -> subprocess.CompletedProcess[str]:
-    """Start ctr-serve after a shell command, and wait until it ends."""
+    """Run ctr-serve after a shell command that sets limits, and wait until the server exits."""
     command = [*prefix, "sh", "-c", f'{limits} && exec "$@"', "sh", *SERVE, flag, str(bundle)]
     environment = without_settings() | {"CTR_PORT": "0"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)

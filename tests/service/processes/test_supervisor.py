@@ -64,7 +64,7 @@ async def test_the_server_stops_with_a_message_if_the_first_worker_cannot_be_sta
     python.unlink()
     assert await Supervisor(Settings(bundle=bundle), 2, [listener], tmp_path, print_curl=False).run() == 2
     assert caplog.messages == [
-        "Cannot start a worker: No such file or directory. Stopping. Check the limits of processes and memory."
+        "Cannot start a worker: No such file or directory. Stopping. Check the limits on processes and memory."
     ]
 
 

@@ -42,7 +42,7 @@ def test_each_of_several_equal_candidates_is_the_best_in_its_share_of_requests()
     for top_k, place in ((2, 1), (6, 1)):
         second = Counter(rows_to_return(6, ctr, top_k, f"request {n}")[place] for n in range(4000))
         assert second.keys() == {1, 2, 3, 4}
-        assert all(880 < count < 1120 for count in second.values())  # 1,000, and more than four standard deviations.
+        assert all(880 < count < 1120 for count in second.values())  # 1,000 ± more than four standard deviations.
     whole = rows_to_return(6, ctr, 6, "r")
     assert (whole[0], whole[-1], sorted(whole)) == (5, 0, list(range(6)))
 
