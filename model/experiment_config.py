@@ -35,10 +35,10 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             multiplied by learning_rate_factor.
         patience: Training stops after this many consecutive evaluations without improvement.
         learning_rate_factor: What the learning rate is multiplied by after an evaluation without improvement. With 1,
-            it is constant. NOTE[DIFF] It is 0.1 in the paper.
-        evaluations_per_epoch: The number of evaluations on valid per epoch, at equal distances. NOTE[DIFF] It is 1 in
-            the paper. With more, training can stop in the middle of an epoch. `patience` and learning-rate drops count
-            evaluations. There is at most one evaluation per training step.
+            it is constant. The paper uses 0.1.
+        evaluations_per_epoch: The number of evaluations on valid per epoch, at equal distances, and at most one per
+            training step. The paper uses 1. With more, training can stop in the middle of an epoch. `patience` and
+            learning-rate drops count evaluations.
         embedding_l2: The L2 penalty on embeddings. The loss includes (embedding_l2 / 2) times the squared norm of all
             embeddings.
         net_l2: The L2 penalty on all other weights. The loss includes (net_l2 / 2) times their squared norm.
@@ -50,8 +50,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         ema_half_life: The half-life, in epochs, of an exponential moving average of the weights and of the batch norms'
             running statistics. After each step, the average moves towards the current weights with a decay of at most
             0.5 ** (1 / half-life in steps), and less in the first steps. Both the current (raw) and the averaged
-            weights are then evaluated, and the report compares them. With 0, there is no average. NOTE[DIFF] The paper
-            has none.
+            weights are then evaluated, and the report compares them. With 0, as in the paper, there is no average.
         ema_min_steps: The shortest half-life in steps, because on a small log an epoch has too few steps to average.
         weights: Which weights determine learning-rate drops and stopping, and become the model: the current ones
             ("raw"), or their moving average ("averaged"), which needs an ema_half_life.
@@ -72,12 +71,14 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     learning_rate: Annotated[float, Meta(gt=0)] = 1e-3
     monitor: Literal["logloss", "auc"] = "logloss"
     patience: Positive = 2
+    # NOTE[DIFF] The paper divides the learning rate by 10 after an epoch. These keys allow other schedules.
     learning_rate_factor: Annotated[float, Meta(gt=0, le=1)] = 0.1
     evaluations_per_epoch: Positive = 1
     embedding_l2: Annotated[float, Meta(ge=0)] = 0.0
     net_l2: Annotated[float, Meta(ge=0)] = 0.0
     clip: Annotated[float, Meta(gt=0)] = 10.0
     unknown_rate: Rate = 0.01
+    # NOTE[DIFF] The paper does not average weights. These keys add an average to any model.
     ema_half_life: Annotated[float, Meta(ge=0)] = 0.0
     ema_min_steps: Positive = 20
     weights: Literal["raw", "averaged"] = "raw"
