@@ -25,7 +25,7 @@ RECIPE = Training(epochs=4, batch_size=200, learning_rate=0.03, patience=4)
 
 
 def recipe(**changes: object) -> Training:
-    return Training(**{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__} | changes)  # type: ignore[arg-type]
+    return Training(**{name: getattr(RECIPE, name) for name in RECIPE.__struct_fields__} | changes)
 
 
 def trained(**changes: object) -> tuple[STEC, Fitted]:
