@@ -31,6 +31,7 @@ from model.experiments.run_folder import open_run
 from model.experiments.seeds import with_seed
 from model.experiments.train import train
 from model.experiments.trial import open_log
+from model.training.early_stopping import epoch_text
 from model.training.fit import predict
 
 MINUTES = 4
@@ -152,7 +153,7 @@ def settings(run_folder: Path) -> str:
     training, width = experiment.training, experiment.model.embedding  # type: ignore[union-attr]
     return (
         f"L2 {training.embedding_l2:g}, net L2 {training.net_l2:g}, batch {training.batch_size}, D {width}, learning "
-        f"rate {training.learning_rate:g}, epoch {metrics.best_epoch}"
+        f"rate {training.learning_rate:g}, epoch {metrics.best}"
     )
 
 
@@ -263,7 +264,7 @@ def warm_start(root: Path) -> Table:
         ("warm, a third of the rows", "day-2-third", warm_s),
     ):
         _, _, _, metrics = open_run(root / "runs" / out)
-        epochs = f"{metrics.best_epoch} of {len(metrics.history)}"
+        epochs = f"{metrics.best} of {epoch_text(metrics.epochs)}"
         cells = [f"{metrics.valid.logloss:.5f}", f"{metrics.valid.auc:.4f}", f"{metrics.test.logloss:.5f}"]
         rows.append([name, f"{seconds:.0f} s", epochs, *cells])
     return Table("Day 2", ["training", "time", "best epoch", "valid logloss", "valid AUC", "test logloss"], rows)

@@ -11,8 +11,17 @@ from model.data_config import Data, first_difference, with_data_defaults
 from model.stec.stec import STECConfig
 from model.toml import Positive, Rate, read_toml, to_struct
 from model.toml_text import did_you_mean, toml_text
-from model.unused_keys import check_data_keys
+from model.unused_keys import check_data_keys, check_training_keys
 from model.zoo import MODELS, Config
+
+# The keys of [training] that version 0.9 did not have, and what they are in its runs and checkpoints.
+DEFAULTS_OF_0_9: dict[str, Any] = {
+    "ema_half_life": 0.0,
+    "ema_min_steps": 20,
+    "weights": "raw",
+    "learning_rate_factor": 0.1,
+    "evaluations_per_epoch": 1,
+}
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -22,9 +31,14 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         epochs: The maximum number of epochs.
         batch_size: The number of rows per training step.
         learning_rate: Adam's initial learning rate.
-        monitor: The validation metric that must improve. After an epoch without improvement, the learning rate is
-            divided by 10.
-        patience: Training stops after this many consecutive epochs without improvement.
+        monitor: The validation metric that must improve. After an evaluation without improvement, the learning rate is
+            multiplied by learning_rate_factor.
+        patience: Training stops after this many consecutive evaluations without improvement.
+        learning_rate_factor: What the learning rate is multiplied by after an evaluation without improvement. With 1,
+            it is constant. The paper uses 0.1.
+        evaluations_per_epoch: The number of evaluations on valid per epoch, at equal distances, and at most one per
+            training step. The paper uses 1. With more, training can stop in the middle of an epoch. `patience` and
+            learning-rate drops count evaluations.
         embedding_l2: The L2 penalty on embeddings. The loss includes (embedding_l2 / 2) times the squared norm of all
             embeddings.
         net_l2: The L2 penalty on all other weights. The loss includes (net_l2 / 2) times their squared norm.
@@ -33,9 +47,16 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             missing in the training set, the same share of its tokens is replaced with the missing id, so that this id
             is trained too. The same share of a field's numbers is hidden if they have a vector for a missing number
             (`missing_number`) and are never missing in the training set.
-        exact_statistics: If true, the batch norms of the best epoch get statistics computed over the whole training set
-            (see model/training/exact_statistics.py). If false, they keep the statistics of the last batches, as in
-            FuxiCTR and therefore in the paper.
+        ema_half_life: The half-life, in epochs, of an exponential moving average of the weights and of the batch norms'
+            running statistics. After each step, the average moves towards the current weights with a decay of at most
+            0.5 ** (1 / half-life in steps), and less in the first steps. Both the current (raw) and the averaged
+            weights are then evaluated, and the report compares them. With 0, as in the paper, there is no average.
+        ema_min_steps: The shortest half-life in steps, because on a small log an epoch has too few steps to average.
+        weights: Which weights determine learning-rate drops and stopping, and become the model: the current ones
+            ("raw"), or their moving average ("averaged"), which needs an ema_half_life.
+        exact_statistics: If true, the batch norms of the best weights get statistics computed over the whole training
+            set (see model/training/exact_statistics.py). If false, they keep the statistics of the last batches, as in
+            FuxiCTR and therefore in the paper, or the moving average of these with averaged weights.
         initial_bias: The model's mean prediction before training: the click rate of train ("log_odds"), or a
             probability of 0.5 ("zero").
         hide: Groups of categorical fields that training replaces with the unknown id together, such as
@@ -50,16 +71,28 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     learning_rate: Annotated[float, Meta(gt=0)] = 1e-3
     monitor: Literal["logloss", "auc"] = "logloss"
     patience: Positive = 2
+    # NOTE[DIFF] The paper divides the learning rate by 10 after an epoch. These keys allow other schedules.
+    learning_rate_factor: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    evaluations_per_epoch: Positive = 1
     embedding_l2: Annotated[float, Meta(ge=0)] = 0.0
     net_l2: Annotated[float, Meta(ge=0)] = 0.0
     clip: Annotated[float, Meta(gt=0)] = 10.0
     unknown_rate: Rate = 0.01
+    # NOTE[DIFF] The paper does not average weights. These keys add an average to any model.
+    ema_half_life: Annotated[float, Meta(ge=0)] = 0.0
+    ema_min_steps: Positive = 20
+    weights: Literal["raw", "averaged"] = "raw"
     exact_statistics: bool = True
     initial_bias: Literal["log_odds", "zero"] = "log_odds"
     hide: tuple[tuple[str, ...], ...] = ()
     seed: int = 1
 
     def __post_init__(self) -> None:
+        if self.weights == "averaged" and not self.ema_half_life:
+            raise ValueError(
+                'weights = "averaged" needs an average, but ema_half_life is 0. Set ema_half_life to a number of '
+                'epochs, such as 1, or set weights = "raw".'
+            )
         for group in self.hide:
             if not group or len(set(group)) < len(group):
                 raise ValueError(f"hide contains the group {list(group)}. A group needs one or more distinct fields.")
@@ -68,6 +101,13 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 "hide has no effect with unknown_rate = 0, which is the share of rows it applies to. Raise "
                 "unknown_rate, or remove the groups of several fields."
             )
+
+
+def other_weights(recipe: Training) -> Literal["raw", "averaged"] | None:
+    """Return which weights are evaluated beside those that `recipe` selects, or None without an average."""
+    if not recipe.ema_half_life:
+        return None
+    return "averaged" if recipe.weights == "raw" else "raw"
 
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,6 +136,7 @@ def read_experiment(path: Path) -> Experiment:
     def from_toml(document: dict[str, Any]) -> Experiment:
         experiment = to_experiment(document)
         check_data_keys(experiment.data, document["data"])
+        check_training_keys(experiment.training, document.get("training", {}))
         return experiment
 
     return read_toml(path, from_toml)
@@ -129,9 +170,9 @@ def to_experiment(document: dict[str, Any]) -> Experiment:
 def with_stored_defaults(document: dict[str, Any]) -> dict[str, Any]:
     """Return a stored experiment with the defaults of the version that wrote it, for keys that it does not have.
 
-    Versions before 0.9 did not store these keys. In a TOML file, a missing key has today's default instead.
+    Versions before 0.9 or 0.10 did not store these keys. In a TOML file, a missing key has today's default instead.
     """
-    training = {"initial_bias": "zero", "exact_statistics": False} | document.get("training", {})
+    training = {"initial_bias": "zero", "exact_statistics": False, **DEFAULTS_OF_0_9} | document.get("training", {})
     return document | {"data": with_data_defaults(document["data"]), "training": training}
 
 

@@ -14,6 +14,7 @@ from model.toml_text import either, toml_text
 
 if TYPE_CHECKING:
     from model.data_config import Data
+    from model.experiment_config import Training
 
 # The readers of logs that are published as one file, which `split` and `split_seed` divide.
 SPLIT_READERS = ("avazu", "criteo", "movielens_1m")
@@ -38,6 +39,19 @@ def check_data_keys(data: "Data", given: Mapping[str, Any]) -> None:
             raise ValueError(f'[[data.fields]]: field "{spec.name}": {message}')
     for message in columns_of_two_kinds(data):
         raise ValueError(f"[[data.fields]]: {message}")
+
+
+def check_training_keys(training: "Training", given: Mapping[str, Any]) -> None:
+    """Check that every key of a [training] section has an effect. The arguments are like those of check_data_keys().
+
+    Raises:
+        ValueError: If a key has no effect.
+    """
+    if "ema_min_steps" in given and not training.ema_half_life:
+        raise ValueError(
+            "[training]: ema_min_steps has no effect without an average of the weights. Set ema_half_life, or remove "
+            "ema_min_steps."
+        )
 
 
 def unused_in_data(data: "Data") -> Iterator[tuple[str, str]]:

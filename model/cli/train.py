@@ -1,7 +1,7 @@
 """ctr-train: train an experiment on its prepared log, and write a run folder or, with --seeds, a report on many runs.
 
-If ctr-train is killed, run the same command again to continue after the last finished epoch. On a CPU, the final
-weights are the same as those of an uninterrupted run.
+If ctr-train is killed, run the same command again to continue after the last evaluation, by default the end of an
+epoch. On a CPU, the final weights are the same as those of an uninterrupted run.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ctr-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ctr-train: interrupted; repeat the command to continue after the last finished epoch", file=sys.stderr)
+        print("ctr-train: interrupted; repeat the command to continue after the last evaluation", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -112,11 +112,16 @@ def print_result(metrics: "RunMetrics", out: Path) -> None:
 
     for warning in metrics.warnings:
         print(f"ctr-train: warning: {warning}", file=sys.stderr)
-    print(f"best epoch {metrics.best_epoch}: valid logloss {with_base_rate(metrics.valid)}")
+    print(f"best epoch {metrics.best}: valid logloss {with_base_rate(metrics.valid)}")
     print(f"test AUC {metrics.test.auc:.5f}, test logloss {with_base_rate(metrics.test)}")
     for name, value in (("AUC within a unit", metrics.test.gauc), ("NDCG@10 within a request", metrics.test.ndcg)):
         if value is not None:
             print(f"test {name} {value:.5f}")
+    if (other := metrics.other) is not None:
+        print(
+            f"{other.weights} weights, best epoch {other.best}: valid AUC {other.valid.auc:.5f}, logloss "
+            f"{other.valid.logloss:.5f}; test AUC {other.test.auc:.5f}, logloss {other.test.logloss:.5f}"
+        )
     print(f"run: {out}")
 
 

@@ -11,7 +11,7 @@ so its weights are those that ctr-train gives with the same settings.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 
 from model.atomic_folder import check_replaceable
-from model.experiment_config import Experiment
+from model.experiment_config import Experiment, Training
 from model.experiments.memory_plan import check_memory
 from model.experiments.run_folder import METRICS, RunMetrics, save_run
 from model.experiments.settings import KEYS, L2_GRID, L2_STEP, changed, first_settings, neighbors, section_of, value_of
@@ -49,13 +49,13 @@ STEPS = (
 
 @dataclass
 class Trial:
-    """Settings that are tried, and the epochs trained with them so far.
+    """Settings that are tried, and the whole epochs trained with them so far.
 
     Attributes:
         number: The number of the trial, from 1.
         experiment: The experiment with the settings.
         checkpoint: The state after the last epoch.
-        history: The finished epochs.
+        history: The evaluations of the finished epochs, and of the last one if training stopped early in the middle.
         error: Why the trial failed, for example because it diverged, or "".
     """
 
@@ -68,24 +68,28 @@ class Trial:
     @property
     def is_finished(self) -> bool:
         """Whether training is over: it has stopped early, has used all its epochs, or has failed."""
-        recipe, epochs = self.experiment.training, len(self.history)
-        stopped = epochs > recipe.patience and not any(e.improved for e in self.history[-recipe.patience :])
-        return stopped or epochs >= recipe.epochs or bool(self.error)
+        has_stopped = stopped_early(self.history, self.experiment.training)
+        return has_stopped or self.epochs >= self.experiment.training.epochs or bool(self.error)
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs in the history. An epoch in which training stopped early counts as one."""
+        return self.history[-1].epoch if self.history else 0
 
     @property
     def best(self) -> Epoch:
-        """The best epoch."""
-        return max((epoch for epoch in self.history if epoch.improved), key=lambda epoch: epoch.epoch)
+        """The best epoch, or part of one."""
+        return next(epoch for epoch in reversed(self.history) if epoch.improved)
 
     @property
     def score(self) -> float:
         """The score of the best epoch (see score_of), or -infinity if the trial has failed or has no finished epoch."""
-        return self.score_after(len(self.history))
+        return self.score_after(self.epochs)
 
     def score_after(self, epochs: int) -> float:
         """Return the highest score of the first epochs, or -infinity as in `score`."""
-        recipe, history = self.experiment.training, [] if self.error else self.history[:epochs]
-        return max((score_of(epoch.valid, recipe) for epoch in history), default=-math.inf)
+        recipe, history = self.experiment.training, [] if self.error else self.history
+        return max((score_of(epoch.valid, recipe) for epoch in history if epoch.epoch <= epochs), default=-math.inf)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -95,7 +99,7 @@ class Trial:
 
     def trained(self) -> Experiment:
         """Return the experiment with the number of epochs that were trained, so that ctr-train gives the same model."""
-        return self.experiment if self.is_finished else changed(self.experiment, "epochs", len(self.history))
+        return self.experiment if self.is_finished else changed(self.experiment, "epochs", self.epochs)
 
     def __str__(self) -> str:
         values = ", ".join(f"{key} {value:g}" for key, value in self.settings.items())
@@ -104,7 +108,7 @@ class Trial:
         seconds, valid = sum(epoch.wall_s or 0.0 for epoch in self.history), self.best.valid
         auc = f"AUC {valid.auc:.5f}, " if self.experiment.training.monitor == "auc" else ""
         return (
-            f"trial {self.number}: {values}: best epoch {self.best.epoch} of {len(self.history)}, valid {auc}logloss "
+            f"trial {self.number}: {values}: best epoch {self.best} of {self.history[-1]}, valid {auc}logloss "
             f"{valid.logloss:.5f}, {seconds:.1f} s"
         )
 
@@ -135,7 +139,9 @@ def train_auto(
     """
     check_replaceable(out, METRICS)
     log = open_log(experiment.data, data)
-    budget = TimeBudget(deadline_s, log.facts.rows)
+    recipe = experiment.training
+    weights = 2 if recipe.ema_half_life else 1
+    budget = TimeBudget(deadline_s, log.facts.rows, weights=weights, evaluations=recipe.evaluations_per_epoch)
     fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
     budget.time_evaluation(build(fields, experiment.model).to(device), log.splits["valid"])
     folder = data / UNFINISHED
@@ -146,6 +152,11 @@ def train_auto(
         chosen = {CHOSEN: chosen_toml(best).encode()}
         save_run(out, best.trained(), model, log.prepared.schema, log.prepared.vocabulary, metrics, log.facts, chosen)
     return best, metrics
+
+
+def stopped_early(history: Sequence[Epoch], recipe: Training) -> bool:
+    """Return whether the last `patience` evaluations were without improvement."""
+    return len(history) > recipe.patience and not any(e.improved for e in history[-recipe.patience :])
 
 
 class Search:
@@ -226,7 +237,7 @@ class Search:
         while trials:
             for trial in trials:
                 self._train(trial, epochs or self._first_round(trial))
-            epochs = max(len(trial.history) for trial in trials)
+            epochs = max(trial.epochs for trial in trials)
             ranking = sorted(self.trials, key=lambda trial: trial.score_after(epochs), reverse=True)
             promising = ranking[: max(MIN_PROMISING, math.ceil(len(trials) / 2))]
             trials = [trial for trial in trials if trial in promising and not trial.is_finished]
@@ -250,7 +261,8 @@ class Search:
 
     def _new_trial(self, experiment: Experiment) -> Trial:
         number = len(self.trials) + 1
-        self.trials.append(Trial(number, experiment, Checkpoint(self._folder / f"{number}.safetensors", "auto")))
+        checkpoint = Checkpoint(self._folder / f"{number}.safetensors", "auto", whole_epochs=True)
+        self.trials.append(Trial(number, experiment, checkpoint))
         return self.trials[-1]
 
     def _first_round(self, trial: Trial) -> int:
@@ -267,7 +279,7 @@ class Search:
         A trial that diverges or does not fit in memory has failed, and the search goes on without it.
         """
         epochs = min(epochs, trial.experiment.training.epochs)
-        before = len(trial.history)
+        before = trial.epochs
         if trial.is_finished or before >= epochs:
             return
         progress = TrialProgress(trial, self._budget)
@@ -278,7 +290,7 @@ class Search:
         except (Diverged, MemoryError, RuntimeError) as error:  # torch raises RuntimeError when out of memory
             trial.error = str(error)
         finally:
-            if trial.error or len(trial.history) > before:
+            if trial.error or trial.epochs > before:
                 self._on_trial(trial)
 
 
@@ -287,6 +299,7 @@ class TrialProgress:
 
     def __init__(self, trial: Trial, budget: TimeBudget) -> None:
         self._trial, self._budget = trial, budget
+        self._parts = list[Epoch]()  # the evaluations in the middle of an epoch
 
     def __enter__(self) -> Self:
         self._budget.start_epoch()
@@ -301,9 +314,17 @@ class TrialProgress:
         self._budget.on_rows(rows)
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Record an epoch, unless it comes from the checkpoint."""
-        if epoch.epoch > len(self._trial.history):
-            self._trial.history.append(epoch)
+        """Record the evaluations of an epoch when it ends, unless they come from the checkpoint.
+
+        The checkpoint contains no unfinished epoch either, unless training has stopped early in its middle.
+        """
+        history = self._trial.history
+        if history and epoch.end <= history[-1].end:
+            return
+        self._parts.append(epoch)
+        if epoch.part == 1 or stopped_early([*history, *self._parts], self._trial.experiment.training):
+            history += self._parts
+            self._parts = []
             self._budget.on_epoch()
 
 
@@ -331,5 +352,5 @@ def chosen_toml(trial: Trial) -> str:
         section = "model" if section_of(trial.experiment, key) is trial.experiment.model else "training"
         lines[section].append(f"{key} = {value}")
     if not trial.is_finished:
-        lines["training"].append(f"epochs = {len(trial.history)}  # the time was up")
+        lines["training"].append(f"epochs = {trial.epochs}  # the time was up")
     return "\n\n".join("\n".join([f"[{name}]", *keys]) for name, keys in lines.items() if keys) + "\n"

@@ -25,6 +25,8 @@ STARTING_BYTES = 100_000_000
 COPIES = 8.0
 # The gradient of the L2 penalty needs temporary copies of the tables, which leave gaps in the heap.
 COPIES_WITH_PENALTY = 10.5
+# The average of the weights, the best of the other weights, and their copies in a checkpoint.
+COPIES_OF_AVERAGE = 4.0
 # Activations have many sizes. malloc keeps freed memory (see keep_freed_memory()), and the gaps take as much again.
 GAPS = 2.1
 METRIC_BYTES_PER_ROW = 100  # sorted copies of labels and predictions
@@ -93,11 +95,14 @@ def plan_memory(experiment: Experiment, fields: Fields, train: Split, evaluated_
     recipe = experiment.training
     size = measure_model(fields, experiment.model)
     is_penalized = recipe.embedding_l2 > 0 or recipe.net_l2 > 0
+    copies = COPIES_WITH_PENALTY if is_penalized else COPIES
+    if recipe.ema_half_life:
+        copies += COPIES_OF_AVERAGE
     batch, part = min(recipe.batch_size, len(train)), min(EVALUATION_ROWS, evaluated_rows)
     return MemoryPlan(
         process=process_memory() + STARTING_BYTES,
         parameters=size.parameters,
-        model=int(4 * size.parameters * (COPIES_WITH_PENALTY if is_penalized else COPIES)),
+        model=int(4 * size.parameters * copies),
         activations=int(GAPS * max(size.step * batch, size.evaluation * part)),
         log=log_bytes(train) + METRIC_BYTES_PER_ROW * evaluated_rows,
     )

@@ -16,18 +16,25 @@ DPI = 120
 
 
 def draw_curves(histories: Sequence[Sequence[Epoch]], path: Path | BinaryIO) -> None:
-    """Plot training loss, validation logloss and validation AUC over the epochs, with one line per run."""
+    """Plot training loss, validation logloss and validation AUC over the epochs, with one line per run.
+
+    If two weights were evaluated, the metrics of the weights that were not selected are dotted.
+    """
     mpl.use("agg")
     figure = Figure(figsize=(7, 4), layout="constrained")
     losses = figure.subplots()
     aucs = losses.twinx()
     alpha = 1.0 if len(histories) == 1 else 0.5
     for number, history in enumerate(histories):
-        epochs = [e.epoch for e in history]
+        epochs = [e.end for e in history]
         label = ("train loss", "valid logloss", "valid AUC") if number == 0 else ("", "", "")
         losses.plot(epochs, [e.loss for e in history], "C0", label=label[0], alpha=alpha)
         losses.plot(epochs, [e.valid.logloss for e in history], "C1", label=label[1], alpha=alpha)
         aucs.plot(epochs, [e.valid.auc for e in history], "k--", label=label[2], alpha=alpha)
+        others = [(e.end, e.other_valid) for e in history if e.other_valid is not None]
+        ends = [end for end, _ in others]
+        losses.plot(ends, [valid.logloss for _, valid in others], "C1:", alpha=alpha)
+        aucs.plot(ends, [valid.auc for _, valid in others], "k:", alpha=alpha)
     losses.set(xlabel="epoch", ylabel="logloss")
     aucs.set(ylabel="AUC")
     figure.legend(loc="outside upper center", ncols=3)

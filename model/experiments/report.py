@@ -22,6 +22,7 @@ from model.experiments.dataset_notes import NOTES
 from model.experiments.plots import draw_curves, draw_reliability
 from model.experiments.run_folder import VERSIONS, DataFacts, RunMetrics, data_of, open_run
 from model.experiments.run_registry import FinishedRun, settings
+from model.training.early_stopping import epoch_text
 from model.training.true_ctr import TENTHS
 
 
@@ -77,6 +78,7 @@ def summarize(
         **mean_and_std_of("test_ndcg", [t.ndcg for t in tests]),
         **mean_and_std_of("test_calibration_error", [t.calibration_error for t in tests]),
         **mean_and_std_of("test_predicted_over_observed", [t.predicted_over_observed for t in tests]),
+        **other_weights_of(runs),
         "parameters": runs[0].parameters,
         "flops": runs[0].flops,
         "runs": [
@@ -84,17 +86,34 @@ def summarize(
                 "seed": r.seed,
                 "test": asdict(r.test),
                 "valid": asdict(r.valid),
-                "epochs": len(r.history),
+                "best_epoch": r.best_epoch,
+                "best_part": r.best_part,
+                "epochs": int(r.epochs) if r.epochs.is_integer() else r.epochs,
                 "s": r.seconds,
                 "wall_s": r.wall_s,
                 "rows_per_s": r.rows_per_s,
                 "unseen": [asdict(u) for u in r.unseen],
                 "warnings": r.warnings,
+                **({} if r.other is None else {"other": msgspec.to_builtins(r.other)}),
             }
             for r in runs
         ],
         "beside_true_probability": [asdict(r.truth) for r in runs if r.truth is not None],
         "versions": merge_versions(versions),
+    }
+
+
+def other_weights_of(runs: Sequence[RunMetrics]) -> dict[str, Any]:
+    """Return the name and the mean metrics of the weights that Training.weights does not select, or nothing."""
+    others = [r.other for r in runs if r.other is not None]
+    if not others or len(others) < len(runs):
+        return {}
+    return {
+        "other_weights": others[0].weights,
+        **mean_and_std_of("other_valid_auc", [o.valid.auc for o in others]),
+        **mean_and_std_of("other_valid_logloss", [o.valid.logloss for o in others]),
+        **mean_and_std_of("other_test_auc", [o.test.auc for o in others]),
+        **mean_and_std_of("other_test_logloss", [o.test.logloss for o in others]),
     }
 
 
@@ -140,7 +159,13 @@ def markdown(summary: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         base = f", base rate {summary['test_base_logloss_mean']:.4f}, normalized entropy {entropy}"
     headline = f"Test AUC {auc}, logloss {loss}{base} ({seeds}; {summary['parameters']:,} parameters{flops})."
     lines = [f"# {experiment['name']}", "", headline, "", *warning_lines(summary), *seed_lines(summary), ""]
-    lines += [*calibration_lines(summary), *group_lines(summary), *unseen_lines(summary), *truth_lines(summary)]
+    lines += [
+        *other_lines(summary),
+        *calibration_lines(summary),
+        *group_lines(summary),
+        *unseen_lines(summary),
+        *truth_lines(summary),
+    ]
     for name in pictures:
         lines += [f"![{Path(name).stem}]({name})", ""]
     lines += [f"- {note}" for note in NOTES.get(experiment["data"]["reader"], ())]
@@ -158,15 +183,58 @@ def seed_lines(summary: dict[str, Any]) -> list[str]:
     if has_entropy:
         names += [("base_logloss", "base rate", 1, 4), ("normalized_entropy", "normalized entropy", 1, 4)]
     columns = [f"{split} {name}" for split in ("test", "valid") for _, name, _, _ in names]
-    header = ["seed", *columns, "epochs", "training s"]
+    header = ["seed", *columns, "best epoch", "epochs", "training s"]
     lines = [f"| {' | '.join(header)} |", "|--:" * len(header) + "|"]
     for run in summary["runs"]:
         values = [
             f"{run[split][key] * scale:.{digits}f}" for split in ("test", "valid") for key, _, scale, digits in names
         ]
-        cells = [str(run["seed"]), *values, str(run["epochs"]), f"{run['s']:.0f}"]
+        cells = [str(run["seed"]), *values, best_epoch(run), epoch_text(run["epochs"]), f"{run['s']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def best_epoch(measured: Mapping[str, Any]) -> str:
+    """Return the number of epochs after which the weights were kept, such as 3 or 2.33."""
+    return epoch_text(measured["best_epoch"] - 1 + measured["best_part"])
+
+
+def other_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a table that compares the raw and the averaged weights of each seed, or nothing without an average."""
+    if "other_weights" not in summary:
+        return []
+    other = summary["other_weights"]
+    selected = "averaged" if other == "raw" else "raw"
+    keys = [(split, key) for split in ("test", "valid") for key in ("auc", "logloss")]
+    header = ["seed", "weights", *(f"{split} {'AUC' if key == 'auc' else key}" for split, key in keys), "best epoch"]
+    lines = [
+        f"Two weights were evaluated: the {selected} weights, which are the model, and the {other} weights. Each has "
+        "its own best epoch on valid.",
+        "",
+        f"| {' | '.join(header)} |",
+        "|--:|---" + "|--:" * (len(keys) + 1) + "|",
+    ]
+    for run in summary["runs"]:
+        for name, measured in ((selected, run), (other, run["other"])):
+            values = [
+                f"{measured[split][key] * 100:.2f}" if key == "auc" else f"{measured[split][key]:.4f}"
+                for split, key in keys
+            ]
+            lines.append(f"| {run['seed']} | {name} | {' | '.join(values)} | {best_epoch(measured)} |")
+    if len(summary["runs"]) > 1:
+        means = ", ".join(
+            f"{split} {'AUC' if key == 'auc' else key} {mean_text(summary, f'other_{split}_{key}', key == 'auc')}"
+            for split, key in keys
+        )
+        lines += ["", f"Mean of the {other} weights: {means}."]
+    return [*lines, ""]
+
+
+def mean_text(summary: Mapping[str, Any], name: str, is_percent: bool) -> str:
+    """Format a mean and its standard deviation."""
+    scale, digits = (100, 2) if is_percent else (1, 4)
+    mean, std = (summary[f"{name}_{kind}"] * scale for kind in ("mean", "std"))
+    return f"{mean:.{digits}f} ± {std:.{digits}f}"
 
 
 def warning_lines(summary: dict[str, Any]) -> list[str]:

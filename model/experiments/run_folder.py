@@ -1,6 +1,6 @@
 """The run folder, which training writes and the exporter and the report read.
 
-experiment.json  all settings, including defaults   weights.safetensors  the weights of the best epoch
+experiment.json  all settings, including defaults   weights.safetensors  the best weights
 schema.json, vocabulary/   the meaning of the ids   metrics.json         history, valid, test
 versions.json    python, libraries, machine         data.json            the rows used for training
 curve.png        the learning curve                 digests.json         sha256 of the files that open_run() reads
@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -35,7 +35,7 @@ from model.experiments.quality import UnseenValues
 from model.layers import fields_of
 from model.stec import fused
 from model.training.device import cpu_name, device_of
-from model.training.early_stopping import Epoch
+from model.training.early_stopping import Epoch, epoch_text
 from model.training.metrics import Bin, Metrics
 from model.training.true_ctr import TrueComparison
 from model.zoo import build
@@ -77,8 +77,31 @@ class DataFacts(msgspec.Struct, frozen=True):
     warm: WarmFacts | None = None
 
 
+class OtherWeights(msgspec.Struct, frozen=True):
+    """The best of the weights that Training.weights does not select, in a run with an average.
+
+    Attributes:
+        weights: Which weights they are.
+        best_epoch: As in RunMetrics.
+        best_part: As in RunMetrics.
+        valid: The metrics on the validation set.
+        test: The metrics on the test set.
+    """
+
+    weights: Literal["raw", "averaged"]
+    best_epoch: int
+    best_part: float
+    valid: Metrics
+    test: Metrics
+
+    @property
+    def best(self) -> str:
+        """As in RunMetrics."""
+        return epoch_text(self.best_epoch - 1 + self.best_part)
+
+
 class RunMetrics(msgspec.Struct, frozen=True):
-    """The metrics of a run. valid, test and reliability are measured with the weights of the best epoch.
+    """The metrics of a run. valid, test and reliability are measured with the best weights.
 
     Attributes:
         seed: The seed.
@@ -87,7 +110,7 @@ class RunMetrics(msgspec.Struct, frozen=True):
         seconds: The training time in seconds, excluding evaluations.
         valid: The metrics on the validation set.
         test: The metrics on the test set.
-        history: All epochs.
+        history: All evaluations, which are one per epoch by default.
         flops: The FLOPs per row (see model/training/flops.py).
         rows_per_s: The training speed in rows per second, excluding evaluations.
         reliability: Predictions and click rates on the test set, in bins.
@@ -95,6 +118,8 @@ class RunMetrics(msgspec.Struct, frozen=True):
         wall_s: The training time in seconds, including evaluations.
         unseen: The quality on test rows with unseen values, for each group in Training.hide.
         warnings: Why the model may not be worth serving (see model/experiments/quality.py).
+        best_part: The share of the best epoch that was trained when its weights were kept.
+        other: The other weights, if two were evaluated (Training.ema_half_life).
     """
 
     seed: int
@@ -111,6 +136,18 @@ class RunMetrics(msgspec.Struct, frozen=True):
     wall_s: float | None = None
     unseen: list[UnseenValues] = []
     warnings: list[str] = []
+    best_part: float = 1.0
+    other: OtherWeights | None = None
+
+    @property
+    def best(self) -> str:
+        """The number of epochs after which the weights were kept, such as 3 or 2.33."""
+        return epoch_text(self.best_epoch - 1 + self.best_part)
+
+    @property
+    def epochs(self) -> float:
+        """The number of epochs that were trained."""
+        return self.history[-1].end if self.history else 0.0
 
 
 def save_run(

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from model.experiment_config import Experiment, with_model_type, with_stored_defaults
+from model.experiment_config import DEFAULTS_OF_0_9, Experiment, with_model_type, with_stored_defaults
 from model.experiments.run_folder import DataFacts, RunMetrics
 
 RESULTS = "results"  # the folder for finished runs, reports and pictures, next to the experiments' TOML files
@@ -46,8 +46,14 @@ def settings(experiment: Experiment) -> Experiment:
 
 
 def digest(experiment: Experiment) -> str:
-    """Return 16 hexadecimal digits that identify the settings."""
-    return hashlib.sha256(msgspec.json.encode(settings(experiment))).hexdigest()[:16]
+    """Return 16 hexadecimal digits that identify the settings.
+
+    Keys that are newer than version 0.9 count only if they are set, so that its unfinished runs can be continued.
+    """
+    document = msgspec.to_builtins(settings(experiment))
+    training = document["training"]
+    document["training"] = {k: v for k, v in training.items() if (k, v) not in DEFAULTS_OF_0_9.items()}
+    return hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:16]
 
 
 def key(experiment: Experiment, fingerprint: str) -> Key:

@@ -63,7 +63,7 @@ def run_missing(
     """Train and record the runs that are not in the list, and return each experiment's run, in the same order.
 
     Runs that another process is training are skipped. If that process dies, this process continues the run after
-    the last finished epoch.
+    the last evaluation.
 
     Args:
         experiments: One experiment per run.

@@ -133,7 +133,7 @@ class PointProgress:
 
     def on_epoch(self, epoch: Epoch) -> None:
         """Show the epoch in the caption."""
-        self._table.update(f"training {self._run}: epoch {epoch.epoch}, valid AUC {epoch.valid.auc:.5f}")
+        self._table.update(f"training {self._run}: epoch {epoch}, valid AUC {epoch.valid.auc:.5f}")
 
     def on_rows(self, rows: int) -> None:
         """Do nothing, because a sweep has no progress bar for rows."""

@@ -26,16 +26,26 @@ class TimeBudget:
     It is predicted from an evaluation at the start and the slowest epoch so far.
     """
 
-    def __init__(self, deadline_s: float, rows: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        deadline_s: float,
+        rows: Mapping[str, int],
+        clock: Callable[[], float] = time.monotonic,
+        weights: int = 1,
+        evaluations: int = 1,
+    ) -> None:
         """Start the budget.
 
         Args:
             deadline_s: The time of the clock at which everything must be done.
             rows: The number of rows in each split.
             clock: Returns the time in seconds.
+            weights: The number of weights that are evaluated: 2 with an average (Training.ema_half_life).
+            evaluations: The number of evaluations per epoch.
         """
         self._deadline_s, self._clock, self._created_s = deadline_s, clock, clock()
         self._train_rows, self._valid_rows, self._test_rows = rows["train"], rows["valid"], rows["test"]
+        self._weights, self._evaluations = weights, evaluations
         self._row_s = 0.0  # the predicted evaluation of a row
         self._epoch_s = 0.0  # the slowest epoch, or a prediction during the first one
         self._last_epoch_s = 0.0
@@ -76,7 +86,8 @@ class TimeBudget:
             self._first_step_s = now_s  # the first step also allocates memory
         elif not self._is_measured and before >= MIN_SHARE * self._train_rows:
             left_s = (now_s - self._first_step_s) / before * (self._train_rows - self._seen)
-            self._epoch_s = now_s + left_s + self._row_s * self._valid_rows - self._start_s
+            evaluation_s = self._row_s * self._valid_rows * self._weights * self._evaluations
+            self._epoch_s = now_s + left_s + evaluation_s - self._start_s
             now_s = self._start_s + self._epoch_s
         if now_s > self._stop_s:
             raise TimeUp
@@ -114,4 +125,5 @@ class TimeBudget:
     @property
     def _reserved_s(self) -> float:
         """The predicted duration of the last steps. Computing the batch norms takes less time than an epoch."""
-        return WRITING_S + SAFETY * (self._row_s * (self._valid_rows + self._test_rows) + self._epoch_s)
+        measuring_s = self._row_s * (self._valid_rows + self._test_rows) + self._epoch_s
+        return WRITING_S + SAFETY * self._weights * measuring_s

@@ -1,6 +1,8 @@
 """A single run: training an experiment on an opened log and measuring the result."""
 
+import copy
 import hashlib
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -14,10 +16,10 @@ from torch import nn
 from model.data.prepare.prepared import LOG, Prepared, read_prepared
 from model.data.readers.log import SPLITS
 from model.data_config import Data, first_difference
-from model.experiment_config import Experiment
+from model.experiment_config import Experiment, Training, other_weights
 from model.experiments.memory_plan import MemoryPlan, check_memory, plan_memory
 from model.experiments.quality import base_rate_warning, leak_warning, measure_unseen
-from model.experiments.run_folder import DataFacts, RunMetrics
+from model.experiments.run_folder import DataFacts, OtherWeights, RunMetrics
 from model.experiments.run_registry import digest
 from model.experiments.warm import WarmStart
 from model.layers import embedding_parameters, fields_of, use_mean_if_missing
@@ -26,9 +28,8 @@ from model.toml_text import toml_text
 from model.training.batches import BLOCK_ROWS, Split, group_columns, numbers_never_missing
 from model.training.checkpoint import Checkpoint
 from model.training.device import CPU
-from model.training.early_stopping import Epoch
 from model.training.exact_statistics import measure_batch_norms
-from model.training.fit import fit, predict
+from model.training.fit import Fitted, fit, predict
 from model.training.flops import count_flops
 from model.training.initial_bias import start_at_click_rate
 from model.training.metrics import evaluate_split, reliability
@@ -169,20 +170,24 @@ def run_trial(
         warm: The weights to start from, or None for a new model.
 
     Returns:
-        The model on the device, with the weights of the best epoch; the run's metrics.
+        The model on the device, with the best weights; the run's metrics.
     """
     recipe, (train, valid, test) = experiment.training, (log.splits[name] for name in SPLITS)
     if device.type == "cpu" and (warning := check_memory(memory_of(experiment, log))):
         print(f"warning: {warning}", file=sys.stderr)
-    model, history = train_model(experiment, log, checkpoint, progress, device, warm)
-    best = max((e for e in history if e.improved), key=lambda e: e.epoch, default=None)
+    model, fitted = train_model(experiment, log, checkpoint, progress, device, warm)
+    history = fitted.history
+    best = next((e for e in reversed(history) if e.improved), None)
     start = time.perf_counter()
+    other = measure_other(model, fitted, log, recipe)
     if recipe.exact_statistics:
         measure_batch_norms(model, train, recipe)
     ctr_valid, ctr = predict(model, valid), predict(model, test)
     on_valid = best.valid if best and not recipe.exact_statistics else evaluate_split(valid, ctr_valid)
     after_training_s = time.perf_counter() - start
-    training_s = sum(len(train) / e.rows_per_s for e in history)
+    ends = (0.0, *(e.end for e in history))
+    trained = [len(train) * (end - start) for start, end in itertools.pairwise(ends)]
+    training_s = sum(rows / e.rows_per_s for rows, e in zip(trained, history, strict=True))
     two_rows = test.part(0, 2)
     truth = compare_with_truth(ctr, log.prepared, test) if experiment.data.reader == "generated" else None
     warnings = (
@@ -199,13 +204,33 @@ def run_trial(
         test=evaluate_split(test, ctr),
         history=history,
         flops=count_flops(model, two_rows.ids.long().to(device), two_rows.values.to(device)),
-        rows_per_s=len(train) * len(history) / training_s,
+        rows_per_s=len(train) * ends[-1] / training_s,
         reliability=reliability(test.labels, ctr, test.metric_weights()),
         truth=truth,
         wall_s=sum(e.wall_s or 0.0 for e in history) + after_training_s,
         unseen=measure_unseen(recipe.hide, test, ctr),
         warnings=[warning for warning in warnings if warning],
+        best_part=best.part if best else 1.0,
+        other=other,
     )
+
+
+def measure_other(model: nn.Module, fitted: Fitted, log: OpenedLog, recipe: Training) -> OtherWeights | None:
+    """Measure the best of the weights that `recipe` does not select, or return None without an average.
+
+    They are measured as they would be in a run that selects them. The model has the same weights before and after.
+    """
+    if (name := other_weights(recipe)) is None:
+        return None
+    train, valid, test = (log.splits[split] for split in SPLITS)
+    best = next((e for e in reversed(fitted.history) if e.other_improved), None)
+    selected = copy.deepcopy(model.state_dict())
+    model.load_state_dict(fitted.other)
+    if recipe.exact_statistics:
+        measure_batch_norms(model, train, recipe)
+    on_valid, on_test = (evaluate_split(split, predict(model, split)) for split in (valid, test))
+    model.load_state_dict(selected)
+    return OtherWeights(name, best.epoch if best else 0, best.part if best else 1.0, on_valid, on_test)
 
 
 def train_model(
@@ -215,11 +240,11 @@ def train_model(
     progress: TrainingProgress,
     device: torch.device = CPU,
     warm: WarmStart | None = None,
-) -> tuple[nn.Module, list[Epoch]]:
+) -> tuple[nn.Module, Fitted]:
     """Train one seed on train and valid. The arguments are those of run_trial().
 
     Returns:
-        The model on the device, with the weights of the best epoch; all epochs. If no epoch of a warm run is better on
+        The model on the device, with the best weights; what was measured. If no weights of a warm run are better on
         valid than the earlier run's weights, the model has these.
     """
     recipe, train, valid = experiment.training, log.splits["train"], log.splits["valid"]
@@ -244,5 +269,5 @@ def train_model(
 
     tables, show, keep_start = embedding_parameters(model), (progress.on_epoch, progress.on_rows), warm is not None
     with progress:
-        history = fit(model, tables, train, valid, recipe, *show, checkpoint, initialize, keep_start)
-    return model, history
+        fitted = fit(model, tables, train, valid, recipe, *show, checkpoint, initialize, keep_start)
+    return model, fitted

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,11 @@ class Batches:
     runs of run_rows contiguous rows, in random order. A block of these runs is held in memory at a time and shuffled.
     An epoch contains every row once, except that a last batch of one row is dropped, because batch normalization needs
     two rows.
+
+    Attributes:
+        generator: The random generator. While an epoch is read, it keeps the state at the start of the epoch, so that
+            the epoch can be read again from any batch.
+        steps_per_epoch: The number of batches in an epoch.
     """
 
     def __init__(self, train: Split, recipe: Training, block_rows: int = BLOCK_ROWS, run_rows: int = RUN_ROWS) -> None:
@@ -129,13 +135,31 @@ class Batches:
         self._numbers_never_missing = numbers_never_missing(train, block_rows)
         self._groups = [columns for columns in group_columns(recipe.hide, train.names) if len(columns) > 1]
         self.generator = torch.Generator().manual_seed(recipe.seed)
+        self._random = torch.Generator()  # draws the numbers of the current epoch
+        full, rest = divmod(len(train), recipe.batch_size)
+        self.steps_per_epoch = full + (rest > 1)
+        self._rest: Iterator[Rows] = iter(())  # the batches of the current epoch from self._next on
+        self._next = -1
+
+    def part(self, start: int, stop: int) -> Iterator[Rows]:
+        """Yield the batches `start` to `stop` (exclusive) of the current epoch. The last batch ends the epoch.
+
+        If the batch before `start` was not the last one that was read, the epoch is read again up to there.
+        """
+        if start == 0 or start != self._next:
+            self._rest = islice(self.epoch(), start, None)
+        yield from islice(self._rest, stop - start)
+        self._next = stop
+        if stop == self.steps_per_epoch:
+            next(self._rest, None)  # moves the generator to the next epoch
 
     def epoch(self) -> Iterator[Rows]:
         """Yield the batches: ids int64 (B, categorical), values (B, numeric), labels (B) and any weights (B)."""
         size = self._recipe.batch_size
+        self._random.set_state(self.generator.get_state())
         pending: list[Rows] = []
         for block in self._blocks():
-            order = torch.randperm(len(block), generator=self.generator)
+            order = torch.randperm(len(block), generator=self._random)
             missing = size - sum(map(len, pending))
             for rows in (order[:missing], *order[missing:].split(size)):
                 pending.append(block[rows])
@@ -144,22 +168,23 @@ class Batches:
                     pending = []
         if sum(map(len, pending)) > 1:
             yield self._batch(join(pending))
+        self.generator.set_state(self._random.get_state())
 
     def _blocks(self) -> Iterator[Rows]:
         if self._whole is not None:
             yield self._whole
             return
         starts = torch.arange(0, len(self._train), self._run_rows)
-        order = starts[torch.randperm(len(starts), generator=self.generator)]
+        order = starts[torch.randperm(len(starts), generator=self._random)]
         for runs in order.split(max(1, self._block_rows // self._run_rows)):
             yield join([self._train.part(start, start + self._run_rows) for start in runs.tolist()])
 
     def _batch(self, rows: Rows) -> Rows:
         rate, ids = self._recipe.unknown_rate, rows.ids.long()
-        hidden = hide_tokens(ids, rate, self._never_missing, self.generator)
-        values = hide_numbers(rows.values, rate, self._numbers_never_missing, self.generator)
+        hidden = hide_tokens(ids, rate, self._never_missing, self._random)
+        values = hide_numbers(rows.values, rate, self._numbers_never_missing, self._random)
         if self._groups:
-            hidden = hide_groups(ids, hidden, rate, self._groups, self.generator)
+            hidden = hide_groups(ids, hidden, rate, self._groups, self._random)
         return replace(rows, ids=hidden, values=values)
 
 

@@ -1,12 +1,15 @@
-"""Checkpoints: the state of a run after its last finished epoch.
+"""Checkpoints: the state of a run after its last evaluation.
 
 If a killed run continues from its checkpoint, the final weights are the same as those of an uninterrupted run. On a
 CPU, they are bit-identical. A GPU adds numbers in a different order each time.
 
-A checkpoint is a safetensors file. Its tensors are the model, the best epoch's weights, Adam's moments and steps, and
-the states of two random generators: the one that shuffles rows and hides tokens, and torch's own on the device, which
-dropout uses. Its metadata consists of the run's identity, the learning rate, the state of early stopping and the
-history.
+A checkpoint is a safetensors file. Its tensors are the model, the best weights, Adam's moments and steps, and the
+states of two random generators: the one that shuffles rows and hides tokens, and torch's own on the device, which
+dropout uses. If weights are averaged, the average and the best of the other weights are included. Its metadata consists
+of the run's identity, the learning rate, the state of early stopping, the number of averaged steps and the history.
+
+In the middle of an epoch, the state of the first generator is that at the start of the epoch. The position in the epoch
+follows from the number of evaluations in the history.
 """
 
 import os
@@ -20,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.training.averaged_weights import AveragedWeights
 from model.training.device import device_of
 from model.training.early_stopping import EarlyStopping, Epoch
 
@@ -28,12 +32,23 @@ PROGRESS = "progress"
 
 @dataclass(frozen=True)
 class State:
-    """Everything that changes during training."""
+    """Everything that changes during training.
+
+    Attributes:
+        model: The model.
+        optimizer: The optimizer.
+        generator: The generator that shuffles rows and hides tokens, in its state at the start of the epoch.
+        early_stopping: Keeps the best of the weights that Training.weights selects.
+        average: The average of the weights, or None.
+        other: Keeps the best of the other weights, if there is an average. It does not stop training.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Adam
     generator: torch.Generator
     early_stopping: EarlyStopping
+    average: AveragedWeights | None = None
+    other: EarlyStopping | None = None
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -44,29 +59,45 @@ class Progress(msgspec.Struct, frozen=True):
     score: float
     failures: int
     history: list[Epoch]
+    averaged_steps: int = 0
+    other_score: float = 0.0
 
 
 class Checkpoint:
     """The checkpoint file of one run."""
 
-    def __init__(self, path: Path, run: str) -> None:
+    def __init__(self, path: Path, run: str, whole_epochs: bool = False) -> None:
         """Set the file, which may not exist yet.
 
         Args:
             path: The file.
             run: The identity of the run: its settings, seed and data.
+            whole_epochs: Whether states in the middle of an epoch are not saved, unless training has stopped there.
         """
-        self._path, self._run = path, run
+        self._path, self._run, self._whole_epochs = path, run, whole_epochs
         self._partial = path.with_suffix(".partial")
 
     def save(self, state: State, history: list[Epoch]) -> None:
         """Replace the file atomically. If the process is killed, either the old or the new checkpoint remains.
 
+        Args:
+            state: The state after the last evaluation.
+            history: All evaluations.
+
         Raises:
             OSError: If the file cannot be written. The old checkpoint is kept.
         """
-        rate = state.optimizer.param_groups[0]["lr"]
-        progress = Progress(self._run, rate, state.early_stopping.score, state.early_stopping.failures, history)
+        if self._whole_epochs and history[-1].part < 1 and not state.early_stopping.should_stop:
+            return
+        progress = Progress(
+            run=self._run,
+            learning_rate=state.optimizer.param_groups[0]["lr"],
+            score=state.early_stopping.score,
+            failures=state.early_stopping.failures,
+            history=history,
+            averaged_steps=state.average.steps if state.average else 0,
+            other_score=state.other.score if state.other else 0.0,
+        )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save_file(tensors_of(state), self._partial, metadata={PROGRESS: msgspec.json.encode(progress).decode()})
@@ -78,7 +109,7 @@ class Checkpoint:
             raise OSError(f"{self._path}: the checkpoint could not be written ({error})") from error
 
     def restore(self, state: State) -> list[Epoch]:
-        """Load the checkpoint into `state` and return the finished epochs, or an empty list if there is no checkpoint.
+        """Load the checkpoint into `state` and return its history, or an empty list if there is no checkpoint.
 
         If the file is broken, belongs to another run or has other tensors, it is ignored with a message on stderr.
         """
@@ -110,9 +141,11 @@ class Checkpoint:
 def tensors_of(state: State) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint by name."""
     adam = state.optimizer.state_dict()["state"]
+    weights = {"model": state.model.state_dict(), "best": state.early_stopping.best}
+    if state.average and state.other:
+        weights |= {"average": state.average.model.state_dict(), "other": state.other.best}
     return {
-        **{f"model/{name}": tensor for name, tensor in state.model.state_dict().items()},
-        **{f"best/{name}": tensor for name, tensor in state.early_stopping.best.items()},
+        **{f"{kind}/{name}": tensor for kind, tensors in weights.items() for name, tensor in tensors.items()},
         **{f"adam/{index}/{name}": tensor for index, moments in adam.items() for name, tensor in moments.items()},
         **generator_states(state),
     }
@@ -129,7 +162,8 @@ def generator_states(state: State) -> dict[str, Tensor]:
 def fits(state: State, tensors: dict[str, Tensor]) -> bool:
     """Return whether load_state() can load these tensors. If loading failed halfway, the state would be mixed."""
     model = state.model.state_dict()
-    required = {f"{kind}/{name}": tensor for kind in ("model", "best") for name, tensor in model.items()}
+    kinds = ("model", "best", "average", "other") if state.average else ("model", "best")
+    required = {f"{kind}/{name}": tensor for kind in kinds for name, tensor in model.items()}
     required |= generator_states(state)
     moments = {  # present only for parameters that have received a gradient
         f"adam/{index}/{name}": torch.zeros(()) if name == "step" else parameter
@@ -154,6 +188,10 @@ def load_state(state: State, progress: Progress, tensors: dict[str, Tensor]) -> 
     state.optimizer.param_groups[0]["lr"] = progress.learning_rate
     state.early_stopping.best = below("best/", tensors)
     state.early_stopping.score, state.early_stopping.failures = progress.score, progress.failures
+    if state.average and state.other:
+        state.average.model.load_state_dict(below("average/", tensors))
+        state.average.steps = progress.averaged_steps
+        state.other.best, state.other.score = below("other/", tensors), progress.other_score
     state.generator.set_state(tensors["generator"])
     if "cuda_generator" in tensors:
         torch.cuda.set_rng_state(tensors["cuda_generator"], device_of(state.model))

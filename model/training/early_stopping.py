@@ -1,4 +1,4 @@
-"""Early stopping: keeping the best epoch, and detecting when training no longer improves."""
+"""Early stopping: keeping the best weights, and detecting when training no longer improves."""
 
 import copy
 from dataclasses import dataclass
@@ -14,16 +14,19 @@ MIN_IMPROVEMENT = 1e-6  # the smallest change of the monitored metric that count
 
 @dataclass(frozen=True)
 class Epoch:
-    """The measurements of an epoch.
+    """The measurements of an epoch or, with Training.evaluations_per_epoch above 1, of a part of it.
 
     Attributes:
         epoch: The number of the epoch, from 1.
         loss: The mean training loss (binary cross-entropy), without the L2 penalties.
-        valid: The metrics on the validation set.
+        valid: The metrics on the validation set of the weights that Training.weights selects.
         learning_rate: The learning rate during the epoch.
         rows_per_s: The training speed in rows per second, excluding evaluation.
-        improved: Whether this was the best epoch so far.
+        improved: Whether these were the best weights so far.
         wall_s: The duration in seconds, including evaluation.
+        part: The share of the epoch that was trained before the evaluation, up to 1.
+        other_valid: The metrics on the validation set of the other weights, if there are two (Training.ema_half_life).
+        other_improved: Whether these were the best of the other weights so far.
     """
 
     epoch: int
@@ -33,6 +36,22 @@ class Epoch:
     rows_per_s: float
     improved: bool
     wall_s: float | None = None
+    part: float = 1.0
+    other_valid: Metrics | None = None
+    other_improved: bool = False
+
+    @property
+    def end(self) -> float:
+        """The number of epochs that were trained before the evaluation, such as 2.5."""
+        return self.epoch - 1 + self.part
+
+    def __str__(self) -> str:
+        return epoch_text(self.end)
+
+
+def epoch_text(end: float) -> str:
+    """Format a number of epochs: 3, or 2.33 in the middle of an epoch."""
+    return f"{end:.0f}" if end == round(end) else f"{end:.2f}"
 
 
 def score_of(metrics: Metrics, recipe: Training) -> float:
@@ -41,7 +60,7 @@ def score_of(metrics: Metrics, recipe: Training) -> float:
 
 
 class EarlyStopping:
-    """Keeps the best epoch's weights and counts consecutive epochs without improvement.
+    """Keeps the best weights and counts consecutive evaluations without improvement.
 
     Training continues from the current weights, not from the best ones, as in the paper's code base.
     """
@@ -53,11 +72,11 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Whether there were `patience` consecutive epochs without improvement."""
+        """Whether there were `patience` consecutive evaluations without improvement."""
         return self.failures >= self._recipe.patience
 
     def update(self, metrics: Metrics, model: nn.Module) -> bool:
-        """Record an epoch's metrics and return whether they improved. If so, copy the model's weights."""
+        """Record an evaluation's metrics and return whether they improved. If so, copy the model's weights."""
         score = score_of(metrics, self._recipe)
         if score <= self.score + MIN_IMPROVEMENT:
             self.failures += 1

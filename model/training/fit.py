@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.experiment_config import Training
+from model.training.averaged_weights import AveragedWeights
 from model.training.batches import Batches, Rows, Split
 from model.training.checkpoint import Checkpoint, State
 from model.training.device import device_of
-from model.training.early_stopping import EarlyStopping, Epoch
-from model.training.metrics import evaluate_split
+from model.training.early_stopping import EarlyStopping, Epoch, epoch_text
+from model.training.metrics import Metrics, evaluate_split
 
-LEARNING_RATE_FACTOR = 0.1
 MIN_LEARNING_RATE = 1e-6
 EVALUATION_ROWS = 16_384
 
@@ -28,6 +28,19 @@ class Diverged(ValueError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what}. Training diverged. Lower training.learning_rate or model.embedding_std.")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What fit() has measured.
+
+    Attributes:
+        history: All evaluations.
+        other: The best of the weights that Training.weights does not select, as a state_dict. Empty without an average.
+    """
+
+    history: list[Epoch]
+    other: dict[str, Tensor]
 
 
 def fit(
@@ -41,21 +54,21 @@ def fit(
     checkpoint: Checkpoint | None = None,
     initialize: Callable[[], None] = lambda: None,
     keep_start: bool = False,
-) -> list[Epoch]:
-    """Train a model in place on its device, set it to the weights of the best epoch, and return all epochs.
+) -> Fitted:
+    """Train a model in place on its device, and set it to the best weights.
 
     Args:
         model: ids int64 (B, categorical), values (B, numeric) -> logits (B).
         tables: The embeddings, which embedding_l2 penalizes. net_l2 penalizes all other parameters.
         train: The training rows.
-        valid: The validation rows, which determine the best epoch.
+        valid: The validation rows, which determine the best weights.
         recipe: The [training] section.
-        on_epoch: Called after each epoch, and for each epoch that was restored from a checkpoint.
+        on_epoch: Called after each evaluation, and for each evaluation that was restored from a checkpoint.
         on_rows: Called after each step with its number of rows.
-        checkpoint: The checkpoint to which each finished epoch is saved and from which a killed run continues. On a
-            CPU, the final weights are the same as without the interruption.
+        checkpoint: The checkpoint that is saved after each evaluation and from which a killed run continues. On a CPU,
+            the final weights are the same as without the interruption.
         initialize: Called before the first epoch to set the first weights, but not if a checkpoint was restored.
-        keep_start: Whether the model keeps its first weights if no epoch is better on valid.
+        keep_start: Whether the model keeps its first weights if no later ones are better on valid.
 
     Raises:
         ValueError: If there are fewer than two training rows.
@@ -63,42 +76,102 @@ def fit(
     """
     if len(train) < 2:
         raise ValueError(f"train has {len(train)} rows; batch normalization needs at least two")
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     batches = Batches(train, recipe)
-    early_stopping = EarlyStopping(recipe)
-    state = State(model, optimizer, batches.generator, early_stopping)
+    state = new_state(model, batches, recipe)
     history = checkpoint.restore(state) if checkpoint else []
     for epoch in history:
         on_epoch(epoch)
     if not history:
         initialize()
-        if keep_start:
-            early_stopping.update(evaluate_split(valid, predict(model, valid)), model)
-    while len(history) < recipe.epochs and not early_stopping.should_stop:
+        start_keeping(state, valid if keep_start else None)
+    stops = evaluation_steps(batches.steps_per_epoch, recipe.evaluations_per_epoch)
+    while len(history) < recipe.epochs * len(stops) and not state.early_stopping.should_stop:
+        finished, number = divmod(len(history), len(stops))
+        first, last = (0, *stops)[number : number + 2]
         start = time.perf_counter()
-        loss = train_epoch(model, tables, batches, recipe, optimizer, on_rows)
+        loss = train_part(state, tables, batches.part(first, last), recipe, on_rows)
         training_s = time.perf_counter() - start
-        epoch = evaluate_epoch(len(history) + 1, loss, len(train) / training_s, state, valid)
+        rows_per_s = len(train) * ((last - first) / batches.steps_per_epoch) / training_s
+        epoch = evaluate_epoch(finished + 1, last / batches.steps_per_epoch, loss, rows_per_s, state, valid, recipe)
         history.append(replace(epoch, wall_s=time.perf_counter() - start))
         if checkpoint:
             checkpoint.save(state, history)
         on_epoch(history[-1])
-    model.load_state_dict(early_stopping.best)
-    return history
+    model.load_state_dict(state.early_stopping.best)
+    return Fitted(history, state.other.best if state.other else {})
 
 
-def evaluate_epoch(number: int, loss: float, rows_per_s: float, state: State, valid: Split) -> Epoch:
-    """Evaluate the model on the validation set. Keep its weights if they are the best, else lower the learning rate."""
-    ctr = predict(state.model, valid)
-    if not np.isfinite(ctr).all():
-        raise Diverged(f"after epoch {number}, some predictions are not finite")
-    metrics = evaluate_split(valid, ctr)
-    improved = state.early_stopping.update(metrics, state.model)
+def new_state(model: nn.Module, batches: Batches, recipe: Training) -> State:
+    """Return the state of a run before its first step."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    state = State(model, optimizer, batches.generator, EarlyStopping(recipe))
+    if not recipe.ema_half_life:
+        return state
+    average = AveragedWeights(model, recipe, batches.steps_per_epoch)
+    return replace(state, average=average, other=EarlyStopping(recipe))
+
+
+def start_keeping(state: State, valid: Split | None) -> None:
+    """Start the average at the model's first weights. If `valid` is given, keep them until others are better on it."""
+    if state.average:
+        state.average.restart()
+    if valid is None:
+        return
+    metrics = evaluate_split(valid, predict(state.model, valid))
+    state.early_stopping.update(metrics, state.model)
+    if state.other:
+        state.other.update(metrics, state.model)
+
+
+def evaluation_steps(steps_per_epoch: int, evaluations: int) -> list[int]:
+    """Return the numbers of steps in an epoch after which the model is evaluated, at most one for each step."""
+    count = min(evaluations, steps_per_epoch)
+    return [number * steps_per_epoch // count for number in range(1, count + 1)]
+
+
+def evaluate_epoch(
+    number: int, part: float, loss: float, rows_per_s: float, state: State, valid: Split, recipe: Training
+) -> Epoch:
+    """Evaluate the weights on valid, and the other weights if there are two. Keep those that are the best so far.
+
+    If the weights that `recipe` selects have not improved, lower the learning rate.
+    """
+    other_valid, other_improved, end = None, False, epoch_text(number - 1 + part)
+    selected: nn.Module = state.model
+    if state.average and state.other:
+        raw_and_average = (state.model, state.average.model)
+        selected, other = raw_and_average if recipe.weights == "raw" else reversed(raw_and_average)
+        other_valid = evaluate_finite(other, valid, end)
+        other_improved = state.other.update(other_valid, other)
+    metrics = evaluate_finite(selected, valid, end)
+    improved = state.early_stopping.update(metrics, selected)
     group = state.optimizer.param_groups[0]
-    epoch = Epoch(number, loss, metrics, group["lr"], rows_per_s, improved)
+    rate = group["lr"]
     if not improved:
-        group["lr"] = max(group["lr"] * LEARNING_RATE_FACTOR, MIN_LEARNING_RATE)
-    return epoch
+        group["lr"] = min(rate, max(rate * recipe.learning_rate_factor, MIN_LEARNING_RATE))
+    return Epoch(
+        epoch=number,
+        loss=loss,
+        valid=metrics,
+        learning_rate=rate,
+        rows_per_s=rows_per_s,
+        improved=improved,
+        part=part,
+        other_valid=other_valid,
+        other_improved=other_improved,
+    )
+
+
+def evaluate_finite(model: nn.Module, valid: Split, end: str) -> Metrics:
+    """Return the metrics on valid after `end` epochs.
+
+    Raises:
+        Diverged: If a prediction is not finite.
+    """
+    ctr = predict(model, valid)
+    if not np.isfinite(ctr).all():
+        raise Diverged(f"after epoch {end}, some predictions are not finite")
+    return evaluate_split(valid, ctr)
 
 
 def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
@@ -120,28 +193,29 @@ def predict_logits(model: nn.Module, split: Split) -> Tensor:
     return torch.cat(logits).double().cpu()
 
 
-def train_epoch(
-    model: nn.Module,
+def train_part(
+    state: State,
     tables: Sequence[nn.Parameter],
-    batches: Batches,
+    batches: Iterable[Rows],
     recipe: Training,
-    optimizer: torch.optim.Optimizer,
     on_rows: Callable[[int], None],
 ) -> float:
-    """Train on every batch once and return the mean loss over the rows.
+    """Train on each batch once and return the mean loss over the rows.
 
     Raises:
         Diverged: If the loss is not finite.
     """
-    model.train()
-    device, seen = device_of(model), 0
+    state.model.train()
+    device, seen = device_of(state.model), 0
     # Keep the sum on the device until the end. Reading it in every step would make the CPU wait for the GPU.
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in batches.epoch():
-        loss = train_step(model, tables, batch.to(device), recipe, optimizer)
+    for batch in batches:
+        loss = train_step(state.model, tables, batch.to(device), recipe, state.optimizer)
+        if state.average:
+            state.average.update()
         total, seen = total + loss.double() * len(batch), seen + len(batch)
         on_rows(len(batch))
-    optimizer.zero_grad()  # writing a checkpoint needs the memory
+    state.optimizer.zero_grad()  # writing a checkpoint needs the memory
     if not total.isfinite():
         raise Diverged(f"the training loss is {total.item()}")
     return total.item() / seen

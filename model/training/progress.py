@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from model.experiment_config import Experiment
+from model.experiment_config import Experiment, other_weights
 from model.training.early_stopping import Epoch
 from model.training.metrics import Metrics
 
@@ -32,10 +32,15 @@ def with_base_rate(metrics: Metrics) -> str:
     return f"{metrics.logloss:.5f} ({base})"
 
 
-class EpochTable:
-    """A table with a row per epoch, and a progress bar for the rows of the current epoch.
+def rate_text(rate: float) -> str:
+    """Format a learning rate with up to two digits: 1e-03 or 2.5e-04."""
+    return f"{rate:.1e}".replace(".0e", "e")
 
-    If the output is not a terminal, this prints a plain line per epoch.
+
+class EpochTable:
+    """A table with a row per evaluation, and a progress bar for the rows of the current epoch.
+
+    If the output is not a terminal, this prints a plain line per evaluation.
     """
 
     def __init__(self, experiment: Experiment, rows: int) -> None:
@@ -46,11 +51,16 @@ class EpochTable:
             rows: The number of training rows.
         """
         self._table = Table(title=f"{experiment.name}, seed {experiment.training.seed}")
-        for column in ("epoch", "loss", "valid AUC", "valid logloss", "base rate", "norm. entropy", "lr", "rows/s"):
+        columns = ["epoch", "loss", "valid AUC", "valid logloss", "base rate", "norm. entropy", "lr", "rows/s"]
+        self._other = other_weights(experiment.training)
+        if self._other:
+            columns += [f"{self._other} AUC", f"{self._other} logloss"]
+        for column in columns:
             self._table.add_column(column, justify="right")
         self._bar = Progress(
             TextColumn("epoch"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn()
         )
+        self._rows = rows
         self._task = self._bar.add_task("rows", total=rows)
         self._live = Live(Group(self._table, self._bar), console=Console(), refresh_per_second=4)
 
@@ -69,18 +79,27 @@ class EpochTable:
         self._bar.advance(self._task, rows)
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """Add a row and reset the progress bar. A star marks the best epoch so far."""
+        """Add a row, and reset the progress bar after an epoch. A star marks the best weights so far."""
         cells = (
             f"{epoch.loss:.5f}",
             f"{epoch.valid.auc:.5f}",
             f"{epoch.valid.logloss:.5f}",
             "" if epoch.valid.base_logloss is None else f"{epoch.valid.base_logloss:.5f}",
             "" if epoch.valid.normalized_entropy is None else f"{epoch.valid.normalized_entropy:.4f}",
-            f"{epoch.learning_rate:.0e}",
+            rate_text(epoch.learning_rate),
         )
-        best = "*" if epoch.improved else ""
-        self._table.add_row(f"{epoch.epoch}{best}", *cells, f"{epoch.rows_per_s:,.0f}")
-        self._bar.reset(self._task)
+        best, other_best = ("*" if improved else "" for improved in (epoch.improved, epoch.other_improved))
+        others = () if epoch.other_valid is None else (epoch.other_valid.auc, epoch.other_valid.logloss)
+        other_cells = [f"{value:.5f}{other_best}" for value in others]
+        self._table.add_row(f"{epoch}{best}", *cells, f"{epoch.rows_per_s:,.0f}", *other_cells)
+        if epoch.part < 1:
+            self._bar.update(self._task, completed=epoch.part * self._rows)
+        else:
+            self._bar.reset(self._task)
         if not self._live.console.is_terminal:
             valid = f"valid AUC {epoch.valid.auc:.5f} logloss {with_base_rate(epoch.valid)}"
-            print(f"epoch {epoch.epoch}{best} loss {epoch.loss:.5f} {valid} lr {epoch.learning_rate:.0e}", flush=True)
+            other = f" {self._other} AUC {other_cells[0]} logloss {other_cells[1]}" if other_cells else ""
+            print(
+                f"epoch {epoch}{best} loss {epoch.loss:.5f} {valid} lr {rate_text(epoch.learning_rate)}{other}",
+                flush=True,
+            )

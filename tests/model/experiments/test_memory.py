@@ -13,10 +13,12 @@ import torch
 from model.data.prepare.prepare import prepare
 from model.experiment_config import read_experiment
 from model.experiments.memory_limits import Limit, cgroup_limits, tightest_limit
-from model.experiments.memory_plan import MemoryPlan, check_memory, measure_model
+from model.experiments.memory_plan import MemoryPlan, check_memory, measure_model, plan_memory
 from model.layers import Fields
 from model.zoo import MODELS, build
 from tests.support.models import FIELDS, SMALL, small
+from tests.support.runs import experiment, trained_with
+from tests.support.stec_models import clicks_of_pairs
 
 PLAN = MemoryPlan(process=500_000_000, parameters=10**9, model=8_000_000_000, activations=400_000_000, log=100_000_000)
 
@@ -49,6 +51,16 @@ def test_a_run_that_cannot_fit_is_refused_and_one_that_barely_fits_is_a_warning(
     else:
         warning = check_memory(PLAN)
         assert (warning is None) == (outcome == "fits")
+
+
+@pytest.mark.parametrize("net_l2", [0.0, 0.1])
+def test_the_estimate_counts_the_average_and_the_best_of_the_other_weights(net_l2: float) -> None:
+    train = clicks_of_pairs(100, 1)
+    plans = [
+        plan_memory(trained_with(experiment(1), net_l2=net_l2, ema_half_life=half_life), Fields([10**6] * 3), train, 10)
+        for half_life in (0.0, 1.0)
+    ]
+    assert plans[1].model - plans[0].model == pytest.approx(4 * 4 * plans[0].parameters, rel=1e-6)
 
 
 def cgroup(folder: Path, **files: object) -> None:
@@ -97,6 +109,7 @@ embedding = {embedding}
 epochs = 2
 batch_size = 4096
 embedding_l2 = {l2}
+ema_half_life = {half_life}
 """
 CHILD = """
 import re, resource, sys
@@ -116,23 +129,25 @@ def ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
         user, ad = np.arange(rows).astype(str), random.integers(0, 50, rows).astype(str)
         label = (random.random(rows) < 0.1).astype(int)
         pl.DataFrame({"user": user, "ad": ad, "label": label}).write_parquet(root / "log" / f"{name}.parquet")
-    (root / "ids.toml").write_text(TOML.format(embedding=8, model="", l2=0.0))
+    (root / "ids.toml").write_text(TOML.format(embedding=8, model="", l2=0.0, half_life=0))
     prepare(root, read_experiment(root / "ids.toml").data)
     return root
 
 
 @pytest.mark.parametrize(
-    ("embedding", "model", "l2"),
+    ("embedding", "model", "l2", "half_life"),
     [
-        pytest.param(256, 'type = "fm"', 0.01, id="fm", marks=pytest.mark.full),
-        pytest.param(128, "blocks = 1", 0.0, id="stec"),
+        pytest.param(256, 'type = "fm"', 0.01, 0, id="fm", marks=pytest.mark.full),
+        pytest.param(256, 'type = "fm"', 0.01, 1, id="fm-averaged", marks=pytest.mark.full),
+        pytest.param(128, "blocks = 1", 0.0, 0, id="stec"),
+        pytest.param(128, "blocks = 1", 0.0, 1, id="stec-averaged", marks=pytest.mark.full),
     ],
 )
 def test_the_estimate_is_within_a_quarter_of_the_measured_peak(
-    ids: Path, tmp_path: Path, embedding: int, model: str, l2: float
+    ids: Path, tmp_path: Path, embedding: int, model: str, l2: float, half_life: float
 ) -> None:
     toml = tmp_path / "ids.toml"
-    toml.write_text(TOML.format(embedding=embedding, model=model, l2=l2))
+    toml.write_text(TOML.format(embedding=embedding, model=model, l2=l2, half_life=half_life))
     arguments = [str(toml), "--data", str(ids), "--out", str(tmp_path / "run")]
     command = [sys.executable, "-c", CHILD.replace("\\\\", "\\"), "", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -147,7 +162,7 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(
 
 def test_a_run_above_the_limit_on_the_address_space_is_refused_in_one_line(ids: Path, tmp_path: Path) -> None:
     toml = tmp_path / "ids.toml"
-    toml.write_text(TOML.format(embedding=4096, model='type = "fm"', l2=0.0))
+    toml.write_text(TOML.format(embedding=4096, model='type = "fm"', l2=0.0, half_life=0))
     child = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (6 * 10**9, 6 * 10**9))\n" + CHILD
     arguments = [str(toml), "--data", str(ids), "--out", str(tmp_path / "run")]
     command = [sys.executable, "-c", child.replace("\\\\", "\\"), "", *arguments]

@@ -1,5 +1,6 @@
 """A run that is killed and started again ends with exactly the same weights as an uninterrupted one."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from model.experiments.train import train
 from model.experiments.trial import UNFINISHED, open_log, run_trial
 from model.layers import embedding_parameters
 from model.stec.stec import STEC
-from model.training.checkpoint import Checkpoint, State
+from model.training.checkpoint import PROGRESS, Checkpoint, State
 from model.training.early_stopping import EarlyStopping, Epoch
 from model.training.fit import fit
 from model.training.progress import EpochTable
@@ -53,17 +54,17 @@ from model.experiments.run_registry import RUNS, RunList
 from model.experiments.seeds import RunContext, run_missing
 from model.experiments.trial import open_log
 
-root, epochs = Path(sys.argv[1]), int(sys.argv[2])
+root, evaluations = Path(sys.argv[1]), int(sys.argv[2])
 experiment = read_experiment(root / "experiments" / "tiny.toml")
 
 class Killed(EpochTable):
     finished = rows = 0
 
     def on_epoch(self, epoch):
-        self.finished = epoch.epoch
+        self.finished += 1
 
     def on_rows(self, rows):
-        self.rows += rows if self.finished == epochs else 0
+        self.rows += rows if self.finished == evaluations else 0
         if self.rows > 2 * experiment.training.batch_size:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -72,11 +73,24 @@ run_missing([experiment], place, Killed)
 """
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.fixture(scope="module")
+def averaged(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the folder whose experiment averages weights and evaluates them three times per epoch."""
+    copy = tmp_path_factory.mktemp("averaged") / "root"
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("whole", UNFINISHED))
+    toml = copy / "experiments" / "tiny.toml"
+    keys = "ema_half_life = 0.5\nema_min_steps = 2\nweights = 'averaged'\nevaluations_per_epoch = 3\n"
+    toml.write_text(toml.read_text().replace("learning_rate = 0.03\n", f"learning_rate = 0.1\n{keys}"))
+    train(read_experiment(toml), copy, copy / "whole")
+    return copy
+
+
+@pytest.mark.parametrize(("folder", "evaluations"), [("root", 1), ("root", 3), ("averaged", 2), ("averaged", 4)])
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(
-    root: Path, tmp_path: Path, epochs: int, capsys: pytest.CaptureFixture[str]
+    folder: str, tmp_path: Path, evaluations: int, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    killed = subprocess.run([sys.executable, "-c", CHILD, root, str(epochs)], capture_output=True)
+    root: Path = request.getfixturevalue(folder)
+    killed = subprocess.run([sys.executable, "-c", CHILD, root, str(evaluations)], capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     assert len(list((root / UNFINISHED).glob("*.safetensors"))) == 1
     train(read_experiment(root / "experiments" / "tiny.toml"), root, tmp_path / "run")
@@ -85,7 +99,10 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     (*_, before), (*_, after) = open_run(root / "whole"), open_run(tmp_path / "run")
     assert [e.loss for e in before.history] == [e.loss for e in after.history]
-    assert (before.valid, before.test) == (after.valid, after.test)
+    assert [(e.end, e.valid, e.other_valid) for e in before.history] == [
+        (e.end, e.valid, e.other_valid) for e in after.history
+    ]
+    assert (before.valid, before.test, before.other) == (after.valid, after.test, after.other)
     assert list((root / UNFINISHED).iterdir()) == []
 
 
@@ -116,6 +133,18 @@ def experiment(root: Path) -> Experiment:
 
 def test_a_checkpoint_of_this_run_is_restored(checkpoint: Path, experiment: Experiment) -> None:
     assert len(finished_epochs(checkpoint, "this run", experiment)) == 1
+
+
+def test_a_checkpoint_of_version_0_9_is_restored(checkpoint: Path, experiment: Experiment) -> None:
+    """It has no keys about averages and parts of epochs."""
+    with safe_open(checkpoint, framework="pt") as file:
+        progress = json.loads(file.metadata()[PROGRESS])
+    del progress["averaged_steps"], progress["other_score"]
+    for epoch in progress["history"]:
+        del epoch["part"], epoch["other_valid"], epoch["other_improved"]
+    save_file(load_file(checkpoint), checkpoint, metadata={PROGRESS: json.dumps(progress)})
+    (epoch,) = finished_epochs(checkpoint, "this run", experiment)
+    assert epoch.end == 1
 
 
 def test_a_checkpoint_of_another_run_is_ignored_with_a_message(

@@ -1,5 +1,6 @@
 """runs.jsonl contains only complete lines, whatever happens to the processes that write it."""
 
+import hashlib
 import multiprocessing
 import os
 import resource
@@ -11,8 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from model.experiments.run_registry import RunList, claim, digest
-from tests.support.runs import experiment, run
+from model.experiments.run_registry import RunList, claim, digest, settings
+from tests.support.runs import experiment, run, trained_with
 
 
 @pytest.fixture
@@ -55,6 +56,16 @@ def test_a_run_without_a_model_type_belongs_to_stec(runs: RunList) -> None:
 def test_the_digest_covers_everything_except_name_and_seed() -> None:
     assert digest(experiment(1)) == digest(msgspec.structs.replace(experiment(2), name="y"))
     assert digest(experiment(1)) != digest(experiment(1, embedding=32))
+
+
+def test_the_digest_of_version_0_9_is_unchanged_unless_a_newer_key_is_set() -> None:
+    """Otherwise, checkpoints of that version would not be found."""
+    document = msgspec.to_builtins(settings(experiment(1)))
+    for name in ("ema_half_life", "ema_min_steps", "weights", "learning_rate_factor", "evaluations_per_epoch"):
+        del document["training"][name]
+    assert digest(experiment(1)) == hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:16]
+    for changes in ({"ema_half_life": 1.0}, {"learning_rate_factor": 1.0}, {"evaluations_per_epoch": 2}):
+        assert digest(trained_with(experiment(1), **changes)) != digest(experiment(1))
 
 
 @pytest.mark.parametrize("length", [1, 100, -2, -1])

@@ -69,6 +69,29 @@ def test_blocks_mix_distant_rows_and_the_order_depends_on_epoch_and_seed() -> No
     assert one[:200] != block
 
 
+@given(st.integers(2, 100), st.integers(2, 40), st.integers(1, 50), st.integers(0, 1), st.data())
+def test_an_epoch_can_be_continued_from_any_batch(
+    rows: int, size: int, block: int, finished: int, data: st.DataObject
+) -> None:
+    """Only the random state at the start of the epoch is needed. The next epoch is the same too."""
+    recipe = Training(batch_size=size, unknown_rate=0.3)
+    whole, parts = (Batches(numbered(rows), recipe, block, run_rows=4) for _ in range(2))
+    for _ in range(finished):
+        list(whole.epoch())
+        list(parts.part(0, parts.steps_per_epoch))
+    steps = parts.steps_per_epoch
+    stop = data.draw(st.integers(0, steps - 1))
+    first = [batch.ids for batch in parts.part(0, stop)]
+    killed = parts.generator.get_state()
+    if data.draw(st.booleans()):
+        parts = Batches(numbered(rows), recipe, block, run_rows=4)
+        parts.generator.set_state(killed)
+    found = [*first, *(batch.ids for batch in parts.part(stop, steps)), *(b.ids for b in parts.part(0, steps))]
+    expected = [batch.ids for _ in range(2) for batch in whole.epoch()]
+    assert len(expected) == 2 * steps
+    assert all(map(torch.equal, found, expected))
+
+
 def numbers(values: list[list[float]], missing_vectors: list[bool]) -> Split:
     array = np.tile(np.array(values, np.float32), (100, 1))
     return Split(np.full((len(array), 1), 2), array, np.zeros(len(array), np.float32), missing_vectors=missing_vectors)

@@ -96,7 +96,7 @@ def fit_on_gpu(checkpoint: Checkpoint, epochs: int) -> list[Epoch]:
     model = with_dropout().to("cuda")
     recipe = Training(epochs=epochs, patience=9, batch_size=256, learning_rate=0.01)
     rows = clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2)
-    return fit(model, embedding_parameters(model), *rows, recipe, checkpoint=checkpoint)
+    return fit(model, embedding_parameters(model), *rows, recipe, checkpoint=checkpoint).history
 
 
 def finished_on_cpu(checkpoint: Checkpoint) -> list[Epoch]:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.numeric
 
 
 def train(model: STEC, recipe: Training) -> list[Epoch]:
-    return fit(model, embedding_parameters(model), clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2), recipe)
+    return fit(model, embedding_parameters(model), clicks_of_pairs(2000, 1), clicks_of_pairs(1000, 2), recipe).history
 
 
 def test_training_learns_an_interaction_that_no_single_field_reveals() -> None:
