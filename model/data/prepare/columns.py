@@ -238,7 +238,8 @@ def seen_range(present: NDArray[np.float64], clip_share: float) -> tuple[float, 
     last = len(present) - 1
     below = math.ceil(clip_share * last)
     if 0 < below < last - below:
-        low, high = np.partition(present, (below, last - below))[[below, last - below]].tolist()
+        # numpy has a fast algorithm for one position, but not for two.
+        low, high = (float(np.partition(present, place)[place]) for place in (below, last - below))
         if low < high:
             return low, high
     return float(present.min()), float(present.max())
