@@ -73,20 +73,25 @@ def count_values(values: pl.Series, labels: NDArray[np.generic] | None = None) -
     Returns:
         The columns value, rows, clicks, held_rows and held_clicks. The latter two count only the rows held back.
     """
-    clicks = pl.Series(np.zeros(len(values), np.uint8) if labels is None else labels.astype(np.uint8))
-    click, is_held = pl.col("click"), pl.int_range(pl.len(), dtype=pl.UInt64).hash() % 2
-    counted = (
-        pl.LazyFrame({"value": values, "click": clicks})
-        .with_columns(held=is_held.cast(pl.UInt8))
-        .group_by("value")
-        .agg(
-            rows=pl.len().cast(pl.Int64),
-            clicks=click.sum(),
-            held_rows=pl.col("held").sum(),
-            held_clicks=(click * pl.col("held")).sum(),
-        )
+    clicks = np.zeros(len(values), np.int64) if labels is None else labels.astype(np.int64)
+    held = pl.int_range(len(values), dtype=pl.UInt64, eager=True).hash().to_numpy().astype(np.int64) % 2
+    # For small columns, numpy is several times faster than polars' group_by, which waits for its thread pool.
+    codes = values.cast(pl.Categorical).to_physical() if values.dtype == pl.String else values
+    distinct, group = np.unique(codes.to_numpy(), return_inverse=True)
+    row = np.empty(len(distinct), np.int64)
+    row[group] = np.arange(len(values))  # a row that holds the value
+    counts = np.bincount(4 * group + 2 * clicks + held, minlength=4 * len(distinct)).reshape(-1, 2, 2)
+    by_rows = np.argsort(-counts.sum((1, 2)), kind="stable")
+    counts = counts[by_rows]
+    return pl.DataFrame(
+        {
+            "value": values.gather(row[by_rows]),
+            "rows": counts.sum((1, 2)),
+            "clicks": counts[:, 1].sum(1),
+            "held_rows": counts[:, :, 1].sum(1),
+            "held_clicks": counts[:, 1, 1],
+        }
     )
-    return counted.sort("rows", "value", descending=[True, False]).collect()
 
 
 def text_warnings(name: str, counts: pl.DataFrame) -> list[str]:
