@@ -82,8 +82,7 @@ def build_vocabulary(tokens: Iterable[str]) -> Vocabulary:
     if len(trie) != len(ranked):
         raise ValueError(f"{len(ranked) - len(trie)} tokens appear twice: count distinct tokens first")
     ids = np.empty(len(ranked), np.int32)
-    for rank, token in enumerate(ranked):
-        ids[trie[token]] = rank + FIRST
+    ids[[trie[token] for token in ranked]] = np.arange(FIRST, FIRST + len(ranked))
     return Vocabulary(trie, ids)
 
 

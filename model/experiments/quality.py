@@ -8,12 +8,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from contract.schema import FeatureSchema
 from contract.vocabulary import UNKNOWN
-from model.data.value_warnings import LEAK_AUC
+from model.data.value_warnings import LEAK_AUC, count_values, field_auc
 from model.training.batches import Split, group_columns
 from model.training.metrics import logloss_by_row, predicted_over_observed
 
@@ -85,39 +85,30 @@ def base_rate_warning(name: str, split: Split, ctr: NDArray[np.float64]) -> str 
     )
 
 
-def leak_warning(valid_auc: float, train: Split, valid: Split, schema: FeatureSchema) -> str | None:
+def leak_warning(valid_auc: float, train: Split, schema: FeatureSchema) -> str | None:
     """Return a warning if a model predicts clicks too well to be true, or None.
 
     Args:
         valid_auc: The model's AUC on valid.
         train: The training rows.
-        valid: The validation rows.
         schema: The fields.
     """
     if valid_auc < LEAK_AUC:
         return None
-    name, auc = best_single_field(train, valid, schema)
+    name, auc = best_single_field(train.sample(SAMPLE_ROWS), schema)
     culprit = "No single field predicts the label, so look for fields that do together."
     if auc >= FIELD_LEAK_AUC:
         culprit = f'Field "{name}" alone has an AUC of {auc:.5f}. Remove it if it is not known before the click.'
     return f"valid AUC is {valid_auc:.5f}, so a field probably contains the label. {culprit}"
 
 
-def best_single_field(train: Split, valid: Split, schema: FeatureSchema) -> tuple[str, float]:
-    """Return the field that predicts the label best on its own, and its AUC on valid, measured on samples of rows.
-
-    A token is scored with its click rate in train, and a number with itself.
-    """
-    train, valid = train.sample(SAMPLE_ROWS), valid.sample(SAMPLE_ROWS)
-    aucs = {}
+def best_single_field(rows: Split, schema: FeatureSchema) -> tuple[str, float]:
+    """Return the field that predicts the label best on its own, and its AUC."""
+    aucs: dict[str, float] = {}
     for column, field in enumerate(schema.select("categorical")):
-        known, seen = np.asarray(train.ids[:, column]), np.asarray(valid.ids[:, column])
-        size = max(known.max(), seen.max()) + 1
-        rows, clicks = np.bincount(known, minlength=size), np.bincount(known, train.labels, size)
-        # One additional row with the mean click rate, so that a rare token does not get an extreme score.
-        aucs[field.name] = roc_auc_score(valid.labels, ((clicks + train.labels.mean()) / (rows + 1))[seen])
+        aucs[field.name] = field_auc(count_values(pl.Series(rows.ids[:, column]), rows.labels))
     for column, field in enumerate(schema.select("numeric")):
-        auc = roc_auc_score(valid.labels, np.nan_to_num(valid.values[:, column]))
-        aucs[field.name] = max(auc, 1 - auc)
+        numbers = pl.Series(rows.values[:, column]).fill_nan(None)
+        aucs[field.name] = field_auc(count_values(numbers, rows.labels), numeric=True)
     name = max(aucs, key=lambda name: aucs[name])
-    return name, float(aucs[name])
+    return name, aucs[name]

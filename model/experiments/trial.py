@@ -193,7 +193,7 @@ def run_trial(
     warnings = (
         base_rate_warning("valid", valid, ctr_valid),
         base_rate_warning("test", test, ctr),
-        leak_warning(on_valid.auc, train, valid, log.prepared.schema),
+        leak_warning(on_valid.auc, train, log.prepared.schema),
     )
     return model, RunMetrics(
         seed=recipe.seed,

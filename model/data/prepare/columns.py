@@ -221,7 +221,7 @@ def measure(field: Field, numbers: NDArray[np.float64], clip_share: float = 0.0)
     if not len(present):
         return field
     low, high = seen_range(present, clip_share)
-    inside = present[(present >= low) & (present <= high)]
+    inside = present[(present >= low) & (present <= high)] if clip_share else present
     if field.transform == "log1p":
         inside = signed_log1p(inside)
     with np.errstate(over="ignore", invalid="ignore"):  # the schema rejects an overflow with the field's name
@@ -238,7 +238,11 @@ def seen_range(present: NDArray[np.float64], clip_share: float) -> tuple[float, 
     last = len(present) - 1
     below = math.ceil(clip_share * last)
     if 0 < below < last - below:
-        low, high = np.partition(present, (below, last - below))[[below, last - below]].tolist()
+        # numpy finds one order statistic much faster than two at once.
+        ordered = np.partition(present, below)
+        low = float(ordered[below])
+        ordered.partition(last - below)
+        high = float(ordered[last - below])
         if low < high:
             return low, high
     return float(present.min()), float(present.max())

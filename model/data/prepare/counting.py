@@ -26,15 +26,19 @@ class DistinctValues:
         self._categories = pl.Categories.random("ctr-prepare", pl.UInt32)
         # polars drops the values when no column uses them anymore, so this column keeps a reference.
         self._reference = pl.Series(dtype=pl.Categorical(self._categories))
+        self._count = 0
 
     def codes(self, text: pl.Series) -> NDArray[np.int32]:
         """Return the code of each row, int32 (rows): 0 for null, c for the value distinct()[c - 1]."""
-        codes = text.cast(pl.Categorical(self._categories)).to_physical()
-        return (codes.cast(pl.Int32) + 1).fill_null(0).to_numpy()
+        codes = (text.cast(self._reference.dtype).to_physical().cast(pl.Int32) + 1).fill_null(0).to_numpy()
+        self._count = max(self._count, int(codes.max(initial=0)))
+        return codes
 
     def distinct(self) -> pl.Series:
         """Return the values in the order of their codes."""
-        return self._categories.to_series()
+        # Categories.to_series() would read the values one at a time.
+        numbers = pl.int_range(self._count, dtype=pl.UInt32, eager=True)
+        return numbers.cat.to(self._reference.dtype).cast(pl.String)
 
 
 def count_tokens(

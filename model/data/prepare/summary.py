@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from contract.schema import Field
-from contract.vocabulary import FIRST, UNKNOWN, open_vocabulary
+from contract.vocabulary import FIRST, MISSING, UNKNOWN, open_vocabulary
 from model.data.prepare.columns import shown
 from model.data.prepare.prepared import Prepared
 from model.data.value_warnings import count_values, leak_warning, quoted, text_warnings, unique_warning
@@ -93,11 +93,7 @@ def value_warnings(prepared: Prepared) -> list[str]:
         if field.transform is UNSET:
             messages += text_warnings(field.name, tokens)
     for column, field in enumerate(prepared.schema.select("numeric")):
-        numbers = values[:, column].astype(np.float64) * field.std + field.mean
-        if field.transform == "log1p":
-            numbers = np.copysign(np.expm1(np.abs(numbers)), numbers)
-        # Normalized numbers have the precision of float32.
-        counts = count_values(pl.Series(numbers).fill_nan(None).round_sig_figs(6), labels)
+        counts = with_numbers(count_values(pl.Series(values[:, column]).fill_nan(None), labels), field)
         messages += filter(None, [leak_warning(field.name, counts, label, numeric=True)])
     return messages
 
@@ -116,10 +112,21 @@ def sample_rows(prepared: Prepared) -> tuple[NDArray[np.int32], NDArray[np.float
 def with_tokens(counts: pl.DataFrame, prepared: Prepared, field: Field) -> pl.DataFrame:
     """Replace the ids in a column's counts with their tokens. Unknown values are left out; missing ones are null."""
     counts = counts.filter(pl.col("value") != UNKNOWN)
-    known = counts["value"] >= FIRST
-    tokens = open_vocabulary(prepared.vocabulary, field.name).tokens_of(counts.filter(known)["value"].to_numpy())
-    texts = pl.Series([None] * len(counts), dtype=pl.String).scatter(known.arg_true(), tokens) if tokens else None
-    return counts.with_columns((texts if texts is not None else pl.lit(None, pl.String)).alias("value"))
+    ids = counts["value"].to_numpy()
+    vocabulary = open_vocabulary(prepared.vocabulary, field.name)
+    texts: list[str | None] = [*vocabulary.tokens_of(ids[ids != MISSING])]
+    for row in np.flatnonzero(ids == MISSING).tolist():
+        texts.insert(row, None)
+    return counts.with_columns(value=pl.Series(texts, dtype=pl.String))
+
+
+def with_numbers(counts: pl.DataFrame, field: Field) -> pl.DataFrame:
+    """Replace the normalized numbers in a column's counts with the numbers in the log."""
+    numbers = counts["value"].to_numpy().astype(np.float64) * field.std + field.mean
+    if field.transform == "log1p":
+        numbers = np.copysign(np.expm1(np.abs(numbers)), numbers)
+    # Normalized numbers have the precision of float32.
+    return counts.with_columns(value=pl.Series(numbers).fill_nan(None).round_sig_figs(6))
 
 
 def unknown_warnings(prepared: Prepared) -> list[str]:

@@ -85,12 +85,12 @@ def test_a_leak_names_the_field_that_predicts_the_label_alone() -> None:
     fields = (Field("user", "context"), Field("paid", "candidate"), Field("a", "context", "numeric"))
     schema = FeatureSchema((*fields, Field("b", "context", "numeric")))
     split = Split(ids, values, labels.astype(np.float32))
-    assert leak_warning(0.9989, split, split, schema) is None
-    assert 'Field "paid" alone has an AUC of 1.00000' in (leak_warning(1.0, split, split, schema) or "")
+    assert leak_warning(0.9989, split, schema) is None
+    assert 'Field "paid" alone has an AUC of 1.00000' in (leak_warning(1.0, split, schema) or "")
     split.ids[:, 1] = 2
-    assert "No single field" in (leak_warning(1.0, split, split, schema) or "")
+    assert "No single field" in (leak_warning(1.0, split, schema) or "")
     split.values[:, 1] = -labels  # an AUC of 0 is as suspicious as an AUC of 1
-    assert 'Field "b" alone' in (leak_warning(1.0, split, split, schema) or "")
+    assert 'Field "b" alone' in (leak_warning(1.0, split, schema) or "")
 
 
 def test_unseen_values_are_the_rows_in_which_all_fields_of_a_group_are_unknown() -> None:
