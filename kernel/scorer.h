@@ -109,28 +109,33 @@ class Scorer {
   // fields, then the vectors of numbers.
   void gather(const int64_t* ids, const float* values, const int64_t (&rows)[LANES], int64_t first,
               int64_t categorical, int64_t numeric, int64_t first_offset, int64_t first_alpha) {
-    for (int64_t field = 0; field < categorical + numeric; ++field) {
-      const int64_t number = field - categorical;
-      for (int lane = 0; lane < LANES; ++lane) {
-        if (number < 0) {
-          const int64_t row = ids[rows[lane] * categorical + field] + m.offsets[first_offset + field];
-          write(m.table + row * D, first + field, lane);
-        } else {
-          write_number(values[rows[lane] * numeric + number], first_alpha + number, first + field, lane);
-        }
-      }
+    for (int64_t field = 0; field < categorical; ++field) {
+      const float* from[LANES];
+      for (int lane = 0; lane < LANES; ++lane)
+        from[lane] = m.table + (ids[rows[lane] * categorical + field] + m.offsets[first_offset + field]) * D;
+      write(from, first + field);
+    }
+    for (int64_t number = 0; number < numeric; ++number) {
+      float value[LANES];
+      for (int lane = 0; lane < LANES; ++lane) value[lane] = values[rows[lane] * numeric + number];
+      write_numbers(value, first_alpha + number, first + categorical + number);
     }
   }
 
-  void write(const float* from, int64_t field, int lane) {
-    for (int64_t d = 0; d < D; ++d) input[d * F + field][lane] = from[d];
+  void write(const float* const (&from)[LANES], int64_t field) {
+    for (int64_t d = 0; d < D; ++d)
+      for (int lane = 0; lane < LANES; ++lane) input[d * F + field][lane] = from[lane][d];
   }
 
-  void write_number(float value, int64_t number, int64_t field, int lane) {
-    if (m.missing && std::isnan(value)) return write(m.missing + number * D, field, lane);
-    const float *alpha = m.alpha + number * D, *shift = m.shift ? m.shift + number * D : nullptr;
+  void write_numbers(const float (&value)[LANES], int64_t number, int64_t field) {
+    const int64_t start = number * D;
     for (int64_t d = 0; d < D; ++d)
-      input[d * F + field][lane] = shift ? value * alpha[d] + shift[d] : value * alpha[d];
+      for (int lane = 0; lane < LANES; ++lane) {
+        const float v = value[lane], alpha = m.alpha[start + d];
+        // An explicit fma, because g++ would fuse the operations in one width only.
+        if (m.missing && std::isnan(v)) input[d * F + field][lane] = m.missing[start + d];
+        else input[d * F + field][lane] = m.shift ? __builtin_fmaf(v, alpha, m.shift[start + d]) : v * alpha;
+      }
   }
 
   // Computes everything that depends only on the requests: the context of the first level and its attention. With
@@ -228,19 +233,23 @@ class Scorer {
     const float* a = w.interaction[l] + c * F * F;
     const Lanes* query = levels[l].query + c * F;
     Lanes logit{};
-    int64_t j = 0;
-    const auto strip = [&]<int O>() {
+    int64_t done = 0;
+    const auto strip = [&]<int O>(int64_t start) {
       Lanes sum[O][1];
-      sums<O, 1>(a + j, F, query, 1, queries, sum);
+      sums<O, 1>(a + start, F, query, 1, queries, sum);
 #pragma GCC unroll 8
-      for (int o = 0; o < O; ++o, ++j) {
+      for (int o = 0; o < O; ++o) {
+        const int64_t j = start + o;
         line[j] = sum[o][0];
-        if (j < keys) logit += sum[o][0] * key[j];
+        if (done <= j && j < keys) logit += sum[o][0] * key[j];
       }
+      done = start + O;
     };
-    while (j + 8 <= F) strip.template operator()<8>();
-    while (j + 4 <= F) strip.template operator()<4>();
-    while (j < F) strip.template operator()<1>();
+    while (done + 8 <= F) strip.template operator()<8>(done);
+    // Eight sums in parallel take less time than the last few alone, so the last strip may repeat earlier sums.
+    if (done < F && F >= 8) strip.template operator()<8>(F - 8);
+    while (done + 4 <= F) strip.template operator()<4>(done);
+    while (done < F) strip.template operator()<1>(done);
     return logit;
   }
 
