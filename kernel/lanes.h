@@ -104,7 +104,7 @@ struct Matrix {
 // Loads a value once. Without this, g++ loads it again for each of its uses, which takes as long as the multiplications.
 inline Lanes loaded(const Lanes& value) {
   Lanes copy = value;
-#if defined(__x86_64__)
+#if defined(__AVX__)
   asm("" : "+v"(copy));
 #endif
   return copy;
