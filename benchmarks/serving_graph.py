@@ -2,14 +2,15 @@
 
 Three graphs with the same weights and requests run in turn on one onnxruntime thread, as in the service: plain (the
 model as exported by torch), folded (onnxruntime's own operators) and kernel (the operator from kernel/). A large matrix
-product measures the core's peak performance.
+product measures the core's peak performance. On a CPU with AVX-512, the kernel also runs with eight and with sixteen
+lanes in turn.
 """
 
 import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from export.graphs.serving import ServingGraph
 from export.onnx_file import save_together, to_onnx
 from loadtest.report import Table, write_report
 from model.stec.stec import STEC, STECConfig, stec_for
+from model.training.device import cpu_name
 
 Feed = dict[str, NDArray[np.int64]]
 Run = Callable[[Feed], NDArray[np.float32]]
@@ -40,10 +42,15 @@ ATTENTIONS: tuple[Attention, Attention] = ("full", "request")
 TOKENS = 1000  # per field
 CONTEXT_FIELDS = {10: 8, 23: 18, 39: 30}
 CANDIDATES = (1, 10, 100, 500, 1000)
+WIDTH_CANDIDATES = (1, 10, 100, 500)  # in the comparison of the kernel's widths
 BATCHES = ((1, 100), (4, 100), (16, 100), (4, 1), (16, 1))  # (requests, candidates per request)
 SECONDS = 1.5  # approximate time per table row
 WARM_UP, MIN_ROUNDS, MAX_ROUNDS = 5, 30, 400
 PEAK_SIZE = 768
+WIDTHS_NOTE = {
+    8: "This CPU has no AVX-512, so the kernel was measured with eight lanes only.",
+    16: "The kernel uses sixteen lanes for more than eight candidates, otherwise eight.",
+}
 
 
 def size(attention: Attention) -> STECConfig:
@@ -96,8 +103,16 @@ def open_graphs(fields: int, attention: Attention, folder: Path) -> dict[str, Ru
     return runs
 
 
-def alternate(runs: Mapping[str, Run], draw: Callable[[], Feed], title: str) -> tuple[dict[str, list[float]], float]:
+def alternate(
+    runs: dict[str, Run], draw: Callable[[], Feed], title: str, before: Callable[[str], None] = lambda name: None
+) -> tuple[dict[str, list[float]], float]:
     """Run the graphs in turn on the same inputs.
+
+    Args:
+        runs: The graphs by name.
+        draw: Returns new inputs for each round.
+        title: What the terminal shows meanwhile.
+        before: Called with a graph's name before each of its runs. Its time is not measured.
 
     Returns:
         The run times of each graph in ms, and the largest difference in probability from the first graph.
@@ -107,12 +122,14 @@ def alternate(runs: Mapping[str, Run], draw: Callable[[], Feed], title: str) -> 
     with Console().status(title):
         for round_ in itertools.count(1):
             inputs = draw()
-            answers = []
-            for name, run in runs.items():
-                before = time.perf_counter()
-                answers.append(run(inputs))
-                times[name].append((time.perf_counter() - before) * 1e3)
-            plain, *others = (1 / (1 + np.exp(-logit.astype(np.float64))) for logit in answers)
+            answers = {}
+            # The first run of a round has the inputs and its weights in a slower cache, so the order alternates.
+            for name in runs if round_ % 2 else reversed(runs):
+                before(name)
+                run_start = time.perf_counter()
+                answers[name] = runs[name](inputs)
+                times[name].append((time.perf_counter() - run_start) * 1e3)
+            plain, *others = (1 / (1 + np.exp(-answers[name].astype(np.float64))) for name in runs)
             difference = max(difference, *(float(np.abs(other - plain).max()) for other in others))
             if round_ == WARM_UP:  # the warm-up rounds measure how long a round takes
                 each_s = (time.perf_counter() - start) / WARM_UP
@@ -122,9 +139,9 @@ def alternate(runs: Mapping[str, Run], draw: Callable[[], Feed], title: str) -> 
     raise AssertionError("itertools.count has no end")
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+def ratio(slow: Sequence[float], fast: Sequence[float], digits: int = 1) -> str:
     low, middle, high = statistics.quantiles([x / y for x, y in zip(slow, fast, strict=True)], n=4)
-    return f"**{middle:.1f}** ({low:.1f} to {high:.1f})"
+    return f"**{middle:.{digits}f}** ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def flops(fields: int, attention: Attention) -> int:
@@ -158,7 +175,7 @@ def peak_gflops() -> float:
     return 2 * PEAK_SIZE**3 / statistics.median(times) / 1e9
 
 
-def over_candidates(fields: int, attention: Attention, runs: Mapping[str, Run], peak: float) -> list[list[str]]:
+def over_candidates(fields: int, attention: Attention, runs: dict[str, Run], peak: float) -> list[list[str]]:
     random, rows, cost = np.random.default_rng(0), [], flops(fields, attention)
     for candidates in CANDIDATES:
         title = f"{fields} fields, {attention}, {candidates} candidates"
@@ -182,7 +199,7 @@ def over_candidates(fields: int, attention: Attention, runs: Mapping[str, Run], 
     return rows
 
 
-def over_requests(fields: int, attention: Attention, runs: Mapping[str, Run]) -> list[list[str]]:
+def over_requests(fields: int, attention: Attention, runs: dict[str, Run]) -> list[list[str]]:
     random, rows = np.random.default_rng(0), []
     for requests, candidates in BATCHES:
         title = f"{fields} fields, {attention}, {requests} x {candidates}"
@@ -204,15 +221,33 @@ def over_requests(fields: int, attention: Attention, runs: Mapping[str, Run]) ->
     return rows
 
 
+def over_widths(fields: int, attention: Attention, run: Run) -> list[list[str]]:
+    """Compare the kernel with at most 8 lanes to the kernel with at most 16, on a CPU that has both widths."""
+    random, rows = np.random.default_rng(0), []
+    for candidates in WIDTH_CANDIDATES:
+        title = f"{fields} fields, {attention}, {candidates} candidates, both widths"
+        draw = lambda n=candidates: feed(fields, 1, n, random)  # noqa: E731
+        times, difference = alternate(
+            {"8": run, "16": run}, draw, title, before=lambda lanes: kernel.limit_lanes(int(lanes))
+        )
+        assert difference == 0
+        medians = [f"{statistics.median(times[lanes]):.3f}" for lanes in ("8", "16")]
+        rows.append([attention, str(fields), str(candidates), *medians, ratio(times["8"], times["16"], digits=2)])
+    return rows
+
+
 def main() -> None:
     peak = peak_gflops()
     by_attention: dict[Attention, list[list[str]]] = {attention: [] for attention in ATTENTIONS}
     batches: list[list[str]] = []
+    widths: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         for attention in ATTENTIONS:
             for fields in CONTEXT_FIELDS:
                 runs = open_graphs(fields, attention, Path(folder))
                 by_attention[attention] += over_candidates(fields, attention, runs, peak)
+                if kernel.lanes() == 16:
+                    widths += over_widths(fields, attention, runs["kernel"])
                 if fields == 23:
                     batches += over_requests(fields, attention, runs)
     fit = size("full")
@@ -224,7 +259,8 @@ def main() -> None:
         "quartiles). The times per candidate (in µs) were measured with the kernel. GFLOP/s counts the factorized "
         "model's matrix products for each candidate alone, so work that is shared or avoided counts as done; the "
         f"percentage is relative to {peak:.0f} GFLOP/s, which a MatMul of size {PEAK_SIZE} reaches in the same "
-        "onnxruntime. Difference is the largest difference in probability from the plain export."
+        "onnxruntime. Difference is the largest difference in probability from the plain export. "
+        + WIDTHS_NOTE[kernel.lanes()]
     )
     header = ["fields", "candidates", "plain ms", "folded ms", "kernel ms", "plain / folded", "plain / kernel"]
     header += ["µs a candidate", "GFLOP/s", "difference"]
@@ -234,6 +270,9 @@ def main() -> None:
         Table('One request, attention = "request"', header, by_attention["request"]),
         Table("Several requests in a batch, 23 fields", [*of_requests, "µs a candidate", "difference"], batches),
     ]
+    if widths:
+        both = ["attention", "fields", "candidates", "8 lanes ms", "16 lanes ms", "8 / 16"]
+        tables.append(Table(f"The kernel with 8 and with 16 lanes on {cpu_name()}, one request", both, widths))
     title = "The serving graph: plain, folded, kernel"
     command = "python -m benchmarks.serving_graph"
     write_report(RESULTS / "serving-graph.md", title, text, tables, ["torch", "onnxruntime", "onnx"], command)

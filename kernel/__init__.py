@@ -1,12 +1,14 @@
 """STEC in C++. It is optional, because it must be built, and on x86-64 it needs a processor with AVX2 and FMA.
 
-For serving, the kernel is a single onnxruntime operator, `ctr.stec::Score`. stec.cpp implements the model, and op.cpp
-registers it with onnxruntime. export/graphs/kernel.py creates graphs that use it. Without the kernel, onnxruntime's own
-operators serve the same bundle, two to five times slower at 100 candidates.
+For serving, the kernel is a single onnxruntime operator, `ctr.stec::Score`. scorer.h implements the model, score.cpp
+chooses the width of the vectors, and op.cpp registers the operator with onnxruntime. export/graphs/kernel.py creates
+graphs that use it. Without the kernel, onnxruntime's own operators serve the same bundle, two to five times slower at
+100 candidates.
 
 For training, model/stec/fused.py calls the functions in training.cpp.
 """
 
+import ctypes
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -54,3 +56,27 @@ def is_usable() -> bool:
     except NoKernel:
         return False
     return True
+
+
+def lanes() -> int:
+    """Return the largest number of candidates that the kernel scores at once: 16 with AVX-512, otherwise 8.
+
+    Raises:
+        NoKernel: The kernel was not built.
+    """
+    count: int = ctypes.CDLL(str(built())).stec_max_lanes()
+    return count
+
+
+def limit_lanes(count: int) -> None:
+    """Make the kernel score at most this many candidates at once in this process, for tests and benchmarks.
+
+    The logits do not depend on it.
+
+    Args:
+        count: 8 or 16. A processor without AVX-512 ignores 16.
+
+    Raises:
+        NoKernel: The kernel was not built.
+    """
+    ctypes.CDLL(str(built())).stec_limit_lanes(count)

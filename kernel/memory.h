@@ -7,7 +7,7 @@
 
 #include "lanes.h"
 
-namespace stec {
+namespace stec::STEC_WIDTH {
 
 // The memory only grows. Allocating it in each call would cost as much time as scoring one candidate.
 class Memory {
@@ -31,4 +31,4 @@ class Memory {
   int64_t size = 0;
 };
 
-}  // namespace stec
+}  // namespace stec::STEC_WIDTH

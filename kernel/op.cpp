@@ -57,9 +57,9 @@ const char* misfit(const stec::Sizes& s, const Tensor (&in)[INPUTS]) {
   const int64_t requests = in[CONTEXT_IDS].sizes[0], candidates = in[CANDIDATE_IDS].sizes[0];
   if (!is(TABLE, {in[TABLE].sizes[0], s.width})) return "the embedding table is not [rows, width]";
   if (!is(OFFSETS, {s.context_categorical + s.candidate_categorical})) return "offsets: not one for each field";
-  const int64_t numeric = s.context_numeric + s.candidate_numeric;
-  if (!is(ALPHA, {numeric, s.width}) && !is(ALPHA, {2 * numeric, s.width}))
-    return "alpha is not [numeric fields, width], with or without as many vectors of missing numbers";
+  const int64_t numeric = s.numeric_fields();
+  if (!is(ALPHA, {numeric, s.width}) && !is(ALPHA, {2 * numeric, s.width}) && !is(ALPHA, {3 * numeric, s.width}))
+    return "alpha is not [numeric fields, width], with or without as many vectors of missing numbers and shifts";
   if (!is(WEIGHTS, {s.weights()})) return "weights: another number of them than the sizes need";
   if (!is(CONTEXT_IDS, {requests, s.context_categorical})) return "context_ids is not [requests, fields]";
   if (!is(CANDIDATE_IDS, {candidates, s.candidate_categorical})) return "candidate_ids is not [candidates, fields]";
@@ -82,10 +82,13 @@ void run(OrtKernelContext* context) {
   const stec::Sizes sizes{n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8]};
   if (!sizes.are_sane()) refuse("sizes: a number is out of range: export the run again");
   if (const char* why = misfit(sizes, in)) refuse(why);
-  const int64_t numeric = sizes.context_numeric + sizes.candidate_numeric;
-  const float* beta = in[ALPHA].sizes[0] > numeric ? floats(ALPHA) + numeric * sizes.width : nullptr;
-  const stec::Model model{sizes,         in[TABLE].sizes[0], floats(TABLE),  integers(OFFSETS),
-                          floats(ALPHA), beta,               floats(WEIGHTS)};
+  // The vectors of missing numbers follow alpha, and the shifts follow them.
+  const auto numeric_vectors = [&](int64_t part) {
+    const int64_t start = part * sizes.numeric_fields();
+    return in[ALPHA].sizes[0] > start ? floats(ALPHA) + start * sizes.width : nullptr;
+  };
+  const stec::Model model{sizes, in[TABLE].sizes[0], floats(TABLE), integers(OFFSETS), numeric_vectors(0),
+                          numeric_vectors(1), numeric_vectors(2), floats(WEIGHTS)};
   const stec::Input input{in[CONTEXT_IDS].sizes[0], in[CANDIDATE_IDS].sizes[0], integers(CONTEXT_IDS),
                           integers(CANDIDATE_IDS),  integers(REQUEST_INDEX),    floats(CONTEXT_VALUES),
                           floats(CANDIDATE_VALUES)};
@@ -147,15 +150,6 @@ const OrtCustomOp score_op{
 };
 
 }  // namespace
-
-// Returns whether this processor has the instructions that lanes.h is compiled for.
-extern "C" __attribute__((visibility("default"))) bool stec_processor_can() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return true;
-#endif
-}
 
 // onnxruntime calls this function when the options of a session name this library.
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,

@@ -12,7 +12,7 @@
 #include "lanes.h"
 #include "memory.h"
 
-namespace stec {
+namespace stec::STEC_WIDTH {
 namespace {
 
 // Aligned like Lanes, because both use the same memory.
@@ -270,39 +270,39 @@ bool has_memory(const Step& step) {
 }
 
 }  // namespace
-}  // namespace stec
+}  // namespace stec::STEC_WIDTH
 
-using stec::Rows;
+using namespace stec::STEC_WIDTH;
 
 // These functions return false if they are out of memory.
 extern "C" __attribute__((visibility("default"))) bool stec_moments(
     const float* left, const float* right, const float* scale, int64_t rows, int64_t fields, int64_t width,
     double* first, double* second) {
-  return stec::has_memory([&] { stec::moments(left, right, scale, {rows, fields, width}, first, second); });
+  return has_memory([&] { moments(left, right, scale, {rows, fields, width}, first, second); });
 }
 
 extern "C" __attribute__((visibility("default"))) bool stec_logits(const float* left, const float* right,
                                                                    const float* a, int64_t rows, int64_t fields,
                                                                    int64_t width, float* logit) {
-  return stec::has_memory([&] { stec::logits(left, right, a, {rows, fields, width}, logit); });
+  return has_memory([&] { logits(left, right, a, {rows, fields, width}, logit); });
 }
 
 extern "C" __attribute__((visibility("default"))) bool stec_level_gradient(
     const float* left, const float* right, const float* scale, const float* a, const float* slope, const float* mean,
     int64_t rows, int64_t fields, int64_t width, float* by_left, float* by_right) {
-  const auto gradient = slope ? stec::gradient<true> : stec::gradient<false>;
-  return stec::has_memory(
-      [&] { gradient(left, right, scale, a, slope, mean, {rows, fields, width}, by_left, by_right); });
+  const auto compute = slope ? gradient<true> : gradient<false>;
+  return has_memory(
+      [&] { compute(left, right, scale, a, slope, mean, {rows, fields, width}, by_left, by_right); });
 }
 
 extern "C" __attribute__((visibility("default"))) bool stec_attend(
     const float* q, const float* k, const float* v, const uint8_t* allowed, float divisor, int64_t rows,
     int64_t fields, int64_t width, int64_t heads, float* out) {
-  return stec::has_memory([&] {
-    stec::Attention attention({rows, fields, width}, heads, divisor, allowed);
-    for (int64_t row = 0; row < rows; row += stec::LANES) {
+  return has_memory([&] {
+    Attention attention({rows, fields, width}, heads, divisor, allowed);
+    for (int64_t row = 0; row < rows; row += LANES) {
       const int64_t at = row * fields * width;
-      attention.forward(q + at, k + at, v + at, std::min<int64_t>(stec::LANES, rows - row), out + at);
+      attention.forward(q + at, k + at, v + at, std::min<int64_t>(LANES, rows - row), out + at);
     }
   });
 }
@@ -310,11 +310,11 @@ extern "C" __attribute__((visibility("default"))) bool stec_attend(
 extern "C" __attribute__((visibility("default"))) bool stec_attention_gradient(
     const float* q, const float* k, const float* v, const uint8_t* allowed, float divisor, const float* by_out,
     int64_t rows, int64_t fields, int64_t width, int64_t heads, float* by_q, float* by_k, float* by_v) {
-  return stec::has_memory([&] {
-    stec::Attention attention({rows, fields, width}, heads, divisor, allowed);
-    for (int64_t row = 0; row < rows; row += stec::LANES) {
+  return has_memory([&] {
+    Attention attention({rows, fields, width}, heads, divisor, allowed);
+    for (int64_t row = 0; row < rows; row += LANES) {
       const int64_t at = row * fields * width;
-      attention.backward(q + at, k + at, v + at, by_out + at, std::min<int64_t>(stec::LANES, rows - row), by_q + at,
+      attention.backward(q + at, k + at, v + at, by_out + at, std::min<int64_t>(LANES, rows - row), by_q + at,
                          by_k + at, by_v + at);
     }
   });

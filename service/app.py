@@ -172,6 +172,8 @@ async def describe_model(request: Request) -> Response:
         device=model.engine.device,
         cascade=manifest.cascade,
     )
+    if model.engine.kernel_lanes is not None:
+        response.kernel_lanes = model.engine.kernel_lanes
     if request.app.state.current_refused is not None:
         response.current_refused = request.app.state.current_refused
     return Response(msgspec.json.encode(response), media_type=JSON)

@@ -5,6 +5,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from contract.bundle import OUTPUT
 from contract.schema import FeatureSchema
@@ -12,15 +13,19 @@ from export.graphs.block import blocks_of
 from export.graphs.pack import pack
 from export.graphs.serving import serving_order
 from kernel import DOMAIN, OPERATOR, VERSION
+from model.layers import FeatureEmbedding
 from model.stec.stec import STEC
 
 OPSET, IR_VERSION = 17, 9  # every supported version of onnxruntime reads these
 
 
-def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
+def kernel_graph(model: STEC, schema: FeatureSchema, offset: Tensor | None = None) -> onnx.ModelProto:
     """Return the graph, with the inputs and the output of ServingGraph.
 
-    The model must have a linear head and only options that the kernel supports (see pack.py).
+    Args:
+        model: A model with a linear head and only options that the kernel supports (see pack.py).
+        schema: Its schema.
+        offset: See `numeric_vectors`.
     """
     weights = pack(model, serving_order(schema)).numpy()
     fields = {
@@ -28,7 +33,7 @@ def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
         for side in ("context", "candidate")
         for kind in ("categorical", "numeric")
     }
-    constants = model_constants(model, schema, list(fields.values())) | {"weights": weights}
+    constants = model_constants(model, schema, list(fields.values()), offset) | {"weights": weights}
     shapes: dict[str, tuple[int, list[str | int]]] = {
         "context_ids": (TensorProto.INT64, ["requests", fields["categorical", "context"]]),
         "candidate_ids": (TensorProto.INT64, ["candidates", fields["categorical", "candidate"]]),
@@ -51,21 +56,23 @@ def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
-def model_constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> dict[str, NDArray[np.generic]]:
+def model_constants(
+    model: STEC, schema: FeatureSchema, fields: list[int], offset: Tensor | None
+) -> dict[str, NDArray[np.generic]]:
     """Return the operator's constants, except for the packed weights.
 
     Args:
         model: The model.
         schema: Its schema.
         fields: The field counts, in the order of stec::Sizes.
+        offset: See `numeric_vectors`.
     """
     embedding, block = model.embedding, blocks_of(model)[0]
     categorical, numeric = schema.select("categorical"), schema.select("numeric")
     serving = schema.in_serving_order()
     columns = [categorical.index(f) for f in serving if f.kind == "categorical"]
     numbers = [numeric.index(f) for f in serving if f.kind == "numeric"]
-    vectors = [embedding.alpha, *([] if embedding.beta is None else [embedding.beta])]
-    width, hidden = block.out.in_features, block.ffn[0].out_features
+    width, hidden = block.out.in_features, block.ffn[0].out_features if block.has_ffn else 0
     request_attention = int(model.allowed_FF is not None)
     # In the order of stec::Sizes.
     sizes = [width, block.heads, hidden, len(model.blocks), *fields, request_attention]
@@ -73,6 +80,22 @@ def model_constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> di
         "sizes": np.array(sizes, np.int64),
         "table": embedding.table.weight.detach().float().numpy(),
         "offsets": embedding.offsets[columns].numpy(),
-        # The vectors for missing numbers follow the vectors for numbers.
-        "alpha": torch.cat([vector.detach()[numbers] for vector in vectors]).float().numpy(),
+        "alpha": torch.cat([vectors[numbers] for vectors in numeric_vectors(embedding, offset)]).float().numpy(),
     }
+
+
+def numeric_vectors(embedding: FeatureEmbedding, offset: Tensor | None) -> list[Tensor]:
+    """Return the operator's vectors of the numeric fields: alpha, then those of missing numbers, then the offsets.
+
+    Vectors after the last ones that the model has are omitted.
+
+    Args:
+        embedding: The model's embedding.
+        offset: The embedding of a number is number * alpha + offset. Shape: (numeric, D). None means 0.
+    """
+    alpha = embedding.alpha.detach()
+    missing = None if embedding.beta is None else embedding.beta.detach()
+    if offset is None:
+        return [alpha] if missing is None else [alpha, missing]
+    # NaN stays NaN in a model without vectors of missing numbers.
+    return [alpha, torch.full_like(alpha, torch.nan) if missing is None else missing, offset.detach()]

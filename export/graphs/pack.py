@@ -24,8 +24,6 @@ from model.stec.stec import STEC, Block
 
 def option_without_kernel(model: STEC) -> str | None:
     """Return the option of a model with a linear head that the kernel does not support, as `key = value`, or None."""
-    if not all(block.has_ffn for block in blocks_of(model)):
-        return "ffn = 0"
     return None if all(block.bilinear is None for block in blocks_of(model)) else 'interaction = "separate"'
 
 
@@ -49,7 +47,7 @@ def pack(model: STEC, order: Sequence[int]) -> Tensor:
     parts: list[Tensor] = []
     for block, level in zip(blocks_of(exact), levels[:-1], strict=True):
         parts += [*pack_block(block, scale, shift), level.a_DFF * block.score_divisor]
-        scale, shift = block.ffn_norm.weight, block.ffn_norm.bias
+        scale, shift = block.output_norm.weight, block.output_norm.bias
     both = torch.cat(matrices(exact.last))
     bias = linear_head(exact).bias + sum(level.constant for level in levels)
     parts += [(both * scale).T, both @ shift, levels[-1].a_DFF, bias]
@@ -60,19 +58,27 @@ def pack_block(block: Block, scale: Tensor, shift: Tensor) -> list[Tensor]:
     """Return a block's weights, including the scale and shift of the layer norm before it."""
     width = len(scale)
     center = torch.eye(width, dtype=torch.float64) - 1 / width
-    first, second, inner, outer = block.attention_norm, block.ffn_norm, block.ffn[0], block.ffn[2]
-    assert isinstance(inner, nn.Linear)
-    assert isinstance(outer, nn.Linear)
     (query, key), value = matrices(block.project), block.value.weight
     query = query / block.score_divisor
     residual_bias = center @ (shift + block.out.weight @ (value @ shift))
+    norms = [block.attention_norm, *([block.ffn_norm] if block.has_ffn else [])]
     return [
         torch.cat([query * scale, key * scale, value * scale, center * scale]).T,
         torch.cat([query @ shift, key @ shift, torch.zeros_like(shift), residual_bias]),
         (center @ block.out.weight).T,
-        (inner.weight * first.weight).T,
-        inner.weight @ first.bias + inner.bias,
-        torch.cat([center @ outer.weight, center * first.weight], 1).T,
-        center @ (first.bias + outer.bias),
-        torch.tensor([first.eps, second.eps], dtype=torch.float64),
+        *(pack_ffn(block, center) if block.has_ffn else []),
+        torch.tensor([norm.eps for norm in norms], dtype=torch.float64),
+    ]
+
+
+def pack_ffn(block: Block, center: Tensor) -> list[Tensor]:
+    """Return the weights of a block's FFN, including the scale and shift of the layer norm before it."""
+    norm, inner, outer = block.attention_norm, block.ffn[0], block.ffn[2]
+    assert isinstance(inner, nn.Linear)
+    assert isinstance(outer, nn.Linear)
+    return [
+        (inner.weight * norm.weight).T,
+        inner.weight @ norm.bias + inner.bias,
+        torch.cat([center @ outer.weight, center * norm.weight], 1).T,
+        center @ (norm.bias + outer.bias),
     ]

@@ -117,6 +117,13 @@ class ModelResponse(msgspec.Struct):
     ]
     device: Annotated[str, Meta(description='"cpu" or "cuda".')]
     cascade: tuple[CascadeRule, ...]
+    kernel_lanes: Annotated[
+        int | UnsetType,
+        Meta(
+            description="With kernel.onnx, the largest number of candidates that one instruction computes: 16 with "
+            "AVX-512, otherwise 8. The probabilities do not depend on it."
+        ),
+    ] = UNSET
     current_refused: Annotated[
         str | UnsetType,
         Meta(description="The store's current version, if the server refused it and serves this version instead."),

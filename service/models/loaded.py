@@ -87,8 +87,14 @@ class Model:
             self.readiness.set_result(problem)
             return
         self.readiness.set_result(None)
+        lanes = f" with {self.engine.kernel_lanes} lanes" if self.engine.kernel_lanes else ""
         log.info(
-            "ready: %s %s, %s on %s", self.bundle.manifest.name, self.version, self.engine.graph, self.engine.device
+            "ready: %s %s, %s%s on %s",
+            self.bundle.manifest.name,
+            self.version,
+            self.engine.graph,
+            lanes,
+            self.engine.device,
         )
 
     async def encode_golden(self) -> list[ModelInput]:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from contract.bundle import EXPLAIN, EXPLANATION, OUTPUT, SCREEN, Bundle, Calibration
+import kernel
+from contract.bundle import EXPLAIN, EXPLANATION, KERNEL, OUTPUT, SCREEN, Bundle, Calibration
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import Difference, GoldenRequest, golden_input, largest_difference
 from contract.vocabulary import UNKNOWN
@@ -102,6 +103,11 @@ class Engine:
                 ctr[rows] = answers[index]
                 answers[index] = ctr
         return answers
+
+    @property
+    def kernel_lanes(self) -> int | None:
+        """The largest number of candidates that the kernel scores at once, or None if another graph is in use."""
+        return kernel.lanes() if self.graph == KERNEL else None
 
     @property
     def explains(self) -> bool:

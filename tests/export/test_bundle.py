@@ -156,7 +156,7 @@ MLP = STECConfig(
         pytest.param(
             NO_FFN,
             {MODEL, EXPLAIN},
-            "no kernel.onnx, because the kernel does not support ffn = 0",
+            'no kernel.onnx, because the kernel does not support interaction = "separate"',
             marks=pytest.mark.full,
         ),
         (

@@ -234,7 +234,7 @@ def test_without_missing_vectors_nan_is_not_hidden() -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("rows", [0, 3, 5, 7, 9, 12])
+@pytest.mark.parametrize("rows", [0, 3, 5, 7, 9, 11, 13, 16])
 def test_another_number_of_vectors_is_an_error(rows: int) -> None:
     graph = kernel_graph(STECS["full"], SCHEMA)
     for tensor in graph.graph.initializer:
@@ -242,6 +242,31 @@ def test_another_number_of_vectors_is_an_error(rows: int) -> None:
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros((rows, 8), np.float32), "alpha"))
     with pytest.raises(Exception, match=r"alpha is not \[numeric fields, width\], with or without"):
         session_of(graph).run(["logit"], a_feed(SCHEMA, [3]))
+
+
+@needs_kernel
+@pytest.mark.parametrize("schema", [SCHEMA, SCHEMA_WITHOUT], ids=["with missing vectors", "without"])
+def test_the_kernel_adds_offsets_to_the_vectors_of_numbers(schema: FeatureSchema) -> None:
+    """Shifting all numbers of a field by c moves their vectors by c * alpha."""
+    model = a_model(schema, STECConfig(embedding=8, ffn=16, embedding_std=0.3))
+    feed = a_feed(schema, SIZES)
+    if schema is SCHEMA:
+        feed = hide(feed)
+    c = torch.linspace(-2, 2, 4)
+    session = session_of(kernel_graph(model, schema, model.embedding.alpha * c[:, None]))
+    numeric = schema.select("numeric")
+    shifted = dict(feed)
+    for side in ("context", "candidate"):
+        columns = [numeric.index(field) for field in schema.select("numeric", side)]
+        shifted[f"{side}_values"] = feed[f"{side}_values"] + c[columns].numpy()
+    np.testing.assert_allclose(session.run(["logit"], feed)[0], by_torch(model, schema, shifted), rtol=0, atol=3e-5)
+
+
+@needs_kernel
+def test_a_model_with_offsets_but_without_missing_vectors_does_not_hide_nan() -> None:
+    model, feed = a_model(SCHEMA_WITHOUT, STECConfig(embedding=8, ffn=16)), hide(a_feed(SCHEMA_WITHOUT, SIZES), 1.0)
+    graph = kernel_graph(model, SCHEMA_WITHOUT, torch.zeros_like(model.embedding.alpha))
+    assert np.isnan(session_of(graph).run(["logit"], feed)[0]).all()
 
 
 def test_a_batchs_gradients_are_finite_and_train_both_vectors() -> None:

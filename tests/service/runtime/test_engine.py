@@ -131,7 +131,7 @@ def test_without_cuda_a_strict_server_does_not_start_and_any_other_uses_the_cpu(
 def test_kernel_scores_if_it_is_usable() -> None:
     demo = open_bundle(DEMO)
     engine = open_engine(demo, 1)
-    assert (engine.graph, engine.device) == (KERNEL, "cpu")
+    assert (engine.graph, engine.device, engine.kernel_lanes) == (KERNEL, "cpu", kernel.lanes())
     assert golden_difference(engine, demo).is_tolerated
 
 
@@ -141,7 +141,7 @@ def test_without_the_kernel_onnxruntimes_operators_are_used_and_a_message_is_log
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
     demo = open_bundle(DEMO)
     engine = open_engine(demo, 1)
-    assert (engine.graph, engine.device) == (MODEL, "cpu")
+    assert (engine.graph, engine.device, engine.kernel_lanes) == (MODEL, "cpu", None)
     assert "the kernel was not built" in caplog.text
     assert "using onnxruntime's own operators instead" in caplog.text
     assert golden_difference(engine, demo).is_tolerated
