@@ -1,7 +1,7 @@
-"""Models of logs that are small, rare in clicks, or a day old: base rate, --auto, hide and --warm.
+"""Measure models on logs that are small, have few clicks or are a day old: base rate, --auto, hide and --warm.
 
 Each part trains with ctr-train, as a user would, and adds a table to the report. The logs are generated, except for
-Criteo's, which --criteo names. Training times include whatever else the machine does.
+Criteo's, which --criteo names. Training times depend on what else the machine does.
 """
 
 import argparse

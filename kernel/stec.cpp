@@ -100,7 +100,7 @@ class Scorer {
   }
 
   // Writes the embeddings of these rows to input [D][F], from field `first` on: rows of the table for categorical
-  // fields, then numbers times the vectors of their numeric fields, or the vectors of missing numbers.
+  // fields, then numbers times the vectors of their numeric fields, or the vectors for missing numbers.
   void gather(const int64_t* ids, const float* values, const int64_t (&rows)[LANES], int64_t first,
               int64_t categorical, int64_t numeric, int64_t first_offset, int64_t first_alpha) {
     for (int64_t field = 0; field < categorical + numeric; ++field) {

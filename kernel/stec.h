@@ -27,7 +27,7 @@ struct Model {
   const float* table;      // [table_rows][width]: the embeddings of all categorical fields, concatenated
   const int64_t* offsets;  // the first row of each categorical field in the table, context first
   const float* alpha;      // [numeric fields][width], context first
-  const float* beta;       // the same for the vectors of missing numbers (NaN), or null if no number is missing
+  const float* beta;       // [numeric fields][width] for missing numbers (NaN), or null if there are none
   const float* weights;
 };
 

@@ -29,8 +29,8 @@ class UnseenValues:
     Attributes:
         fields: The group, from Training.hide.
         rows: The number of these rows.
-        logloss: The logloss, or None without such rows.
-        predicted_over_observed: The mean prediction divided by the click rate, or None without clicks.
+        logloss: The logloss, or None if there are no such rows.
+        predicted_over_observed: The mean prediction divided by the click rate, or None if there are no clicks.
     """
 
     fields: tuple[str, ...]
@@ -97,7 +97,7 @@ def leak_warning(valid_auc: float, train: Split, valid: Split, schema: FeatureSc
     if valid_auc < LEAK_AUC:
         return None
     name, auc = best_single_field(train, valid, schema)
-    culprit = "No single field predicts the label, so look for fields that do together."
+    culprit = "No single field predicts the label, so look for a combination of fields that does."
     if auc >= FIELD_LEAK_AUC:
         culprit = f'Field "{name}" alone has an AUC of {auc:.5f}. Remove it if it is not known before the click.'
     return f"valid AUC is {valid_auc:.5f}, so a field probably contains the label. {culprit}"
@@ -106,7 +106,7 @@ def leak_warning(valid_auc: float, train: Split, valid: Split, schema: FeatureSc
 def best_single_field(train: Split, valid: Split, schema: FeatureSchema) -> tuple[str, float]:
     """Return the field that predicts the label best on its own, and its AUC on valid, measured on samples of rows.
 
-    A token is scored with its click rate in train, and a number with itself.
+    The score of a token is its click rate in train. The score of a number is the number itself.
     """
     train, valid = train.sample(SAMPLE_ROWS), valid.sample(SAMPLE_ROWS)
     aucs = {}

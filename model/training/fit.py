@@ -54,8 +54,8 @@ def fit(
         on_rows: Called after each step with its number of rows.
         checkpoint: The checkpoint to which each finished epoch is saved and from which a killed run continues. On a
             CPU, the final weights are the same as without the interruption.
-        initialize: Called before the first epoch to set the first weights, but not if a checkpoint was restored.
-        keep_start: Whether the model keeps its first weights if no epoch is better on valid.
+        initialize: Called before the first epoch to set the initial weights, but not if a checkpoint was restored.
+        keep_start: Whether the model keeps its initial weights if no epoch is better on valid.
 
     Raises:
         ValueError: If there are fewer than two training rows.
@@ -157,7 +157,7 @@ def train_step(
     """Take one step on a batch, and return the loss of Eq. 12 (a scalar) without the penalties.
 
     The loss is the mean over the rows of a row's weight times its cross-entropy. The weights have a mean of 1 over the
-    training set, not over each batch, so that a row counts the same whatever its batch.
+    training set, not over each batch, so that a row has the same weight in every batch.
     """
     in_tables = {id(p) for p in tables}
     rest = [p for p in model.parameters() if id(p) not in in_tables]

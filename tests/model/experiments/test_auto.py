@@ -183,7 +183,7 @@ def test_a_budget_that_is_over_before_the_first_epoch_is_an_error(
 ) -> None:
     command = [str(root / TINY), "--data", str(root), "--out", str(tmp_path / "run"), "--auto", "--minutes", "0.001"]
     assert main(command) == 2
-    assert "but 0 s were left before the first epoch. Use more --minutes" in capsys.readouterr().err
+    assert "but 0 s were left before the first epoch. Increase --minutes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert not list((root / "unfinished").iterdir())
 
@@ -191,8 +191,8 @@ def test_a_budget_that_is_over_before_the_first_epoch_is_an_error(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--auto"], "--auto and --minutes M need each other"),
-        (["--minutes", "4"], "--auto and --minutes M need each other"),
+        (["--auto"], "--auto and --minutes M must be used together"),
+        (["--minutes", "4"], "--auto and --minutes M must be used together"),
         (["--auto", "--minutes", "0"], "0 is not a number of minutes above 0"),
         (["--auto", "--minutes", "4", "--seeds", "2"], "--seeds trains new models"),
         (["--auto", "--minutes", "4", "--warm", "run"], "not allowed with argument"),
