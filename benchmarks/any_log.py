@@ -176,7 +176,7 @@ def rare_clicks(root: Path) -> Table:
         "valid NE",
         "test NE, true probability",
         "test AUC",
-        "than the base rate",
+        "compared with the base rate",
     ]
     train_rows, _, test_rows = (f"{int(number):,}" for number in RARE_ROWS)
     return Table(f"Click rate 0.5%: {train_rows} train rows, {test_rows} test rows", header, rows)
@@ -206,7 +206,7 @@ def criteo(root: Path) -> Table:
         "test AUC",
         "test NE, over seeds",
         "test NE, over rows",
-        "than the base rate",
+        "compared with the base rate",
     ]
     return Table(f"Criteo: {SEEDS} seeds", header, rows)
 
