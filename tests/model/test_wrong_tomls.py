@@ -1,4 +1,4 @@
-"""Wrong TOML files: one message with the file, the key, what is valid, and the way out."""
+"""Wrong TOML files: one message with the file, the key, what is valid, and how to fix it."""
 
 import json
 from collections.abc import Callable
@@ -528,5 +528,5 @@ def message_of(document: dict[str, Any]) -> str | None:
     return None
 
 
-# Changing one of these keys makes others invalid, which the message is about.
+# Changing one of these keys makes other keys invalid, and the message is about those keys.
 ALONE = {("data", "reader"), ("model", "interaction"), ("model", "last")}

@@ -39,11 +39,11 @@ def test_a_fault_is_reported_with_an_example_and_the_way_out(values: tuple[str, 
     [
         ("a", "b", None),
         ("NA", "EU", "AS", "SA"),  # continents
-        ("unknown", "-", "none", "phone"),  # categories like any other
+        ("unknown", "-", "none", "phone"),  # ordinary categories
         ("1.0", "1.5", "2.25"),
         ("1011", "0017"),
         ("true", "false"),
-        ('"damn dirty apes"', "comedy", "drama", 'the "best"'),  # people write quotes
+        ('"damn dirty apes"', "comedy", "drama", 'the "best"'),  # quotes that are part of the values
         ("2026-01-31",),  # a day, not a time that changes
         ("monday", "2026-edition"),
         (),

@@ -89,7 +89,7 @@ def test_a_budget_below_one_epoch_is_an_error_with_the_time_that_is_needed(root:
 def test_the_best_trial_beyond_the_grid_is_followed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If each higher penalty is better, the search goes on to higher ones, up to the limit."""
+    """If each higher penalty is better, the search continues to higher penalties, up to the limit."""
 
     def pretend(
         tried: Experiment, log: OpenedLog, checkpoint: Checkpoint, progress: auto.TrialProgress, device: torch.device
@@ -240,7 +240,7 @@ def test_an_epoch_that_ends_too_late_is_not_started() -> None:
     budget.start_epoch()
     clock.now_s = 30.0
     budget.on_epoch()
-    # The last steps need 1.5 times an epoch, and the writing: 51 s.
+    # The last steps take 1.5 times as long as an epoch, plus the time to write the run: 51 s.
     clock.now_s = 200.0 - 51 - 30
     budget.start_epoch()
     clock.now_s += 1

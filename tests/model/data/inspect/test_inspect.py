@@ -30,7 +30,7 @@ JANUARY = 1_767_225_600  # 2026-01-01T00:00:00Z
 
 
 def clicks(rows: int = 2000, days: float = 9.0) -> pl.DataFrame:
-    """Return an ad server's log: a request shows two ads."""
+    """Return an ad server's log in which each request shows two ads."""
     random = np.random.default_rng(3)
     request = np.arange(rows) // 2
     user = random.integers(0, 300, rows // 2)[request]
@@ -510,7 +510,7 @@ def test_rows_from_all_parts_of_a_large_file_are_sampled(
     )
     log.write_parquet(tmp_path / name) if name.endswith("parquet") else log.write_csv(tmp_path / name)
     found = inspect_log([str(tmp_path / name)], tmp_path, "shop", rows=500)
-    assert 300 <= len(found.sample.rows) <= 500  # values of several lines make it smaller
+    assert 300 <= len(found.sample.rows) <= 500  # values that span several lines make the sample smaller
     assert not found.sample.is_complete
     assert {*found.sample.rows["title"]} == {*log["title"]}
     assert found.period is not None

@@ -1,4 +1,4 @@
-"""Labels: 0 and 1, or whatever `positive` names as a click."""
+"""Labels: 0 and 1, or the values that `positive` lists as clicks."""
 
 from typing import Any
 
