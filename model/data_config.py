@@ -133,7 +133,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         quote: The character around values of text files that contain delimiters, quotes or line breaks. "" means that
             no character is special. The default is a double quote for .csv files, and "" for .tsv and .txt files.
         missing: Values to treat as missing in every field, and in the columns `unit` and `request`. A field's own
-            `missing` adds to them.
+            `missing` adds further values.
         label: The name of the label column.
         positive: The labels that count as clicks, such as "1", "true" or "yes". Case does not matter, and 1 equals 1.0.
             All other labels are non-clicks, and a missing label is an error. By default, the label column must contain
@@ -144,7 +144,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         unit: The column with the unit, such as the user, by which metrics and their confidence intervals are grouped.
         request: The column with the request in which the row's candidate was shown. The metrics then include NDCG@10
             within a request.
-        rename: New names of columns, by the name in the files. All other keys except `columns` use the new names.
+        rename: New column names, keyed by the name in the files. All other keys except `columns` use the new names.
         clip_quantile: A value q clips numbers to the range between the quantiles q and 1 - q of the training set, so
             that a few extreme numbers do not affect their mean, standard deviation and range. 0 clips to the whole
             range. The default is 0.001 with reader = "table", and 0 with the readers of published logs.

@@ -45,7 +45,7 @@ class Location:
         path: The keys and positions that lead to the value.
         value: The value.
         type: What the value must be.
-        parent: The table or list that contains the value. The document itself has none.
+        parent: The table or list that contains the value. None for the document itself.
     """
 
     path: Path
@@ -124,7 +124,7 @@ def locate_root(document: dict[str, Any], struct: type[msgspec.Struct]) -> Locat
 
 
 def step(here: Location, part: str | int) -> Location:
-    """Return the location of a key in the table, or of a position in the list, at another location."""
+    """Return the location of a key's value in a table, or of an element in a list."""
     kind = resolve(here.type, here.value)
     if isinstance(kind, inspect.DictType):
         if part == IN_DICT:
@@ -156,7 +156,7 @@ def is_selected(struct: inspect.StructType, table: dict[str, Any]) -> bool:
 
 
 def fits(value: Any, kind: inspect.Type) -> bool:
-    """Return whether an entry of a dict has the right type. In our files, entries are strings, lists or any values."""
+    """Return whether an entry of a dict has the right type. In our files, entries are strings, lists or of any type."""
     kind = bare(kind)
     if isinstance(kind, inspect.ListType):
         return isinstance(value, list) and len(value) >= (kind.min_length or 0)

@@ -68,7 +68,7 @@ def describe(kind: inspect.Type, many: bool = False) -> str:
 
 
 def describe_union(kind: inspect.UnionType, many: bool) -> str:
-    """Return a description of a union. The key that selects a struct names it. None is left out: TOML has no null."""
+    """Return a description of a union. Structs are named by their tags. None is left out, because TOML has no null."""
     structs = structs_of(kind)
     texts: list[str] = []
     for part in kind.types:

@@ -1,4 +1,4 @@
-"""Keys of a TOML file that have no effect together with its other keys, or that contradict them.
+"""Keys of a TOML file that have no effect because of its other keys, or that contradict them.
 
 A TOML file with such a key is rejected. The structs themselves accept it, because logs and runs of older versions may
 have it. Keys of [model] only cause a warning, because published recipes contain some that have no effect.
@@ -24,7 +24,7 @@ def check_data_keys(data: "Data", given: Mapping[str, Any]) -> None:
 
     Args:
         data: The section.
-        given: The keys that the TOML file contains. A key with its default value also counts.
+        given: The keys that the TOML file contains, including keys with their default values.
 
     Raises:
         ValueError: If a key has no effect, or contradicts another key.

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SHARE = 0.001  # of the rows, for a number that is not one of CODES
+MIN_SHARE = 0.001  # the minimum share of rows of a number that is not in CODES
 MIN_ROWS = 2
 MIN_OTHERS = 3  # other distinct numbers that the column must have
 # The limits of integer types. A float represents the largest ones only approximately.

@@ -1,4 +1,4 @@
-"""Columns of timestamps as Unix seconds, read as contract/timestamps.py reads the values of a request."""
+"""Columns of timestamps as Unix seconds, parsed like the values of a request in contract/timestamps.py."""
 
 import polars as pl
 

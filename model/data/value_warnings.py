@@ -66,7 +66,7 @@ def count_values(values: pl.Series, labels: NDArray[np.generic] | None = None) -
 
     Args:
         values: The column. Null means missing and is a value like any other.
-        labels: The labels, 0 or 1, (rows). None counts 0 clicks.
+        labels: The labels, 0 or 1, (rows). None means no clicks.
 
     Returns:
         The columns value, rows, clicks, held_rows and held_clicks. The latter two count only the rows held back.

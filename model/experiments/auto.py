@@ -3,8 +3,7 @@
 The search changes one setting at a time, starting with the L2 penalty on embeddings, until no change improves the
 monitored metric. The candidates of a step train in rounds. After each round, only the candidates that are among the
 best at the same epoch continue (successive halving: Jamieson and Talwalkar, Non-stochastic Best Arm Identification,
-AISTATS 2016). The settings are chosen on valid. Test is read once, at
-the end.
+AISTATS 2016). The settings are chosen on valid. Test is read once, at the end.
 
 Apart from the time at which it stops, the search is deterministic. Between rounds, the state of a trial is kept in a
 checkpoint, so its weights are the same as those that ctr-train gives with the same settings.
@@ -36,7 +35,7 @@ from model.zoo import build
 CHOSEN = "chosen.toml"  # the file with the chosen settings in the run folder
 ROUNDS_SHARE = 20  # the first round trains 1 / ROUNDS_SHARE of the epochs that fit into the budget
 MAX_FIRST_ROUND = 4
-MIN_PROMISING = 3  # a trial continues if it is among this number of best trials at the same epoch
+MIN_PROMISING = 3  # a trial continues if it is one of this many best trials at the same epoch
 # The settings and the ratio of their values, in the order of the steps.
 STEPS = (
     ("net_l2", L2_STEP**2),
@@ -167,7 +166,7 @@ class Search:
             experiment: The experiment whose settings are changed.
             log: The prepared log.
             folder: An empty folder for the checkpoints.
-            budget: The time.
+            budget: The time budget.
             device: The device to train on.
             on_trial: Called each time a trial has trained some epochs.
         """
@@ -214,10 +213,10 @@ class Search:
                 return
 
     def _compare(self, experiments: Iterable[Experiment]) -> bool:
-        """Train new trials in rounds of increasing length, and drop those that are behind after each round.
+        """Train new trials in rounds of increasing length, and drop the trials that are behind after each round.
 
         Returns:
-            Whether one of them is the best trial.
+            Whether one of the new trials is the best trial.
         """
         added = list[Trial]()
         for experiment in experiments:

@@ -50,7 +50,7 @@ def tightest_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> Limit | None:
 
 
 def cgroup_limits(resident: int, proc: Path, cgroups: Path) -> Iterator[Limit]:
-    """Yield the limit of every cgroup between this process's own and the root, version 1 or 2.
+    """Yield the limit of every cgroup from this process's own up to the root, for versions 1 and 2 of cgroups.
 
     The memory that other processes in the cgroup use is subtracted. Files in the page cache do not count, because the
     kernel drops them when memory runs out.

@@ -18,7 +18,7 @@ from model.training.batches import Split, group_columns
 from model.training.metrics import logloss_by_row, predicted_over_observed
 
 CONFIDENCE_95 = 1.96  # standard errors on each side of a 95% interval
-FIELD_LEAK_AUC = 0.99  # a single field with this AUC explains LEAK_AUC
+FIELD_LEAK_AUC = 0.99  # a single field with this AUC explains a model with LEAK_AUC
 SAMPLE_ROWS = 100_000
 
 
@@ -40,7 +40,7 @@ class UnseenValues:
 
 
 def measure_unseen(groups: tuple[tuple[str, ...], ...], test: Split, ctr: NDArray[np.float64]) -> list[UnseenValues]:
-    """Return the quality on unseen values for each group of fields. `ctr` are the predictions on test, (rows)."""
+    """Return the quality on unseen values for each group of fields. `ctr` contains the predictions, (rows)."""
     measured = []
     for group, columns in zip(groups, group_columns(groups, test.names), strict=True):
         rows = np.flatnonzero((test.ids[:, columns] == UNKNOWN).all(1))

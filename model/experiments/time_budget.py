@@ -36,8 +36,8 @@ class TimeBudget:
         """
         self._deadline_s, self._clock, self._created_s = deadline_s, clock, clock()
         self._train_rows, self._valid_rows, self._test_rows = rows["train"], rows["valid"], rows["test"]
-        self._row_s = 0.0  # the predicted evaluation of a row
-        self._epoch_s = 0.0  # the slowest epoch, or a prediction during the first one
+        self._row_s = 0.0  # the predicted evaluation time of a row
+        self._epoch_s = 0.0  # the duration of the slowest epoch, or a prediction during the first epoch
         self._last_epoch_s = 0.0
         self._is_measured = False
         self._start_s = self._first_step_s = clock()

@@ -55,7 +55,7 @@ class WarmStart:
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Set a new model of the same size to the earlier run's weights."""
+        """Copy the earlier run's weights to a new model of the same size."""
         weights, earlier = dict(self.model.state_dict()), dict(self.model.named_modules())
         for name, module in model.named_modules():
             if isinstance(module, FeatureEmbedding):
@@ -115,7 +115,7 @@ def moved_mean(old: Field, new: Field) -> str | None:
 
 
 def source_rows(old: Vocabulary, new: Vocabulary) -> NDArray[np.int64]:
-    """Return the id in the old vocabulary of each id in the new one, int64 (ids), 0 for new tokens."""
+    """Return the id in the old vocabulary of each id in the new one, int64 (ids). New tokens have 0."""
     rows = np.full(len(new), UNKNOWN, np.int64)
     rows[MISSING] = MISSING
     for token, index in new.items():

@@ -210,7 +210,7 @@ def hide_numbers(values: Tensor, rate: float, never_missing: Tensor, generator: 
     Args:
         values: float (B, numeric).
         rate: The share of numbers to replace.
-        never_missing: See numbers_never_missing(). Without such a field, no random numbers are drawn.
+        never_missing: See numbers_never_missing(). If there is no such field, no random numbers are drawn.
         generator: The random generator that chooses the numbers to replace.
     """
     if rate == 0 or not never_missing.any():

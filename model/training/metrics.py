@@ -1,6 +1,6 @@
 """Prediction metrics: ranking quality (AUC), quality of the probabilities (logloss), and calibration.
 
-All metrics are those of the true traffic: rows count by their weight, and a negative that was kept in a downsampled log
+All metrics describe the true traffic: rows are weighted, and a negative that was kept in a downsampled log
 also counts for the negatives that were dropped (Split.metric_weights).
 """
 
@@ -161,7 +161,7 @@ def grouped_auc(
 def mean_ndcg(
     labels: NDArray[np.float64], ctr: NDArray[np.float64], requests: NDArray[Any], top: int = NDCG_ROWS
 ) -> float | None:
-    """Return the mean NDCG of the requests with clicks and non-clicks, or None without such requests.
+    """Return the mean NDCG of the requests with clicks and non-clicks, or None if there are none.
 
     The gain of a click is 1. Rows with equal predictions share the gains of their ranks, as in scikit-learn.
 

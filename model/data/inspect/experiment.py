@@ -33,7 +33,7 @@ def write_experiment(
     check_complete(found, sample)
     names = new_names(found)
     lines = [
-        f"# Written by ctr-inspect from {len(sample.rows):,} rows. Check the guesses, above all those marked {UNSURE}.",
+        f"# Written by ctr-inspect from {len(sample.rows):,} rows. Check the guesses, especially any marked {UNSURE}.",
         f"name = {quoted(name)}",
         "",
         "[data]",
@@ -219,7 +219,7 @@ def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: P
 
 
 def training_lines(total: int | None) -> Iterator[str]:
-    """Yield a recipe for a small log. Without penalties, few clicks give a model worse than the base rate."""
+    """Yield a recipe for a small log. With few clicks and no penalties, a model is worse than the base rate."""
     if not total or total >= SMALL_LOG:
         return
     yield from ("", "[training]  # for a small log; ctr-train --auto finds better values")

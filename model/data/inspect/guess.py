@@ -296,7 +296,7 @@ def variation(found: Guesses, fields: Sequence[Guess]) -> Mapping[str, Side]:
             sides[name] = "context"
         elif constant < VARYING_SHARE:
             sides[name] = "candidate"
-    # If all rows of a request have the same ad, nothing can be learned from what does not vary.
+    # If all rows of a request show the same ad, a constant field does not have to belong to the context.
     return sides if "candidate" in sides.values() else {}
 
 

@@ -24,7 +24,7 @@ MANY_FILES = 5  # if a folder has more files than this, a glob names them
 DAY = 86400
 WEEK = 7 * DAY
 UNITS = (("h", 3600), ("m", 60), ("s", 1))
-MIN_DAYS, MAX_DAYS = 3, 7  # if a log has MIN_DAYS, valid and test are whole days, at most MAX_DAYS each
+MIN_DAYS, MAX_DAYS = 3, 7  # if a log spans MIN_DAYS, valid and test are whole days, at most MAX_DAYS each
 PART = 10  # valid and test each get 1 / PART of the period
 
 
@@ -61,7 +61,7 @@ class Period:
 
 
 def find_layout(arguments: Sequence[str], named: NamedFiles, data: Path) -> Layout:
-    """Return the folder and the files of an experiment on these files.
+    """Return the folder, the splits and the files that an experiment lists for these files.
 
     Args:
         arguments: The paths, globs, folders and URLs that were given.

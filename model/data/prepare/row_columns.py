@@ -26,7 +26,7 @@ def row_file(folder: Path, split: str, kind: str) -> Path:
 
 
 def distinct_row_values() -> dict[str, DistinctValues]:
-    """Return the distinct units and the distinct requests, still empty, which all splits of a log share."""
+    """Return empty collections for the distinct units and requests, which all splits of a log share."""
     return {kind: DistinctValues() for kind in (UNITS, REQUESTS)}
 
 

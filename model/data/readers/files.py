@@ -16,7 +16,7 @@ class Source:
     Attributes:
         name: The path or URL, as shown in errors. Its extension determines the format.
         path: The file on this machine. It is a copy if `name` is a URL.
-        partitions: The columns that the names of Hive partition folders, such as `day=2026-01-01`, give to every row.
+        partitions: The columns that Hive partition folders, such as `day=2026-01-01`, add to every row.
     """
 
     name: str
@@ -93,7 +93,7 @@ def is_hidden(name: str) -> bool:
 
 
 def relative_parts(file: Path, folder: Path) -> Sequence[str]:
-    """Return the names of the folders between `folder` and the file, or all folders of a file elsewhere."""
+    """Return the names of the folders between `folder` and the file, or of all its folders if the file is elsewhere."""
     parent = file.parent
     return parent.relative_to(folder).parts if parent.is_relative_to(folder) else parent.parts
 

@@ -97,7 +97,7 @@ def require_columns(name: str, columns: Iterable[str], present: Iterable[str]) -
 
 
 def check_rows_read(files: Sequence[LogFile], rows: Iterable[int]) -> None:
-    """Check that as many rows were read from each file as the check of its lines counted.
+    """Check that the number of rows read from each file is the number that was counted.
 
     Args:
         files: The files.

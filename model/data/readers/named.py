@@ -18,7 +18,7 @@ class NamedFiles:
     """The files of a log.
 
     Attributes:
-        folder: The folder that contains all of them. Only Hive partition folders below it give columns to the rows.
+        folder: The folder that contains all of them. Only Hive partition folders below it add columns to the rows.
         patterns: The paths, globs and folders, relative to the folder, that an experiment needs to find the same files.
         sources: The files, sorted by name.
     """

@@ -72,7 +72,7 @@ def open_parts(
 
 
 def text_ending(source: Source) -> str:
-    """Return a file's extension, in lower case and without that of the compression."""
+    """Return a file's extension, in lower case and without .gz or .zst."""
     name = source.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -174,7 +174,7 @@ def join_parts(
         first: The number of the first file.
 
     Raises:
-        ValueError: If a column is missing, or two files have different types in it. The message names the files.
+        ValueError: If a column is missing, or has incompatible types in two files. The message names the files.
     """
     require_columns(parts[0].source.name, columns, parts[0].columns)
     for part in parts[1:]:

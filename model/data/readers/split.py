@@ -185,7 +185,7 @@ def unit_draws(units: pl.Series, seed: int, missing: Sequence[str] = ()) -> pl.S
 
     def draw(value: Any) -> int | None:
         if isinstance(value, float) and not math.isfinite(value):
-            return None  # it is in `missing`, because check_units() rejects all others
+            return None  # the value is in `missing`, because check_units() rejects all others
         unit = token(value)
         if unit is None or unit in missing:
             return None

@@ -31,11 +31,11 @@ USERS, ADS, NEW_ADS, CAMPAIGNS, ADVERTISERS = 5000, 2000, 100, 100, 25
 ZIPF = 1.1
 DAYS = 28
 NEW_AD_SHARE = 0.05  # the share of impressions in test that show a new ad
-NEXT_DAY_ADS, NEXT_DAY_SHARE = 100, 0.2  # ads that start on the next day; the share of that day with these or NEW_ADS
+NEXT_DAY_ADS, NEXT_DAY_SHARE = 100, 0.2  # ads that start on the next day; the share of its impressions with new ads
 MISSING_SHARE = 0.05
 RARE_SHARE = 0.01
 SHARES = (0.8, 0.1, 0.1)  # the shares of requests in train, valid and test, in time order
-MIN_REQUESTS = 100  # in all splits
+MIN_REQUESTS = 100  # in all splits together
 MIN_SPLIT_REQUESTS = 10
 
 CATEGORIES = ["cars", "travel", "food", "fashion", "games", "home", "sports", "health", "books", "phones"]
@@ -113,8 +113,8 @@ def split_at(requests: int) -> tuple[int, int, int]:
 def draw_times(rng: np.random.Generator, plan: Plan) -> Codes:
     """Sample the hour of each request since the start of the log, int64 (requests), in ascending order.
 
-    Even if the splits have shares other than SHARES, they cover the days in these shares, so that train contains all
-    hours and weekdays.
+    The days are always split in the shares SHARES, even if the requests are not, so that train contains all hours and
+    weekdays.
     """
     first = sum(plan.requests)
     if plan.requests == split_at(first):
@@ -170,7 +170,7 @@ def draw_ads(rng: np.random.Generator, plan: Plan) -> Codes:
 
 
 def first_row(requests: Sequence[int]) -> int:
-    """Return the first row after some splits, whose numbers of requests are given."""
+    """Return the first row after splits with these numbers of requests."""
     return sum(requests) * CANDIDATES
 
 
