@@ -1,7 +1,7 @@
-"""Models of logs that are small, rare in clicks, or a day old: base rate, --auto, hide and --warm.
+"""Measure models on logs that are small, have few clicks or are a day old: base rate, --auto, hide and --warm.
 
 Each part trains with ctr-train, as a user would, and adds a table to the report. The logs are generated, except for
-Criteo's, which --criteo names. Training times include whatever else the machine does.
+Criteo's, which --criteo names. Training times depend on what else the machine does.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def new_log(root: Path, arguments: Sequence[str]) -> None:
 
 
 def write_experiment(root: Path, name: str, data: str, training: str = "") -> Path:
-    """Write an experiment's file into a data folder, prepare its log unless that is done, and return the file."""
+    """Write an experiment's file into a data folder, prepare its log if necessary, and return the file."""
     toml = root / f"{name}.toml"
     toml.write_text(f'name = "{name}"\n\n[data]\n{data}{MODEL}{training}')
     section = read_experiment(toml).data
@@ -177,7 +177,7 @@ def rare_clicks(root: Path) -> Table:
         "valid NE",
         "test NE, true probability",
         "test AUC",
-        "than the base rate",
+        "compared with the base rate",
     ]
     train_rows, _, test_rows = (f"{int(number):,}" for number in RARE_ROWS)
     return Table(f"Click rate 0.5%: {train_rows} train rows, {test_rows} test rows", header, rows)
@@ -207,7 +207,7 @@ def criteo(root: Path) -> Table:
         "test AUC",
         "test NE, over seeds",
         "test NE, over rows",
-        "than the base rate",
+        "compared with the base rate",
     ]
     return Table(f"Criteo: {SEEDS} seeds", header, rows)
 
@@ -242,7 +242,7 @@ def unseen_ads(root: Path) -> Table:
 
 
 def warm_start(root: Path) -> Table:
-    """Train day 2 from nothing, and from day 1's run with a third of day 2's rows."""
+    """Train on day 2 from scratch, and from day 1's run with a third of day 2's rows."""
     if not (root / "days/runs/day-1").is_dir():
         unseen_ads(root)
     root = root / "days"
@@ -286,16 +286,16 @@ TITLES = {
 TEXTS = {
     "rare": """A generated log, whose true click probabilities are known. NE is the normalized entropy: the logloss
 divided by that of the best constant prediction. On test, it is computed from the true probabilities instead of the
-labels. The 95% interval covers the sampling of the test requests. The time includes the evaluation and the writing of
-the run.""",
+labels. The 95% interval covers the sampling of the test requests. The time includes evaluating and writing the
+run.""",
     "criteo": """The file that --criteo names, split 8:1:1 by row. --auto searched with seed 1, and its settings were
 then trained with five seeds. NE is the normalized entropy of the test labels. One 95% interval covers the seeds
-(Student's t), the other one the sampling of the test rows.""",
+(Student's t), and the other covers the sampling of the test rows.""",
     "unseen": """A generated log. 5% of the test rows show ads that train does not contain. Predictions are compared
 with the true probabilities of the same rows. With `hide`, training hides the ad together with its campaign in 1% of the
 rows, in addition to each field alone.""",
-    "warm": """The day after the generated log of the part "unseen". A fifth of its rows show ads that train of that log
-does not contain. Both models are evaluated on the same rows of the next day.""",
+    "warm": """The day after the generated log of the part "unseen". A fifth of its rows show ads that are not in that
+log's train split. Both models are evaluated on the same rows of the next day.""",
 }
 
 

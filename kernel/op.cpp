@@ -59,8 +59,8 @@ const char* misfit(const stec::Sizes& s, const Tensor (&in)[INPUTS]) {
   if (!is(OFFSETS, {s.context_categorical + s.candidate_categorical})) return "offsets: not one for each field";
   const int64_t numeric = s.numeric_fields();
   if (!is(ALPHA, {numeric, s.width}) && !is(ALPHA, {2 * numeric, s.width}) && !is(ALPHA, {3 * numeric, s.width}))
-    return "alpha is not [numeric fields, width], with or without as many vectors of missing numbers and shifts";
-  if (!is(WEIGHTS, {s.weights()})) return "weights: another number of them than the sizes need";
+    return "alpha is not [numeric fields, width], with or without vectors for missing numbers and shifts";
+  if (!is(WEIGHTS, {s.weights()})) return "weights: wrong number for these sizes";
   if (!is(CONTEXT_IDS, {requests, s.context_categorical})) return "context_ids is not [requests, fields]";
   if (!is(CANDIDATE_IDS, {candidates, s.candidate_categorical})) return "candidate_ids is not [candidates, fields]";
   if (!is(REQUEST_INDEX, {candidates})) return "request_index is not [candidates]";

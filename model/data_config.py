@@ -29,8 +29,8 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         transform: "log_square" converts a number to a category, as the winners of the Criteo challenge did. "log1p"
             replaces a number x of a numeric field with sign(x) log(1 + |x|). "hour", "weekday" and "day" convert a
             timestamp to a category (see contract/tokens.py). "none" removes the reader's transform.
-        source: The column, and the name in requests, that the value is read from, for example a timestamp that several
-            fields use. The key is called `from`. The default is the field's name.
+        source: The column, and the name in requests, from which the value is read. Several fields can read the same
+            timestamp. In the TOML file, this key is called `from`. The default is the field's name.
         timezone: The time zone of the transforms "hour", "weekday" and "day", such as "Europe/Istanbul".
     """
 
@@ -90,7 +90,7 @@ class SplitAtRandom(
 
     Attributes:
         valid: The share of the rows, or of the units, in the validation set.
-        test: The share in the test set.
+        test: The share of the rows, or of the units, in the test set.
         seed: The random seed.
         unit: A column, such as the user. All rows with the same value are in the same split. The default is to split
             by row.
@@ -121,10 +121,11 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             `files` of reader = "table". "row" splits a published file 8:1:1, at random by row. "time" uses the last day
             as the test set and the day before it as the validation set; only reader = "avazu" supports it.
         split_seed: The random seed of the "row" split.
-        files: The files of a log that `split` splits, as for `train`.
+        files: The files of a log that `split` divides into train, valid and test. The same values as in `train` are
+            allowed.
         train: The files with the training set: one path, glob or folder relative to `folder`, or a URL such as
-            s3://bucket/day.parquet, or a list of them. They are read in the order of their names. Folders such as
-            `day=2026-01-01` give every row in them a column.
+            s3://bucket/day.parquet, or a list of them. They are read in the order of their names. A folder such
+            as `day=2026-01-01` adds the column `day` to every row in it.
         valid: The files with the validation set, as for `train`.
         test: The files with the test set, as for `train`.
         delimiter: The character between the columns of text files. The default is a comma for .csv files and a tab for
@@ -132,22 +133,22 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         quote: The character around values of text files that contain delimiters, quotes or line breaks. "" means that
             no character is special. The default is a double quote for .csv files, and "" for .tsv and .txt files.
         missing: Values to treat as missing in every field, and in the columns `unit` and `request`. A field's own
-            `missing` adds to them.
+            `missing` adds further values.
         label: The name of the label column.
-        positive: The labels that count as clicks, such as "1", "true" or "yes". Upper and lower case are the same, and
-            so are 1 and 1.0. All other labels are non-clicks, and a missing label is an error. By default, the label
-            column must contain 0 and 1, or false and true.
+        positive: The labels that count as clicks, such as "1", "true" or "yes". Case does not matter, and 1 equals 1.0.
+            All other labels are non-clicks, and a missing label is an error. By default, the label column must contain
+            0 and 1, or false and true.
         time: The column with the time of each row, for split = { by = "time", ... }: ISO 8601 text, Unix seconds or
             milliseconds, or a timestamp.
         weight: The column with the weight of each row in the training loss. The default is 1 for every row.
         unit: The column with the unit, such as the user, by which metrics and their confidence intervals are grouped.
         request: The column with the request in which the row's candidate was shown. The metrics then include NDCG@10
             within a request.
-        rename: New names of columns, by the name in the files. All other keys except `columns` use the new names.
-        clip_quantile: Numbers are clipped to the range between this quantile of the training set and the quantile 1
-            minus this one, which makes their mean, deviation and range robust. 0 clips to the whole range. The default
-            is 0.001 with reader = "table", and 0 with the readers of published logs.
-        missing_number: What the model sees if a number is missing: a vector that is trained, or the field's mean. The
+        rename: New column names, keyed by the name in the files. All other keys except `columns` use the new names.
+        clip_quantile: A value q clips numbers to the range between the quantiles q and 1 - q of the training set, so
+            that a few extreme numbers do not affect their mean, standard deviation and range. 0 clips to the whole
+            range. The default is 0.001 with reader = "table", and 0 with the readers of published logs.
+        missing_number: What the model uses in place of a missing number: a trained vector, or the field's mean. The
             default is "vector" with reader = "table", and "mean" with the readers of published logs.
         context: The columns that belong to the context.
         candidate: The columns that belong to the candidate.
@@ -211,7 +212,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return (self.missing_number or ("vector" if self.reader == "table" else "mean")) == "vector"
 
     def __hash__(self) -> int:
-        """Return a hash of some keys. `rename` has none, and runs are looked up by their experiment."""
+        """Return a hash of some of the keys. Runs are looked up by their experiment, but `rename` cannot be hashed."""
         return hash((self.reader, self.folder, self.prepared, self.fields))
 
     def min_count_of(self, name: str) -> int:
@@ -241,9 +242,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         sides = (*self.context, *self.candidate)
         declared = {spec.side for spec in self.fields}
         if not ((self.context or "context" in declared) and (self.candidate or "candidate" in declared)):
-            raise ValueError(
-                'reader = "table" needs context and candidate. [[data.fields]] with both sides may replace them.'
-            )
+            raise ValueError('reader = "table" needs context and candidate, or [[data.fields]] entries for both sides.')
         self._check_files()
         self._check_text()
         if (name := first_duplicate(sides)) is not None:
@@ -259,7 +258,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             raise ValueError(f'the label "{self.label}" is also a field. Remove the field: the model would copy it.')
 
     def _check_kinds(self) -> None:
-        """Check that each side has a categorical field, without which no schema is valid."""
+        """Check that each side has a categorical field, because every schema needs one."""
         specs = {spec.name: spec for spec in self.fields}
         listed: tuple[tuple[Side, tuple[str, ...]], ...] = (("context", self.context), ("candidate", self.candidate))
         kinds: dict[str, tuple[Side, Kind]] = {
@@ -275,7 +274,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
                 numeric = ", ".join(name for name, found in kinds.items() if found[0] == side)
                 raise ValueError(
                     f"{side} has only numeric fields ({numeric}), but each side needs at least one categorical field, "
-                    f"such as an id. Add one to {side}, or remove a field of few values from numeric."
+                    f"such as an id. Add one to {side}, or remove a field with few values from numeric."
                 )
 
     def _check_text(self) -> None:
@@ -290,7 +289,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         if (name := first_duplicate(list(self.rename.values()))) is not None:
             raise ValueError(f'rename gives two columns the name "{name}". Choose another name for one of them.')
         if not all(value.strip() for value in self.positive):
-            raise ValueError('positive contains "", but a missing label is neither a click nor a non-click. Remove it.')
+            raise ValueError('positive contains "", but a missing label is neither a click nor a non-click. Remove "".')
         absent = set(map(label_key, self.missing))
         if both := [value for value in self.positive if label_key(value) in absent]:
             raise ValueError(f'"{both[0]}" is in both positive and missing. Remove it from one of them.')
@@ -327,7 +326,7 @@ TABLE_KEYS = (
 
 
 def with_data_defaults(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored [data] section with the defaults of the version that wrote it, for keys that it does not have."""
+    """Return a stored [data] section in which missing keys have the defaults of the version that wrote it."""
     if document.get("reader") != "table":
         return document
     return {"clip_quantile": 0.0, "missing_number": "mean"} | document
@@ -336,7 +335,8 @@ def with_data_defaults(document: dict[str, Any]) -> dict[str, Any]:
 def first_difference(a: Data, b: Data) -> tuple[str, Any, Any] | None:
     """Return the first key in which two sections differ, with both values, or None if they describe the same log.
 
-    A key that is not set equals its default. `clip_quantile` and `missing_number` only count with numeric fields.
+    A key that is not set has its default value. `clip_quantile` and `missing_number` are compared only if the log has
+    numeric fields.
     """
     before, after = effective_keys(a), effective_keys(b)
     different = (key for key in before | after if before.get(key) != after.get(key))
@@ -344,7 +344,7 @@ def first_difference(a: Data, b: Data) -> tuple[str, Any, Any] | None:
 
 
 def effective_keys(data: Data) -> dict[str, Any]:
-    """Return the keys of a section with the defaults that depend on other keys."""
+    """Return the keys of a section, including the defaults that depend on other keys."""
     keys: dict[str, Any] = msgspec.to_builtins(data)
     has_numbers = data.reader != "table" or any(kind_of(data, name) == "numeric" for name in field_names(data))
     keys["clip_quantile"] = data.clip_share if has_numbers else None
@@ -356,7 +356,7 @@ def effective_keys(data: Data) -> dict[str, Any]:
 
 
 def label_key(value: Any) -> str | None:
-    """Return a label as text by which labels are compared, or None if it is missing."""
+    """Return the text that is compared to match a label, or None if the label is missing."""
     text = None if isinstance(value, float) and math.isnan(value) else token(value)
     if text is None:
         return None
@@ -372,7 +372,7 @@ def first_duplicate(names: Sequence[str]) -> str | None:
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An experiment's file, of which only [data] is validated. Building a model validates the other sections."""
+    """An experiment's file in which only [data] is validated. Building a model validates the other sections."""
 
     data: Data
     name: str = ""

@@ -45,8 +45,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         clip: The maximum norm of the gradient. Larger gradients are scaled down to it.
         unknown_rate: The share of each field's tokens that training replaces with the unknown id. If a field is never
             missing in the training set, the same share of its tokens is replaced with the missing id, so that this id
-            is trained too. The same share of a field's numbers is hidden if they have a vector for a missing number
-            (`missing_number`) and are never missing in the training set.
+            is trained too. The same share of a numeric field's values is hidden if the field has a vector for missing
+            numbers (`missing_number`) and is never missing in the training set.
         ema_half_life: The half-life, in epochs, of an exponential moving average of the weights and of the batch norms'
             running statistics. After each step, the average moves towards the current weights with a decay of at most
             0.5 ** (1 / half-life in steps), and less in the first steps. Both the current (raw) and the averaged
@@ -98,8 +98,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 raise ValueError(f"hide contains the group {list(group)}. A group needs one or more distinct fields.")
         if self.unknown_rate == 0 and any(len(group) > 1 for group in self.hide):
             raise ValueError(
-                "hide has no effect with unknown_rate = 0, which is the share of rows it applies to. Raise "
-                "unknown_rate, or remove the groups of several fields."
+                "hide has no effect with unknown_rate = 0, because unknown_rate is the share of rows in which fields "
+                "are hidden. Raise unknown_rate, or remove the groups of several fields."
             )
 
 
@@ -168,9 +168,9 @@ def to_experiment(document: dict[str, Any]) -> Experiment:
 
 
 def with_stored_defaults(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a stored experiment with the defaults of the version that wrote it, for keys that it does not have.
+    """Return a stored experiment in which missing keys have the defaults of the version that wrote it.
 
-    Versions before 0.9 or 0.10 did not store these keys. In a TOML file, a missing key has today's default instead.
+    Versions before 0.9 or 0.10 did not store these keys. In a TOML file, a missing key has the current default instead.
     """
     training = {"initial_bias": "zero", "exact_statistics": False, **DEFAULTS_OF_0_9} | document.get("training", {})
     return document | {"data": with_data_defaults(document["data"]), "training": training}

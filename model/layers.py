@@ -26,8 +26,8 @@ class Fields:
         numeric: The number of numeric fields.
         is_context: Whether each field belongs to the context. Only some models use it.
         names: The name of each field. Only some models use it.
-        has_missing_vectors: Whether a missing number (NaN) has a trained vector. Without it, the values must not
-            contain NaN.
+        has_missing_vectors: Whether a missing number (NaN) has a trained vector. If False, the values must not contain
+            NaN.
     """
 
     sizes: Sequence[int]
@@ -58,8 +58,8 @@ class FeatureEmbedding(nn.Module):
     A single table contains the rows of all categorical fields, one field after another. With a width of 1, each value
     has a scalar weight.
 
-    If the fields have missing vectors, a missing number (NaN) has the vector beta. Fields without one never have NaN,
-    because Numbers in contract/tokens.py replaces it with 0.
+    If the fields have missing vectors, a missing number (NaN) has the vector beta. Fields without a missing vector
+    never contain NaN, because Numbers in contract/tokens.py replaces it with 0.
 
     Shape: ids int64 (B, C) and values float32 (B, M) -> (B, F, D), with the categorical fields first.
     """
@@ -218,7 +218,7 @@ def check_heads(key: str, width: int, heads: int) -> None:
     if width % heads:
         divisors = [str(n) for n in range(1, min(width, 16) + 1) if width % n == 0]
         raise ValueError(
-            f"{key} = {width} cannot be split into heads = {heads}. Use a number of heads that divides it: "
+            f"{key} = {width} cannot be split into heads = {heads}. Use a number of heads that divides {width}: "
             f"{', '.join(divisors)}."
         )
 

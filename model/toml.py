@@ -46,15 +46,13 @@ def read_toml(path: Path, convert: Callable[[dict[str, Any]], T], kind: str = "e
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}{syntax_error(str(error), text)}") from error
     except RecursionError as error:
-        raise ValueError(
-            f"{path}: has lists in lists, or tables in tables, too many times. Remove brackets."
-        ) from error
+        raise ValueError(f"{path}: lists or tables are nested too deeply. Remove brackets.") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def syntax_error(message: str, text: str) -> str:
-    """Return the line number of a syntax error, the line, and what is wrong, to be added to the file's name."""
+    """Return the line number of a syntax error, the line, and what is wrong, to be appended to the file's name."""
     found = SYNTAX_ERROR.fullmatch(message)
     if not found:
         hint = " Complete the last line." if "end of document" in message else ""

@@ -1,4 +1,4 @@
-"""The message for a TOML file that does not fit its struct: the key, its value, what is valid, and the way out.
+"""The message for a TOML file that does not fit its struct: the key, its value, what is valid, and the fix.
 
 msgspec reports an error and its location only as an English message. All code that depends on its wording is in
 explain() and path_of(). The rest of our message comes from the document and from the struct's types.
@@ -34,7 +34,7 @@ UNKNOWN_KEY = "Object contains unknown field"
 AT = re.compile(r" - at `\$((?:\.\w+|\[\d+\]|\[\.\.\.\])*)`$")
 PATH_PART = re.compile(r"\.(\w+)|\[(\d+)\]|\[\.\.\.\]")
 IN_DICT = "[...]"  # stands for the key of a dict, which msgspec does not name
-MAX_TYPES = 3  # a key that more of the other types have is not a hint at any of them
+MAX_TYPES = 3  # if more of the other types have a key, the message does not name them
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Location:
         path: The keys and positions that lead to the value.
         value: The value.
         type: What the value must be.
-        parent: The table or list that contains the value. The document itself has none.
+        parent: The table or list that contains the value. None for the document itself.
     """
 
     path: Path
@@ -110,7 +110,7 @@ def path_of(error: msgspec.ValidationError) -> Path:
 def locate(error: msgspec.ValidationError, document: dict[str, Any], struct: type[msgspec.Struct]) -> Location:
     """Return the value that an error is about."""
     here = locate_root(document, struct)
-    # msgspec quotes an unknown key as it is, so a key of the document itself may look like the path of another table.
+    # msgspec quotes an unknown key verbatim, so a key of the document itself may look like the path of another table.
     if str(error).startswith(UNKNOWN_KEY) and unknown_keys(here):
         return here
     for part in path_of(error):
@@ -124,7 +124,7 @@ def locate_root(document: dict[str, Any], struct: type[msgspec.Struct]) -> Locat
 
 
 def step(here: Location, part: str | int) -> Location:
-    """Return the value of a key, or at a position, of the table or list at a location."""
+    """Return the location of a key's value in a table, or of an element in a list."""
     kind = resolve(here.type, here.value)
     if isinstance(kind, inspect.DictType):
         if part == IN_DICT:
@@ -156,7 +156,7 @@ def is_selected(struct: inspect.StructType, table: dict[str, Any]) -> bool:
 
 
 def fits(value: Any, kind: inspect.Type) -> bool:
-    """Return whether an entry of a dict has the right type. In our files, entries are texts, lists or anything."""
+    """Return whether an entry of a dict has the right type. In our files, entries are strings, lists or of any type."""
     kind = bare(kind)
     if isinstance(kind, inspect.ListType):
         return isinstance(value, list) and len(value) >= (kind.min_length or 0)
@@ -250,7 +250,7 @@ def candidates(value: Any) -> Iterator[Any]:
 
 
 def is_wrong(document: dict[str, Any], path: Path, struct: type[msgspec.Struct]) -> bool:
-    """Return whether the value at a path still has an error. The document's other errors do not count."""
+    """Return whether the value at a path still has an error. The document's other errors are ignored."""
     try:
         msgspec.convert(document, struct)
     except msgspec.ValidationError as error:
@@ -260,7 +260,7 @@ def is_wrong(document: dict[str, Any], path: Path, struct: type[msgspec.Struct])
 
 
 def with_value(document: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """Return a copy of the document with another value at a path."""
+    """Return a copy of the document with a different value at a path."""
     changed = copy.deepcopy(document)
     table: Any = changed
     for part in path[:-1]:

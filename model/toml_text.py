@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import inspect
 
-LARGEST_INT = 2**63 - 1  # the largest whole number in a TOML file, which is not worth mentioning as a bound
+LARGEST_INT = 2**63 - 1  # the largest whole number in a TOML file; messages do not mention it as a bound
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 MAX_VALUE_CHARS = 100
 MAX_TAGS = 4  # the tables of a union with more structs than this are not listed
@@ -63,12 +63,12 @@ def describe(kind: inspect.Type, many: bool = False) -> str:
     if isinstance(kind, inspect.StructType | inspect.DictType):
         return "tables" if many else "a table"
     if isinstance(kind, inspect.StrType):
-        return "texts in quotes" if many else "text in quotes"
+        return "strings in quotes" if many else "text in quotes"
     return {inspect.BoolType: "true or false", inspect.AnyType: "values" if many else "a value"}[type(kind)]
 
 
 def describe_union(kind: inspect.UnionType, many: bool) -> str:
-    """Return a description of a union. Its structs are named by the key that selects them. None has no text in TOML."""
+    """Return a description of a union. Structs are named by their tags. None is left out, because TOML has no null."""
     structs = structs_of(kind)
     texts: list[str] = []
     for part in kind.types:
@@ -107,7 +107,7 @@ def tags_of(structs: Iterable[inspect.StructType]) -> str:
 
 
 def either(texts: Iterable[str]) -> str:
-    """Return the texts as alternatives: "a, b or c"."""
+    """Return strings as alternatives: "a, b or c"."""
     *first, last = texts
     return f"{', '.join(first)} or {last}" if first else last
 

@@ -1,4 +1,4 @@
-"""Keys of a TOML file that have no effect together with its other keys, or that contradict them.
+"""Keys of a TOML file that have no effect because of its other keys, or that contradict them.
 
 A TOML file with such a key is rejected. The structs themselves accept it, because logs and runs of older versions may
 have it. Keys of [model] only cause a warning, because published recipes contain some that have no effect.
@@ -25,7 +25,7 @@ def check_data_keys(data: "Data", given: Mapping[str, Any]) -> None:
 
     Args:
         data: The section.
-        given: The keys that the TOML file contains. A key with its default value also counts.
+        given: The keys that the TOML file contains, including keys with their default values.
 
     Raises:
         ValueError: If a key has no effect, or contradicts another key.
@@ -93,7 +93,7 @@ def conflicts_of_field(data: "Data", kind: str | None, entry: Mapping[str, Any])
     if name in data.numeric and entry.get("kind") == "categorical":
         yield 'it is listed in numeric, but kind = "categorical" here. Remove one of them.'
     if kind == "numeric" and transform not in (None, "none", "log1p"):
-        yield f'transform = "{transform}" makes a category. Remove it, or set kind = "categorical".'
+        yield f'transform = "{transform}" produces a category. Remove it, or set kind = "categorical".'
     if kind == "categorical" and transform == "log1p":
         yield 'transform = "log1p" is for numeric fields. Set kind = "numeric", or use "log_square".'
     if transform == "none" and data.reader == "table":
@@ -109,8 +109,8 @@ def conflicts_of_field(data: "Data", kind: str | None, entry: Mapping[str, Any])
 def columns_of_two_kinds(data: "Data") -> Iterator[str]:
     """Yield a message for each column that one field reads as a number and another as text.
 
-    A client sends one value for both. If it is text, it is not a number, and if it is a number, its token can differ
-    from the text in the log: 1.5 instead of 1.50.
+    A client sends one value for both fields. A string is not a number, and the token of a number can differ from the
+    string in the log: 1.5 instead of 1.50.
     """
     specs = {spec.name: spec for spec in data.fields}
     number_of, text_of = dict[str, str](), dict[str, str]()
@@ -124,7 +124,7 @@ def columns_of_two_kinds(data: "Data") -> Iterator[str]:
     for column in number_of.keys() & text_of.keys():
         yield (
             f'field "{number_of[column]}" reads the column "{column}" as a number, and field "{text_of[column]}" reads '
-            f'it as text. Write the column twice into the log, or set transform = "log_square" in "{text_of[column]}".'
+            f'it as text. Add a copy of the column to the log, or set transform = "log_square" in "{text_of[column]}".'
         )
 
 
@@ -142,7 +142,7 @@ def field_names(data: "Data") -> set[str]:
 
 
 def unused_in_model(config: msgspec.Struct) -> list[str]:
-    """Return a message for each key of a model that is not its default and has no effect with the other keys."""
+    """Return a message for each key of a model that differs from its default but has no effect."""
     keys, defaults = msgspec.structs.asdict(config), msgspec.structs.asdict(type(config)())
 
     def is_off(key: str) -> bool:

@@ -121,9 +121,16 @@ RARE_COLUMNS = (
     "Valid NE",
     "Test NE, true probability",
     "Test AUC",
-    "Than the base rate",
+    "Compared with the base rate",
 )
-CRITEO_COLUMNS = ("Recipe", "Settings", "Test AUC", "Test NE, over seeds", "Test NE, over rows", "Than the base rate")
+CRITEO_COLUMNS = (
+    "Recipe",
+    "Settings",
+    "Test AUC",
+    "Test NE, over seeds",
+    "Test NE, over rows",
+    "Compared with the base rate",
+)
 UNSEEN_COLUMNS = (
     *("hide", "Time", "Unseen ads, predicted / true", "All rows, predicted / true", "Test AUC", "Within 5%"),
 )

@@ -3,7 +3,7 @@
     z_k = exp(sum_i a_ki BN(ln max(|e_i|, 1e-5)))        logit = w . [MLP1(BN(z)); MLP2(e')] + b
 
 z_k is a product of powers of the fields. e' comes from a second embedding table. Both MLPs have one output.
-NOTE[DIFF] FuxiCTR's loss loses the gradient of large logits, which this model can have (README.md).
+NOTE[DIFF] In FuxiCTR, the gradient of the loss vanishes for large logits, which this model can have (README.md).
 Shape legend: model/layers.py; K logarithmic neurons.
 """
 

@@ -6,11 +6,11 @@
 NOTE[DIFF] The unary part uses the field itself, as BARS's parameter counts imply. In the paper, it uses the field's
 key.
 NOTE[DIFF] The authors' code has a ReLU before w. FuxiCTR and BARS have no ReLU there, nor between layers.
-NOTE[DIFF] With two or more heads, FuxiCTR splits them without a transpose, which mixes the fields of a row. This code
-does not. With one head, both agree.
-NOTE[DIFF] In FuxiCTR, q, k and u have biases, which the means and the softmax cancel. v and R have a bias each. Here,
-only R has one. A row of A sums to 2 (except with dropout, during training), so one bias can express the same function,
-but it trains differently (README.md).
+NOTE[DIFF] FuxiCTR splits two or more heads without a transpose, which mixes the fields of a row. This code does not
+mix them. With one head, both versions give the same result.
+NOTE[DIFF] In FuxiCTR, q, k and u have biases, which the means and the softmax cancel. v and R also have a bias each.
+Here, only R has a bias. A row of A sums to 2 (except with dropout, during training), so one bias can express the same
+function, but it trains differently (README.md).
 Shape legend: model/layers.py; A attention width, H heads, K = A / H.
 """
 

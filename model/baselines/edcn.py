@@ -7,7 +7,7 @@
 The softmax is over the fields, so there is one gate per field and stream. x_0 is the first layer's x.
 NOTE[DIFF] Later versions of FuxiCTR have no residual in the cross network and cannot switch the gates off. BARS's
 version had the residual and this option.
-NOTE[DIFF] FuxiCTR's loss loses the gradient of large logits, which this model can have (README.md).
+NOTE[DIFF] In FuxiCTR, the gradient of the loss vanishes for large logits, which this model can have (README.md).
 Shape legend: model/layers.py; E = F * D.
 """
 

@@ -9,8 +9,8 @@ NOTE[DIFF] FuxiCTR has one table per gate, which contains only that gate's field
 all fields.
 NOTE[DIFF] In FuxiCTR, a gate without fields is an MLP applied to a learned vector. All its parameters start at zero and
 stay there, except for the last layer's biases. Here, these biases are the vector.
-NOTE[DIFF] FuxiCTR's fusion has a bias for each w_s. Here, there is one bias. It can express the same function, but it
-trains differently (README.md).
+NOTE[DIFF] FuxiCTR's fusion has a bias for each w_s. Here, there is a single bias. It can express the same function, but
+it trains differently (README.md).
 Shape legend: model/layers.py; H heads.
 """
 

@@ -4,12 +4,13 @@
     Agg(X) = sum_i softmax_i(h . ReLU(W x_i + b)) x_i        logit = MLP(Agg([u_1; ...; u_P]))
 
 NOTE[DIFF] FuxiCTR 1.0.2 and 2 split heads without a transpose, which mixes the fields of a row if there are two or more
-heads. Its v1 branch has the transpose, and this code has it too. With one head, all of them agree.
+heads. Its v1 branch and this code have the transpose. With one head, all versions give the same result.
 NOTE[DIFF] FuxiCTR 1.0.2 and 2 have no output projection W_res of the attention if its width A equals D. Its v1 branch
-always has one, with a bias. Here, it is always present, without a bias.
+always has W_res, with a bias. Here, W_res is always present, but without a bias.
 NOTE[DIFF] FuxiCTR 1.0.2 and 2 also apply dropout to the attention's output. Here, as in the v1 branch, it is applied
 only to the attention weights.
-NOTE[DIFF] In FuxiCTR 1.0.2 and 2, `attention_dim` is the width of one head. Here, as in the v1 branch, A is their sum.
+NOTE[DIFF] In FuxiCTR 1.0.2 and 2, `attention_dim` is the width of one head. Here, as in the v1 branch, A is the width
+of all heads together.
 Shape legend: model/layers.py; A attention width, H heads, P order.
 """
 

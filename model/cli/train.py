@@ -29,7 +29,7 @@ Finished runs are recorded in results/runs.jsonl and are not trained again. Run 
 divide the remaining runs among them"""
 AUTO_HELP = """search for the embedding_l2, net_l2, batch size, embedding width and learning rate that fit the log,
 using only valid, and write the run folder of the best model. The settings are printed and written to RUN/chosen.toml"""
-MINUTES_HELP = "the time for all of --auto, including the measurement on test and the writing of the run"
+MINUTES_HELP = "the time limit for --auto, including the evaluation on test and the time to write the run"
 WARM_HELP = """start from the weights of this run, which must have the same model and fields. Embeddings are copied by
 token. New tokens start from the row of the unknown token"""
 
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=positive_minutes, metavar="M", help=MINUTES_HELP)
     options = parser.parse_args(arguments)
     if options.auto != (options.minutes is not None):
-        parser.error("--auto and --minutes M need each other: ctr-train --auto --minutes 4 X.toml --out RUN")
+        parser.error("--auto and --minutes M must be used together: ctr-train --auto --minutes 4 X.toml --out RUN")
     if options.seeds is not None and (options.auto or options.warm):
-        parser.error("--seeds trains new models with fixed settings: remove --seeds, or --auto and --warm")
+        parser.error("--seeds trains new models with fixed settings. Remove --seeds, or remove --auto and --warm.")
     if options.out is None and options.seeds is None:
         parser.error("--out is missing: specify the run folder to write (required unless you use --seeds)")
 
@@ -126,7 +126,7 @@ def print_result(metrics: "RunMetrics", out: Path) -> None:
 
 
 def print_trial(trial: "Trial") -> None:
-    """Print a trial when its training has ended or pauses."""
+    """Print a trial whose training has finished or paused."""
     print(trial, flush=True)
 
 

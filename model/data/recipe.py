@@ -14,7 +14,7 @@ def first_net_l2(clicks: float, rows: float) -> float:
     """Return a net_l2 to start with: NET_L2_CLICKS divided by the clicks, or by the non-clicks if they are rarer.
 
     Args:
-        clicks: The clicks in the training set.
-        rows: Its rows.
+        clicks: The number of clicks in the training set.
+        rows: The number of rows in the training set.
     """
     return NET_L2_CLICKS / max(1.0, min(clicks, rows - clicks))

@@ -3,25 +3,25 @@
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SHARE = 0.001  # of the rows, for a number that is not one of CODES
+MIN_SHARE = 0.001  # the minimum share of rows of a number that is not in CODES
 MIN_ROWS = 2
-MIN_OTHERS = 3  # distinct numbers, of which a sentinel must be far from all
-# The limits of integer types. A float holds the largest ones only approximately.
+MIN_OTHERS = 3  # other distinct numbers that the column must have
+# The limits of integer types. A float represents the largest ones only approximately.
 LIMITS = {
     float(limit): str(limit) for bits in (31, 32, 63, 64) for limit in (1 - 2**bits, -(2**bits), 2**bits, 2**bits - 1)
 }
 NINES = frozenset(10.0**digits - 1 for digits in range(1, 10))  # 9, 99, 999, ...
 NEGATIVE_CODES = frozenset({-1.0, *(-nines for nines in NINES)})
-# Numbers that are used as codes, so that one far outside the others is suspicious even if it occurs once.
+# Numbers that are often used as codes. If such a number is far from all others, a single occurrence is suspicious.
 CODES = frozenset({*LIMITS, *(sign * nines for nines in NINES if nines >= 999 for sign in (-1, 1))})
 
 
 def find_sentinels(numbers: NDArray[np.float64]) -> dict[str, float]:
-    """Return the numbers of a column that probably mean "missing", with the share of rows that hold each.
+    """Return the numbers of a column that probably mean "missing", with the share of rows that contain each.
 
     A sentinel is the smallest or the largest number. It is farther from all other numbers than these are from each
     other, or it is -1, -9, -99 and so on while all others are at least 0. It occurs often, or it is far from the others
-    and a common code: 999, 9999 and so on, or the limit of an integer type.
+    and is a common code: 999, 9999 and so on, or the limit of an integer type.
 
     Args:
         numbers: The column, (rows). NaN means missing.

@@ -1,4 +1,4 @@
-"""Columns of timestamps as Unix seconds, read as contract/timestamps.py reads the values of a request."""
+"""Columns of timestamps as Unix seconds, parsed like the values of a request in contract/timestamps.py."""
 
 import polars as pl
 
@@ -15,7 +15,7 @@ def unix_seconds(column: pl.Series) -> pl.Series:
     """Return a column of timestamps as Unix seconds, int64, rounded down. Null means missing or unreadable.
 
     Raises:
-        ValueError: If the column has a type that cannot hold timestamps. The message is the reason.
+        ValueError: If the column's type cannot represent timestamps. The message states only the reason.
     """
     dtype = column.dtype
     if isinstance(dtype, pl.Datetime):
@@ -44,7 +44,7 @@ def seconds_of_integers(numbers: pl.Series) -> pl.Series:
 
 
 def seconds_of_text(text: pl.Series) -> pl.Series:
-    """Return text without white space around it as Unix seconds. Unreadable text becomes null."""
+    """Return timestamps, without white space around them, as Unix seconds. Unreadable text becomes null."""
     value = pl.col(text.name)
     is_regular = value.str.contains(REGULAR) & ~value.str.starts_with(YEAR_0)
     moments = value.str.slice(0, 19).str.replace("T", " ", literal=True)
@@ -60,7 +60,7 @@ def seconds_of_text(text: pl.Series) -> pl.Series:
 
 
 def timestamp_or_none(text: str) -> int | None:
-    """Return the contract's Unix seconds of a text, or None if it cannot be read."""
+    """Parse a timestamp by the contract's rules, and return Unix seconds, or None if it cannot be parsed."""
     try:
         return timestamp(text)
     except ValueError:

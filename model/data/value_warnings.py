@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-# Texts that programs write for a missing value.
+# Strings that programs write for a missing value.
 NULL_MARKERS: tuple[str, ...] = (
     "\\N",
     "NULL",
@@ -30,7 +30,7 @@ NULL_MARKERS: tuple[str, ...] = (
     "<NA>",
 )
 NULL_MARKERS += ("NaT", "(null)", "<null>", "[null]", "nil", "undefined", "#NULL!")
-# Texts that may mean "missing" but may also be a category like any other, so that nobody is warned about them.
+# Strings that may mean "missing" but may also be ordinary categories, so there is no warning about them.
 POSSIBLE_MARKERS = {
     "none",
     "na",
@@ -46,16 +46,16 @@ POSSIBLE_MARKERS = {
     "(none)",
     "empty",
 }
-LEAK_AUC = 0.999  # no column and no model that is known before the click predicts clicks this well
+LEAK_AUC = 0.999  # nothing that is known before the click predicts clicks this well
 LEAK_SHARE = 0.01  # the share of all clicks that a value with only clicks must have
-LOG_CHANCE = -30.0  # the logarithm of the probability that such a value occurs by chance must be lower
+LOG_CHANCE = -30.0  # the log probability that such a value occurs by chance must be below this
 MIN_CLASS_ROWS = 20  # the AUC is measured only with this many clicks and non-clicks
 UNIQUE_SHARE = 0.9
 MIN_ROWS = 100  # shares of fewer rows mean nothing
-TYPICAL_SHARE = 0.9  # the share of the rows in which a pattern holds for the column as a whole
+TYPICAL_SHARE = 0.9  # a pattern in this share of the rows is typical of the column
 ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 TWO_LETTERS = r"^[A-Za-z]{2}$"
-CODE_SHARE = 0.5  # a column of codes has at least this share of texts of two letters
+CODE_SHARE = 0.5  # a column of codes has at least this share of two-letter strings
 TEXT = pl.col("value")
 IS_MARKER = TEXT.str.strip_chars().is_in(NULL_MARKERS)
 
@@ -68,7 +68,7 @@ def count_values(values: pl.Series, labels: NDArray[np.generic] | None = None) -
 
     Args:
         values: The column. Null means missing and is a value like any other.
-        labels: The labels, 0 or 1, (rows). None counts 0 clicks.
+        labels: The labels, 0 or 1, (rows). None means no clicks.
 
     Returns:
         The columns value, rows, clicks, held_rows and held_clicks. The latter two count only the rows held back.
@@ -95,7 +95,7 @@ def count_values(values: pl.Series, labels: NDArray[np.generic] | None = None) -
 
 
 def text_warnings(name: str, counts: pl.DataFrame) -> list[str]:
-    """Return warnings about the texts of a categorical column.
+    """Return warnings about the strings in a categorical column.
 
     Args:
         name: The column.
@@ -109,7 +109,7 @@ def text_warnings(name: str, counts: pl.DataFrame) -> list[str]:
 
 
 def null_markers(_: pl.DataFrame, values: pl.DataFrame) -> str | None:
-    """Return a warning if texts look like missing values."""
+    """Return a warning if strings look like missing values."""
     markers = find_markers(values)
     if not markers:
         return None
@@ -119,18 +119,18 @@ def null_markers(_: pl.DataFrame, values: pl.DataFrame) -> str | None:
 
 
 def find_markers(values: pl.DataFrame) -> dict[str, int]:
-    """Return the texts that look like missing values, and their rows."""
+    """Return the strings that look like missing values, with the number of rows that contain each."""
     markers: dict[str, int] = dict(values.filter(IS_MARKER).select("value", "rows").iter_rows())
     others = values.filter(~values["value"].is_in([*markers]))["value"]
     if len(others) and float(others.str.contains(TWO_LETTERS).mean() or 0) >= CODE_SHARE:  # type: ignore[arg-type]
-        markers.pop("NA", None)  # among codes of two letters, a country or a continent
+        markers.pop("NA", None)  # among two-letter codes, NA is a country or a continent
     return markers
 
 
 def quoted_values(found: pl.DataFrame, values: pl.DataFrame) -> str | None:
     """Return a warning if the quotes around values belong to the file's format.
 
-    People write quotes too, so that either almost all values are in quotes, or a quote inside them is doubled.
+    Quotes can also be part of a value. So almost all values must be quoted, or a quote inside a value must be doubled.
     """
     for quote, key in (('"', r'quote = "\""'), ("'", 'quote = "\'"')):
         inside = found.filter(TEXT.str.starts_with(quote))
@@ -159,8 +159,8 @@ def capitalized_booleans(found: pl.DataFrame, values: pl.DataFrame) -> str | Non
         return None
     text = found["value"][0]
     return (
-        f"has booleans in capital letters: {example(found)}. A client that sends {text.lower()} would not match it. "
-        "Write true and false in small letters, or 1 and 0 if clients send numbers."
+        f"has capitalized booleans: {example(found)}. A client that sends {text.lower()} would not match it. "
+        "Write true and false in lower case, or 1 and 0 if clients send numbers."
     )
 
 
@@ -187,7 +187,7 @@ CHECKS: dict[Callable[[pl.DataFrame, pl.DataFrame], str | None], pl.Expr] = {
 
 
 def unique_warning(name: str, distinct: int, rows: int) -> str | None:
-    """Return a warning if almost every row has another value, as with the id of a row.
+    """Return a warning if almost every row has a different value, as in a column of row ids.
 
     Args:
         name: A categorical column.
@@ -203,12 +203,12 @@ def unique_warning(name: str, distinct: int, rows: int) -> str | None:
 
 
 def leak_warning(name: str, counts: pl.DataFrame, label: str, numeric: bool = False) -> str | None:
-    """Return a warning if a column predicts the label alone, as a value does that is only known after the click.
+    """Return a warning if a column alone predicts the label, like a value that is known only after the click.
 
     Args:
         name: The column.
         counts: Its values (see count_values()).
-        label: What messages call the label.
+        label: The name of the label in messages.
         numeric: Whether the values are numbers, so that larger ones may mean more or fewer clicks.
     """
     fix = f"If the value is known only after the impression, remove the field: the model would copy {label}."
@@ -216,7 +216,7 @@ def leak_warning(name: str, counts: pl.DataFrame, label: str, numeric: bool = Fa
     if auc >= LEAK_AUC:
         top = counts.filter(pl.col("rows") * pl.col("clicks").sum() < pl.col("clicks") * pl.col("rows").sum())
         shown = f"; for example, {click_rate(top)}" if len(top) else ""
-        return f'column "{name}" predicts {label} almost alone, with an AUC of {auc:.5f}{shown}. {fix}'
+        return f'column "{name}" alone predicts {label} almost perfectly, with an AUC of {auc:.5f}{shown}. {fix}'
     rows, clicks = int(counts["rows"].sum()), int(counts["clicks"].sum())
     if not 0 < clicks < rows:
         return None
@@ -238,7 +238,7 @@ def field_auc(counts: pl.DataFrame, numeric: bool = False) -> float:
 
 
 def held_back_auc(counts: pl.DataFrame) -> float:
-    """Return the AUC of a value's click rate, measured on the rows held back. It is 0.5 with too few of a class."""
+    """Return the AUC of a value's click rate, measured on the rows held back. It is 0.5 if a class has too few rows."""
     fit_rows, fit_clicks = counts["rows"] - counts["held_rows"], counts["clicks"] - counts["held_clicks"]
     base = int(fit_clicks.sum()) / max(int(fit_rows.sum()), 1)
     rate = (fit_clicks + base) / (fit_rows + 1)

@@ -1,12 +1,12 @@
 """ctr-train --auto: a search for the settings that fit a log, within a time budget.
 
-The search changes one setting at a time, starting with the L2 penalty on embeddings, until no change improves. The
-candidates of a step train in rounds. After each round, only those go on that are among the best at the same epoch
-(successive halving: Jamieson and Talwalkar, Non-stochastic Best Arm Identification, AISTATS 2016). Only valid chooses.
-Test is read once, at the end.
+The search changes one setting at a time, starting with the L2 penalty on embeddings, until no change improves the
+monitored metric. The candidates of a step train in rounds. After each round, only the candidates that are among the
+best at the same epoch continue (successive halving: Jamieson and Talwalkar, Non-stochastic Best Arm Identification,
+AISTATS 2016). The settings are chosen on valid. Test is read once, at the end.
 
-Apart from the time at which it stops, the search is deterministic. Between the rounds, a trial is kept as a checkpoint,
-so its weights are those that ctr-train gives with the same settings.
+Apart from the time at which it stops, the search is deterministic. Between rounds, the state of a trial is kept in a
+checkpoint, so its weights are the same as those that ctr-train gives with the same settings.
 """
 
 import math
@@ -33,9 +33,9 @@ from model.training.fit import Diverged
 from model.zoo import build
 
 CHOSEN = "chosen.toml"  # the file with the chosen settings in the run folder
-ROUNDS_SHARE = 20  # the first round trains an epoch for each of this number of epochs in the budget
+ROUNDS_SHARE = 20  # the first round trains 1 / ROUNDS_SHARE of the epochs that fit into the budget
 MAX_FIRST_ROUND = 4
-MIN_PROMISING = 3  # a trial goes on if it is among the best of all trials at the same epoch
+MIN_PROMISING = 3  # a trial continues if it is one of this many best trials at the same epoch
 # The settings and the ratio of their values, in the order of the steps.
 STEPS = (
     ("net_l2", L2_STEP**2),
@@ -127,7 +127,7 @@ def train_auto(
         experiment: The experiment whose settings are changed.
         data: The base folder for the experiment's relative paths.
         out: The run folder to write. An existing run there is replaced.
-        deadline_s: The time.monotonic() by which the run folder is written.
+        deadline_s: The value of time.monotonic() by which the run folder must be written.
         device: The device to train on.
         on_trial: Called each time a trial has trained some epochs.
 
@@ -177,7 +177,7 @@ class Search:
             experiment: The experiment whose settings are changed.
             log: The prepared log.
             folder: An empty folder for the checkpoints.
-            budget: The time.
+            budget: The time budget.
             device: The device to train on.
             on_trial: Called each time a trial has trained some epochs.
         """
@@ -191,7 +191,7 @@ class Search:
         return max(self.trials, key=lambda trial: trial.score)
 
     def run(self) -> Trial:
-        """Search until the time is up or no step improves, and return the best trial.
+        """Search until the time is up or no step improves the best trial, and return the best trial.
 
         Raises:
             ValueError: If the time is not enough for one epoch, or if all of the first trials fail.
@@ -224,10 +224,10 @@ class Search:
                 return
 
     def _compare(self, experiments: Iterable[Experiment]) -> bool:
-        """Train new trials in rounds of increasing length, and drop those that are behind after each round.
+        """Train new trials in rounds of increasing length, and drop the trials that are behind after each round.
 
         Returns:
-            Whether one of them is the best trial.
+            Whether one of the new trials is the best trial.
         """
         added = list[Trial]()
         for experiment in experiments:
@@ -245,10 +245,10 @@ class Search:
         return self.best in added
 
     def _fits(self, experiment: Experiment) -> bool:
-        """Return whether there is enough memory. Only the settings of the file must fit.
+        """Return whether there is enough memory for an experiment.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: If there is not enough memory for the settings in the experiment's file.
         """
         try:
             if self._device.type == "cpu":
@@ -274,9 +274,9 @@ class Search:
         return min(MAX_FIRST_ROUND, max(1, int(self._budget.affordable_epochs() / ROUNDS_SHARE)))
 
     def _train(self, trial: Trial, epochs: int) -> None:
-        """Train a trial until it has this number of epochs. Finished epochs are kept if the time is up.
+        """Train a trial until it has completed this number of epochs. If the time is up, the finished epochs are kept.
 
-        A trial that diverges or does not fit in memory has failed, and the search goes on without it.
+        A trial that diverges or does not fit in memory has failed, and the search continues without it.
         """
         epochs = min(epochs, trial.experiment.training.epochs)
         before = trial.epochs
@@ -329,7 +329,7 @@ class TrialProgress:
 
 
 class Silence:
-    """Shows nothing while the best trial is measured, which restores its epochs from the checkpoint."""
+    """Shows nothing. It is used when the best trial is evaluated, because its epochs were already shown."""
 
     def __enter__(self) -> Self:
         return self

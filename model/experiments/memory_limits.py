@@ -42,16 +42,18 @@ def tightest_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> Limit | None:
         limits.append(Limit("the machine's available memory", available + resident))
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
-        mapped_only = status.get("VmSize", 0) - resident  # such as libraries, which count but use no memory
+        mapped_only = (
+            status.get("VmSize", 0) - resident
+        )  # such as libraries, which count toward the limit without using memory
         limits.append(Limit("the limit on the address space (ulimit -v)", address_space - mapped_only))
     return min(limits, key=lambda limit: limit.size, default=None)
 
 
 def cgroup_limits(resident: int, proc: Path, cgroups: Path) -> Iterator[Limit]:
-    """Yield the limit of every cgroup between this process's own and the root, version 1 or 2.
+    """Yield the limit of every cgroup from this process's own up to the root, for versions 1 and 2 of cgroups.
 
-    What other processes in the cgroup use is subtracted. Files in the page cache do not count, because the kernel drops
-    them when memory runs out.
+    The memory that other processes in the cgroup use is subtracted. Files in the page cache do not count, because the
+    kernel drops them when memory runs out.
     """
     for folder in cgroup_folders(proc, cgroups):
         for limit_file, usage_file, cache in (

@@ -21,13 +21,14 @@ from model.zoo import Config, build
 WARNING_SHARE = 0.8
 # Libraries that are loaded and buffers that are allocated when training starts.
 STARTING_BYTES = 100_000_000
-# When a checkpoint is written, memory holds the weights, those of the best epoch, Adam's two moments and a copy of all.
+# When a checkpoint is written, memory holds the current weights, the weights of the best epoch, Adam's two moments, and
+# a copy of all of these.
 COPIES = 8.0
 # The gradient of the L2 penalty needs temporary copies of the tables, which leave gaps in the heap.
 COPIES_WITH_PENALTY = 10.5
 # The average of the weights, the best of the other weights, and their copies in a checkpoint.
 COPIES_OF_AVERAGE = 4.0
-# Activations have many sizes. malloc keeps freed memory (see keep_freed_memory()), and the gaps take as much again.
+# Activations have many sizes. malloc keeps freed memory (see keep_freed_memory()), and its gaps take as much again.
 GAPS = 2.1
 METRIC_BYTES_PER_ROW = 100  # sorted copies of labels and predictions
 SAMPLE_ROWS = (32, 64)
@@ -136,8 +137,8 @@ def measure_model(fields: Fields, config: Config) -> ModelSize:
     """Return the size of a model without allocating it.
 
     A copy of the model with tiny vocabularies is measured on a few rows, because activations do not depend on the
-    vocabularies. The memory that all rows share cancels out in the difference between two numbers of rows. The random
-    generators are not changed.
+    vocabularies. The results for two numbers of rows are subtracted, so memory that does not depend on the number of
+    rows cancels out. The random generators are not changed.
 
     Raises:
         ValueError: If even the copy does not fit into memory.

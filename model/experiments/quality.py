@@ -18,7 +18,7 @@ from model.training.batches import Split, group_columns
 from model.training.metrics import logloss_by_row, predicted_over_observed
 
 CONFIDENCE_95 = 1.96  # standard errors on each side of a 95% interval
-FIELD_LEAK_AUC = 0.99  # a single field with this AUC explains LEAK_AUC
+FIELD_LEAK_AUC = 0.99  # a single field with this AUC explains a model with LEAK_AUC
 SAMPLE_ROWS = 100_000
 
 
@@ -29,8 +29,8 @@ class UnseenValues:
     Attributes:
         fields: The group, from Training.hide.
         rows: The number of these rows.
-        logloss: The logloss, or None without such rows.
-        predicted_over_observed: The mean prediction divided by the click rate, or None without clicks.
+        logloss: The logloss, or None if there are no such rows.
+        predicted_over_observed: The mean prediction divided by the click rate, or None if there are no clicks.
     """
 
     fields: tuple[str, ...]
@@ -40,7 +40,7 @@ class UnseenValues:
 
 
 def measure_unseen(groups: tuple[tuple[str, ...], ...], test: Split, ctr: NDArray[np.float64]) -> list[UnseenValues]:
-    """Return the quality on unseen values for each group of fields. `ctr` are the predictions on test, (rows)."""
+    """Return the quality on unseen values for each group of fields. `ctr` contains the predictions, (rows)."""
     measured = []
     for group, columns in zip(groups, group_columns(groups, test.names), strict=True):
         rows = np.flatnonzero((test.ids[:, columns] == UNKNOWN).all(1))
@@ -96,7 +96,7 @@ def leak_warning(valid_auc: float, train: Split, schema: FeatureSchema) -> str |
     if valid_auc < LEAK_AUC:
         return None
     name, auc = best_single_field(train.sample(SAMPLE_ROWS), schema)
-    culprit = "No single field predicts the label, so look for fields that do together."
+    culprit = "No single field predicts the label, so look for a combination of fields that does."
     if auc >= FIELD_LEAK_AUC:
         culprit = f'Field "{name}" alone has an AUC of {auc:.5f}. Remove it if it is not known before the click.'
     return f"valid AUC is {valid_auc:.5f}, so a field probably contains the label. {culprit}"

@@ -238,7 +238,7 @@ def mean_text(summary: Mapping[str, Any], name: str, is_percent: bool) -> str:
 
 
 def warning_lines(summary: dict[str, Any]) -> list[str]:
-    """Return a list of the runs' warnings, or nothing without warnings."""
+    """Return a list of the runs' warnings, or an empty list if there are none."""
     lines = [f"- **Warning**, seed {run['seed']}: {text}" for run in summary["runs"] for text in run["warnings"]]
     return [*lines, ""] if lines else []
 

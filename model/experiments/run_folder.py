@@ -50,12 +50,12 @@ LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "msgspec")
 
 
 class WarmFacts(msgspec.Struct, frozen=True):
-    """What a run took from an earlier one.
+    """What a run records about the earlier run that its weights started from.
 
     Attributes:
         run: A sha256 of the earlier run's files.
         tokens: The number of tokens of all fields.
-        new_tokens: Those that the earlier run did not have. They started from the row of the unknown id.
+        new_tokens: The number of tokens that the earlier run did not have. They started from the row of the unknown id.
     """
 
     run: str

@@ -29,13 +29,13 @@ def first_settings(experiment: Experiment, train: Split) -> Experiment:
 def neighbors(experiment: Experiment, key: str, step: float) -> list[Experiment]:
     """Return the experiment with a lower and with a higher value of one setting.
 
-    Values that the model does not accept, such as a width that cannot be split into its heads, are left out. So is the
-    width of a model without one.
+    Values that the model does not accept, such as a width that cannot be split into its heads, are left out. If the
+    model does not have the setting, the list is empty.
 
     Args:
         experiment: The experiment.
         key: The setting.
-        step: The ratio of the values.
+        step: The ratio between neighboring values.
     """
     if (value := value_of(experiment, key)) is None:
         return []
@@ -51,7 +51,7 @@ def neighbors(experiment: Experiment, key: str, step: float) -> list[Experiment]
 
 
 def within(key: str, value: Any) -> Any:
-    """Return a value in the range of a setting. Fractions get two significant digits, so that they can be written."""
+    """Return a value in the range of a setting. Fractions are rounded to two significant digits."""
     low, high = RANGES.get(key, (value, value))
     clipped = min(high, max(low, value))
     return clipped if isinstance(value, int) else float(f"{clipped:.2g}")
@@ -68,7 +68,7 @@ def section_of(experiment: Experiment, key: str) -> Any:
 
 
 def changed(experiment: Experiment, key: str, value: Any) -> Experiment:
-    """Return the experiment with another value of a key of [model] or [training].
+    """Return the experiment with a different value for a key of [model] or [training].
 
     Raises:
         ValueError: If the value is invalid.

@@ -46,15 +46,15 @@ class TimeBudget:
         self._deadline_s, self._clock, self._created_s = deadline_s, clock, clock()
         self._train_rows, self._valid_rows, self._test_rows = rows["train"], rows["valid"], rows["test"]
         self._weights, self._evaluations = weights, evaluations
-        self._row_s = 0.0  # the predicted evaluation of a row
-        self._epoch_s = 0.0  # the slowest epoch, or a prediction during the first one
+        self._row_s = 0.0  # the predicted evaluation time of a row
+        self._epoch_s = 0.0  # the duration of the slowest epoch, or a prediction during the first epoch
         self._last_epoch_s = 0.0
         self._is_measured = False
         self._start_s = self._first_step_s = clock()
         self._seen = 0
 
     def time_evaluation(self, model: nn.Module, valid: Split) -> None:
-        """Measure the evaluation of some rows, so that the last steps can be predicted before the first epoch."""
+        """Time the evaluation of some rows, so that the last steps can be predicted before the first epoch."""
         sample = valid.sample(SAMPLE_ROWS)
         predict(model, sample)  # the first call also allocates memory
         start_s = self._clock()
@@ -62,7 +62,7 @@ class TimeBudget:
         self._row_s = (self._clock() - start_s) / len(sample)
 
     def affordable_epochs(self) -> float:
-        """Return the predicted number of epochs until training must stop. At least one must be finished."""
+        """Return the predicted number of epochs until training must stop. At least one epoch must be finished."""
         return max(0.0, self._stop_s - self._clock()) / self._last_epoch_s
 
     def start_epoch(self) -> None:
@@ -110,7 +110,7 @@ class TimeBudget:
         given_s = max(0.0, self._deadline_s - self._created_s)
         left = f"measuring and writing the result takes about {self._reserved_s:.0f} s, but {given_s:.0f} s were left"
         if not self._epoch_s:
-            return f"the time is too short: {left} before the first epoch. Use more --minutes, or train without --auto."
+            return f"the time is too short: {left} before the first epoch. Increase --minutes, or train without --auto."
         minutes = math.ceil((self._reserved_s + 20 * self._epoch_s) / 60)
         return (
             f"the time is too short: an epoch takes about {self._epoch_s:.0f} s. In addition, {left}. Use --minutes "

@@ -32,8 +32,9 @@ def train(
         warm: The run folder whose weights training starts from, or None.
 
     Raises:
-        ValueError: If the log is not prepared or was prepared with another [data] section, if `out` exists and is not a
-            run, if another process is training the same run, or if `warm` has another model or other fields.
+        ValueError: If the log is not prepared or was prepared with a different [data] section, if `out` exists and is
+            not a run, if another process is training the same run, or if `warm` has a different model or different
+            fields.
     """
     check_replaceable(out, METRICS)
     log = open_log(experiment.data, data)
@@ -57,8 +58,8 @@ def train(
         checkpoint.remove()
     if not metrics.best_epoch:
         print(
-            f"ctr-train: warning: no epoch is better on valid than the weights of {warm}, so the new run has these. "
-            "Lower training.learning_rate.",
+            f"ctr-train: warning: no epoch is better on valid than the weights of {warm}, so the new run keeps "
+            "these weights. Lower training.learning_rate.",
             file=sys.stderr,
         )
     return metrics

@@ -58,15 +58,16 @@ def open_log(data: Data, root: Path) -> OpenedLog:
         root: The base folder for the section's relative paths.
 
     Raises:
-        ValueError: If the log is not prepared, was prepared with another [data] section, or has an unusable split.
+        ValueError: If the log is not prepared, was prepared with a different [data] section, or has an unusable
+            split.
     """
     prepared = read_prepared(root / data.prepared)
     if difference := first_difference(prepared.facts.data, data):
         key, *values = difference
         before, now = ("not set" if value is None else toml_text(value) for value in values)
         raise ValueError(
-            f"{prepared.folder} was prepared with another [data] section: {key} was {before} and is now {now}. Run "
-            f"ctr-prepare again, or change {key} back."
+            f"{prepared.folder} was prepared with a different [data] section: {key} was {before} and is now {now}. "
+            f"Run ctr-prepare again, or change {key} back."
         )
     splits = {name: load_split(prepared, name) for name in SPLITS}
     rows = {name: len(split) for name, split in splits.items()}
@@ -245,7 +246,7 @@ def train_model(
 
     Returns:
         The model on the device, with the best weights; what was measured. If no weights of a warm run are better on
-        valid than the earlier run's weights, the model has these.
+        valid than the earlier run's weights, the model keeps those weights.
     """
     recipe, train, valid = experiment.training, log.splits["train"], log.splits["valid"]
     group_columns(recipe.hide, train.names)  # fail before training
@@ -261,7 +262,7 @@ def train_model(
         print(f"warning: {message}", file=sys.stderr)
 
     def initialize() -> None:
-        """Set the first weights that are not random."""
+        """Set the initial weights that are not random."""
         if warm is not None:
             warm.copy_to(model)
         elif recipe.initial_bias == "log_odds":

@@ -1,4 +1,4 @@
-"""Warm starts: training from the weights of an earlier run, whose log had other tokens.
+"""Warm starts: training from the weights of an earlier run, whose log had different tokens.
 
 The ids of a token differ between two logs, so the rows of the embedding tables are copied by token. A new token starts
 from the row of the unknown id, which the earlier run trained for tokens that it had not seen. All other weights, and
@@ -27,7 +27,7 @@ from model.layers import FeatureEmbedding
 from model.training.initial_bias import output_bias
 from model.zoo import Config, name_of
 
-MAX_MOVE = 0.1  # of a mean, in standard deviations, without a warning
+MAX_MOVE = 0.1  # standard deviations that a mean may move without a warning
 # The keys of [model] that may differ, because they do not change what the weights mean.
 FREE_KEYS = ("dropout", "mlp_dropout", "mlp2_dropout", "embedding_std")
 
@@ -40,10 +40,10 @@ class WarmStart:
         facts: What the new run records about the earlier one.
         model: The earlier run's model.
         rows: The row of the earlier tables for each row of the new ones, int64 (rows of all categorical fields).
-        scale: The factor of each numeric field's vector, float32 (numeric). It compensates for another standard
+        scale: The factor of each numeric field's vector, float32 (numeric). It compensates for a different standard
             deviation in the new log, because the vector is multiplied by the normalized value.
-        bias: What is added to the logit, because the two logs kept another share of the negatives.
-        warnings: The numeric fields whose mean has changed, which `scale` does not compensate for.
+        bias: The number added to the logit, because the two logs may have kept different shares of the negatives.
+        warnings: Warnings about numeric fields whose mean has changed, which `scale` does not compensate for.
     """
 
     facts: WarmFacts
@@ -55,7 +55,7 @@ class WarmStart:
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Set a new model of the same size to the earlier run's weights."""
+        """Copy the earlier run's weights to a new model of the same size."""
         weights, earlier = dict(self.model.state_dict()), dict(self.model.named_modules())
         for name, module in model.named_modules():
             if isinstance(module, FeatureEmbedding):
@@ -63,7 +63,7 @@ class WarmStart:
                 assert isinstance(source, FeatureEmbedding)
                 weights[f"{name}.table.weight"] = source.table.weight[self.rows]
                 weights[f"{name}.alpha"] = source.alpha * self.scale[:, None]
-        # Only the vectors of missing numbers can be in one of the two models alone. Zero is the vector of the mean.
+        # Only the vectors of missing numbers can be in just one of the two models. Zero is the vector of the mean.
         new = model.state_dict()
         for name in model.load_state_dict(weights, strict=False).missing_keys:
             new[name].zero_()
@@ -79,7 +79,7 @@ def open_warm_start(run: Path, experiment: Experiment, prepared: Prepared) -> Wa
         prepared: The log to train on.
 
     Raises:
-        ValueError: If the folder is not a run, or if its model has another type, size or other fields.
+        ValueError: If the folder is not a run, or if its model has a different type, size or fields.
     """
     model, earlier, schema, _ = open_run(run)
     check_same_model(run, earlier.model, experiment.model)
@@ -102,7 +102,7 @@ def open_warm_start(run: Path, experiment: Experiment, prepared: Prepared) -> Wa
 def moved_mean(old: Field, new: Field) -> str | None:
     """Return a warning if the mean of a numeric field has changed between two logs, or None.
 
-    The normalized value is 0 at the mean, so every value moves, and the weights do not know it.
+    The normalized value is 0 at the mean. If the mean changes, all normalized values change, but the weights do not.
     """
     if abs(moved := (new.mean - old.mean) / old.std) <= MAX_MOVE:
         return None
@@ -115,7 +115,7 @@ def moved_mean(old: Field, new: Field) -> str | None:
 
 
 def source_rows(old: Vocabulary, new: Vocabulary) -> NDArray[np.int64]:
-    """Return the id in the old vocabulary of each id in the new one, int64 (ids), 0 for new tokens."""
+    """Return the id in the old vocabulary of each id in the new one, int64 (ids). New tokens have 0."""
     rows = np.full(len(new), UNKNOWN, np.int64)
     rows[MISSING] = MISSING
     for token, index in new.items():
@@ -132,7 +132,7 @@ def check_same_model(run: Path, old: Config, new: Config) -> None:
     """Check that two [model] sections describe the same weights.
 
     Raises:
-        ValueError: If they do not. The message names the key.
+        ValueError: If the weights differ. The message names the key.
     """
     if name_of(old) != name_of(new):
         raise different(run, f'model.type is "{name_of(old)}" in the run and "{name_of(new)}" in the experiment')
@@ -146,7 +146,7 @@ def check_same_fields(run: Path, old: FeatureSchema, new: FeatureSchema) -> None
     """Check that two logs have the same fields in the same order. Only their tokens, means and ranges may differ.
 
     Raises:
-        ValueError: If they do not. The message names the field.
+        ValueError: If the fields differ. The message names the field.
     """
     before, after = ({field.name: meaning(field) for field in schema.fields} for schema in (old, new))
     if added := after.keys() - before.keys():

@@ -33,7 +33,7 @@ class Split:
             correct for it.
         requests: The request in which each row was shown, (rows), or None. Metrics by request need it.
         missing_vectors: Whether each numeric field has a vector for a missing number, bool (numeric). Only those fields
-            can have NaN. By default, no field has one.
+            can contain NaN. By default, no field has one.
     """
 
     ids: NDArray[Any]
@@ -66,7 +66,7 @@ class Split:
         return self.select(np.linspace(0, len(self) - 1, min(rows, len(self))).astype(np.int64))
 
     def metric_weights(self) -> NDArray[np.float64] | None:
-        """Return how much each row counts in the metrics, (rows), or None if all rows count the same.
+        """Return how much each row counts in the metrics, (rows), or None if all rows count equally.
 
         A negative that was kept stands for 1 / negative_rate negatives of the true traffic.
         """
@@ -230,12 +230,12 @@ def hide_numbers(values: Tensor, rate: float, never_missing: Tensor, generator: 
     """Replace a share of the numbers with NaN in fields that are never missing in the training set.
 
     Such a field may be missing in a request, and its missing vector would not be trained otherwise. The vectors of all
-    other fields learn from the rows that are missing, which may differ from a random choice.
+    other fields learn from the rows with missing numbers, which may differ from a random choice.
 
     Args:
         values: float (B, numeric).
         rate: The share of numbers to replace.
-        never_missing: See numbers_never_missing(). Without such a field, no random numbers are drawn.
+        never_missing: See numbers_never_missing(). If there is no such field, no random numbers are drawn.
         generator: The random generator that chooses the numbers to replace.
     """
     if rate == 0 or not never_missing.any():

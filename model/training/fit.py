@@ -231,7 +231,7 @@ def train_step(
     """Take one step on a batch, and return the loss of Eq. 12 (a scalar) without the penalties.
 
     The loss is the mean over the rows of a row's weight times its cross-entropy. The weights have a mean of 1 over the
-    training set, not over each batch, so that a row counts the same whatever its batch.
+    training set, not over each batch, so that a row has the same weight in every batch.
     """
     in_tables = {id(p) for p in tables}
     rest = [p for p in model.parameters() if id(p) not in in_tables]

@@ -1,7 +1,7 @@
 """Starting a model at the click rate of the training set.
 
 A model whose output starts at a probability of 0.5 spends its first epochs on learning that clicks are rare, and
-overfits its other weights meanwhile. Lin et al., Focal Loss for Dense Object Detection (ICCV 2017), section 3.3, start
+meanwhile overfits its other weights. Lin et al., Focal Loss for Dense Object Detection (ICCV 2017), section 3.3, start
 the output's bias at the log-odds of the rare class.
 """
 
@@ -16,7 +16,7 @@ from model.training.batches import Split
 from model.training.exact_statistics import measure_batch_norms
 from model.training.fit import predict_logits
 
-MAX_ROWS = 16_384  # enough to know the mean prediction of an untrained model within about a percent
+MAX_ROWS = 16_384  # enough to estimate the mean prediction of an untrained model within about a percent
 
 
 def start_at_click_rate(model: nn.Module, train: Split, recipe: Training) -> None:

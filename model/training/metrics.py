@@ -1,7 +1,7 @@
 """Prediction metrics: ranking quality (AUC), quality of the probabilities (logloss), and calibration.
 
-All metrics are those of the true traffic: rows count by their weight, and a negative that was kept in a downsampled log
-counts for those that were not (Split.metric_weights).
+All metrics describe the true traffic: rows are weighted, and a negative that was kept in a downsampled log
+also counts for the negatives that were dropped (Split.metric_weights).
 """
 
 import math
@@ -34,9 +34,9 @@ class Metrics:
             Facebook, ADKDD 2014). Below 1, the model is better than the base rate.
         gauc: The grouped AUC: the mean AUC of the units that have clicks and non-clicks, weighted by their rows (Zhu et
             al., Optimized Cost per Click in Taobao Display Advertising, KDD 2017).
-        ndcg: The mean NDCG@10 of the requests that have clicks and non-clicks, which all count the same (Järvelin and
-            Kekäläinen, Cumulated Gain-Based Evaluation of IR Techniques, TOIS 2002). It is that of the rows in the log:
-            weights and negative_rate have no effect.
+        ndcg: The mean NDCG@10 of the requests that have clicks and non-clicks, all with the same weight (Järvelin and
+            Kekäläinen, Cumulated Gain-Based Evaluation of IR Techniques, TOIS 2002). It is computed from the rows in
+            the log: weights and negative_rate have no effect.
     """
 
     auc: float
@@ -161,7 +161,7 @@ def grouped_auc(
 def mean_ndcg(
     labels: NDArray[np.float64], ctr: NDArray[np.float64], requests: NDArray[Any], top: int = NDCG_ROWS
 ) -> float | None:
-    """Return the mean NDCG of the requests with clicks and non-clicks, or None without such requests.
+    """Return the mean NDCG of the requests with clicks and non-clicks, or None if there are none.
 
     The gain of a click is 1. Rows with equal predictions share the gains of their ranks, as in scikit-learn.
 

@@ -173,7 +173,7 @@ def test_an_unknown_model_and_a_key_of_another_model_are_errors_that_name_them(
         ('timezone = "UTC"', 'field "at": timezone has no effect'),
         ('transform = "log1p"\nkind = "numeric"\ntimezone = "UTC"', 'field "at": timezone has no effect'),
         ('transform = "log1p"\nkind = "categorical"', 'field "at": transform = "log1p" is for numeric fields'),
-        ('transform = "hour"\nkind = "numeric"', 'field "at": transform = "hour" makes a category'),
+        ('transform = "hour"\nkind = "numeric"', 'field "at": transform = "hour" produces a category'),
         ('transform = "minute"', 'transform = "minute" must be "day", "hour"'),
     ],
 )

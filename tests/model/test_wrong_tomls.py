@@ -1,4 +1,4 @@
-"""Wrong TOML files: one message with the file, the key, what is valid, and the way out."""
+"""Wrong TOML files: one message with the file, the key, what is valid, and how to fix it."""
 
 import json
 from collections.abc import Callable
@@ -136,7 +136,7 @@ WRONG = {
     "number_for_text": (lines(top="name = 7"), ["name = 7 must be text in quotes.", 'Write "7".']),
     "text_for_list": (
         lines(data=[*without("candidate"), "candidate = 'ad'"]),
-        ['data.candidate = "ad" must be a list of texts in quotes.', 'Write ["ad"].'],
+        ['data.candidate = "ad" must be a list of strings in quotes.', 'Write ["ad"].'],
     ),
     "number_in_list": (lines(more="missing = ['NULL', -1]"), ["data.missing[1] = -1 must be text", 'Write "-1".']),
     "quoted_boolean": (
@@ -149,7 +149,7 @@ WRONG = {
     ),
     "flat_list_of_groups": (
         training("hide = ['ad']"),
-        ['training.hide[0] = "ad" must be a list of texts in quotes.', 'Write ["ad"].'],
+        ['training.hide[0] = "ad" must be a list of strings in quotes.', 'Write ["ad"].'],
     ),
     "number_for_section": (
         lines(top="name = 'shop'\ntraining = 3"),
@@ -284,7 +284,7 @@ WRONG = {
     ),
     "bucket_of_a_number": (
         field("kind = 'numeric'", "transform = 'log_square'"),
-        ['field "age": transform = "log_square" makes a category.', 'set kind = "categorical"'],
+        ['field "age": transform = "log_square" produces a category.', 'set kind = "categorical"'],
     ),
     "a_column_as_number_and_text": (
         lines(
@@ -317,7 +317,7 @@ WRONG = {
     "no_quotes": ("name = shop\n", [":1: 'name = shop' is not valid TOML", "(column 8)", "Text needs quotes"]),
     "key_twice": (lines(more="folder = 'x'"), [":11: \"folder = 'x'\" is not valid TOML", "may occur once"]),
     "open_list": ("name = ['a'", [": is not valid TOML: Unclosed array", "Complete the last line."]),
-    "nested": (f"name = {'[' * 9999}", ["too many times. Remove brackets."]),
+    "nested": (f"name = {'[' * 9999}", ["nested too deeply. Remove brackets."]),
     "empty": ("", ['the file needs the key "name"']),
 }
 
@@ -528,5 +528,5 @@ def message_of(document: dict[str, Any]) -> str | None:
     return None
 
 
-# Changing one of these keys makes others invalid, which the message is about.
+# Changing one of these keys makes other keys invalid, and the message is about those keys.
 ALONE = {("data", "reader"), ("model", "interaction"), ("model", "last")}

@@ -43,7 +43,7 @@ FEATURE_KEYS = {
 }
 UNSUPPORTED_FORMATS = dict.fromkeys(("h5", "npz"), "Use the raw csv or parquet files.")
 UNSUPPORTED_TYPES = {
-    "sequence": "A field has one value. Write one element, such as the last, into the log as a column of its own with "
+    "sequence": "A field has one value. Write one element of the sequence, such as the last, to a separate column with "
     "type: categorical, or set active: false to leave the sequence out.",
     "embedding": "Set active: false.",
 }
@@ -171,7 +171,7 @@ def expand_names(where: str, column: Any) -> list[Spec]:
 def read_feature(where: str, column: Spec, candidate: bool) -> Feature:
     """Return one feature. If `candidate` is true, it belongs to the candidate, regardless of its `source`."""
     where = f"{where}: feature {column['name']!r}"
-    # The type comes first: a sequence also has keys, such as `splitter`, that no other type has.
+    # The type is checked first, because a sequence also has keys, such as `splitter`, that no other type has.
     kind = one_of(where, "type", column, KINDS, UNSUPPORTED_TYPES)
     check_feature_keys(where, column)
     dtype = one_of(where, "dtype", column, DTYPES)

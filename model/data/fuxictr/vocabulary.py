@@ -75,7 +75,8 @@ def check_feature_map(path: Path, features: Sequence[Feature], vocab: Path | Non
 def read_feature_map(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the name and the keys of each feature in a feature_map.json.
 
-    FuxiCTR 2 writes `features`, a list of mappings with one entry each. FuxiCTR 1 writes `feature_specs`, one mapping.
+    FuxiCTR 2 writes `features`, a list of mappings with one entry each. FuxiCTR 1 writes `feature_specs`, one
+    mapping.
     """
     document = decode_json(path, dict[str, Any])
     features = document.get("features", document.get("feature_specs"))

@@ -1,4 +1,4 @@
-"""What a sample shows about one column: its type, its values, and the texts that stand for a missing value."""
+"""What a sample shows about one column: its type, its values, and the strings that stand for a missing value."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -23,13 +23,13 @@ class Column:
 
     Attributes:
         name: The name in the file.
-        type: The type of its values. Text that contains only numbers is a number.
-        text: The values as text, (rows). Null means missing, which includes the markers.
+        type: The type of the values. A text column that contains only numbers is numeric.
+        text: The values as strings, (rows). Missing values, including the markers, are null.
         numbers: The values as float64, (rows), or None if they are not numbers.
-        markers: The texts that look missing, with their rows.
-        possible: Texts that may mean "missing", but may also be a category.
-        sentinels: The numbers that may stand for a missing one, with the share of rows that hold each.
-        distinct: The number of distinct values, without missing ones.
+        markers: The strings that look like missing values, with the number of rows that contain each.
+        possible: Strings that may mean "missing" but may also be categories, with the number of rows that contain each.
+        sentinels: Numbers that may mean "missing", with the share of rows that contain each.
+        distinct: The number of distinct values, not counting missing values.
         missing: The share of rows without a value.
     """
 
@@ -45,7 +45,7 @@ class Column:
 
     @property
     def values(self) -> set[str]:
-        """The distinct texts. Use this only if there are few."""
+        """The distinct values as strings. Use this property only if there are few."""
         return set(self.text.drop_nulls().unique().to_list())
 
     @property
@@ -78,7 +78,7 @@ def describe(column: pl.Series) -> Column:
         text = text.set(text.is_in([*markers]), None)
     kind, numbers = read_type(text if dtype == pl.String else column.cast(pl.String), dtype, [*possible])
     if numbers is not None or kind == "time":
-        markers |= possible  # a text in a column of numbers or times stands for a missing one
+        markers |= possible  # a string in a column of numbers or times stands for a missing value
         text = text.set(text.is_in([*possible]), None)
     sentinels = find_sentinels(numbers.fill_null(np.nan).to_numpy()) if numbers is not None else {}
     return Column(
@@ -87,7 +87,7 @@ def describe(column: pl.Series) -> Column:
 
 
 def read_type(text: pl.Series, dtype: pl.DataType, possible: list[str]) -> tuple[Type, pl.Series | None]:
-    """Return the type of a column's values, and the values as numbers if they all are."""
+    """Return the type of a column's values and, if all of them are numbers, the values as numbers."""
     if dtype == pl.Boolean:
         return "boolean", None
     present = text.drop_nulls()
@@ -117,5 +117,5 @@ def is_unix_time(name: str, numbers: pl.Series) -> bool:
 
 
 def share(mask: pl.Series) -> float:
-    """Return the share of True."""
+    """Return the share of values that are True."""
     return float(mask.mean() or 0)  # type: ignore[arg-type]

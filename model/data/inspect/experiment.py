@@ -33,7 +33,7 @@ def write_experiment(
     check_complete(found, sample)
     names = new_names(found)
     lines = [
-        f"# Written by ctr-inspect from {len(sample.rows):,} rows. Check the guesses, above all those marked {UNSURE}.",
+        f"# Written by ctr-inspect from {len(sample.rows):,} rows. Check the guesses, especially any marked {UNSURE}.",
         f"name = {quoted(name)}",
         "",
         "[data]",
@@ -63,19 +63,20 @@ def check_complete(found: Guesses, sample: Sample) -> None:
     if not found.label:
         columns = ", ".join(found.columns)
         raise ValueError(
-            f"{sample.sources[0].name}: no label: no column contains 0 and 1, or values such as click and no click. "
-            f"The columns are {columns}. Add a label to the log, or call its column click."
+            f"{sample.sources[0].name}: no label was found. No column contains 0 and 1, or values such as click and no "
+            f"click. The columns are {columns}. Add a label to the log, or rename its column to click."
         )
     for side in ("context", "candidate"):
         if not any(each.kind == "categorical" for each in found.fields(side)):
             raise ValueError(
-                f"{sample.sources[0].name}: no categorical column for the {side} side is left. A model needs one on "
-                "each side: one of the user or the page, and one of the ad. Add one to the log."
+                f"{sample.sources[0].name}: no categorical column is left for the {side} side. A model needs at least "
+                "one that describes the user or the page, and at least one that describes the ad. Add such a column to "
+                "the log."
             )
 
 
 def new_names(found: Guesses) -> dict[str, str]:
-    """Return the name of each used column in the experiment. It differs from the file's name if that is not valid."""
+    """Return the name of each column in the experiment. A column is renamed if its name in the file is not valid."""
     names: dict[str, str] = {}
     for name, each in found.columns.items():
         if NAME.fullmatch(name) or each.role == "unused":
@@ -91,7 +92,7 @@ def new_names(found: Guesses) -> dict[str, str]:
 def file_lines(
     layout: Layout, found: Guesses, names: dict[str, str], period: Period | None, sample: Sample
 ) -> Iterator[str]:
-    """Yield the files and how they are split."""
+    """Yield the lines for the files and their split."""
     if layout.splits:
         yield from (f"{split} = {quoted(path)}" for split, path in layout.splits.items())
         return
@@ -113,13 +114,13 @@ def file_lines(
 def why_not_by_time(found: Guesses, period: Period | None, sample: Sample) -> str:
     """Return why a log is split at random."""
     if not found.time:
-        return "by time is better, if rows have a time"
+        return "a split by time is better, if rows have a time"
     if sample.is_head:
-        return f"{UNSURE}: by time is better, but only the first rows were read, so the period is not known"
-    bad = f"{UNSURE}: by time is better, but column {quoted(found.time)}"
+        return f"{UNSURE}: a split by time is better, but only the first rows were read, so the period is not known"
+    bad = f"{UNSURE}: a split by time is better, but column {quoted(found.time)}"
     if period is None or period.unreadable:
         where = "" if period is None else f" in {rows_in(period.unreadable)}"
-        return f"{bad} holds values that are not times{where}"
+        return f"{bad} contains values that are not times{where}"
     if period.missing:
         return f"{bad} is missing in {rows_in(period.missing)}"
     return f"the log spans only {days(period.span)}, which is too short for a split by time"
@@ -163,11 +164,11 @@ def label_lines(found: Guesses, names: dict[str, str]) -> Iterator[str]:
 
 
 def role_lines(found: Guesses, names: dict[str, str]) -> Iterator[str]:
-    """Yield, as comments, the columns that may be used for more than fields."""
+    """Yield comments that show how to use columns as the request, the unit and the weight."""
     if found.request:
-        yield f"# request = {quoted(names[found.request])}  # the request that showed a row: for NDCG@10 in requests"
+        yield f"# request = {quoted(names[found.request])}  # the request in which a row was shown, for NDCG@10"
     if found.unit:
-        yield f"# unit = {quoted(names[found.unit])}  # metrics and intervals are grouped by it"
+        yield f"# unit = {quoted(names[found.unit])}  # metrics and confidence intervals are grouped by this column"
     if found.weight:
         yield f"# weight = {quoted(names[found.weight])}  # the weight of a row in the training loss"
 
@@ -182,7 +183,7 @@ def side_lines(side: Side, found: Guesses, names: dict[str, str]) -> Iterator[st
 
 
 def numeric_lines(found: Guesses, names: dict[str, str]) -> Iterator[str]:
-    """Yield the fields that are numbers."""
+    """Yield the list of numeric fields."""
     numeric = [each for each in found.columns.values() if each.role == "field" and each.kind == "numeric"]
     if numeric:
         yield f"numeric = [{', '.join(quoted(names[each.column.name]) for each in numeric)}]"
@@ -196,7 +197,7 @@ def unused_lines(found: Guesses) -> Iterator[str]:
 
 
 def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: Period | None) -> Iterator[str]:
-    """Yield the fields derived from the time, and the settings of single fields."""
+    """Yield the fields derived from the time, and the settings of individual fields."""
     if period is not None and not period.unreadable:
         for part in time_fields(period, split_length(layout, period) is not None):
             name = part if part not in names.values() else f"{names[found.time]}_{part}"
@@ -207,7 +208,7 @@ def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: P
             yield from (
                 'side = "context"',
                 f'transform = "{part}"',
-                '# timezone = "Europe/Istanbul"  # if the times have an offset or are in UTC, and users live there',
+                '# timezone = "Europe/Istanbul"  # your users\' time zone, if the times have an offset or are in UTC',
             )
     for each in found.columns.values():
         if each.role == "field" and (markers := number_markers(each)):
@@ -218,7 +219,7 @@ def field_lines(found: Guesses, names: dict[str, str], layout: Layout, period: P
 
 
 def training_lines(total: int | None) -> Iterator[str]:
-    """Yield a recipe for a small log. Without the penalties, a model of few clicks is worse than the base rate."""
+    """Yield a recipe for a small log. With few clicks and no penalties, a model is worse than the base rate."""
     if not total or total >= SMALL_LOG:
         return
     yield from ("", "[training]  # for a small log; ctr-train --auto finds better values")
@@ -228,12 +229,12 @@ def training_lines(total: int | None) -> Iterator[str]:
 
 
 def number_markers(each: Guess) -> Sequence[str]:
-    """Return the values of a column of numbers that stand for a missing one."""
+    """Return the values in a column of numbers that mean "missing"."""
     return () if each.column.numbers is None else (*each.column.possible, *sentinels_of(each))
 
 
 def sentinels_of(each: Guess) -> Mapping[str, float]:
-    """Return the numbers that may stand for a missing one. An id that does is a category like any other."""
+    """Return the numbers that may mean "missing". In a categorical field, such a number is an ordinary category."""
     return each.column.sentinels if each.kind == "numeric" else {}
 
 

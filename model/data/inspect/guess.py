@@ -30,7 +30,7 @@ from model.data.value_warnings import count_values, leak_warning, quoted, text_w
 MAX_LABELS = 20  # a label column has at most this many distinct values
 TWO_VALUES = 2  # integers with at most two values are categories, whatever the name says
 FEW_VALUES = 50  # integers with at most this many distinct values are usually categories
-MIN_GROUPS = 30  # what varies within groups is measured only with this many groups of two rows or more
+MIN_GROUPS = 30  # variation within groups is measured only if this many groups have at least two rows
 CONSTANT_SHARE = 0.99
 VARYING_SHARE = 0.9
 MANY_MISSING = 0.5  # a time that is missing more often is not the time of the row
@@ -70,11 +70,11 @@ class Guesses:
         label: The label column, or "" if none was found.
         positive: The labels that are clicks, or () if the labels are 0 and 1.
         label_unsure: What to check about the label, or "".
-        time: The time of each row, or "".
+        time: The column with the time of each row, or "".
         request: The column with the request, or "".
         unit: The column with the user, or "".
         weight: The column with the weight, or "".
-        warnings: What is wrong with the values.
+        warnings: Warnings about the values.
     """
 
     columns: dict[str, Guess]
@@ -97,7 +97,7 @@ def guess(columns: Sequence[Column], is_head: bool = False) -> Guesses:
 
     Args:
         columns: The columns of a sample.
-        is_head: Whether the sample contains only the first rows. A column may have other values in the others.
+        is_head: Whether the sample contains only the first rows. The other rows may contain other values.
     """
     found = Guesses({column.name: Guess(column) for column in columns})
     guess_label(found)
@@ -127,18 +127,18 @@ def guess_label(found: Guesses) -> None:
     found.label, found.columns[label.name].role = label.name, "label"
     found.positive = positive_labels(label) or ()
     if not readable:
-        found.label_unsure = "the name does not say that this is the label"
+        found.label_unsure = "the name does not suggest that this is the label"
     elif label.distinct > 2:
         found.label_unsure = f"the values are {', '.join(sorted(label.values)[:6])}"
     elif len(readable) > 1:
         others = ", ".join(column.name for column in choices[1:4])
-        found.label_unsure = f"it could also be {others}"
+        found.label_unsure = f"the label could also be {others}"
         for column in choices[1:]:
-            unused(found.columns[column.name], "may be another label")
+            unused(found.columns[column.name], "may be a label too")
 
 
 def label_rank(name: str) -> int:
-    """Return a smaller number for a name that is more likely a label."""
+    """Return the rank of a column name. A lower rank means that the column is more likely to be the label."""
     parts = {*words(name)}
     ranks = ({"click", "clicked", "clk", "isclick"}, {"label"}, {"target", "y"})
     return next((rank for rank, some in enumerate(ranks) if parts & some), len(ranks))
@@ -163,7 +163,10 @@ def click_labels(column: Column, positive: tuple[str, ...]) -> np.ndarray[tuple[
 
 
 def guess_time(found: Guesses) -> None:
-    """Find the time of each row: the first column of times that is rarely missing."""
+    """Find the column with the time of each row: a column of times that is rarely missing.
+
+    Columns that are never missing are preferred, then columns with more distinct values.
+    """
     times = [each for each in found.columns.values() if each.column.type == "time" and each.role == "field"]
     for each in times:
         each.role = "unused"
@@ -210,19 +213,19 @@ def guess_kind(column: Column) -> tuple[Kind, str]:
         return "numeric", ""
     if column.distinct <= FEW_VALUES:
         return "categorical", ""
-    return "categorical", "the integers may be numbers instead of ids"
+    return "categorical", "the integers may be quantities instead of ids"
 
 
 def check_values(
     each: Guess, found: Guesses, labels: np.ndarray[tuple[int], np.dtype[np.int64]] | None, is_head: bool
 ) -> None:
-    """Add the warnings about a field, and do not use a field that cannot help or that gives the label away."""
+    """Add the warnings about a field. Mark it as unused if it cannot help or if it gives the label away."""
     column, name = each.column, each.column.name
     rows = len(column.text)
     if column.distinct <= 1 and (not column.missing or not column.distinct):
         value = f'the value "{column.top}"' if column.distinct else "no value"
         if is_head:
-            each.unsure = "it has only this value in the first rows, and no others were read"
+            each.unsure = "the first rows contain only this value, and no other rows were read"
             return
         unused(each, f"{value} in every row")
         found.warnings.append(f'column "{name}" has {value} in every sampled row. Remove the field.')
@@ -243,12 +246,12 @@ def check_values(
 
 
 def unused(each: Guess, note: str) -> None:
-    """Do not use a column, for this reason."""
+    """Mark a column as unused, and record why."""
     each.role, each.note = "unused", note
 
 
 def guess_sides(found: Guesses) -> None:
-    """Decide the side of each field: by what varies within a request, by its name, or by what it depends on."""
+    """Choose the side of each field by its variation within a request, by its name, or by what it depends on."""
     fields = [each for each in found.columns.values() if each.role == "field"]
     varies = variation(found, fields)
     open_fields = []
@@ -264,14 +267,17 @@ def guess_sides(found: Guesses) -> None:
     for each in open_fields:
         depends_on_item = item is not None and is_constant(each.column, item.column)
         each.side = "candidate" if depends_on_item else "context"
-        doubt = f"each {item.column.name} has one value" if depends_on_item and item else "the side is a guess"
+        doubt = f"depends only on {item.column.name}" if depends_on_item and item else "the side is a guess"
         each.unsure = "; ".join(filter(None, (each.unsure, doubt)))
     ensure_side(found, "context")
     ensure_side(found, "candidate")
 
 
 def variation(found: Guesses, fields: Sequence[Guess]) -> Mapping[str, Side]:
-    """Return the side of the fields whose variation within a request is clear. Rows of a user at one time are one."""
+    """Return the side of each field whose variation within a request is clear.
+
+    If there is no request column, the rows of a user at the same time are a request.
+    """
     keys = [found.request] if found.request else [found.unit, found.time]
     if not all(keys):
         return {}
@@ -290,7 +296,7 @@ def variation(found: Guesses, fields: Sequence[Guess]) -> Mapping[str, Side]:
             sides[name] = "context"
         elif constant < VARYING_SHARE:
             sides[name] = "candidate"
-    # If all rows of a request have the same ad, nothing can be learned from what does not vary.
+    # If all rows of a request show the same ad, a constant field does not have to belong to the context.
     return sides if "candidate" in sides.values() else {}
 
 
@@ -316,7 +322,7 @@ def is_constant(column: Column, key: Column) -> bool:
 
 
 def ensure_side(found: Guesses, side: Side) -> None:
-    """Find a field for a side without a categorical field, because a model needs one on each side."""
+    """If a side has no categorical field, find one for it, because a model needs one on each side."""
     if any(each.kind == "categorical" for each in found.fields(side)):
         return
     for each in found.columns.values():

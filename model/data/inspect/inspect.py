@@ -38,13 +38,13 @@ class Inspected:
 
     @property
     def warnings(self) -> list[str]:
-        """What is wrong with the values."""
+        """Warnings about the values."""
         messages = [*self.found.warnings]
         for each in self.found.columns.values():
             if each.role == "field" and each.kind == "numeric":
                 messages += [
-                    f'column "{each.column.name}": {value} is in {share:.2%} of the sampled rows and lies outside all '
-                    "other numbers. If it means missing, add it to the field's missing."
+                    f'column "{each.column.name}": {value} is in {share:.2%} of the sampled rows and is outside the '
+                    "range of all other numbers. If it means missing, add it to the field's missing."
                     for value, share in each.column.sentinels.items()
                 ]
         return messages
@@ -53,7 +53,7 @@ class Inspected:
         """Return a first experiment as TOML (see write_experiment())."""
         text = write_experiment(self.name, self.sample, self.found, self.layout, self.period, self.total)
         document = msgspec.toml.decode(text)
-        # Never write a file that ctr-prepare would refuse.
+        # Never write a file that ctr-prepare would reject.
         check_data_keys(msgspec.convert(document, DataSection).data, document["data"])
         return text
 

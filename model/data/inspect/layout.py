@@ -20,12 +20,12 @@ SPLIT_NAMES = {
     "valid": r"val(id|idation)?|dev",
     "test": r"test(ing)?|eval|holdout",
 }
-MANY_FILES = 5  # more files in one folder are named by a glob
+MANY_FILES = 5  # if a folder has more files than this, a glob names them
 DAY = 86400
 WEEK = 7 * DAY
 UNITS = (("h", 3600), ("m", 60), ("s", 1))
-MIN_DAYS, MAX_DAYS = 3, 7  # a log of this many days has whole days as valid and test, up to a week
-PART = 10  # valid and test get one part each
+MIN_DAYS, MAX_DAYS = 3, 7  # if a log spans MIN_DAYS, valid and test are whole days, at most MAX_DAYS each
+PART = 10  # valid and test each get 1 / PART of the period
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Layout:
 
     Attributes:
         folder: The value of `folder`: relative to the data folder if possible.
-        splits: The file of each split, relative to the folder, if the names tell. Otherwise empty.
+        splits: The file of each split, relative to the folder, or {} if the names do not show which file is which.
         files: All files or globs, relative to the folder.
     """
 
@@ -49,7 +49,7 @@ class Period:
 
     Attributes:
         span: The time between the first and the last row in seconds.
-        is_days: Whether the times are days, without the time of day.
+        is_days: Whether the times are dates without a time of day.
         missing: The number of rows without a time.
         unreadable: The number of rows with a value that is not a time.
     """
@@ -61,7 +61,7 @@ class Period:
 
 
 def find_layout(arguments: Sequence[str], named: NamedFiles, data: Path) -> Layout:
-    """Return how an experiment names these files.
+    """Return the folder, the splits and the files that an experiment lists for these files.
 
     Args:
         arguments: The paths, globs, folders and URLs that were given.
@@ -87,7 +87,7 @@ def folder_name(folder: Path, data: Path) -> str:
 
 
 def split_names(paths: Sequence[Path], folder: Path) -> dict[str, str]:
-    """Return the file of each split if there are exactly three and their names tell, otherwise {}."""
+    """Return the file of each split if there are exactly three files with clear names, otherwise {}."""
     if len(paths) != len(SPLIT_NAMES):
         return {}
     found = {}
@@ -108,14 +108,14 @@ def is_whole_folder(sources: Sequence[Source]) -> bool:
 
 
 def shared_suffix(source: Source) -> str:
-    """Return a file's ending with its compression: .csv.gz."""
+    """Return a file's extension, including the compression, such as .csv.gz."""
     return source.name[source.name.lower().rindex(text_ending(source)) :]
 
 
 def find_period(sample: Sample, column: Column) -> Period | None:
-    """Return the period of a log, or of the sample if the log is too large. None means that it is not known.
+    """Return the period of a log, or of the sample if the log is too large. None means that the period is not known.
 
-    The times are read as ctr-prepare reads them.
+    Times are parsed as in ctr-prepare.
 
     Args:
         sample: The sample.
@@ -168,7 +168,7 @@ def duration(period: Period) -> str | None:
 
 
 def time_fields(period: Period, is_split_by_time: bool) -> list[str]:
-    """Return the transforms of the time that occur again after training: the hour of the day and the weekday."""
+    """Return the time transforms whose values occur again after training: the hour of the day and the weekday."""
     train = period.span * (1 - 2 / PART if is_split_by_time else 1)
     transforms = ["hour"] if train >= DAY and not period.is_days else []
     return [*transforms, "weekday"] if train >= WEEK else transforms

@@ -19,7 +19,7 @@ def table(sample: Sample, found: Guesses, total: int | None) -> Table:
         found: The guesses.
         total: The number of rows of the log, or None if it is not known.
     """
-    rows = f"{len(sample.rows):,} of {'more' if total is None else f'{total:,}'} rows"
+    rows = f"a sample of {len(sample.rows):,} rows" if total is None else f"{len(sample.rows):,} of {total:,} rows"
     files = "1 file" if len(sample.sources) == 1 else f"{len(sample.sources):,} files"
     caption = f"{rows_in(len(sample.rows)) if sample.is_complete else rows} in {files}"
     lines = Table("column", "type", "values", "missing", "most frequent", "guess", "check", caption=caption)
@@ -60,6 +60,6 @@ def doubts(each: Guess, found: Guesses) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a value for the table."""
+    """Shorten a value for the table."""
     plain = comment(text)
     return plain if len(plain) <= MAX_SHOWN else f"{plain[: MAX_SHOWN - 3]}..."

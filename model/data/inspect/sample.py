@@ -19,15 +19,15 @@ SAMPLE_ROWS = 100_000
 MAX_SAMPLED_FILES = 50
 SLICES = 10  # parts of a file that are sampled
 SNIFFED_LINES = 1000
-MAX_SAMPLE_BYTES = 1 << 28  # of text, by the length of the first lines
+MAX_SAMPLE_BYTES = 1 << 28  # of text, estimated from the length of the first lines
 MAX_COUNTED_BYTES = 1 << 30  # larger logs are not read to the end
 OTHER_DELIMITERS = (",", "\t", ";", "|", "\x01")
 QUOTE = '"'
 PARQUET = ".parquet"
-MAX_LINES_OF_A_VALUE = 20  # a quoted value of more lines is not recognized at the beginning of a slice
+MAX_LINES_OF_A_VALUE = 20  # at the beginning of a slice, a longer quoted value is not recognized
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
-# The part of a file's rows that was read: all of them, the first ones, or rows from all parts.
+# Which rows of a file were read: all rows, the first rows, or rows from all parts of the file.
 Extent = Literal["all", "first", "spread"]
 
 
@@ -59,7 +59,7 @@ def read_sample(sources: Sequence[Source], rows: int = SAMPLE_ROWS) -> Sample:
         rows: The maximum number of rows, over all files.
 
     Raises:
-        ValueError: If a file cannot be read, or has other columns than the first one.
+        ValueError: If a file cannot be read, or its columns differ from those of the first file.
     """
     step = max(1, -(-len(sources) // MAX_SAMPLED_FILES))
     sampled = [*sources[::step]]
@@ -92,10 +92,10 @@ def read_sample(sources: Sequence[Source], rows: int = SAMPLE_ROWS) -> Sample:
 
 
 def check_columns(name: str, columns: Sequence[str], expected: Sequence[str], first: str) -> None:
-    """Check that a file has the columns of the first one, in any order.
+    """Check that a file has the columns of the first file, in any order.
 
     Raises:
-        ValueError: If it does not. The message names a column.
+        ValueError: If a column is missing. The message names the column.
     """
     if missing := [column for column in expected if column not in columns]:
         raise ValueError(
@@ -122,14 +122,14 @@ def scan(source: Source, text: TextFormat | None) -> pl.LazyFrame:
 
 
 def read_rows(source: Source, text: TextFormat | None, rows: int, is_small: bool) -> tuple[pl.DataFrame, Extent]:
-    """Return at most this many rows from all parts of a file, and where they are from.
+    """Return rows from all parts of a file, and which part of the file they are from.
 
     Args:
         source: The file.
         text: The format of a text file.
         rows: The maximum number of rows.
-        is_small: Whether a text file can be read to its end. Otherwise rows behind the first ones are found by their
-            position in the file, and only the first rows of a compressed file are read.
+        is_small: Whether the text files are small enough to be read to the end. If not, the rows after the first rows
+            are found by their position in the file, and only the first rows of a compressed file are read.
     """
     frame, slices = scan(source, text), min(SLICES, rows)
     length = rows // slices
@@ -152,7 +152,7 @@ def read_rows(source: Source, text: TextFormat | None, rows: int, is_small: bool
 
 
 def rows_inside(source: Source, text: TextFormat, rows: int, slices: int) -> list[pl.DataFrame]:
-    """Return rows at evenly spaced places of a text file, up to its end but without its beginning."""
+    """Return rows from evenly spaced positions in a text file, without the rows at its beginning."""
     size = round(line_bytes(source) * (rows + 1))
     offsets = np.linspace(0, max(0, source.path.stat().st_size - size), slices).astype(int).tolist()[1:]
     found = (rows_at(source, text, offset, size, rows) for offset in offsets)
@@ -160,7 +160,7 @@ def rows_inside(source: Source, text: TextFormat, rows: int, slices: int) -> lis
 
 
 def rows_at(source: Source, text: TextFormat, offset: int, size: int, rows: int) -> pl.DataFrame | None:
-    """Return the rows behind a position in a text file, or None if no complete row is found there."""
+    """Return the rows after a position in a text file, or None if no complete row is found there."""
     with source.path.open("rb") as file:
         file.seek(offset)
         file.readline()
@@ -215,8 +215,8 @@ def count_rows(sample: Sample) -> int | None:
 def detect_format(source: Source) -> TextFormat:
     """Return the format of a text file, from its first lines.
 
-    The usual format of the extension is preferred. Otherwise, the delimiter with the most columns is used with which
-    all lines have the same number of columns.
+    The usual delimiter of the file's extension is preferred. Otherwise, the delimiter must split all lines into the
+    same number of columns. If several delimiters do, the delimiter with the most columns is used.
 
     Raises:
         ValueError: If the file is empty or cannot be read, or a column name occurs twice.
@@ -231,7 +231,7 @@ def detect_format(source: Source) -> TextFormat:
     has_header = not any(NUMBER.fullmatch(name.strip()) for name in first) and sum(not name for name in first) < 2
     if not has_header:
         return TextFormat(delimiter, quote, tuple(f"column_{n}" for n in range(1, len(first) + 1)))
-    header(source, TextFormat(delimiter, quote))  # reports wrong names
+    header(source, TextFormat(delimiter, quote))  # raises an error if the column names are invalid
     return TextFormat(delimiter, quote)
 
 
@@ -245,7 +245,7 @@ def detect_quote(lines: Sequence[str], delimiter: str, usual: str) -> str:
 
 
 def row_width(lines: Sequence[str], delimiter: str, quote: str) -> int:
-    """Return the number of columns that all lines have, or 0 if they differ."""
+    """Return the number of columns that all lines have, or 0 if the lines differ."""
     try:
         rows = parse(lines, delimiter, quote)
     except csv.Error:
@@ -269,7 +269,7 @@ def parse(lines: Sequence[str], delimiter: str, quote: str) -> list[list[str]]:
 
 
 def first_lines(source: Source, count: int) -> list[str]:
-    """Return the first lines of a text file, plain or compressed, without line breaks and byte order mark.
+    """Return the first lines of a text file, plain or compressed, without line breaks or a byte order mark.
 
     Raises:
         ValueError: If the file is empty or cannot be read.

@@ -1,4 +1,4 @@
-"""What the words in a column's name usually mean in a log of ads."""
+"""What the words in a column's name usually mean in an ad log."""
 
 import re
 
@@ -43,11 +43,11 @@ CANDIDATE_WORDS = ITEM_WORDS | {
     *("cpc", "cpm", "budget", "landing", "title", "headline", "category", "cate", "genre", "video", "song", "track"),
     *("artist", "author", "book", "doc", "document", "seller", "shop", "merchant", "store", "format", "tag", "tags"),
 }
-# Where an ad is shown belongs to the request, although the name may begin with the ad: ad_slot, banner_pos.
+# The place of an ad belongs to the context, even if the column's name begins with the ad: ad_slot, banner_pos.
 ALWAYS_CONTEXT = {"slot", "position", "pos", "placement"}
 
 
 def words(name: str) -> list[str]:
-    """Return the words in a column's name, in small letters: userId and user_id are user and id."""
+    """Return the words in a column's name, in lower case. Both userId and user_id give user and id."""
     split = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     return [word for word in re.split(r"[^A-Za-z0-9]+|(?<=[a-z])(?=\d)", split.lower()) if word]

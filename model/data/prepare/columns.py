@@ -88,7 +88,7 @@ def time_column(column: pl.Series, field: Field) -> pl.Series:
     """Return a column of timestamps as the field's tokens, such as hours. Null means missing.
 
     Raises:
-        BadValueError: If a value is not a timestamp, or the column's type is not one of text, numbers and timestamps.
+        BadValueError: If a value is not a timestamp, or the column contains neither text nor numbers nor timestamps.
     """
     try:
         seconds = unix_seconds(column)
@@ -96,7 +96,7 @@ def time_column(column: pl.Series, field: Field) -> pl.Series:
         raise BadValueError(column.name, str(error)) from error
     absent = is_absent(column, field)
     reject_first(column, seconds.is_null() & ~absent, EXPECTED_TIME)
-    # The contract computes a token once per minute. Time zones have changed at whole minutes since MIN_SECONDS.
+    # Python computes tokens only once per minute, because time zones have changed at whole minutes since MIN_SECONDS.
     minutes = pl.select(pl.when(seconds >= MIN_SECONDS).then(seconds // 60 * 60).otherwise(seconds)).to_series()
     minutes = minutes.set(absent, None)
     distinct, part = minutes.drop_nulls().unique(), time_part(field)
@@ -149,7 +149,7 @@ def parse_numbers(text: pl.Series, field: Field) -> pl.Series:
     numbers = bare.cast(pl.Float64, strict=False)
     absent |= (
         numbers.is_not_null() & without_marked(numbers, marked_numbers(field.missing or ())).is_null()
-    )  # "NaN" if "nan" is missing
+    )  # such as "NaN" if "nan" is in missing
     reject_first(text, text.is_not_null() & ~absent & ~numbers.is_finite().fill_null(False), "expected a number")
     return numbers.set(absent, None)
 
@@ -159,12 +159,12 @@ def label_column(column: pl.Series, positive: Sequence[str] = (), missing: Seque
 
     Args:
         column: The labels from the log.
-        positive: The labels that are clicks. All others are non-clicks. Upper and lower case are the same, and so are
-            the numbers 1 and 1.0. If it is empty, the labels must be 0 and 1, or false and true.
+        positive: The labels that are clicks. All others are non-clicks. Case does not matter, and the numbers 1 and 1.0
+            are equal. If `positive` is empty, the labels must be 0 and 1, or false and true.
         missing: The labels that are neither clicks nor non-clicks, compared in the same way.
 
     Raises:
-        BadValueError: If a label is missing, or is not 0 or 1 although `positive` is empty.
+        BadValueError: If a label is missing, or if `positive` is empty and a label is not 0 or 1.
     """
     dtype = column.dtype
     if not (dtype.is_numeric() or dtype in (pl.String, pl.Boolean, pl.Categorical, pl.Enum, pl.Null)):
@@ -174,7 +174,7 @@ def label_column(column: pl.Series, positive: Sequence[str] = (), missing: Seque
         labels, expected = numbers.set((numbers != 0) & (numbers != 1), None), "0 or 1"
         advice = ". Name the labels that are clicks with positive = [...] in [data]."
     else:
-        labels, expected, advice = is_positive(column, positive, missing), "a label", ". Write a label into every row."
+        labels, expected, advice = is_positive(column, positive, missing), "a label", ". Add a label to every row."
     bad = labels.is_null()
     if bad.any():
         row = bad.arg_max()
@@ -183,7 +183,7 @@ def label_column(column: pl.Series, positive: Sequence[str] = (), missing: Seque
         key = label_key(value)
         marked = ", which is in missing" if key is not None and key in map(label_key, missing) else ""
         if value is None or positive or marked:
-            advice = ". Write a label into every row."
+            advice = ". Add a label to every row."
         raise BadValueError(column.name, f"{holds(value)}{marked}; expected {expected}{advice}", row)
     return labels.cast(pl.UInt8).to_numpy()
 
@@ -198,7 +198,7 @@ def parse_labels(column: pl.Series) -> pl.Series:
 
 
 def is_positive(column: pl.Series, positive: Sequence[str], missing: Sequence[str] = ()) -> pl.Series:
-    """Return whether each label is one of `positive`. It is null if the label is null, blank or one of `missing`."""
+    """Return whether each label is one of `positive`. A label that is null, blank or one of `missing` gives null."""
     distinct = column.unique()
     clicks, absent = ({label_key(value) for value in values} for values in (positive, missing))
     keys = [label_key(value) for value in distinct.to_list()]
@@ -214,8 +214,9 @@ def measure(field: Field, numbers: NDArray[np.float64], clip_share: float = 0.0)
     Args:
         field: The field.
         numbers: Its column, (rows). NaN means missing.
-        clip_share: The share of the numbers that is left out at each end, and at least one number if it is above 0. So
-            a few extreme numbers have no effect. No number is left out if the others are all equal.
+        clip_share: The share of the numbers that is left out at each end, so that a few extreme numbers have no effect.
+            If it is above 0, at least one number is left out at each end. If all remaining numbers would be equal, no
+            number is left out.
     """
     present = numbers[~np.isnan(numbers)]
     if not len(present):
@@ -230,10 +231,10 @@ def measure(field: Field, numbers: NDArray[np.float64], clip_share: float = 0.0)
 
 
 def seen_range(present: NDArray[np.float64], clip_share: float) -> tuple[float, float]:
-    """Return the quantiles `clip_share` and 1 - `clip_share` of numbers, or their whole range if these are equal.
+    """Return the quantiles `clip_share` and 1 - `clip_share` of numbers, or their whole range if both are equal.
 
-    Both are numbers that occur. At least one number is left out at each end, so that a single extreme number has no
-    effect in a small log either.
+    The quantiles are numbers that occur in the column. At least one number is left out at each end, so that a single
+    extreme number has no effect even in a small log.
     """
     last = len(present) - 1
     below = math.ceil(clip_share * last)

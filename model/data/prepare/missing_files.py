@@ -38,7 +38,7 @@ def check_files_exist(toml: Path, root: Path, data: Data) -> None:
 
 
 def missing(value: str, path: Path, near: list[Path]) -> str:
-    """Return the message for a path that does not exist, with the closest name of the paths near it."""
+    """Return the message for a path that does not exist. It suggests the closest name among the paths in `near`."""
     return f"{toml_text(value)}: {path} does not exist.{did_you_mean(path.name, (entry.name for entry in near))}"
 
 

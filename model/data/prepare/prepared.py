@@ -30,8 +30,8 @@ class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: The [data] section that the log was prepared with.
         missing: The share of missing values in the training set, by field.
         splits: The facts about each split (see SPLITS).
-        sentinels: The numbers that probably mean "missing" (see sentinels.find_sentinels), with the share of train that
-            holds each, by field.
+        sentinels: For each field, the numbers that probably mean "missing" (see sentinels.find_sentinels), with the
+            share of training rows that contain each.
     """
 
     data: Data
@@ -92,7 +92,7 @@ class Prepared:
         return self._row_column(split, "units", np.int32)
 
     def requests(self, split: str) -> NDArray[np.int32] | None:
-        """Return the code of each row's request, as units() does, or None if the log has no requests."""
+        """Return the code of each row's request, in the same form as units(), or None if the log has no requests."""
         return self._row_column(split, "requests", np.int32)
 
     def _row_column(self, split: str, kind: str, dtype: type) -> NDArray[Any] | None:

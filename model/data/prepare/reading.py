@@ -1,7 +1,7 @@
 """Reading a log in a single pass: each split, batch by batch, into one file per column.
 
 Categorical values become codes (see counting.DistinctValues), and numbers become float64. Timestamps become codes of
-tokens, such as hours, because a log has too many distinct timestamps to number them. The first unreadable value
+tokens, such as hours, because a log has too many distinct timestamps to give each a code. The first unreadable value
 stops the pass with an error that names its file, line and column.
 """
 

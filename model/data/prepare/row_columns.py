@@ -1,4 +1,4 @@
-"""The weight, the unit and the request of each row, which training and metrics use beside the fields."""
+"""The weight, the unit and the request of each row, which training and metrics use in addition to the fields."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def row_file(folder: Path, split: str, kind: str) -> Path:
 
 
 def distinct_row_values() -> dict[str, DistinctValues]:
-    """Return an empty numbering of the units and one of the requests, which all splits of a log share."""
+    """Return empty collections for the distinct units and requests, which all splits of a log share."""
     return {kind: DistinctValues() for kind in (UNITS, REQUESTS)}
 
 
@@ -109,8 +109,8 @@ def code_column(
 ) -> NDArray[np.int32]:
     """Return a column of units or requests as codes, int32 (rows). Equal values have the same code, of at least 1.
 
-    A row whose value is null, blank or in `missing` is its own unit or request, with the code -(row + 1), where
-    `first_row` is the number of the column's first row in its split.
+    A row whose value is null, blank or in `missing` is its own unit or request. Its code is -(row + 1), where `row` is
+    its number in the split, counted from `first_row` for the column's first row.
     """
     text = text_column(column, marked_numbers(missing)).str.strip_chars()
     codes = values.codes(text.set(text.is_in(["", *missing]), None))

@@ -14,7 +14,7 @@ from model.data.value_warnings import count_values, leak_warning, quoted, text_w
 
 # A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
 MAX_UNKNOWN_SHARE = 0.8
-SAMPLE_ROWS, SAMPLE_PARTS = 50_000, 20  # what the warnings about values look at
+SAMPLE_ROWS, SAMPLE_PARTS = 50_000, 20  # the sample for the warnings about values
 CAPTION = "missing: share in train; unknown: share in test that is not in the vocabulary\n"
 
 
@@ -132,7 +132,7 @@ def with_numbers(counts: pl.DataFrame, field: Field) -> pl.DataFrame:
 def unknown_warnings(prepared: Prepared) -> list[str]:
     """Return messages about fields whose values are mostly unknown.
 
-    A vocabulary that was counted in this log is never another log's, so that is asked only about `vocabulary`.
+    Only the key `vocabulary` can name a different log's vocabulary, so the message suggests this only if it is set.
     """
     data = prepared.facts.data
     train = np.mean(sample_rows(prepared)[0] == UNKNOWN, axis=0)
@@ -156,7 +156,7 @@ def unknown_warnings(prepared: Prepared) -> list[str]:
             messages.append(f'column "{field.name}": {reason}. Lower min_count or remove the field.')
         elif min_count == 1 and field.transform is UNSET:
             reason = f"{in_test:.2%} of the rows of test have a value that does not occur in train"
-            fix = "The model cannot use such values. Remove the field, or use one that occurs again, such as a group"
+            fix = "The model cannot use such values. Remove the field, or use values that occur again, such as groups"
             messages.append(f'column "{field.name}": {reason}. {fix}.')
     return messages
 
@@ -168,8 +168,8 @@ def sentinels(prepared: Prepared) -> list[str]:
     for name, found in prepared.facts.sentinels.items():
         for value, share in found.items():
             messages.append(
-                f'column "{sources[name]}": {value} is in {share:.2%} of the rows of train and lies outside all other '
-                f'numbers. If it means "missing", add missing = ["{value}"] to the field "{name}".'
+                f'column "{sources[name]}": {value} is in {share:.2%} of the rows of train and is outside the range '
+                f'of all other numbers. If it means "missing", add missing = ["{value}"] to the field "{name}".'
             )
     return messages
 

@@ -10,7 +10,7 @@ import polars as pl
 from model.data.readers.files import Source
 
 BLOCK_BYTES = 1 << 20  # the size of one read, small enough for a processor's cache
-BLOCK_LINES = 10_000  # of a .zst file
+BLOCK_LINES = 10_000  # the lines in a block of a .zst file
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
@@ -18,7 +18,7 @@ def read_blocks(source: Source) -> Iterator[bytes]:
     """Yield the file in blocks of complete lines. If the last line has no line break, one is added.
 
     Raises:
-        ValueError: If a compressed file is damaged, or the file's ending does not match its content.
+        ValueError: If a compressed file is damaged, or the file's extension does not match its content.
     """
     name = source.name.lower()
     with source.path.open("rb") as file:

@@ -14,9 +14,9 @@ class Source:
     """A file of a log.
 
     Attributes:
-        name: The path or URL, as errors name the file. Its ending determines the format.
+        name: The path or URL, as shown in errors. Its extension determines the format.
         path: The file on this machine. It is a copy if `name` is a URL.
-        partitions: The columns that the names of Hive partition folders, such as `day=2026-01-01`, give to every row.
+        partitions: The columns that Hive partition folders, such as `day=2026-01-01`, add to every row.
     """
 
     name: str
@@ -27,8 +27,8 @@ class Source:
 def find_files(folder: Path, patterns: Sequence[str], hint: str) -> list[Source]:
     """Return the files that paths, globs, folders and URLs name, sorted by name.
 
-    Folders include their subfolders. Files and folders whose name begins with "_" or "." are skipped, unless a path
-    names them exactly: Spark and other tools write them beside the data.
+    Folders include their subfolders. Files and folders whose name begins with "_" or "." are skipped, because Spark and
+    other tools write metadata to them, unless a path names them exactly.
 
     Args:
         folder: The folder that paths are relative to.
@@ -55,7 +55,7 @@ def reject_shared_files(splits: Mapping[str, Sequence[Source]]) -> None:
     """Check that no file belongs to two splits.
 
     Raises:
-        ValueError: If a file does. The message names the file and both splits.
+        ValueError: If a file belongs to two splits. The message names the file and both splits.
     """
     seen: dict[Path, str] = {}
     for split, sources in splits.items():
@@ -93,7 +93,7 @@ def is_hidden(name: str) -> bool:
 
 
 def relative_parts(file: Path, folder: Path) -> Sequence[str]:
-    """Return the names of the folders between `folder` and the file, or all folders of a file elsewhere."""
+    """Return the names of the folders between `folder` and the file, or of all its folders if the file is elsewhere."""
     parent = file.parent
     return parent.relative_to(folder).parts if parent.is_relative_to(folder) else parent.parts
 

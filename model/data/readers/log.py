@@ -23,8 +23,8 @@ class LogFile:
     """A file of a log.
 
     Attributes:
-        name: The path or URL, as errors name the file.
-        rows: The rows that were counted when the file was checked, or None if the format has its own checks.
+        name: The path or URL, as shown in errors.
+        rows: The number of rows counted when the file was checked, or None if the format has its own checks.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Log:
         fields: The fields in the schema's order. Their mean and std are not measured yet.
         label: The label column.
         splits: The frame of each split (see SPLITS).
-        paths: The file or folder of each split, as errors name it.
+        paths: The file or folder of each split, as shown in errors.
         files: All files, in the order of FILE.
         extra: Columns of `test` that are not features but are kept for later checks.
         weight: The column with the weight of each row, or "" if all weights are 1.
@@ -65,7 +65,7 @@ class Log:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the frames that are read from all splits: the label, the sources of the fields, and others."""
+        """The columns that are read from every split: the label, the sources of the fields, and others."""
         others = filter(None, (self.weight, self.unit, self.request))
         return tuple(dict.fromkeys((self.label, *(field.reads for field in self.fields), *others)))
 
@@ -97,7 +97,7 @@ def require_columns(name: str, columns: Iterable[str], present: Iterable[str]) -
 
 
 def check_rows_read(files: Sequence[LogFile], rows: Iterable[int]) -> None:
-    """Check that as many rows were read from each file as the check of its lines counted.
+    """Check that the number of rows read from each file is the number that was counted.
 
     Args:
         files: The files.
@@ -118,7 +118,7 @@ def apply_field_specs(fields: Sequence[Field], data: Data) -> tuple[Field, ...]:
     """Return a reader's fields with `missing` and the changes in [[data.fields]] applied.
 
     Raises:
-        ValueError: If an entry names a field that the reader does not have, or no schema can have these fields.
+        ValueError: If an entry names a field that the reader does not have, or the fields are not a valid schema.
     """
     specs = {spec.name: spec for spec in data.fields}
     if unknown := specs.keys() - {field.name for field in fields}:

@@ -1,4 +1,4 @@
-"""The files that the arguments of a command name, found as ctr-prepare finds those of an experiment."""
+"""Finding the files that a command's arguments name, in the same way as ctr-prepare finds an experiment's files."""
 
 import glob
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ class NamedFiles:
     """The files of a log.
 
     Attributes:
-        folder: The folder that contains all of them. Only Hive partition folders below it give columns to the rows.
+        folder: The folder that contains all of them. Only Hive partition folders below it add columns to the rows.
         patterns: The paths, globs and folders, relative to the folder, that an experiment needs to find the same files.
         sources: The files, sorted by name.
     """
@@ -51,7 +51,7 @@ def find_named_files(arguments: Sequence[str]) -> NamedFiles:
 
 
 def base_of(argument: str) -> Path:
-    """Return the folder that contains a file or folder, or the last folder of a glob in front of its wildcards."""
+    """Return the folder that contains a file or folder, or the last folder of a glob before its wildcards."""
     base = Path(argument).absolute()
     if not base.exists():
         while glob.has_magic(str(base)):

@@ -14,7 +14,7 @@ from model.data.readers.text import TextFormat, check_lines, header
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 COMPRESSIONS = (".gz", ".zst")
-# Values of these types have the same token as their text, so columns with several of them can be read as text.
+# Values of these types have the same token as their text, so a column that mixes them can be read as text.
 TEXT_TYPES = (pl.String, pl.Boolean, pl.Categorical, pl.Enum, pl.Null)
 
 
@@ -24,7 +24,7 @@ class Part:
 
     Attributes:
         source: The file.
-        frame: Its rows, with LINE and the columns of its Hive partition folders. The columns of text are strings.
+        frame: Its rows, with LINE and the columns of its Hive partition folders. The columns of text files are strings.
         rows: The number of rows that were counted, or None for parquet.
         columns: The type of each column, without LINE.
     """
@@ -45,8 +45,8 @@ def open_parts(
     """Check files in parallel.
 
     Args:
-        sources: The files. Their endings determine the format: .parquet, .csv, .tsv or .txt, the last three also with
-            .gz or .zst.
+        sources: The files. Their extensions determine the format: .parquet, .csv, .tsv or .txt, the last three also
+            with .gz or .zst.
         delimiter: The delimiter of text files, or "" for a comma in .csv files and a tab in others.
         quote: The quote character of text files, "" for none, or None for a double quote in .csv files and none in
             others.
@@ -72,7 +72,7 @@ def open_parts(
 
 
 def text_ending(source: Source) -> str:
-    """Return a file's ending, in lower case and without compression."""
+    """Return a file's extension, in lower case and without .gz or .zst."""
     name = source.name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
@@ -83,7 +83,7 @@ def open_text(source: Source, text: TextFormat) -> Part:
     """Check a text file, plain or compressed.
 
     Types are not inferred, so a hashed id that looks like a number keeps its leading zeros. Empty values are null. This
-    function reads the whole file once, because polars does not report missing columns and stray quotes.
+    function reads the whole file once, because polars does not report missing columns or stray quotes.
 
     Raises:
         ValueError: If the file is empty or damaged, or a line has too few or too many columns.
@@ -149,7 +149,7 @@ def rename_columns(part: Part, names: Mapping[str, str]) -> Part:
 
     Args:
         part: A part.
-        names: The new names by the names in the file.
+        names: The new names, keyed by the names in the file.
 
     Raises:
         ValueError: If the file does not have a column, or two columns would have the same name.
@@ -174,7 +174,7 @@ def join_parts(
         first: The number of the first file.
 
     Raises:
-        ValueError: If a column is missing, or two files have different types in it. The message names the files.
+        ValueError: If a column is missing, or has incompatible types in two files. The message names the files.
     """
     require_columns(parts[0].source.name, columns, parts[0].columns)
     for part in parts[1:]:
@@ -198,7 +198,7 @@ def common_type(parts: Sequence[Part], column: str, is_number: bool) -> pl.DataT
     """Return the type with which a column can be read from all files.
 
     Raises:
-        ValueError: If there is none. The message names two files.
+        ValueError: If there is no such type. The message names two files.
     """
     first = parts[0].columns[column]
     types = {part.columns[column]: part.source.name for part in reversed(parts)}

@@ -36,7 +36,7 @@ def format_position(file: int, line: int) -> str:
 def split_rows(
     frame: pl.LazyFrame, data: Data, position: Callable[[int, int], str] = format_position
 ) -> Mapping[str, pl.LazyFrame]:
-    """Split a log as `data.split` says. Each split keeps the order of the log.
+    """Split a log as `data.split` specifies. Each split keeps the order of the log.
 
     Args:
         frame: The log, with LINE and, if it has several files, FILE.
@@ -104,7 +104,7 @@ def first_and_last(frame: pl.LazyFrame, column: str, position: Callable[[int, in
         try:
             seconds = unix_seconds(batch[column])
         except ValueError as error:
-            raise ValueError(f'column "{column}" {error}. time names this column.') from error
+            raise ValueError(f'column "{column}" {error}. The key time names this column.') from error
         if seconds.null_count():
             row = batch.filter(seconds.is_null()).row(0, named=True)
             value = row[column]
@@ -131,7 +131,7 @@ def split_at_random(
 
     The choice is a hash of the seed and the row's file and line, or of the seed and the unit. So the same log and seed
     always give the same split, and no row has to be held in memory. A unit stays in its split when rows are added. A
-    row without a unit is chosen by its file and line.
+    row without a unit is assigned by its file and line.
 
     Args:
         frame: The log.
@@ -163,7 +163,7 @@ def split_at_random(
 def check_units(
     frame: pl.LazyFrame, unit: str, position: Callable[[int, int], str], missing: Sequence[str] = ()
 ) -> None:
-    """Check that the units of a log can be read, which depends on their type. Floats may also contain NaN."""
+    """Check that the units of a log can be read. This depends on their type and, for floats, on NaN and infinities."""
     is_bad = pl.col(unit).is_not_null()
     if frame.collect_schema()[unit].is_float():
         is_bad &= ~pl.col(unit).is_finite() & ~pl.col(unit).is_in(marked_numbers(missing))
@@ -177,15 +177,15 @@ def check_units(
 
 
 def unit_draws(units: pl.Series, seed: int, missing: Sequence[str] = ()) -> pl.Series:
-    """Return a hash of the seed and each unit, uint64. Equal units have equal hashes, in files of any type.
+    """Return a hash of the seed and each unit, uint64. Equal units have equal hashes, whatever the column's type.
 
-    It is null for a unit that is null, blank or in `missing`.
+    The hash is null for a unit that is null, blank or in `missing`.
     """
     key = (seed % WORD).to_bytes(8, "little")
 
     def draw(value: Any) -> int | None:
         if isinstance(value, float) and not math.isfinite(value):
-            return None  # it is in `missing`, because check_units() rejects all others
+            return None  # the value is in `missing`, because check_units() rejects all others
         unit = token(value)
         if unit is None or unit in missing:
             return None
@@ -213,7 +213,7 @@ def iso(seconds: int) -> str:
 
 
 def is_empty(frame: pl.LazyFrame) -> bool:
-    """Return whether a frame has no rows. It is read up to its first row."""
+    """Return whether a frame has no rows. Only its first row is read."""
     return not len(frame.select(LINE).head(1).collect(engine="streaming"))
 
 

@@ -79,7 +79,7 @@ def declared_fields(data: Data) -> tuple[Field, ...]:
 def join_groups(
     sources: Mapping[str, Sequence[Source]], parts: Sequence[Part], fields: Sequence[Field], data: Data
 ) -> dict[str, pl.LazyFrame]:
-    """Return one frame for each group of files, with the columns that any part of ctr-prepare needs."""
+    """Return one frame for each group of files, with all columns that ctr-prepare needs."""
     by_unit = data.split.unit if isinstance(data.split, SplitAtRandom) else ""
     others = filter(None, (data.time, data.weight, data.unit, data.request, by_unit))
     columns = list(dict.fromkeys((data.label, *(field.reads for field in fields), *others)))
@@ -93,7 +93,7 @@ def join_groups(
 
 
 def group_name(folder: Path, patterns: Sequence[str], sources: Sequence[Source]) -> str:
-    """Return the name of a group of files for errors that are about all of them."""
+    """Return the name of a group of files, for errors about the whole group."""
     if len(patterns) == 1:
         return patterns[0] if "://" in patterns[0] else str(folder / patterns[0])
     others = len(sources) - 1

@@ -1,4 +1,4 @@
-"""Checking every line of a text file and counting its rows, by the rules that polars reads it with.
+"""Checking every line of a text file and counting its rows, by the same rules as polars.
 
 polars silently fills short lines with nulls, and a stray quote makes it merge or skip rows. So a file is read only if
 it follows RFC 4180: a quoted value begins and ends at a delimiter or a line end, and quotes inside it are doubled.
@@ -19,7 +19,7 @@ from model.data.readers.blocks import read_blocks
 from model.data.readers.files import Source
 
 LF, CR = ord("\n"), ord("\r")
-MAX_VALUE_BYTES = 1 << 28  # A quote that opens a longer value is a mistake, and checking it takes much memory.
+MAX_VALUE_BYTES = 1 << 28  # A quote that opens a longer value is a mistake, and checking it takes a lot of memory.
 SHOWN = 60  # characters of a value in an error
 CLOSE_QUOTES = "Close every quote, and double those inside a value."
 QUOTE_KEY = 'If quotes are ordinary characters in this file, set quote = "" in [data].'
@@ -81,7 +81,8 @@ def header(source: Source, text: TextFormat) -> list[str]:
         names = line.split(text.delimiter) if line else []
     if not names:
         raise ValueError(
-            f"{name}: the file is empty. Its first line must contain the column names. Remove it if it has no rows."
+            f"{name}: the file is empty. Its first line must contain the column names. If it has no rows, remove the "
+            "file."
         )
     for column in names:
         if names.count(column) > 1:
@@ -98,7 +99,7 @@ def check_lines(source: Source, text: TextFormat, names: Sequence[str]) -> Check
         names: The names of its columns.
 
     Raises:
-        ValueError: If a row has the wrong number of columns, a quote is at a wrong place, a line is not UTF-8, or the
+        ValueError: If a row has the wrong number of columns, a quote is misplaced, a line is not UTF-8, or the
             file is damaged. The message names the file and the line.
     """
     check = RowCheck(source.name, text, names)
@@ -133,7 +134,7 @@ class RowCheck:
         self._text = text
         self._quote = text.quote.encode()
         self._names = names
-        self._lines = 0  # in front of the current block
+        self._lines = 0  # before the current block
 
     def add(self, block: bytes) -> bytes:
         """Check complete lines that begin with a new row.
@@ -210,13 +211,14 @@ class RowCheck:
         raise ValueError(f"{self._name}:{line}: expected {expected + 1} columns, found {counts[row] + 1}. {advice}")
 
     def _outside_quotes(self, block: bytes, characters: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Return which characters are outside of quoted values, after checking the place of every quote."""
+        """Return which characters are outside of quoted values, after checking the position of every quote."""
         delimiter, quote = ord(self._text.delimiter), ord(self._text.quote)
         is_quote = characters == quote
         quotes = np.flatnonzero(is_quote)
         # Quotes alternately open and close a value. The first of two doubled quotes closes, and the second opens.
         opening, closing = quotes[::2], quotes[1::2]
-        before = characters[opening - 1]  # The last character is a line break, so this is one at the block's start.
+        # At the block's start, index -1 is the block's last character, which is a line break.
+        before = characters[opening - 1]
         after = characters[closing + 1]
         after_cr = characters[np.minimum(closing + 2, len(characters) - 1)]
         opens = (before == delimiter) | (before == LF) | (before == quote)
@@ -228,11 +230,11 @@ class RowCheck:
         return outside
 
     def _misplaced_quote(self, block: bytes, at: int, outside: NDArray[np.bool_]) -> ValueError:
-        """Return the error for a quote inside an unquoted value, or for text behind a closing quote.
+        """Return the error for a quote inside an unquoted value, or for text after a closing quote.
 
         Args:
             block: The lines.
-            at: The position of the first quote that is at a wrong place.
+            at: The position of the first misplaced quote.
             outside: Which characters are outside of quoted values.
         """
         delimiter = self._text.delimiter.encode()
@@ -245,7 +247,7 @@ class RowCheck:
         end = min(found for limit in (delimiter, b"\n") if (found := block.find(limit, at)) >= 0)
         line = self._lines + block.count(b"\n", 0, start) + 1
         name = f'column "{self._names[column]}"' if column < len(self._names) else "the line"
-        reason = "text behind its closing quote" if block[start : start + 1] == self._quote else "a quote inside"
+        reason = "text after its closing quote" if block[start : start + 1] == self._quote else "a quote inside"
         return ValueError(
             f"{self._name}:{line}: {name} holds {shown(block[start:end])}, a value with {reason}. {CLOSE_QUOTES} "
             f"{QUOTE_KEY}"

@@ -31,11 +31,11 @@ USERS, ADS, NEW_ADS, CAMPAIGNS, ADVERTISERS = 5000, 2000, 100, 100, 25
 ZIPF = 1.1
 DAYS = 28
 NEW_AD_SHARE = 0.05  # the share of impressions in test that show a new ad
-NEXT_DAY_ADS, NEXT_DAY_SHARE = 100, 0.2  # the ads that start on the next day, and their and NEW_ADS' share of it
+NEXT_DAY_ADS, NEXT_DAY_SHARE = 100, 0.2  # ads that start on the next day; the share of its impressions with new ads
 MISSING_SHARE = 0.05
 RARE_SHARE = 0.01
 SHARES = (0.8, 0.1, 0.1)  # the shares of requests in train, valid and test, in time order
-MIN_REQUESTS = 100  # in all splits
+MIN_REQUESTS = 100  # in all splits together
 MIN_SPLIT_REQUESTS = 10
 
 CATEGORIES = ["cars", "travel", "food", "fashion", "games", "home", "sports", "health", "books", "phones"]
@@ -80,7 +80,7 @@ class Plan:
 
     Attributes:
         requests: The number of requests in train, valid and test.
-        next_day: The same for the log of the next day, or () for none.
+        next_day: The number of requests in the next day's train, valid and test, or () for no second log.
         click_rate: The mean click probability.
     """
 
@@ -92,8 +92,8 @@ class Plan:
         for splits in (self.requests, self.next_day) if self.next_day else (self.requests,):
             if sum(splits) < MIN_REQUESTS or min(splits) < MIN_SPLIT_REQUESTS:
                 raise ValueError(
-                    f"requests = {sum(splits)}: at least {MIN_REQUESTS} are needed to fill every split, and "
-                    f"{MIN_SPLIT_REQUESTS} in each. A request has {CANDIDATES} rows."
+                    f"requests = {sum(splits)}: use at least {MIN_REQUESTS} requests, and at least "
+                    f"{MIN_SPLIT_REQUESTS} in each split. A request has {CANDIDATES} rows."
                 )
         if not 0 < self.click_rate < 1:
             raise ValueError(f"click rate {self.click_rate} must be between 0 and 1")
@@ -113,7 +113,8 @@ def split_at(requests: int) -> tuple[int, int, int]:
 def draw_times(rng: np.random.Generator, plan: Plan) -> Codes:
     """Sample the hour of each request since the start of the log, int64 (requests), in ascending order.
 
-    Splits of other shares than SHARES still cover the days in these shares, so that train sees all hours and weekdays.
+    The days are always split in the shares SHARES, even if the requests are not, so that train contains all hours and
+    weekdays.
     """
     first = sum(plan.requests)
     if plan.requests == split_at(first):
@@ -153,7 +154,8 @@ def draw_requests(rng: np.random.Generator, plan: Plan) -> tuple[dict[str, Codes
 def draw_ads(rng: np.random.Generator, plan: Plan) -> Codes:
     """Sample ad codes, int64 (requests * CANDIDATES).
 
-    Ads with the highest codes are new. Only `test`, and both logs' `test` of the newest ads, contain them.
+    Ads with the highest codes are new. In the first log, only `test` contains new ads. In the next day's log, all
+    splits contain new ads, and the newest ads are only in `test`.
     """
     old = ADS - NEW_ADS
     ads = rng.permutation(old)[draw(rng, zipf_shares(old), plan.all_requests * CANDIDATES)]
@@ -168,14 +170,14 @@ def draw_ads(rng: np.random.Generator, plan: Plan) -> Codes:
 
 
 def first_row(requests: Sequence[int]) -> int:
-    """Return the first row after some splits, whose numbers of requests are given."""
+    """Return the first row after splits with these numbers of requests."""
     return sum(requests) * CANDIDATES
 
 
 def replace_ads(
     rng: np.random.Generator, ads: Codes, start: int, end: int, share: float, codes: tuple[int, int]
 ) -> None:
-    """Replace a share of the ads of some rows, `start` to `end`, with ads sampled from a range of codes, in place."""
+    """Replace a share of the ads in the rows `start` to `end`, in place, with ads sampled from a range of codes."""
     rows = np.arange(start, end)
     replaced = rng.choice(rows, round(share * len(rows)), replace=False)
     ads[replaced] = rng.integers(*codes, len(replaced))
@@ -207,7 +209,7 @@ def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes]
 
 
 def generate(seed: int, plan: Plan) -> pl.DataFrame:
-    """Return all rows in time order, plan.all_requests * CANDIDATES. The same seed and plan give the same log."""
+    """Return all plan.all_requests * CANDIDATES rows in time order. The same seed and plan give the same log."""
     rng, requests = np.random.default_rng(seed), plan.all_requests
     context, session_depth = draw_requests(rng, plan)
     candidate, bid = describe_ads(rng, draw_ads(rng, plan))
@@ -259,16 +261,16 @@ def main(arguments: list[str] | None = None) -> int:
     add_data_argument(parser)
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same log")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--requests", type=int, default=120_000, help=f"each shows {CANDIDATES} candidates")
+    size.add_argument("--requests", type=int, default=120_000, help=f"each request shows {CANDIDATES} candidates")
     names = ("TRAIN", "VALID", "TEST")
     size.add_argument(
         "--rows",
         type=int,
         nargs=3,
         metavar=names,
-        help=f"instead, the rows of each split, rounded up to a multiple of {CANDIDATES}",
+        help=f"the rows of each split, instead of --requests, rounded up to a multiple of {CANDIDATES}",
     )
-    next_day = "also write a log of the next day with these rows"
+    next_day = "also write a log of the next day with these numbers of rows"
     parser.add_argument("--next-day", type=int, nargs=3, metavar=names, default=(), help=next_day)
     parser.add_argument("--click-rate", type=float, default=CLICK_RATE, help="the mean click probability")
     options = parser.parse_args(arguments)

@@ -94,7 +94,8 @@ def test_ctr_prepare_warns_of_a_sentinel_and_names_the_key(tmp_path: Path, capsy
     assert main([str(toml), "--data", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert (
-        'warning: column "bid": -999 is in 10.00% of the rows of train and lies outside all other numbers.' in printed
+        'warning: column "bid": -999 is in 10.00% of the rows of train and is outside the range of all other numbers.'
+        in printed
     )
     assert 'add missing = ["-999"] to the field "bid"' in printed
     with toml.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Columns of timestamps are read exactly as a request's values are, whether polars or Python parses them."""
+"""Columns of timestamps are read exactly like the values of a request, whether polars or Python parses them."""
 
 from datetime import UTC, date, datetime
 
@@ -12,7 +12,7 @@ from model.data.timestamps import unix_seconds
 from tests.support.examples import examples
 from tests.support.timestamps import all_notations
 
-# Parts of timestamps, so that many of the texts are almost valid.
+# Parts of timestamps, so that many of the strings are almost valid.
 DIGITS = st.sampled_from(
     ["0000", "0001", "1969", "1970", "2026", "9999", "02", "12", "13", "24", "28", "29", "31", "59", "60"]
 )
@@ -30,7 +30,7 @@ NUMBERS = (
 
 
 def expected(values: list[object]) -> list[int | None]:
-    """Return what the contract's code reads, and None for a missing or unreadable value."""
+    """Return the Unix seconds that the contract's code returns, or None for a missing or unreadable value."""
     seconds: list[int | None] = []
     for value in values:
         try:

@@ -20,7 +20,7 @@ def said(*values: str | None) -> list[str]:
         ((r"\N", "a", "b", r"\N"), r'has values that look missing: "\\N" in 2 rows. Add them to missing = ["\\N"]'),
         (("#N/A", "nan", "a"), '"#N/A" in 1 row, "nan" in 1 row. Add them to missing = ["#N/A", "nan"]'),
         (("1011.0", "1012.0", None), 'ids that were written as decimals: "1011.0" in 1 row. A client that sends 1011'),
-        (("True", "False", "True"), 'booleans in capital letters: "True" in 2 rows. A client that sends true would'),
+        (("True", "False", "True"), 'has capitalized booleans: "True" in 2 rows. A client that sends true would'),
         (('"a"', '"b"', '"a"'), r'has values in quotes: "\"a\"" in 2 rows. Set quote = "\"" in [data]'),
         (('"sofa ""Malmo"""', "lamp", "rug", "bed"), "has values in quotes"),
         (("'a'", "'b'"), """has values in quotes: "'a'" in 1 row. Set quote = "'" in [data]"""),
@@ -39,11 +39,11 @@ def test_a_fault_is_reported_with_an_example_and_the_way_out(values: tuple[str, 
     [
         ("a", "b", None),
         ("NA", "EU", "AS", "SA"),  # continents
-        ("unknown", "-", "none", "phone"),  # categories like any other
+        ("unknown", "-", "none", "phone"),  # ordinary categories
         ("1.0", "1.5", "2.25"),
         ("1011", "0017"),
         ("true", "false"),
-        ('"damn dirty apes"', "comedy", "drama", 'the "best"'),  # people write quotes
+        ('"damn dirty apes"', "comedy", "drama", 'the "best"'),  # quotes that are part of the values
         ("2026-01-31",),  # a day, not a time that changes
         ("monday", "2026-edition"),
         (),
@@ -91,7 +91,7 @@ def test_a_column_that_predicts_the_label_is_a_leak() -> None:
         numeric = values.dtype.is_numeric()
         warning = leak_warning("x", count_values(values, labels), '"click"', numeric)
         assert warning is not None, name
-        assert warning.startswith('column "x" predicts "click" almost alone, with an AUC of 1.00000'), name
+        assert warning.startswith('column "x" alone predicts "click" almost perfectly, with an AUC of 1.00000'), name
         assert "remove the field: the model would copy" in warning
 
 

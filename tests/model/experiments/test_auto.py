@@ -89,7 +89,7 @@ def test_a_budget_below_one_epoch_is_an_error_with_the_time_that_is_needed(root:
 def test_the_best_trial_beyond_the_grid_is_followed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If each higher penalty is better, the search goes on to higher ones, up to the limit."""
+    """If each higher penalty is better, the search continues to higher penalties, up to the limit."""
 
     def pretend(
         tried: Experiment, log: OpenedLog, checkpoint: Checkpoint, progress: auto.TrialProgress, device: torch.device
@@ -183,7 +183,7 @@ def test_a_budget_that_is_over_before_the_first_epoch_is_an_error(
 ) -> None:
     command = [str(root / TINY), "--data", str(root), "--out", str(tmp_path / "run"), "--auto", "--minutes", "0.001"]
     assert main(command) == 2
-    assert "but 0 s were left before the first epoch. Use more --minutes" in capsys.readouterr().err
+    assert "but 0 s were left before the first epoch. Increase --minutes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert not list((root / "unfinished").iterdir())
 
@@ -191,8 +191,8 @@ def test_a_budget_that_is_over_before_the_first_epoch_is_an_error(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--auto"], "--auto and --minutes M need each other"),
-        (["--minutes", "4"], "--auto and --minutes M need each other"),
+        (["--auto"], "--auto and --minutes M must be used together"),
+        (["--minutes", "4"], "--auto and --minutes M must be used together"),
         (["--auto", "--minutes", "0"], "0 is not a number of minutes above 0"),
         (["--auto", "--minutes", "4", "--seeds", "2"], "--seeds trains new models"),
         (["--auto", "--minutes", "4", "--warm", "run"], "not allowed with argument"),
@@ -240,7 +240,7 @@ def test_an_epoch_that_ends_too_late_is_not_started() -> None:
     budget.start_epoch()
     clock.now_s = 30.0
     budget.on_epoch()
-    # The last steps need 1.5 times an epoch, and the writing: 51 s.
+    # The last steps take 1.5 times as long as an epoch, plus the time to write the run: 51 s.
     clock.now_s = 200.0 - 51 - 30
     budget.start_epoch()
     clock.now_s += 1

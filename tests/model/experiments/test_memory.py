@@ -1,4 +1,4 @@
-"""ctr-train states the memory that it needs, and refuses what cannot fit before it starts."""
+"""ctr-train states how much memory it needs, and refuses to start a run that cannot fit."""
 
 import re
 import subprocess

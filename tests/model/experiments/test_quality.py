@@ -145,7 +145,7 @@ def test_a_model_that_overfits_is_a_warning(shop: Path, tmp_path: Path, capsys: 
 
 
 def test_metrics_are_those_of_the_traffic_before_negatives_were_dropped(tmp_path: Path) -> None:
-    """A log with all negatives and one that kept a tenth give the same logloss, and the bundle states it."""
+    """A log with all negatives and a log with a tenth of them give the same logloss, which the bundle states."""
     random = np.random.default_rng(4)
     (tmp_path / "log").mkdir()
     rate = 0.1
@@ -179,7 +179,7 @@ def test_metrics_are_those_of_the_traffic_before_negatives_were_dropped(tmp_path
 
 
 def test_weights_change_training_and_metrics_and_a_weight_of_zero_removes_a_row(shop: Path, tmp_path: Path) -> None:
-    """With weight 0 for the rows of nine ads, the metrics are those of the rows of the tenth."""
+    """If the rows of nine ads have weight 0, the metrics are those of the tenth ad's rows."""
     shutil.copytree(shop / "prepared", tmp_path / "prepared")
     for name in ("train", "valid", "test"):
         ids = np.load(tmp_path / "prepared" / f"{name}.ids.npy")

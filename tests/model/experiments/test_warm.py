@@ -62,7 +62,7 @@ def test_rows_are_copied_by_token_and_new_tokens_get_the_unknown_row() -> None:
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
 def test_every_model_predicts_the_same_for_the_same_tokens(kind: str, root: Path, tmp_path: Path) -> None:
-    """A run on day 1 and its copy for day 2, whose tokens have other ids, agree on rows of known and new tokens."""
+    """A run on day 1 and its copy for day 2, whose tokens have different ids, give the same predictions."""
     base = read_experiment(root / TINY)
     experiment = msgspec.structs.replace(base, model=to_experiment(document(kind)).model)
     first, second = read_prepared(root / "prepared"), read_prepared(root / "next")
@@ -96,7 +96,7 @@ def document(kind: str) -> dict[str, object]:
 
 
 def in_the_other_ids(split: Split, own: Prepared, other: Prepared) -> Split:
-    """Return a split with the ids and the normalized numbers that another log gives to the same raw values."""
+    """Return a split with the ids and the normalized numbers that a different log gives to the same raw values."""
     ids = np.empty_like(split.ids)
     for column, field in enumerate(own.schema.select("categorical")):
         vocabularies = [open_vocabulary(prepared.vocabulary, field.name) for prepared in (other, own)]
@@ -125,7 +125,7 @@ def test_the_command_trains_from_the_run_and_records_it(
 
 
 def test_a_warm_run_starts_where_the_earlier_one_ended(root: Path, tmp_path: Path) -> None:
-    """With a learning rate of almost zero, the model on the same log stays the earlier one."""
+    """With a learning rate of almost zero, the model on the same log stays equal to the earlier model."""
     experiment = trained_with(read_experiment(root / TINY), learning_rate=1e-12, epochs=1)
     metrics = train(experiment, root, tmp_path / "run", warm=root / "run")
     assert metrics.valid.logloss == pytest.approx(open_run(root / "run")[3].valid.logloss, abs=1e-3)

@@ -30,7 +30,7 @@ JANUARY = 1_767_225_600  # 2026-01-01T00:00:00Z
 
 
 def clicks(rows: int = 2000, days: float = 9.0) -> pl.DataFrame:
-    """Return an ad server's log: a request shows two ads."""
+    """Return an ad server's log in which each request shows two ads."""
     random = np.random.default_rng(3)
     request = np.arange(rows) // 2
     user = random.integers(0, 300, rows // 2)[request]
@@ -189,7 +189,7 @@ def test_a_file_without_a_header_gets_names_for_its_columns(tmp_path: Path) -> N
     assert data.columns == tuple(f"column_{n}" for n in range(1, 7))
     assert data.label == "column_1"
     assert "# UNSURE: the first line looks like a row" in found.experiment()
-    assert found.found.label_unsure == "the name does not say that this is the label"
+    assert found.found.label_unsure == "the name does not suggest that this is the label"
 
 
 def test_a_large_log_is_sampled_and_only_its_size_is_exact(tmp_path: Path) -> None:
@@ -230,8 +230,8 @@ def test_many_files_are_sampled_evenly(tmp_path: Path, monkeypatch: pytest.Monke
         ({"log.csv": "click,user\n"}, "log.csv: has no rows."),
         ({"log.csv": "click,user,user\n1,a,b\n"}, 'log.csv:1: the column "user" occurs twice. Rename one of them.'),
         ({"log.csv": "click,user\n1,a\n", "other.csv": "click,ad\n1,b\n"}, 'other.csv: no column "user", which'),
-        ({"log.csv": "user,ad\nu,a\nv,b\n"}, "no label: no column contains 0 and 1, or values such as click"),
-        ({"log.csv": "click,user\n" + "1,a\n0,b\n" * 9}, "no categorical column for the candidate side is left"),
+        ({"log.csv": "user,ad\nu,a\nv,b\n"}, "no label was found. No column contains 0 and 1, or values such as click"),
+        ({"log.csv": "click,user\n" + "1,a\n0,b\n" * 9}, "no categorical column is left for the candidate side"),
     ],
 )
 def test_a_log_that_cannot_become_an_experiment_is_an_error(
@@ -332,7 +332,7 @@ def test_what_an_ad_determines_is_the_candidate_but_unsure() -> None:
         click=[0, 0, 0, 1, 0, 1, 0] * 57 + [1], ad=ads, theme=[f"t{ad % 5}" for ad in ads], user=IDS[:40] * 10
     )
     theme = found.columns["theme"]
-    assert (theme.side, theme.unsure) == ("candidate", "each ad has one value")
+    assert (theme.side, theme.unsure) == ("candidate", "depends only on ad")
 
 
 def test_useless_and_leaking_columns_are_not_used() -> None:
@@ -355,7 +355,11 @@ def test_useless_and_leaking_columns_are_not_used() -> None:
         "tags": "values of this type are not supported",
         "converted_at": "a time that is often missing, perhaps because it is written after the click",
     }
-    starts = ['column "id" has 400 distinct', 'column "constant" has the', 'column "paid" predicts "click" almost']
+    starts = [
+        'column "id" has 400 distinct',
+        'column "constant" has the',
+        'column "paid" alone predicts "click" almost',
+    ]
     assert [warning[: len(start)] for warning, start in zip(found.warnings, starts, strict=True)] == starts
 
 
@@ -510,7 +514,7 @@ def test_rows_from_all_parts_of_a_large_file_are_sampled(
     )
     log.write_parquet(tmp_path / name) if name.endswith("parquet") else log.write_csv(tmp_path / name)
     found = inspect_log([str(tmp_path / name)], tmp_path, "shop", rows=500)
-    assert 300 <= len(found.sample.rows) <= 500  # values of several lines make it smaller
+    assert 300 <= len(found.sample.rows) <= 500  # values that span several lines make the sample smaller
     assert not found.sample.is_complete
     assert {*found.sample.rows["title"]} == {*log["title"]}
     assert found.period is not None
@@ -526,8 +530,8 @@ def test_the_period_of_a_log_of_which_only_the_head_was_read_is_not_known(
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(log.write_csv().encode()))
     found = inspect_log([str(tmp_path / "log.csv.gz")], tmp_path, "shop", rows=500)
     assert found.period is None
-    assert "UNSURE: by time is better, but only the first rows were read" in found.experiment()
-    assert found.found.columns["site"].unsure == "it has only this value in the first rows, and no others were read"
+    assert "UNSURE: a split by time is better, but only the first rows were read" in found.experiment()
+    assert found.found.columns["site"].unsure == "the first rows contain only this value, and no other rows were read"
     assert not any("site" in warning for warning in found.warnings)
 
 
@@ -539,7 +543,7 @@ def test_the_period_of_a_log_of_which_only_the_head_was_read_is_not_known(
             for notation in ("text", "seconds")
             for marker in ("", "NULL", "-")
         ),
-        ("text", "2026-13-45 10:00", 'but column "shown_at" holds values that are not times in 1 row'),
+        ("text", "2026-13-45 10:00", 'but column "shown_at" contains values that are not times in 1 row'),
     ],
 )
 def test_a_log_is_split_by_time_only_if_every_row_has_one(

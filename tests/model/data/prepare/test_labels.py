@@ -1,4 +1,4 @@
-"""Labels: 0 and 1, or whatever `positive` names as a click."""
+"""Labels: 0 and 1, or the values that `positive` lists as clicks."""
 
 from typing import Any
 
@@ -45,8 +45,8 @@ def test_labels_in_positive_are_clicks_and_all_others_are_not(
     ("labels", "positive", "message"),
     [
         (pl.Series(["1", "yes"]), (), r'holds "yes"; expected 0 or 1\. Name the labels that are clicks with positive'),
-        (pl.Series(["1", None]), (), r"is empty; expected 0 or 1\. Write a label into every row"),
-        (pl.Series(["1", ""]), ("1",), r'holds ""; expected a label\. Write a label into every row'),
+        (pl.Series(["1", None]), (), r"is empty; expected 0 or 1\. Add a label to every row"),
+        (pl.Series(["1", ""]), ("1",), r'holds ""; expected a label\. Add a label to every row'),
         (pl.Series([1, None]), ("1",), r"is empty; expected a label"),
         (pl.Series([1.0, float("nan")]), ("1",), r"holds nan; expected a label"),
         (pl.Series([1.0, float("nan")]), (), r"holds nan; expected 0 or 1"),

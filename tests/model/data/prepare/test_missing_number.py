@@ -60,11 +60,13 @@ def as_in_08(log: Prepared) -> None:
 
 
 def test_a_log_of_0_8_matches_the_experiment_that_keeps_its_numbers(tmp_path: Path) -> None:
-    """It has neither clipped numbers nor vectors, so the defaults of 0.9 describe another log."""
+    """A log from 0.8 has neither clipped numbers nor vectors, so it does not match the defaults of version 0.9."""
     old = msgspec.structs.replace(DATA, clip_quantile=0.0, missing_number="mean")
     as_in_08(prepared(tmp_path, "mean"))
     assert open_log(old, tmp_path).facts.rows["train"] == 4
-    message = r"prepared with another \[data\] section: clip_quantile was 0.0 and is now 0.001\. Run ctr-prepare again"
+    message = (
+        r"prepared with a different \[data\] section: clip_quantile was 0.0 and is now 0.001\. Run ctr-prepare again"
+    )
     with pytest.raises(ValueError, match=message):
         open_log(DATA, tmp_path)
     message = r'missing_number was "mean" and is now "vector"\. Run ctr-prepare again, or change missing_number back'

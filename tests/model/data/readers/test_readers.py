@@ -104,11 +104,11 @@ def test_a_table_may_be_parquet_or_compressed(tmp_path: Path, ending: str) -> No
         (f'{HEAD}1,u,3,a\n0,"u,3,a\n' + "1,u,3,a\n" * 300_000, r"train\.csv:3: no quote closes the value"),
         (
             f'{HEAD}0,"u"v,3,a\n',
-            r'train\.csv:2: column "user" holds "\\"u\\"v", a value with text behind its closing quote\. Close',
+            r'train\.csv:2: column "user" holds "\\"u\\"v", a value with text after its closing quote\. Close',
         ),
         (f'{HEAD}0,u,3,19" wide\n', r'train\.csv:2: column "ad" holds "19\\" wide", a value with a quote inside'),
         (f'{HEAD}0,"u\n,",3,a\n1,u,3, "a"\n', r'train\.csv:4: column "ad" holds " \\"a\\"", a value with a quote'),
-        (f'{HEAD}1,u,3,a\n0,"u,3,a\n1,"v",3,a\n', r'train\.csv:3: column "user" .* text behind its closing quote'),
+        (f'{HEAD}1,u,3,a\n0,"u,3,a\n1,"v",3,a\n', r'train\.csv:3: column "user" .* text after its closing quote'),
         ('"' + "a" * 200_000, r"train\.csv:1: the column names cannot be read: field larger"),
         ("clicked,user,age,ad\r1,u,3,a\r", r"train\.csv:1: the line ends are carriage returns\. Convert them"),
         (f"{HEAD}1,u,3,a{',b' * 256}\n", r"train\.csv:2: expected 4 columns, found 260"),

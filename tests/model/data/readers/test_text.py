@@ -32,7 +32,7 @@ class Dialect:
     """How a file is written.
 
     Attributes:
-        ending: The ending of its name: .csv, .tsv or .txt.
+        ending: The extension of the file: .csv, .tsv or .txt.
         delimiter: The character between values.
         quote: The quote character, or "" if no value is quoted.
         line_end: The end of each line.
@@ -201,7 +201,7 @@ def parse(text: str, quote: str) -> list[list[str]] | None:
 def test_any_text_is_read_by_the_grammar_or_rejected_with_a_line_number(
     text: str, compression: str, block_bytes: int
 ) -> None:
-    """Small blocks must not change the result, although values and line ends are on both sides of their limits."""
+    """Small blocks must not change the result, even if values and line ends span two blocks."""
     content = f"x,y\n{text}"
     expected = parse(content, '"')
     with pytest.MonkeyPatch.context() as patch:
@@ -219,7 +219,7 @@ def test_any_text_is_read_by_the_grammar_or_rejected_with_a_line_number(
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("ending", [".csv", ".tsv"])
 def test_a_stray_quote_is_an_error_wherever_it_is(compression: str, ending: str) -> None:
-    """polars reads 3 of these 300,000 rows if two columns contain a stray quote, without an error."""
+    """If two columns contain a stray quote, polars reads 3 of these 300,000 rows without an error."""
     delimiter = "," if ending == ".csv" else "\t"
     rows = ["click,user,ad,title", *(f"{n % 2},u{n % 7},a{n % 5},x" for n in range(300_000))]
     rows[100_001] = '1,u1,a2,19" wide'

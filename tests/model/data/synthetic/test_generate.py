@@ -169,7 +169,7 @@ def test_the_next_day_continues_the_log_with_new_ads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows", "1000", "5", "1000"], "at least 100 are needed to fill every split, and 10 in each"),
+        (["--rows", "1000", "5", "1000"], "use at least 100 requests, and at least 10 in each split"),
         (["--next-day", "10", "10", "10"], "at least 100"),
         (["--click-rate", "5"], "click rate 5.0 must be between 0 and 1"),
     ],
