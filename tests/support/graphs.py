@@ -1,5 +1,7 @@
 """Schemas, models with realistic weights and statistics, and inputs for their graphs."""
 
+import copy
+import functools
 import itertools
 import random
 from typing import Any
@@ -35,9 +37,17 @@ def mixed_schema(numeric: bool) -> FeatureSchema:
 def trained(
     schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full", **options: Any
 ) -> STEC:
+    """Return a model with the statistics of many batches. Each call returns another copy."""
+    return copy.deepcopy(_trained(schema, std, near_constant, attention, tuple(options.items())))
+
+
+@functools.cache
+def _trained(
+    schema: FeatureSchema, std: float, near_constant: bool, attention: Attention, options: tuple[tuple[str, Any], ...]
+) -> STEC:
     torch.manual_seed(0)
     categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
+    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **dict(options))
     model = stec_for(schema, [TOKENS] * categorical, size)
     for norm in model.modules():
         if isinstance(norm, torch.nn.LayerNorm):  # values as after training, not the initial ones
@@ -101,7 +111,7 @@ def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
         if isinstance(module, torch.nn.LayerNorm):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-    for _ in range(10):
+    for _ in range(3):
         model(torch.randint(TOKENS, (128, categorical)), torch.randn(128, numeric))
     return model.eval()
 
