@@ -145,7 +145,7 @@ def test_latencies_of_several_processes_are_in_one_report(url: str) -> None:
 
 
 def test_a_shape_ramps_holds_spikes_and_ends_on_its_own(url: str) -> None:
-    parts = ("--ramp-s", "2", "--steady-s", "1", "--spike-s", "1", "--down-s", "2")
+    parts = ("--ramp-s", "2", "--steady-s", "2", "--spike-s", "2", "--down-s", "2")
     done = run_locust(url, "--shape", "ramp-steady-spike", "--spike-users", "30", *parts)
     assert done.returncode == 0, done.stdout
     users = [int(count) for count in re.findall(r"Shape test updating to (\d+) users", done.stdout)]

@@ -37,7 +37,8 @@ def mixed_schema(numeric: bool) -> FeatureSchema:
 def trained(
     schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full", **options: Any
 ) -> STEC:
-    """Return a model with the statistics of many batches. Each call returns another copy."""
+    """Return a model with the statistics of many batches, and seed torch. Each call returns another copy."""
+    torch.manual_seed(0)
     return copy.deepcopy(_trained(schema, std, near_constant, attention, tuple(options.items())))
 
 
@@ -111,7 +112,7 @@ def a_model(schema: FeatureSchema, size: STECConfig, seed: int = 0) -> STEC:
         if isinstance(module, torch.nn.LayerNorm):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-    for _ in range(3):
+    for _ in range(10):
         model(torch.randint(TOKENS, (128, categorical)), torch.randn(128, numeric))
     return model.eval()
 
