@@ -46,7 +46,7 @@ test: $(ALL_STAMP)
 parallel-tests: $(ALL_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_WORKERS) --dist worksteal -m "not timing and not full"
 
-# Also runs the tests marked `full`, and tests ten times as many examples of each property.
+# Also runs the tests marked `full`, and tests 25 times as many examples of each property.
 test-full: $(ALL_STAMP)
 	$(MAKE) --jobs 2 lint parallel-tests-full
 	$(BIN)/pytest -m timing --hypothesis-profile full

@@ -1,5 +1,7 @@
 """The demo bundle in the repository is small, complete, and as accurate as its report states."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -8,11 +10,12 @@ from sklearn.metrics import roc_auc_score
 from contract.bundle import EXPLAIN, KERNEL, MODEL, Bundle, open_bundle
 from contract.encode import ModelInput
 from model.data.prepare.prepare import prepare
-from model.data.prepare.prepared import Prepared
+from model.data.prepare.prepared import Prepared, read_prepared
 from model.data.synthetic import generate
 from model.experiment_config import read_experiment
 from service.runtime.engine import open_engine
 from tests.support.paths import ROOT
+from tests.support.sharing import made_once
 
 DEMO = ROOT / "deploy" / "demo"
 BATCH = 1000
@@ -24,11 +27,15 @@ def demo() -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(shared_folder: Path) -> Prepared:
     """The complete generated log, prepared as in `make demo-bundle`."""
-    root = tmp_path_factory.mktemp("demo")
-    assert generate.main(["--data", str(root)]) == 0
-    return prepare(root, read_experiment(ROOT / "experiments" / "generated" / "stec.toml").data)
+    data = read_experiment(ROOT / "experiments" / "generated" / "stec.toml").data
+
+    def make(root: Path) -> None:
+        assert generate.main(["--data", str(root)]) == 0
+        prepare(root, data)
+
+    return read_prepared(made_once(shared_folder / "demo-log", make) / data.prepared)
 
 
 @pytest.fixture(scope="module")

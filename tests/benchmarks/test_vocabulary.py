@@ -22,5 +22,5 @@ def test_memory_of_millions_of_tokens_is_within_its_targets(tmp_path: Path) -> N
 def test_a_token_is_looked_up_in_microseconds(tmp_path: Path, number: int) -> None:
     build_vocabulary(tokens("user", number)).save(tmp_path, "user")
     cached_us, known_us, _ = times_us(tmp_path)
-    assert cached_us < 0.3
-    assert known_us < 3
+    assert cached_us < 1  # 0.12 on an idle machine
+    assert known_us < 10  # 1.1 on an idle machine

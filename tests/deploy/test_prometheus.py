@@ -23,7 +23,7 @@ from service.errors import Problem
 from service.telemetry.metrics import Metrics
 from service.vocabulary.tiered import WITHOUT_REDIS, WITHOUT_VOCABULARY
 from tests.support.paths import DEMO, ROOT
-from tests.support.processes import a_free_port, eventually, without_settings
+from tests.support.processes import a_free_port, eventually, get, without_settings
 
 PROMETHEUS, GRAFANA, KUBERNETES = (ROOT / "deploy" / name for name in ("prometheus", "grafana", "k8s"))
 PAGE = (ROOT / "docs" / "operations.md").read_text()
@@ -79,14 +79,14 @@ def of_a_running_service() -> Iterator[str]:
     with subprocess.Popen([sys.executable, "-m", "service"], env=without_settings() | settings) as process:
         try:
             eventually(lambda: is_ready(port), "ready")
-            yield httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+            yield get(f"http://127.0.0.1:{port}/metrics").text
         finally:
             process.terminate()
 
 
 def is_ready(port: int) -> bool:
     with suppress(httpx.TransportError):
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
+        return get(f"http://127.0.0.1:{port}/readyz").status_code == 200
     return False
 
 

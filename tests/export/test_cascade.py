@@ -1,10 +1,12 @@
 """The cascade's margins keep at least the promised share of the best candidates."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +14,10 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 import kernel
-from contract.bundle import EXPLAIN, KERNEL, MODEL, SCREEN, open_bundle
+from contract.bundle import EXPLAIN, KERNEL, MODEL, OUTPUT, SCREEN, open_bundle
 from contract.cascade import survivors
 from export.bundle import export
-from export.cascade import CANDIDATES, KS, REQUESTS, calibrated_margin, draw_requests, measure
+from export.cascade import CANDIDATES, KS, REQUESTS, calibrate, calibrated_margin, draw_requests, measure
 from export.onnx_file import WEIGHTS
 from model.data.prepare.prepared import read_prepared
 from tests.support.runs import DATA, with_weights
@@ -73,6 +75,25 @@ def test_a_bundle_exported_with_its_log_has_a_cascade_and_stores_the_weights_onc
     assert sizes[0] - sizes[1] < 20_000  # The difference is the first level, not a second embedding table.
 
 
+def test_a_first_level_that_rules_out_no_candidate_gives_no_rule(
+    cascade_bundle: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    """The same graph gives rules as it is, and none if its logits are multiplied by 0."""
+    prepared = read_prepared(run_folder.parent / DATA.prepared)
+    folder = Path(shutil.copytree(cascade_bundle, tmp_path / "graphs"))
+    assert calibrate(folder, prepared)
+    screen = onnx.load(folder / SCREEN, load_external_data=False)
+    for node in screen.graph.node:
+        for position, name in enumerate(node.output):
+            if name == OUTPUT:
+                node.output[position] = "useful"
+    screen.graph.node.append(onnx.helper.make_node("Mul", ["useful", "zero"], [OUTPUT]))
+    screen.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((), np.float32), "zero"))
+    (folder / SCREEN).write_bytes(screen.SerializeToString())
+    assert calibrate(folder, prepared) == []
+
+
+@pytest.mark.full
 def test_a_first_level_that_rules_out_no_candidate_gives_no_cascade(run_folder: Path, tmp_path: Path) -> None:
     """The recipe's L2 has the same effect, because it makes embeddings small compared with the eps of batch norm."""
     prepared = read_prepared(run_folder.parent / DATA.prepared)

@@ -18,8 +18,9 @@ from tests.support.models import small
 from tests.support.runs import DATA
 
 SCORED = 40  # Number of golden requests to score.
-# STEC, and the baseline whose options name fields. tests/export/graphs/test_share.py exports a graph of every baseline.
-USUAL = ("stec", "finalmlp")
+# The baseline whose options name fields. Other tests export and serve STEC (tests/export/test_missing_numbers.py,
+# tests/service/test_raw_timestamps.py) and FM (tests/service/scoring/test_buckets.py).
+USUAL = ("finalmlp",)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from export.explain.case import Case, drawn_cases
 from export.explain.explanation import open_explainer
 from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import read_prepared
-from model.data_config import Data
 from model.experiment_config import Experiment, Training
 from model.experiments.run_folder import WEIGHTS, open_run
 from model.experiments.train import train
@@ -29,22 +28,10 @@ from service.runtime.cuda import BucketRunner
 from service.runtime.engine import empty_request, golden_answers, open_engine
 from service.settings import Settings
 from tests.support.app import JSON, TIMEOUT_MS, client_of, post
-from tests.support.runs import with_weights
+from tests.support.runs import NUMBERS, with_first_level_only
 from tests.support.sharing import made_once
 
-DATA = Data(
-    reader="table",
-    folder=".",
-    prepared="prepared",
-    train="train.parquet",
-    valid="valid.parquet",
-    test="test.parquet",
-    label="click",
-    context=("place", "depth"),
-    candidate=("ad", "bid"),
-    numeric=("depth", "bid"),
-)
-MEAN = msgspec.structs.replace(DATA, prepared="prepared-mean", missing_number="mean")
+MEAN = msgspec.structs.replace(NUMBERS, prepared="prepared-mean", missing_number="mean")
 ROWS = {"train": 6_000, "valid": 1_500, "test": 3_000}
 SHARE_MISSING, RATE_IF_MISSING, RATE = 0.4, 0.8, 0.1
 
@@ -72,8 +59,8 @@ def root(shared_folder: Path) -> Path:
     def make(folder: Path) -> None:
         folder.mkdir()
         for seed, (split, rows) in enumerate(ROWS.items()):
-            a_log(rows, seed).write_parquet(folder / f"{split}.parquet")
-        for data, name in ((DATA, "vector"), (MEAN, "mean")):
+            a_log(rows, seed).write_csv(folder / f"{split}.csv")
+        for data, name in ((NUMBERS, "vector"), (MEAN, "mean")):
             prepare(folder, data)
             size = STECConfig(embedding=8, blocks=2, heads=2, ffn=16, embedding_std=0.1)
             training = Training(epochs=3, batch_size=256, learning_rate=0.01, unknown_rate=0.05)
@@ -85,21 +72,15 @@ def root(shared_folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(root: Path, shared_folder: Path) -> Path:
     """The run with missing vectors. Its first level has most of the weight, so that its bundle has a cascade."""
-
-    def weaken(weights: dict[str, Any]) -> dict[str, Any]:
-        head = weights["head.0.weight"].clone()
-        head[:, head.shape[1] // 3 :] *= 0.01
-        return weights | {"head.0.weight": head}
-
     return made_once(
-        shared_folder / "missing-numbers-run", lambda folder: with_weights(root / "vector", folder, weaken)
+        shared_folder / "missing-numbers-run", lambda folder: with_first_level_only(root / "vector", folder)
     )
 
 
 @pytest.fixture(scope="module")
 def bundle(root: Path, run: Path, shared_folder: Path) -> Bundle:
     """The bundle of `run`, with every graph."""
-    prepared = read_prepared(root / DATA.prepared)
+    prepared = read_prepared(root / NUMBERS.prepared)
     return open_bundle(
         made_once(shared_folder / "missing-numbers-bundle", lambda folder: export(run, folder, prepared))
     )
@@ -134,7 +115,7 @@ def test_without_hidden_numbers_a_field_that_is_never_missing_in_train_uses_the_
     root: Path, tmp_path: Path
 ) -> None:
     training = Training(epochs=1, batch_size=256, learning_rate=0.01, unknown_rate=0)
-    train(Experiment(name="x", data=DATA, model=STECConfig(embedding=8), training=training), root, tmp_path / "run")
+    train(Experiment(name="x", data=NUMBERS, model=STECConfig(embedding=8), training=training), root, tmp_path / "run")
     model, _, schema, _ = open_run(tmp_path / "run")
     beta = dict(zip([f.name for f in schema.select("numeric")], model.state_dict()["embedding.beta"], strict=True))
     assert (beta["depth"] == 0).all()

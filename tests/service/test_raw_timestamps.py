@@ -26,69 +26,40 @@ from service.request_log.replay import score_line
 from service.request_log.writer import Line, LoggedCandidate
 from service.runtime.engine import open_engine
 from tests.support.app import StartApp, problem
-from tests.support.timestamps import notations
+from tests.support.sharing import made_once
+from tests.support.timestamps import TOML, notations
 
 ROWS = 600
 START = 1_769_893_200  # 2026-01-31T21:00:00Z
-TOML = """
-name = "timed"
-[data]
-reader = "table"
-folder = "timed"
-prepared = "prepared"
-train = "train.csv"
-valid = "valid.csv"
-test = "test.csv"
-label = "click"
+EXPERIMENT = f"""{TOML}
 [[data.fields]]
 name = "user"
 side = "context"
-[[data.fields]]
-name = "hour"
-side = "context"
-from = "shown_at"
-transform = "hour"
-timezone = "Europe/Istanbul"
-[[data.fields]]
-name = "weekday"
-side = "context"
-from = "shown_at"
-transform = "weekday"
-timezone = "Europe/Istanbul"
-[[data.fields]]
-name = "ad"
-side = "candidate"
-[[data.fields]]
-name = "price"
-side = "candidate"
-kind = "numeric"
-transform = "log1p"
 [[data.fields]]
 name = "price_bucket"
 side = "candidate"
 from = "price"
 transform = "log_square"
 [model]
-embedding = 8
+embedding = 4
 blocks = 1
-ffn = 16
+ffn = 8
 [training]
 epochs = 2
 batch_size = 128
 """
 
 
-def write_log(folder: Path) -> dict[str, pl.DataFrame]:
-    """Write a log with timestamps in all formats, and return its splits."""
+def write_log(folder: Path) -> None:
+    """Write a log whose timestamps are in all notations."""
     random = np.random.default_rng(0)
-    frames = {}
     for split in SPLITS:
         seconds = START + random.integers(0, 14 * 86_400, ROWS)
         texts = [
             str(random.choice(notations(int(second), int(random.integers(1000)), int(random.integers(-600, 600)))))
             for second in seconds
         ]
-        frames[split] = pl.DataFrame(
+        frame = pl.DataFrame(
             {
                 "click": (random.random(ROWS) < 0.2 + 0.5 * ((seconds + 3 * 3600) // 3600 % 24 >= 20)).astype(int),
                 "user": [f"u{number}" for number in random.integers(0, 20, ROWS)],
@@ -97,27 +68,27 @@ def write_log(folder: Path) -> dict[str, pl.DataFrame]:
                 "price": random.lognormal(3, 2, ROWS).round(2),
             }
         )
-        frames[split].write_csv(folder / f"{split}.csv")
-    return frames
+        frame.write_csv(folder / f"{split}.csv")
 
 
 @pytest.fixture(scope="module")
-def timed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pl.DataFrame]:
-    root = tmp_path_factory.mktemp("timed")
-    (root / "timed").mkdir()
-    test = write_log(root / "timed")["test"]
-    (root / "timed.toml").write_text(TOML)
-    toml, data = str(root / "timed.toml"), ["--data", str(root)]
-    assert prepare([toml, *data]) == 0
-    assert train([toml, *data, "--out", str(root / "run")]) == 0
-    assert export([str(root / "run"), str(root / "bundle"), *data]) == 0
-    return root, test
+def root(shared_folder: Path) -> Path:
+    """A folder with the log, its prepared log, a run and a bundle."""
+
+    def make(folder: Path) -> None:
+        (folder / "timed").mkdir(parents=True)
+        write_log(folder / "timed")
+        (folder / "timed.toml").write_text(EXPERIMENT)
+        toml, data = str(folder / "timed.toml"), ["--data", str(folder)]
+        assert prepare([toml, *data]) == 0
+        assert train([toml, *data, "--out", str(folder / "run")]) == 0
+        assert export([str(folder / "run"), str(folder / "bundle"), *data]) == 0
+
+    return made_once(shared_folder / "raw-timestamps", make)
 
 
-async def test_a_request_with_a_raw_row_gets_the_probability_of_the_prepared_row(
-    timed: tuple[Path, pl.DataFrame], start: StartApp
-) -> None:
-    root, test = timed
+async def test_a_request_with_a_raw_row_gets_the_probability_of_the_prepared_row(root: Path, start: StartApp) -> None:
+    test = pl.read_csv(root / "timed" / "test.csv", schema_overrides={"shown_at": pl.String})
     expected = predict(open_run(root / "run")[0], Split(*read_prepared(root / "prepared").split("test")))
     async with start(bundle=root / "bundle", strict=True) as client:
         for row, shown in enumerate(test.head(60).iter_rows(named=True)):
@@ -130,10 +101,8 @@ async def test_a_request_with_a_raw_row_gets_the_probability_of_the_prepared_row
             assert answer.json()["scores"][0]["ctr"] == pytest.approx(expected[row], rel=1e-4, abs=1e-6)
 
 
-async def test_the_server_names_what_it_reads_and_refuses_what_is_not_a_time(
-    timed: tuple[Path, pl.DataFrame], start: StartApp
-) -> None:
-    async with start(bundle=timed[0] / "bundle") as client:
+async def test_the_server_names_what_it_reads_and_refuses_what_is_not_a_time(root: Path, start: StartApp) -> None:
+    async with start(bundle=root / "bundle") as client:
         fields = (await client.get("/v1/model")).json()["fields"]
         assert {
             "name": "hour",
@@ -147,8 +116,8 @@ async def test_the_server_names_what_it_reads_and_refuses_what_is_not_a_time(
         problem(answer, 422, "$.context.shown_at", "must be an ISO 8601 time", "got 20260131")
 
 
-def test_golden_and_load_test_requests_have_raw_timestamps(timed: tuple[Path, pl.DataFrame]) -> None:
-    bundle = open_bundle(timed[0] / "bundle")
+def test_golden_and_load_test_requests_have_raw_timestamps(root: Path) -> None:
+    bundle = open_bundle(root / "bundle")
     assert bundle.manifest.format_version == 3
     sent = [request.context.get("shown_at") for request in read_golden(bundle.folder / GOLDEN)]
     assert {type(value) for value in sent} == {int, str, type(None)}
@@ -156,8 +125,8 @@ def test_golden_and_load_test_requests_have_raw_timestamps(timed: tuple[Path, pl
     assert len(draw_requests([bundle], {5: 20}, timeout_ms=None)) == 20
 
 
-def test_a_hashed_timestamp_is_replayed_as_missing(timed: tuple[Path, pl.DataFrame]) -> None:
-    bundle = open_bundle(timed[0] / "bundle")
+def test_a_hashed_timestamp_is_replayed_as_missing(root: Path) -> None:
+    bundle = open_bundle(root / "bundle")
     encoder, engine = Encoder(bundle.schema), open_engine(bundle, threads=1)
 
     def replayed(context: dict[str, Any], hashed: list[str]) -> float:
@@ -171,8 +140,8 @@ def test_a_hashed_timestamp_is_replayed_as_missing(timed: tuple[Path, pl.DataFra
     assert np.isnan(replayed({"user": "u1", "shown_at": "9f86d081884c7d65"}, []))
 
 
-def test_an_explanation_shows_the_derived_values(timed: tuple[Path, pl.DataFrame]) -> None:
-    explainer = open_explainer(timed[0] / "bundle")
+def test_an_explanation_shows_the_derived_values(root: Path) -> None:
+    explainer = open_explainer(root / "bundle")
     case = Case(1, {"user": "u1", "shown_at": START}, {"ad": "a1", "price": 3, "moon": "full"})
     explanation = explainer.explain(case)
     values = dict(zip(explanation.fields, explanation.values, strict=True))

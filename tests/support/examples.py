@@ -6,5 +6,5 @@ USUAL = 100  # hypothesis's own default
 
 
 def examples(count: int) -> int:
-    """Return `count` in the `default` profile, and ten times as much in the `full` profile."""
+    """Return `count`, scaled by the profile: 40% of it in `default`, and ten times as much in `full`."""
     return count * settings().max_examples // USUAL

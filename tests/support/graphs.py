@@ -1,5 +1,7 @@
 """Schemas, models with realistic weights and statistics, and inputs for their graphs."""
 
+import copy
+import functools
 import itertools
 import random
 from typing import Any
@@ -35,9 +37,18 @@ def mixed_schema(numeric: bool) -> FeatureSchema:
 def trained(
     schema: FeatureSchema, std: float, near_constant: bool = False, attention: Attention = "full", **options: Any
 ) -> STEC:
+    """Return a model with the statistics of many batches, and seed torch. Each call returns another copy."""
+    torch.manual_seed(0)
+    return copy.deepcopy(_trained(schema, std, near_constant, attention, tuple(options.items())))
+
+
+@functools.cache
+def _trained(
+    schema: FeatureSchema, std: float, near_constant: bool, attention: Attention, options: tuple[tuple[str, Any], ...]
+) -> STEC:
     torch.manual_seed(0)
     categorical, numeric = len(schema.select("categorical")), len(schema.select("numeric"))
-    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **options)
+    size = STECConfig(embedding=16, blocks=2, heads=2, embedding_std=std, attention=attention, **dict(options))
     model = stec_for(schema, [TOKENS] * categorical, size)
     for norm in model.modules():
         if isinstance(norm, torch.nn.LayerNorm):  # values as after training, not the initial ones

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ from tests.support.paths import ROOT
 from tests.support.small_bundle import SHIFT, write_small_bundle
 
 TIMEOUT_S = 60.0  # long, because the machine may be busy
+# For plain HTTP. Without it, httpx loads the root certificates for every client and request, which takes 25 ms.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 BODY = json.dumps(a_request(timeout_ms=5000)).encode()
 HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 LENGTH = b"Content-Length: %d\r\n\r\n" % len(BODY)
@@ -79,9 +82,24 @@ def serving(bundle: Path | str, program: Sequence[str] = SERVICE, /, **settings:
             process.kill()
 
 
+def get(url: str, **options: Any) -> httpx.Response:
+    """Send a GET request on a new connection. For the options, see httpx."""
+    return httpx.get(url, **{"timeout": TIMEOUT_S, "verify": NO_TLS, **options})
+
+
+def post(url: str, **options: Any) -> httpx.Response:
+    """Send a POST request on a new connection. For the options, see httpx."""
+    return httpx.post(url, **{"timeout": TIMEOUT_S, "verify": NO_TLS, **options})
+
+
+def client_for(url: str) -> httpx.Client:
+    """Return a client for a server. It keeps its connections open."""
+    return httpx.Client(base_url=url, timeout=30, verify=NO_TLS)
+
+
 def score(server: Server) -> None:
     """Send a scoring request on a new connection, and check that the answer is 200."""
-    answer = httpx.post(f"{server.url}/v1/score", json=a_request(), timeout=30)
+    answer = post(f"{server.url}/v1/score", json=a_request(timeout_ms=5000))
     assert answer.status_code == 200, answer.text
 
 
@@ -142,13 +160,13 @@ def is_alive(pid: int) -> bool:
 
 def metric(url: str, name: str) -> float:
     """Return the value of one series, or 0 if there is none. `name` is in Prometheus's text format, with labels."""
-    text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S).text
+    text = get(f"{url}/metrics").text
     found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 
 def served_version(url: str) -> str:
-    version: str = httpx.get(f"{url}/v1/model", timeout=TIMEOUT_S).json()["version"]
+    version: str = get(f"{url}/v1/model").json()["version"]
     return version
 
 

@@ -18,6 +18,19 @@ from model.stec.stec import STECConfig
 from model.training.metrics import Metrics
 
 DATA = Data(reader="generated", folder="generated", prepared="prepared", negative_rate=0.5)
+# A log with a numeric field on each side, in three CSV files.
+NUMBERS = Data(
+    reader="table",
+    folder=".",
+    prepared="prepared",
+    train="train.csv",
+    valid="valid.csv",
+    test="test.csv",
+    label="click",
+    context=("place", "depth"),
+    candidate=("ad", "bid"),
+    numeric=("depth", "bid"),
+)
 FRAPPE = Data(reader="frappe", folder="frappe", prepared="prepared/frappe")
 FACTS = DataFacts({"train": 10, "valid": 2, "test": 2}, "f00d")
 TINY = "experiments/tiny.toml"
@@ -39,12 +52,17 @@ batch_size = 512
 
 def make_root(root: Path, requests: int = 1500) -> Path:
     """Create a data folder with a prepared log and the experiment TINY, and return it."""
+    write_tiny(root)
+    assert generate.main(["--data", str(root), "--requests", str(requests)]) == 0
+    prepare(root, read_experiment(root / TINY).data)
+    return root
+
+
+def write_tiny(root: Path) -> None:
+    """Write the experiment TINY to a data folder."""
     toml = root / TINY
     toml.parent.mkdir(parents=True)
     toml.write_text(TOML)
-    assert generate.main(["--data", str(root), "--requests", str(requests)]) == 0
-    prepare(root, read_experiment(toml).data)
-    return root
 
 
 def trained_with(experiment: Experiment, **changes: object) -> Experiment:
@@ -63,6 +81,17 @@ def with_weights(run: Path, copy: Path, change: Callable[[dict[str, Tensor]], di
     copy_to_change(run, copy)
     save_file(change(load_file(run / WEIGHTS)), copy / WEIGHTS)
     return copy
+
+
+def with_first_level_only(run: Path, copy: Path) -> Path:
+    """Copy a run, and scale the head's weights for all levels but the first to 1%, so that a cascade is possible."""
+
+    def weaken(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        head = weights["head.0.weight"].clone()
+        head[:, head.shape[1] // 3 :] *= 0.01
+        return weights | {"head.0.weight": head}
+
+    return with_weights(run, copy, weaken)
 
 
 def experiment(seed: int, **model: int) -> Experiment:

@@ -1,4 +1,4 @@
-"""A point in time in every format that contract/timestamps.py accepts."""
+"""A point in time in every notation that contract/timestamps.py accepts, and an experiment that reads timestamps."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -7,6 +7,39 @@ from hypothesis import strategies as st
 
 from contract.timestamps import MAX_SECONDS, MIN_SECONDS
 
+# An experiment whose log has raw timestamps. Lines for further [[data.fields]] and sections can be added at the end.
+TOML = """
+name = "timed"
+[data]
+reader = "table"
+folder = "timed"
+prepared = "prepared"
+train = "train.csv"
+valid = "valid.csv"
+test = "test.csv"
+label = "click"
+[[data.fields]]
+name = "hour"
+side = "context"
+from = "shown_at"
+transform = "hour"
+timezone = "Europe/Istanbul"
+[[data.fields]]
+name = "weekday"
+side = "context"
+from = "shown_at"
+transform = "weekday"
+timezone = "Europe/Istanbul"
+missing = ["never"]
+[[data.fields]]
+name = "ad"
+side = "candidate"
+[[data.fields]]
+name = "price"
+side = "candidate"
+kind = "numeric"
+transform = "log1p"
+"""
 MOMENTS = st.integers(MIN_SECONDS, MAX_SECONDS - 1)
 ZONES = ("UTC", "Europe/Istanbul", "America/New_York", "Asia/Kolkata", "America/St_Johns", "Pacific/Apia")
 

@@ -49,6 +49,7 @@ pytestmark = pytest.mark.numeric
 SCHEMA = with_missing_vectors(schema_of(3, 2, 2))
 SIZES = [3, 1, 9]
 BASELINES = [name for name in MODELS if name != "stec"]
+# tests/export/graphs/test_share.py exports other models without missing numbers.
 USUAL = ("fm", "autoint")
 
 
@@ -79,7 +80,7 @@ def test_onnxruntime_scores_and_explains_missing_numbers_as_torch_does(name: str
 
 
 def test_a_stec_with_hidden_layers_in_its_head_scores_missing_numbers() -> None:
-    model = a_model(SCHEMA, STECConfig(embedding=8, ffn=16, mlp=(6,)))
+    model = a_model(SCHEMA, STECConfig(embedding=8, blocks=1, ffn=16, mlp=(6,)))
     feed = hide(a_feed(SCHEMA, SIZES))
     (logit,) = session_of(to_onnx(scoring_graph(model, SCHEMA), SCHEMA)).run(None, feed)
     np.testing.assert_allclose(logit, by_torch(model, SCHEMA, feed), rtol=0, atol=3e-5)
@@ -125,7 +126,7 @@ def test_the_folded_graph_and_the_contributions_give_the_models_logit(size: STEC
 
 STECS = {
     "full": a_model(SCHEMA, STECConfig(embedding=8, ffn=16, embedding_std=0.3)),
-    "request": a_model(SCHEMA, STECConfig(embedding=8, ffn=16, embedding_std=0.3, attention="request")),
+    "request": a_model(SCHEMA, STECConfig(embedding=8, blocks=1, ffn=16, embedding_std=0.3, attention="request")),
 }
 Run = Callable[[Feed], NDArray[np.float32]]
 
@@ -203,7 +204,7 @@ def test_fields_with_and_without_a_missing_vector_can_be_mixed() -> None:
     """The values of a field without a missing vector are never NaN."""
     fields = [msgspec.structs.replace(f, missing_vector=True) if f.name == "un0" else f for f in SCHEMA_WITHOUT.fields]
     schema = FeatureSchema((Field("x", "context", "numeric"), *fields))
-    model = a_model(schema, STECConfig(embedding=8, ffn=16, embedding_std=0.3))
+    model = a_model(schema, STECConfig(embedding=8, blocks=1, ffn=16, embedding_std=0.3))
     feed = a_feed(schema, SIZES)
     column = [f.name for f in schema.select("numeric", "context")].index("un0")
     feed["context_values"][:, column] = np.nan
@@ -216,7 +217,7 @@ SCHEMA_WITHOUT = schema_of(3, 2, 2)
 
 
 def test_a_model_without_missing_vectors_has_none_in_its_weights_and_graphs() -> None:
-    model = a_model(SCHEMA_WITHOUT, STECConfig(embedding=8, ffn=16))
+    model = a_model(SCHEMA_WITHOUT, STECConfig(embedding=8, blocks=1, ffn=16))
     assert not [name for name in model.state_dict() if name.endswith("beta")]
     for graph in (ServingGraph, ExplainGraph, ScreenGraph):
         outputs = EXPLANATION if graph is ExplainGraph else EXPLANATION[:1]

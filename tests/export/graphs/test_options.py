@@ -41,7 +41,7 @@ pytestmark = pytest.mark.numeric
 # Two models that together use each option at least once. tests/export/test_bundle.py exports other combinations.
 EXPORTED: list[dict[str, Any]] = [
     {"interaction": "xwx", "scale": "mean", "fusion": "add", "pairs": "upper", "attention": "request", "blocks": 1},
-    {"interaction": "separate", "fusion": "last", "last": "block", "pairs": "upper_diag"},
+    {"interaction": "separate", "fusion": "last", "last": "block", "pairs": "upper_diag", "blocks": 2},
 ]
 SCHEMA = schema_of(3, 2, 1)
 

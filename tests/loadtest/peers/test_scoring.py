@@ -21,6 +21,7 @@ from loadtest.peers.servers import PEERS, Peer, PeerFailed, ensure_venv, peer_se
 from loadtest.reference_model import write_plain
 from loadtest.servers import free_port
 from model.stec.stec import STEC, STECConfig, stec_for
+from tests.support.sharing import made_once
 
 # The order differs from that of the model's inputs: a candidate field is between two context fields.
 SCHEMA = FeatureSchema((Field("user", "context"), Field("ad", "candidate"), Field("page", "context")))
@@ -52,11 +53,14 @@ def model() -> STEC:
 
 
 @pytest.fixture(scope="module")
-def folder(model: STEC, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(model: STEC, shared_folder: Path) -> Path:
     """The model's files in the form that the other servers load."""
-    path = tmp_path_factory.mktemp("peer")
-    write_plain(model, SCHEMA, VOCABULARY, path)
-    return path
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        write_plain(model, SCHEMA, VOCABULARY, path)
+
+    return made_once(shared_folder / "peer", make)
 
 
 def expected(model: STEC, ids: list[list[int]]) -> list[float]:

@@ -63,12 +63,11 @@ def test_a_key_of_the_model_without_effect_is_a_warning(
     assert "warning: model.mlp_dropout = 0.1 has no effect with mlp = []. Remove it" in capsys.readouterr().err
 
 
-def test_the_seed_argument_is_used_and_recorded(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "model.cli.train", str(root / TINY), "--data", str(root)]
-    done = subprocess.run([*command, "--out", str(tmp_path / "run"), "--seed", "5"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "test AUC" in done.stdout
-    assert "epoch 1" in done.stdout
+def test_the_seed_argument_is_used_and_recorded(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(root / TINY), "--data", str(root), "--out", str(tmp_path / "run"), "--seed", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "test AUC" in printed
+    assert "epoch 1" in printed
     assert json.loads((tmp_path / "run" / EXPERIMENT).read_text())["training"]["seed"] == 5
 
 

@@ -27,7 +27,7 @@ from model.layers import FeatureEmbedding, fields_of
 from model.training.batches import Split
 from model.training.fit import predict
 from model.zoo import MODELS, build
-from tests.support.runs import TINY, TOML, make_root, trained_with
+from tests.support.runs import TINY, TOML, trained_with, write_tiny
 
 NEXT = "experiments/next.toml"
 
@@ -35,7 +35,8 @@ NEXT = "experiments/next.toml"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with the prepared logs of two days, and a run on the first."""
-    root = make_root(tmp_path_factory.mktemp("warm"))
+    root = tmp_path_factory.mktemp("warm")
+    write_tiny(root)
     rows = ["--rows", "4000", "500", "500", "--next-day", "4000", "500", "500", "--seed", "2"]
     assert generate.main(["--data", str(root), *rows]) == 0
     text = TOML.replace('folder = "generated"', 'folder = "generated-next-day"').replace('"prepared"', '"next"')

@@ -46,8 +46,8 @@ def test_both_forms_agree_in_float64(
     ("rows", "seeds", "std"),
     [
         *((2, 8, std) for std in (0.01, 0.1, 0.3, 1.0, 3.0)),
-        *((4096, 1, std) for std in (0.01, 1.0)),
-        *(pytest.param(4096, 1, std, marks=pytest.mark.full) for std in (0.1, 0.3, 3.0)),
+        (4096, 1, 1.0),
+        *(pytest.param(4096, 1, std, marks=pytest.mark.full) for std in (0.01, 0.1, 0.3, 3.0)),
     ],
 )
 def test_the_factorized_form_is_as_accurate_in_float32_as_the_plain_one(std: float, rows: int, seeds: int) -> None:

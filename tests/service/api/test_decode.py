@@ -293,9 +293,9 @@ def test_a_byte_order_mark_is_ignored() -> None:
 def test_too_many_candidates_are_refused_before_they_are_decoded() -> None:
     candidate = b'{"id":1,"features":[]},'
     body = b'{"context":{},"on_bad_candidate":"skip","candidates":[' + (candidate * 91_000)[:-1] + b"]}"
-    start_s = time.perf_counter()
+    start_s = time.thread_time()
     problem = refused(body)
-    assert time.perf_counter() - start_s < 0.2
+    assert time.thread_time() - start_s < 0.2
     assert problem.detail.startswith("91000 candidates exceed this server's limit of 1000")
 
 

@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from socket import create_connection
+from statistics import median
 from urllib.parse import urlsplit
 
 import psutil
@@ -12,14 +13,13 @@ import pytest
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
 from service.processes.server import CHECK_S
 from service.telemetry.metrics_folder import FOLDER_VARIABLE
-from tests.support.processes import Server, accepting_workers, children, client_ports, eventually, metric, serving
+from tests.support.processes import Server, accepting_workers, children, client_ports, eventually, serving
 
 
 @pytest.mark.timing
 @pytest.mark.parametrize("pause_s", [0.0, 0.02])
 def test_clients_that_connect_one_after_another_are_spread_evenly(bundle: Path, pause_s: float) -> None:
     with serving(bundle, CTR_WORKERS="2", CTR_TIMEOUT_MS="5000") as server:
-        eventually(lambda: metric(server.url, "ctr_workers") == 2, "two workers are running")
         eventually(lambda: accepting_workers(server) == 2, "both workers accept connections")
         rounds = [shares(server, 16, pause_s) for _ in range(5)]
         # Two rounds may be uneven: on a busy machine, a worker may be suspended for longer than the other one yields.
@@ -57,14 +57,16 @@ def test_a_worker_publishes_its_count_as_soon_as_a_connection_is_closed(bundle: 
 
         connections = [create_connection(("127.0.0.1", port), timeout=10) for _ in range(16)]
         eventually(lambda: count() == 16 == len(client_ports(worker, port)), "all connections are counted")
-        start_s = time.monotonic()
+        waited_s = []
         for left, connection in reversed(list(enumerate(connections))):
+            start_s = time.monotonic()
             connection.close()
             while count() != left:
                 assert time.monotonic() - start_s < 60
                 time.sleep(0.001)
-        # If the count were published only every CHECK_S, each step would take that long.
-        assert time.monotonic() - start_s < len(connections) * CHECK_S / 2
+            waited_s.append(time.monotonic() - start_s)
+        # If the count were published only every CHECK_S, each wait but the first would be as long as that.
+        assert median(waited_s) < CHECK_S / 2
 
 
 def test_a_worker_yields_if_it_has_more_connections_than_another(tmp_path: Path) -> None:

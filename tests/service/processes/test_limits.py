@@ -6,14 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 
 from service.models import store as stores
 from service.telemetry import metrics_folder
 from service.telemetry.metrics_folder import NoSpace, check_space, reserve
 from tests.support.paths import ROOT
-from tests.support.processes import another_bundle, metric, score, serving, without_settings
+from tests.support.processes import another_bundle, get, metric, score, serving, without_settings
 
 SERVE = [sys.executable, "-m", "service", "--workers", "2"]
 
@@ -75,7 +74,7 @@ def test_the_files_of_a_worker_are_allocated_and_fit_into_the_space_that_is_chec
         assert len(files) >= 8
         assert [path.name for path in files if path.stat().st_blocks * 512 < path.stat().st_size] == []
         assert sum(path.stat().st_size for path in folder.iterdir()) <= 2 * metrics_folder.PROCESS_BYTES
-        assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200
+        assert get(f"{server.url}/readyz").status_code == 200
 
 
 def is_of(folder: Path, supervisor: int) -> bool:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.app import a_request
-from tests.support.processes import Server, children, eventually, private_kib, serving
+from tests.support.processes import NO_TLS, Server, children, client_for, eventually, private_kib, serving
 
 SETTINGS = {"CTR_WORKERS": "1", "CTR_TIMEOUT_MS": "5000", "CTR_DRAIN_NOTICE_MS": "3000"}
 
@@ -40,9 +40,7 @@ class Balancer:
                 thread.join(30)
 
     def _probe(self, servers: list[Server]) -> None:
-        with httpx.Client(
-            timeout=5
-        ) as client:  # Creating a client for each probe can take longer than the notice period.
+        with httpx.Client(timeout=5, verify=NO_TLS) as client:
             while not self._stop.is_set():
                 ready = [server for server in list(servers) if is_ready(client, server)]
                 with self._lock:
@@ -65,7 +63,7 @@ class Balancer:
             turn += 1
             server = ready[turn % len(ready)]
             if server.url not in clients:
-                clients[server.url] = stack.enter_context(httpx.Client(base_url=server.url, timeout=30))
+                clients[server.url] = stack.enter_context(client_for(server.url))
             answer = clients[server.url].post("/v1/score", json=a_request(timeout_ms=5000))
             self.answers.append(answer.status_code)
             if answer.headers.get("connection") == "close":
@@ -110,11 +108,11 @@ def test_memory_is_flat_under_mixed_traffic(bundle: Path, requests: int) -> None
 def mixed_traffic(url: str, requests: int, first: int) -> None:
     bad = [b"{", b"[" * 5000, b'{"context": {"user": []}, "candidates": []}', b"\xff"]
     headers = {"Content-Type": "application/json"}
-    client = httpx.Client(base_url=url, timeout=30)
+    client = client_for(url)
     for number in range(first, first + requests):
         if number % 50 == 0:  # Close the connection and open a new one.
             client.close()
-            client = httpx.Client(base_url=url, timeout=30)
+            client = client_for(url)
         if number % 10 == 0:
             assert client.post("/v1/score", content=bad[number // 10 % 4], headers=headers).status_code in (400, 422)
         context = {"user": f"new-{number}", f"ignored-{number}": 1}

@@ -8,7 +8,6 @@ import socket
 import subprocess
 from pathlib import Path
 
-import httpx
 import pytest
 
 from contract.bundle import Calibration, write_manifest
@@ -16,7 +15,7 @@ from contract.golden import GoldenRequest, read_golden, write_golden
 from service.models import verify
 from service.processes.worker import curl
 from tests.support.app import a_request
-from tests.support.processes import Server, serving, start
+from tests.support.processes import Server, get, post, serving, start
 from tests.support.small_bundle import SHIFT, write_small_bundle
 
 
@@ -30,9 +29,9 @@ def test_the_printed_curl_command_works(server: Server) -> None:
 
 @pytest.mark.parametrize("number", ["1", "3"])
 def test_the_printed_curl_command_works_on_a_strict_server(bundle: Path, number: str) -> None:
-    with serving(bundle, CTR_STRICT="true", CTR_MAX_CANDIDATES=number) as strict:
+    with serving(bundle, CTR_STRICT="true", CTR_MAX_CANDIDATES=number, CTR_TIMEOUT_MS="5000") as strict:
         url, body = strict.curl[2], strict.curl[-1]
-        answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=30)
+        answer = post(url, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["scores"]) == int(number)
 
@@ -66,15 +65,15 @@ def is_complete(request: GoldenRequest) -> bool:
 
 
 def test_a_ready_server_scores(server: Server) -> None:
-    assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 200
-    answer = httpx.post(f"{server.url}/v1/score", json=a_request(), timeout=30)
+    assert get(f"{server.url}/readyz").status_code == 200
+    answer = post(f"{server.url}/v1/score", json=a_request())
     assert len(answer.json()["scores"]) == 2
 
 
 @pytest.mark.parametrize(("depth", "status"), [(1000, 422), (1_000_000, 422), (10_000_000, 413)])
 def test_bad_requests_over_a_socket_get_problem_documents(server: Server, depth: int, status: int) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = httpx.post(f"{server.url}/v1/score", content=b"[" * depth, headers=headers, timeout=30)
+    answer = post(f"{server.url}/v1/score", content=b"[" * depth, headers=headers)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
 

@@ -6,10 +6,8 @@ import socket
 import time
 from pathlib import Path
 
-import httpx
-
 from tests.support.app import a_request
-from tests.support.processes import a_free_port, eventually, serving, start
+from tests.support.processes import a_free_port, client_for, eventually, get, serving, start
 
 
 def test_sigterm_stops_the_server_with_exit_code_0(bundle: Path) -> None:
@@ -21,13 +19,13 @@ def test_sigterm_stops_the_server_with_exit_code_0(bundle: Path) -> None:
 
 
 def test_sigterm_lets_a_request_finish(bundle: Path) -> None:
-    with serving(bundle) as server:
+    with serving(bundle, CTR_WORKERS="1") as server:
         host, port = server.url.removeprefix("http://").split(":")
         body = json.dumps(a_request(timeout_ms=5000)).encode()
         head = f"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             connection.sendall(head.encode() + b"\r\n\r\n" + body[:10])
-            httpx.get(f"{server.url}/livez", timeout=30)  # After this response, the server has read the head.
+            get(f"{server.url}/livez")  # After this response, the worker has read the head.
             server.process.send_signal(signal.SIGTERM)
             connection.sendall(body[10:])
             assert b"200 OK" in connection.recv(100)
@@ -71,7 +69,7 @@ def wait_until_the_port_is_open(port: int) -> None:
 
 def test_readyz_returns_503_on_an_open_connection_while_the_server_drains(bundle: Path) -> None:
     slowly = serving(bundle, CTR_DRAIN_NOTICE_MS="5000")
-    with slowly as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with slowly as server, client_for(server.url) as client:
         assert client.get("/readyz").status_code == 200
         server.process.send_signal(signal.SIGTERM)
         eventually(lambda: client.get("/readyz").status_code == 503, "the server is draining")

@@ -16,7 +16,7 @@ import pytest
 from service.processes.supervisor import Supervisor
 from service.settings import Settings
 from service.telemetry.metrics_folder import FOLDER_VARIABLE
-from tests.support.processes import TIMEOUT_S, children, eventually, start
+from tests.support.processes import NO_TLS, TIMEOUT_S, children, eventually, start
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ async def test_starting_a_later_worker_is_retried_while_the_first_serves(
         await until(lambda: children(os.getpid()) != others)
         python.rename(aside)
         await until(lambda: "Cannot start a worker" in caplog.text)
-        async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=NO_TLS) as client:
             port = listener.getsockname()[1]
             assert (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
         aside.rename(python)
@@ -104,7 +104,7 @@ async def test_a_worker_is_replaced_before_the_reason_of_a_sigbus_is_found(
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     others = set(children(os.getpid()))
     supervisor = Supervisor(Settings(bundle=bundle), 1, [listener], tmp_path, print_curl=False)
-    async with running(supervisor), httpx.AsyncClient(timeout=TIMEOUT_S) as client:
+    async with running(supervisor), httpx.AsyncClient(timeout=TIMEOUT_S, verify=NO_TLS) as client:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/readyz"
         await until_ready(client, url)
         (worker,) = set(children(os.getpid())) - others
@@ -112,7 +112,7 @@ async def test_a_worker_is_replaced_before_the_reason_of_a_sigbus_is_found(
         await until(lambda: bool(set(children(os.getpid())) - others - {worker}))
         go_on.set()
         await until(lambda: f"The bundle {bundle} cannot be checked" in caplog.text)
-        async with httpx.AsyncClient(timeout=TIMEOUT_S) as another:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, verify=NO_TLS) as another:
             await until_ready(another, url)
     assert "the disk is gone" in caplog.text
     assert "Stopping because the supervisor failed" not in caplog.text

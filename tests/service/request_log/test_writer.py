@@ -155,7 +155,7 @@ def test_if_the_writer_is_too_slow_lines_are_dropped_and_no_request_waits(
     start_s = time.perf_counter()
     for _ in range(3000):
         log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
-    assert time.perf_counter() - start_s < 2
+    assert time.perf_counter() - start_s < 15  # If each request waited for the writer, 30 s.
     assert dropped(metrics, "queue") > 1000
     monkeypatch.setattr(log._segments, "write", slow)
     log.close()

@@ -11,15 +11,16 @@ import pytest
 from contract.bundle import GOLDEN, open_bundle
 from contract.golden import read_golden
 from export.bundle import export
+from model.baselines.fm import FMConfig
 from model.data.prepare.prepare import prepare
 from model.data.readers.log import SPLITS
 from model.data_config import Data, FieldSpec
 from model.experiment_config import Experiment, Training
 from model.experiments.train import train
-from model.stec.stec import STECConfig
 from service.api.example import example_request
 from service.models import verify
 from tests.support.app import StartApp, problem
+from tests.support.sharing import made_once
 
 DATA = Data(
     reader="table",
@@ -37,8 +38,13 @@ DATA = Data(
 
 
 @pytest.fixture(scope="module")
-def bucket_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("buckets")
+def bucket_bundle(shared_folder: Path) -> Path:
+    return made_once(shared_folder / "buckets", write_bundle) / "bundle"
+
+
+def write_bundle(root: Path) -> None:
+    """Write a log, train a small model on it and export it."""
+    root.mkdir()
     random = np.random.default_rng(1)
     visits = random.integers(-1, 400, 3000)
     columns = {
@@ -50,11 +56,9 @@ def bucket_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in SPLITS:
         pl.DataFrame(columns).write_csv(root / f"{split}.csv")
     prepare(root, DATA)
-    small = STECConfig(embedding=4, blocks=1, heads=2, ffn=8, embedding_std=0.1)
     recipe = Training(epochs=2, batch_size=256, learning_rate=0.01)
-    train(Experiment(name="buckets", data=DATA, model=small, training=recipe), root, root / "run")
+    train(Experiment(name="buckets", data=DATA, model=FMConfig(embedding=4), training=recipe), root, root / "run")
     export(root / "run", root / "bundle")
-    return root / "bundle"
 
 
 @pytest.mark.parametrize("visits", [7, -1, None])

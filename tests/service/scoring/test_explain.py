@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from contract.bundle import EXPLAIN, open_bundle, write_manifest
+from contract.encode import ModelInput
 from contract.golden import read_golden
 from service.runtime.engine import Engine
 from tests.support.app import JSON, StartApp, a_request, app_of, post, problem
@@ -127,10 +128,16 @@ async def test_only_one_explanation_runs_at_a_time_and_a_late_one_is_a_504(
 ) -> None:
     """Block the real engine until the test lets it continue."""
     engine: Engine = app_of(demo).state.serving.model.engine
-    go, explain = threading.Event(), engine.explain
-    monkeypatch.setattr(engine, "explain", lambda request: (go.wait(30), explain(request))[1])
-    late = asyncio.create_task(ask(demo, body(timeout_ms=200)))
-    await asyncio.sleep(0.1)
+    started, go, explain = threading.Event(), threading.Event(), engine.explain
+
+    def explain_later(request: ModelInput) -> Any:
+        started.set()
+        go.wait(30)
+        return explain(request)
+
+    monkeypatch.setattr(engine, "explain", explain_later)
+    late = asyncio.create_task(ask(demo, body(timeout_ms=1000)))
+    assert await asyncio.to_thread(started.wait, 30)
     problem(await ask(demo, body()), 429, None, "Try again later")
     assert (await post(demo, body())).status_code == 200  # Scoring is not blocked.
     problem(await late, 504, None, "Allow more time")

@@ -26,11 +26,24 @@ async def app_with(model: WaitingModel, start: StartApp, **settings: int) -> Asy
         scorer.batcher._run = real
 
 
+async def until_queued(client: httpx.AsyncClient, rows: int) -> None:
+    """Wait until this number of rows is queued, which means that an earlier request is running."""
+    async with asyncio.timeout(30):
+        while f"ctr_queued_rows {rows}.0" not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.001)
+
+
+async def until_running(model: WaitingModel) -> None:
+    async with asyncio.timeout(30):
+        while not model.batches:
+            await asyncio.sleep(0.001)
+
+
 async def test_a_deadline_that_passes_in_the_queue_is_a_504(start: StartApp) -> None:
     model = WaitingModel()
     async with app_with(model, start) as client:
         first = asyncio.create_task(client.post("/v1/score", json=a_request()))
-        await asyncio.sleep(0.05)
+        await until_running(model)
         waiting = asyncio.create_task(client.post("/v1/score", json=a_request()))
         answer = await client.post("/v1/score", json=a_request(timeout_ms=20), headers={"X-Timeout-Ms": "4000"})
         assert answer.status_code == 504
@@ -49,7 +62,7 @@ async def test_a_full_queue_returns_429_with_retry_after(start: StartApp) -> Non
     model = WaitingModel()
     async with app_with(model, start, max_candidates=2, max_queued_rows=3) as client:
         accepted = [asyncio.create_task(client.post("/v1/score", json=a_request())) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        await until_queued(client, 2)
         answer = await client.post("/v1/score", json=a_request())
         assert answer.status_code == 429
         assert answer.headers["retry-after"] == "1"
@@ -82,11 +95,11 @@ async def test_client_disconnect_drops_its_queued_rows(start: StartApp) -> None:
 
     async with app_with(model, start) as client:
         first = asyncio.create_task(client.post("/v1/score", json=a_request()))
-        await asyncio.sleep(0.05)
+        await until_running(model)
         scope = {"type": "http", "method": "POST", "path": "/v1/score", "query_string": b"", "http_version": "1.1"}
         scope["headers"] = [(b"content-type", b"application/json")]
         disconnected = asyncio.create_task(app_of(client)(scope, messages.get, send))
-        await asyncio.sleep(0.05)
+        await until_queued(client, 2)
         messages.put_nowait({"type": "http.disconnect"})
         await asyncio.wait_for(disconnected, 5)
         assert sent[0]["status"] == 499
@@ -99,11 +112,11 @@ async def test_a_cancelled_request_drops_its_queued_rows(start: StartApp) -> Non
     model = WaitingModel()
     async with app_with(model, start) as client:
         first = asyncio.create_task(client.post("/v1/score", json=a_request()))
-        await asyncio.sleep(0.05)
+        await until_running(model)
         cancelled = asyncio.create_task(client.post("/v1/score", json=a_request()))
-        await asyncio.sleep(0.05)
+        await until_queued(client, 2)
         cancelled.cancel()
-        await asyncio.sleep(0.05)
+        await until_queued(client, 0)
         model.go.set()
         assert (await first).status_code == 200
         assert model.batches == [[2]]

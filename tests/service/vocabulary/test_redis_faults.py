@@ -21,7 +21,7 @@ from service.vocabulary import publish as publishing
 from service.vocabulary.publish import publish
 from service.vocabulary.tiered import Unusable, hash_key
 from tests.support.app import StartApp, a_request, score
-from tests.support.processes import a_free_port, eventually
+from tests.support.processes import a_free_port, eventually, get
 from tests.support.processes import start as start_process
 from tests.support.redis_server import RedisServer, looking_up, proxy_before, start_redis, storm, through
 
@@ -371,5 +371,5 @@ def test_server_that_waits_for_its_vocabulary_can_be_stopped(own_bundle: Path) -
 
 def says_503(port: int) -> bool:
     with contextlib.suppress(httpx.TransportError):
-        return "run ctr-publish" in httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=10).text
+        return "run ctr-publish" in get(f"http://127.0.0.1:{port}/readyz").text
     return False

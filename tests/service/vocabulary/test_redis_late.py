@@ -25,7 +25,7 @@ def a_silent_server() -> Iterator[str]:
 @pytest.mark.timing
 async def test_budget_below_the_redis_timeout_is_met_and_opens_the_breaker(start: StartApp) -> None:
     with a_silent_server() as url:
-        async with start(cache_tokens=0, redis_url=url, redis_timeout_ms=10, timeout_ms=8) as client:
+        async with start(cache_tokens=0, redis_url=url, redis_timeout_ms=100, timeout_ms=80) as client:
             answers = [await client.post("/v1/score", json=a_request()) for _ in range(40)]
             scored = [answer.json()["degraded"] for answer in answers if answer.status_code == 200]
             assert len(scored) > 20  # All 40 requests are scored, unless the machine is busy.
@@ -38,8 +38,8 @@ async def test_redis_gets_at_most_half_of_the_remaining_time(bundle: Path) -> No
     with a_silent_server() as url:
         async with looking_up(url, open_bundle(bundle), 5.0) as lookup:
             start_s = time.perf_counter()
-            assert (await lookup.find({"user": ["u1"]}, 0.6)).degraded
-            assert 0.3 <= time.perf_counter() - start_s < 0.6
+            assert (await lookup.find({"user": ["u1"]}, 1.2)).degraded
+            assert 0.6 <= time.perf_counter() - start_s < 1.2
 
 
 async def test_short_budgets_alone_do_not_open_the_breaker(bundle: Path, redis_server: RedisServer) -> None:

@@ -13,24 +13,13 @@ from contract.vocabulary import open_vocabulary
 from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import LOG, Prepared
 from model.data.readers.log import SPLITS
-from model.data_config import Data, FieldSpec
+from model.data_config import FieldSpec
 from model.experiments.trial import load_split, open_log
 from tests.support.runs import DATA as GENERATED
+from tests.support.runs import NUMBERS
 
 CSV = "click,place,ad,depth,bid\n1,a,x,3,1\n0,b,y,5,\n1,a,y,3,3\n0,b,x,5,-1\n"
-DATA = Data(
-    reader="table",
-    folder=".",
-    prepared="prepared",
-    train="train.csv",
-    valid="valid.csv",
-    test="test.csv",
-    label="click",
-    context=("place", "depth"),
-    candidate=("ad", "bid"),
-    numeric=("depth", "bid"),
-    fields=(FieldSpec(name="bid", missing=("-1",)),),
-)
+DATA = msgspec.structs.replace(NUMBERS, fields=(FieldSpec(name="bid", missing=("-1",)),))
 
 
 def prepared(folder: Path, missing_number: Literal["vector", "mean"] | None = None) -> Prepared:

@@ -19,42 +19,10 @@ from model.data.prepare.columns import BadValueError, time_column
 from model.data.prepare.prepared import read_prepared
 from model.data.readers.log import SPLITS
 from tests.support.examples import examples
-from tests.support.timestamps import MOMENTS, ZONES, all_notations
+from tests.support.timestamps import MOMENTS, TOML, ZONES, all_notations
 
 TYPES = [pl.Int64(), pl.Float64(), pl.String()]
 PARTS: tuple[Transform, ...] = ("hour", "weekday", "day")
-TOML = """
-name = "shop"
-[data]
-reader = "table"
-folder = "shop"
-prepared = "prepared"
-train = "train.csv"
-valid = "valid.csv"
-test = "test.csv"
-label = "click"
-[[data.fields]]
-name = "hour"
-side = "context"
-from = "shown_at"
-transform = "hour"
-timezone = "Europe/Istanbul"
-[[data.fields]]
-name = "weekday"
-side = "context"
-from = "shown_at"
-transform = "weekday"
-timezone = "Europe/Istanbul"
-missing = ["never"]
-[[data.fields]]
-name = "ad"
-side = "candidate"
-[[data.fields]]
-name = "price"
-side = "candidate"
-kind = "numeric"
-transform = "log1p"
-"""
 LOG = """click,shown_at,ad,price
 1,2026-01-30T21:30:00Z,a,1
 0,2026-01-31 01:30:00+03:00,b,10
@@ -64,11 +32,11 @@ LOG = """click,shown_at,ad,price
 
 
 def write(folder: Path, log: str, toml: str = TOML) -> str:
-    (folder / "shop").mkdir()
+    (folder / "timed").mkdir()
     for split in SPLITS:
-        (folder / f"shop/{split}.csv").write_text(log)
-    (folder / "shop.toml").write_text(toml)
-    return str(folder / "shop.toml")
+        (folder / f"timed/{split}.csv").write_text(log)
+    (folder / "timed.toml").write_text(toml)
+    return str(folder / "timed.toml")
 
 
 @settings(max_examples=examples(100), deadline=None)
@@ -172,7 +140,7 @@ def test_an_unknown_time_zone_is_refused_before_the_log_is_read(
 ) -> None:
     assert main([write(tmp_path, "", TOML.replace("Istanbul", "Istambul")), "--data", str(tmp_path)]) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert "shop.toml" in error
+    assert "timed.toml" in error
     assert "field \"hour\": timezone 'Europe/Istambul' is unknown" in error
 
 
