@@ -138,7 +138,7 @@ def test_a_large_bad_body_is_refused_soon(text: bytes, end: bytes) -> None:
         start_s = time.thread_time()
         assert refused(body)
         times_s.append(time.thread_time() - start_s)
-    assert min(times_s) < 0.05  # An idle machine takes 0.005 to 0.025. Without limits, 0.35.
+    assert min(times_s) < 0.1  # An idle machine takes 0.005 to 0.045. Without limits, 0.35.
 
 
 BAD_TEXT = [
