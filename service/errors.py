@@ -11,6 +11,7 @@
   x Overloaded        429  the client may try again after `Retry-After` seconds
   x ClientGone        499  the client disconnected before the response
   x Failed            500  a bug or defect in this server; the log has the request's id
+  x NotFinite         500  the model's answer is not a finite number
   x NotReady          503  the server is starting or draining, or its self-test failed
   x DeadlineExceeded  504  the request's deadline passed
 """
@@ -93,6 +94,10 @@ class ClientGone(Problem):
 
 class Failed(Problem):
     status, outcome, title = 500, "failed", "Internal server error"
+
+
+class NotFinite(Failed):
+    """The model's answer is NaN or infinite, usually because the bundle's files were overwritten."""
 
 
 class NotReady(Problem):

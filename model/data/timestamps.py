@@ -1,5 +1,7 @@
 """Columns of timestamps as Unix seconds, parsed like the values of a request in contract/timestamps.py."""
 
+from datetime import UTC, datetime
+
 import polars as pl
 
 from contract.timestamps import MAX_MILLISECONDS, MAX_SECONDS, MIN_MILLISECONDS, MIN_SECONDS, timestamp
@@ -8,6 +10,8 @@ from contract.timestamps import MAX_MILLISECONDS, MAX_SECONDS, MIN_MILLISECONDS,
 REGULAR = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-5][0-9](?:[.,][0-9]+)?Z?$"
 INTEGER = r"^[0-9]{9,13}$"
 EXPECTED_TIME = "expected an ISO 8601 time, or Unix seconds or milliseconds"  # in error messages
+MAX_AHEAD_S = 86_400  # The clocks and time zones of logs may differ by this much.
+MIN_HOUR = 1990010100  # as YYYYMMDDHH
 YEAR_0 = "0000"  # polars has this year, and Python does not
 
 
@@ -29,6 +33,34 @@ def unix_seconds(column: pl.Series) -> pl.Series:
     if dtype in (pl.String, pl.Categorical, pl.Enum) or column.null_count() == len(column):
         return seconds_of_text(column.cast(pl.String).str.strip_chars())
     raise ValueError(f"has the type {dtype}; expected text, timestamps, integers or 64-bit floats")
+
+
+def future_warning(name: str, first: int, last: int, now_s: float) -> str | None:
+    """Return a warning if a log ends in the future, as one does whose times are YYYYMMDDHH and are read as seconds.
+
+    Args:
+        name: The column with the times.
+        first: The oldest time, in Unix seconds.
+        last: The newest time, in Unix seconds.
+        now_s: The present time, in Unix seconds.
+    """
+    if last <= now_s + MAX_AHEAD_S:
+        return None
+    ends = f'column "{name}": the newest time is {datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M}, in the future.'
+    if (hour := as_hour(last)) is None or as_hour(first) is None:
+        return f"{ends} Check the clock and the unit: numbers are read as Unix seconds or milliseconds."
+    return (
+        f"{ends} The values look like YYYYMMDDHH, but numbers are read as Unix seconds. Write {last} as "
+        f'{hour:%Y-%m-%dT%H:00} in the file (in pandas: pd.to_datetime(log["{name}"].astype(str), format="%Y%m%d%H")).'
+    )
+
+
+def as_hour(number: int) -> datetime | None:
+    """Return a number such as 2026013121 as a date with an hour, or None if it is not one."""
+    try:
+        return datetime.strptime(str(number), "%Y%m%d%H").replace(tzinfo=UTC) if number >= MIN_HOUR else None
+    except ValueError:
+        return None
 
 
 def seconds_of_integers(numbers: pl.Series) -> pl.Series:

@@ -25,6 +25,7 @@ from torch import nn
 
 from contract.bundle import SCHEMA, VOCABULARY
 from contract.schema import FeatureSchema, read_schema, write_schema
+from contract.system_errors import explain_denied
 from contract.vocabulary import open_vocabulary
 from model.atomic_folder import new_folder
 from model.data.prepare.prepared import Prepared
@@ -217,9 +218,12 @@ def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMet
         schema = read_schema(folder / SCHEMA)
         sizes = [len(open_vocabulary(folder / VOCABULARY, f.name)) for f in schema.select("categorical")]
         model = build(fields_of(schema, sizes), experiment.model)
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        with (folder / WEIGHTS).open("rb"):  # safetensors reports a file that may not be read as missing.
+            model.load_state_dict(load_file(folder / WEIGHTS))
         if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
             raise ValueError(f"{WEIGHTS} has weights that are not finite")
+    except PermissionError as error:
+        raise ValueError(explain_denied(Path(error.filename or folder))) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split("\n\t")[:2])  # torch's message goes on to list every parameter
         raise ValueError(f"{folder}: its files do not belong together ({reason}). Train again.") from error

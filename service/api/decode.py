@@ -1,6 +1,5 @@
 """Decode request bodies. An invalid body raises a Problem that states where the error is and what to send."""
 
-import re
 from collections.abc import Container, Mapping
 from typing import Any, TypeVar
 
@@ -8,6 +7,7 @@ import msgspec
 from msgspec import Raw
 
 from contract.reader import BadFeature, shorten
+from service.api.lexical_faults import confine_faults, describe_fault
 from service.api.msgspec_errors import InvalidValue, Path, json_path, parse_validation_error
 from service.api.schemas import (
     MAX_PAIRS,
@@ -34,13 +34,6 @@ ANY_VALUE = msgspec.json.Decoder()
 UNREADABLE = (RecursionError, UnicodeDecodeError, msgspec.DecodeError)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-# Surrogate pairs, with text between them, or half of a pair: an escape such as \ud83d without its other half.
-HIGH, LOW = rb"[89abAB][0-9a-fA-F]{2}", rb"[c-fC-F][0-9a-fA-F]{2}"
-PAIR = rb"%b\\u[dD]%b" % (HIGH, LOW)
-SURROGATES = re.compile(rb"\\u[dD](?:%b(?:[^\\]*+\\u[dD]%b)*+|%b|%b)" % (PAIR, PAIR, HIGH, LOW))
-ESCAPE_BYTES = 6
-NOT_UTF8 = b"\xff" * ESCAPE_BYTES
-MAX_LONE_SURROGATES = 10_000
 MAX_EXACT_FLOAT = 2**53 - 1  # Larger integers are rounded when they are read as floats.
 
 EXPECTED_FEATURES = "an object that maps field names to strings, numbers, booleans or null"
@@ -71,7 +64,8 @@ def decode_score_request(
     Args:
         body: The body.
         max_candidates: Maximum number of candidates in a request.
-        names: The fields that the model reads. Other fields may have any value. None means that it reads every field.
+        names: The fields that the model reads. Other fields may have any name and value. None: the model reads every
+            field.
 
     Returns:
         The request, and the errors of candidates that cannot be decoded, by position. Only a request with
@@ -114,8 +108,9 @@ def decode_leniently(
     """Decode a body that msgspec refuses as a whole, part by part.
 
     A part may be valid although msgspec refuses it: 3.0 is an integer, and a field that the model does not read may
-    have any value. With on_bad_candidate = "skip", a part may also be an invalid candidate. A body that is nested about
-    1,000 levels deep is refused as a whole, because msgspec cannot skip such a value.
+    have any name and value. With on_bad_candidate = "skip", a part may also be an invalid candidate. Two kinds of
+    bodies are refused as a whole: those whose brackets, commas, colons or quotation marks are wrong, and those that are
+    nested about 1,000 levels deep, because msgspec cannot skip such a value.
 
     Args:
         request_type: The type of the request.
@@ -123,14 +118,7 @@ def decode_leniently(
     """
     if not body:
         raise NotJson("The body is empty. Send a JSON object.")
-    body = body.removeprefix(BYTE_ORDER_MARK)
-    # Whatever else is wrong, first check whether the body is JSON.
-    try:
-        decoded(ANY_JSON, body, ())
-    except NotJson:
-        body = replace_lone_surrogates(body)
-        decoded(ANY_JSON, body, ())
-    parts = decoded(RAW_OBJECT, body, ())
+    parts = split_request(body.removeprefix(BYTE_ORDER_MARK))
     context = read_features(parts["context"], ("context",), names) if "context" in parts else {}
     raw_candidates = decoded(RAW_LIST, parts["candidates"], ("candidates",)) if "candidates" in parts else []
     request = read_options(request_type, parts, is_empty=not raw_candidates)
@@ -150,27 +138,22 @@ def decode_leniently(
     return request, errors
 
 
-def replace_lone_surrogates(body: bytes) -> bytes:
-    """Replace each lone half of a surrogate pair with the same number of bytes, which are not UTF-8.
-
-    msgspec refuses the whole body because of such an escape, but refuses only the values that are not UTF-8.
-
-    Raises:
-        NotJson: There are more than MAX_LONE_SURROGATES. This limits the time that an invalid body takes.
-    """
-    replaced, found = bytearray(body), 0
-    # The second of two backslashes does not begin an escape.
-    for match in SURROGATES.finditer(body.replace(rb"\\", b"__")):
-        if match.end() - match.start() > ESCAPE_BYTES:
-            continue  # whole pairs
-        found += 1
-        if found > MAX_LONE_SURROGATES:
-            raise NotJson(
-                f"The text is not valid Unicode: it has more than {MAX_LONE_SURROGATES:,} halves of surrogate pairs, "
-                "such as \\ud83d without its other half. Cut strings only between characters."
-            )
-        replaced[match.start() : match.end()] = NOT_UTF8
-    return bytes(replaced)
+def split_request(body: bytes) -> dict[str, Raw]:
+    """Return the request's fields. Raises Problem if this is not a JSON object, whatever else is wrong with it."""
+    refused: Problem | None = None
+    try:
+        decoded(ANY_JSON, body, ())
+        body.decode()
+    except NotJson as problem:
+        refused = problem
+        body = confine_faults(body)
+    except UnicodeDecodeError:
+        body = confine_faults(body)
+    try:
+        parts: dict[str, Raw] = decoded(RAW_OBJECT, body, ())
+        return parts
+    except Problem as problem:
+        raise refused or problem from None
 
 
 def read_options(request_type: type[AnyRequest], parts: Mapping[str, Raw], is_empty: bool) -> AnyRequest:
@@ -276,11 +259,7 @@ def problem_at(error: Exception, path: Path) -> Problem:
         return invalid_value(parse_validation_error(error), path)
     where = json_path(path) if path else None
     if isinstance(error, UnicodeDecodeError):
-        return NotJson(
-            "The text is not valid Unicode: it contains bytes that are not UTF-8, or half of a surrogate pair, such as "
-            "\\ud83d without its other half. Cut strings only between characters, and encode the body as UTF-8.",
-            where,
-        )
+        return NotJson(describe_fault(error), where)
     if isinstance(error, msgspec.DecodeError):
         return NotJson(f"{error}. Send valid JSON, which has no NaN and no Infinity.", where)
     what = f"The value is nested too deeply. Expected {expected(path)}."

@@ -13,13 +13,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import ClientGone, Failed, Problem
+from service.errors import ClientGone, Failed, NotFinite, Problem
 from service.telemetry.json_logging import FIELDS, fields, frames
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")  # printable ASCII without the space: safe in a header and in a log
 MAX_QUOTED_CHARS = 100  # maximum characters of a path or a method that a message quotes
+NOT_FINITE = (
+    "The model's answer is not a finite number. The usual cause is that the bundle's files were overwritten while the "
+    "server used them. The server's log has the details under this request_id."
+)
 INTERNAL_ERROR = "The server failed to process this request. Its log has the details under this request_id."
 
 
@@ -69,6 +73,8 @@ def only_problems(request: Request, log_values: bool) -> Iterator[None]:
         raise ClientGone("The client disconnected.") from None
     except Exception as error:
         log_failure(request, error, log_values)
+        if isinstance(error, FloatingPointError):
+            raise NotFinite(NOT_FINITE) from error
         raise Failed(INTERNAL_ERROR) from error
 
 

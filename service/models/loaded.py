@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle, unreadable
+from contract.bundle import GOLDEN, Bundle, BundleError, OutOfResources, open_bundle, unreadable
 from contract.cpu_quota import available_cpus
 from contract.encode import Encoder, ModelInput
 from contract.golden import TOLERATED, Difference, GoldenRequest, largest_difference, max_difference, read_golden
 from service.api.auth import ApiKeys
+from service.errors import NotFinite
+from service.models.file_changes import Stamp, changed_files, stamps
 from service.request_log.writer import RequestLog
 from service.runtime.engine import Engine, empty_request, explained_difference, open_engine
 from service.scoring.admission import Admission
@@ -44,6 +46,8 @@ class Model:
     Attributes:
         golden: The golden requests of the self-test. Empty if another process has already verified the bundle.
         readiness: Whether the self-test has passed, and if not, why.
+        opened: The state of the bundle's files when it was opened (see stamps()).
+        damaged: Set when the bundle's files turn out to be overwritten, so that the process must be replaced.
     """
 
     bundle: Bundle
@@ -52,7 +56,10 @@ class Model:
     explainer: Explainer
     golden: list[GoldenRequest]
     readiness: Readiness
+    opened: dict[str, Stamp]
+    damaged: asyncio.Event
     _users: int = 0
+    _checking: "asyncio.Task[None] | None" = None
 
     @property
     def version(self) -> str:
@@ -60,12 +67,51 @@ class Model:
 
     @contextmanager
     def in_use(self) -> Iterator["Model"]:
-        """Keep the model open during the block."""
+        """Keep the model open during the block. If the model's answer is not finite, check the bundle's files."""
         self._users += 1
         try:
             yield self
+        except NotFinite:
+            self.suspect_files()
+            raise
         finally:
             self._users -= 1
+
+    def suspect_files(self) -> None:
+        """If files of the bundle were written to, score no more requests until their digests have been checked."""
+        if self._checking is not None and not self._checking.done():
+            return
+        changed = changed_files(self.bundle, self.opened)
+        if changed and not self.damaged.is_set():
+            self.readiness.problem = (
+                f"Files of the bundle were changed while the server used them: {', '.join(changed)}. "
+                "The server is checking them."
+            )
+            self._checking = asyncio.create_task(self.check_files(changed))
+
+    async def check_files(self, changed: list[str]) -> None:
+        """Set `damaged` if files of the bundle no longer have their digests. Otherwise, score requests again."""
+        opened = stamps(self.bundle)
+        try:
+            await asyncio.to_thread(open_bundle, self.bundle.folder, vocabulary=bool(self.bundle.vocabularies))
+        except OutOfResources as error:
+            log.error("the model's answer is not finite, and the bundle's files cannot be checked: %s", error)
+            self.readiness.problem = None
+            return
+        except BundleError as error:
+            self.readiness.problem = (
+                f"Files of the bundle were overwritten while the server used them: {', '.join(changed)}. Restore them."
+            )
+            log.error(
+                "%s. Never overwrite the files of a bundle that is served: use ctr-store, or rename folders.", error
+            )
+            self.damaged.set()
+            return
+        log.warning(
+            "the model's answer is not finite. The files %s were written to, but have not changed.", ", ".join(changed)
+        )
+        self.opened = opened
+        self.readiness.problem = None
 
     async def self_test(self) -> None:
         """Mark the model ready if, on this machine, its answers to the golden requests match the exporter's."""
@@ -146,6 +192,7 @@ class SharedParts:
         keys: The clients' API keys. None if no key is required.
         log: The request log. None if it is off.
         recent: Bodies of recent requests, used to warm up a new model.
+        damaged: Set when the files of the bundle that is served turn out to be overwritten.
     """
 
     settings: Settings
@@ -154,6 +201,7 @@ class SharedParts:
     keys: ApiKeys | None
     log: RequestLog | None
     recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=RECENT_REQUESTS))
+    damaged: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 async def open_model(folder: Path, shared: SharedParts, verified: bool = False) -> Model:
@@ -173,6 +221,7 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
     bundle = await asyncio.to_thread(
         open_bundle, folder, vocabulary=settings.vocabulary == "bundle", verify=not verified
     )
+    opened = stamps(bundle)
     if shared.log is not None:
         shared.log.check(bundle.schema)
     golden: list[GoldenRequest] = []
@@ -210,7 +259,8 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
         log=shared.log,
         recent=shared.recent,
     )
-    return Model(bundle, engine, scorer, Explainer(scorer, engine, bundle.schema), golden, readiness)
+    explainer = Explainer(scorer, engine, bundle.schema)
+    return Model(bundle, engine, scorer, explainer, golden, readiness, opened, shared.damaged)
 
 
 def open_and_measure(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCost]:

@@ -34,6 +34,11 @@ class ModelManager:
         self._loading = asyncio.Lock()
         self._testing: asyncio.Task[None] | None = None
 
+    @property
+    def damaged(self) -> asyncio.Event:
+        """Set when the files of the model's bundle turn out to be overwritten."""
+        return self._shared.damaged
+
     def start(self) -> None:
         """Start the self-test of the first model. /readyz reports its result."""
         self._shared.metrics.set_model(self.model.bundle.manifest.name, self.model.version)

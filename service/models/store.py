@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from contract.bundle import BundleError, Manifest, open_bundle
+from contract.golden import TOLERATED
 from contract.system_errors import explain_denied
 
 VERSIONS = "versions"
@@ -27,8 +28,10 @@ CURRENT = "current"
 LOCK = "lock"
 UNFINISHED = ".unfinished-"
 MAX_PREVIOUS = 100
+HOW_TO_SKIP_CHECK = "To activate it in spite of this, add --force"
 VERSION = re.compile(r"[0-9a-f]{64}")
 MIN_PREFIX_CHARS = 6
+SHORT = 12  # characters of a version in a message
 COMMANDS = {
     "add": "verify a bundle and copy it into the store",
     "list": "list the versions, and show which one is current",
@@ -66,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "add":
             command.add_argument("bundle", type=Path, help="the bundle's folder")
             command.add_argument("--activate", action="store_true", help="also make the version current")
-            command.add_argument("--force", action="store_true", help="add the bundle even if it has warnings")
+            command.add_argument(
+                "--force", action="store_true", help="add the bundle in spite of its warnings or wrong golden answers"
+            )
         if name in ("activate", "remove"):
             command.add_argument("version", help="the version, or its first characters")
     arguments = parser.parse_args(argv)
@@ -89,6 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
     store: Path = arguments.store
     match arguments.command:
         case "add":
+            if arguments.activate and not arguments.force:
+                check_answers(arguments.bundle)
             manifest, is_new = add(store, arguments.bundle, arguments.force)
             print(f"{'added' if is_new else 'already there:'} {manifest.name} {manifest.version}")
             if arguments.activate:
@@ -247,6 +254,25 @@ def add(store: Path, bundle: Path, force: bool = False) -> tuple[Manifest, bool]
         return manifest, True
 
 
+def check_answers(folder: Path) -> None:
+    """Raise StoreError if a bundle's answers to its golden requests are wrong on this machine, as in ctr-verify."""
+    # onnxruntime takes long to import, and other commands do not need it.
+    from service.models.verify import golden_difference
+    from service.runtime.onnx_session import EngineMissing
+
+    try:
+        difference = golden_difference(open_bundle(folder))
+    except BundleError:
+        raise
+    except (EngineMissing, ValueError) as error:
+        raise StoreError(f"{folder}: the golden requests cannot be checked: {error}. {HOW_TO_SKIP_CHECK}") from error
+    if not difference.is_tolerated:
+        raise StoreError(
+            f"{folder}: the answers to the golden requests differ from the exporter's by {difference}, more than "
+            f"{TOLERATED}. A server would refuse this bundle: export the run again. {HOW_TO_SKIP_CHECK}"
+        )
+
+
 def activate(store: Path, version: str) -> str:
     """Make a version current. Return the full version.
 
@@ -295,14 +321,29 @@ def rollback(store: Path) -> str:
         StoreError: The store does not exist, or no previous version is left.
     """
     with locked(store):
-        pointer = read_pointer(store)
-        previous = [] if pointer is None else pointer.previous
-        stored = stored_versions(store)
-        index = next((index for index, version in enumerate(previous) if version in stored), None)
-        if index is None:
+        previous = previous_versions(store)
+        if not previous:
             raise StoreError(f"{store} has no previous version to go back to: see ctr-store list {store}")
-        write_pointer(store, Pointer(previous[index], previous[index + 1 :]))
-        return previous[index]
+        write_pointer(store, Pointer(previous[0], previous[1:]))
+        return previous[0]
+
+
+def previous_versions(store: Path) -> list[str]:
+    """Return the previously current versions, newest first, without those before the first one that still exists."""
+    pointer = read_pointer(store)
+    previous = [] if pointer is None else pointer.previous
+    stored = stored_versions(store)
+    index = next((index for index, version in enumerate(previous) if version in stored), len(previous))
+    return previous[index:]
+
+
+def how_to_activate(store: Path, version: str) -> str:
+    """Return the command that makes a version current: a rollback, if it leads to this version."""
+    try:
+        leads_there = previous_versions(store)[:1] == [version]
+    except StoreError:
+        leads_there = False
+    return f"ctr-store rollback {store}" if leads_there else f"ctr-store activate {store} {version[:SHORT]}"
 
 
 def find_version(store: Path, prefix: str) -> str:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
+from contract.cpu_quota import limit_threads
 from contract.encode import Encoder
 from contract.golden import TOLERATED, Difference, GoldenRequest, largest_difference, max_difference, read_golden
 from contract.reader import BadFeature
@@ -31,6 +32,7 @@ class RefusedAsStrict(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 0 if the answers match, 1 if a probability differs, or 2 after an error message."""
+    limit_threads()
     parser = argparse.ArgumentParser("ctr-verify", description="Check a bundle, or a server that serves it.")
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     mode = parser.add_mutually_exclusive_group()
@@ -88,6 +90,16 @@ def verify_golden(bundle: Bundle, url: str | None) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def golden_difference(bundle: Bundle) -> Difference:
+    """Return by how much the answers on this machine differ from the exporter's at most.
+
+    Raises:
+        ValueError, EngineMissing: The golden requests or the graphs cannot be read, or onnxruntime is missing.
+    """
+    answer = golden_answers(open_engine(bundle, threads=1), bundle)
+    return compare(answer, read_golden(bundle.folder / GOLDEN))[0]
 
 
 def compare(answer: Answer, golden: Sequence[GoldenRequest]) -> tuple[Difference, list[int]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from service.models.preflight import check, version_of
-from service.models.store import CURRENT, StoreError, current_bundle, servable_bundles
+from service.models.store import CURRENT, StoreError, current_bundle, how_to_activate, servable_bundles
 from service.processes.ipc import Reply
 from service.processes.worker_process import WorkerProcess
 from service.settings import Settings
@@ -99,14 +99,15 @@ class Reloader:
 
     def report_fallback(self, problem: str) -> None:
         """Log and count that the store's current version is not served."""
+        assert self._settings.store is not None, "only a store has other versions"
         self._outcomes.labels("refused").inc()
         self._is_refused.set(1)
         log.error(
-            "The store's current version %s %s. Falling back to %s. Activate a good version: ctr-store rollback %s",
+            "The store's current version %s %s. Falling back to %s. To make it current: %s",
             self.current,
             problem,
             self.folder.name,
-            self._settings.store,
+            how_to_activate(self._settings.store, self.folder.name),
         )
 
     async def reload(self) -> Reply:

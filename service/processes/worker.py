@@ -99,7 +99,7 @@ class Worker:
         """Open the model and serve it until the server is stopped.
 
         Raises:
-            BundleError: The bundle cannot be opened, or fails the self-test that `--tested` waits for.
+            BundleError: The bundle cannot be opened, fails the self-test that `--tested` waits for, or was overwritten.
         """
         listening = socket.socket(fileno=arguments.listener)
         bound_apps = [BoundApp(listening, self._app), *self.bind_admin(arguments.admin_listener)]
@@ -117,7 +117,16 @@ class Worker:
                 return
             announcing = asyncio.create_task(self.announce(listening, arguments.print_curl))
             stack.callback(announcing.cancel)
+            watching = asyncio.create_task(self.stop_if_damaged())
+            stack.callback(watching.cancel)
             await self._server.serve_on(bound_apps)
+            if self._serving.damaged.is_set():
+                raise BundleError(f"bundle {self._serving.model.bundle.folder} was overwritten: see the log")
+
+    async def stop_if_damaged(self) -> None:
+        """Stop when files of the bundle were overwritten. The supervisor then opens it again, or falls back."""
+        await self._serving.damaged.wait()
+        self._server.stop()
 
     def check_limits(self) -> None:
         """Check the system's limits, now that the model is open and all metrics exist.

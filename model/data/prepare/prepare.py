@@ -23,7 +23,7 @@ from model.data.prepare.summary import useless_fields
 from model.data.prepare.writing import load_column, read_chunks, write_ids, write_values
 from model.data.readers import avazu, criteo, frappe, generated, movielens, table
 from model.data.readers.log import Log, check_rows_read
-from model.data.sentinels import find_sentinels
+from model.data.sentinels import find_sentinels, without_codes
 from model.data_config import Data
 
 READERS: dict[str, Callable[[Path, Data], Log]] = {
@@ -109,7 +109,9 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
         if data.has_missing_vector:
             field = msgspec.structs.replace(field, missing_vector=True)
         numbers = load_column(column_file(scratch, "train", field.name))
-        return measure(field, numbers, data.clip_share), find_sentinels(numbers)
+        found = find_sentinels(numbers)
+        usual = without_codes(numbers, found) if data.clip_share else numbers
+        return measure(field, usual, data.clip_share), found
 
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         rows = np.sum([read_split(log, split, values, row_values, scratch, pool) for split in log.splits], axis=0)

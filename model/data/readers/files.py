@@ -42,13 +42,24 @@ def find_files(folder: Path, patterns: Sequence[str], hint: str) -> list[Source]
     for pattern in patterns:
         sources = fetch(pattern) if "://" in pattern else find_local(folder, pattern)
         if not sources:
-            raise ValueError(f"{pattern if '://' in pattern else folder / pattern}: no such file. {hint}")
+            named = pattern if "://" in pattern else folder / pattern
+            raise ValueError(f"{named}: {why_empty(named)}. {hint}")
         for source in sources:
             if source.name in found:
                 first = found[source.name][0]
                 raise ValueError(f'{source.name}: listed twice, by "{first}" and by "{pattern}". Remove one.')
             found[source.name] = (pattern, source)
     return [found[name][1] for name in sorted(found)]
+
+
+def why_empty(named: str | Path) -> str:
+    """Return why a path, glob, folder or URL names no files."""
+    if isinstance(named, str) or not named.is_dir():
+        return "no such file"
+    return (
+        'the folder has no data files. Files whose names begin with "_" or ".", such as _SUCCESS, are not read; '
+        "those that end with .parquet, .csv, .tsv or .txt are, the last three also with .gz or .zst"
+    )
 
 
 def reject_shared_files(splits: Mapping[str, Sequence[Source]]) -> None:

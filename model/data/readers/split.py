@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import polars as pl
 
 from contract.tokens import marked_numbers, token
 from model.data.readers.log import FILE, LINE
-from model.data.timestamps import EXPECTED_TIME, unix_seconds
+from model.data.timestamps import EXPECTED_TIME, future_warning, unix_seconds
 from model.data_config import Data, SplitAtRandom, SplitByTime
 
 SHARES = (8, 1, 1)  # train : valid : test
@@ -69,6 +70,8 @@ def split_by_time(
         ValueError: If a time is missing or cannot be read, or a part is empty.
     """
     first, last = first_and_last(frame, column, position)
+    if warning := future_warning(column, first, last, datetime.now(UTC).timestamp()):
+        print(f"warning: {warning}", file=sys.stderr)
     valid, test, gap = (seconds_of(text) if text else 0 for text in (split.valid, split.test, split.gap))
     valid_end = last - test - gap
     train_end = valid_end - valid - gap

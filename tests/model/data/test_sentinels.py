@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from contract.schema import Field
 from contract.tokens import absent_numbers
+from model.cli.inspect import main as inspect
 from model.cli.prepare import main
+from model.data.prepare.prepared import read_prepared
 from model.data.readers.log import SPLITS
-from model.data.sentinels import find_sentinels
+from model.data.sentinels import find_sentinels, without_codes
 
 TOML = """
 name = "shop"
@@ -56,6 +58,32 @@ def test_several_sentinels_are_found() -> None:
 def test_a_common_code_is_a_sentinel_even_once() -> None:
     for value in (2**31 - 1, -(2**63), 2**63 - 1, -999999, 999999999):
         assert find_sentinels(np.append(PRICES, float(value))) == {str(value): pytest.approx(1e-4, rel=0.01)}
+
+
+PAIRS = [
+    (2**31 - 1, -999999),
+    (2**31 - 1, -(2**31)),
+    (2**63 - 1, -(2**63)),
+    (999999, -999999),
+    (2**63 - 1, 2**31 - 1),
+    (-999, -99999),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("rows", [9, 300, 10_000])
+def test_two_codes_are_sentinels_even_once_each_and_do_not_distort_the_others(pair: tuple[int, int], rows: int) -> None:
+    numbers = np.append(PRICES[:rows], np.array(pair, np.float64))
+    found = find_sentinels(numbers)
+    assert set(found) == {str(value) for value in pair}
+    np.testing.assert_array_equal(without_codes(numbers, found), [*PRICES[:rows], math.nan, math.nan])
+
+
+def test_a_frequent_code_distorts_the_others_only_if_it_is_very_far() -> None:
+    near, far = with_values(999.0), with_values(999999.0)
+    np.testing.assert_array_equal(without_codes(near, find_sentinels(near)), near)
+    assert np.nanmax(without_codes(far, find_sentinels(far))) == np.max(far[far != 999999])
+    assert not np.isnan(without_codes(np.full(10, -999.0), ["-999"])).any()
 
 
 @pytest.mark.parametrize(
@@ -102,3 +130,27 @@ def test_ctr_prepare_warns_of_a_sentinel_and_names_the_key(tmp_path: Path, capsy
         file.write('missing = ["-999"]\n')
     assert main([str(toml), "--data", str(tmp_path)]) == 0
     assert "-999" not in capsys.readouterr().out
+
+
+def test_two_codes_in_a_small_log_are_both_named_and_leave_the_statistics_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in SPLITS:
+        codes = ["2147483647", "999999"] if split == "train" else []
+        bids = [*codes, *(f"{row % 61 / 10}" for row in range(200))]
+        rows = [f"{row % 2},u{row % 3},a{row % 5},{bid}" for row, bid in enumerate(bids)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["click,user,ad,bid", *rows, ""]))
+    toml = tmp_path / "shop.toml"
+    toml.write_text(TOML)
+    assert main([str(toml), "--data", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert 'add missing = ["2147483647"]' in printed
+    assert 'add missing = ["999999"]' in printed
+    bid = read_prepared(tmp_path / "prepared").schema.fields[-1]
+    assert (bid.name, bid.seen) == ("bid", (0.0, 6.0))
+    assert bid.mean == pytest.approx(2.8, abs=0.1)
+    assert bid.std == pytest.approx(1.76, abs=0.1)
+    assert inspect([str(tmp_path / "train.csv")]) == 0
+    printed = capsys.readouterr().out
+    for code in ("2147483647", "999999"):
+        assert f'column "bid": {code} is in 0.50% of the sampled rows' in printed

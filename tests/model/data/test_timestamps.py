@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.timestamps import timestamp
-from model.data.timestamps import unix_seconds
+from model.data.timestamps import future_warning, unix_seconds
 from tests.support.examples import examples
 from tests.support.timestamps import all_notations
 
@@ -81,3 +81,28 @@ def test_a_column_of_another_type_is_refused(dtype: pl.DataType) -> None:
     values = [[1]] if isinstance(dtype, pl.List) else [1]
     with pytest.raises(ValueError, match=r"has the type .*; expected text, timestamps, integers or 64-bit floats"):
         unix_seconds(pl.Series(values, dtype=dtype, strict=False))
+
+
+NOW_S = datetime(2026, 3, 1, tzinfo=UTC).timestamp()
+
+
+def test_a_column_of_dates_with_hours_is_named_with_the_way_out() -> None:
+    warning = future_warning("hour", 2026013100, 2026013121, NOW_S)
+    assert warning is not None
+    assert "the newest time is 2034-03-15" in warning
+    assert "look like YYYYMMDDHH" in warning
+    assert "Write 2026013121 as 2026-01-31T21:00 in the file" in warning
+    assert 'pd.to_datetime(log["hour"].astype(str), format="%Y%m%d%H")' in warning
+
+
+@pytest.mark.parametrize("last", [2026013124, 2026013221, 1990010099, 4102444799])
+def test_another_time_in_the_future_is_named_too(last: int) -> None:
+    warning = future_warning("hour", int(NOW_S), last, NOW_S)
+    assert warning is not None
+    assert "Check the clock and the unit" in warning
+    assert "YYYYMMDDHH" not in warning
+
+
+def test_a_log_that_ends_today_is_not_in_the_future() -> None:
+    assert future_warning("time", 2026013100, int(NOW_S), NOW_S) is None
+    assert future_warning("time", 0, int(NOW_S) + 86_400, NOW_S) is None

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from contract.bundle import SCHEMA
 from contract.schema import FeatureSchema, read_schema, write_schema
+from contract.system_errors import describe
 from model.cli.train import main
 from model.data.prepare.prepared import read_prepared
 from model.experiment_config import read_experiment
@@ -27,6 +28,7 @@ from model.experiments.train import train
 from model.experiments.trial import fingerprint, load_split
 from model.training.fit import predict
 from model.training.metrics import evaluate
+from tests.support.permissions import another_user, public_folder
 from tests.support.runs import TINY, copy_to_change, make_root
 
 
@@ -94,6 +96,22 @@ def test_an_experiment_of_another_size_is_rejected(root: Path, tmp_path: Path) -
     (copied / EXPERIMENT).write_bytes(msgspec.json.encode(document))
     with pytest.raises(ValueError, match="do not belong together"):
         open_run(copied)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, METRICS, "vocabulary"])
+def test_a_file_that_may_not_be_read_is_reported_with_the_missing_permission(root: Path, name: str) -> None:
+    with public_folder() as folder:
+        run = folder / "run"
+        copy_to_change(root / "run", run)
+        run.chmod(0o755)
+        (run / name).chmod(0)
+        with another_user(), pytest.raises((ValueError, PermissionError)) as error:
+            open_run(run)
+        (run / name).chmod(0o755)
+    message = describe(error.value)
+    assert "may not" in message
+    assert str(run / name) in message
+    assert "Train again" not in message
 
 
 def change_a_weight(run: Path) -> None:

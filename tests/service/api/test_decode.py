@@ -9,12 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.decode import (
-    MAX_LONE_SURROGATES,
-    decode_explain_request,
-    decode_score_request,
-    replace_lone_surrogates,
-)
+from service.api.decode import decode_explain_request, decode_score_request
 from service.api.schemas import ScoreRequest
 from service.errors import BadRequest, NotJson, Problem
 from tests.support.app import a_request
@@ -42,7 +37,12 @@ def refused(body: bytes) -> Problem:
         b'{"context":{},"candidates":[{"id":1,"features":{"item":1e999}},',
         b'{"context":{},"candidates":[{"id":1,"features":{"item":1e999}},3',
         b'{"context":{"a":"\xff"},"candidates":[{"id":1,"features":[]}],"on_bad_candidate":"skip"}',
-        rb'{"context":{},"candidates":[{"id":1,"features":{"a":"\x"}}],"on_bad_candidate":"skip"}',
+        rb'{"context":{"a":"\x"},"candidates":[{"id":1,"features":{}}],"on_bad_candidate":"skip"}',
+        b'{"context":{},"candidates":[{"id":1,"features":{"a":NaN}}],"on_bad_candidate":"skip"',
+        b'{"context":{},"candidates":[{"id":1,"features":{"a":NaN}}],"on_bad_candidate":NaN}',
+        b'{"context":{},"candidates":[{"id":1,"features":{"a":"say "hi""}}],"on_bad_candidate":"skip"}',
+        b"context=1&candidates=2",
+        b"NaN",
     ],
 )
 def test_a_body_that_is_not_json_is_a_400_whatever_else_is_wrong_with_it(body: bytes) -> None:
@@ -119,67 +119,11 @@ def give_a_request_or_a_problem(body: bytes) -> None:
 
 
 GOOD = '{"id": 1, "features": {"item": 4082}}'
-LONE = [
-    "\\\\ud83d\\ude00",
-    "\\ud83d\\\\",
-    "\\ud83d\\\\\\ude00",
-    "\\\\\\ude00",
-    "\\ud83d\\ude00x\\ud83d",
-    "\\ud83d",
-    "\\uDE00",
-    "\\ud83d\\ud83d",
-    "\\\\\\ud83d",
-    "\\ud83d\\n",
-    "\\ud83d\\ude00\\ude00",
-]
-WHOLE = ["\\ud83d\\ude00", "\\\\ud83d", "\\n\\\\ud83d", "ud83d", "\\u00e9"]
 
 
 def body_with(*candidates: str, **options: Any) -> bytes:
     rest = "".join(f', "{name}": {json.dumps(value)}' for name, value in options.items())
     return f'{{"context": {{"user": "u1"}}, "candidates": [{", ".join(candidates)}]{rest}}}'.encode()
-
-
-@pytest.mark.parametrize("text", LONE)
-def test_half_of_a_surrogate_pair_is_found(text: str) -> None:
-    assert replace_lone_surrogates(text.encode()).count(b"\xff") >= 6
-    with pytest.raises(msgspec.DecodeError):
-        msgspec.json.decode(f'"{text}"')
-
-
-@pytest.mark.parametrize("text", WHOLE)
-def test_other_escapes_are_not_half_of_a_surrogate_pair(text: str) -> None:
-    assert replace_lone_surrogates(text.encode()) == text.encode()
-    assert msgspec.json.decode(f'"{text}"')
-
-
-@settings(deadline=None, max_examples=examples(500))
-@given(st.lists(st.sampled_from(["\\ud83d", "\\ude00", "ud83d", "ude00", "\\\\", "\\n", "x", "\\u0041"]), max_size=6))
-def test_a_string_can_be_decoded_unless_it_has_half_of_a_surrogate_pair(parts: list[str]) -> None:
-    text = "".join(parts)
-    try:
-        msgspec.json.decode(f'"{text}"')
-    except msgspec.DecodeError:
-        # The result is still a string, so only this value is refused.
-        replaced = replace_lone_surrogates(f'"{text}"'.encode())
-        assert b"\xff" in replaced
-        with pytest.raises(UnicodeDecodeError):
-            msgspec.json.decode(replaced)
-    else:
-        assert replace_lone_surrogates(text.encode()) == text.encode()
-
-
-def test_only_the_halves_of_pairs_are_replaced() -> None:
-    text = rb'"\ud83d\ude00 \\\ude00 \ud83d\ude00\ud83d \\ud83d"'
-    assert replace_lone_surrogates(text) == rb'"\ud83d\ude00 \\%b \ud83d\ude00%b \\ud83d"' % (b"\xff" * 6, b"\xff" * 6)
-
-
-def test_a_body_may_have_ten_thousand_lone_surrogates() -> None:
-    body = b'{"context":{"page":"%b"},"candidates":[{"id":1,"features":{}}]}'
-    request, errors = decode_score_request(body % (rb"\ud83d " * MAX_LONE_SURROGATES), MAX_CANDIDATES, {"user"})
-    assert (request.context, errors) == ({"page": None}, {})
-    with pytest.raises(NotJson, match="more than 10,000 halves of surrogate pairs"):
-        decode_score_request(body % (rb"\ud83d " * (MAX_LONE_SURROGATES + 1)), MAX_CANDIDATES, {"user"})
 
 
 @pytest.mark.timing
@@ -194,10 +138,13 @@ def test_a_large_bad_body_is_refused_soon(text: bytes, end: bytes) -> None:
         start_s = time.thread_time()
         assert refused(body)
         times_s.append(time.thread_time() - start_s)
-    assert min(times_s) < 0.05  # An idle machine takes 0.005 to 0.025. Without limits, 0.35.
+    assert min(times_s) < 0.1  # An idle machine takes 0.005 to 0.045. Without limits, 0.35.
 
 
-BAD_TEXT = [b'"\xff"', rb'"\ud83d"', rb'"Summer \ud83d sale"', b"1e999", b"9" * 5000]
+BAD_TEXT = [
+    *(b'"\xff"', rb'"\ud83d"', rb'"Summer \ud83d sale"', b"1e999", b"9" * 5000),
+    *(b"NaN", b"-Infinity", b"007", b"True", b'"a\tb"', rb'"\x"', rb'"\u12"'),
+]
 
 
 @pytest.mark.parametrize("value", BAD_TEXT)
@@ -217,6 +164,78 @@ def test_a_value_that_the_model_reads_is_refused_with_its_path(value: bytes) -> 
     assert refused(b'{"context":{"user":%b},"candidates":[]}' % value).path == "$.context.user"
 
 
+BAD_NAMES = [rb"\ud83d", b"\xff", b"a\tb", rb"C:\dir", rb"\u12", rb"\\\ude00"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("skip", [b"", b',"on_bad_candidate":"skip"'])
+def test_a_broken_name_is_a_name_that_the_model_does_not_read(name: bytes, skip: bytes) -> None:
+    body = b'{"context":{"user":"u1","%b":1},"candidates":[{"id":1,"%b":1,"features":{"item":1,"%b" : "x"}}]%b}'
+    request, errors = decode_score_request(body % (name, name, name, skip), MAX_CANDIDATES, {"user", "item"})
+    assert not errors
+    for features, read in ((request.context, "user"), (request.candidates[0].features, "item")):
+        assert len(features) == 2
+        assert read in features
+        assert features[read] is not None
+    explained = decode_explain_request(body % (name, name, name, b""), MAX_CANDIDATES, {"user", "item"})
+    assert explained.context == request.context
+
+
+def test_broken_names_differ_as_the_names_in_the_body_do() -> None:
+    context = rb'{"\ud83d":1,"\ud83e":2,"\ud83d\ude00":3,"\ud83d\ud83d":4}'
+    request, _ = decode_score_request(b'{"context":%b,"candidates":[{"id":1,"features":{}}]}' % context, 1, {"user"})
+    assert list(request.context) == [r"\ud83d", r"\ud83e", "\U0001f600", r"\ud83d\ud83d"]
+
+
+def test_a_broken_name_of_an_option_is_an_unknown_field() -> None:
+    problem = refused(rb'{"context":{},"candidates":[{"id":1,"features":{}}],"\ud83d":1}')
+    assert isinstance(problem, BadRequest)
+    assert problem.path == r"$.\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"NaN", "Send null for a missing number"),
+        (b"'red'", "double quotation marks"),
+        (b'"a\nb"', "send a line break as \\n"),
+        (rb'"C:\dir"', r"Send a backslash as \\"),
+        (rb'"\ud83d"', "half of a surrogate pair"),
+        (b'"\xfc\xff"', "bytes that are not UTF-8"),
+    ],
+)
+def test_a_message_names_the_candidate_and_what_to_send(value: bytes, message: str) -> None:
+    problem = refused(body_with(GOOD, "{}").replace(b"{}", b'{"id":2,"features":{"item":%b}}' % value))
+    assert isinstance(problem, NotJson)
+    assert problem.path == "$.candidates[1].features.item"
+    assert message in problem.detail
+
+
+FAULTS = [
+    *(b"NaN", b"-Infinity", b"nope", b"+1", b"1e999", b"]"),
+    *(b'"a\x00"', rb'"\x"', b'"\xff"', rb'"\ud83d"', b'"\xc3"'),
+]
+VALID_VALUES = [b"1", b'"\xc3\xa9"', rb'"\n"', b"null"]
+
+
+@settings(deadline=None, max_examples=examples(500))
+@given(st.lists(st.lists(st.sampled_from(FAULTS) | st.sampled_from(VALID_VALUES), max_size=4)))
+def test_skip_keeps_every_good_candidate_wherever_the_faults_are(rows: list[list[bytes]]) -> None:
+    features = [b",".join(b'"f%d": %b' % (place, value) for place, value in enumerate(row)) for row in rows]
+    candidates = b",".join(b'{"id": %d, "features": {%b}}' % item for item in enumerate(features))
+    body = b'{"context":{},"on_bad_candidate":"skip","candidates":[%b]}' % candidates
+    if not rows or any(b"]" in row for row in rows):  # A wrong bracket may end any of the candidates.
+        refused(body)
+        return
+    request, errors = decode_score_request(body, MAX_CANDIDATES)
+    assert [candidate.id for candidate in request.candidates] == list(range(len(rows)))
+    faults = [[place for place, value in enumerate(row) if value in FAULTS] for row in rows]
+    first = {row: f"$.candidates[{row}].features.f{places[0]}" for row, places in enumerate(faults) if places}
+    assert {row: error.path for row, error in errors.items()} == first
+    if first:
+        assert refused(body.replace(b"skip", b"refuse")).path == first[min(first)]
+
+
 BAD_CANDIDATES = {
     "3": "$.candidates[1]",
     "[]": "$.candidates[1]",
@@ -228,10 +247,17 @@ BAD_CANDIDATES = {
     '{"id": "\\ud83d", "features": {}}': "$.candidates[1].id",
     '{"id": 2}': "$.candidates[1].features",
     '{"id": 2, "features": 3}': "$.candidates[1].features",
-    '{"id": 2, "features": {"\\ud83d": 1}}': "$.candidates[1].features",
+    '{"id": 2, "features": {item: 1}}': "$.candidates[1].features",
     '{"id": 2, "features": {"item": 1e999}}': "$.candidates[1].features.item",
     '{"id": 2, "features": {"item": "\\ude00"}}': "$.candidates[1].features.item",
-    '{"id": 2, "\\ud83d": 1}': "$.candidates[1]",
+    '{"id": 2, "features": {"item": NaN}}': "$.candidates[1].features.item",
+    '{"id": 2, "features": {"item": [-Infinity]}}': "$.candidates[1].features.item",
+    '{"id": 2, "features": {"item": "a\tb"}}': "$.candidates[1].features.item",
+    '{"id": 2, "features": {"item": "C:\\dir"}}': "$.candidates[1].features.item",
+    '{"id": 2, "features": NaN}': "$.candidates[1].features",
+    '{"id": NaN, "features": {}}': "$.candidates[1].id",
+    '{"id": 2, "\\ud83d": 1}': "$.candidates[1].features",
+    "undefined": "$.candidates[1]",
 }
 
 
@@ -242,7 +268,7 @@ def test_skip_protects_against_any_fault_inside_one_candidate(bad: str) -> None:
     assert {row: error.path for row, error in errors.items()} == {1: BAD_CANDIDATES[bad]}
     assert [candidate.features for candidate in request.candidates] == [{"item": 4082}, {}, {"item": 4082}]
     assert (request.on_bad_candidate, request.top_k) == ("skip", 2)
-    assert request.candidates[1].id == (2 if bad.startswith('{"id": 2, "features"') or bad == '{"id": 2}' else None)
+    assert request.candidates[1].id == (2 if bad.startswith('{"id": 2') else None)
 
 
 @pytest.mark.parametrize("bad", BAD_CANDIDATES)

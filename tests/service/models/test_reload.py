@@ -274,6 +274,41 @@ def test_files_overwritten_in_place_are_reported_and_the_server_recovers(tmp_pat
         assert "Never overwrite the files of a bundle that is served" in reason
 
 
+def test_files_overwritten_with_the_same_size_are_named_once_and_the_server_recovers(tmp_path: Path) -> None:
+    served = Path(shutil.copytree(ROOT / "deploy" / "demo", tmp_path / "served"))
+    weights = (served / "weights.bin").read_bytes()
+    with serving(served, CTR_WORKERS="1", CTR_TIMEOUT_MS="5000", CTR_DRAIN_NOTICE_MS="0") as server:
+        url, body = server.curl[2], server.curl[-1]
+        statuses: list[int] = []
+
+        def status() -> int:
+            with suppress(httpx.TransportError):
+                answer = httpx.post(url, content=body, headers={"Content-Type": "application/json"}, timeout=3)
+                statuses.append(answer.status_code)
+                if answer.status_code == 500:
+                    assert "files were overwritten while the server used them" in answer.json()["detail"]
+                return answer.status_code
+            return 0
+
+        assert status() == 200
+        overwrite(served / "weights.bin", b"\xff" * len(weights))  # Every number is NaN.
+        eventually(lambda: status() == 0, "the worker has stopped")
+        overwrite(served / "weights.bin", weights)
+        eventually(lambda: status() == 200, "a new worker serves the restored bundle")
+        server.process.send_signal(signal.SIGTERM)
+        _, log = server.process.communicate(timeout=60)
+    assert statuses.count(500) == 1
+    assert {*statuses} <= {200, 500, 503}
+    assert log.count("Never overwrite the files of a bundle that is served") == 1
+    assert "weights.bin was changed after the export" in log
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Write to a file in place, so that processes that have mapped it into memory see the new content."""
+    with path.open("r+b") as file:
+        file.write(content)
+
+
 def test_concurrent_reload_requests_are_combined(two_versions: Path, versions: tuple[str, str], tmp_path: Path) -> None:
     with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
         corrupted(two_versions / "versions" / versions[1])

@@ -13,9 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from contract.bundle import open_bundle
-from service.models.store import StoreError, activate, add, current_bundle, main, read_pointer, remove, rollback
+from contract.bundle import Calibration, open_bundle, write_manifest
+from service.models.store import (
+    StoreError,
+    activate,
+    add,
+    current_bundle,
+    how_to_activate,
+    main,
+    read_pointer,
+    remove,
+    rollback,
+)
 from tests.support.permissions import another_user, public_folder
+from tests.support.processes import with_wrong_golden
 from tests.support.small_bundle import write_small_bundle
 
 
@@ -51,6 +62,42 @@ def damage(path: Path) -> None:
     """Overwrite a read-only file in the store."""
     path.chmod(0o644)
     path.write_bytes(b"{")
+
+
+def test_a_bundle_with_wrong_golden_answers_is_not_activated(
+    bundles: list[Path], versions: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "store")
+    wrong = with_wrong_golden(bundles[1], tmp_path / "wrong")
+    assert main(["add", store, str(bundles[0]), "--activate"]) == 0
+    assert main(["add", store, str(wrong), "--activate"]) == 2
+    error = capsys.readouterr().err
+    assert "the answers to the golden requests differ from the exporter's by 0.0" in error
+    assert "To activate it in spite of this, add --force" in error
+    assert current_bundle(tmp_path / "store").name == versions[0]
+    assert main(["add", store, str(wrong), "--activate", "--force"]) == 0
+    assert current_bundle(tmp_path / "store").name == open_bundle(wrong).manifest.version
+
+
+def test_a_bundle_whose_golden_requests_cannot_be_read_is_not_activated(
+    bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(bundles[0], tmp_path / "broken"))
+    (broken / "golden.jsonl").write_text("{}\n")
+    write_manifest(broken, "broken", 1, {}, Calibration())
+    assert main(["add", str(tmp_path / "store"), str(broken), "--activate"]) == 2
+    assert "golden.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_way_to_activate_is_a_rollback_only_if_it_leads_there(store: Path, versions: list[str]) -> None:
+    assert how_to_activate(store, versions[1]) == f"ctr-store rollback {store}"
+    assert how_to_activate(store, versions[0]) == f"ctr-store activate {store} {versions[0][:12]}"
+    remove(store, versions[1])
+    assert how_to_activate(store, versions[0]) == f"ctr-store rollback {store}"
+    assert rollback(store) == versions[0]
+    (store / "current").write_text("{")
+    assert how_to_activate(store, versions[2]) == f"ctr-store activate {store} {versions[2][:12]}"
 
 
 def test_activated_version_is_current(store: Path, versions: list[str]) -> None:

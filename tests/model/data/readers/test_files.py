@@ -81,6 +81,14 @@ def test_a_folder_is_read_in_name_order_without_hidden_files(tmp_path: Path) -> 
     assert log.paths["train"] == str(days)
 
 
+def test_a_folder_without_data_files_is_reported_as_such(tmp_path: Path) -> None:
+    write_file(tmp_path / "days" / "_SUCCESS", "")
+    with pytest.raises(ValueError, match=r"days: the folder has no data files.*_SUCCESS.*\.parquet, \.csv.*\.gz"):
+        read(tmp_path, train="days")
+    with pytest.raises(ValueError, match="nights: no such file"):
+        read(tmp_path, train="nights")
+
+
 @pytest.mark.parametrize(
     "train", ["2026-01-*.csv", "2026-01-??.csv", ("2026-01-02.csv", "2026-01-01.csv"), "**/*-01-*"]
 )

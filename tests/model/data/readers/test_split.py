@@ -288,3 +288,9 @@ def test_a_unit_that_cannot_be_read_is_reported() -> None:
         split_rows(log_of(3).with_columns(users), at_random(0.1, 0.1, 1, "user"))
     with pytest.raises(ValueError, match=r'file 1, line 1: column "user" is the unit .* got a list'):
         split_rows(log_of(1).with_columns(pl.Series("user", [[1]])), at_random(0.1, 0.1, 1, "user"))
+
+
+def test_a_split_by_time_warns_of_hours_that_are_read_as_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    hours = [2026010100 + 100 * day for day in range(28)]
+    split_rows(timed(hours), by_time("400s", "400s"))
+    assert "The values look like YYYYMMDDHH" in capsys.readouterr().err
