@@ -49,7 +49,7 @@ WARM_UP, MIN_ROUNDS, MAX_ROUNDS = 5, 30, 400
 PEAK_SIZE = 768
 WIDTHS_NOTE = {
     8: "This CPU has no AVX-512, so the kernel was measured with eight lanes only.",
-    16: "The kernel uses sixteen lanes for more than eight candidates, otherwise eight.",
+    16: "With at most sixteen lanes, the kernel chooses sixteen or eight for each run.",
 }
 
 
@@ -272,7 +272,9 @@ def main() -> None:
     ]
     if widths:
         both = ["attention", "fields", "candidates", "8 lanes ms", "16 lanes ms", "8 / 16"]
-        tables.append(Table(f"The kernel with 8 and with 16 lanes on {cpu_name()}, one request", both, widths))
+        tables.append(
+            Table(f"The kernel with at most 8 and at most 16 lanes on {cpu_name()}, one request", both, widths)
+        )
     title = "The serving graph: plain, folded, kernel"
     command = "python -m benchmarks.serving_graph"
     write_report(RESULTS / "serving-graph.md", title, text, tables, ["torch", "onnxruntime", "onnx"], command)
