@@ -10,7 +10,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ WARM_UP, MIN_ROUNDS, MAX_ROUNDS = 5, 30, 400
 PEAK_SIZE = 768
 WIDTHS_NOTE = {
     8: "This CPU has no AVX-512, so the kernel was measured with eight lanes only.",
-    16: "The kernel uses sixteen lanes for more than eight candidates, otherwise eight.",
+    16: "With at most sixteen lanes, the kernel chooses sixteen or eight for each run.",
 }
 
 
@@ -104,7 +104,7 @@ def open_graphs(fields: int, attention: Attention, folder: Path) -> dict[str, Ru
 
 
 def alternate(
-    runs: dict[str, Run], draw: Callable[[], Feed], title: str, before: Callable[[str], None] = lambda name: None
+    runs: Mapping[str, Run], draw: Callable[[], Feed], title: str, before: Callable[[str], None] = lambda name: None
 ) -> tuple[dict[str, list[float]], float]:
     """Run the graphs in turn on the same inputs.
 
@@ -124,7 +124,7 @@ def alternate(
             inputs = draw()
             answers = {}
             # The first run of a round has the inputs and its weights in a slower cache, so the order alternates.
-            for name in runs if round_ % 2 else reversed(runs):
+            for name in sorted(runs, reverse=bool(round_ % 2)):
                 before(name)
                 run_start = time.perf_counter()
                 answers[name] = runs[name](inputs)
@@ -175,7 +175,7 @@ def peak_gflops() -> float:
     return 2 * PEAK_SIZE**3 / statistics.median(times) / 1e9
 
 
-def over_candidates(fields: int, attention: Attention, runs: dict[str, Run], peak: float) -> list[list[str]]:
+def over_candidates(fields: int, attention: Attention, runs: Mapping[str, Run], peak: float) -> list[list[str]]:
     random, rows, cost = np.random.default_rng(0), [], flops(fields, attention)
     for candidates in CANDIDATES:
         title = f"{fields} fields, {attention}, {candidates} candidates"
@@ -199,7 +199,7 @@ def over_candidates(fields: int, attention: Attention, runs: dict[str, Run], pea
     return rows
 
 
-def over_requests(fields: int, attention: Attention, runs: dict[str, Run]) -> list[list[str]]:
+def over_requests(fields: int, attention: Attention, runs: Mapping[str, Run]) -> list[list[str]]:
     random, rows = np.random.default_rng(0), []
     for requests, candidates in BATCHES:
         title = f"{fields} fields, {attention}, {requests} x {candidates}"
@@ -272,7 +272,9 @@ def main() -> None:
     ]
     if widths:
         both = ["attention", "fields", "candidates", "8 lanes ms", "16 lanes ms", "8 / 16"]
-        tables.append(Table(f"The kernel with 8 and with 16 lanes on {cpu_name()}, one request", both, widths))
+        tables.append(
+            Table(f"The kernel with at most 8 and at most 16 lanes on {cpu_name()}, one request", both, widths)
+        )
     title = "The serving graph: plain, folded, kernel"
     command = "python -m benchmarks.serving_graph"
     write_report(RESULTS / "serving-graph.md", title, text, tables, ["torch", "onnxruntime", "onnx"], command)

@@ -20,7 +20,6 @@ namespace stec::STEC_WIDTH {
 namespace {
 
 constexpr int64_t CHUNK = 6;  // Number of columns per step, so that intermediate results stay in the L1 cache.
-constexpr int64_t LONG = 8;   // A request with at least this many candidates gets its own groups.
 
 // The part of a level that depends only on the context. All candidates of a request share it.
 struct Shared {
@@ -49,7 +48,7 @@ class Scorer {
     int64_t known[LANES];
     bool first = true;
     for (int64_t start = 0, end; start < in.candidates; start = end) {
-      end = group_end(in, start);
+      end = group_end(s, in, start, LANES);
       int64_t rows[LANES], requests[LANES];
       for (int lane = 0; lane < LANES; ++lane) {  // Lanes without a candidate repeat the first one.
         rows[lane] = start + lane < end ? start + lane : start;
@@ -70,20 +69,6 @@ class Scorer {
   }
 
  private:
-  // A request with many candidates gets its own groups, so that its context is computed only once.
-  static int64_t group_end(const Input& in, int64_t start) {
-    const int64_t* index = in.request_index;
-    int64_t end = start + 1;
-    for (; end < in.candidates && end < start + LANES; ++end) {
-      if (index[end] == index[end - 1]) continue;
-      // Most rows of a long request are in groups before `start`. Only a remainder is left.
-      const bool ends_long_request = start >= LONG && index[start - LONG + 1] == index[start];
-      const bool begins_long_request = end + LONG <= in.candidates && index[end + LONG - 1] == index[end];
-      if (ends_long_request || begins_long_request) break;
-    }
-    return end;
-  }
-
   // Assigns memory to the intermediate results. If `start` is null, only counts how much memory is needed.
   void place_intermediates(Lanes* start) {
     taken = 0;

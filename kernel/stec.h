@@ -56,6 +56,9 @@ struct Input {
 // Returns null if every offset, id and index is in range, otherwise a message that says what is out of range.
 const char* problem(const Model& model, const Input& input);
 
+// Returns the end of the group of candidates that begins at `start`. A group has at most `lanes` candidates.
+int64_t group_end(const Sizes& sizes, const Input& input, int64_t start, int64_t lanes);
+
 // Writes the logits, float [N]. Call this only if problem() returns null. The logits do not depend on the width.
 void score(const Model& model, const Input& input, float* logit);
 

@@ -21,9 +21,9 @@ def functions_with_avx512(source: str, folder: Path) -> list[str]:
 
     Without inlining, every inline function and template gets its own symbol, of which the linker keeps one copy.
     """
-    compiled = folder / "compiled.o"
+    compiled = str(folder / "compiled.o")
     options = ["-std=c++20", "-O3", "-fno-inline", "-fno-math-errno", "-Wno-psabi", "-Wno-ignored-attributes"]
-    subprocess.run(["g++", *options, "-c", KERNEL / source, "-o", compiled], check=True, timeout=250)
+    subprocess.run(["g++", *options, "-c", str(KERNEL / source), "-o", compiled], check=True, timeout=250)
     command = ["objdump", "--disassemble", "--demangle", "--no-show-raw-insn", compiled]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     functions = re.split(r"^[0-9a-f]+ <(.*)>:$", listing, flags=re.MULTILINE)

@@ -44,7 +44,7 @@ def at_most(lanes: int) -> Iterator[None]:
 
 
 def in_both_widths(session: Any, feed: Feed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the logits that eight and that sixteen lanes give."""
+    """Return the logits with eight lanes, and with sixteen where the kernel chooses them."""
     with at_most(8):
         (eight,) = session.run(["logit"], feed)
     (sixteen,) = session.run(["logit"], feed)
@@ -94,7 +94,7 @@ def test_both_widths_give_the_same_logits_for_every_number_of_candidates(attenti
     model = a_model(schema, STECConfig(embedding=16, embedding_std=0.3, attention=attention))
     session = session_of(kernel_graph(model, schema))
     for candidates in range(1, 34):
-        for sizes in ([candidates], [candidates, 1, candidates, 9]):
+        for sizes in ([candidates], [1] * candidates, [candidates, 1, candidates, 9, 40]):
             eight, sixteen = in_both_widths(session, a_feed(schema, sizes, candidates))
             np.testing.assert_array_equal(eight.view(np.int32), sixteen.view(np.int32))
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import kernel
 from contract.bundle import BundleError, open_bundle
 from contract.golden import TOLERANCE
 from service.app import create_app
 from service.settings import Settings, SettingsError
 from tests.support.app import StartApp, a_request, app_of, client_of
+from tests.support.paths import DEMO
 from tests.support.small_bundle import write_small_bundle
 
 
@@ -27,7 +29,19 @@ async def test_a_ready_server_reports_its_version(start: StartApp, bundle: Path)
         assert model["version"] == served
         assert model["metrics"] == {"auc": 0.75}
         assert {"name": "price", "side": "candidate", "kind": "numeric"} in model["fields"]
+        assert "kernel_lanes" not in model  # The small bundle has no kernel.onnx.
         assert f'ctr_model_info{{model="small",version="{served}"}} 1.0' in (await client.get("/metrics")).text
+
+
+@pytest.mark.skipif(not kernel.is_usable(), reason="the kernel is not usable here; is a C++20 compiler missing?")
+async def test_the_kernels_lanes_are_in_the_response_and_in_the_log(
+    start: StartApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with start(bundle=DEMO) as client:
+        model = (await client.get("/v1/model")).json()
+    assert (model["graph"], model["kernel_lanes"]) == ("kernel.onnx", kernel.lanes())
+    assert f"kernel.onnx with {kernel.lanes()} lanes on cpu" in caplog.text
 
 
 async def test_nothing_is_scored_before_the_self_test_has_finished(bundle: Path) -> None:
