@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from contract.bundle import OUTPUT
 from contract.schema import FeatureSchema
 from export.graphs.block import blocks_of
+from export.graphs.embedding import exact_copy
 from export.graphs.pack import pack
 from export.graphs.serving import serving_order
 from kernel import DOMAIN, OPERATOR, VERSION
@@ -22,6 +23,7 @@ def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
 
     The model must have a linear head and only options that the kernel supports (see pack.py).
     """
+    model = exact_copy(model)
     weights = pack(model, serving_order(schema)).numpy()
     fields = {
         (kind, side): len(schema.select(kind, side))

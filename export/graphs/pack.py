@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from export.graphs.block import blocks_of, matrices
+from export.graphs.embedding import needs_offset
 from export.graphs.level import fold_levels, linear_head
 from model.stec.stec import STEC, Block
 
@@ -26,6 +27,8 @@ def option_without_kernel(model: STEC) -> str | None:
     """Return the option of a model with a linear head that the kernel does not support, as `key = value`, or None."""
     if not all(block.has_ffn for block in blocks_of(model)):
         return "ffn = 0"
+    if needs_offset(model):
+        return 'embedding_norm = "batch" with numeric fields'
     return None if all(block.bilinear is None for block in blocks_of(model)) else 'interaction = "separate"'
 
 
