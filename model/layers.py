@@ -105,8 +105,8 @@ def number_vectors(
         return of_known(values_BM)
     is_missing_BM = values_BM.isnan()
     # torch.where alone would give alpha the gradient 0 * NaN.
-    known_BMD = of_known(values_BM.masked_fill(is_missing_BM, 0))
-    return torch.where(is_missing_BM[:, :, None], beta_MD, known_BMD)
+    known_BM = values_BM.masked_fill(is_missing_BM, 0)
+    return torch.where(is_missing_BM[:, :, None], beta_MD, of_known(known_BM))
 
 
 @torch.no_grad()
