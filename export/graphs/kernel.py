@@ -23,7 +23,8 @@ def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
 
     The model must have a linear head and only options that the kernel supports (see pack.py).
     """
-    model = exact_copy(model)
+    if model.embedding_norm is not None:  # otherwise, a large table would be copied for nothing
+        model = exact_copy(model)
     weights = pack(model, serving_order(schema)).numpy()
     fields = {
         (kind, side): len(schema.select(kind, side))
