@@ -30,6 +30,7 @@ from contract.schema import FeatureSchema, write_schema
 from contract.vocabulary import open_vocabulary
 from export.cascade import calibrate, check_log
 from export.golden import draw_golden, golden_inputs
+from export.graphs.embedding import exact_copy
 from export.graphs.explain import ExplainGraph
 from export.graphs.kernel import kernel_graph
 from export.graphs.level import first_in_head, has_linear_head
@@ -117,7 +118,7 @@ def scoring_graph(model: nn.Module, schema: FeatureSchema) -> nn.Module:
     """Return the graph for MODEL, in the form that is fastest with onnxruntime's own operators."""
     if not isinstance(model, STEC):
         return BaselineGraph(model, schema)
-    return ServingGraph(model, schema) if has_linear_head(model) else PlainGraph(model, schema)
+    return ServingGraph(model, schema) if has_linear_head(model) else PlainGraph(exact_copy(model).float(), schema)
 
 
 def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None) -> list[CascadeRule]:
@@ -164,7 +165,7 @@ def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | Non
         messages.append('no cascade, because with fusion = "last" the head does not use the first level')
     elif prepared is not None and not manifest.cascade:
         messages.append(
-            "no cascade, because the first level rules out too few candidates. To get one, raise embedding_std or "
-            "lower embedding_l2 (docs/decisions/0005)."
+            "no cascade, because the first level rules out too few candidates. To get one, set level_eps_relative, "
+            "raise embedding_std or lower embedding_l2 (docs/decisions/0005)."
         )
     return messages

@@ -61,10 +61,14 @@ class FeatureEmbedding(nn.Module):
     If the fields have missing vectors, a missing number (NaN) has the vector beta. Fields without a missing vector
     never contain NaN, because Numbers in contract/tokens.py replaces it with 0.
 
+    `offset` is None in a trained model. In a copy whose vectors include the model's embedding norm
+    (export/graphs/embedding.py), it is added to value * alpha, but not to beta. Shape: (M, D).
+
     Shape: ids int64 (B, C) and values float32 (B, M) -> (B, F, D), with the categorical fields first.
     """
 
     offsets: Tensor
+    offset: Tensor | None
 
     def __init__(self, fields: Fields, width: int, std: float) -> None:
         super().__init__()
@@ -72,6 +76,7 @@ class FeatureEmbedding(nn.Module):
         self.alpha = nn.Parameter(torch.empty(fields.numeric, width))
         self.beta = nn.Parameter(torch.empty(fields.numeric, width)) if fields.has_missing_vectors else None
         self.register_buffer("offsets", torch.tensor([0, *fields.sizes[:-1]]).cumsum(0), persistent=False)
+        self.register_buffer("offset", None, persistent=False)
         # NOTE[DIFF] The paper does not specify the initial values. In FuxiCTR, alpha's std is 10^3 times the table's.
         nn.init.normal_(self.table.weight, std=std)
         nn.init.normal_(self.alpha, std=std)
@@ -81,20 +86,27 @@ class FeatureEmbedding(nn.Module):
 
     def forward(self, ids: Tensor, values: Tensor) -> Tensor:
         categorical_BCD = self.table(ids + self.offsets)
-        return torch.cat([categorical_BCD, number_vectors(values, self.alpha, self.beta)], 1)
+        return torch.cat([categorical_BCD, number_vectors(values, self.alpha, self.beta, self.offset)], 1)
 
 
-def number_vectors(values_BM: Tensor, alpha_MD: Tensor, beta_MD: Tensor | None) -> Tensor:
-    """Return the vectors of numbers: value * alpha, or beta where the value is NaN. Shape: (B, M, D).
+def number_vectors(
+    values_BM: Tensor, alpha_MD: Tensor, beta_MD: Tensor | None, offset_MD: Tensor | None = None
+) -> Tensor:
+    """Return the vectors of numbers: value * alpha + offset, or beta where the value is NaN. Shape: (B, M, D).
 
-    If beta is None, NaN is not handled.
+    If beta is None, NaN is not handled. If offset is None, it is 0.
     """
+
+    def of_known(known_BM: Tensor) -> Tensor:
+        scaled_BMD = known_BM[:, :, None] * alpha_MD
+        return scaled_BMD if offset_MD is None else scaled_BMD + offset_MD
+
     if beta_MD is None:
-        return values_BM[:, :, None] * alpha_MD
+        return of_known(values_BM)
     is_missing_BM = values_BM.isnan()
     # torch.where alone would give alpha the gradient 0 * NaN.
     known_BM = values_BM.masked_fill(is_missing_BM, 0)
-    return torch.where(is_missing_BM[:, :, None], beta_MD, known_BM[:, :, None] * alpha_MD)
+    return torch.where(is_missing_BM[:, :, None], beta_MD, of_known(known_BM))
 
 
 @torch.no_grad()

@@ -20,13 +20,17 @@ MAX_SAFE_SCORE = 60.0
 def score_bounds(model: STEC) -> list[float]:
     """Return a bound on the absolute value of each block's attention scores that holds for any request.
 
-    The inputs of the first block are rows of a table, a vector times a clipped number, or the vector of a missing
-    number. The inputs of later blocks are n * gain + shift, where the length of the layer-normalized n is at most
-    sqrt(D). If n is extended by a 1, the score is a bilinear form of two vectors whose lengths are at most sqrt(D + 1).
+    The model's embedding norm must be folded (see exact_copy()). The inputs of the first block are rows of a table, a
+    vector times a clipped number plus an offset, or the vector of a missing number. The inputs of later blocks
+    are n * gain + shift, where the length of the layer-normalized n is at most sqrt(D). If n is extended by a 1, the
+    score is a bilinear form of two vectors whose lengths are at most sqrt(D + 1).
     """
     first = blocks_of(model)[0]
+    assert model.embedding_norm is None
     embedding = model.embedding
-    numbers = [embedding.alpha * MAX_NORMALIZED, *([] if embedding.beta is None else [embedding.beta])]
+    largest, offset = embedding.alpha * MAX_NORMALIZED, embedding.offset
+    numbers = [largest] if offset is None else [offset + largest, offset - largest]
+    numbers += [] if embedding.beta is None else [embedding.beta]
     rows = torch.cat([embedding.table.weight, *numbers])
     q, k = (rows @ split_heads(w, first.heads) for w in matrices(first.project))
     bounds = [float((q.norm(dim=2).amax(1) * k.norm(dim=2).amax(1)).max()) / first.score_divisor]

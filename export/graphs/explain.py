@@ -10,13 +10,12 @@ In level 1 and later levels, attention has mixed in other fields.
 Shape legend: N candidates, F fields in serving order, L levels, B = L - 1 blocks, H heads, D width.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from contract.schema import FeatureSchema
 from export.graphs.block import blocks_of
+from export.graphs.embedding import exact_copy
 from export.graphs.level import fold_levels, linear_head
 from export.graphs.serving import SideEmbedding, serving_order
 from model.stec.attention import attention_weights, interaction
@@ -35,7 +34,7 @@ class ExplainGraph(nn.Module):
 
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
-        exact = copy.deepcopy(model).double().requires_grad_(False)
+        exact = exact_copy(model)
         order = serving_order(schema)
         levels = fold_levels(exact, order)
         self.context = SideEmbedding(exact.embedding, schema, "context")

@@ -10,6 +10,7 @@ from torch import Tensor
 from contract.bundle import OUTPUT
 from contract.schema import FeatureSchema
 from export.graphs.block import blocks_of
+from export.graphs.embedding import exact_copy
 from export.graphs.pack import pack
 from export.graphs.serving import serving_order
 from kernel import DOMAIN, OPERATOR, VERSION
@@ -19,21 +20,22 @@ from model.stec.stec import STEC
 OPSET, IR_VERSION = 17, 9  # every supported version of onnxruntime reads these
 
 
-def kernel_graph(model: STEC, schema: FeatureSchema, offset: Tensor | None = None) -> onnx.ModelProto:
+def kernel_graph(model: STEC, schema: FeatureSchema) -> onnx.ModelProto:
     """Return the graph, with the inputs and the output of ServingGraph.
 
     Args:
         model: A model with a linear head and only options that the kernel supports (see pack.py).
         schema: Its schema.
-        offset: See `numeric_vectors`.
     """
+    if model.embedding_norm is not None:  # otherwise, a large table would be copied for nothing
+        model = exact_copy(model)
     weights = pack(model, serving_order(schema)).numpy()
     fields = {
         (kind, side): len(schema.select(kind, side))
         for side in ("context", "candidate")
         for kind in ("categorical", "numeric")
     }
-    constants = model_constants(model, schema, list(fields.values()), offset) | {"weights": weights}
+    constants = model_constants(model, schema, list(fields.values())) | {"weights": weights}
     shapes: dict[str, tuple[int, list[str | int]]] = {
         "context_ids": (TensorProto.INT64, ["requests", fields["categorical", "context"]]),
         "candidate_ids": (TensorProto.INT64, ["candidates", fields["categorical", "candidate"]]),
@@ -56,16 +58,13 @@ def kernel_graph(model: STEC, schema: FeatureSchema, offset: Tensor | None = Non
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
-def model_constants(
-    model: STEC, schema: FeatureSchema, fields: list[int], offset: Tensor | None
-) -> dict[str, NDArray[np.generic]]:
+def model_constants(model: STEC, schema: FeatureSchema, fields: list[int]) -> dict[str, NDArray[np.generic]]:
     """Return the operator's constants, except for the packed weights.
 
     Args:
         model: The model.
         schema: Its schema.
         fields: The field counts, in the order of stec::Sizes.
-        offset: See `numeric_vectors`.
     """
     embedding, block = model.embedding, blocks_of(model)[0]
     categorical, numeric = schema.select("categorical"), schema.select("numeric")
@@ -80,22 +79,18 @@ def model_constants(
         "sizes": np.array(sizes, np.int64),
         "table": embedding.table.weight.detach().float().numpy(),
         "offsets": embedding.offsets[columns].numpy(),
-        "alpha": torch.cat([vectors[numbers] for vectors in numeric_vectors(embedding, offset)]).float().numpy(),
+        "alpha": torch.cat([vectors[numbers] for vectors in numeric_vectors(embedding)]).float().numpy(),
     }
 
 
-def numeric_vectors(embedding: FeatureEmbedding, offset: Tensor | None) -> list[Tensor]:
+def numeric_vectors(embedding: FeatureEmbedding) -> list[Tensor]:
     """Return the operator's vectors of the numeric fields: alpha, then those of missing numbers, then the offsets.
 
-    Vectors after the last ones that the model has are omitted.
-
-    Args:
-        embedding: The model's embedding.
-        offset: The embedding of a number is number * alpha + offset. Shape: (numeric, D). None means 0.
+    Each has the shape (numeric, D). Vectors after the last ones that the model has are omitted.
     """
     alpha = embedding.alpha.detach()
     missing = None if embedding.beta is None else embedding.beta.detach()
-    if offset is None:
+    if embedding.offset is None:
         return [alpha] if missing is None else [alpha, missing]
     # NaN stays NaN in a model without vectors of missing numbers.
-    return [alpha, torch.full_like(alpha, torch.nan) if missing is None else missing, offset.detach()]
+    return [alpha, torch.full_like(alpha, torch.nan) if missing is None else missing, embedding.offset]

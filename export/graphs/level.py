@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from model.stec.factorized import by_dimension
+from model.stec.norms import with_eps
 from model.stec.stec import STEC
 
 Factors = tuple[Tensor, Tensor]  # left, right
@@ -57,7 +58,7 @@ def fold_levels(model: STEC, order: Sequence[int]) -> list[FoldedLevel]:
     for norm, weight in model.norms_and_weights():
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        scale = weight * norm.weight / (norm.running_var + norm.eps).sqrt()
+        scale = weight * norm.weight / with_eps(norm, norm.running_var, norm.running_var).sqrt()
         a_DFF, mean_DFF = (
             by_dimension(channels, len(order), model.pairs_P)[:, order][:, :, order]
             for channels in (scale, norm.running_mean)

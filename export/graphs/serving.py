@@ -8,7 +8,6 @@ H heads, K = D / H. The graph's fields are in serving order: context, then candi
 numeric.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from contract.schema import FeatureSchema, Side
 from export.graphs.block import FoldedBlock, FoldedLast, blocks_of, matrices, score_bounds
+from export.graphs.embedding import exact_copy
 from export.graphs.level import Factors, Level, SharedLevel, first_in_head, fold_levels, linear_head
 from model.layers import FeatureEmbedding, number_vectors
 from model.stec.stec import STEC
@@ -37,6 +37,7 @@ class SideEmbedding(nn.Module):
     offsets: Tensor
     alpha: Tensor
     beta: Tensor | None
+    offset: Tensor | None
 
     def __init__(self, embedding: FeatureEmbedding, schema: FeatureSchema, side: Side) -> None:
         super().__init__()
@@ -47,11 +48,13 @@ class SideEmbedding(nn.Module):
         self.register_buffer("alpha", embedding.alpha.detach()[numeric].float())
         beta = None if embedding.beta is None else embedding.beta.detach()[numeric].float()
         self.register_buffer("beta", beta)
+        offset = None if embedding.offset is None else embedding.offset[numeric].float()
+        self.register_buffer("offset", offset)
 
     def forward(self, table: Tensor, ids: Tensor, values: Tensor | None) -> Tensor:
         parts: list[Tensor] = [nn.functional.embedding(ids + self.offsets, table)]
         if values is not None:
-            parts.append(number_vectors(values, self.alpha, self.beta))
+            parts.append(number_vectors(values, self.alpha, self.beta, self.offset))
         return torch.cat(parts, 1)
 
 
@@ -105,7 +108,7 @@ class ServingGraph(nn.Module):
 
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
-        exact = copy.deepcopy(model).double().requires_grad_(False)
+        exact = exact_copy(model)
         blocks = blocks_of(exact)
         self.context_is_shared = exact.allowed_FF is not None
         self.context = SideEmbedding(exact.embedding, schema, "context")
@@ -203,7 +206,7 @@ class ScreenGraph(nn.Module):
 
     def __init__(self, model: STEC, schema: FeatureSchema) -> None:
         super().__init__()
-        exact = copy.deepcopy(model).double().requires_grad_(False)
+        exact = exact_copy(model)
         self.context = SideEmbedding(exact.embedding, schema, "context")
         self.candidate = SideEmbedding(exact.embedding, schema, "candidate")
         self.register_buffer("table", exact.embedding.table.weight.float())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.stec import fused
+from model.stec.norms import check_rows, update_running, with_eps
 
 
 def level_logit(
@@ -38,21 +39,23 @@ def level_logit(
         ValueError: During training, if the batch has one row and therefore no variance.
     """
     rows, fields, _ = left_BFD.shape
-    if norm.training and rows < 2:
-        raise ValueError("batch normalization needs at least two rows; drop a last batch of one row")
+    if norm.training:
+        check_rows(rows)
     is_fused = fused.can_train(left_BFD, right_BFD)
     if not is_fused:  # Copy once here. With strided input, each of the D matrix products would copy again.
         left_BFD, right_BFD = (t.permute(2, 0, 1).contiguous().permute(1, 2, 0) for t in (left_BFD, right_BFD))
     if norm.training:
         mean_DFF, variance_DFF = (fused.batch_moments if is_fused else batch_moments)(left_BFD, right_BFD)
-        update_running(norm, mean_DFF, variance_DFF * (rows / (rows - 1)), pairs_P)
+        variance_C = by_channel(variance_DFF, pairs_P)
+        update_running(norm, by_channel(mean_DFF, pairs_P), variance_C.detach() * (rows / (rows - 1)))
     else:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        mean_DFF, variance_DFF = (by_dimension(t, fields, pairs_P) for t in (norm.running_mean, norm.running_var))
+        variance_C = norm.running_var
+        mean_DFF, variance_DFF = (by_dimension(t, fields, pairs_P) for t in (norm.running_mean, variance_C))
     gamma_DFF, weight_DFF = (by_dimension(t, fields, pairs_P) for t in (norm.weight, weight))
     # Use the precision of the moments: in gamma's gradient, the gradients of a and of the constant nearly cancel.
-    a_DFF = weight_DFF * gamma_DFF * (variance_DFF + norm.eps).rsqrt()
+    a_DFF = weight_DFF * gamma_DFF * with_eps(norm, variance_DFF, variance_C).rsqrt()
     constant = (weight * norm.bias).sum() - (a_DFF * mean_DFF).sum()
     return (fused.weighted_sum if is_fused else weighted_sum)(left_BFD, right_BFD, a_DFF) + constant.to(weight.dtype)
 
@@ -90,14 +93,3 @@ def by_channel(t_DFF: Tensor, pairs_P: Tensor | None) -> Tensor:
     """Apply the inverse of by_dimension(): (D, F, F) -> (P * D)."""
     pairs_PD = t_DFF.permute(1, 2, 0).flatten(0, 1)
     return (pairs_PD if pairs_P is None else pairs_PD[pairs_P]).flatten()
-
-
-@torch.no_grad()
-def update_running(norm: nn.BatchNorm1d, mean_DFF: Tensor, unbiased_DFF: Tensor, pairs_P: Tensor | None) -> None:
-    """Update a batch norm's running mean and (unbiased) variance as nn.BatchNorm1d does."""
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
-        return
-    assert norm.momentum is not None
-    norm.num_batches_tracked += 1
-    for running, new_DFF in ((norm.running_mean, mean_DFF), (norm.running_var, unbiased_DFF)):
-        running.lerp_(by_channel(new_DFF, pairs_P).to(running.dtype), norm.momentum)

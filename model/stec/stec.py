@@ -24,6 +24,7 @@ from contract.schema import Attention, FeatureSchema
 from model.layers import FeatureEmbedding, Fields, check_heads, fields_of, initialize, mlp
 from model.stec.attention import attend_fused, attend_to_interactions, interaction, pairs_in_head, request_mask
 from model.stec.factorized import level_logit
+from model.stec.norms import NORM_EPS, BatchNorm, EmbeddingNorm
 from model.toml import Positive, Rate
 
 
@@ -55,6 +56,16 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             ("block").
         dropout: The dropout rate in the encoder.
         embedding_std: The standard deviation of the initial embeddings.
+        embedding_norm: The norm of the embeddings before the first block, without trained parameters: none, a batch
+            norm of each number of each field's vector ("batch"; the numbers of a numeric field's vector share one
+            scale), or one scale for each field ("rms"). Exported models contain it in their embedding tables.
+        layer_norm_eps: The number added to the variance in the encoder's layer norms. A number above the variance of
+            the embeddings, such as 5, keeps their differences in length.
+        level_eps: The number added to the variance in the levels' batch norms. The variance of the first level is about
+            the fourth power of the embeddings' standard deviation, so a level whose variance is far below level_eps
+            contributes nothing. 0 needs level_eps_relative.
+        level_eps_relative: Added to level_eps, multiplied by the level's mean variance over its interactions. It does
+            not depend on the size of the embeddings, and limits how much an almost constant interaction is amplified.
     """
 
     embedding: Positive = 16
@@ -72,9 +83,18 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     last: Literal["layer", "block"] = "layer"
     dropout: Rate = 0.0
     embedding_std: Annotated[float, Meta(gt=0, le=1000)] = 0.01
+    embedding_norm: Literal["none", "batch", "rms"] = "none"
+    layer_norm_eps: Annotated[float, Meta(gt=0, le=1000)] = NORM_EPS
+    level_eps: Annotated[float, Meta(ge=0, le=1000)] = NORM_EPS
+    level_eps_relative: Annotated[float, Meta(ge=0, le=1000)] = 0.0
 
     def __post_init__(self) -> None:
         check_heads("embedding", self.embedding, self.heads)
+        if self.level_eps == 0 and self.level_eps_relative == 0:
+            raise ValueError(
+                "level_eps = 0 with level_eps_relative = 0 divides by the variance of interactions that may be "
+                "constant. Set level_eps_relative = 0.01 or another number above 0, or raise level_eps."
+            )
         self._check_head()
         self._check_last()
 
@@ -138,11 +158,11 @@ class Block(nn.Module):
         self.project = factors(size, "xwx" if size.interaction == "xwx" else "qk")
         self.value = nn.Linear(width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width, size.layer_norm_eps)
         self.has_ffn = size.ffn > 0
         if self.has_ffn:
             self.ffn = nn.Sequential(nn.Linear(width, size.ffn), nn.ReLU(), nn.Linear(size.ffn, width))
-            self.ffn_norm = nn.LayerNorm(width)
+            self.ffn_norm = nn.LayerNorm(width, size.layer_norm_eps)
         # A separate interaction that the head does not use would never be trained, so it is omitted.
         is_separate = size.interaction == "separate" and size.fusion != "last"
         self.bilinear = Bilinear(width, size.heads) if is_separate else None
@@ -194,6 +214,7 @@ class STEC(nn.Module):
         blocks = size.blocks - (size.last == "block")
         levels_in_head = 1 if size.fusion == "last" else blocks + 1
         self.embedding = FeatureEmbedding(fields, size.embedding, size.embedding_std)
+        self.embedding_norm = embedding_norm(fields, size)
         self.blocks = nn.ModuleList(Block(size) for _ in range(blocks))
         self.last = factors(size, last_kind(size))
         self.norms = nn.ModuleList(level_norm(pairs * size.embedding, size) for _ in range(levels_in_head))
@@ -206,8 +227,13 @@ class STEC(nn.Module):
 
         Shape: ids int64 (B, categorical), values (B, numeric) -> (B).
         """
-        levels = self.levels(self.embedding(ids, values))[-len(self.norms) :]
+        levels = self.levels(self.embed(ids, values))[-len(self.norms) :]
         return self.predict_plain(levels) if self.plain else self.predict_factorized(levels)
+
+    def embed(self, ids: Tensor, values: Tensor) -> Tensor:
+        """Return the fields' vectors, normalized if the model has an embedding norm. Shape: (B, F, D)."""
+        x_BFD: Tensor = self.embedding(ids, values)
+        return x_BFD if self.embedding_norm is None else self.embedding_norm(x_BFD)
 
     def levels(self, x_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the factors of every level: those of the blocks, then those of the standalone interaction."""
@@ -279,9 +305,25 @@ def last_kind(size: STECConfig) -> str:
     return "xwx" if size.interaction == "xwx" else "qk"
 
 
+def embedding_norm(fields: Fields, size: STECConfig) -> EmbeddingNorm | None:
+    """Return the norm of the embeddings, or None.
+
+    NOTE[DIFF] The paper does not normalize the embeddings.
+    """
+    if size.embedding_norm == "none":
+        return None
+    return EmbeddingNorm(len(fields.sizes), fields.numeric, size.embedding, size.embedding_norm)
+
+
 def level_norm(channels: int, size: STECConfig) -> nn.BatchNorm1d:
-    """Return the batch norm of a level."""
-    norm = nn.BatchNorm1d(channels)
+    """Return the batch norm of a level.
+
+    NOTE[DIFF] The paper does not state eps, so any level_eps is a reading of it. The default is that of torch. A
+    level_eps_relative is a departure.
+    """
+    # With the defaults, the running statistics start as in earlier versions.
+    is_default = (size.level_eps, size.level_eps_relative) == (NORM_EPS, 0.0)
+    norm = nn.BatchNorm1d(channels) if is_default else BatchNorm(channels, size.level_eps, size.level_eps_relative)
     if size.mlp_batch_norm:  # the next batch norm would cancel this shift, so it would never be trained
         norm.register_parameter("bias", None)
     return norm

@@ -143,16 +143,27 @@ def untrained(run: Path, folder: Path, size: STECConfig) -> Path:
 NO_FFN = STECConfig(
     embedding=8, ffn=0, interaction="separate", pairs="upper_diag", attention="request", embedding_std=0.3
 )
-LAST = STECConfig(embedding=8, blocks=1, ffn=16, fusion="last", scale="mean", embedding_std=0.3)
+LAST = STECConfig(
+    embedding=8,
+    ffn=16,
+    fusion="last",
+    scale="mean",
+    embedding_std=0.3,
+    embedding_norm="rms",
+    level_eps=0.0,
+    level_eps_relative=0.01,
+)
 MLP = STECConfig(
     embedding=8,
-    blocks=1,
     mlp=(8,),
     mlp_batch_norm=True,
     mlp_dropout=0.2,
     pairs="upper",
     fusion="add",
     embedding_std=0.3,
+    embedding_norm="batch",
+    layer_norm_eps=5.0,
+    level_eps=1e-12,
 )
 
 

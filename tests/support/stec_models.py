@@ -81,6 +81,10 @@ def models(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[STECConfig]:
         "fusion": st.sampled_from(["concat", "add", "last"]),
         "last": st.sampled_from(["layer", "block"]),
         "embedding_std": st.just(0.3),
+        "embedding_norm": st.sampled_from(["none", "none", "batch", "rms"]),
+        "layer_norm_eps": st.sampled_from([1e-5, 5.0]),
+        "level_eps": st.sampled_from([1e-5, 1e-3]),
+        "level_eps_relative": st.sampled_from([0.0, 0.0, 0.01]),
     }
     return st.fixed_dictionaries(options | others).filter(is_valid).map(lambda o: STECConfig(**o))
 

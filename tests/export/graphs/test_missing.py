@@ -254,19 +254,22 @@ def test_the_kernel_adds_offsets_to_the_vectors_of_numbers(schema: FeatureSchema
     if schema is SCHEMA:
         feed = hide(feed)
     c = torch.linspace(-2, 2, 4)
-    session = session_of(kernel_graph(model, schema, model.embedding.alpha * c[:, None]))
     numeric = schema.select("numeric")
     shifted = dict(feed)
     for side in ("context", "candidate"):
         columns = [numeric.index(field) for field in schema.select("numeric", side)]
         shifted[f"{side}_values"] = feed[f"{side}_values"] + c[columns].numpy()
-    np.testing.assert_allclose(session.run(["logit"], feed)[0], by_torch(model, schema, shifted), rtol=0, atol=3e-5)
+    expected = by_torch(model, schema, shifted)
+    model.embedding.offset = model.embedding.alpha.detach() * c[:, None]
+    (logit,) = session_of(kernel_graph(model, schema)).run(["logit"], feed)
+    np.testing.assert_allclose(logit, expected, rtol=0, atol=3e-5)
 
 
 @needs_kernel
 def test_a_model_with_offsets_but_without_missing_vectors_does_not_hide_nan() -> None:
     model, feed = a_model(SCHEMA_WITHOUT, STECConfig(embedding=8, ffn=16)), hide(a_feed(SCHEMA_WITHOUT, SIZES), 1.0)
-    graph = kernel_graph(model, SCHEMA_WITHOUT, torch.zeros_like(model.embedding.alpha))
+    model.embedding.offset = torch.zeros_like(model.embedding.alpha)
+    graph = kernel_graph(model, SCHEMA_WITHOUT)
     assert np.isnan(session_of(graph).run(["logit"], feed)[0]).all()
 
 

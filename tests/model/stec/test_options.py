@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -43,6 +43,8 @@ def test_the_plain_form_equals_loops_over_rows_pairs_heads_and_dimensions(
     seed=st.integers(0, 99),
 )
 def test_both_forms_agree_in_logits_gradients_and_running_statistics(size: STECConfig, rows: int, seed: int) -> None:
+    # Two normalized rows are x and -x, so all products in the first level are constant.
+    assume(rows > 2 or size.embedding_norm != "batch")
     plain, fast = build(size, True, seed), build(size, False, seed)
     assert not fast.plain
     expected, found = train_step(plain, rows), train_step(fast, rows)

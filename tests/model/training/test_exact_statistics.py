@@ -1,5 +1,7 @@
 """Exact statistics: each batch norm gets the statistics of all of train, and the rest of the model is unchanged."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -67,11 +69,20 @@ def without_context(name: str) -> dict[str, tuple[str, ...]]:
     return {"context1": (), "context2": ()} if name == "finalmlp" else {}
 
 
-def test_the_mean_prediction_no_longer_depends_on_the_last_batches() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"embedding_norm": "batch", "level_eps": 1e-7},
+        {"embedding_norm": "rms", "level_eps": 0.0, "level_eps_relative": 0.01},
+    ],
+    ids=str,
+)
+def test_the_mean_prediction_no_longer_depends_on_the_last_batches(options: dict[str, Any]) -> None:
     """Measuring the batch statistics restores the predictions of a model whose running statistics were reset."""
     torch.manual_seed(0)
     train = rows()
-    model = STEC(Fields([8] * 3, 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1))
+    model = STEC(Fields([8] * 3, 3), STECConfig(embedding=8, blocks=1, embedding_std=0.1, **options))
     measure_batch_norms(model, train, RECIPE)
     ids, values = torch.from_numpy(train.ids), torch.from_numpy(train.values)
     right = model(ids, values)

@@ -25,6 +25,8 @@ STECS: list[tuple[str, dict[str, Any]]] = [
     ("stec", {"interaction": "separate", "ffn": 0}),
     ("stec", {"mlp": (8,), "mlp_batch_norm": True, "mlp_dropout": 0.5}),
     ("stec", {"attention": "request", "pairs": "upper", "dropout": 0.5}),
+    ("stec", {"embedding_norm": "batch", "level_eps": 0.0, "level_eps_relative": 0.01}),
+    ("stec", {"embedding_norm": "rms", "level_eps": 1e-7, "layer_norm_eps": 5.0}),
 ]
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from model.stec.stec import STEC, STECConfig
 
-EPS = 1e-5  # default of torch's layer norm and batch norm
+EPS = 1e-5  # default of torch's batch norm
+MEAN_SQUARE_EPS = 1e-12
 
 Vector = list[float]
 Row = list[Vector]  # one vector per field
@@ -17,15 +18,36 @@ def slow_logits(model: STEC, size: STECConfig, embedded: list[Row]) -> Vector:
     """Return the logits of a batch in training mode, without dropout, from the embedding's output."""
     weights: dict[str, Any] = {name: t.tolist() for name, t in model.state_dict().items()}
     allowed = None if model.allowed_FF is None else model.allowed_FF.tolist()
-    rows = [_levels(weights, size, x, allowed) for x in embedded]
+    categorical = len(embedded[0]) - len(weights["embedding.alpha"])
+    rows = [_levels(weights, size, x, allowed) for x in _embedding_norm(size, embedded, categorical)]
     seen = _levels_in_head(size)
     normalized = []
     for position, level in enumerate(seen):
         batch = [[row[level][key] for key in _keys(size, len(embedded[0]))] for row in rows]
         gain, shift = weights[f"norms.{position}.weight"], weights.get(f"norms.{position}.bias")
-        normalized.append(_batch_norm(batch, gain, shift))
+        normalized.append(_batch_norm(batch, gain, shift, size.level_eps, size.level_eps_relative))
     heads = [_fuse(size, [level[row] for level in normalized]) for row in range(len(rows))]
     return _head(weights, size, heads)
+
+
+def _embedding_norm(size: STECConfig, rows: list[Row], categorical: int) -> list[Row]:
+    if size.embedding_norm == "none":
+        return rows
+    normalized: list[Row] = [[] for _ in rows]
+    for f in range(len(rows[0])):
+        columns = [[row[f][c] for row in rows] for c in range(size.embedding)]
+        square = sum(x * x for column in columns for x in column) / (len(rows) * len(columns))
+        variances = [_variance(column) for column in columns]
+        if f >= categorical:
+            variances = [sum(variances) / len(variances)] * len(variances)
+        for r, row in enumerate(rows):
+            if size.embedding_norm == "rms":
+                normalized[r].append([x / math.sqrt(square + MEAN_SQUARE_EPS) for x in row[f]])
+                continue
+            centered = [x - sum(column) / len(column) for x, column in zip(row[f], columns, strict=True)]
+            scales = [1 / math.sqrt(v + EPS * square + MEAN_SQUARE_EPS) for v in variances]
+            normalized[r].append([x * scale for x, scale in zip(centered, scales, strict=True)])
+    return normalized
 
 
 def _levels_in_head(size: STECConfig) -> list[int]:
@@ -80,12 +102,17 @@ def _block(weights: dict[str, Any], size: STECConfig, name: str, x: Row, allowed
     v = [_product(weights[f"{name}.value.weight"], one) for one in x]
     attended = [_attend(size, i, q, k, v, allowed) for i in range(len(x))]
     out = [_product(weights[f"{name}.out.weight"], one) for one in attended]
-    x = [_layer_norm(weights, f"{name}.attention_norm", _sum(a, b)) for a, b in zip(x, out, strict=True)]
+    x = [
+        _layer_norm(weights, f"{name}.attention_norm", _sum(a, b), size.layer_norm_eps)
+        for a, b in zip(x, out, strict=True)
+    ]
     if size.ffn == 0:
         return x
     hidden = [[max(0.0, h) for h in _linear(weights, f"{name}.ffn.0", one)] for one in x]
     out = [_linear(weights, f"{name}.ffn.2", one) for one in hidden]
-    return [_layer_norm(weights, f"{name}.ffn_norm", _sum(a, b)) for a, b in zip(x, out, strict=True)]
+    return [
+        _layer_norm(weights, f"{name}.ffn_norm", _sum(a, b), size.layer_norm_eps) for a, b in zip(x, out, strict=True)
+    ]
 
 
 def _attend(size: STECConfig, i: int, q: Row, k: Row, v: Row, allowed: list[list[bool]] | None) -> Vector:
@@ -113,27 +140,33 @@ def _head(weights: dict[str, Any], size: STECConfig, rows: list[Vector]) -> Vect
         rows = [_linear(weights, f"head.{layer}", row) for row in rows]
         if size.mlp_batch_norm:
             layer += 1
-            rows = _batch_norm(rows, weights[f"head.{layer}.weight"], weights[f"head.{layer}.bias"])
+            rows = _batch_norm(rows, weights[f"head.{layer}.weight"], weights[f"head.{layer}.bias"], EPS, 0.0)
         rows = [[max(0.0, value) for value in row] for row in rows]
         layer += 3  # skips this layer, the activation and the dropout
     return [_linear(weights, f"head.{layer}", row)[0] for row in rows]
 
 
-def _batch_norm(rows: list[Vector], gain: Vector, shift: Vector | None) -> list[Vector]:
-    columns = [_standard(list(column)) for column in zip(*rows, strict=True)]
+def _batch_norm(rows: list[Vector], gain: Vector, shift: Vector | None, eps: float, relative: float) -> list[Vector]:
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    eps += relative * sum(_variance(column) for column in columns) / len(columns)
+    columns = [_standard(column, eps) for column in columns]
     shift = shift or [0.0] * len(gain)
     return [[gain[c] * column[r] + shift[c] for c, column in enumerate(columns)] for r in range(len(rows))]
 
 
-def _layer_norm(weights: dict[str, Any], name: str, v: Vector) -> Vector:
+def _layer_norm(weights: dict[str, Any], name: str, v: Vector, eps: float) -> Vector:
     gain, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
-    return [g * n + s for g, n, s in zip(gain, _standard(v), shift, strict=True)]
+    return [g * n + s for g, n, s in zip(gain, _standard(v, eps), shift, strict=True)]
 
 
-def _standard(v: Vector) -> Vector:
+def _standard(v: Vector, eps: float) -> Vector:
     mean = sum(v) / len(v)
-    variance = sum((x - mean) ** 2 for x in v) / len(v)
-    return [(x - mean) / math.sqrt(variance + EPS) for x in v]
+    return [(x - mean) / math.sqrt(_variance(v) + eps) for x in v]
+
+
+def _variance(v: Vector) -> float:
+    mean = sum(v) / len(v)
+    return sum((x - mean) ** 2 for x in v) / len(v)
 
 
 def _linear(weights: dict[str, Any], name: str, v: Vector) -> Vector:
