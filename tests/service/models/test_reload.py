@@ -269,7 +269,7 @@ def test_files_overwritten_in_place_are_reported_and_the_server_recovers(tmp_pat
         with pytest.raises(httpx.TransportError):
             post(url, content=body, headers=headers)
         assert server.process.stderr is not None
-        reasons = (line for line in server.process.stderr if "A memory-mapped file was cut short" in line)
+        reasons = (line for line in server.process.stderr if "A memory-mapped file was truncated" in line)
         reason = next(line for line in reasons if "weights.bin was changed after the export" in line)
         assert "Never overwrite the files of a bundle that is served" in reason
 

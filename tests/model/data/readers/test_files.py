@@ -205,7 +205,7 @@ def test_a_file_in_two_splits_is_an_error_that_names_all_three(tmp_path: Path) -
     [
         (("days", "days/a.csv"), r'days/a\.csv: listed twice, by "days" and by "days/a\.csv"\. Remove one'),
         ("nights/*.csv", r"nights/\*\.csv: no such file\. Paths in the experiment file are relative to"),
-        ("empty", r"empty: no such file"),
+        ("empty", r"empty: the folder has no data files"),
         (("days", "*.tsv"), r"\*\.tsv: no such file"),
         ("other", r"other/readme\.md: unknown format\. Use \.parquet"),
         ("days/a.csv/b", r"days/a\.csv/b: no such file"),
