@@ -30,13 +30,16 @@ from model.experiments.significance import (
 BASE = "stec"
 SPEED = "speed.json"
 Points = list[tuple[str, float, float]]  # a model's name, cost and AUC
-HEADER = "model | seeds | test AUC | Impr. | logloss | p of AUC | parameters | FLOPs | rows/s | µs per candidate"
-TEXT = """Impr. is the relative improvement of STEC's mean AUC over the model's, as in the paper. p is the p-value of
-Welch's t-test between the model's AUCs and STEC's, which requires two seeds. FLOPs are per row and count one for each
-multiply-add of linear layers and matrix products. rows/s is the training speed of one model at a time; the speeds in
-the reports are from runs that shared the machine. µs per candidate is the serving time on one thread, for a request
-with 100 candidates. `python -m benchmarks.models` measures both speeds on one CPU, alternating between the models.
-Blank cells were not measured. The benchmark does not support numeric fields."""
+HEADER = (
+    "model | weights | seeds | test AUC | Impr. | logloss | p of AUC | parameters | FLOPs | rows/s | µs per candidate"
+)
+TEXT = """If a model's report has raw and averaged weights, the row shows those that are better on valid. Impr. is the
+relative improvement of STEC's mean AUC over the model's, as in the paper. p is the p-value of Welch's t-test between
+the model's AUCs and STEC's, which requires two seeds. FLOPs are per row and count one for each multiply-add of linear
+layers and matrix products. rows/s is the training speed of one model at a time; the speeds in the reports are from
+runs that shared the machine. µs per candidate is the serving time on one thread, for a request with 100 candidates.
+`python -m benchmarks.models` measures both speeds on one CPU, alternating between the models. Blank cells were not
+measured. The benchmark does not support numeric fields."""
 
 
 class Speed(msgspec.Struct, frozen=True):
@@ -56,6 +59,7 @@ class Entry:
     """A model's row of the leaderboard, from its report. None means not measured."""
 
     name: str
+    weights: str
     seeds: Seeds
     parameters: int
     flops: int | None
@@ -88,7 +92,7 @@ def read_leaderboard(folder: Path) -> list[Entry]:
             check_same_log(report.seeds, base)
         except ValueError as error:
             raise ValueError(f"{path}: {error}. Move the file out of the folder.") from error
-        entries.append(Entry(path.stem, report.seeds, report.parameters, report.flops, speeds.get(path.stem)))
+        entries.append(Entry(path.stem, *report.better_weights, report.parameters, report.flops, speeds.get(path.stem)))
     return sorted(entries, key=lambda entry: entry.auc, reverse=True)
 
 
@@ -132,6 +136,7 @@ def cells(entry: Entry, base: Entry) -> list[str]:
     has_p = entry is not base and min(len(entry.seeds.aucs), len(base.seeds.aucs)) > 1
     return [
         entry.name,
+        entry.weights,
         str(len(entry.seeds.aucs)),
         mean_and_std([auc * 100 for auc in entry.seeds.aucs], 2),
         "base" if entry is base else f"{(base.auc / entry.auc - 1) * 100:+.2f}%",

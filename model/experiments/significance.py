@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -79,17 +79,34 @@ class Seeds:
 
 
 class ReportedMetrics(msgspec.Struct, frozen=True):
-    """The test metrics of a run in a report."""
+    """The metrics of a run on a split, in a report."""
 
     auc: Annotated[float, Meta(gt=0, le=1)]
     logloss: Annotated[float, Meta(ge=0)]
 
 
+class ReportedWeights(msgspec.Struct, frozen=True):
+    """The weights of a run that its model does not have, in a report."""
+
+    weights: str
+    valid: ReportedMetrics
+    test: ReportedMetrics
+
+
 class ReportedRun(msgspec.Struct, frozen=True):
-    """A run in a report."""
+    """A run in a report. `other` is None if the weights were not averaged."""
 
     seed: int
     test: ReportedMetrics
+    valid: ReportedMetrics | None = None
+    other: ReportedWeights | None = None
+
+
+class ReportedTraining(msgspec.Struct, frozen=True):
+    """The keys of [training] that select weights, with the defaults of the versions that did not have them."""
+
+    monitor: Literal["logloss", "auc"] = "logloss"
+    weights: str = "raw"
 
 
 class ReportedExperiment(msgspec.Struct, frozen=True):
@@ -97,6 +114,7 @@ class ReportedExperiment(msgspec.Struct, frozen=True):
 
     name: str
     data: LogKeys
+    training: ReportedTraining = ReportedTraining()
 
 
 class ReportedData(msgspec.Struct, frozen=True):
@@ -121,7 +139,29 @@ class Report(msgspec.Struct, frozen=True):
     @property
     def seeds(self) -> Seeds:
         """The test metrics of all seeds."""
-        tests = [run.test for run in self.runs]
+        return self._seeds_with([run.test for run in self.runs])
+
+    @property
+    def better_weights(self) -> tuple[str, Seeds]:
+        """The weights whose mean on valid is better, raw or averaged, and their test metrics of all seeds.
+
+        Without an average in every run, these are the weights of the models.
+        """
+        valids = [run.valid for run in self.runs if run.valid is not None]
+        others = [run.other for run in self.runs if run.other is not None]
+        selected = self.experiment.training.weights
+        if min(len(valids), len(others)) < len(self.runs):
+            return selected, self.seeds
+        if self._score(valids) >= self._score([other.valid for other in others]):
+            return selected, self.seeds
+        return others[0].weights, self._seeds_with([other.test for other in others])
+
+    def _score(self, valids: Sequence[ReportedMetrics]) -> float:
+        if self.experiment.training.monitor == "auc":
+            return statistics.mean(valid.auc for valid in valids)
+        return -statistics.mean(valid.logloss for valid in valids)
+
+    def _seeds_with(self, tests: Sequence[ReportedMetrics]) -> Seeds:
         fingerprint = self.data.fingerprint if self.data else None
         aucs, losses = [t.auc for t in tests], [t.logloss for t in tests]
         return Seeds(self.experiment.name, self.experiment.data, fingerprint, aucs, losses)

@@ -11,6 +11,7 @@ import pytest
 from model.cli.compare import main
 from model.experiments.leaderboard import SPEED, read_leaderboard, write_leaderboard
 from model.experiments.report import write_report
+from model.experiments.run_folder import OtherWeights
 from model.experiments.run_registry import FinishedRun
 from tests.support.runs import experiment
 from tests.support.runs import run as a_run
@@ -56,15 +57,32 @@ def test_a_model_that_is_better_than_stec_is_listed_above_it(folder: Path) -> No
     write_report(folder / "fm", experiment(1), [run(1, 0.9)])
     page = write_leaderboard(folder.parent).read_text()
     assert "STEC is number 2 of 4 models" in page
-    assert cells(page, "fm")[3] == "-10.56%"
+    assert cells(page, "fm")[4] == "-10.56%"
 
 
 def test_a_row_has_the_improvement_as_defined_in_the_paper_and_a_p_value(folder: Path) -> None:
     page = write_leaderboard(folder.parent).read_text()
-    assert cells(page, "stec")[1:4] == ["2", "80.50 ± 0.71", "base"]
-    assert cells(page, "dcn")[1:4] == ["2", "79.25 ± 0.35", "+1.58%"]
-    assert 0 < float(cells(page, "dcn")[5]) < 1
-    assert cells(page, "lr")[5] == ""  # A single seed has no variance.
+    assert cells(page, "stec")[1:5] == ["raw", "2", "80.50 ± 0.71", "base"]
+    assert cells(page, "dcn")[1:5] == ["raw", "2", "79.25 ± 0.35", "+1.58%"]
+    assert 0 < float(cells(page, "dcn")[6]) < 1
+    assert cells(page, "lr")[6] == ""  # A single seed has no variance.
+
+
+def averaged(made: FinishedRun, valid_logloss: float) -> FinishedRun:
+    """Return a run whose averaged weights have this logloss on valid and an AUC of 0.9 on test."""
+    valid = dataclasses.replace(made.metrics.valid, logloss=valid_logloss)
+    test = dataclasses.replace(made.metrics.test, auc=0.9)
+    other = OtherWeights("averaged", best_epoch=1, best_part=1.0, valid=valid, test=test)
+    return msgspec.structs.replace(made, metrics=msgspec.structs.replace(made.metrics, other=other))
+
+
+@pytest.mark.parametrize(("valid_logloss", "weights", "auc"), [(0.2, "averaged", "90.00"), (0.4, "raw", "50.00")])
+def test_a_row_has_the_weights_that_are_better_on_valid(
+    folder: Path, valid_logloss: float, weights: str, auc: str
+) -> None:
+    write_report(folder / "fm", experiment(1), [averaged(run(1, 0.5), valid_logloss)])
+    page = write_leaderboard(folder.parent).read_text()
+    assert cells(page, "fm")[1:4] == [weights, "1", auc]
 
 
 def test_speed_is_listed_and_plotted_if_it_was_measured(folder: Path) -> None:
