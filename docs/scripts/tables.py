@@ -111,7 +111,7 @@ GRAPH_COLUMNS = (
     *("µs per candidate", "GFLOP/s (of the peak)", "Largest difference"),
 )
 MODEL_COLUMNS = (
-    *("Model", "Seeds", "Test AUC", "STEC's gain", "Logloss", "p of AUC", "Parameters", "FLOPs per row"),
+    *("Model", "Weights", "Seeds", "Test AUC", "STEC's gain", "Logloss", "p of AUC", "Parameters", "FLOPs per row"),
     *("Training rows/s", "Serving µs per candidate"),
 )
 RARE_COLUMNS = (
