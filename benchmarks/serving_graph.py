@@ -230,6 +230,7 @@ def over_widths(fields: int, attention: Attention, run: Run) -> list[list[str]]:
         times, difference = alternate(
             {"8": run, "16": run}, draw, title, before=lambda lanes: kernel.limit_lanes(int(lanes))
         )
+        kernel.limit_lanes(16)  # for the other measurements
         assert difference == 0
         medians = [f"{statistics.median(times[lanes]):.3f}" for lanes in ("8", "16")]
         rows.append([attention, str(fields), str(candidates), *medians, ratio(times["8"], times["16"], digits=2)])

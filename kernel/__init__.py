@@ -37,7 +37,7 @@ def register(options: Any) -> None:
         options: onnxruntime.SessionOptions.
 
     Raises:
-        NoKernel: The kernel was not built, cannot be loaded, or the processor does not have AVX2 and FMA.
+        NoKernel: The kernel was not built, is outdated or cannot be loaded, or the processor has no AVX2 and FMA.
     """
     library = built()
     try:
@@ -45,6 +45,8 @@ def register(options: Any) -> None:
     except Exception as error:  # onnxruntime raises its own classes.
         why = (str(error).splitlines() or [type(error).__name__])[0].strip()
         raise NoKernel(f"the kernel cannot be used: {why}") from error
+    if not hasattr(ctypes.CDLL(str(library)), "stec_max_lanes"):
+        raise NoKernel("the kernel was built from an earlier version: run `make kernel`, or install the project again")
 
 
 def is_usable() -> bool:

@@ -1,5 +1,5 @@
 // Arithmetic on LANES numbers at a time with the compiler's vector types. The same source compiles to AVX2 or NEON with
-// eight lanes, and to AVX-512 with sixteen. A file that needs sixteen defines STEC_LANES before it includes this header.
+// eight lanes, and to AVX-512 with sixteen. A file that needs sixteen defines STEC_LANES before it includes this.
 #pragma once
 
 #ifndef STEC_LANES
@@ -101,7 +101,7 @@ struct Matrix {
   Matrix from(int64_t row, int64_t column) const { return {at(row, column), row_step, column_step}; }
 };
 
-// Loads a value once. Without this, g++ loads it again for each of its uses, which takes as long as the multiplications.
+// Loads a value once. Without this, g++ loads it again for each of its uses, which takes as long as the products.
 inline Lanes loaded(const Lanes& value) {
   Lanes copy = value;
 #if defined(__AVX__)
@@ -158,7 +158,8 @@ void product(const A* a, int64_t a_step, int64_t outputs, const Lanes* x, int64_
     const float* b = bias ? bias + o : nullptr;
     int64_t c = 0;
     const auto step = [&]<int C>() {
-      tile<then, O, C>(a + o, a_step, x + c, x_step, depth, b, then == Then::AddTo ? base.from(o, c) : base, y.from(o, c));
+      const Matrix own_base = then == Then::AddTo ? base.from(o, c) : base;
+      tile<then, O, C>(a + o, a_step, x + c, x_step, depth, b, own_base, y.from(o, c));
       c += C;
     };
     while (c + 3 <= columns) step.template operator()<3>();

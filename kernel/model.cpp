@@ -41,10 +41,10 @@ Weights::Weights(const Model& model) {
 // Within these bounds, no product of sizes overflows an int64.
 bool Sizes::are_sane() const {
   const auto in = [](int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; };
-  return in(width, 1, 4096) && in(heads, 1, width) && width % heads == 0 && in(hidden, 0, 65536) && in(blocks, 1, MAX_BLOCKS) &&
-         in(context_categorical, 0, 4096) && in(context_numeric, 0, 4096) && in(candidate_categorical, 0, 4096) &&
-         in(candidate_numeric, 0, 4096) && context_fields() > 0 && candidate_fields() > 0 &&
-         in(request_attention, 0, 1);
+  return in(width, 1, 4096) && in(heads, 1, width) && width % heads == 0 && in(hidden, 0, 65536) &&
+         in(blocks, 1, MAX_BLOCKS) && in(context_categorical, 0, 4096) && in(context_numeric, 0, 4096) &&
+         in(candidate_categorical, 0, 4096) && in(candidate_numeric, 0, 4096) && context_fields() > 0 &&
+         candidate_fields() > 0 && in(request_attention, 0, 1);
 }
 
 const char* problem(const Model& model, const Input& in) {

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <utility>
 
+// Above lanes.h, so that their inline functions are compiled without AVX-512.
 #include "stec.h"
 #include "weights.h"
 
@@ -132,7 +133,7 @@ class Scorer {
       share_level(l);
       attend(l, 0, U, 0, U, Softmax::Keep);
       if (!s.request_attention) return;
-      normalise_attended(l);
+      normalize_attended(l);
       finish_block(l, 0, U);
       in = x;
     }
@@ -360,7 +361,7 @@ class Scorer {
   }
 
   // Completes a softmax that Softmax::Keep started, when no keys of a candidate follow.
-  void normalise_attended(int64_t l) {
+  void normalize_attended(int64_t l) {
     const Shared& shared = levels[l].shared;
     const int64_t K = D / s.heads;
     for (int64_t d = 0; d < D; ++d)
@@ -387,17 +388,17 @@ class Scorer {
       // Without an FFN, the first norm completes the block's output.
       const Matrix first = s.hidden ? Matrix{chunk + s.hidden * CHUNK, CHUNK} : Matrix{out + i, step};
       product<Then::AddTo>(b.out, D, D, heads + i, step, columns, D, nullptr, first, {residual + i, step});
-      normalise(first, columns, b.eps[0]);
+      normalize(first, columns, b.eps[0]);
       if (!s.hidden) continue;
       product<Then::AddBiasAndRelu>(b.inner, s.hidden, s.hidden, first.data, CHUNK, columns, D, b.inner_bias,
                                     {chunk, CHUNK});
       product(b.outer, D, D, chunk, CHUNK, columns, s.hidden + D, b.outer_bias, {out + i, step});
-      normalise({out + i, step}, columns, b.eps[1]);
+      normalize({out + i, step}, columns, b.eps[1]);
     }
   }
 
   // Scales up to CHUNK columns, whose mean is 0, to variance 1.
-  void normalise(Matrix x, int64_t columns, float eps) {
+  void normalize(Matrix x, int64_t columns, float eps) {
     Lanes sum[CHUNK] = {};
     for (int64_t d = 0; d < D; ++d)
       for (int64_t c = 0; c < columns; ++c) sum[c] += *x.at(d, c) * *x.at(d, c);

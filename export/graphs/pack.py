@@ -1,7 +1,8 @@
 """Packing a trained STEC with a linear head into the numbers that kernel/weights.h reads, in the same order.
 
-The kernel computes STEC with its default options. It does not need to support options that are folded into constants
-here: pairs and levels that the head does not use, the scale of the attention, and an identity matrix.
+The kernel computes STEC with its default options, and without an FFN. It does not need to support options that are
+folded into constants here: pairs and levels that the head does not use, the scale of the attention, and an identity
+matrix.
 
 Everything that is constant in serving is folded in float64 and rounded once:
 

@@ -1,5 +1,7 @@
 """The kernel gives the same logits as the model, for any batch and size, and never reads out of bounds."""
 
+import shutil
+import subprocess
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -132,4 +134,15 @@ def test_an_invalid_library_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / f"_stec{EXTENSION_SUFFIXES[0]}").write_text("no library")
     monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(kernel.NoKernel, match="cannot be used"):
+        kernel.register(onnxruntime.SessionOptions())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_library_of_an_earlier_version_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "earlier.cpp"
+    source.write_text('extern "C" void* RegisterCustomOps(void*, const void*) { return nullptr; }')
+    library = tmp_path / f"_stec{EXTENSION_SUFFIXES[0]}"
+    subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    monkeypatch.setattr(kernel, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(kernel.NoKernel, match=r"built from an earlier version: run `make kernel`"):
         kernel.register(onnxruntime.SessionOptions())
