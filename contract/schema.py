@@ -75,7 +75,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f'field {self.name!r}: transform = "{self.transform}" needs kind = "{kind}"')
         if self.timezone is not UNSET and self.transform not in TIME_TRANSFORMS:
             raise ValueError(
-                f"field {self.name!r}: timezone has no effect without the transform hour, weekday or day: set one"
+                f"field {self.name!r}: timezone has no effect without an hour, weekday or day transform: set one"
             )
         if self.timezone is not UNSET:
             try:

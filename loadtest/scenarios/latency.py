@@ -269,7 +269,7 @@ def tables_of(results: Results) -> list[Table]:
 
 
 def draw(name: str, measured: Sequence[Measured], over: Literal["rate", "candidates"]) -> None:
-    """Plot p50 and p99 over the rate or the number of candidates, as results/<name>.svg."""
+    """Plot p50 and p99 against the rate or the number of candidates, and save the plot as results/<name>.svg."""
     mpl.use("svg")
     plt.rcParams["svg.hashsalt"] = name  # so that the same data gives the same file
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")

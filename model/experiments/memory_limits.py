@@ -83,7 +83,7 @@ def cgroup_folders(proc: Path, cgroups: Path) -> Iterator[Path]:
 
 
 def read_number(path: Path) -> int | None:
-    """Return the number in a file, or None if there is no file or no number, such as "max"."""
+    """Return the number in a file, or None if the file does not exist or contains something else, such as "max"."""
     try:
         text = path.read_text().strip()
     except OSError:

@@ -87,7 +87,7 @@ def read_sweep(path: Path) -> tuple[Sweep, list[Base]]:
     combinations = itertools.product(*sweep.grid.values()) if sweep.grid else ()
     changes = [*(dict(zip(sweep.grid, values, strict=True)) for values in combinations), *sweep.point]
     if not changes:
-        raise ValueError(f"{path}: a sweep needs points. Add a section [grid], or [[point]] entries.")
+        raise ValueError(f"{path}: a sweep needs points. Add a [grid] section or [[point]] entries.")
     if (label := first_duplicate([label_of(change) for change in changes])) is not None:
         raise ValueError(f"{path}: the point {label} occurs twice. Remove one from [grid] or [[point]].")
     check_bases(path, sweep.bases, list(experiments.values()))

@@ -349,7 +349,7 @@ WRONG_SWEEPS = {
     "seeds": ("seeds = 0\n[grid]\nblocks = [1]", ["seeds = 0 must be a whole number, 1 or more."]),
     "no_list": ("[grid]\nblocks = 2", ["grid.blocks = 2 must be a list of values, at least 1.", "Write [2]."]),
     "empty_list": ("[grid]\nblocks = []", ["grid.blocks = [] must be a list of values, at least 1."]),
-    "no_points": ("", ["a sweep needs points.", "Add a section [grid], or [[point]] entries."]),
+    "no_points": ("", ["a sweep needs points.", "Add a [grid] section or [[point]] entries."]),
     "point_twice": ("[[point]]\n[[point]]", ["the point base occurs twice.", "Remove one"]),
     "points": ("[point]\nblocks = 1", ["point = { blocks = 1 } must be a list of tables.", "with [[point]]"]),
     "key": (

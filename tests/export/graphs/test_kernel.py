@@ -99,7 +99,7 @@ def test_out_of_range_ids_are_an_error(name: str, value: int, words: str) -> Non
 @pytest.mark.parametrize(
     ("constant", "changed", "words"),
     [
-        ("weights", lambda a: a[:-1], "weights: another number"),
+        ("weights", lambda a: a[:-1], "weights: wrong number"),
         ("table", lambda a: a[:, :-1], "the embedding table"),
         ("offsets", lambda a: a[:-1], "offsets"),
         ("sizes", lambda a: a[:-1], "sizes has not the nine"),

@@ -1,4 +1,4 @@
-"""Runs with an average of the weights: one run measures the raw and the averaged weights."""
+"""Runs that average the weights: one run evaluates both the raw and the averaged weights."""
 
 import json
 from collections.abc import Sequence

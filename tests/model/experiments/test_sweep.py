@@ -56,7 +56,7 @@ def test_a_grid_gives_every_combination_and_a_point_adds_one(toml: Path) -> None
         ("[grid]\nblocks = 2", "list"),
         ("seedz = 3\n[grid]\nblocks = [2]", "seedz"),
         ("seeds = 0\n[grid]\nblocks = [2]", "seeds"),
-        ("", r"needs points. Add a section \[grid\], or \[\[point\]\]"),
+        ("", r"needs points. Add a \[grid\] section or \[\[point\]\]"),
         ("[grid]\nblocks = [2]\n[[point]]\nblocks = 2", "the point blocks 2 occurs twice"),
         ("[[point]]\nablation = 'STEC_XX'", "STEC_XX"),
     ],
