@@ -28,7 +28,7 @@ COPIES = 8.0
 COPIES_WITH_PENALTY = 10.5
 # The average of the weights, the best of the other weights, and their copies in a checkpoint.
 COPIES_OF_AVERAGE = 4.0
-# malloc keeps freed memory (see keep_freed_memory()). Because activations have many sizes, fragmentation doubles it.
+# malloc keeps freed memory (see keep_freed_memory()). Activations have many sizes, so fragmentation doubles it.
 GAPS = 2.1
 METRIC_BYTES_PER_ROW = 100  # sorted copies of labels and predictions
 SAMPLE_ROWS = (32, 64)

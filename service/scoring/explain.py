@@ -53,7 +53,8 @@ class Explainer:
             scorer.check_key(request)
             if not self._engine.explains:
                 raise NotFound(
-                    "This model does not support explanations. A STEC with hidden layers in its head (mlp) cannot be explained."
+                    "This model does not support explanations. A STEC with hidden layers in its head (mlp) cannot be "
+                    "explained."
                 )
             check_content_type(request)
             body = await scorer.read_body(request, hold)
