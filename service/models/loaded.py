@@ -93,9 +93,7 @@ class Model:
         """Set `damaged` if the folder no longer contains this version. Otherwise, score requests again."""
         opened, names = stamps(self.bundle), ", ".join(changed)
         try:
-            found = await asyncio.to_thread(
-                open_bundle, self.bundle.folder, vocabulary=bool(self.bundle.vocabularies)
-            )
+            found = await asyncio.to_thread(open_bundle, self.bundle.folder, vocabulary=bool(self.bundle.vocabularies))
             # Another version may have been copied over this one, so that its files match its own manifest.
             if found.manifest.version != self.version:
                 raise BundleError(f"bundle {self.bundle.folder} now contains the version {found.manifest.version}")
