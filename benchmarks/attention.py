@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import RESULTS
+from export.graphs.block import blocks_of
 from export.graphs.level import has_linear_head
 from loadtest.report import Table, write_report
 from model.data.data_folder import add_data_argument
@@ -38,7 +39,7 @@ def attention_of(model: STEC, split: Split) -> tuple[Tensor, Tensor, Tensor]:
     for ids, values in parts(split):
         x_BFD = model.embed(ids, values)
         by_block = []
-        for block in model.blocks:
+        for block in blocks_of(model):
             q_BFD, k_BFD = block.project(x_BFD)
             by_block.append(attention_weights(q_BFD, k_BFD, block.heads, block.score_divisor, model.allowed_FF))
             x_BFD, _, _ = block(x_BFD, plain=False, allowed_FF=model.allowed_FF)
@@ -70,12 +71,15 @@ def normalized_entropy(weight_LBFFH: Tensor) -> Tensor:
     A weight of 0 is either negligible or belongs to a field that attention = "request" excludes.
     """
     attended_LBFH = (weight_LBFFH > 0).sum(3).clamp(min=2)
-    return -torch.special.xlogy(weight_LBFFH, weight_LBFFH).sum(3) / attended_LBFH.log()
+    entropy_LBFH: Tensor = -torch.special.xlogy(weight_LBFFH, weight_LBFFH).sum(3)
+    return entropy_LBFH / attended_LBFH.log()
 
 
 def rows_of(name: str, model: STEC, split: Split) -> list[list[str]]:
     """Return the table rows of a run."""
     entropy_LH, largest_LH, deviation_L = attention_of(model, split)
+    attended_F = torch.full((model.fields,), model.fields) if model.allowed_FF is None else model.allowed_FF.sum(1)
+    uniform = float(attended_F.reciprocal().mean())
     assert len(deviation_L) == len(model.blocks) + 1, "every block has a level"
     rows = [
         [
@@ -83,7 +87,7 @@ def rows_of(name: str, model: STEC, split: Split) -> list[list[str]]:
             f"{block + 1}",
             f"{head + 1}",
             f"{entropy:.3f}",
-            f"{largest_LH[block, head]:.3f} ({1 / model.fields:.3f})",
+            f"{largest_LH[block, head]:.3f} ({uniform:.3f})",
             f"{deviation_L[block]:.2f}",
         ]
         for block, heads in enumerate(entropy_LH)

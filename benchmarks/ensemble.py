@@ -11,8 +11,8 @@ import torch
 from benchmarks import RESULTS
 from loadtest.report import Table, write_report
 from model.data.data_folder import add_data_argument
-from model.experiment_config import common_data
 from model.experiments.run_folder import open_run
+from model.experiments.run_registry import settings
 from model.experiments.trial import open_log
 from model.training.fit import predict_logits
 from model.training.metrics import evaluate_split
@@ -29,18 +29,19 @@ def main() -> int:
     parser.add_argument("--name", default="ensemble", help="the report is written to benchmarks/results/NAME.md")
     options = parser.parse_args()
     opened = [open_run(run) for run in options.runs]
-    try:
-        data = common_data([experiment for _, experiment, _, _ in opened])
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    test = open_log(data, options.data).splits["test"]
+    experiment = opened[0][1]
+    for run, (_, other, _, _) in zip(options.runs, opened, strict=True):
+        if settings(other) != settings(experiment):
+            print(f"{run}: the settings differ from those of {options.runs[0]} in more than the seed", file=sys.stderr)
+            return 2
+    test = open_log(experiment.data, options.data).splits["test"]
     logits = torch.stack([predict_logits(model, test) for model, _, _, _ in opened])
     alone = [metrics.test for _, _, _, metrics in opened]
+    means = statistics.mean(m.auc for m in alone), statistics.mean(m.logloss for m in alone)
     average = evaluate_split(test, (logits.mean(0) + math.log(test.negative_rate)).sigmoid().numpy())
     rows = [
-        [opened[0][1].name, f"{len(alone)} runs, mean", *cells(*(mean_of(alone, key) for key in ("auc", "logloss")))],
-        [opened[0][1].name, "average of the logits", *cells(average.auc, average.logloss)],
+        [experiment.name, f"{len(alone)} runs, mean", *cells(*means)],
+        [experiment.name, "average of the logits", *cells(average.auc, average.logloss)],
     ]
     table = Table("", ["experiment", "model", "test AUC", "test logloss"], rows)
     command = f"python -m benchmarks.ensemble --data DIR --name {options.name} RUN..."
@@ -48,11 +49,8 @@ def main() -> int:
     return 0
 
 
-def mean_of(metrics: list[object], key: str) -> float:
-    return statistics.mean(getattr(measured, key) for measured in metrics)
-
-
 def cells(auc: float, logloss: float) -> list[str]:
+    """Return the formatted metrics."""
     return [f"{100 * auc:.2f}", f"{logloss:.4f}"]
 
 

@@ -1,18 +1,13 @@
-"""The number of CPUs that this process may use: its CPU affinity and the quotas of its control groups.
-
-A quota may be set on the process's own cgroup or on any cgroup above it. systemd, Slurm and Kubernetes nest them, and
-the tightest quota applies. `cgroups(7)` describes the files.
-"""
+"""The number of CPUs that this process may use: its CPU affinity and the quotas of its control groups."""
 
 import os
-import re
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from contract.cgroups import cgroup_folders
 
 PROC = Path("/proc/self")
 # The libraries for training and serving read these variables when they are imported or first used.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
-ESCAPED = re.compile(r"\\([0-7]{3})")  # For example, mountinfo escapes a space as \040.
 
 
 def available_cpus(proc: Path = PROC) -> int:
@@ -41,40 +36,9 @@ def limit_threads(proc: Path = PROC) -> None:
 
 def cpu_quota(proc: Path = PROC) -> float | None:
     """Return the tightest quota of the process's cgroup and all cgroups above it, in CPUs, or None without a quota."""
-    try:
-        folders = list(cgroup_folders(proc))
-    except (OSError, ValueError):  # Not Linux, or /proc is hidden.
-        return None
+    folders = cgroup_folders(proc, "cpu")
     quotas = [quota for folder in folders if (quota := folder_quota(folder)) is not None]
     return min(quotas, default=None)
-
-
-def cgroup_folders(proc: Path) -> Iterator[Path]:
-    """Yield the folders of the cgroups that may have a CPU quota for the process, in all mounted hierarchies."""
-    paths = {}  # Controller -> cgroup. Version 2 has one hierarchy, and its controller is "".
-    for line in (proc / "cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        paths.update(dict.fromkeys(controllers.split(","), path))
-    for line in (proc / "mountinfo").read_text().splitlines():
-        mount, _, file_system = line.partition(" - ")
-        root, mounted_at = (unescaped(part) for part in mount.split()[3:5])
-        kind, *_, options = file_system.split()
-        if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options.split(",")):
-            below = path_below(paths.get("cpu" if kind == "cgroup" else "", "/"), root)
-            yield from (Path(mounted_at) / folder for folder in (below, *below.parents))
-
-
-def path_below(cgroup: str, root: str) -> PurePosixPath:
-    """Return the path from the root of a mounted hierarchy to a cgroup.
-
-    In a container, the root of the mounted hierarchy may be the container's own cgroup, so the cgroup's path may not
-    exist below it. In this case, the result is the empty path, which stands for the mounted cgroup itself.
-    """
-    try:
-        below = PurePosixPath(cgroup).relative_to(root)
-    except ValueError:
-        return PurePosixPath()
-    return PurePosixPath() if ".." in below.parts else below
 
 
 def folder_quota(folder: Path) -> float | None:
@@ -88,8 +52,3 @@ def folder_quota(folder: Path) -> float | None:
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError):  # The file does not exist, or the quota is "max".
         return None
-
-
-def unescaped(path: str) -> str:
-    """Return a path from mountinfo with its octal escapes decoded."""
-    return ESCAPED.sub(lambda match: chr(int(match[1], 8)), path)

@@ -118,7 +118,10 @@ def scoring_graph(model: nn.Module, schema: FeatureSchema) -> nn.Module:
     """Return the graph for MODEL, in the form that is fastest with onnxruntime's own operators."""
     if not isinstance(model, STEC):
         return BaselineGraph(model, schema)
-    return ServingGraph(model, schema) if has_linear_head(model) else PlainGraph(exact_copy(model).float(), schema)
+    if has_linear_head(model):
+        return ServingGraph(model, schema)
+    # Without a norm, a large table would be copied for nothing.
+    return PlainGraph(model if model.embedding_norm is None else exact_copy(model).float(), schema)
 
 
 def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared: Prepared | None) -> list[CascadeRule]:

@@ -8,19 +8,26 @@ import msgspec
 from msgspec import Meta
 
 from model.data_config import Data, first_difference, with_data_defaults
+from model.stec.norms import NORM_EPS
 from model.stec.stec import STECConfig
 from model.toml import Positive, Rate, read_toml, to_struct
 from model.toml_text import did_you_mean, toml_text
 from model.unused_keys import check_data_keys, check_training_keys
 from model.zoo import MODELS, Config
 
-# The keys of [training] that version 0.9 did not have, and what they are in its runs and checkpoints.
-DEFAULTS_OF_0_9: dict[str, Any] = {
+# The keys that version 0.9 did not have, and what they are in its runs and checkpoints.
+TRAINING_OF_0_9: dict[str, Any] = {
     "ema_half_life": 0.0,
     "ema_min_steps": 20,
     "weights": "raw",
     "learning_rate_factor": 0.1,
     "evaluations_per_epoch": 1,
+}
+STEC_OF_0_9: dict[str, Any] = {
+    "embedding_norm": "none",
+    "layer_norm_eps": NORM_EPS,
+    "level_eps": NORM_EPS,
+    "level_eps_relative": 0.0,
 }
 
 
@@ -172,7 +179,7 @@ def with_stored_defaults(document: dict[str, Any]) -> dict[str, Any]:
 
     Versions before 0.9 or 0.10 did not store these keys. In a TOML file, a missing key has the current default instead.
     """
-    training = {"initial_bias": "zero", "exact_statistics": False, **DEFAULTS_OF_0_9} | document.get("training", {})
+    training = {"initial_bias": "zero", "exact_statistics": False, **TRAINING_OF_0_9} | document.get("training", {})
     return document | {"data": with_data_defaults(document["data"]), "training": training}
 
 

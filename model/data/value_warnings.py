@@ -1,16 +1,16 @@
 """Warnings about the values of a column, which ctr-inspect and ctr-prepare share.
 
 Each warning names the column, an example with its number of rows, and what to do. All functions look at a sample of the
-rows, as distinct values with their counts.
+rows, as distinct values with their counts (see field_auc.count_values()).
 """
 
 import json
 import math
 from collections.abc import Callable
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
+
+from model.data.field_auc import LEAK_AUC, field_auc
 
 # Strings that programs write for a missing value.
 NULL_MARKERS: tuple[str, ...] = (
@@ -46,10 +46,8 @@ POSSIBLE_MARKERS = {
     "(none)",
     "empty",
 }
-LEAK_AUC = 0.999  # nothing that is known before the click predicts clicks this well
 LEAK_SHARE = 0.01  # the share of all clicks that a value with only clicks must have
 LOG_CHANCE = -30.0  # the log probability that such a value occurs by chance must be below this
-MIN_CLASS_ROWS = 20  # the AUC is measured only with this many clicks and non-clicks
 UNIQUE_SHARE = 0.9
 MIN_ROWS = 100  # shares of fewer rows mean nothing
 TYPICAL_SHARE = 0.9  # a pattern in this share of the rows is typical of the column
@@ -60,46 +58,12 @@ TEXT = pl.col("value")
 IS_MARKER = TEXT.str.strip_chars().is_in(NULL_MARKERS)
 
 
-def count_values(values: pl.Series, labels: NDArray[np.generic] | None = None) -> pl.DataFrame:
-    """Return the distinct values of a column with their rows and clicks, most frequent first.
-
-    About half of the rows is held back, so that a value's click rate in one half can predict the labels of the other
-    half. A hash of the row's number selects them.
-
-    Args:
-        values: The column. Null means missing and is a value like any other.
-        labels: The labels, 0 or 1, (rows). None means no clicks.
-
-    Returns:
-        The columns value, rows, clicks, held_rows and held_clicks. The latter two count only the rows held back.
-    """
-    clicks = np.zeros(len(values), np.int64) if labels is None else labels.astype(np.int64)
-    held = pl.int_range(len(values), dtype=pl.UInt64, eager=True).hash().to_numpy().astype(np.int64) % 2
-    # For small columns, numpy is several times faster than polars' group_by, which waits for its thread pool.
-    codes = values.cast(pl.Categorical).to_physical() if values.dtype == pl.String else values
-    distinct, group = np.unique(codes.to_numpy(), return_inverse=True)
-    row = np.empty(len(distinct), np.int64)
-    row[group] = np.arange(len(values))  # a row that holds the value
-    counts = np.bincount(4 * group + 2 * clicks + held, minlength=4 * len(distinct)).reshape(-1, 2, 2)
-    by_rows = np.argsort(-counts.sum((1, 2)), kind="stable")
-    counts = counts[by_rows]
-    return pl.DataFrame(
-        {
-            "value": values.gather(row[by_rows]),
-            "rows": counts.sum((1, 2)),
-            "clicks": counts[:, 1].sum(1),
-            "held_rows": counts[:, :, 1].sum(1),
-            "held_clicks": counts[:, 1, 1],
-        }
-    )
-
-
 def text_warnings(name: str, counts: pl.DataFrame) -> list[str]:
     """Return warnings about the strings in a categorical column.
 
     Args:
         name: The column.
-        counts: Its values (see count_values()), as text. Values that are declared as missing are null.
+        counts: Its values (see field_auc.count_values()), as text. Values that are declared as missing are null.
     """
     values = counts.drop_nulls("value")
     # Most columns match no pattern, and one query for all patterns is faster than a query for each.
@@ -207,7 +171,7 @@ def leak_warning(name: str, counts: pl.DataFrame, label: str, numeric: bool = Fa
 
     Args:
         name: The column.
-        counts: Its values (see count_values()).
+        counts: Its values (see field_auc.count_values()).
         label: The name of the label in messages.
         numeric: Whether the values are numbers, so that larger ones may mean more or fewer clicks.
     """
@@ -225,43 +189,6 @@ def leak_warning(name: str, counts: pl.DataFrame, label: str, numeric: bool = Fa
     if not len(telling):
         return None
     return f'column "{name}" gives {label} away: {click_rate(telling)}, and {clicks / rows:.2%} overall. {fix}'
-
-
-def field_auc(counts: pl.DataFrame, numeric: bool = False) -> float:
-    """Return the AUC of a field alone, or 0.5 if there are too few clicks or non-clicks to measure it.
-
-    Args:
-        counts: The field's values (see count_values()).
-        numeric: Whether the values are numbers, so that larger ones may mean more or fewer clicks.
-    """
-    return max(held_back_auc(counts), ordered_auc(counts)) if numeric else held_back_auc(counts)
-
-
-def held_back_auc(counts: pl.DataFrame) -> float:
-    """Return the AUC of a value's click rate, measured on the rows held back. It is 0.5 if a class has too few rows."""
-    fit_rows, fit_clicks = counts["rows"] - counts["held_rows"], counts["clicks"] - counts["held_clicks"]
-    base = int(fit_clicks.sum()) / max(int(fit_rows.sum()), 1)
-    rate = (fit_clicks + base) / (fit_rows + 1)
-    return counted_auc(rate.to_numpy(), counts["held_rows"].to_numpy(), counts["held_clicks"].to_numpy())
-
-
-def ordered_auc(counts: pl.DataFrame) -> float:
-    """Return the AUC of a numeric column's value or of its negative, with missing values at either end."""
-    rows, clicks = counts["rows"].to_numpy(), counts["clicks"].to_numpy()
-    numbers = counts["value"].cast(pl.Float64)
-    both = [counted_auc(numbers.fill_null(end).to_numpy(), rows, clicks) for end in (-math.inf, math.inf)]
-    return max(max(auc, 1 - auc) for auc in both)
-
-
-def counted_auc(score: NDArray[np.float64], rows: NDArray[np.int64], clicks: NDArray[np.int64]) -> float:
-    """Return the AUC of groups of rows with the same score, or 0.5 if there are too few clicks or non-clicks."""
-    others = rows - clicks
-    if min(clicks.sum(), others.sum()) < MIN_CLASS_ROWS:
-        return 0.5
-    _, group = np.unique(score, return_inverse=True)
-    clicks, others = np.bincount(group, clicks), np.bincount(group, others)
-    lower = np.cumsum(others) - others
-    return float((clicks * (lower + others / 2)).sum() / (clicks.sum() * others.sum()))
 
 
 def is_typical(found: pl.DataFrame, values: pl.DataFrame) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from contract.cgroups import cgroup_folders
+
 PROC = Path("/proc")
 
 
@@ -28,34 +29,28 @@ def resident_memory(proc: Path = PROC) -> int:
     return read_sizes(proc / "self" / "status").get("VmRSS", 0)
 
 
-def tightest_limit(proc: Path = PROC, cgroups: Path = CGROUPS) -> Limit | None:
-    """Return the tightest limit, or None if none is known.
-
-    Args:
-        proc: The folder of the proc file system.
-        cgroups: The folder of the cgroup file systems.
-    """
+def tightest_limit(proc: Path = PROC) -> Limit | None:
+    """Return the tightest limit, or None if none is known. `proc` is the folder of the proc file system."""
     status = read_sizes(proc / "self" / "status")
     resident = status.get("VmRSS", 0)
-    limits = [*cgroup_limits(resident, proc, cgroups)]
+    limits = [*cgroup_limits(resident, proc)]
     if (available := read_sizes(proc / "meminfo").get("MemAvailable")) is not None:
         limits.append(Limit("the machine's available memory", available + resident))
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
-        mapped_only = (
-            status.get("VmSize", 0) - resident
-        )  # such as libraries, which count toward the limit without using memory
+        # For example, libraries count toward this limit without using memory.
+        mapped_only = status.get("VmSize", 0) - resident
         limits.append(Limit("the limit on the address space (ulimit -v)", address_space - mapped_only))
     return min(limits, key=lambda limit: limit.size, default=None)
 
 
-def cgroup_limits(resident: int, proc: Path, cgroups: Path) -> Iterator[Limit]:
+def cgroup_limits(resident: int, proc: Path) -> Iterator[Limit]:
     """Yield the limit of every cgroup from this process's own up to the root, for versions 1 and 2 of cgroups.
 
     The memory that other processes in the cgroup use is subtracted. Files in the page cache do not count, because the
     kernel drops them when memory runs out.
     """
-    for folder in cgroup_folders(proc, cgroups):
+    for folder in cgroup_folders(proc / "self", "memory"):
         for limit_file, usage_file, cache in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -65,21 +60,6 @@ def cgroup_limits(resident: int, proc: Path, cgroups: Path) -> Iterator[Limit]:
                 cached = read_sizes(folder / "memory.stat").get(cache, 0)
                 others = max(0, (usage or 0) - cached - resident)
                 yield Limit(f"the cgroup's {folder / limit_file}", limit - others)
-
-
-def cgroup_folders(proc: Path, cgroups: Path) -> Iterator[Path]:
-    """Yield the folders that may hold a memory limit for this process, from its own cgroup up to the root."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "" or "memory" in controllers.split(","):
-            root = cgroups / controllers if controllers else cgroups
-            # In a container, the path may be that of the host, which does not exist below the container's root.
-            own = Path(path.lstrip("/"))
-            yield from (root / folder for folder in (own, *own.parents) if ".." not in folder.parts)
 
 
 def read_number(path: Path) -> int | None:

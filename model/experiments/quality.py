@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from contract.schema import FeatureSchema
 from contract.vocabulary import UNKNOWN
-from model.data.value_warnings import LEAK_AUC, count_values, field_auc
+from model.data.field_auc import LEAK_AUC, count_values, field_auc
 from model.training.batches import Split, group_columns
 from model.training.metrics import logloss_by_row, predicted_over_observed
 

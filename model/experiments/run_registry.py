@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from model.experiment_config import DEFAULTS_OF_0_9, Experiment, with_model_type, with_stored_defaults
+from model.experiment_config import STEC_OF_0_9, TRAINING_OF_0_9, Experiment, with_model_type, with_stored_defaults
 from model.experiments.run_folder import DataFacts, RunMetrics
 
 RESULTS = "results"  # the folder for finished runs, reports and pictures, next to the experiments' TOML files
@@ -51,8 +51,8 @@ def digest(experiment: Experiment) -> str:
     Keys that are newer than version 0.9 count only if they are set, so that its unfinished runs can be continued.
     """
     document = msgspec.to_builtins(settings(experiment))
-    training = document["training"]
-    document["training"] = {k: v for k, v in training.items() if (k, v) not in DEFAULTS_OF_0_9.items()}
+    for section, defaults in (("model", STEC_OF_0_9), ("training", TRAINING_OF_0_9)):
+        document[section] = {k: v for k, v in document[section].items() if (k, v) not in defaults.items()}
     return hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from model.toml_text import toml_text
 from model.training.batches import BLOCK_ROWS, Split, group_columns, numbers_never_missing
 from model.training.checkpoint import Checkpoint
 from model.training.device import CPU
+from model.training.early_stopping import Epoch
 from model.training.exact_statistics import measure_batch_norms
 from model.training.fit import Fitted, fit, predict
 from model.training.flops import count_flops
@@ -186,9 +188,7 @@ def run_trial(
     ctr_valid, ctr = predict(model, valid), predict(model, test)
     on_valid = best.valid if best and not recipe.exact_statistics else evaluate_split(valid, ctr_valid)
     after_training_s = time.perf_counter() - start
-    ends = (0.0, *(e.end for e in history))
-    trained = [len(train) * (end - start) for start, end in itertools.pairwise(ends)]
-    training_s = sum(rows / e.rows_per_s for rows, e in zip(trained, history, strict=True))
+    training_s = training_seconds(history, len(train))
     two_rows = test.part(0, 2)
     truth = compare_with_truth(ctr, log.prepared, test) if experiment.data.reader == "generated" else None
     warnings = (
@@ -205,7 +205,7 @@ def run_trial(
         test=evaluate_split(test, ctr),
         history=history,
         flops=count_flops(model, two_rows.ids.long().to(device), two_rows.values.to(device)),
-        rows_per_s=len(train) * ends[-1] / training_s,
+        rows_per_s=len(train) * history[-1].end / training_s,
         reliability=reliability(test.labels, ctr, test.metric_weights()),
         truth=truth,
         wall_s=sum(e.wall_s or 0.0 for e in history) + after_training_s,
@@ -214,6 +214,12 @@ def run_trial(
         best_part=best.part if best else 1.0,
         other=other,
     )
+
+
+def training_seconds(history: Sequence[Epoch], rows: int) -> float:
+    """Return the training time of all epochs, excluding evaluations. `rows` is the number of training rows."""
+    ends = itertools.pairwise((0.0, *(epoch.end for epoch in history)))
+    return sum(rows * (end - start) / epoch.rows_per_s for epoch, (start, end) in zip(history, ends, strict=True))
 
 
 def measure_other(model: nn.Module, fitted: Fitted, log: OpenedLog, recipe: Training) -> OtherWeights | None:

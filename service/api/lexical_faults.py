@@ -10,6 +10,7 @@ The text of a body has a character from \\udc80 to \\udcff for each byte that is
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from service.errors import NotJson
@@ -60,15 +61,21 @@ def confine_faults(body: bytes) -> bytes:
     A name is kept, but its invalid parts are escaped: it is the name of a field that no model reads.
 
     Raises:
-        NotJson: There are more than MAX_FAULTS. This limits the time that an invalid body takes.
+        NotJson: There are more than MAX_FAULTS, or more than MAX_FAULTS characters of names are invalid. This limits
+            the time that an invalid body takes.
     """
     text = body.decode("utf-8", "surrogateescape")
     parts: list[str] = []
-    start = 0
+    start = in_names = 0
     for fault in find_faults(text):
         if len(parts) == 2 * MAX_FAULTS:
             raise NotJson(f"More than {MAX_FAULTS:,} strings and literals are not JSON. Send valid JSON.")
         found = text[fault.start : fault.end]
+        if fault.is_name:
+            invalid = (part for part in NAME_PART.finditer(found) if part[1] is None)
+            in_names += sum(1 for _ in islice(invalid, MAX_FAULTS + 1))
+            if in_names > MAX_FAULTS:
+                raise NotJson(f"More than {MAX_FAULTS:,} characters of names are not JSON. Send valid JSON.")
         parts += (text[start : fault.start], escaped_name(found) if fault.is_name else f'"{MARK}{fault.kind}"')
         start = fault.end
     return "".join((*parts, text[start:])).encode("utf-8", "surrogateescape")

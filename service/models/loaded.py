@@ -90,27 +90,29 @@ class Model:
             self._checking = asyncio.create_task(self.check_files(changed))
 
     async def check_files(self, changed: list[str]) -> None:
-        """Set `damaged` if files of the bundle no longer have their digests. Otherwise, score requests again."""
-        opened = stamps(self.bundle)
+        """Set `damaged` if the folder no longer contains this version. Otherwise, score requests again."""
+        opened, names = stamps(self.bundle), ", ".join(changed)
         try:
-            await asyncio.to_thread(open_bundle, self.bundle.folder, vocabulary=bool(self.bundle.vocabularies))
+            found = await asyncio.to_thread(open_bundle, self.bundle.folder, vocabulary=bool(self.bundle.vocabularies))
+            # Another version may have been copied over this one, so that its files match its own manifest.
+            if found.manifest.version != self.version:
+                raise BundleError(f"bundle {self.bundle.folder} now contains the version {found.manifest.version}")
         except OutOfResources as error:
             log.error("the model's answer is not finite, and the bundle's files cannot be checked: %s", error)
-            self.readiness.problem = None
-            return
         except BundleError as error:
             self.readiness.problem = (
-                f"Files of the bundle were overwritten while the server used them: {', '.join(changed)}. Restore them."
+                f"Files of the bundle were overwritten while the server used them: {names}. Restore them."
             )
             log.error(
                 "%s. Never overwrite the files of a bundle that is served: use ctr-store, or rename folders.", error
             )
             self.damaged.set()
             return
-        log.warning(
-            "the model's answer is not finite. The files %s were written to, but have not changed.", ", ".join(changed)
-        )
-        self.opened = opened
+        except Exception:  # The files may be intact, so requests must not be refused until the next restart.
+            log.exception("the model's answer is not finite, and the bundle's files cannot be checked")
+        else:
+            log.warning("the model's answer is not finite. The files %s were written to, but have not changed.", names)
+            self.opened = opened
         self.readiness.problem = None
 
     async def self_test(self) -> None:

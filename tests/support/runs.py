@@ -94,11 +94,11 @@ def with_first_level_only(run: Path, copy: Path) -> Path:
     return with_weights(run, copy, weaken)
 
 
-def experiment(seed: int, **model: int) -> Experiment:
+def experiment(seed: int, **model: float | str) -> Experiment:
     return Experiment(name="x", data=FRAPPE, model=STECConfig(**model), training=Training(seed=seed))  # type: ignore[arg-type]
 
 
-def run(seed: int, **model: int) -> FinishedRun:
+def run(seed: int, **model: float | str) -> FinishedRun:
     of = experiment(seed, **model)
     metrics = RunMetrics(
         seed=seed, parameters=1, best_epoch=1, seconds=1.0, valid=Metrics(0.7, 0.3), test=Metrics(0.6, 0.4), history=[]

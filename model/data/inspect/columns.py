@@ -6,9 +6,10 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from model.data.field_auc import count_values
 from model.data.inspect.words import TIME_WORDS, words
 from model.data.sentinels import find_sentinels
-from model.data.value_warnings import ISO_TIME, POSSIBLE_MARKERS, count_values, find_markers
+from model.data.value_warnings import ISO_TIME, POSSIBLE_MARKERS, find_markers
 
 Type = Literal["text", "integer", "decimal", "boolean", "time", "other"]
 LEADING_ZERO = r"^-?0\d"

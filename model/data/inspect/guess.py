@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from contract.schema import Kind, Side
+from model.data.field_auc import count_values
 from model.data.inspect.columns import Column
 from model.data.inspect.words import (
     ALWAYS_CONTEXT,
@@ -25,7 +26,7 @@ from model.data.inspect.words import (
     WEIGHT_WORDS,
     words,
 )
-from model.data.value_warnings import count_values, leak_warning, quoted, text_warnings, unique_warning
+from model.data.value_warnings import leak_warning, quoted, text_warnings, unique_warning
 
 MAX_LABELS = 20  # a label column has at most this many distinct values
 TWO_VALUES = 2  # integers with at most two values are categories, whatever the name says

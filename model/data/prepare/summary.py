@@ -8,9 +8,10 @@ from rich.table import Table
 
 from contract.schema import Field
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, open_vocabulary
+from model.data.field_auc import count_values
 from model.data.prepare.columns import shown
 from model.data.prepare.prepared import Prepared
-from model.data.value_warnings import count_values, leak_warning, quoted, text_warnings, unique_warning
+from model.data.value_warnings import leak_warning, quoted, text_warnings, unique_warning
 
 # A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
 MAX_UNKNOWN_SHARE = 0.8

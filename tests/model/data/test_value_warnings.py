@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from model.data.value_warnings import count_values, counted_auc, leak_warning, text_warnings, unique_warning
+from model.data.field_auc import count_values, counted_auc
+from model.data.value_warnings import leak_warning, text_warnings, unique_warning
 
 
 def said(*values: str | None) -> list[str]:

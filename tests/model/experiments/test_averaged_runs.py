@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from model.experiment_config import DEFAULTS_OF_0_9, Experiment, read_experiment, with_stored_defaults
+from model.experiment_config import TRAINING_OF_0_9, Experiment, read_experiment, with_stored_defaults
 from model.experiments import auto
 from model.experiments.auto import Search
 from model.experiments.report import write_report
@@ -163,10 +163,10 @@ def test_invalid_keys_are_errors_that_name_them(root: Path, tmp_path: Path, keys
 
 def test_a_stored_experiment_without_the_keys_has_the_defaults_of_its_version(root: Path) -> None:
     document = msgspec.to_builtins(read_experiment(root / TINY))
-    for name in DEFAULTS_OF_0_9:
+    for name in TRAINING_OF_0_9:
         del document["training"][name]
     stored = with_stored_defaults(document)["training"]
-    found = {name: stored[name] for name in DEFAULTS_OF_0_9}
+    found = {name: stored[name] for name in TRAINING_OF_0_9}
     assert found == {
         "ema_half_life": 0,
         "ema_min_steps": 20,

@@ -69,26 +69,31 @@ def cgroup(folder: Path, **files: object) -> None:
         (folder / name.replace("__", ".")).write_text(f"{content}\n")
 
 
+def write_process(proc: Path, cgroups: str, mounts: str) -> None:
+    (proc / "self").mkdir(parents=True)
+    (proc / "self" / "cgroup").write_text(cgroups)
+    (proc / "self" / "mountinfo").write_text(mounts)
+
+
 def test_the_limit_of_a_parent_cgroup_counts_without_the_page_cache(tmp_path: Path) -> None:
     proc, root = tmp_path / "proc", tmp_path / "cgroup"
-    (proc / "self").mkdir(parents=True)
-    (proc / "self" / "cgroup").write_text("0::/slice/job\n")
+    write_process(proc, "0::/slice/job\n", f"30 22 0:26 / {root} rw - cgroup2 cgroup2 rw\n")
     cgroup(root / "slice", memory__max=1000, memory__current=700, memory__stat="anon 300\ninactive_file 400")
     cgroup(root / "slice" / "job", memory__max="max", memory__current=10)
-    assert [limit.size for limit in cgroup_limits(100, proc, root)] == [1000 - (700 - 400 - 100)]
+    assert [limit.size for limit in cgroup_limits(100, proc)] == [1000 - (700 - 400 - 100)]
 
 
 def test_a_cgroup_of_version_1_and_the_root_of_a_container_are_found(tmp_path: Path) -> None:
     proc, root = tmp_path / "proc", tmp_path / "cgroup"
-    (proc / "self").mkdir(parents=True)
-    (proc / "self" / "cgroup").write_text("5:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/\n")
+    mount = f"30 22 0:26 /docker/abc {root / 'memory'} rw - cgroup cgroup rw,memory\n"
+    write_process(proc, "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n0::/\n", mount)
     cgroup(
         root / "memory", memory__limit_in_bytes=4000, memory__usage_in_bytes=50, memory__stat="total_inactive_file 0"
     )
-    assert [limit.size for limit in cgroup_limits(50, proc, root)] == [4000]
+    assert [limit.size for limit in cgroup_limits(50, proc)] == [4000]
     (proc / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 2 kB\n")
     (proc / "self" / "status").write_text("VmSize:\t 8 kB\nVmRSS:\t 1 kB\n")
-    assert tightest_limit(proc, root) == Limit("the machine's available memory", 3 * 1024)
+    assert tightest_limit(proc) == Limit("the machine's available memory", 3 * 1024)
 
 
 TOML = """

@@ -111,11 +111,24 @@ def test_a_body_may_have_ten_thousand_faults() -> None:
         confine_faults(b"[" + b"NaN," * (MAX_FAULTS + 1) + b"1]")
 
 
+@pytest.mark.parametrize("character", [b"\xff", b"\t", b"\\q"])
+@pytest.mark.parametrize("names", [1, 100])
+def test_names_with_more_invalid_characters_than_the_maximum_are_refused(character: bytes, names: int) -> None:
+    name = b'"' + character * (MAX_FAULTS // names) + b'":1,'
+    valid = b'"a\\n\xc3\xa9":1'
+    confine_faults(b"{" + name * names + valid + b"}")
+    with pytest.raises(NotJson, match="More than 10,000 characters of names"):
+        confine_faults(b"{" + name * names + b'"\xff":1}')
+
+
 @pytest.mark.timing
-@pytest.mark.parametrize("text", [b'"\\x",', b"NaN,", b"[", b'"\\ud83d":1,', "\u00e9\u20ac".encode(), b'"x', b"x"])
+@pytest.mark.parametrize(
+    "text", [b'"\\x",', b"NaN,", b"[", b'"\\ud83d":1,', "\u00e9\u20ac".encode(), b'"x', b"x", b"\xff"]
+)
 @pytest.mark.parametrize("start", [b"", b'"', b'{"a":"'])
-def test_the_time_of_a_large_body_is_limited(text: bytes, start: bytes) -> None:
-    body = start + text * (2**21 // len(text))
+@pytest.mark.parametrize("end", [b"", b'":1}'])
+def test_the_time_of_a_large_body_is_limited(text: bytes, start: bytes, end: bytes) -> None:
+    body = start + text * (2**21 // len(text)) + end
     times_s = []
     for _ in range(3):
         start_s = time.thread_time()

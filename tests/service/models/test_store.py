@@ -11,9 +11,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
-from contract.bundle import Calibration, open_bundle, write_manifest
+from contract.bundle import MODEL, Calibration, open_bundle, write_manifest
+from service.models import verify
 from service.models.store import (
     StoreError,
     activate,
@@ -27,7 +30,7 @@ from service.models.store import (
 )
 from tests.support.permissions import another_user, public_folder
 from tests.support.processes import with_wrong_golden
-from tests.support.small_bundle import write_small_bundle
+from tests.support.small_bundle import TOKENS, WIDTH, graph, write_small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,19 @@ def test_a_bundle_with_wrong_golden_answers_is_not_activated(
     assert current_bundle(tmp_path / "store").name == versions[0]
     assert main(["add", store, str(wrong), "--activate", "--force"]) == 0
     assert current_bundle(tmp_path / "store").name == open_bundle(wrong).manifest.version
+
+
+def test_a_bundle_with_answers_that_are_not_finite_is_not_activated(
+    bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(bundles[0], tmp_path / "broken"))
+    weights = {f"{field}_table": np.full((100, WIDTH), np.nan, np.float32) for field in TOKENS}
+    onnx.save(graph(weights), str(broken / MODEL))
+    write_manifest(broken, "broken", 1, {}, Calibration())
+    assert main(["add", str(tmp_path / "store"), str(broken), "--activate"]) == 2
+    assert "a golden request cannot be scored (the model's logit is not finite)" in capsys.readouterr().err
+    assert verify.main([str(broken)]) == 2
+    assert "the model's logit is not finite" in capsys.readouterr().err
 
 
 def test_a_bundle_whose_golden_requests_cannot_be_read_is_not_activated(
