@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from service.errors import NotJson
 
 MAX_FAULTS = 10_000
@@ -28,9 +30,9 @@ LITERAL = rf'(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?[0-9]++)?+|true|f
 VALID = re.compile(rf'(?:[{BLANK}\[\]{{}},:]++|"(?:{TEXT})*+"|{LITERAL})*+')
 FAULT = re.compile(rf'"[^"]*+"|[^{BLANK}"\[\]{{}},:]++')
 AFTER_NAME = re.compile(rf"[{BLANK}]*+:")
-NAME_PART = re.compile(rf"((?:{TEXT}|\\[\\{SHORT_ESCAPES}])++)|[^\"]")
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f]")
 NO_ESCAPE = re.compile(rf"\\(?!u{HEX}{{4}})")
+BYTE_ESCAPES = {code: rf"\x{code & 0xFF:02x}" for code in range(0xDC80, 0xDD00)}
 
 MARK = "\udcff\udcff"  # No text in a single-byte encoding begins like this. Followed by the kind of the fault.
 NOT_UNICODE, CONTROL, NOT_AN_ESCAPE, NOT_A_LITERAL = "ucel"
@@ -57,7 +59,7 @@ class Fault(NamedTuple):
 def confine_faults(body: bytes) -> bytes:
     """Return a body in which each invalid string or literal is a string that is not UTF-8.
 
-    A name is kept, but its invalid parts are escaped: it is the name of a field that no model reads.
+    A name becomes its text in the body, such as "caf\\xe9": it is the name of a field that no model reads.
 
     Raises:
         NotJson: There are more than MAX_FAULTS. This limits the time that an invalid body takes.
@@ -102,14 +104,5 @@ def kind_of(string: str) -> str:
 
 
 def escaped_name(name: str) -> str:
-    """Return a name as valid JSON: "\\ud83d" without its other half becomes a backslash, a "u" and four digits."""
-
-    def escaped(part: re.Match[str]) -> str:
-        if part[1] is not None:
-            return part[1]
-        if part[0] == "\\":
-            return r"\\"
-        code = ord(part[0])
-        return rf"\u{code:04x}" if code < ord(" ") else rf"\\x{code & 0xFF:02x}"
-
-    return NAME_PART.sub(escaped, name)
+    """Return an invalid name as valid JSON: its text in the body, with an escape such as \\xff for each invalid byte."""
+    return msgspec.json.encode(name[1:-1].translate(BYTE_ESCAPES)).decode()
