@@ -238,6 +238,18 @@ def test_start_up_falls_back_to_the_last_good_version(
     assert f"Falling back to {small}" in log
 
 
+def test_a_version_that_was_refused_is_served_once_it_has_been_repaired(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path
+) -> None:
+    stores.activate(two_versions, versions[1])
+    with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
+        corrupted(two_versions / "versions" / versions[1])
+        os.kill(children(server.process.pid)[0], signal.SIGKILL)
+        eventually(lambda: served_version(server.url) == versions[0], "the server has fallen back")
+        assert stores.main(["add", str(two_versions), str(tmp_path / "another"), "--activate"]) == 0
+        eventually(lambda: served_version(server.url) == versions[1], "the repaired version is served")
+
+
 def test_start_up_fails_if_no_version_of_the_store_is_good(two_versions: Path, versions: tuple[str, str]) -> None:
     stores.activate(two_versions, versions[1])
     for version in versions:

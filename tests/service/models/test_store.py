@@ -24,6 +24,7 @@ from service.models.store import (
     read_pointer,
     remove,
     rollback,
+    servable_bundles,
 )
 from tests.support.permissions import another_user, public_folder
 from tests.support.processes import with_wrong_golden
@@ -147,6 +148,23 @@ def test_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, capsys
     assert main(["add", str(tmp_path / "store"), str(damaged)]) == 2
     assert "model.onnx was changed after the export" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_activating_the_current_version_makes_servers_read_the_store_again(store: Path, versions: list[str]) -> None:
+    """The version may have been refused, and repaired since."""
+    before, inode = read_pointer(store), (store / "current").stat().st_ino
+    os.link(store / "current", store / "keeps-the-inode-in-use")
+    assert activate(store, versions[2]) == versions[2]
+    assert read_pointer(store) == before
+    assert (store / "current").stat().st_ino != inode
+
+
+def test_a_version_that_was_current_twice_is_tried_only_once(store: Path, versions: list[str]) -> None:
+    activate(store, versions[0])
+    activate(store, versions[2])
+    current, folders = servable_bundles(store)
+    assert current == versions[2]
+    assert [folder.name for folder in folders] == [versions[2], versions[0], versions[1]]
 
 
 def test_adding_again_repairs_a_damaged_version(store: Path, bundles: list[Path], versions: list[str]) -> None:
