@@ -217,6 +217,8 @@ class Supervisor:
                 log.error("The first worker was killed (%s) before it was ready. Is there enough memory?", cause)
             self.fail(CANNOT_START if code == BAD_BUNDLE else code if code > 0 else 1)
             return
+        if is_bad and not has_fallen_back:
+            self._reloader.start_over()
         self._deaths.inc()
         pause_s = 0.0 if has_fallen_back else self.pause_s(worker)
         log.error("Worker %d died (%s). A new one starts in %.1f s.", pid, cause, pause_s)
