@@ -104,5 +104,5 @@ def kind_of(string: str) -> str:
 
 
 def escaped_name(name: str) -> str:
-    """Return an invalid name as valid JSON: its text in the body, with an escape such as \\xff for each invalid byte."""
+    """Return an invalid name as valid JSON: its text in the body, with escapes such as \\xff for invalid bytes."""
     return msgspec.json.encode(name[1:-1].translate(BYTE_ESCAPES)).decode()
