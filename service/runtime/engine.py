@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernel
-from contract.bundle import EXPLAIN, EXPLANATION, KERNEL, OUTPUT, SCREEN, Bundle, Calibration
+from contract.bundle import EXPLAIN, EXPLANATION, KERNEL, OUTPUT, SCREEN, Bundle, BundleError, Calibration
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import Difference, GoldenRequest, golden_input, largest_difference
 from contract.vocabulary import UNKNOWN
@@ -180,12 +180,19 @@ def empty_request(bundle: Bundle) -> ModelInput:
 def golden_answers(engine: Engine, bundle: Bundle) -> Callable[[GoldenRequest], list[float]]:
     """Return a function that scores a golden request on this machine.
 
-    The function uses the service's encoder, the bundle's vocabulary, and this engine.
+    The function uses the service's encoder, the bundle's vocabulary, and this engine. It raises BundleError if the
+    graph cannot run.
     """
     encoder = Encoder(bundle.schema)
 
     def answer(golden: GoldenRequest) -> list[float]:
-        ctr: list[float] = engine.run([golden_input(encoder, golden, bundle.vocabularies)])[0].tolist()
+        model_input = golden_input(encoder, golden, bundle.vocabularies)
+        try:
+            ctr: list[float] = engine.run([model_input])[0].tolist()
+        except Exception as error:  # onnxruntime raises its own classes.
+            raise BundleError(
+                f"bundle {bundle.folder}: the golden requests cannot be scored: {error}: export the run again"
+            ) from error
         return ctr
 
     return answer

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 
 from contract.bundle import Calibration, open_bundle, write_manifest
+from service.models import verify
 from service.models.store import (
     StoreError,
     activate,
@@ -26,6 +28,8 @@ from service.models.store import (
     rollback,
     servable_bundles,
 )
+from tests.support.graphs import needs_kernel
+from tests.support.paths import ROOT
 from tests.support.permissions import another_user, public_folder
 from tests.support.processes import with_wrong_golden
 from tests.support.small_bundle import write_small_bundle
@@ -89,6 +93,38 @@ def test_a_bundle_whose_golden_requests_cannot_be_read_is_not_activated(
     assert main(["add", str(tmp_path / "store"), str(broken), "--activate"]) == 2
     assert "golden.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def with_infinite_weights(folder: Path) -> None:
+    (folder / "weights.bin").write_bytes(b"\xff" * (folder / "weights.bin").stat().st_size)
+
+
+def with_other_sizes(folder: Path) -> None:
+    """Replace kernel.onnx with a graph that can be opened, but not run."""
+    graph = onnx.load(folder / "kernel.onnx", load_external_data=False)
+    sizes = next(tensor for tensor in graph.graph.initializer if tensor.name == "sizes")
+    sizes.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(sizes) * -1, "sizes"))
+    onnx.save(graph, folder / "kernel.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_infinite_weights, "the model's logit is not finite"),
+        pytest.param(with_other_sizes, "sizes: a number is out of range", marks=needs_kernel),
+    ],
+)
+def test_a_bundle_whose_graph_cannot_run_is_not_activated(
+    change: Callable[[Path], None], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(ROOT / "deploy" / "demo", tmp_path / "broken"))
+    change(broken)
+    write_manifest(broken, "broken", 1, {}, Calibration())
+    assert main(["add", str(tmp_path / "store"), str(broken), "--activate"]) == 2
+    assert message in capsys.readouterr().err
+    assert verify.main([str(broken)]) == 2
+    assert f"ctr-verify: bundle {broken}: the golden requests cannot be scored: " in (error := capsys.readouterr().err)
+    assert message in error
 
 
 def test_the_way_to_activate_is_a_rollback_only_if_it_leads_there(store: Path, versions: list[str]) -> None:
