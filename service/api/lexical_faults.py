@@ -76,6 +76,11 @@ def confine_faults(body: bytes) -> bytes:
     return "".join((*parts, text[start:])).encode("utf-8", "surrogateescape")
 
 
+def is_confined(value: bytes) -> bool:
+    """Return whether this JSON value is a string that confine_faults() wrote."""
+    return value.startswith(f'"{MARK}'.encode("utf-8", "surrogateescape"))
+
+
 def describe_fault(error: UnicodeDecodeError) -> str:
     """Return what is wrong with a string that is not UTF-8, which may be one that confine_faults() wrote."""
     found = error.object[error.start : error.start + 3].decode("utf-8", "surrogateescape")
