@@ -1,5 +1,6 @@
 """An experiment's TOML file as a typed struct. A misspelled key is an error instead of being ignored."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -171,7 +172,21 @@ def to_experiment(document: dict[str, Any]) -> Experiment:
     Raises:
         ValueError: If a key is unknown or a value is out of range. The message names the key.
     """
-    return to_struct(with_model_type(document), Experiment)
+    experiment = to_struct(with_model_type(document), Experiment)
+    check_finite(experiment)
+    return experiment
+
+
+def check_finite(experiment: Experiment) -> None:
+    """Check that no setting is infinite. A run folder could not store it, so the run could not be exported.
+
+    Raises:
+        ValueError: If a setting is infinite. The message names the key.
+    """
+    for section in ("model", "training"):
+        for key, value in msgspec.structs.asdict(getattr(experiment, section)).items():
+            if isinstance(value, float) and math.isinf(value):
+                raise ValueError(f"{section}.{key} = {value} must be finite. Use a large number, such as 1e9.")
 
 
 def with_stored_defaults(document: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,9 @@ from model.stec.factorized import level_logit
 from model.stec.norms import NORM_EPS, BatchNorm, EmbeddingNorm
 from model.toml import Positive, Rate
 
+# With less than both, a batch norm would amplify the rounding errors of interactions that are constant.
+MIN_LEVEL_EPS, MIN_LEVEL_EPS_RELATIVE = 1e-30, 1e-12
+
 
 class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="stec"):
     """STEC's size and options, including what the paper leaves open (docs/decisions/0008-model-options.md).
@@ -63,7 +66,7 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             the embeddings, such as 5, keeps their differences in length.
         level_eps: The number added to the variance in the levels' batch norms. The variance of the first level is about
             the fourth power of the embeddings' standard deviation, so a level whose variance is far below level_eps
-            contributes nothing. 0 needs level_eps_relative.
+            contributes nothing. Less than 1e-30 needs a level_eps_relative of at least 1e-12.
         level_eps_relative: Added to level_eps, multiplied by the level's mean variance over its interactions. It does
             not depend on the size of the embeddings, and limits how much an almost constant interaction is amplified.
     """
@@ -90,10 +93,11 @@ class STECConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def __post_init__(self) -> None:
         check_heads("embedding", self.embedding, self.heads)
-        if self.level_eps == 0 and self.level_eps_relative == 0:
+        if self.level_eps < MIN_LEVEL_EPS and self.level_eps_relative < MIN_LEVEL_EPS_RELATIVE:
             raise ValueError(
-                "level_eps = 0 with level_eps_relative = 0 divides by the variance of interactions that may be "
-                "constant. Set level_eps_relative = 0.01 or another number above 0, or raise level_eps."
+                f"level_eps = {self.level_eps:g} with level_eps_relative = {self.level_eps_relative:g} divides by the "
+                "variance of interactions that may be constant, up to rounding errors. Set level_eps_relative = 0.01 "
+                f"or another number of at least {MIN_LEVEL_EPS_RELATIVE:g}, or level_eps of at least {MIN_LEVEL_EPS:g}."
             )
         self._check_head()
         self._check_last()

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Raw
 
 from contract.reader import BadFeature, shorten
-from service.api.lexical_faults import confine_faults, describe_fault
+from service.api.lexical_faults import confine_faults, describe_fault, is_confined
 from service.api.msgspec_errors import InvalidValue, Path, json_path, parse_validation_error
 from service.api.schemas import (
     MAX_PAIRS,
@@ -240,6 +240,9 @@ def decoded(decoder: msgspec.json.Decoder[Any], raw: bytes | Raw, path: Path) ->
     try:
         return decoder.decode(raw)
     except UNREADABLE as error:
+        # Where an object is expected, msgspec says "got a string" instead of what is wrong with a confined value.
+        if isinstance(error, msgspec.ValidationError) and is_confined(bytes(raw)):
+            return decoded(ANY_VALUE, raw, path)
         raise problem_at(error, path) from None
 
 

@@ -145,13 +145,14 @@ def current_bundle(store: Path) -> Path:
 def servable_bundles(store: Path) -> tuple[str, list[Path]]:
     """Return the current version, and the folders that a starting server tries: the current one, then previous ones.
 
-    Versions that are missing from the store are left out.
+    Versions that are missing from the store are left out. A version that was current several times is tried once.
 
     Raises:
         StoreError: The store or its pointer does not exist, or all of these versions are missing.
     """
     pointer = read_pointer(store)
-    found = [] if pointer is None else [v for v in (pointer.version, *pointer.previous) if has_version(store, v)]
+    versions = [] if pointer is None else list(dict.fromkeys((pointer.version, *pointer.previous)))
+    found = [version for version in versions if has_version(store, version)]
     if pointer is None or not found:
         return "", [current_bundle(store)]  # Raises.
     return pointer.version, [store / VERSIONS / version for version in found]
@@ -276,6 +277,9 @@ def check_answers(folder: Path) -> None:
 def activate(store: Path, version: str) -> str:
     """Make a version current. Return the full version.
 
+    The pointer is written again even if the version is already current. A server that has refused the version then
+    tries it again, because the version may have been repaired.
+
     Args:
         store: The store's folder.
         version: The version, or at least its first MIN_PREFIX_CHARS characters.
@@ -288,7 +292,8 @@ def activate(store: Path, version: str) -> str:
         pointer = readable_pointer(store)
         if pointer is None or pointer.version != whole:
             previous = [] if pointer is None else [pointer.version, *pointer.previous]
-            write_pointer(store, Pointer(whole, previous[:MAX_PREVIOUS]))
+            pointer = Pointer(whole, previous[:MAX_PREVIOUS])
+        write_pointer(store, pointer)
         return whole
 
 

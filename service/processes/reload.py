@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -80,6 +81,15 @@ class Reloader:
         self.folder = self._fallbacks.pop(0)
         self.report_fallback("cannot be served")
         return True
+
+    def start_over(self) -> None:
+        """Choose the store's current version again, because no version can be served. It may have been restored."""
+        if self._settings.store is None:
+            return
+        with suppress(StoreError):
+            self.current, folders = servable_bundles(self._settings.store)
+            self.folder, *self._fallbacks = folders
+            self._is_refused.set(bool(self.refused))
 
     def update_fallbacks(self) -> None:
         """Read from the store which versions to try if the version in `folder` cannot be served.

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 KILL_S = 5.0  # A worker that is still running this long after CTR_DRAIN_MS is killed.
 MIN_LIFETIME_S = 10.0  # A worker that dies sooner is replaced after a pause. The sooner it died, the longer the pause.
+FIRST_PAUSE_S = 1.0  # After a worker that was never ready. The pause doubles until a worker is ready.
 MAX_PAUSE_S = 10.0
 KEEP_LATENCIES_S = 60.0  # The quantiles cover the last minute, including the latencies of dead workers.
 CANNOT_START = 2  # Exit code.
@@ -69,6 +70,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[object]] = set()
         self._stopping = asyncio.Event()
         self._exit_code = 0
+        self._failed_starts = 0  # Workers that died before they were ready, since a worker was ready.
         self._has_served = asyncio.Event()
         registry = CollectorRegistry()
         self._reloader = Reloader(settings, self._workers, registry)
@@ -178,6 +180,7 @@ class Supervisor:
             case Ready():
                 worker.version = message.version
                 worker.ready.set()
+                self._failed_starts = 0
                 self._has_served.set()
                 worker.report_refused(self._reloader.refused)
                 # Connections are long-lived. Without this, the new worker would have no work until clients reconnect.
@@ -214,9 +217,10 @@ class Supervisor:
                 log.error("The first worker was killed (%s) before it was ready. Is there enough memory?", cause)
             self.fail(CANNOT_START if code == BAD_BUNDLE else code if code > 0 else 1)
             return
+        if is_bad and not has_fallen_back:
+            self._reloader.start_over()
         self._deaths.inc()
-        lifetime_s = time.monotonic() - worker.started_s
-        pause_s = 0.0 if lifetime_s > MIN_LIFETIME_S else min(MAX_PAUSE_S, 10 / max(1.0, lifetime_s) ** 2)
+        pause_s = 0.0 if has_fallen_back else self.pause_s(worker)
         log.error("Worker %d died (%s). A new one starts in %.1f s.", pid, cause, pause_s)
         if code == -signal.SIGBUS:
             self.run_in_background(self.log_sigbus(worker))  # Hashing a large bundle takes a long time.
@@ -227,6 +231,15 @@ class Supervisor:
         await self.start_with_retries(
             *([] if self.none_ready and self._settings.vocabulary == "redis" else [WAIT_FOR_TEST])
         )
+
+    def pause_s(self, worker: WorkerProcess) -> float:
+        """Return how long to wait before a worker that died is replaced, in s."""
+        if not worker.ready.is_set():
+            self._failed_starts += 1
+            # How long the worker lived does not matter, because a large bundle takes long to check.
+            return float(min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failed_starts - 1, 10)))
+        lifetime_s = time.monotonic() - worker.started_s
+        return 0.0 if lifetime_s > MIN_LIFETIME_S else min(MAX_PAUSE_S, 10 / max(1.0, lifetime_s) ** 2)
 
     @property
     def none_ready(self) -> bool:

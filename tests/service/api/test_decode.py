@@ -335,3 +335,18 @@ def test_a_message_quotes_only_the_beginning_of_a_long_name() -> None:
         problem = refused(body)
         assert len(problem.detail) < 500
         assert len(problem.path or "") < 200
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b'{"context":{},"candidates":NaN}', "$.candidates"),
+        (b'{"context":nan,"candidates":[{"id":1,"features":{}}]}', "$.context"),
+        (b'{"context":{},"candidates":[undefined]}', "$.candidates[0]"),
+        (b'{"context":{},"candidates":[{"id":1,"features":NaN}]}', "$.candidates[0].features"),
+    ],
+)
+def test_an_invalid_literal_in_place_of_an_object_is_named(body: bytes, path: str) -> None:
+    with pytest.raises(Problem, match="This is not JSON, which has no NaN") as error:
+        decode_score_request(body, 10)
+    assert error.value.path == path

@@ -238,6 +238,35 @@ def test_start_up_falls_back_to_the_last_good_version(
     assert f"Falling back to {small}" in log
 
 
+def test_a_version_that_was_refused_is_served_once_it_has_been_repaired(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path
+) -> None:
+    stores.activate(two_versions, versions[1])
+    with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
+        corrupted(two_versions / "versions" / versions[1])
+        os.kill(children(server.process.pid)[0], signal.SIGKILL)
+        eventually(lambda: served_version(server.url) == versions[0], "the server has fallen back")
+        assert stores.main(["add", str(two_versions), str(tmp_path / "another"), "--activate"]) == 0
+        eventually(lambda: served_version(server.url) == versions[1], "the repaired version is served")
+
+
+def test_if_no_version_can_be_served_the_current_one_is_tried_again(
+    two_versions: Path, versions: tuple[str, str], tmp_path: Path
+) -> None:
+    stores.activate(two_versions, versions[1])
+    with serving_store(two_versions, tmp_path, CTR_WORKERS="1") as server:
+        for version in versions:
+            corrupted(two_versions / "versions" / version)
+        os.kill(children(server.process.pid)[0], signal.SIGKILL)
+        assert server.process.stderr is not None
+        log = iter(server.process.stderr)
+        assert any(f"Falling back to {versions[0]}" in line for line in log)
+        assert any("A new one starts in 1.0 s" in line for line in log)
+        shutil.copy(tmp_path / "another" / "model.onnx", two_versions / "versions" / versions[1])
+        eventually(lambda: served_version(server.url) == versions[1], "the restored version is served")
+        assert metric(server.url, "ctr_current_refused") == 0
+
+
 def test_start_up_fails_if_no_version_of_the_store_is_good(two_versions: Path, versions: tuple[str, str]) -> None:
     stores.activate(two_versions, versions[1])
     for version in versions:

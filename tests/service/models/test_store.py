@@ -8,14 +8,13 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
-from contract.bundle import MODEL, Calibration, open_bundle, write_manifest
+from contract.bundle import Calibration, open_bundle, write_manifest
 from service.models import verify
 from service.models.store import (
     StoreError,
@@ -27,10 +26,13 @@ from service.models.store import (
     read_pointer,
     remove,
     rollback,
+    servable_bundles,
 )
+from tests.support.graphs import needs_kernel
+from tests.support.paths import ROOT
 from tests.support.permissions import another_user, public_folder
 from tests.support.processes import with_wrong_golden
-from tests.support.small_bundle import TOKENS, WIDTH, graph, write_small_bundle
+from tests.support.small_bundle import write_small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +84,6 @@ def test_a_bundle_with_wrong_golden_answers_is_not_activated(
     assert current_bundle(tmp_path / "store").name == open_bundle(wrong).manifest.version
 
 
-def test_a_bundle_with_answers_that_are_not_finite_is_not_activated(
-    bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    broken = Path(shutil.copytree(bundles[0], tmp_path / "broken"))
-    weights = {f"{field}_table": np.full((100, WIDTH), np.nan, np.float32) for field in TOKENS}
-    onnx.save(graph(weights), str(broken / MODEL))
-    write_manifest(broken, "broken", 1, {}, Calibration())
-    assert main(["add", str(tmp_path / "store"), str(broken), "--activate"]) == 2
-    assert "a golden request cannot be scored (the model's logit is not finite)" in capsys.readouterr().err
-    assert verify.main([str(broken)]) == 2
-    assert "the model's logit is not finite" in capsys.readouterr().err
-
-
 def test_a_bundle_whose_golden_requests_cannot_be_read_is_not_activated(
     bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +93,38 @@ def test_a_bundle_whose_golden_requests_cannot_be_read_is_not_activated(
     assert main(["add", str(tmp_path / "store"), str(broken), "--activate"]) == 2
     assert "golden.jsonl" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def with_infinite_weights(folder: Path) -> None:
+    (folder / "weights.bin").write_bytes(b"\xff" * (folder / "weights.bin").stat().st_size)
+
+
+def with_other_sizes(folder: Path) -> None:
+    """Replace kernel.onnx with a graph that can be opened, but not run."""
+    graph = onnx.load(folder / "kernel.onnx", load_external_data=False)
+    sizes = next(tensor for tensor in graph.graph.initializer if tensor.name == "sizes")
+    sizes.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(sizes) * -1, "sizes"))
+    onnx.save(graph, folder / "kernel.onnx")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_infinite_weights, "the model's logit is not finite"),
+        pytest.param(with_other_sizes, "sizes: a number is out of range", marks=needs_kernel),
+    ],
+)
+def test_a_bundle_whose_graph_cannot_run_is_not_activated(
+    change: Callable[[Path], None], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(ROOT / "deploy" / "demo", tmp_path / "broken"))
+    change(broken)
+    write_manifest(broken, "broken", 1, {}, Calibration())
+    assert main(["add", str(tmp_path / "store"), str(broken), "--activate"]) == 2
+    assert message in capsys.readouterr().err
+    assert verify.main([str(broken)]) == 2
+    assert f"ctr-verify: bundle {broken}: a golden request cannot be scored (" in (error := capsys.readouterr().err)
+    assert message in error
 
 
 def test_the_way_to_activate_is_a_rollback_only_if_it_leads_there(store: Path, versions: list[str]) -> None:
@@ -163,6 +184,23 @@ def test_damaged_bundle_is_not_added(bundles: list[Path], tmp_path: Path, capsys
     assert main(["add", str(tmp_path / "store"), str(damaged)]) == 2
     assert "model.onnx was changed after the export" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_activating_the_current_version_makes_servers_read_the_store_again(store: Path, versions: list[str]) -> None:
+    """The version may have been refused, and repaired since."""
+    before, inode = read_pointer(store), (store / "current").stat().st_ino
+    os.link(store / "current", store / "keeps-the-inode-in-use")
+    assert activate(store, versions[2]) == versions[2]
+    assert read_pointer(store) == before
+    assert (store / "current").stat().st_ino != inode
+
+
+def test_a_version_that_was_current_twice_is_tried_only_once(store: Path, versions: list[str]) -> None:
+    activate(store, versions[0])
+    activate(store, versions[2])
+    current, folders = servable_bundles(store)
+    assert current == versions[2]
+    assert [folder.name for folder in folders] == [versions[2], versions[0], versions[1]]
 
 
 def test_adding_again_repairs_a_damaged_version(store: Path, bundles: list[Path], versions: list[str]) -> None:

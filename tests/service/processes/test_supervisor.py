@@ -90,6 +90,41 @@ async def test_starting_a_later_worker_is_retried_while_the_first_serves(
         await until(lambda: len(children(os.getpid())) == len(others) + 2)
 
 
+async def test_the_pauses_between_failed_starts_increase(
+    bundle: Path,
+    tmp_path: Path,
+    listener: socket,
+    python: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A bundle that cannot be opened would otherwise take all of the CPU, the longer a start takes the more."""
+    monkeypatch.setattr("service.processes.supervisor.MIN_LIFETIME_S", 0.0)
+    monkeypatch.setattr("service.processes.supervisor.FIRST_PAUSE_S", 0.1)
+    monkeypatch.setattr("service.processes.supervisor.MAX_PAUSE_S", 0.5)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    others = set(children(os.getpid()))
+
+    def pauses() -> list[str]:
+        return [message.split("starts in ")[1] for message in caplog.messages if "A new one starts" in message]
+
+    supervisor = Supervisor(Settings(bundle=bundle), 1, [listener], tmp_path, print_curl=False)
+    async with running(supervisor), httpx.AsyncClient(timeout=TIMEOUT_S, verify=NO_TLS) as client:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/readyz"
+        await until_ready(client, url)
+        working = python.read_text()
+        python.write_text("#!/bin/sh\nexit 3\n")
+        (worker,) = set(children(os.getpid())) - others
+        os.kill(worker, signal.SIGKILL)
+        await until(lambda: len(pauses()) >= 6)
+        assert pauses()[:6] == ["0.0 s.", "0.1 s.", "0.2 s.", "0.4 s.", "0.5 s.", "0.5 s."]
+        python.write_text(working)
+        await until_ready(client, url)
+        (worker,) = set(children(os.getpid())) - others
+        os.kill(worker, signal.SIGKILL)
+        await until(lambda: pauses()[-1] == "0.0 s.")
+
+
 async def test_a_worker_is_replaced_before_the_reason_of_a_sigbus_is_found(
     bundle: Path, tmp_path: Path, listener: socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
