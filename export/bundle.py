@@ -168,7 +168,7 @@ def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | Non
         messages.append('no cascade, because with fusion = "last" the head does not use the first level')
     elif prepared is not None and not manifest.cascade:
         messages.append(
-            "no cascade, because the first level rules out too few candidates. To get one, set level_eps_relative, "
-            "raise embedding_std or lower embedding_l2 (docs/decisions/0005)."
+            "no cascade, because the first level rules out too few candidates. It ranks them better with "
+            "level_eps_relative or embedding_norm, a larger embedding_std or a lower embedding_l2 (docs/decisions/0005)."
         )
     return messages

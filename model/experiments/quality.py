@@ -76,12 +76,16 @@ def base_rate_warning(name: str, split: Split, ctr: NDArray[np.float64]) -> str 
     half = CONFIDENCE_95 * math.sqrt(np.square(deviations).sum()) / weights.sum()
     if difference + half < 0:
         return None
-    verdict = "worse" if difference - half > 0 else "not measurably better"
+    verdict, advice = "worse", ""
+    if difference - half <= 0:
+        verdict = "not measurably better"
+        clicks = np.count_nonzero(split.labels)
+        advice = f"The split has {clicks:,} clicks, and with more of them the interval would be narrower. "
     return (
         f"the model is {verdict} than the base rate on {name}: logloss {np.average(model, weights=weights):.5f}, base "
-        f"rate {np.average(base, weights=weights):.5f}, difference {difference:+.5f} ± {half:.5f}. Raise "
-        "training.net_l2 and training.embedding_l2, or let ctr-train --auto find them (docs/tuning.md). More rows "
-        "also help."
+        f"rate {np.average(base, weights=weights):.5f}, difference {difference:+.5f} ± {half:.5f}. "
+        f"{advice}Raise training.net_l2 and training.embedding_l2, or let ctr-train --auto find them "
+        "(docs/tuning.md). More training rows also help."
     )
 
 
