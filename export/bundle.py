@@ -169,6 +169,6 @@ def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | Non
     elif prepared is not None and not manifest.cascade:
         messages.append(
             "no cascade, because the first level rules out too few candidates. It ranks them better with "
-            "level_eps_relative or embedding_norm, a larger embedding_std or a lower embedding_l2 (docs/decisions/0005)."
+            "level_eps_relative or embedding_norm, larger embedding_std or lower embedding_l2 (docs/decisions/0005)."
         )
     return messages

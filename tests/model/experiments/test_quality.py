@@ -66,7 +66,9 @@ def test_a_model_that_is_worse_than_the_base_rate_is_reported_with_its_interval(
 def test_a_model_that_knows_nothing_is_not_measurably_better_and_one_that_knows_more_is() -> None:
     split = coin_flips(5000)
     noise = np.random.default_rng(1).uniform(0.09, 0.11, 5000)
-    assert "not measurably better" in (base_rate_warning("valid", split, noise) or "")
+    warning = base_rate_warning("valid", split, noise) or ""
+    assert "not measurably better" in warning
+    assert f"The split has {int(split.labels.sum())} clicks" in warning
     assert base_rate_warning("valid", split, np.where(split.labels > 0.5, 0.2, 0.09)) is None
 
 
