@@ -22,7 +22,8 @@ import torch
 from model.atomic_folder import check_replaceable
 from model.experiment_config import Experiment, Training
 from model.experiments.memory_plan import check_memory
-from model.experiments.run_folder import METRICS, RunMetrics, save_run
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import RunMetrics, save_run
 from model.experiments.settings import KEYS, L2_GRID, L2_STEP, changed, first_settings, neighbors, section_of, value_of
 from model.experiments.time_budget import TimeBudget, TimeUp
 from model.experiments.trial import UNFINISHED, OpenedLog, memory_of, open_log, run_trial, train_model

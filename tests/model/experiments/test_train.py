@@ -24,7 +24,8 @@ from model.data.prepare.prepared import read_prepared
 from model.experiment_config import read_experiment
 from model.experiments.report import check_one_experiment, check_one_log
 from model.experiments.report import main as report_main
-from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, DataFacts, open_run
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import EXPERIMENT, WEIGHTS, DataFacts, open_run
 from model.experiments.train import train
 from model.experiments.trial import fingerprint, load_split
 from model.training.fit import predict
