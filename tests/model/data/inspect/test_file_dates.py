@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model.cli import prepare
 from model.cli.inspect import main
 from model.data.inspect.file_dates import date_in, split_by_date
+from model.data.inspect.inspect import inspect_log
 from model.data.readers.files import find_files
 from model.data_config import SplitByTime, read_data
 from tests.model.data.inspect.test_inspect import clicks
@@ -57,6 +58,16 @@ def test_partition_folders_with_a_time_are_still_split_by_time(tmp_path: Path) -
     assert main([str(tmp_path / "logs"), "--data", str(tmp_path), "--out", str(toml)]) == 0
     data = read_data(toml)
     assert (data.time, data.split) == ("day", SplitByTime(valid="1d", test="1d"))
+
+
+def test_a_partition_column_with_the_date_is_marked_because_test_has_no_date_of_train(tmp_path: Path) -> None:
+    for number in range(4):
+        folder = tmp_path / f"dt={NEW_YEAR + timedelta(number):%Y%m%d}"
+        folder.mkdir()
+        clicks().drop("shown_at")[number * 100 : number * 100 + 100].write_parquet(folder / "part-0.parquet")
+    found = inspect_log([str(tmp_path)], tmp_path.parent, "shop")
+    assert [name for name, each in found.found.columns.items() if "does not occur in train" in each.unsure] == ["dt"]
+    assert "UNSURE: the date of a row in test does not occur in train; remove the field" in found.experiment()
 
 
 @pytest.mark.parametrize(
