@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from contract.bundle import MANIFEST
-from model.experiments.run_folder import METRICS
+from model.experiments.run_check import METRICS
 
 
 def is_bundle(folder: Path) -> bool:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 PREFIX = "CTR_"
 MAX_TIMEOUT_MS = 10_000  # the longest deadline that a request or CTR_TIMEOUT_MS may set
 HOW_TO_SET_A_BUNDLE = (
-    "Set it to the folder of a bundle, for example CTR_BUNDLE=deploy/demo, or set CTR_STORE to the folder of a store."
+    "Set it to the folder of a bundle, for example CTR_BUNDLE=deploy/demo, or set CTR_STORE to the folder of a store. "
+    "With ctr-serve, you can also use --bundle or --store."
 )
 TRAINING_VARIABLES = frozenset({"CTR_DATA"})  # not settings of the service, but allowed in its environment
 

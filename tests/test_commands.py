@@ -21,6 +21,8 @@ finally:
     print(*sys.modules, sep="\\n")
 """
 
+PRINT_RESULT = PRINT_IMPORTS.replace("getattr", "code = getattr").replace("print(*", "print(code, *")
+
 
 def test_every_training_and_export_command_exists() -> None:
     prepared = {"ctr-inspect", "ctr-prepare", "ctr-train", "ctr-sweep", "ctr-compare"}
@@ -36,3 +38,22 @@ def test_help_does_not_import_slow_libraries(command: str) -> None:
     imported = {*result.stdout.splitlines()}
     assert "argparse" in imported
     assert not imported & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        ("ctr-export", ["nowhere", "bundle"], "nowhere is not a run (it has no metrics.json)."),
+        ("ctr-predict", ["nowhere", "log.csv", "--out", "scores.csv"], "nowhere is neither a bundle"),
+        ("ctr-explain", ["nowhere", "--golden", "1"], "nowhere is neither a bundle"),
+    ],
+)
+def test_a_folder_that_is_not_a_run_is_an_error_before_slow_imports(
+    command: str, arguments: list[str], message: str
+) -> None:
+    run = [sys.executable, "-c", PRINT_RESULT, COMMANDS[command], *arguments]
+    result = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert f"{command}: {message}" in result.stderr
+    code, *imported = result.stdout.splitlines()
+    assert code == "2"
+    assert not {*imported} & {"torch", "polars", "onnxruntime"}

@@ -188,6 +188,9 @@ def _kind(kind: types.Type) -> tuple[str, str]:
         item, bounds = _kind(kind.item_type)
         least = f"at least {kind.min_length}" if kind.min_length else ""
         return f"list of {_plural(item)}", "; ".join(filter(None, (least, f"each {bounds}" if bounds else "")))
+    if isinstance(kind, types.StructType) and kind.tag_field:
+        *listed, last = (f"`{field.encode_name}`" for field in kind.fields)
+        return f'table with `{kind.tag_field} = "{kind.tag}"`, {", ".join(listed)} and {last}', ""
     if isinstance(kind, types.StructType | types.DictType):
         return "table", ""
     names = {types.StrType: "text", types.BoolType: "true or false", types.AnyType: "any value"}

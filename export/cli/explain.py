@@ -24,6 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     limit_threads()
 
+    from export.run_or_bundle import is_bundle
+
+    try:
+        is_bundle(options.folder)  # a wrong folder is reported before the slow imports
+    except ValueError as error:
+        print(f"ctr-explain: {error}", file=sys.stderr)
+        return 2
+
     from rich.console import Console
 
     from export.explain.case import drawn_cases, request_cases

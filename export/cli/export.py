@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from contract.cpu_quota import limit_threads
 from contract.system_errors import describe
 from model.data.data_folder import add_data_argument
+from model.experiments.run_check import check_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data_argument(parser)
     options = parser.parse_args(arguments)
 
+    try:
+        check_run(options.run)
+    except ValueError as error:
+        print(f"ctr-export: {error}", file=sys.stderr)
+        return 2
     limit_threads()
 
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -36,6 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
+    from export.run_or_bundle import is_bundle
+
+    try:
+        is_bundle(options.folder)  # a wrong folder is reported before the slow imports
+    except ValueError as error:
+        print(f"ctr-predict: {error}", file=sys.stderr)
+        return 2
+
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

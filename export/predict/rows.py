@@ -1,6 +1,7 @@
 """Read the rows of files as a client would send them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from model.data.readers.scan import Part, common_type, open_parts, rename_column
 from model.data_config import Data
 
 BATCH_ROWS = 16_384
+CONFIG = "--config EXPERIMENT.toml"
+RENAME = f"Add the column to the file. If it has another name, set rename in [data] of {CONFIG}."
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,32 @@ def open_frames(
         parts = open_parts(sources)
     else:
         parts = [with_new_names(part, data) for part in open_parts(sources, data.delimiter, data.quote, data.columns)]
-    wanted = list(dict.fromkeys([*columns, *keep]))
     for part in parts:
-        require_columns(part.source.name, wanted, part.columns)
+        require_columns(part.source.name, columns, part.columns, section=f"[data] of {CONFIG}", advice=RENAME)
+        require_kept(part, keep, {} if data is None else data.rename)
     # A kept column may also be a feature, which is read with the type that it has in its file.
     kept = {name: pl.col(name).cast(common_type(parts, name, False)).alias(kept_name(name)) for name in keep}
     return {part.source.path: part.frame.select(LINE, *columns, *kept.values()) for part in parts}
+
+
+def require_kept(part: Part, keep: Iterable[str], renamed: Mapping[str, str]) -> None:
+    """Check that a file has all columns to keep.
+
+    Args:
+        part: The file, with its new column names.
+        keep: The columns to keep.
+        renamed: The new names, keyed by the names in the file.
+
+    Raises:
+        ValueError: If a column is missing. The message shows the valid names.
+    """
+    for name in keep:
+        if name in part.columns:
+            continue
+        option = f"--keep {shlex.quote(name)}"
+        if (new := renamed.get(name, "")) in part.columns:
+            raise ValueError(f'{option}: [data] renames this column to "{new}". Use --keep {shlex.quote(new)}.')
+        raise ValueError(f'{option}: {part.source.name} has no column "{name}". Use one of: {", ".join(part.columns)}.')
 
 
 def kept_name(name: str) -> str:

@@ -112,7 +112,8 @@ def print_result(metrics: "RunMetrics", out: Path) -> None:
 
     for warning in metrics.warnings:
         print(f"ctr-train: warning: {warning}", file=sys.stderr)
-    print(f"best epoch {metrics.best}: valid logloss {with_base_rate(metrics.valid)}")
+    before = logloss_before_recomputing(metrics)
+    print(f"best epoch {metrics.best}: valid logloss {with_base_rate(metrics.valid)}{before}")
     print(f"test AUC {metrics.test.auc:.5f}, test logloss {with_base_rate(metrics.test)}")
     for name, value in (("AUC within a unit", metrics.test.gauc), ("NDCG@10 within a request", metrics.test.ndcg)):
         if value is not None:
@@ -123,6 +124,15 @@ def print_result(metrics: "RunMetrics", out: Path) -> None:
             f"{other.valid.logloss:.5f}; test AUC {other.test.auc:.5f}, logloss {other.test.logloss:.5f}"
         )
     print(f"run: {out}")
+
+
+def logloss_before_recomputing(metrics: "RunMetrics") -> str:
+    """Return the best epoch's own logloss if [training] exact_statistics has changed it afterwards, otherwise ""."""
+    best = next((epoch for epoch in reversed(metrics.history) if epoch.improved), None)
+    if best is None or f"{best.valid.logloss:.5f}" == f"{metrics.valid.logloss:.5f}":
+        return ""
+    when = "before the batch norms' statistics were computed over the whole training set"
+    return f", {best.valid.logloss:.5f} {when}"
 
 
 def print_trial(trial: "Trial") -> None:

@@ -22,7 +22,8 @@ import torch
 from model.atomic_folder import check_replaceable
 from model.experiment_config import Experiment, Training
 from model.experiments.memory_plan import check_memory
-from model.experiments.run_folder import METRICS, RunMetrics, save_run
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import RunMetrics, save_run
 from model.experiments.settings import KEYS, L2_GRID, L2_STEP, changed, first_settings, neighbors, section_of, value_of
 from model.experiments.time_budget import TimeBudget, TimeUp
 from model.experiments.trial import UNFINISHED, OpenedLog, memory_of, open_log, run_trial, train_model
@@ -57,6 +58,7 @@ class Trial:
         checkpoint: The state after the last epoch.
         history: The evaluations of the finished epochs, and of the last one if training stopped early in the middle.
         error: Why the trial failed, for example because it diverged, or "".
+        rounds: The number of rounds in which the trial has trained.
     """
 
     number: int
@@ -64,6 +66,7 @@ class Trial:
     checkpoint: Checkpoint
     history: list[Epoch] = field(default_factory=list)
     error: str = ""
+    rounds: int = 0
 
     @property
     def is_finished(self) -> bool:
@@ -103,12 +106,13 @@ class Trial:
 
     def __str__(self) -> str:
         values = ", ".join(f"{key} {value:g}" for key, value in self.settings.items())
+        name = f"trial {self.number}, round {self.rounds}"
         if self.error:
-            return f"trial {self.number}: {values}: failed: {self.error}"
+            return f"{name}: {values}: failed: {self.error}"
         seconds, valid = sum(epoch.wall_s or 0.0 for epoch in self.history), self.best.valid
         auc = f"AUC {valid.auc:.5f}, " if self.experiment.training.monitor == "auc" else ""
         return (
-            f"trial {self.number}: {values}: best epoch {self.best} of {self.history[-1]}, valid {auc}logloss "
+            f"{name}: {values}: best epoch {self.best} of {self.history[-1]}, valid {auc}logloss "
             f"{valid.logloss:.5f}, {seconds:.1f} s"
         )
 
@@ -291,6 +295,7 @@ class Search:
             trial.error = str(error)
         finally:
             if trial.error or trial.epochs > before:
+                trial.rounds += 1
                 self._on_trial(trial)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.prepare.prepared import read_prepared
-from model.experiments.run_folder import METRICS, check_log_of_run, open_run
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import check_log_of_run, open_run
 from model.experiments.significance import (
     RESAMPLES,
     Difference,

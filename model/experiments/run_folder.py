@@ -33,6 +33,7 @@ from model.data_config import first_difference
 from model.experiment_config import Experiment, to_experiment, with_stored_defaults
 from model.experiments.plots import draw_curves
 from model.experiments.quality import UnseenValues
+from model.experiments.run_check import METRICS, check_run
 from model.layers import fields_of
 from model.stec import fused
 from model.training.device import cpu_name, device_of
@@ -43,7 +44,6 @@ from model.zoo import build
 
 EXPERIMENT = "experiment.json"
 WEIGHTS = "weights.safetensors"
-METRICS = "metrics.json"
 VERSIONS = "versions.json"
 DATA = "data.json"
 DIGESTS = "digests.json"
@@ -207,10 +207,7 @@ def open_run(folder: Path) -> tuple[nn.Module, Experiment, FeatureSchema, RunMet
     Raises:
         ValueError: If the folder is not a run, or has changed since training.
     """
-    if not (folder / METRICS).is_file():
-        raise ValueError(
-            f"{folder} is not a run (it has no {METRICS}). Create one with ctr-train EXPERIMENT.toml --out RUN."
-        )
+    check_run(folder)
     try:
         check_digests(folder)
         experiment = read_run_experiment(folder)

@@ -10,7 +10,8 @@ import torch
 from model.atomic_folder import check_replaceable
 from model.experiment_config import Experiment, read_experiment
 from model.experiments.report import write_report
-from model.experiments.run_folder import METRICS, RunMetrics, save_run
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import RunMetrics, save_run
 from model.experiments.run_registry import FinishedRun, claim, results_folder, run_list
 from model.experiments.seeds import RunContext, run_missing, with_seed
 from model.experiments.trial import OpenedLog, checkpoint_of, memory_of, open_log, run_trial, unfinished

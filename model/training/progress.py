@@ -51,7 +51,7 @@ class EpochTable:
             rows: The number of training rows.
         """
         self._table = Table(title=f"{experiment.name}, seed {experiment.training.seed}")
-        columns = ["epoch", "loss", "valid AUC", "valid logloss", "base rate", "norm. entropy", "lr", "rows/s"]
+        columns = ["epoch", "loss", "valid AUC", "valid logloss", "base rate", "norm. entropy", "lr", "rows/s", "s"]
         self._other = other_weights(experiment.training)
         if self._other:
             columns += [f"{self._other} AUC", f"{self._other} logloss"]
@@ -91,7 +91,8 @@ class EpochTable:
         best, other_best = ("*" if improved else "" for improved in (epoch.improved, epoch.other_improved))
         others = () if epoch.other_valid is None else (epoch.other_valid.auc, epoch.other_valid.logloss)
         other_cells = [f"{value:.5f}{other_best}" for value in others]
-        self._table.add_row(f"{epoch}{best}", *cells, f"{epoch.rows_per_s:,.0f}", *other_cells)
+        seconds = "" if epoch.wall_s is None else f"{epoch.wall_s:.1f}"
+        self._table.add_row(f"{epoch}{best}", *cells, f"{epoch.rows_per_s:,.0f}", seconds, *other_cells)
         if epoch.part < 1:
             self._bar.update(self._task, completed=epoch.part * self._rows)
         else:
@@ -99,7 +100,8 @@ class EpochTable:
         if not self._live.console.is_terminal:
             valid = f"valid AUC {epoch.valid.auc:.5f} logloss {with_base_rate(epoch.valid)}"
             other = f" {self._other} AUC {other_cells[0]} logloss {other_cells[1]}" if other_cells else ""
+            time = seconds and f" {seconds} s"
             print(
-                f"epoch {epoch}{best} loss {epoch.loss:.5f} {valid} lr {rate_text(epoch.learning_rate)}{other}",
+                f"epoch {epoch}{best} loss {epoch.loss:.5f} {valid} lr {rate_text(epoch.learning_rate)}{other}{time}",
                 flush=True,
             )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from docs.scripts.generate import files
-from docs.scripts.reference import without_meaning
+from docs.scripts.reference import keys, without_meaning
 from docs.scripts.reports import tables_in
+from model.data_config import Data
 from tests.support.documentation import FENCED, README
 from tests.support.paths import ROOT
 
@@ -24,6 +25,14 @@ def test_generated_blocks_and_the_chart_are_up_to_date() -> None:
     for path, text in files().items():
         assert path.exists(), f"{path}: run python -m docs.scripts.generate"
         assert path.read_text() == text, f"{path} is out of date: run python -m docs.scripts.generate"
+
+
+def test_the_type_of_a_key_with_several_tables_shows_their_keys() -> None:
+    (split,) = [entry for entry in keys(Data) if entry.name == "split"]
+    assert split.type == (
+        '`"row"`, `"time"` or table with `by = "time"`, `valid`, `test` and `gap` or table with `by = "random"`, '
+        "`valid`, `test`, `seed` and `unit`"
+    )
 
 
 def test_every_setting_and_key_has_a_description() -> None:

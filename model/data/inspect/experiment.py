@@ -96,8 +96,14 @@ def file_lines(
     if layout.splits:
         yield from (f"{split} = {quoted(path)}" for split, path in layout.splits.items())
         return
-    yield f"files = [{', '.join(map(quoted, layout.files))}]"
     length = split_length(layout, period)
+    if length is None and layout.by_date:
+        yield f"# {UNSURE}: split by the dates in the names; the last date is test, the date before it valid"
+        for split, patterns in layout.by_date.items():
+            listed = ", ".join(map(quoted, patterns))
+            yield f"{split} = {listed if len(patterns) == 1 else f'[{listed}]'}"
+        return
+    yield f"files = [{', '.join(map(quoted, layout.files))}]"
     if length is not None and period is not None:
         yield f"time = {quoted(names[found.time])}"
         yield (

@@ -8,9 +8,11 @@ import msgspec
 
 from model.data.inspect.columns import describe
 from model.data.inspect.experiment import write_experiment
+from model.data.inspect.file_dates import date_in
 from model.data.inspect.guess import Guesses, guess
 from model.data.inspect.layout import Layout, Period, find_layout, find_period
 from model.data.inspect.sample import SAMPLE_ROWS, Sample, count_rows, read_sample
+from model.data.readers.files import Source
 from model.data.readers.named import find_named_files
 from model.data_config import DataSection
 from model.unused_keys import check_data_keys
@@ -74,4 +76,15 @@ def inspect_log(arguments: Sequence[str], data: Path, name: str, rows: int = SAM
     sample = read_sample(named.sources, rows)
     found = guess([describe(column) for column in sample.rows.iter_columns()], sample.is_head)
     period = find_period(sample, found.columns[found.time].column) if found.time else None
-    return Inspected(name, sample, found, find_layout(arguments, named, data), count_rows(sample), period)
+    layout = find_layout(arguments, named, data)
+    if layout.by_date:
+        mark_dates(found, named.sources)
+    return Inspected(name, sample, found, layout, count_rows(sample), period)
+
+
+def mark_dates(found: Guesses, sources: Sequence[Source]) -> None:
+    """Mark the fields from partition folders such as dt=20260131, which are unknown in test after a split by date."""
+    for name, value in sources[0].partitions.items():
+        each = found.columns.get(name)
+        if each is not None and each.role == "field" and date_in(value or ""):
+            each.unsure = "the date of a row in test does not occur in train; remove the field"

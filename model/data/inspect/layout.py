@@ -1,14 +1,15 @@
 """How a log's files become train, valid and test: by their names, by time, or at random."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from os.path import commonpath, relpath
 from pathlib import Path
 
 import polars as pl
 
 from model.data.inspect.columns import Column
+from model.data.inspect.file_dates import split_by_date
 from model.data.inspect.sample import MAX_COUNTED_BYTES, Sample, bytes_of, scan
 from model.data.readers.files import Source, files_below
 from model.data.readers.named import NamedFiles
@@ -36,11 +37,13 @@ class Layout:
         folder: The value of `folder`: relative to the data folder if possible.
         splits: The file of each split, relative to the folder, or {} if the names do not show which file is which.
         files: All files or globs, relative to the folder.
+        by_date: The files or globs of each split by the dates in the names, or {}. A split by a time column is better.
     """
 
     folder: str
     splits: dict[str, str]
     files: tuple[str, ...]
+    by_date: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def find_layout(arguments: Sequence[str], named: NamedFiles, data: Path) -> Layo
             return Layout(folder_name(inner, data), splits, patterns)
         if len(patterns) > MANY_FILES and len({path.parent for path in paths}) == 1 and is_whole_folder(named.sources):
             patterns = (f"*{shared_suffix(named.sources[0])}",)
+        return Layout(folder_name(folder, data), {}, patterns, split_by_date(folder, named.sources))
     return Layout(folder_name(folder, data), {}, patterns)
 
 

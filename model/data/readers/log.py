@@ -79,8 +79,22 @@ def position(name: str, line: int) -> str:
     return f"{name}, row {line}" if name.lower().endswith(".parquet") else f"{name}:{line}"
 
 
-def require_columns(name: str, columns: Iterable[str], present: Iterable[str]) -> None:
+def require_columns(
+    name: str,
+    columns: Iterable[str],
+    present: Iterable[str],
+    *,
+    section: str = "[data]",
+    advice: str = "Fix the experiment file.",
+) -> None:
     """Check that a file has all required columns.
+
+    Args:
+        name: The name of the file.
+        columns: The required columns.
+        present: The columns of the file.
+        section: The section that describes the format of the file, for the error.
+        advice: What to do if the format is right, for the error.
 
     Raises:
         ValueError: If a column is missing. The message lists the file's columns.
@@ -88,11 +102,10 @@ def require_columns(name: str, columns: Iterable[str], present: Iterable[str]) -
     present = list(present)
     for column in columns:
         if column not in present:
-            advice = "Fix the experiment file."
             if len(present) == 1 and any(character in present[0] for character in ",;|\t"):
-                advice = "Set delimiter in [data] to the character between the columns."
+                advice = f"Set delimiter in {section} to the character between the columns."
             elif f'"{column}"' in present:
-                advice = "Set quote = '\"' in [data] to read names and values without their quotes."
+                advice = f"Set quote = '\"' in {section} to read names and values without their quotes."
             raise ValueError(f'{name}: no column "{column}". The file has {", ".join(present)}. {advice}')
 
 

@@ -24,7 +24,8 @@ from export.explain.case import Case, drawn_cases, request_cases
 from export.explain.explanation import Explainer, Explanation, open_explainer
 from export.explain.picture import DPI, MAX_ROWS, draw
 from export.explain.report import NUMBERS, write
-from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, open_run
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import EXPERIMENT, WEIGHTS, open_run
 from model.stec.stec import STEC, STECConfig, stec_for
 from service.app import create_app
 from service.settings import Settings

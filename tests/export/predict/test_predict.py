@@ -141,6 +141,34 @@ def test_the_data_section_of_an_experiment_describes_the_files(bundle: Path, tmp
     assert pl.read_parquet(tmp_path / "b.parquet")["user"].to_list() == rows["user"].to_list()
 
 
+def test_a_file_that_needs_a_config_is_an_error_that_names_the_option(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some_rows().write_csv(tmp_path / "rows.csv", separator=";")
+    words = (bundle, tmp_path / "rows.csv", "--out", tmp_path / "scores.csv")
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert "Set delimiter in [data] of --config EXPERIMENT.toml to the character between the columns." in error
+
+
+def test_a_kept_column_that_the_experiment_renames_is_an_error_that_shows_the_new_name(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some_rows().rename({"user": "user id"}).write_csv(tmp_path / "rows.csv")
+    (tmp_path / "shop.toml").write_text(
+        '[data]\nreader = "table"\nfolder = "."\nprepared = "p"\ntrain = "a"\nvalid = "b"\ntest = "c"\n'
+        'context = ["user"]\ncandidate = ["item"]\nrename = { "user id" = "user" }\n'
+    )
+    words = ("--out", tmp_path / "scores.csv", "--config", tmp_path / "shop.toml", "--keep", "user id")
+    assert run(bundle, tmp_path / "rows.csv", *words) == 2
+    error = capsys.readouterr().err
+    assert "--keep 'user id': [data] renames this column to \"user\". Use --keep user." in error
+    assert run(bundle, tmp_path / "rows.csv", *words[:-1], "uid") == 2
+    error = capsys.readouterr().err
+    assert "--keep uid: " in error
+    assert 'rows.csv has no column "uid". Use one of: id, user, ' in error
+
+
 BAD = "user,weekday,age,item,cost,price\nu1,sunday,31,4001,free,1\nu2,sunday,old,4001,free,2\nu3,monday,,4002,paid,x\n"
 
 
@@ -177,8 +205,11 @@ def test_rows_that_cannot_be_encoded_can_have_no_probability(
         (["rows.csv", "--out", "s.json"], "s.json: unknown format. Use .parquet, .csv or .tsv."),
         (["rows.csv", "--out", "rows.csv"], "rows.csv is one of the files to score. Choose a different file."),
         (["rows.csv", "--out", "s.csv", "--keep", "ctr"], 'the output has a column "ctr"'),
-        (["rows.csv", "--out", "s.csv", "--keep", "id"], 'rows.csv: no column "id". The file has user, weekday'),
-        (["short.csv", "--out", "s.csv"], 'short.csv: no column "item". The file has user.'),
+        (
+            ["rows.csv", "--out", "s.csv", "--keep", "id"],
+            'rows.csv has no column "id". Use one of: user, weekday',
+        ),
+        (["short.csv", "--out", "s.csv"], 'short.csv: no column "item". The file has user. Add the column'),
         (["empty.csv", "--out", "s.csv"], "empty.csv: no rows."),
         (["rows.csv", "rows.parquet", "--out", "s.csv"], "the files have different formats: .csv, .parquet."),
     ],

@@ -144,7 +144,7 @@ def test_a_trial_that_diverges_is_reported_and_the_search_goes_on(
 
 def test_a_search_whose_trials_all_diverge_is_an_error_with_the_reason(root: Path, tmp_path: Path) -> None:
     found, _ = search(root, tmp_path, minutes=60, learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"all 6 trials failed\. trial 1: .*: failed: .*Training diverged"):
+    with pytest.raises(ValueError, match=r"all 6 trials failed\. trial 1, round 1: .*: failed: .*Training diverged"):
         found.run()
 
 
@@ -156,7 +156,7 @@ def test_the_run_is_the_one_that_ctr_train_gives_with_the_chosen_settings(
     out, toml = tmp_path / "run", root / TINY
     assert main([str(toml), "--data", str(root), "--out", str(out), "--auto", "--minutes", "10"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"trial 1: embedding_l2 0, .*: best epoch \d of \d, valid logloss 0\.\d{5}", printed)
+    assert re.search(r"trial 1, round 1: embedding_l2 0, .*: best epoch \d of 2, valid logloss 0\.\d{5}", printed)
     assert "base rate" in printed
     chosen = tomllib.loads((out / CHOSEN).read_text())
     assert (out / CHOSEN).read_text() in printed
@@ -166,6 +166,20 @@ def test_the_run_is_the_one_that_ctr_train_gives_with_the_chosen_settings(
             assert getattr(getattr(stored, section), key) == value
     assert train(stored, root, tmp_path / "again").test == metrics.test
     assert not list((root / "unfinished").iterdir())
+
+
+def test_each_line_of_a_trial_shows_its_round(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(auto, "STEPS", ())
+    toml = tmp_path / "more.toml"
+    toml.write_text((root / TINY).read_text().replace("epochs = 2", "epochs = 6"))
+    command = [str(toml), "--data", str(root), "--out", str(tmp_path / "run"), "--auto", "--minutes", "10"]
+    assert main(command) == 0
+    shown = re.findall(r"^trial (\d+), round (\d+): ", capsys.readouterr().out, re.MULTILINE)
+    rounds = [[int(round) for number, round in shown if number == trial] for trial in dict(shown)]
+    assert rounds == [[*range(1, len(each) + 1)] for each in rounds]
+    assert max(map(len, rounds)) > 1
 
 
 def test_test_rows_do_not_influence_the_search(root: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from model.data.prepare.prepare import prepare
 from model.experiment_config import Training, read_experiment
 from model.experiments.quality import base_rate_warning, leak_warning, measure_unseen
 from model.experiments.report import markdown, summarize
-from model.experiments.run_folder import METRICS, RunMetrics
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import RunMetrics
 from model.experiments.train import train
 from model.experiments.trial import open_log
 from model.training.batches import Split

@@ -14,7 +14,7 @@ import pytest
 from model.cli.train import main
 from model.experiment_config import Experiment, read_experiment
 from model.experiments.report import write_report
-from model.experiments.run_folder import METRICS
+from model.experiments.run_check import METRICS
 from model.experiments.run_registry import FinishedRun, run_list
 from model.experiments.seeds import RunContext, run_missing, with_seed
 from model.experiments.train import train_seeds

@@ -1,6 +1,7 @@
 """Test ctr-train, the run folder and the report on a small generated log."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from model.data.prepare.prepared import read_prepared
 from model.experiment_config import read_experiment
 from model.experiments.report import check_one_experiment, check_one_log
 from model.experiments.report import main as report_main
-from model.experiments.run_folder import EXPERIMENT, METRICS, WEIGHTS, DataFacts, open_run
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import EXPERIMENT, WEIGHTS, DataFacts, open_run
 from model.experiments.train import train
 from model.experiments.trial import fingerprint, load_split
 from model.training.fit import predict
@@ -71,6 +73,29 @@ def test_the_seed_argument_is_used_and_recorded(root: Path, tmp_path: Path, caps
     assert "test AUC" in printed
     assert "epoch 1" in printed
     assert json.loads((tmp_path / "run" / EXPERIMENT).read_text())["training"]["seed"] == 5
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_result_explains_why_it_differs_from_the_line_of_its_epoch(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], exact: bool
+) -> None:
+    toml = tmp_path / "norms.toml"
+    data = (root / TINY).read_text().partition("[model]")[0]
+    toml.write_text(
+        f"{data}[model]\ntype = 'finalmlp'\nmlp2_batch_norm = true\n[training]\nepochs = 1\n"
+        f"exact_statistics = {str(exact).lower()}\n"
+    )
+    assert main([str(toml), "--data", str(root), "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    epoch = re.search(r"^epoch 1\* .* logloss (0\.\d{5}) .* lr 1e-03 \d+\.\d s$", printed, re.MULTILINE)
+    result = re.search(r"^best epoch 1: valid logloss (0\.\d{5}) \(base rate [^)]*\)(.*)$", printed, re.MULTILINE)
+    assert epoch
+    assert result
+    if exact:
+        assert result[1] != epoch[1]
+        assert result[2] == f", {epoch[1]} before the batch norms' statistics were computed over the whole training set"
+    else:
+        assert (result[1], result[2]) == (epoch[1], "")
 
 
 def test_another_kind_of_folder_is_rejected_before_training(root: Path, tmp_path: Path) -> None:

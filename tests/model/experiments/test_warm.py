@@ -18,7 +18,8 @@ from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import Prepared, read_prepared
 from model.data.synthetic import generate
 from model.experiment_config import Experiment, read_experiment, to_experiment
-from model.experiments.run_folder import METRICS, data_of, open_run, save_run
+from model.experiments.run_check import METRICS
+from model.experiments.run_folder import data_of, open_run, save_run
 from model.experiments.settings import changed
 from model.experiments.train import train
 from model.experiments.trial import load_split

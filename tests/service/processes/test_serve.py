@@ -94,7 +94,7 @@ def test_a_server_with_another_version_fails_verification(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "CTR_BUNDLE is not set"),
+        ({}, "With ctr-serve, you can also use --bundle or --store."),
         ({"CTR_BUNDLE": "/nowhere"}, "/nowhere/manifest.json"),
         ({"CTR_BUNDEL": "x"}, "Did you mean CTR_BUNDLE?"),
         ({"CTR_BUNDLE": "x", "CTR_PORT": "70000"}, "CTR_PORT"),
