@@ -156,13 +156,13 @@ resource.setrlimit(resource.RLIMIT_DATA, (budget, budget))
 epoch = Batches(split, Training(batch_size=4096), block_rows=int(sys.argv[3]), run_rows=1024).epoch()
 print(sum(map(len, epoch)), len(predict(model, split)))
 """
-ROWS, FIELDS = 400_000, 100
-BUDGET = 72 * 2**20
+ROWS, FIELDS = 300_000, 400
+BUDGET = 200 * 2**20
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 MB of ids in a sparse file, which uses no disk space."""
+    """480 MB of ids in a sparse file, which uses no disk space."""
     path = tmp_path_factory.mktemp("large") / "train.ids.npy"
     np.lib.format.open_memmap(path, mode="w+", dtype=np.int32, shape=(ROWS, FIELDS))
     return path
@@ -175,7 +175,7 @@ def train_in(budget: int, block_rows: int, path: Path) -> "subprocess.CompletedP
 
 def test_a_log_larger_than_memory_can_be_trained_on(large: Path) -> None:
     assert large.stat().st_size > 2 * BUDGET
-    done = train_in(BUDGET, 8_192, large)
+    done = train_in(BUDGET, 16_384, large)
     assert done.stdout == f"{ROWS} {ROWS}\n", done.stderr
 
 
