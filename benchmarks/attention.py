@@ -16,7 +16,6 @@ from model.data.data_folder import add_data_argument
 from model.experiments.run_folder import open_run
 from model.experiments.trial import open_log
 from model.stec.attention import attention_weights
-from model.stec.factorized import level_logit
 from model.stec.stec import STEC
 from model.training.batches import Split
 
@@ -38,23 +37,16 @@ def attention_of(model: STEC, split: Split) -> tuple[Tensor, Tensor, Tensor]:
     entropies, largest, logits = [], [], []
     for ids, values in parts(split):
         x_BFD = model.embed(ids, values)
-        by_block = []
+        by_block, levels = [], []
         for block in blocks_of(model):
             q_BFD, k_BFD = block.project(x_BFD)
             by_block.append(attention_weights(q_BFD, k_BFD, block.heads, block.score_divisor, model.allowed_FF))
-            x_BFD, _, _ = block(x_BFD, plain=False, allowed_FF=model.allowed_FF)
+            x_BFD, left_BFD, right_BFD = block(x_BFD, plain=False, allowed_FF=model.allowed_FF)
+            levels.append((left_BFD, right_BFD))
         weight_LBFFH = torch.stack(by_block)
         entropies.append(normalized_entropy(weight_LBFFH).flatten(1, 2))
         largest.append(weight_LBFFH.amax(3).flatten(1, 2))
-        levels = model.levels(model.embed(ids, values))[-len(model.norms) :]
-        logits.append(
-            torch.stack(
-                [
-                    level_logit(left, right, norm, weight, model.pairs_P)
-                    for (left, right), (norm, weight) in zip(levels, model.norms_and_weights(), strict=True)
-                ]
-            )
-        )
+        logits.append(model.level_logits([*levels, model.last(x_BFD)]))
     return torch.cat(entropies, 1).mean(1), torch.cat(largest, 1).mean(1), torch.cat(logits, 1).std(1)
 
 

@@ -13,28 +13,7 @@ from model.cli.arguments import INTERRUPTED
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     limit_threads()
-    parser = argparse.ArgumentParser(prog="ctr-predict", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a run folder (from ctr-train) or a bundle (from ctr-export)")
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="files, folders or globs: .parquet, .csv, .tsv, .txt, also .gz or .zst"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the file to write: .parquet, .csv or .tsv")
-    parser.add_argument(
-        "--keep", action="append", default=[], metavar="COLUMN", help="copy this column; may be repeated"
-    )
-    parser.add_argument(
-        "--on-bad-row",
-        choices=("error", "null"),
-        default="error",
-        help="for a row that cannot be encoded: stop with an error, or write null; default: error",
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="TOML",
-        help="an experiment whose [data] section describes the files (delimiter, columns, rename); default: the run's",
-    )
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
 
     from export.run_or_bundle import is_bundle
 
@@ -84,6 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     print(f"wrote {options.out}: {summary.rows:,} rows")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
+    made = argparse.ArgumentParser(prog="ctr-predict", description=__doc__)
+    made.add_argument("folder", type=Path, help="a run folder (from ctr-train) or a bundle (from ctr-export)")
+    made.add_argument(
+        "files", nargs="+", metavar="FILE", help="files, folders or globs: .parquet, .csv, .tsv, .txt, also .gz or .zst"
+    )
+    made.add_argument("--out", type=Path, required=True, help="the file to write: .parquet, .csv or .tsv")
+    made.add_argument("--keep", action="append", default=[], metavar="COLUMN", help="copy this column; may be repeated")
+    made.add_argument(
+        "--on-bad-row",
+        choices=("error", "null"),
+        default="error",
+        help="for a row that cannot be encoded: stop with an error, or write null; default: error",
+    )
+    made.add_argument(
+        "--config",
+        type=Path,
+        metavar="TOML",
+        help="an experiment whose [data] section describes the files (delimiter, columns, rename); default: the run's",
+    )
+    return made
 
 
 if __name__ == "__main__":

@@ -261,12 +261,17 @@ class STEC(nn.Module):
 
     def predict_factorized(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Return the same logits with the linear head's weights folded into the product (model/stec/factorized.py)."""
-        logits = [
-            level_logit(left, right, norm, weight, self.pairs_P)
-            for (left, right), (norm, weight) in zip(levels, self.norms_and_weights(), strict=True)
-        ]
         linear: nn.Linear = self.head[0]  # type: ignore[assignment]
-        return torch.stack(logits).sum(0) + linear.bias
+        return self.level_logits(levels).sum(0) + linear.bias
+
+    def level_logits(self, levels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return each level's part of the logit. The head must be linear. Shape: (levels in the head, B)."""
+        return torch.stack(
+            [
+                level_logit(left, right, norm, weight, self.pairs_P)
+                for (left, right), (norm, weight) in zip(levels, self.norms_and_weights(), strict=True)
+            ]
+        )
 
     def norms_and_weights(self) -> list[tuple[nn.BatchNorm1d, Tensor]]:
         """Return the norm and the linear head's weights (P * D) for each level that the head uses."""
