@@ -11,9 +11,10 @@ from contract.bundle import Bundle
 from contract.encode import Encoder
 from contract.golden import RELATIVE_TOLERANCE, TOLERANCE
 from contract.reader import BadFeature
-from service.request_log.segments import MAX_SEGMENT_S, unfinished_files
+from contract.segments import unfinished_files
 from service.request_log.writer import Line, read_lines
 from service.runtime.engine import Engine
+from service.segments import MAX_SEGMENT_S
 from service.vocabulary.tiered import WITHOUT_VOCABULARY
 
 

@@ -22,10 +22,11 @@ from typing import Any
 import msgspec
 
 from contract.schema import FeatureSchema
+from contract.segments import REQUESTS, finished_files
 from contract.system_errors import explain_denied
 from contract.tokens import token
 from service.api.schemas import ScoreRequest, ScoreResponse
-from service.request_log.segments import Segments, finished_files
+from service.segments import Segments
 from service.settings import Settings, SettingsError
 from service.telemetry.metrics import Metrics
 
@@ -94,7 +95,9 @@ class RequestLog:
         self._queue: queue.Queue[QueuedLine | None] = queue.Queue()  # offer() limits its size
         self._queued_candidates = 0
         self._lock = threading.Lock()
-        self._segments = Segments(settings.request_log, settings.request_log_max_bytes, clock)
+        self._segments = Segments(
+            settings.request_log, settings.request_log_max_bytes, clock, REQUESTS, "CTR_REQUEST_LOG"
+        )
         self._can_write = True
         self._thread = threading.Thread(target=self._write_lines, name="request-log", daemon=True)
         self._thread.start()

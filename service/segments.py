@@ -1,7 +1,6 @@
-"""Write lines to a folder, as files of limited size and age. The oldest files are removed when the folder is full.
+"""Write lines to a folder, as files of limited size and age. contract/segments.py describes their names.
 
-The name of a file ends in `.ndjson.part` while it is being written, and in `.ndjson` when it is complete. Several
-processes may write to the same folder, because each locks the file that it writes.
+Several processes may write to the same folder, because each locks the file that it writes.
 """
 
 import fcntl
@@ -12,24 +11,26 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
+from contract.segments import FINISHED, UNFINISHED
 from contract.system_errors import explain_denied
 from service.settings import SettingsError
 
 MAX_SEGMENT_BYTES = 64 * 1024 * 1024
 MAX_SEGMENT_S = 300.0
-UNFINISHED, FINISHED = ".ndjson.part", ".ndjson"
 
 
 class Segments:
     """The files of one writer. Every method may raise OSError, and can be called again after that."""
 
-    def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float]) -> None:
+    def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float], kind: str, setting: str) -> None:
         """Create the folder, and finish the files that dead processes left behind.
 
         Args:
             folder: The folder for the files.
             max_bytes: Maximum total size of the files in the folder. The file being written may exceed it.
             clock: Returns seconds since the epoch.
+            kind: What the files contain: REQUESTS or EVENTS. Their names begin with it.
+            setting: The name of the setting that contains the folder, for error messages.
 
         Raises:
             SettingsError: The folder is not writable.
@@ -37,19 +38,18 @@ class Segments:
         self._folder = folder
         self._max_bytes = max_bytes
         self._clock = clock
+        self._kind = kind
         self._file: FileIO | None = None
         self._path = folder
         self._size = 0
         self._opened_s = 0.0
         try:
-            prepare_folder(folder)
+            prepare_folder(folder, kind)
         except PermissionError as error:
-            raise SettingsError(
-                f"CTR_REQUEST_LOG: {explain_denied(Path(error.filename or folder), secret=True)}"
-            ) from error
+            raise SettingsError(f"{setting}: {explain_denied(Path(error.filename or folder), secret=True)}") from error
         except OSError as error:
             raise SettingsError(
-                f"CTR_REQUEST_LOG: {folder} is not writable ({error.strerror}). Set it to a writable folder."
+                f"{setting}: {folder} is not writable ({error.strerror}). Set it to a writable folder."
             ) from error
 
     def write(self, line: bytes) -> None:
@@ -90,13 +90,13 @@ class Segments:
             file.close()
         if not was_moved:
             finish(self._path)
-        remove_oldest(self._folder, self._max_bytes)
+        remove_oldest(self._folder, self._kind, self._max_bytes)
 
     def _open(self) -> None:
-        prepare_folder(self._folder)  # the folder may have been removed
+        prepare_folder(self._folder, self._kind)  # the folder may have been removed
         self._opened_s = self._clock()
         moment = datetime.fromtimestamp(self._opened_s, UTC).strftime("%Y%m%dT%H%M%S.%f")
-        self._path = self._folder / f"requests-{moment}-{os.getpid()}{UNFINISHED}"
+        self._path = self._folder / f"{self._kind}-{moment}-{os.getpid()}{UNFINISHED}"
         unnamed = self._path.with_suffix(".new")
         self._file = unnamed.open("xb", buffering=0)
         os.fchmod(self._file.fileno(), 0o600)
@@ -119,13 +119,13 @@ def finish(path: Path) -> None:
     path.rename(path.with_name(path.name.removesuffix(UNFINISHED) + FINISHED))
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, kind: str) -> None:
     """Create the folder. Finish the files in it that no process is writing, and remove their truncated last lines.
 
     Such files were left behind by processes that died, or could not be renamed because the disk was full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(f"requests-*{UNFINISHED}"):
+    for path in folder.glob(f"{kind}-*{UNFINISHED}"):
         # A running process has locked its file. Another process may finish the same file first.
         with suppress(BlockingIOError, FileNotFoundError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,10 +133,10 @@ def prepare_folder(folder: Path) -> None:
             finish(path)
 
 
-def remove_oldest(folder: Path, max_bytes: int) -> None:
+def remove_oldest(folder: Path, kind: str, max_bytes: int) -> None:
     """Remove the oldest complete files, of any process, until all files together have at most `max_bytes`."""
     sizes: dict[Path, int] = {}
-    for path in folder.glob("requests-*"):
+    for path in folder.glob(f"{kind}-*"):
         with suppress(FileNotFoundError):  # another process may be removing files too
             sizes[path] = path.stat().st_size
     for oldest in sorted(path for path in sizes if path.name.endswith(FINISHED)):  # names begin with the time
@@ -144,13 +144,3 @@ def remove_oldest(folder: Path, max_bytes: int) -> None:
             return
         oldest.unlink(missing_ok=True)
         del sizes[oldest]
-
-
-def unfinished_files(folder: Path) -> list[Path]:
-    """Return the files that a process is writing, or left behind when it died."""
-    return sorted(folder.glob(f"*{UNFINISHED}"))
-
-
-def finished_files(folder: Path) -> list[Path]:
-    """Return the complete files, oldest first."""
-    return sorted(folder.glob(f"*{FINISHED}"))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.request_log.segments import UNFINISHED, Segments, finished_files
+from contract.segments import REQUESTS, UNFINISHED, finished_files
+from service.segments import Segments
 
 LINE = b"x" * 19_999 + b"\n"
 
@@ -30,7 +31,7 @@ def lines_of(folder: Path) -> list[bytes]:
 
 
 def test_a_line_that_a_full_disk_truncates_is_removed(tmp_path: Path) -> None:
-    segments = Segments(tmp_path, 1 << 30, time.time)
+    segments = Segments(tmp_path, 1 << 30, time.time, REQUESTS, "CTR_REQUEST_LOG")
     segments.write(LINE)
     with full_at(30_000):
         for _ in range(2):
@@ -43,7 +44,7 @@ def test_a_line_that_a_full_disk_truncates_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_moved_keeps_its_lines_and_later_lines_go_to_a_new_folder(tmp_path: Path) -> None:
-    segments = Segments(tmp_path / "log", 1 << 30, time.time)
+    segments = Segments(tmp_path / "log", 1 << 30, time.time, REQUESTS, "CTR_REQUEST_LOG")
     segments.write(b"first\n")
     shutil.move(tmp_path / "log", tmp_path / "old")
     segments.write(b"second\n")
@@ -51,5 +52,7 @@ def test_a_folder_that_is_moved_keeps_its_lines_and_later_lines_go_to_a_new_fold
     (left,) = (tmp_path / "old").glob(f"*{UNFINISHED}")
     assert left.read_bytes() == b"first\n"
     assert lines_of(tmp_path / "log") == [b"second\n"]
-    Segments(tmp_path / "old", 1 << 30, time.time)  # The next writer in the folder finishes the file.
+    Segments(
+        tmp_path / "old", 1 << 30, time.time, REQUESTS, "CTR_REQUEST_LOG"
+    )  # The next writer in the folder finishes the file.
     assert lines_of(tmp_path / "old") == [b"first\n"]
