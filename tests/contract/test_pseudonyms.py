@@ -28,7 +28,7 @@ from contract.pseudonyms import (
     read_pseudonym_key,
 )
 from contract.raw_values import sources
-from contract.reader import BadFeature
+from contract.reader import BadFeature, Lookup
 from contract.schema import FeatureSchema, Field
 from contract.tokens import token, tokenizer
 from contract.vocabulary import FIRST, UNKNOWN, build_vocabulary
@@ -92,7 +92,8 @@ def test_training_and_serving_give_the_same_ids(texts: list[str], min_count: int
     rows = np.array([0, *(1 + index % 3 for index in range(len(distinct)))])
     vocabulary, ids = count_tokens(pl.Series(distinct, dtype=pl.String), rows, USER, min_count, PSEUDONYMS)
     assert all(is_pseudonym(stored) for stored, _ in vocabulary.items())
-    encoder, lookup = Encoder(SCHEMA, pseudonyms=PSEUDONYMS), {"user": vocabulary, "ad": lambda _: UNKNOWN}
+    encoder = Encoder(SCHEMA, pseudonyms=PSEUDONYMS)
+    lookup: Lookup = {"user": vocabulary, "ad": lambda _: UNKNOWN}
     for text, expected in zip(distinct, ids[1:].tolist(), strict=True):
         model_input, _ = encoder.ids(encoder.tokens({"user": text}, [{}]), lookup)
         assert model_input.context_ids.tolist() == [[expected]]
