@@ -219,6 +219,8 @@ def replay_log(paths: Sequence[Path], bundle: Bundle, pseudonyms: Pseudonymizer 
     print(f"{bundle.manifest.name} {bundle.manifest.version}")
     for replayed in versions:
         print("\n".join(report(replayed)))
+    if pseudonyms is None and bundle.schema.pseudonym_key and any(replayed.not_compared for replayed in versions):
+        print("requests with raw values of fields with pseudonyms are compared only with --pseudonym-key FILE")
     if garbled:
         print(f"skipped {garbled} lines that are truncated or not from a request log")
     if any(replayed.is_unexplained(bundle) for replayed in versions):

@@ -32,7 +32,8 @@ from contract.reader import BadFeature, Lookup
 from contract.schema import FeatureSchema, Field
 from contract.tokens import token, tokenizer
 from contract.vocabulary import FIRST, UNKNOWN, build_vocabulary
-from model.data.prepare.counting import count_tokens
+from model.data.prepare.columns import text_column
+from model.data.prepare.counting import DistinctValues, count_tokens
 from tests.support.permissions import another_user, public_folder
 
 KEY = b"a key of sixteen or more bytes"
@@ -44,6 +45,21 @@ SCHEMA = FeatureSchema((USER, AD), PSEUDONYMS.fingerprint)
 # A surrogate cannot be in a log, but a client can send one.
 TEXTS = st.text() | st.sampled_from(["123", " 123\t", "123.0", "0123", "true", "\ud800", "p:", "p:0f", "x" * 5000])
 VALUES = TEXTS | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
+
+# Columns of a log, of each type that a categorical field can have. Text may have spaces, or be a missing value.
+TEXT_OF_A_LOG = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
+TEXT_OF_A_LOG |= st.sampled_from(["123", " 123 ", "123.0", "true", "n/a", " -1", PSEUDONYMS.pseudonym("123")])
+KINDS: list[tuple[st.SearchStrategy[Any], pl.DataType]] = [
+    (TEXT_OF_A_LOG, pl.String()),
+    (st.integers(-(2**63), 2**63 - 1) | st.sampled_from([-1, 123]), pl.Int64()),
+    (st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([-1.0, 123.0, 0.1]), pl.Float64()),
+    (st.booleans(), pl.Boolean()),
+]
+COLUMNS = st.sampled_from(KINDS).flatmap(
+    lambda kind: st.lists(st.none() | kind[0], min_size=1, max_size=8).map(
+        lambda values: pl.Series(values, dtype=kind[1])
+    )
+)
 
 
 def test_a_pseudonym_is_what_other_programs_compute() -> None:
@@ -86,16 +102,16 @@ def test_a_value_that_is_not_a_category_is_refused_without_naming_it(value: Any)
         tokenizer(USER, PSEUDONYMS)(value)
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))), st.integers(1, 3))
-def test_training_and_serving_give_the_same_ids(texts: list[str], min_count: int) -> None:
-    distinct = list(dict.fromkeys([*texts, *(f" {text}" for text in texts[:3])]))
-    rows = np.array([0, *(1 + index % 3 for index in range(len(distinct)))])
-    vocabulary, ids = count_tokens(pl.Series(distinct, dtype=pl.String), rows, USER, min_count, PSEUDONYMS)
+@given(COLUMNS, st.integers(1, 3))
+def test_training_and_serving_give_the_same_ids(column: pl.Series, min_count: int) -> None:
+    values = DistinctValues()
+    codes = values.codes(text_column(column))
+    vocabulary, ids = count_tokens(values.distinct(), np.bincount(codes), USER, min_count, PSEUDONYMS)
     assert all(is_pseudonym(stored) for stored, _ in vocabulary.items())
     encoder = Encoder(SCHEMA, pseudonyms=PSEUDONYMS)
     lookup: Lookup = {"user": vocabulary, "ad": lambda _: UNKNOWN}
-    for text, expected in zip(distinct, ids[1:].tolist(), strict=True):
-        model_input, _ = encoder.ids(encoder.tokens({"user": text}, [{}]), lookup)
+    for value, expected in zip(column.to_list(), ids[codes].tolist(), strict=True):
+        model_input, _ = encoder.ids(encoder.tokens({"user": value}, [{}]), lookup)
         assert model_input.context_ids.tolist() == [[expected]]
 
 

@@ -22,7 +22,9 @@ from loadtest.openloop.bodies import prepare as draw_requests
 from model.cli.prepare import main as prepare
 from model.cli.train import main as train
 from model.data.prepare.prepared import read_prepared
-from model.experiments.run_folder import check_log_of_run
+from model.experiments.run_folder import check_log_of_run, open_run
+from model.training.batches import Split
+from model.training.fit import predict as predict_rows
 from service.app import create_app
 from service.models import store as stores
 from service.models import verify
@@ -30,7 +32,7 @@ from service.request_log.writer import read_lines
 from service.settings import Settings, SettingsError
 from service.vocabulary.publish import publish
 from tests.support.app import StartApp, app_of
-from tests.support.processes import another_bundle, eventually, metric, served_version, serving
+from tests.support.processes import KEEPS_PRIORITY, another_bundle, eventually, metric, served_version, serving
 from tests.support.redis_server import RedisServer
 from tests.support.sharing import made_once
 
@@ -98,7 +100,7 @@ def write_log(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def root(shared_folder: Path) -> Path:
-    """A folder with a log, and runs and bundles that were made with pseudonyms ("secret") and without ("plain")."""
+    """A folder with a log, a run with pseudonyms ("secret") and its bundle, and a run without ("plain")."""
 
     def make(folder: Path) -> None:
         folder.mkdir()
@@ -113,7 +115,7 @@ def root(shared_folder: Path) -> Path:
             toml, data = str(folder / f"{name}.toml"), ["--data", str(folder)]
             assert prepare([toml, *data, *key]) == 0
             assert train([toml, *data, "--out", str(folder / name / "run")]) == 0
-            assert export([str(folder / name / "run"), str(folder / name / "bundle"), *data]) == 0
+        assert export([str(folder / "secret" / "run"), str(folder / "secret" / "bundle"), *data]) == 0
 
     return made_once(shared_folder / "pseudonyms", make)
 
@@ -148,19 +150,26 @@ def requests() -> Iterator[dict[str, Any]]:
         yield {"context": {"user": user, "hour": 3}, "candidates": candidates}
 
 
-async def test_the_model_gives_the_same_probabilities_as_without_pseudonyms(root: Path, start: StartApp) -> None:
-    answers = []
-    for name in ("secret", "plain"):
-        async with start(bundle=root / name / "bundle", pseudonym_key_file=root / "key") as client:
-            bodies = [(await client.post("/v1/score", json=request)).json() for request in requests()]
-            answers.append([[score["ctr"] for score in body["scores"]] for body in bodies])
+async def test_requests_get_the_probabilities_of_the_model_without_pseudonyms(root: Path, start: StartApp) -> None:
     # The vocabularies have the same order, because no two values are equally frequent. So both runs are the same model.
-    assert answers[0] == answers[1]
-    assert len({tuple(ctr) for ctr in answers[0]}) > 5
+    plain = Split(*read_prepared(root / "plain" / "prepared").split("test"))
+    expected = predict_rows(open_run(root / "plain" / "run")[0], plain)
+    test = pl.read_parquet(root / "raw" / "test.parquet")
+    async with start(bundle=root / "secret" / "bundle", pseudonym_key_file=root / "key") as client:
+        for row, shown in enumerate(test.head(60).iter_rows(named=True)):
+            features = {"ad": shown["ad"], "site": shown["site"]}
+            body = {
+                "context": {"user": shown["user"], "hour": shown["hour"]},
+                "candidates": [{"id": 1, "features": features}],
+            }
+            answer = (await client.post("/v1/score", json=body)).json()
+            assert answer["scores"][0]["ctr"] == pytest.approx(expected[row], rel=1e-4, abs=1e-6)
 
 
-def test_no_file_of_training_or_of_the_bundle_has_a_raw_value(root: Path) -> None:
-    assert found_below(root / "plain") != []  # The search finds them where they are.
+def test_no_file_of_training_or_of_the_bundle_has_a_raw_value(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(f"user={USERS[3]};site={SITES[5]}")
+    (tmp_path / "binary").write_bytes(np.array(SITES[:1]).tobytes())
+    assert len(found_below(tmp_path)) == 3  # The search finds what there is.
     assert found_below(root / "secret") == []
     # A trie may share parts of tokens, so the search alone would not be enough.
     vocabularies = open_bundle(root / "secret" / "bundle").vocabularies
@@ -203,6 +212,26 @@ async def test_the_request_log_and_its_replay_have_pseudonyms(root: Path, start:
     assert lines[0].candidates[3].features["site"] == PSEUDONYMS.pseudonym(str(SITES[3]))
     assert lines[0].hashed == []
     assert verify.main([str(root / "secret" / "bundle"), "--log", str(tmp_path / "log")]) == 0
+
+
+async def test_a_log_with_raw_values_is_replayed_with_the_key(
+    root: Path, start: StartApp, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"request_log": tmp_path, "request_log_sample": 1.0, "pseudonym_key_file": root / "key"}
+    async with start(bundle=root / "secret" / "bundle", **settings) as client:
+        for request in requests():
+            assert (await client.post("/v1/score", json=request)).status_code == 200
+    (log,) = tmp_path.glob("*.ndjson")
+    for raw in (*USERS, *map(str, SITES)):
+        log.write_text(log.read_text().replace(PSEUDONYMS.pseudonym(raw), raw))
+    assert raw_values_in(log.read_bytes()) != []
+    replay = [str(root / "secret" / "bundle"), "--log", str(tmp_path)]
+    assert verify.main([*replay, "--pseudonym-key", str(root / "key")]) == 0
+    assert "9 requests, 72 candidates compared\n  difference: largest 0," in capsys.readouterr().out
+    assert verify.main(replay) == 0
+    assert "compared only with --pseudonym-key FILE" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        verify.main([replay[0], "--pseudonym-key", str(root / "key")])
 
 
 async def test_a_field_with_pseudonyms_is_not_hashed_again_in_the_log(
@@ -275,13 +304,17 @@ def test_the_key_is_changed_without_downtime_through_the_store(root: Path, bundl
     store, secret = str(tmp_path / "store"), root / "secret" / "bundle"
     small, new = (open_bundle(folder).manifest.version for folder in (bundle, secret))
     assert stores.main(["add", store, str(bundle), "--activate"]) == 0
-    with serving("", CTR_STORE=store, CTR_WORKERS="1") as server:
-        assert stores.main(["add", store, str(secret), "--activate"]) == 0
+    with serving("", KEEPS_PRIORITY, CTR_STORE=store, CTR_WORKERS="1") as server:
+        assert stores.main(["add", store, str(secret), "--activate", "--force"]) == 0  # a model of few rows
         eventually(lambda: metric(server.url, "ctr_current_refused") == 1, "the new version is refused")
         assert served_version(server.url) == small
-    with serving("", CTR_STORE=store, CTR_WORKERS="1") as server:  # restarted by accident with the old setting
+    with serving(
+        "", KEEPS_PRIORITY, CTR_STORE=store, CTR_WORKERS="1"
+    ) as server:  # restarted by accident with the old setting
         assert served_version(server.url) == small
-    with serving("", CTR_STORE=store, CTR_WORKERS="1", CTR_PSEUDONYM_KEY_FILE=str(root / "key")) as server:
+    with serving(
+        "", KEEPS_PRIORITY, CTR_STORE=store, CTR_WORKERS="1", CTR_PSEUDONYM_KEY_FILE=str(root / "key")
+    ) as server:
         assert served_version(server.url) == new
 
 
@@ -304,9 +337,9 @@ def test_commands_read_raw_values_with_the_key_only(
 ) -> None:
     out, bundle, files = tmp_path / "out.csv", str(root / "secret" / "bundle"), str(root / "raw" / "test.parquet")
     key = ["--pseudonym-key", str(root / "key")]
-    assert predict([bundle, files, "--out", str(out), "--keep", "ad", *key]) == 0
     plain = tmp_path / "plain.csv"
-    assert predict([str(root / "plain" / "bundle"), files, "--out", str(plain), "--keep", "ad"]) == 0
+    assert predict([str(root / "plain" / "run"), files, "--out", str(plain), "--keep", "ad"]) == 0
+    assert predict([str(root / "secret" / "run"), files, "--out", str(out), "--keep", "ad", *key]) == 0
     assert out.read_text() == plain.read_text()
     capsys.readouterr()
     assert predict([bundle, files, "--out", str(tmp_path / "a.csv")]) == 2
