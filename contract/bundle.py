@@ -19,7 +19,7 @@ from contract.schema import TIME_TRANSFORMS, Attention, FeatureSchema, read_sche
 from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
 
-FORMAT_VERSIONS = (2, 3)  # The versions that this server reads. See format_version().
+FORMAT_VERSIONS = (2, 3, 4)  # The versions that this server reads. See format_version().
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 VOCABULARY = "vocabulary"
@@ -181,8 +181,11 @@ def format_version(schema: FeatureSchema) -> int:
     """Return the oldest version of the bundle format that supports all features of a schema.
 
     Servers before 0.9 read only version 2. Version 3 adds timestamps, log1p, vectors for missing numbers, and the names
-    in requests that fields are read from. A server that does not support these would compute wrong probabilities.
+    in requests that fields are read from. Servers before 0.11 read versions 2 and 3. Version 4 adds pseudonyms. A
+    server that does not support these would compute wrong probabilities.
     """
+    if any(field.pseudonym is not UNSET for field in schema.fields):
+        return 4
     uses_version_3 = any(
         field.transform in ("log1p", *TIME_TRANSFORMS)
         or any(key is not UNSET for key in (field.source, field.timezone, field.missing_vector))
@@ -249,7 +252,7 @@ def _read_manifest(folder: Path) -> Manifest:
         # The format version is decoded on its own first, because another format may have other keys.
         found = msgspec.json.decode(raw, type=dict[str, object]).get("format_version")
         if found not in FORMAT_VERSIONS:
-            readable = " and ".join(map(str, FORMAT_VERSIONS))
+            readable = f"{', '.join(map(str, FORMAT_VERSIONS[:-1]))} and {FORMAT_VERSIONS[-1]}"
             raise BundleError(
                 f"{path}: format version is {found!r}, but this server reads {readable}: "
                 "export the run again with the ctr-export of this server's version"

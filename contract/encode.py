@@ -6,14 +6,18 @@ request needs, and fetches all of their ids at once.
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
+from contract.pseudonyms import Pseudonymizer
 from contract.reader import NOTHING, BadFeature, Column, Features, Known, Lookup, Reader
 from contract.schema import FeatureSchema, Side
+from contract.tokens import tokenizer
 
 NO_ERRORS: Mapping[int, BadFeature] = {}
 
@@ -96,6 +100,7 @@ class Encoder:
         strict: Refuse unknown names and missing values.
         longest_token: Maximum number of characters of a token.
         most_names: Maximum number of names in one features object.
+        pseudonyms: The key for fields with pseudonyms. Without a key, their values must be pseudonyms already.
     """
 
     def __init__(
@@ -104,11 +109,33 @@ class Encoder:
         strict: bool = False,
         longest_token: int = sys.maxsize,
         most_names: int = sys.maxsize,
+        pseudonyms: Pseudonymizer | None = None,
     ) -> None:
-        self._context = Reader(schema, "context", longest_token, most_names)
-        self._candidate = Reader(schema, "candidate", longest_token, most_names)
+        self._context = Reader(schema, "context", longest_token, most_names, pseudonyms)
+        self._candidate = Reader(schema, "candidate", longest_token, most_names, pseudonyms)
         self._strict = strict
         self.names = frozenset(field.reads for field in schema.fields)  # the names that a client may send
+        self._pseudonym_readers = {
+            field.reads: tokenizer(field, pseudonyms) for field in schema.fields if field.pseudonym is not UNSET
+        }
+
+    @property
+    def pseudonym_names(self) -> Set[str]:
+        """The names that fields with pseudonyms read."""
+        return self._pseudonym_readers.keys()
+
+    def without_raw_values(self, features: Features) -> Features:
+        """Return features that may be written: in names of fields with pseudonyms, values are pseudonyms or None.
+
+        The model reads the same from them as from the given features. A value that the field cannot read becomes None.
+        A name is replaced on both sides of a request, because a client may send it on the wrong side.
+        """
+        if features.keys().isdisjoint(self._pseudonym_readers):
+            return features
+        return {
+            name: _token_or_none(self._pseudonym_readers[name], value) if name in self._pseudonym_readers else value
+            for name, value in features.items()
+        }
 
     def tokens(
         self,
@@ -232,3 +259,10 @@ class Encoder:
         self._context.count_unknown(context, tokens.context, unknown)
         self._candidate.count_unknown(candidates, tokens.candidates, unknown)
         return ModelInput(context, candidates, tokens.context_values, tokens.candidate_values), unknown
+
+
+def _token_or_none(read: Callable[[Any], str | None], value: Any) -> str | None:
+    try:
+        return read(value)
+    except ValueError:
+        return None

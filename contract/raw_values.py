@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import UNSET
 
+from contract.pseudonyms import unknown_pseudonym
 from contract.reader import Lookup
 from contract.schema import TIME_TRANSFORMS, Field
 from contract.tokens import number_in_bucket, number_reader, tokenizer
@@ -54,6 +55,8 @@ class Source:
             known = frozenset(self.known)
             moments = [value for value in _moments(_needs_numbers(self.fields)) if value not in known] or self.known
             return moments[index % len(moments)]
+        if self._has_pseudonyms:  # A raw value could be read only with the key.
+            return unknown_pseudonym(index)
         return UNKNOWN_NUMBER - index if _needs_numbers(self.fields) else f"unseen-{index}"
 
     def example(self) -> str | float:
@@ -70,7 +73,13 @@ class Source:
             return [self.number(float(deviations)) for deviations in tries]
         if any(field.transform in TIME_TRANSFORMS for field in self.fields):
             return _moments(_needs_numbers(self.fields))[12:]
+        if self._has_pseudonyms:
+            return [self.unknown(0)]
         return [1.0 + n for n in tries] if _needs_numbers(self.fields) else ["unknown", *map(self.unknown, tries)]
+
+    @property
+    def _has_pseudonyms(self) -> bool:
+        return any(field.pseudonym is not UNSET for field in self.fields)
 
     def is_known(self, value: Any, lookup: Lookup) -> bool:
         """Return whether every field can read the value, and every vocabulary in `lookup` contains its token.

@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
+from contract.pseudonyms import Pseudonymizer
 from contract.schema import FeatureSchema, Side
 from contract.tokens import Numbers, number_reader, token, tokenizer
 from contract.vocabulary import MISSING, UNKNOWN
@@ -74,9 +75,17 @@ class Reader:
         side: The side to read.
         max_token_chars: Maximum number of characters of a token.
         max_names: Maximum number of names in one object of features.
+        pseudonyms: The key for fields with pseudonyms. See `tokenizer`.
     """
 
-    def __init__(self, schema: FeatureSchema, side: Side, max_token_chars: int, max_names: int) -> None:
+    def __init__(
+        self,
+        schema: FeatureSchema,
+        side: Side,
+        max_token_chars: int,
+        max_names: int,
+        pseudonyms: Pseudonymizer | None = None,
+    ) -> None:
         self.side: Side = side
         self._max_token_chars = max_token_chars
         self._max_names = max_names
@@ -84,8 +93,11 @@ class Reader:
         self.numeric = [f.name for f in schema.select("numeric", side)]
         self._categorical_sources = [f.reads for f in schema.select("categorical", side)]
         self._numeric_sources = [f.reads for f in schema.select("numeric", side)]
-        self._tokenizers = [tokenizer(f) for f in schema.select("categorical", side)]
-        self._transformed = [f.transform is not UNSET for f in schema.select("categorical", side)]
+        self._tokenizers = [tokenizer(f, pseudonyms) for f in schema.select("categorical", side)]
+        # A raw value must not match a pseudonym in the cache, so fields with pseudonyms count as transformed.
+        self._transformed = [
+            f.transform is not UNSET or f.pseudonym is not UNSET for f in schema.select("categorical", side)
+        ]
         self._number_readers = [number_reader(f) for f in schema.select("numeric", side)]
         self._numbers = Numbers(schema.select("numeric", side))
         # The names that a client may send. Several fields may read the same name.
@@ -203,7 +215,7 @@ def _column(
         known: Canonical token -> id. A value found here is already a canonical token, as most values are, so `read` is
             not called for it. This saves time, because a request has hundreds of values.
         read: Returns the token of a value.
-        transformed: Whether the field has a transform, so that its values are never canonical tokens.
+        transformed: Whether the field has a transform or pseudonyms, so that its values are not its tokens.
     """
     if transformed:
         values, read = [read(value) for value in values], token

@@ -17,6 +17,7 @@ Kind = Literal["categorical", "numeric"]
 # Applied to a value before it is looked up or normalized (see contract/tokens.py). Numeric fields can use only log1p.
 Transform = Literal["log_square", "log1p", "hour", "weekday", "day"]
 TIME_TRANSFORMS = ("hour", "weekday", "day")
+Pseudonym = Literal["hmac"]  # see contract/pseudonyms.py
 Attention = Literal["full", "request"]  # what a context field attends to: see model/experiment_config.py
 
 # A name becomes a file name and part of a Redis key, so it must not point outside the folder or break the key.
@@ -42,6 +43,8 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         timezone: The IANA time zone in which TIME_TRANSFORMS read a timestamp. The default is UTC.
         missing_vector: True if the model has a trained vector for a missing number. Otherwise, a missing number is
             replaced with the mean.
+        pseudonym: "hmac" if each token is replaced with its HMAC before any lookup. Only for categorical fields without
+            a transform.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: str | UnsetType = msgspec.field(name="from", default=UNSET)
     timezone: str | UnsetType = UNSET
     missing_vector: bool | UnsetType = UNSET
+    pseudonym: Pseudonym | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -86,6 +90,15 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"field {self.name!r}: missing_vector is only for numeric fields: remove it")
         if self.source is not UNSET and not NAME.fullmatch(self.source):
             raise ValueError(f"field {self.name!r}: from = {self.source!r} is not a valid name")
+        self._check_pseudonym()
+
+    def _check_pseudonym(self) -> None:
+        if self.pseudonym is not UNSET and (self.kind != "categorical" or self.transform is not UNSET):
+            conflict = f'kind = "{self.kind}"' if self.transform is UNSET else f'transform = "{self.transform}"'
+            raise ValueError(
+                f'field {self.name!r}: pseudonym = "{self.pseudonym}" is only for categorical fields without a '
+                f"transform, and this field has {conflict}: remove one of them"
+            )
 
     @property
     def reads(self) -> str:
@@ -98,9 +111,15 @@ class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     The columns of an id matrix are the categorical fields in this order. The columns of a value matrix are the numeric
     fields.
+
+    Attributes:
+        fields: The fields.
+        pseudonym_key: The fingerprint of the key for pseudonyms. Like a field's optional attributes, it is absent from
+            the JSON if no field has pseudonyms.
     """
 
     fields: tuple[Field, ...]
+    pseudonym_key: str | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         twice = [name for name, count in Counter(f.name for f in self.fields).items() if count > 1]
@@ -109,6 +128,20 @@ class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for side in ("context", "candidate"):
             if not any(f.side == side and f.kind == "categorical" for f in self.fields):
                 raise ValueError(f"no categorical {side} field: a schema needs at least one on each side")
+        self._check_pseudonyms()
+
+    def _check_pseudonyms(self) -> None:
+        fields = [field for field in self.fields if field.pseudonym is not UNSET]
+        if self.pseudonym_key is not UNSET and not fields:
+            raise ValueError("pseudonym_key is set, but no field has pseudonyms: create the schema with ctr-prepare")
+        for field in fields:
+            # A request log must hold the pseudonym of a value, which another field could not read.
+            others = [repr(f.name) for f in self.fields if f.reads == field.reads and f.name != field.name]
+            if others:
+                raise ValueError(
+                    f"field {field.name!r} has pseudonyms of {field.reads!r}, which {', '.join(others)} also reads: "
+                    "only one field can read a name with pseudonyms"
+                )
 
     def select(self, kind: Kind, side: Side | None = None) -> tuple[Field, ...]:
         """Return the fields of one kind, on one side or on both, in schema order."""
@@ -127,9 +160,12 @@ class FeatureSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_schema(path: Path) -> FeatureSchema:
     """Read a schema from a file. Raises ValueError with the file's name if it does not contain a schema."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=FeatureSchema)
+        schema = msgspec.json.decode(path.read_bytes(), type=FeatureSchema)
     except msgspec.DecodeError as error:
         raise ValueError(f"{path.name}: {error}") from error
+    if schema.pseudonym_key is UNSET and any(field.pseudonym is not UNSET for field in schema.fields):
+        raise ValueError(f"{path.name}: a field has pseudonyms, but pseudonym_key is missing: run ctr-prepare again")
+    return schema
 
 
 def write_schema(schema: FeatureSchema, path: Path) -> None:

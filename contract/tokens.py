@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import UNSET
 from numpy.typing import NDArray
 
+from contract.pseudonyms import HOW_TO_SET_A_KEY, Pseudonymizer, is_pseudonym
 from contract.schema import TIME_TRANSFORMS, Field
 from contract.timestamps import NUMBER, PARTS, time_zone, timestamp
 
@@ -88,15 +89,22 @@ def number_in_bucket(bucket: str) -> float:
         return sys.float_info.max
 
 
-def tokenizer(field: Field) -> Callable[[Any], str | None]:
+def tokenizer(field: Field, pseudonyms: Pseudonymizer | None = None) -> Callable[[Any], str | None]:
     """Return a function from a field's value to its token, or to None if the value is missing.
 
     The function raises ValueError in the same cases as `token` and `number`.
+
+    Args:
+        field: The field.
+        pseudonyms: The key for a field with pseudonyms. Without a key, the function raises ValueError for a value that
+            is not a pseudonym already, so that no raw value is ever looked up or written by mistake.
     """
     if field.transform in TIME_TRANSFORMS:
         return _time_reader(field)
     if field.transform is not UNSET:
         return _bucketer(field)
+    if field.pseudonym is not UNSET:
+        return _pseudonym_reader(field, pseudonyms)
     if field.missing is UNSET:
         return token
     absent = frozenset(field.missing)
@@ -183,6 +191,23 @@ class Numbers:
 def signed_log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return sign(x) log(1 + |x|) of each value x. The shape stays the same."""
     return np.copysign(np.log1p(np.abs(values)), values)
+
+
+def _pseudonym_reader(field: Field, pseudonyms: Pseudonymizer | None) -> Callable[[Any], str | None]:
+    absent = frozenset(field.missing or ())
+    pseudonym = _only_pseudonyms if pseudonyms is None else pseudonyms.pseudonym
+
+    def read(value: Any) -> str | None:
+        text = token(value)
+        return None if text is None or text in absent else pseudonym(text)
+
+    return read
+
+
+def _only_pseudonyms(text: str) -> str:
+    if not is_pseudonym(text):
+        raise ValueError(f"must be a pseudonym, because there is no key: {HOW_TO_SET_A_KEY}")
+    return text
 
 
 def _time_reader(field: Field) -> Callable[[Any], str | None]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta
 
-from contract.schema import Field, Kind, Side
+from contract.schema import Field, Kind, Pseudonym, Side
 from contract.timestamps import time_zone
 from contract.tokens import token
 from model.toml import Positive, read_toml, to_struct
@@ -32,6 +32,9 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         source: The column, and the name in requests, from which the value is read. Several fields can read the same
             timestamp. In the TOML file, this key is called `from`. The default is the field's name.
         timezone: The time zone of the transforms "hour", "weekday" and "day", such as "Europe/Istanbul".
+        pseudonym: "hmac" replaces each value of a categorical field without a transform, such as a user id, with a
+            keyed hash before any use, so that the raw values are in no file that training or serving writes.
+            ctr-prepare and the server need the key (see docs/privacy.md). The values in `missing` are recognized first.
     """
 
     name: str
@@ -42,6 +45,7 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     transform: Literal["none", "log_square", "log1p", "hour", "weekday", "day"] | None = None
     source: str | None = msgspec.field(name="from", default=None)
     timezone: str | None = None
+    pseudonym: Pseudonym | None = None
 
     def __post_init__(self) -> None:
         if self.timezone is not None:
@@ -61,6 +65,7 @@ class FieldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             transform=UNSET if transform == "none" else transform,
             source=field.source if self.source is None else self.source,
             timezone=field.timezone if self.timezone is None else self.timezone,
+            pseudonym=self.pseudonym or UNSET,
         )
 
 
@@ -205,6 +210,11 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def clip_share(self) -> float:
         """The share of the numbers that is clipped at each end of the range."""
         return self.clip_quantile if self.clip_quantile is not None else CLIP_QUANTILE * (self.reader == "table")
+
+    @property
+    def has_pseudonyms(self) -> bool:
+        """Whether a field has pseudonyms."""
+        return any(spec.pseudonym is not None for spec in self.fields)
 
     @property
     def has_missing_vector(self) -> bool:

@@ -104,6 +104,19 @@ def conflicts_of_field(data: "Data", kind: str | None, entry: Mapping[str, Any])
         yield 'min_count has no effect on a numeric field. Remove it, or set kind = "categorical".'
     if "min_count" in entry and data.vocabulary:
         yield "min_count has no effect with vocabulary, because no tokens are counted. Remove one of them."
+    yield from conflicts_of_pseudonym(data, kind, entry)
+
+
+def conflicts_of_pseudonym(data: "Data", kind: str | None, entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message for each key that contradicts the key pseudonym of a [[data.fields]] entry."""
+    if "pseudonym" not in entry:
+        return
+    if kind == "numeric":
+        yield 'pseudonym is only for categorical fields. Remove it, or set kind = "categorical".'
+    if (transform := entry.get("transform")) not in (None, "none"):
+        yield f'pseudonym cannot be combined with transform = "{transform}". Remove one of them.'
+    if data.vocabulary:
+        yield "pseudonym cannot be combined with vocabulary, whose tokens are raw values. Remove one of them."
 
 
 def columns_of_two_kinds(data: "Data") -> Iterator[str]:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from contract.pseudonyms import Pseudonymizer, PseudonymKeyError, read_pseudonym_key
 from service.api.auth import read_keys
 from service.api.body import JSON
 from service.api.openapi import openapi
@@ -24,7 +25,7 @@ from service.models.loaded import SharedParts, open_model
 from service.models.manager import ModelManager
 from service.request_log.writer import RequestLog
 from service.scoring.admission import Admission
-from service.settings import Settings, read_settings
+from service.settings import Settings, SettingsError, read_settings
 from service.telemetry.metrics import Metrics
 
 TITLE = "CTR scoring"
@@ -118,14 +119,25 @@ async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) 
     """
     assert settings.bundle is not None, "the supervisor chooses a store's bundle"
     keys = None if settings.api_keys_file is None else read_keys(settings.api_keys_file)
+    pseudonyms = open_pseudonyms(settings)
     log = None if settings.request_log is None else RequestLog(settings, app.state.metrics)
     if log is not None:
         stack.push_async_callback(asyncio.to_thread, log.close)
-    shared = SharedParts(settings, app.state.metrics, app.state.admission, keys, log)
+    shared = SharedParts(settings, app.state.metrics, app.state.admission, keys, log, pseudonyms)
     model = await open_model(settings.bundle, shared)
     app.state.serving = serving = ModelManager(model, shared)
     stack.push_async_callback(serving.close)
     serving.start()
+
+
+def open_pseudonyms(settings: Settings) -> Pseudonymizer | None:
+    """Return the key for pseudonyms, or None if the settings name none. Raises SettingsError."""
+    if settings.pseudonym_key_file is None:
+        return None
+    try:
+        return read_pseudonym_key(settings.pseudonym_key_file)
+    except PseudonymKeyError as error:
+        raise SettingsError(f"CTR_PSEUDONYM_KEY_FILE: {error}") from error
 
 
 def drain(app: FastAPI) -> None:
@@ -164,7 +176,7 @@ async def describe_model(request: Request) -> Response:
         metrics=manifest.metrics,
         warnings=manifest.warnings or (),
         fields=[
-            ModelField(field.name, field.side, field.kind, field.source, field.transform)
+            ModelField(field.name, field.side, field.kind, field.source, field.transform, field.pseudonym)
             for field in model.bundle.schema.fields
         ],
         attention=manifest.attention,

@@ -141,6 +141,10 @@ class Settings(BaseModel):
         default=None, description="file with the salt for the hashes in the request log"
     )
 
+    pseudonym_key_file: Path | None = Field(
+        default=None, description="file with the key for fields with pseudonyms, and for the pseudonym of `unit`"
+    )
+
     @model_validator(mode="after")
     def check_model(self) -> Self:
         """Require one of CTR_BUNDLE and CTR_STORE."""

@@ -39,6 +39,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "logs": (
         *("log_values", "request_log", "request_log_sample", "request_log_max_bytes", "request_log_hash"),
         "request_log_salt_file",
+        "pseudonym_key_file",
     ),
 }
 # Descriptions of keys, for docstrings that give only the symbol in the model's formula.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from contract.cpu_quota import limit_threads
+from model.cli.arguments import add_pseudonym_key_argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--top", type=natural_number, default=10, metavar="N", help="number of pairs shown; default: 10"
     )
     parser.add_argument("--out", type=Path, help="a folder for all numbers and one picture per candidate, or FILE.png")
+    add_pseudonym_key_argument(parser)
     options = parser.parse_args(arguments)
 
     limit_threads()
@@ -34,12 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
+    from contract.pseudonyms import check_pseudonym_key, open_pseudonymizer
     from export.explain.case import drawn_cases, request_cases
     from export.explain.explanation import open_explainer, readable
     from export.explain.report import table, write
 
     try:
-        explainer = open_explainer(options.folder)
+        explainer = open_explainer(options.folder, open_pseudonymizer(options.pseudonym_key))
+        check_pseudonym_key(explainer.schema, explainer.pseudonyms)
         if options.golden is not None:
             cases = drawn_cases(explainer.schema, explainer.vocabularies, options.golden)
         else:

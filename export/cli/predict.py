@@ -7,7 +7,7 @@ from pathlib import Path
 
 from contract.cpu_quota import limit_threads
 from contract.system_errors import describe
-from model.cli.arguments import INTERRUPTED
+from model.cli.arguments import INTERRUPTED, add_pseudonym_key_argument
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from contract.pseudonyms import check_pseudonym_key, open_pseudonymizer
     from export.predict.output import check_output
     from export.predict.predict import open_inputs, predict
     from export.predict.rows import count_rows
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sources = find_named_files(options.files).sources
         check_output(options.out, [source.path for source in sources])
         data = read_data(options.config) if options.config is not None else None
+        pseudonyms = open_pseudonymizer(options.pseudonym_key)
         scorer = open_scorer(options.folder)
+        check_pseudonym_key(scorer.schema, pseudonyms)
         frames = open_inputs(scorer, sources, options.keep, data)
         columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 options.keep,
                 options.on_bad_row == "null",
                 lambda rows: progress.advance(task, rows),
+                pseudonyms,
             )
     except (OSError, ValueError) as error:
         print(f"ctr-predict: {describe(error)}", file=sys.stderr)
@@ -86,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TOML",
         help="an experiment whose [data] section describes the files (delimiter, columns, rename); default: the run's",
     )
+    add_pseudonym_key_argument(made)
     return made
 
 

@@ -6,18 +6,20 @@ H heads.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from contract.bundle import EXPLAIN, EXPLANATION, VOCABULARY, Calibration, open_bundle
 from contract.encode import Encoder, ModelInput, join
 from contract.pairs import ranked_pairs
+from contract.pseudonyms import Pseudonymizer
 from contract.reader import BadFeature, shorten
 from contract.schema import TIME_TRANSFORMS, FeatureSchema, Side
 from contract.tokens import number_reader, token, tokenizer
@@ -116,6 +118,7 @@ class Explainer:
         vocabularies: The vocabulary of each categorical field.
         calibration: Converts logits to probabilities.
         graph: Computes the outputs of ExplainGraph from its inputs.
+        pseudonyms: The key for fields with pseudonyms. Without a key, their values must be pseudonyms already.
     """
 
     folder: Path
@@ -123,6 +126,7 @@ class Explainer:
     vocabularies: Mapping[str, Vocabulary]
     calibration: Calibration
     graph: Graph
+    pseudonyms: Pseudonymizer | None = None
 
     def explain(self, case: Case) -> Explanation:
         """Explain a prediction.
@@ -156,20 +160,21 @@ class Explainer:
         return [f"{side} {name}" for side in sides for name in case.of(side) if (side, name) not in read]
 
     def _encode(self, case: Case) -> ModelInput:
-        encoder = Encoder(self.schema)
+        encoder = Encoder(self.schema, pseudonyms=self.pseudonyms)
         try:
             return encoder.ids(encoder.tokens(case.context, [case.features]), self.vocabularies)[0]
         except BadFeature as error:
             side: Side = "context" if error.path.startswith("$.context") else "candidate"
             name = error.path.removeprefix("$.context.").removeprefix("$.candidates[0].features.")
-            value = shorten(repr(case.of(side)[name]))
-            raise ValueError(f"candidate {case.id!r}: {side} {error.reason}, {value}") from error
+            value = "" if name in encoder.pseudonym_names else f", {shorten(repr(case.of(side)[name]))}"
+            raise ValueError(f"candidate {case.id!r}: {side} {error.reason}{value}") from error
 
     def _values(self, case: Case, side: Side, ids: NDArray[np.int64]) -> list[str]:
         """Return one side's values as text, in serving order."""
         given, texts = case.of(side), list[str]()
         for field, token_id in zip(self.schema.select("categorical", side), ids[0], strict=True):
-            read = tokenizer(field) if field.transform in TIME_TRANSFORMS else token
+            is_shown_as_token = field.transform in TIME_TRANSFORMS or field.pseudonym is not UNSET
+            read = tokenizer(field, self.pseudonyms) if is_shown_as_token else token
             text = read(given.get(field.reads)) or ""
             texts.append("(missing)" if token_id == MISSING else f"(unknown) {text}" if token_id == UNKNOWN else text)
         for field in self.schema.select("numeric", side):
@@ -178,14 +183,19 @@ class Explainer:
         return texts
 
 
-def open_explainer(folder: Path) -> Explainer:
+def open_explainer(folder: Path, pseudonyms: Pseudonymizer | None = None) -> Explainer:
     """Open a run or a bundle.
+
+    Args:
+        folder: The folder.
+        pseudonyms: The key for fields with pseudonyms, if there is one.
 
     Raises:
         ValueError: If the folder is neither a run nor a bundle or is damaged, or if its model has an MLP head, which
             cannot be explained.
     """
-    return open_bundle_explainer(folder) if is_bundle(folder) else open_run_explainer(folder)
+    explainer = open_bundle_explainer(folder) if is_bundle(folder) else open_run_explainer(folder)
+    return replace(explainer, pseudonyms=pseudonyms)
 
 
 def readable(text: str) -> str:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from contract.encode import Encoder
+from contract.pseudonyms import Pseudonymizer
 from contract.reader import BadFeature
 from export.predict.output import check_output, check_types, new_output
 from export.predict.rows import Batch, kept_name, open_frames, read_batches, sent_values
@@ -47,10 +49,17 @@ def open_inputs(
         data: The [data] section that describes the files, or None for the run's section.
 
     Raises:
-        ValueError: If a file cannot be read or does not have all these columns, or a column to keep is named "ctr".
+        ValueError: If a file cannot be read or does not have all these columns, or a column to keep is named "ctr" or
+            has pseudonyms in the model.
     """
     if CTR in keep:
         raise ValueError(f'--keep {CTR}: the output has a column "{CTR}" with the probabilities. Rename yours.')
+    secret = {field.reads for field in scorer.schema.fields if field.pseudonym is not UNSET}
+    if raw := sorted(secret.intersection(keep)):
+        raise ValueError(
+            f"--keep {raw[0]}: the model reads pseudonyms of this column, and the output would contain the raw values. "
+            "Keep another column, such as a row number."
+        )
     columns = dict.fromkeys(field.reads for field in scorer.schema.fields)
     return open_frames(sources, list(columns), list(dict.fromkeys(keep)), data or scorer.data)
 
@@ -62,6 +71,7 @@ def predict(
     keep: Sequence[str] = (),
     bad_rows_are_null: bool = False,
     on_rows: Callable[[int], None] = lambda rows: None,
+    pseudonyms: Pseudonymizer | None = None,
 ) -> Summary:
     """Write the probability of each row to a file, in the order of the files, and return what was scored.
 
@@ -72,12 +82,13 @@ def predict(
         keep: Columns to copy to the output.
         bad_rows_are_null: Write null for a row that cannot be encoded, instead of raising.
         on_rows: Called after each batch with its number of rows.
+        pseudonyms: The key for fields with pseudonyms. Without a key, their values must be pseudonyms already.
 
     Raises:
         ValueError: If a row cannot be encoded or a file cannot be read. The message names the file and line.
     """
     check_output(out, list(frames))
-    encoder, summary = Encoder(scorer.schema), Summary()
+    encoder, summary = Encoder(scorer.schema, pseudonyms=pseudonyms), Summary()
     kept = [pl.col(kept_name(name)).alias(name) for name in dict.fromkeys(keep)]
     check_types(out, next(iter(frames.values())).select(kept).collect_schema())
     with new_output(out) as output:
@@ -105,7 +116,7 @@ def score_batch(
             raise
     if not bad_rows_are_null or not summary.bad:
         index, error = next(iter(errors.items()))
-        message = bad_row(batch, index, error, rows[index])
+        message = bad_row(batch, index, error, rows[index], encoder)
         if not bad_rows_are_null:
             raise ValueError(f"{message}. Fix the row, or add --on-bad-row null to write no probability for it.")
         summary.first_bad = message
@@ -117,7 +128,8 @@ def score_batch(
     return ctr
 
 
-def bad_row(batch: Batch, index: int, error: BadFeature, row: Mapping[str, object]) -> str:
-    """Return a message that names the file, the line, the field and its value."""
+def bad_row(batch: Batch, index: int, error: BadFeature, row: Mapping[str, object], encoder: Encoder) -> str:
+    """Return a message that names the file, the line, the field and, unless the field has pseudonyms, its value."""
     name = error.path.removeprefix("$.")
-    return f"{position(str(batch.path), batch.rows[LINE][index])}: {error.reason}: {row.get(name)!r}"
+    value = "" if name in encoder.pseudonym_names else f": {row.get(name)!r}"
+    return f"{position(str(batch.path), batch.rows[LINE][index])}: {error.reason}{value}"

@@ -1,11 +1,14 @@
 """Arguments and exit codes shared by several commands."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+PSEUDONYM_KEY_HELP = """the key of the fields with pseudonym = "hmac"; default: the file that CTR_PSEUDONYM_KEY_FILE
+names"""
 INTERRUPTED = 130  # the exit code that shells use after Ctrl-C
 DEVICE_HELP = """where to train: cpu (the default), cuda or cuda:N. A GPU uses another random number generator and adds
 numbers in a different order each time, so the same seed does not reproduce a CPU run"""
@@ -14,6 +17,11 @@ numbers in a different order each time, so the same seed does not reproduce a CP
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Add --device, which argparse converts to a torch.device."""
     parser.add_argument("--device", type=device, default="cpu", help=DEVICE_HELP)
+
+
+def add_pseudonym_key_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --pseudonym-key, which overrides CTR_PSEUDONYM_KEY_FILE (see contract.pseudonyms.open_pseudonymizer())."""
+    parser.add_argument("--pseudonym-key", type=Path, metavar="FILE", help=PSEUDONYM_KEY_HELP)
 
 
 def device(name: str) -> "torch.device":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from contract.cpu_quota import limit_threads
 from contract.system_errors import describe
-from model.cli.arguments import INTERRUPTED
+from model.cli.arguments import INTERRUPTED, add_pseudonym_key_argument
 from model.data.data_folder import add_data_argument
 
 
@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source.add_argument("experiment", type=Path, nargs="?", help="an experiment's TOML file")
     source.add_argument("--config", type=Path, metavar="TOML", help="an experiment's file, or a file with only [data]")
     add_data_argument(parser)
+    add_pseudonym_key_argument(parser)
     options = parser.parse_args(arguments)
 
     limit_threads()
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
+    from contract.pseudonyms import open_pseudonymizer
     from model.data.prepare.missing_files import check_files_exist
     from model.data.prepare.prepare import prepare
     from model.data.prepare.summary import summary, warnings
@@ -41,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         data = read_data(options.config) if options.config else read_experiment(options.experiment).data
         check_files_exist(options.config or options.experiment, options.data, data)
-        prepared = prepare(options.data, data)
+        pseudonyms = open_pseudonymizer(options.pseudonym_key)
+        if options.pseudonym_key is not None and not data.has_pseudonyms:
+            raise ValueError('--pseudonym-key has no effect, because no field has pseudonym = "hmac". Remove it.')
+        prepared = prepare(options.data, data, pseudonyms)
     except (OSError, ValueError) as error:
         print(f"ctr-prepare: {describe(error)}", file=sys.stderr)
         return 2

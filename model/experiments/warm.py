@@ -153,6 +153,8 @@ def check_same_fields(run: Path, old: FeatureSchema, new: FeatureSchema) -> None
         raise different(run, f'field "{min(added)}" is in the log but not in the run')
     if removed := before.keys() - after.keys():
         raise different(run, f'field "{min(removed)}" is in the run but not in the log')
+    if old.pseudonym_key != new.pseudonym_key:
+        raise different(run, "the pseudonyms in the run were made with another key than those in the log")
     for name, properties in before.items():
         if properties != after[name]:
             raise different(run, f'field "{name}" is {properties} in the run and {after[name]} in the log')
@@ -165,7 +167,8 @@ def meaning(field: Field) -> str:
     transform = f" with {field.transform}" if field.transform else ""
     zone = f" in {field.timezone or 'UTC'}" if field.transform in TIME_TRANSFORMS else ""
     source = f" from {field.reads}" if field.reads != field.name else ""
-    return f"{field.side} {field.kind}{transform}{zone}{source}"
+    pseudonyms = " with pseudonyms" if field.pseudonym else ""
+    return f"{field.side} {field.kind}{transform}{zone}{source}{pseudonyms}"
 
 
 def different(run: Path, reason: str) -> ValueError:

@@ -95,6 +95,10 @@ class ModelField(msgspec.Struct):
     transform: Annotated[
         str | UnsetType, Meta(description="The transform that the server applies to the raw value, such as `hour`.")
     ] = UNSET
+    pseudonym: Annotated[
+        str | UnsetType,
+        Meta(description='"hmac" if the server replaces each value with a keyed hash before it uses the value.'),
+    ] = UNSET
 
 
 class ModelResponse(msgspec.Struct):

@@ -12,6 +12,7 @@ from contract.bundle import GOLDEN, Bundle, BundleError, OutOfResources, open_bu
 from contract.cpu_quota import available_cpus
 from contract.encode import Encoder, ModelInput
 from contract.golden import TOLERATED, Difference, GoldenRequest, largest_difference, max_difference, read_golden
+from contract.pseudonyms import Pseudonymizer, PseudonymKeyError, check_pseudonym_key
 from service.api.auth import ApiKeys
 from service.errors import NotFinite
 from service.models.file_changes import Stamp, changed_files, stamps
@@ -193,6 +194,7 @@ class SharedParts:
     Attributes:
         keys: The clients' API keys. None if no key is required.
         log: The request log. None if it is off.
+        pseudonyms: The key of CTR_PSEUDONYM_KEY_FILE. None if it is not set.
         recent: Bodies of recent requests, used to warm up a new model.
         damaged: Set when the files of the bundle that is served turn out to be overwritten.
     """
@@ -202,6 +204,7 @@ class SharedParts:
     admission: Admission
     keys: ApiKeys | None
     log: RequestLog | None
+    pseudonyms: Pseudonymizer | None = None
     recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=RECENT_REQUESTS))
     damaged: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -215,7 +218,7 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
         verified: Whether another process has just verified the files' digests and the golden requests.
 
     Raises:
-        BundleError: See `open_bundle` and `open_engine`.
+        BundleError: See `open_bundle`, `open_engine` and `check_pseudonyms`.
         EngineMissing: See `open_engine`.
         SettingsError: CTR_REDIS_URL is not a valid Redis URL.
     """
@@ -224,6 +227,7 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
         open_bundle, folder, vocabulary=settings.vocabulary == "bundle", verify=not verified
     )
     opened = stamps(bundle)
+    check_pseudonyms(bundle, shared)
     if shared.log is not None:
         shared.log.check(bundle.schema)
     golden: list[GoldenRequest] = []
@@ -251,7 +255,9 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
     scorer = Scorer(
         settings=settings,
         readiness=readiness,
-        encoder=Encoder(bundle.schema, settings.strict, settings.max_token_chars, settings.max_fields),
+        encoder=Encoder(
+            bundle.schema, settings.strict, settings.max_token_chars, settings.max_fields, shared.pseudonyms
+        ),
         vocabulary=open_tiered_vocabulary(bundle, settings, metrics),
         batcher=batcher,
         metrics=metrics,
@@ -263,6 +269,21 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
     )
     explainer = Explainer(scorer, engine, bundle.schema)
     return Model(bundle, engine, scorer, explainer, golden, readiness, opened, shared.damaged)
+
+
+def check_pseudonyms(bundle: Bundle, shared: SharedParts) -> None:
+    """Check that the server has the key of the bundle's pseudonyms.
+
+    Raises:
+        BundleError: It has no key, or another one. It is not a SettingsError, so that a server with a store serves the
+            version before, which may fit its key.
+    """
+    try:
+        check_pseudonym_key(bundle.schema, shared.pseudonyms, required=True)
+    except PseudonymKeyError as error:
+        raise BundleError(f"bundle {bundle.folder}: {error}") from error
+    if bundle.schema.pseudonym_key and shared.settings.log_values:
+        log.warning("CTR_LOG_VALUES has no effect with this model, because requests contain values for pseudonyms")
 
 
 def open_and_measure(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCost]:

@@ -14,6 +14,7 @@ from contract.bundle import GOLDEN, Bundle, BundleError, open_bundle
 from contract.cpu_quota import limit_threads
 from contract.encode import Encoder
 from contract.golden import TOLERATED, Difference, GoldenRequest, largest_difference, max_difference, read_golden
+from contract.pseudonyms import VARIABLE, Pseudonymizer, check_pseudonym_key, open_pseudonymizer
 from contract.reader import BadFeature
 from service.runtime.engine import golden_answers, open_engine
 from service.runtime.onnx_session import EngineMissing
@@ -49,13 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="check files and graphs only, for a bundle whose vocabulary is only in Redis",
     )
+    parser.add_argument(
+        "--pseudonym-key",
+        type=Path,
+        metavar="FILE",
+        help="with --log, the key for logs that hold raw values of fields with pseudonyms; default: the file that "
+        f"{VARIABLE} names. Nothing else needs a key, because golden requests hold pseudonyms",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.pseudonym_key is not None and not arguments.log:
+        parser.error("--pseudonym-key has no effect without --log: remove it")
     try:
         if arguments.without_vocabulary:
             return verify_files(arguments.bundle)
         bundle = open_bundle(arguments.bundle)
         if arguments.log:
-            return replay_log(arguments.log, bundle)
+            return replay_log(arguments.log, bundle, open_pseudonymizer(arguments.pseudonym_key))
         return verify_golden(bundle, arguments.url)
     except (BundleError, EngineMissing, CannotVerify, OSError, ValueError, http.client.HTTPException) as error:
         print(f"ctr-verify: {error}", file=sys.stderr)
@@ -190,8 +200,13 @@ def verify_files(folder: Path) -> int:
     return 0
 
 
-def replay_log(paths: Sequence[Path], bundle: Bundle) -> int:
+def replay_log(paths: Sequence[Path], bundle: Bundle, pseudonyms: Pseudonymizer | None = None) -> int:
     """Score the requests of a log with a bundle, and print how its answers differ from the logged ones.
+
+    Args:
+        paths: Log files, and folders of log files.
+        bundle: The bundle.
+        pseudonyms: The key for logs with raw values of fields with pseudonyms, such as those of an earlier model.
 
     Returns:
         The exit code: 1 if the bundle's own version gave different answers in the log, otherwise 0.
@@ -199,10 +214,13 @@ def replay_log(paths: Sequence[Path], bundle: Bundle) -> int:
     # These modules import Starlette and prometheus_client, which --help does not need.
     from service.request_log.replay import replay, report
 
-    versions, garbled = replay(paths, bundle, open_engine(bundle, threads=1))
+    check_pseudonym_key(bundle.schema, pseudonyms)
+    versions, garbled = replay(paths, bundle, open_engine(bundle, threads=1), pseudonyms)
     print(f"{bundle.manifest.name} {bundle.manifest.version}")
     for replayed in versions:
         print("\n".join(report(replayed)))
+    if pseudonyms is None and bundle.schema.pseudonym_key and any(replayed.not_compared for replayed in versions):
+        print("requests with raw values of fields with pseudonyms are compared only with --pseudonym-key FILE")
     if garbled:
         print(f"skipped {garbled} lines that are truncated or not from a request log")
     if any(replayed.is_unexplained(bundle) for replayed in versions):

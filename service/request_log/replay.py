@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from contract.bundle import Bundle
 from contract.encode import Encoder
 from contract.golden import RELATIVE_TOLERANCE, TOLERANCE
+from contract.pseudonyms import Pseudonymizer
 from contract.reader import BadFeature
 from contract.segments import unfinished_files
 from service.request_log.writer import Line, read_lines
@@ -58,13 +59,17 @@ class Comparison:
         return same and bool((self.difference > allowed)[self.with_vocabulary].any())
 
 
-def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[Comparison], int]:
+def replay(
+    paths: Sequence[Path], bundle: Bundle, engine: Engine, pseudonyms: Pseudonymizer | None = None
+) -> tuple[list[Comparison], int]:
     """Score the requests of a log again, and compare the answers.
 
     Args:
         paths: Log files, and folders of log files.
         bundle: The bundle to score with.
         engine: The bundle's engine.
+        pseudonyms: The key for raw values of fields with pseudonyms. Requests with such values are not compared if it
+            is None.
 
     Returns:
         A comparison for each version that answered, in the order of the log, and how many lines could not be read.
@@ -80,7 +85,7 @@ def replay(paths: Sequence[Path], bundle: Bundle, engine: Engine) -> tuple[list[
             reason += f" Files still being written: {unfinished}. Wait {MAX_SEGMENT_S:g} s, or stop the server."
         raise NothingToReplay(reason)
     versions = dict.fromkeys(line.version for line in lines)
-    encoder = Encoder(bundle.schema)
+    encoder = Encoder(bundle.schema, pseudonyms=pseudonyms)
     return [
         compare([line for line in lines if line.version == version], encoder, bundle, engine) for version in versions
     ], unreadable
@@ -115,10 +120,12 @@ def compare(lines: Sequence[Line], encoder: Encoder, bundle: Bundle, engine: Eng
 
 def score_line(line: Line, encoder: Encoder, bundle: Bundle, engine: Engine) -> NDArray[np.float64]:
     """Return the ctr of each candidate: NaN for an invalid one, and NaN for all if the context is invalid."""
-    # The hash of a category is an unknown token. The hash of a number or a timestamp is neither, so the field counts as
-    # missing.
-    numbers = {field.reads for field in bundle.schema.fields if field.kind == "numeric" or field.transform}
-    lost = numbers.intersection(line.hashed)
+    # The hash of a category is an unknown token. The hash of a number or a timestamp is neither, and without a key, no
+    # pseudonym can be made of it, so the field counts as missing.
+    unreadable = {
+        field.reads for field in bundle.schema.fields if field.kind == "numeric" or field.transform or field.pseudonym
+    }
+    lost = unreadable.intersection(line.hashed)
     rows = [line.context, *(candidate.features for candidate in line.candidates)]
     context, *candidates = ({name: value for name, value in row.items() if name not in lost} for row in rows)
     ctr = np.full(len(line.candidates), np.nan)

@@ -3,7 +3,7 @@
 The request log is off by default, and it never delays a request.
 
 The log is NDJSON with one request per line: the values that the model read, and its answers. Fields that are not in the
-model's schema are left out, and fields may be hashed.
+model's schema are left out, and fields may be hashed. Fields with pseudonyms hold pseudonyms.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from contract.encode import Encoder
 from contract.schema import FeatureSchema
 from contract.segments import REQUESTS, finished_files
 from contract.system_errors import explain_denied
@@ -53,7 +54,7 @@ class Line(msgspec.Struct):
         context: The values that the model read.
         candidates: In the order of the request.
         ctr: Probabilities in the order of the candidates. None for a candidate that was not scored.
-        hashed: Names of the fields whose values are hashes.
+        hashed: Names of the fields whose values are hashes. Pseudonyms are not, because a replay can read them.
     """
 
     time: str
@@ -75,7 +76,7 @@ class QueuedLine:
     request: ScoreRequest
     ctr: Mapping[int, float]
     response: ScoreResponse
-    fields: frozenset[str]
+    encoder: Encoder
 
 
 class RequestLog:
@@ -115,16 +116,14 @@ class RequestLog:
                     f"CTR_REQUEST_LOG_HASH: the model has no field {name!r}. Its fields are {', '.join(sorted(names))}."
                 )
 
-    def offer(
-        self, request: ScoreRequest, ctr: Mapping[int, float], response: ScoreResponse, fields: frozenset[str]
-    ) -> None:
+    def offer(self, request: ScoreRequest, ctr: Mapping[int, float], response: ScoreResponse, encoder: Encoder) -> None:
         """Queue a request for the log, if it is sampled. If the queue is full, the request is dropped and counted.
 
         Args:
             request: The request.
             ctr: The probability of each scored candidate, by position.
             response: The response.
-            fields: The names that the model's fields read.
+            encoder: The model's encoder, which knows the names of the fields and which of them have pseudonyms.
         """
         if random.random() >= self._sample:  # noqa: S311  # sampling needs no secure random numbers
             return
@@ -134,7 +133,7 @@ class RequestLog:
             return
         with self._lock:
             self._queued_candidates += candidates
-        self._queue.put_nowait(QueuedLine(self._clock(), request, ctr, response, fields))
+        self._queue.put_nowait(QueuedLine(self._clock(), request, ctr, response, encoder))
 
     def close(self) -> None:
         """Write the queued lines. Wait for at most CLOSE_TIMEOUT_S."""
@@ -143,22 +142,22 @@ class RequestLog:
 
     def encode(self, queued: QueuedLine) -> bytes:
         """Return a line of the log."""
-        request, response, known = queued.request, queued.response, queued.fields
+        request, response, encoder = queued.request, queued.response, queued.encoder
         ctr = [queued.ctr.get(row) for row in range(len(request.candidates))]
         line = Line(
             time=datetime.fromtimestamp(queued.answered_s, UTC).isoformat(timespec="milliseconds"),
             request_id=response.request_id,
             model=response.model,
             version=response.version,
-            context=self._hasher.hashed(request.context, known),
+            context=self._hasher.hashed(request.context, encoder),
             candidates=[
-                LoggedCandidate(candidate.id, self._hasher.hashed(candidate.features, known))
+                LoggedCandidate(candidate.id, self._hasher.hashed(candidate.features, encoder))
                 for candidate in request.candidates
             ],
             # A candidate that a cascade ruled out has NaN, which is not valid JSON.
             ctr=[value if value == value else None for value in ctr],
             degraded=response.degraded,
-            hashed=list(self._hasher.fields),
+            hashed=[name for name in self._hasher.fields if name not in encoder.pseudonym_names],
         )
         return msgspec.json.encode(line) + b"\n"
 
@@ -206,12 +205,13 @@ class ValueHasher:
         self.fields = tuple(name.strip() for name in settings.request_log_hash.split(",") if name.strip())
         self._salt = b"" if settings.request_log_salt_file is None else read_salt(settings.request_log_salt_file)
 
-    def hashed(self, features: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-        """Return the known features, with the values of `fields` hashed."""
+    def hashed(self, features: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+        """Return the model's features, with the values of `fields` hashed. Pseudonyms are not hashed again."""
+        to_hash = encoder.names.intersection(self.fields) - encoder.pseudonym_names
         return {
-            name: self.digest(value) if name in self.fields else value
-            for name, value in features.items()
-            if name in known
+            name: self.digest(value) if name in to_hash else value
+            for name, value in encoder.without_raw_values(features).items()
+            if name in encoder.names
         }
 
     def digest(self, value: Any) -> str | None:

@@ -45,7 +45,7 @@ class Explainer:
         scorer = self._scorer
         with (
             scorer.metrics.explanation(),
-            only_problems(request, scorer.settings.log_values),
+            only_problems(request, scorer.log_values),
             scorer.admission.buffer() as hold,
         ):
             arrived_s = arrival_s(request)

@@ -65,6 +65,11 @@ class Scorer:
     log: RequestLog | None = None
     recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=0))
 
+    @property
+    def log_values(self) -> bool:
+        """Whether to log the values of requests that failed. Never with pseudonyms: their values are raw in a body."""
+        return self.settings.log_values and not self.encoder.pseudonym_names
+
     async def score(self, request: Request) -> Response:
         """Return the scores of a request's candidates. Raises Problem for every other outcome."""
         arrived_s = arrival_s(request)
@@ -72,7 +77,7 @@ class Scorer:
         key_name = None if self.keys is None else lambda: getattr(request.state, "api_key_name", "")
         with (
             self.metrics.request(arrived_s, key_name) as timing,
-            only_problems(request, self.settings.log_values),
+            only_problems(request, self.log_values),
             self.admission.buffer() as hold,
         ):
             try:
@@ -145,7 +150,7 @@ class Scorer:
         for reason in response.degraded:
             self.metrics.degraded.labels(reason).inc()
         if self.log is not None:
-            self.log.offer(request, ctr, response, self.encoder.names)
+            self.log.offer(request, ctr, response, self.encoder)
         if len(body) <= MAX_RECENT_BYTES:
             self.recent.append(body)
 
@@ -172,7 +177,7 @@ class Scorer:
         """Return the request's body. `hold` is from Admission.buffer(). Raises what read_body() and `hold` raise."""
         timeout_s = self.settings.body_timeout_ms / 1e3
         body = await read_body(request, self.settings.max_body_bytes, timeout_s, hold)
-        if self.settings.log_values:
+        if self.log_values:
             request.state.body = body
         return body
 

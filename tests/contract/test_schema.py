@@ -125,3 +125,24 @@ def test_unknown_time_zone_in_a_file_is_refused_with_its_name(tmp_path: Path) ->
     (tmp_path / "schema.json").write_text(text)
     with pytest.raises(ValueError, match=r"schema\.json: .*Istambul"):
         read_schema(tmp_path / "schema.json")
+
+
+def test_pseudonyms_are_only_for_categorical_fields_without_a_transform() -> None:
+    with pytest.raises(ValueError, match=r"field 'bid': pseudonym = \"hmac\" is only .* kind = \"numeric\""):
+        Field("bid", "candidate", "numeric", pseudonym="hmac")
+    with pytest.raises(ValueError, match='this field has transform = "hour"'):
+        Field("at", "context", transform="hour", pseudonym="hmac")
+
+
+def test_no_other_field_reads_a_name_with_pseudonyms() -> None:
+    secret = Field("user", "context", pseudonym="hmac")
+    with pytest.raises(ValueError, match="'user' has pseudonyms of 'user', which 'copy' also reads"):
+        FeatureSchema((secret, Field("copy", "candidate", source="user"), AD), "0")
+
+
+def test_the_key_of_the_pseudonyms_belongs_to_a_schema_with_pseudonyms(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no field has pseudonyms"):
+        FeatureSchema((USER, AD), "0")
+    write_schema(FeatureSchema((Field("user", "context", pseudonym="hmac"), AD)), tmp_path / "schema.json")
+    with pytest.raises(ValueError, match="a field has pseudonyms, but pseudonym_key is missing"):
+        read_schema(tmp_path / "schema.json")

@@ -98,10 +98,11 @@ def test_the_settings_are_valid() -> None:
 
 def test_every_container_variable_is_a_setting() -> None:
     known = {f"CTR_{name.upper()}" for name in Settings.model_fields}
-    component = yaml.safe_load((FOLDER / "components" / "api-keys" / "kustomization.yaml").read_text())
-    patched = yaml.safe_load(component["patches"][0]["patch"])["spec"]["template"]["spec"]["containers"]
+    components = [yaml.safe_load(path.read_text()) for path in (FOLDER / "components").glob("*/kustomization.yaml")]
+    pods = [yaml.safe_load(one["patches"][0]["patch"])["spec"]["template"]["spec"] for one in components]
+    patched = [one for pod in pods for one in pod["containers"]]
     variables = [variable["name"] for one in (container(SERVICE), *patched) for variable in one["env"]]
-    assert set(variables) == {"CTR_REDIS_URL", "CTR_API_KEYS_FILE"} <= known
+    assert set(variables) == {"CTR_REDIS_URL", "CTR_API_KEYS_FILE", "CTR_PSEUDONYM_KEY_FILE"} <= known
 
 
 def test_other_services_in_the_namespace_do_not_add_unknown_settings() -> None:

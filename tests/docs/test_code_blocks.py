@@ -32,7 +32,7 @@ SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scrip
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(" ".join(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)).split())
 VARIABLES = set(re.findall(r"^(\w+) \?=", MAKEFILE, re.MULTILINE))
-OTHER_PROGRAMS = {"curl", "docker", "kubectl", "promtool", ".", "locust"}
+OTHER_PROGRAMS = {"chmod", "curl", "docker", "kubectl", "openssl", "promtool", ".", "locust"}
 ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
 INLINE = re.compile(r"`((?:make|ctr-\w+|python -m|locust) [^`]+)`")
 

@@ -77,7 +77,11 @@ WRONG = {
     ),
     "field_misspelled": (
         field("knd = 'numeric'"),
-        ['[[data.fields]] entry 1 ("age") has no key "knd"', 'mean "kind"', "min_count, transform, from, timezone."],
+        [
+            '[[data.fields]] entry 1 ("age") has no key "knd"',
+            'mean "kind"',
+            "from, timezone, pseudonym.",
+        ],
     ),
     "split_misspelled": (
         split("{ by = 'random', vald = 0.1, test = 0.1 }"),
@@ -270,6 +274,19 @@ WRONG = {
         lines(more="clip_quantile = 0.01"),
         ["[data]: clip_quantile has no effect without numeric fields.", "list the fields in numeric."],
     ),
+    "pseudonym_of_a_number": (
+        field("kind = 'numeric'", "pseudonym = 'hmac'"),
+        ['field "age": pseudonym is only for categorical fields.', 'set kind = "categorical"'],
+    ),
+    "pseudonym_of_a_bucket": (
+        field("transform = 'log_square'", "pseudonym = 'hmac'"),
+        ['field "age": pseudonym cannot be combined with transform = "log_square".', "Remove one of them."],
+    ),
+    "pseudonym_with_vocabulary": (
+        lines(more="vocabulary = 'v'\n[[data.fields]]\nname = 'age'\npseudonym = 'hmac'"),
+        ['field "age": pseudonym cannot be combined with vocabulary', "Remove one of them."],
+    ),
+    "another_pseudonym": (field("pseudonym = 'md5'"), ["pseudonym", '"md5"', '"hmac"']),
     "min_count_with_vocabulary": (
         lines(more="vocabulary = 'v'\nmin_count = 2"),
         ["[data]: min_count has no effect with vocabulary", "Remove one of them."],

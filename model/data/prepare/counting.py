@@ -7,6 +7,7 @@ import polars as pl
 from msgspec import UNSET
 from numpy.typing import NDArray
 
+from contract.pseudonyms import Pseudonymizer
 from contract.schema import TIME_TRANSFORMS, Field
 from contract.tokens import tokenizer
 from contract.vocabulary import FIRST, MISSING, NUL, UNKNOWN, Vocabulary, build_vocabulary
@@ -42,7 +43,11 @@ class DistinctValues:
 
 
 def count_tokens(
-    distinct: pl.Series, rows: NDArray[np.int64], field: Field, min_count: int
+    distinct: pl.Series,
+    rows: NDArray[np.int64],
+    field: Field,
+    min_count: int,
+    pseudonyms: Pseudonymizer | None = None,
 ) -> tuple[Vocabulary, NDArray[np.int32]]:
     """Return a field's vocabulary and the id of each code, int32 (1 + distinct values).
 
@@ -54,11 +59,12 @@ def count_tokens(
         rows: The number of training rows with each code.
         field: The field.
         min_count: The minimum number of rows for a token.
+        pseudonyms: The key, which a field with pseudonyms needs.
 
     Raises:
         BadValueError: If a value cannot be a token. The error's row is a position in `distinct`.
     """
-    tokens = tokenize(distinct, field)
+    tokens = tokenize(distinct, field, pseudonyms)
     if tokens is distinct:
         codes = np.arange(1, 1 + len(distinct), dtype=np.int32)
     else:  # two values may be the same token, such as "x" and " x "
@@ -81,16 +87,20 @@ def look_up_tokens(vocabulary: Vocabulary, distinct: pl.Series, field: Field) ->
     return np.array([MISSING, *(MISSING if token is None else vocabulary(token) for token in tokens)], np.int32)
 
 
-def tokenize(distinct: pl.Series, field: Field) -> pl.Series:
+def tokenize(distinct: pl.Series, field: Field, pseudonyms: Pseudonymizer | None = None) -> pl.Series:
     """Return the token of each distinct value. Null means missing. Raises like count_tokens()."""
+    has_pseudonyms = field.pseudonym is not UNSET
     if (nul := distinct.str.contains(NUL, literal=True)).any():
         row = nul.arg_max()
         assert row is not None
-        reason = f"{holds(distinct[row])}; a token cannot contain NUL (U+0000). Remove the character."
+        held = "holds a value that may not be shown" if has_pseudonyms else holds(distinct[row])
+        reason = f"{held}; a token cannot contain NUL (U+0000). Remove the character."
         raise BadValueError(distinct.name, reason, row)
     if field.transform in TIME_TRANSFORMS:
         return distinct  # columns.time_column() has converted them already
-    read = tokenizer(field)
+    read = tokenizer(field, pseudonyms)
+    if has_pseudonyms:
+        return pl.Series([read(value) for value in distinct.to_list()], dtype=pl.String)
     if field.transform is not UNSET:
         numbers: list[float | None] = parse_numbers(distinct, field).to_list()
         return pl.Series([read(number) for number in numbers], dtype=pl.String)

@@ -8,9 +8,11 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 import polars as pl
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from contract.bundle import SCHEMA, VOCABULARY
+from contract.pseudonyms import HOW_TO_SET_A_KEY, Pseudonymizer, PseudonymKeyError
 from contract.schema import FeatureSchema, Field, write_schema
 from contract.vocabulary import Vocabulary, open_vocabulary
 from model.atomic_folder import check_replaceable, new_folder
@@ -41,26 +43,44 @@ READERS: dict[str, Callable[[Path, Data], Log]] = {
 }
 
 
-def prepare(root: Path, data: Data) -> Prepared:
+def prepare(root: Path, data: Data, pseudonyms: Pseudonymizer | None = None) -> Prepared:
     """Read the log in root/<data.folder> and write root/<data.prepared> atomically.
 
     Args:
         root: The base folder for the experiment's relative paths.
         data: The experiment's [data] section.
+        pseudonyms: The key, which fields with pseudonyms need.
 
     Raises:
-        ValueError: If the log cannot be read. The message names the file and, if applicable, the line and column.
+        ValueError: If a key is needed and missing, or the log cannot be read. The message names the file and, if
+            applicable, the line and column.
     """
     target, vocabulary = root / data.prepared, root / data.vocabulary if data.vocabulary else None
     check_replaceable(target, SCHEMA)  # fail before the long part
+    check_key_given(data, pseudonyms)
     if vocabulary and not vocabulary.is_dir():
         raise ValueError(f'{vocabulary}: no such folder. vocabulary = "{data.vocabulary}" is relative to --data.')
     log = READERS[data.reader](root / data.folder, data)
-    write_prepared(target, log, data, vocabulary)
+    write_prepared(target, log, data, vocabulary, pseudonyms)
     return read_prepared(target)
 
 
-def write_prepared(target: Path, log: Log, data: Data, vocabulary: Path | None = None) -> None:
+def check_key_given(data: Data, pseudonyms: Pseudonymizer | None) -> None:
+    """Check that there is a key for pseudonyms if a field has them.
+
+    Raises:
+        PseudonymKeyError: If there is none. The message names the fields.
+    """
+    if data.has_pseudonyms and pseudonyms is None:
+        fields = ", ".join(f'"{spec.name}"' for spec in data.fields if spec.pseudonym)
+        raise PseudonymKeyError(
+            f'pseudonym = "hmac" in {fields} needs a key. Add --pseudonym-key FILE, or {HOW_TO_SET_A_KEY}.'
+        )
+
+
+def write_prepared(
+    target: Path, log: Log, data: Data, vocabulary: Path | None = None, pseudonyms: Pseudonymizer | None = None
+) -> None:
     """Write a prepared log atomically.
 
     Args:
@@ -68,19 +88,22 @@ def write_prepared(target: Path, log: Log, data: Data, vocabulary: Path | None =
         log: The log.
         data: The [data] section that the log was read with.
         vocabulary: A folder of existing vocabularies to use, or None to count tokens.
+        pseudonyms: The key, which fields with pseudonyms need.
 
     Raises:
         ValueError: If the log cannot be read or the folder cannot be written.
     """
     try:
         with new_folder(target, marker=SCHEMA) as folder, TemporaryDirectory(dir=folder) as scratch:
-            fill_folder(folder, Path(scratch), log, data, vocabulary)
+            fill_folder(folder, Path(scratch), log, data, vocabulary, pseudonyms)
     except (OSError, RuntimeError) as error:  # marisa raises RuntimeError when it cannot write
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{target}: cannot be written: {reason}. The partial output was removed.") from error
 
 
-def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path | None) -> None:
+def fill_folder(
+    folder: Path, scratch: Path, log: Log, data: Data, given: Path | None, pseudonyms: Pseudonymizer | None
+) -> None:
     """Write all files of a prepared log.
 
     Args:
@@ -89,6 +112,7 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
         log: The log.
         data: The [data] section.
         given: A folder of existing vocabularies to use, or None to count tokens.
+        pseudonyms: The key, which fields with pseudonyms need.
     """
     categorical = [field for field in log.fields if field.kind == "categorical"]
     values = {field.name: DistinctValues() for field in categorical}
@@ -98,7 +122,7 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
     def number_values(field: Field) -> NDArray[np.int32]:
         """Write a field's vocabulary and return the id of each code."""
         # pop() frees the field's distinct values as soon as they are numbered.
-        vocabulary, ids = make_vocabulary(field, values.pop(field.name), log, data, scratch, given)
+        vocabulary, ids = make_vocabulary(field, values.pop(field.name), log, data, scratch, given, pseudonyms)
         vocabulary.save(folder / VOCABULARY, field.name)
         return ids
 
@@ -119,7 +143,9 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
             check_rows_read(log.files, rows.tolist())
         ids = dict(zip((field.name for field in categorical), pool.map(number_values, categorical), strict=True))
         fields, sentinels = zip(*pool.map(measured, log.fields), strict=True)
-        schema = FeatureSchema(fields)
+        schema = FeatureSchema(
+            fields, UNSET if pseudonyms is None or not data.has_pseudonyms else pseudonyms.fingerprint
+        )
         write_schema(schema, folder / SCHEMA)
         missing: dict[str, dict[str, float]] = {}
         splits: dict[str, SplitFacts] = {}
@@ -142,7 +168,13 @@ def fill_folder(folder: Path, scratch: Path, log: Log, data: Data, given: Path |
 
 
 def make_vocabulary(
-    field: Field, values: DistinctValues, log: Log, data: Data, scratch: Path, given: Path | None
+    field: Field,
+    values: DistinctValues,
+    log: Log,
+    data: Data,
+    scratch: Path,
+    given: Path | None,
+    pseudonyms: Pseudonymizer | None,
 ) -> tuple[Vocabulary, NDArray[np.int32]]:
     """Return a field's vocabulary, either given or counted in the training set, and the id of each code.
 
@@ -157,7 +189,7 @@ def make_vocabulary(
         if given:
             vocabulary = open_vocabulary(given, field.name)
             return vocabulary, look_up_tokens(vocabulary, distinct, field)
-        return count_tokens(distinct, rows, field, data.min_count_of(field.name))
+        return count_tokens(distinct, rows, field, data.min_count_of(field.name), pseudonyms)
     except BadValueError as error:
         where = log.paths["train"] if error.row is None else find_value(log, field.reads, distinct[error.row])
         raise ValueError(f'{where}: column "{field.reads}" {error.reason}') from error

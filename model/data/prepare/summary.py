@@ -91,7 +91,7 @@ def value_warnings(prepared: Prepared) -> list[str]:
             messages += filter(None, [unique_warning(field.name, size - FIRST, present)])
         tokens = with_tokens(counts, prepared, field)
         messages += filter(None, [leak_warning(field.name, tokens, label)])
-        if field.transform is UNSET:
+        if field.transform is UNSET and field.pseudonym is UNSET:
             messages += text_warnings(field.name, tokens)
     for column, field in enumerate(prepared.schema.select("numeric")):
         counts = with_numbers(count_values(pl.Series(values[:, column]).fill_nan(None), labels), field)

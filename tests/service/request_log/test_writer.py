@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from contract.bundle import open_bundle
+from contract.encode import Encoder
 from service.api.schemas import Candidate, ScoreRequest, ScoreResponse
 from service.models import verify
 from service.request_log.writer import Line, RequestLog, read_lines
@@ -15,6 +16,7 @@ from service.settings import Settings, SettingsError
 from service.telemetry.metrics import Metrics
 from tests.support.app import StartApp, a_request
 from tests.support.processes import another_bundle
+from tests.support.small_bundle import FIELDS
 
 A_SALT = "a salt of sixteen or more bytes"
 
@@ -101,7 +103,7 @@ async def test_the_server_does_not_start_with_an_invalid_log(
 
 REQUEST = ScoreRequest({"user": "u1"}, [Candidate("1", {"item": "4001"})])
 RESPONSE = ScoreResponse("r", "m", "v", [], [])
-NAMES = frozenset({"user", "item"})
+ENCODER = Encoder(FIELDS)
 
 
 def a_log(folder: Path, **settings: Any) -> tuple[RequestLog, Metrics]:
@@ -120,11 +122,11 @@ def test_if_the_disk_is_not_writable_only_lines_are_lost(tmp_path: Path, caplog:
     shutil.rmtree(folder)
     folder.write_text("not a folder")
     for _ in range(3):
-        log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
+        log.offer(REQUEST, {0: 0.5}, RESPONSE, ENCODER)
     wait_until(lambda: dropped(metrics, "write") == 3)
     assert caplog.text.count("cannot be written") == 1
     folder.unlink()
-    log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
+    log.offer(REQUEST, {0: 0.5}, RESPONSE, ENCODER)
     log.close()
     assert len(read_lines([folder])[0]) == 1
 
@@ -132,7 +134,7 @@ def test_if_the_disk_is_not_writable_only_lines_are_lost(tmp_path: Path, caplog:
 def test_a_folder_that_is_removed_is_created_again(tmp_path: Path) -> None:
     log, metrics = a_log(tmp_path / "log")
     for lines in (1, 2):
-        log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
+        log.offer(REQUEST, {0: 0.5}, RESPONSE, ENCODER)
         wait_until(lambda lines=lines: metrics.logged._value.get() == lines)
         if lines == 1:
             shutil.rmtree(tmp_path / "log")
@@ -154,7 +156,7 @@ def test_if_the_writer_is_too_slow_lines_are_dropped_and_no_request_waits(
     monkeypatch.setattr(log._segments, "write", slowly)
     start_s = time.perf_counter()
     for _ in range(3000):
-        log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
+        log.offer(REQUEST, {0: 0.5}, RESPONSE, ENCODER)
     assert time.perf_counter() - start_s < 15  # If each request waited for the writer, 30 s.
     assert dropped(metrics, "queue") > 1000
     monkeypatch.setattr(log._segments, "write", slow)
@@ -165,7 +167,7 @@ def test_the_oldest_segments_are_removed_when_the_folder_is_full(tmp_path: Path)
     log, _ = a_log(tmp_path, request_log_max_bytes=1024**2)
     big = ScoreRequest({"user": "x" * 50_000}, [Candidate("1", {})])
     for _ in range(60):
-        log.offer(big, {0: 0.5}, RESPONSE, NAMES)
+        log.offer(big, {0: 0.5}, RESPONSE, ENCODER)
     log.close()
     files = list(tmp_path.glob("*.ndjson"))
     assert len(files) > 1
@@ -175,7 +177,7 @@ def test_the_oldest_segments_are_removed_when_the_folder_is_full(tmp_path: Path)
 def test_the_file_of_a_killed_process_is_kept_up_to_its_last_complete_line(tmp_path: Path) -> None:
     log, _ = a_log(tmp_path)
     for _ in range(3):
-        log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
+        log.offer(REQUEST, {0: 0.5}, RESPONSE, ENCODER)
     log.close()
     (whole,) = tmp_path.glob("*.ndjson")
     left = tmp_path / "requests-20200101T000000.0-999999.ndjson.part"
@@ -253,7 +255,7 @@ def test_the_error_for_a_log_that_is_still_being_written_says_when_it_can_be_rea
     tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log, metrics = a_log(tmp_path)
-    log.offer(REQUEST, {0: 0.5}, RESPONSE, NAMES)
+    log.offer(REQUEST, {0: 0.5}, RESPONSE, ENCODER)
     wait_until(lambda: metrics.logged._value.get() == 1)
     assert verify.main([str(bundle), "--log", str(tmp_path)]) == 2
     assert "Files still being written: 1. Wait 300 s, or stop the server." in capsys.readouterr().err
