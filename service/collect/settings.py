@@ -19,7 +19,7 @@ class CollectSettings(BaseModel):
         default=10 * 1024**3,
         ge=1024**2,
         le=2**50,
-        description="maximum size of the folder; a full folder loses its shipped files, and then the server returns 503",
+        description="maximum size of the folder; if it is full, shipped files are deleted, then the server returns 503",
     )
     segment_s: float = Field(
         default=60, ge=1, le=3600, description="time after which a file is finished, so that ctr-join can read it"
