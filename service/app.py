@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None) -> Application:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.draining = False
+    app.state.draining = False  # A server sets this to True before it stops. Then /readyz answers 503.
     app.state.current_refused = None  # The supervisor sets this to the store's current version if it was refused.
     app.state.metrics = Metrics()
     app.state.scrape = app.state.metrics.text  # Covers only this process. A worker replaces it to cover all workers.
@@ -126,11 +126,6 @@ async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) 
     app.state.serving = serving = ModelManager(model, shared)
     stack.push_async_callback(serving.close)
     serving.start()
-
-
-def drain(app: FastAPI) -> None:
-    """Make /readyz return 503 from now on. Other requests are still answered until the process exits."""
-    app.state.draining = True
 
 
 def serving_of(request: Request) -> ModelManager:

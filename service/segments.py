@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
-from contract.segments import FINISHED, UNFINISHED
+from contract.segments import EVENTS, FINISHED, SHIPPED, UNFINISHED
 from contract.system_errors import explain_denied
 from service.settings import SettingsError
 
@@ -22,7 +22,15 @@ MAX_SEGMENT_S = 300.0
 class Segments:
     """The files of one writer. Every method may raise OSError, and can be called again after that."""
 
-    def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float], kind: str, setting: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        clock: Callable[[], float],
+        kind: str,
+        setting: str,
+        max_age_s: float = MAX_SEGMENT_S,
+    ) -> None:
         """Create the folder, and finish the files that dead processes left behind.
 
         Args:
@@ -31,6 +39,7 @@ class Segments:
             clock: Returns seconds since the epoch.
             kind: What the files contain: REQUESTS or EVENTS. Their names begin with it.
             setting: The name of the setting that contains the folder, for error messages.
+            max_age_s: How long to write to a file before finishing it.
 
         Raises:
             SettingsError: The folder is not writable.
@@ -41,7 +50,9 @@ class Segments:
         self._kind = kind
         self._file: FileIO | None = None
         self._path = folder
+        self._max_age_s = max_age_s
         self._size = 0
+        self._synced_size = 0
         self._opened_s = 0.0
         try:
             prepare_folder(folder, kind)
@@ -53,7 +64,10 @@ class Segments:
             ) from error
 
     def write(self, line: bytes) -> None:
-        """Append a line. If the disk is full, remove the partial line, because it would corrupt the next one."""
+        """Append one or more lines. If the disk is full, remove them, because a partial line would corrupt the next.
+
+        The lines survive a power failure only after sync().
+        """
         if self._file is not None and not is_at(self._path, self._file):
             self.close()
         if self._file is None:
@@ -73,13 +87,31 @@ class Segments:
         else:
             self.close_if_old()
 
+    def sync(self) -> None:
+        """Wait until everything that was written is on the disk. If that fails, remove what was written since then.
+
+        After a failure, the system may have discarded the data, and a second fsync would not report that.
+        """
+        if self._file is None:  # write() has finished the file, and close() has synced it.
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self._synced_size)
+            self._size = self._synced_size
+            self._file.seek(self._size)
+            raise
+        if self._synced_size == 0:
+            sync_folder(self._folder)
+        self._synced_size = self._size
+
     def close_if_old(self) -> None:
         """Finish the current file if it has been open for a long time, even if nothing is being written."""
-        if self._file is not None and self._clock() - self._opened_s >= MAX_SEGMENT_S:
+        if self._file is not None and self._clock() - self._opened_s >= self._max_age_s:
             self.close()
 
     def close(self) -> None:
-        """Finish the current file, and remove the oldest ones if the folder is full."""
+        """Finish the current file, and remove the oldest ones if the folder is full: of events, only shipped files."""
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -90,6 +122,7 @@ class Segments:
             file.close()
         if not was_moved:
             finish(self._path)
+            sync_folder(self._folder)
         remove_oldest(self._folder, self._kind, self._max_bytes)
 
     def _open(self) -> None:
@@ -103,7 +136,7 @@ class Segments:
         # Lock the file before it gets the name that prepare_folder() looks for. Closing the file releases the lock.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         unnamed.rename(self._path)
-        self._size = 0
+        self._size = self._synced_size = 0
 
 
 def is_at(path: Path, file: FileIO) -> bool:
@@ -112,6 +145,15 @@ def is_at(path: Path, file: FileIO) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError:
         return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files are on the disk. Without this, a power failure may remove a synced file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def finish(path: Path) -> None:
@@ -134,12 +176,16 @@ def prepare_folder(folder: Path, kind: str) -> None:
 
 
 def remove_oldest(folder: Path, kind: str, max_bytes: int) -> None:
-    """Remove the oldest complete files, of any process, until all files together have at most `max_bytes`."""
+    """Remove the oldest complete files, of any process, until all files together have at most `max_bytes`.
+
+    Events that were not shipped are never removed, because nothing else has them.
+    """
+    removable = SHIPPED if kind == EVENTS else FINISHED
     sizes: dict[Path, int] = {}
     for path in folder.glob(f"{kind}-*"):
         with suppress(FileNotFoundError):  # another process may be removing files too
             sizes[path] = path.stat().st_size
-    for oldest in sorted(path for path in sizes if path.name.endswith(FINISHED)):  # names begin with the time
+    for oldest in sorted(path for path in sizes if path.name.endswith(removable)):  # names begin with the time
         if sum(sizes.values()) <= max_bytes:
             return
         oldest.unlink(missing_ok=True)

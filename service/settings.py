@@ -1,13 +1,14 @@
 """The operator's settings, read from CTR_* environment variables. A misspelled name prevents startup."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 PREFIX = "CTR_"
+COLLECT_PREFIX = "CTR_COLLECT_"  # the settings of ctr-collect, see service/collect/settings.py
 MAX_TIMEOUT_MS = 10_000  # the longest deadline that a request or CTR_TIMEOUT_MS may set
 HOW_TO_SET_A_BUNDLE = (
     "Set it to the folder of a bundle, for example CTR_BUNDLE=deploy/demo, or set CTR_STORE to the folder of a store. "
@@ -16,8 +17,26 @@ HOW_TO_SET_A_BUNDLE = (
 TRAINING_VARIABLES = frozenset({"CTR_DATA"})  # not settings of the service, but allowed in its environment
 
 
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
+
+
 class SettingsError(ValueError):
     """A setting is invalid. The message names the variable and states what to set."""
+
+
+class HttpSettings(Protocol):
+    """What the HTTP server needs to know. The settings of ctr-serve and of ctr-collect have these fields."""
+
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def head_timeout_ms(self) -> int: ...
+    @property
+    def keep_alive_ms(self) -> int: ...
+    @property
+    def drain_notice_ms(self) -> int: ...
+    @property
+    def drain_ms(self) -> int: ...
 
 
 class Settings(BaseModel):
@@ -182,11 +201,31 @@ class Settings(BaseModel):
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Read the settings from CTR_* variables. Names may be in lower case, and an empty value counts as unset.
 
+    CTR_COLLECT_* variables are ignored, because both servers may have the same environment.
+
     Raises:
         SettingsError: A CTR_* name is unknown, no bundle is set, or a value is out of bounds.
     """
-    fields = {f"{PREFIX}{name.upper()}": name for name in Settings.model_fields}
-    known = sorted(TRAINING_VARIABLES.union(fields))
+    relevant = {name: value for name, value in environment.items() if not name.upper().startswith(COLLECT_PREFIX)}
+    return read_variables(Settings, PREFIX, relevant, TRAINING_VARIABLES)
+
+
+def read_variables(
+    settings: type[AnySettings], prefix: str, environment: Mapping[str, str], ignored: Collection[str]
+) -> AnySettings:
+    """Read settings from variables that begin with a prefix.
+
+    Args:
+        settings: The type of the settings. A field's name in upper case follows the prefix in the variable's name.
+        prefix: The prefix.
+        environment: The variables.
+        ignored: CTR_* variables that belong to other programs.
+
+    Raises:
+        SettingsError: A CTR_* name is unknown, or a value is invalid.
+    """
+    fields = {f"{prefix}{name.upper()}": name for name in settings.model_fields}
+    known = sorted({*ignored, *fields})
     for name in sorted(environment):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0]
@@ -195,16 +234,16 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         fields[name.upper()]: value for name, value in environment.items() if name.upper() in fields and value
     }
     try:
-        return Settings(**values)
+        return settings(**values)
     except ValidationError as error:
-        raise SettingsError(first_error(error)) from None
+        raise SettingsError(first_error(error, prefix)) from None
 
 
-def first_error(error: ValidationError) -> str:
+def first_error(error: ValidationError, prefix: str = PREFIX) -> str:
     """Return pydantic's first error as one line. It names the variable but not its value, which may be a password."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     reason = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return reason
-    name = f"{PREFIX}{str(first['loc'][0]).upper()}"
+    name = f"{prefix}{str(first['loc'][0]).upper()}"
     return f"{name}: {reason[0].lower()}{reason[1:]}"
