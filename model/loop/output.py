@@ -1,0 +1,188 @@
+"""The folder of a joined log. A file appears whole, and never changes after that."""
+
+import fcntl
+import filecmp
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import polars as pl
+
+from model.data.readers.scan import JOINED_LOG
+from model.loop.table import ROW_GROUP, concatenate
+
+HOURS, LATE, REPORT = "hours", "late", "join.json"
+FORMAT = 1
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that all hours of a joined log share. Each file contains them.
+
+    Attributes:
+        format: The version of the files' format.
+        window_s: How long after an impression its click may happen, in seconds.
+        lateness_s: How long after the end of the window events may arrive, in seconds.
+        rename: New names of columns (see table.Names).
+    """
+
+    format: int = FORMAT
+    window_s: int
+    lateness_s: int
+    rename: dict[str, str] = {}
+
+
+@dataclass
+class Published:
+    """The hours that were joined, such as "2026-11-30T20".
+
+    Attributes:
+        rows: The number of rows of each hour.
+        written: The hours that are new.
+        kept: The hours whose file has other rows than it would have now. The file was kept.
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    written: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+
+class TemporaryTables:
+    """The rows of each hour, in one file for each partition."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def add(self, kind: str, hour_ms: int, partition: str, table: pl.DataFrame) -> None:
+        """Write rows."""
+        folder = self._folder / kind / hour_name(hour_ms)
+        folder.mkdir(parents=True, exist_ok=True)
+        table.write_ipc(folder / partition)
+
+    def hours(self, kind: str) -> Iterator[tuple[str, list[Path]]]:
+        """Yield each hour that has rows, and its files."""
+        for folder in sorted((self._folder / kind).glob("*")):
+            yield folder.name, sorted(folder.iterdir())
+
+
+class Output:
+    """The folder of a joined log, while one process may write to it."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._scratch = folder / ".scratch"
+        shutil.rmtree(self._scratch, ignore_errors=True)  # a killed process left it behind
+        self._scratch.mkdir()
+
+    def temporary(self, name: str) -> Path:
+        """Create and return a folder for temporary files."""
+        folder = self._scratch / name
+        folder.mkdir()
+        return folder
+
+    def publish(self, kind: str, tables: TemporaryTables, leading: Iterable[str], sort: Sequence[str]) -> Published:
+        """Write the file of each hour that has rows, unless it exists.
+
+        Args:
+            kind: HOURS or LATE.
+            tables: The rows.
+            leading: The names of the first columns.
+            sort: The columns to sort by. No two rows are equal in all of them, so the order is always the same.
+        """
+        (self._folder / kind).mkdir(exist_ok=True)
+        published = Published()
+        for hour, files in tables.hours(kind):
+            table = concatenate(files, leading, sort)
+            published.rows[hour] = table.height
+            target = self._folder / kind / f"{hour}.parquet"
+            new = self._scratch / "new.parquet"
+            metadata = {JOINED_LOG: msgspec.json.encode(self._settings, order="sorted").decode()}
+            table.write_parquet(new, row_group_size=ROW_GROUP, metadata=metadata)
+            if not target.exists():
+                move(new, target)
+                published.written.append(hour)
+            elif not filecmp.cmp(new, target, shallow=False) and not pl.read_parquet(target).equals(table):
+                published.kept.append(hour)
+        return published
+
+    def write_report(self, report: Mapping[str, object]) -> None:
+        """Write join.json, replacing that of the last join."""
+        new = self._scratch / REPORT
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+        move(new, self._folder / REPORT)
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+@contextmanager
+def open_output(folder: Path, settings: Settings) -> Iterator[Output]:
+    """Yield a folder for a joined log, which is created if it does not exist.
+
+    Raises:
+        ValueError: If another process writes to it, it contains other files, or its hours have other settings.
+    """
+    if folder.exists() and not (folder / ".lock").exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and was not written by ctr-join. Choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another ctr-join is writing to this folder. Run it again later.") from error
+        check_settings(folder, settings)
+        output = Output(folder, settings)
+        try:
+            yield output
+        finally:
+            output.close()
+
+
+def check_settings(folder: Path, settings: Settings) -> None:
+    """Check that the hours in a folder have the same settings.
+
+    Raises:
+        ValueError: If they differ. The message names the file and both settings.
+    """
+    for path in sorted((folder / HOURS).glob("*.parquet")):
+        stored = pl.read_parquet_metadata(path).get(JOINED_LOG)
+        if stored is None:
+            continue  # written by another program, for example to delete the rows of a unit
+        if (found := msgspec.json.decode(stored, type=Settings)) != settings:
+            raise ValueError(
+                f"{path} was written with {describe_settings(found)}, not with {describe_settings(settings)}. Use the "
+                "same settings, or another --out."
+            )
+
+
+def describe_settings(settings: Settings) -> str:
+    """Return settings as arguments of the command."""
+    names = "".join(f" --rename {old}={new}" for old, new in sorted(settings.rename.items()))
+    return f"--window {settings.window_s}s --lateness {settings.lateness_s}s{names}"
+
+
+def hour_name(hour_ms: int) -> str:
+    """Return the name of an hour, such as "2026-11-30T20"."""
+    return datetime.fromtimestamp(hour_ms // 1000, UTC).strftime("%Y-%m-%dT%H")
+
+
+def move(new: Path, target: Path) -> None:
+    """Move a file to its final path. It is on the disk when this returns, so that its sources may be deleted."""
+    sync(new)
+    new.rename(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Write a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
