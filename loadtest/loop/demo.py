@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(out: Path, bundle: Path, requests: int, rate: float, seed: int) -> int:
     """Run the demo in a new folder. Return 0 if the joined log is right, else 1."""
     print(
-        f"Scaled down: a click counts for {WINDOW_S} s instead of 30 minutes, events may be {LATENESS_S} s late instead "
-        f"of 24 hours, and users click after about {BEHAVIOR.click_s:g} s instead of 20 s. {SAMPLE:.0%} of the users "
-        "are in the request log."
+        f"Scaled down: a click counts for {WINDOW_S} s instead of 30 minutes, an hour stays open for {LATENESS_S} s "
+        f"instead of 24 hours, and users click after about {BEHAVIOR.click_s:g} s instead of 20 s. {SAMPLE:.0%} of the "
+        "users are in the request log."
     )
     start_s = time.monotonic()
     service, collect = daemons(out, bundle)

@@ -57,14 +57,19 @@ class Truth:
         is_unknown = pl.col("what") == "foreign"
         if requests is not None:
             is_unknown |= ~pl.col("score_id").is_in(list(requests))
-        shown = events.filter(is_impression & is_first & ~pl.col("too_early"))
-        shown = shown.select(*KEY, impression_ms="time_ms", impression_received_ms="received_ms")
         window_ms = round(window_s * 1000)
-        end_ms = pl.col("impression_ms") // HOUR_MS * HOUR_MS + HOUR_MS + window_ms + round(lateness_s * 1000)
-        is_late = pl.max_horizontal("received_ms", "impression_received_ms") >= end_ms
+        closing_ms = HOUR_MS + window_ms + round(lateness_s * 1000)
+
+        def is_late(impression_ms: pl.Expr) -> pl.Expr:
+            return pl.col("received_ms") >= impression_ms // HOUR_MS * HOUR_MS + closing_ms
+
+        on_time = events.filter(is_impression & is_first & ~pl.col("too_early") & ~is_late(pl.col("time_ms")))
+        events = events.join(
+            on_time.select(*KEY, impression_ms="time_ms"), KEY, "left", maintain_order="left"
+        ).with_columns(impression_ms=pl.when(is_impression).then("time_ms").otherwise("impression_ms"))
         delay_ms = pl.col("time_ms") - pl.col("impression_ms")
-        category = (
-            pl.when(pl.col("too_early"))
+        return events.with_columns(
+            category=pl.when("too_early")
             .then(pl.lit("invalid"))
             .when(~pl.col("logged"))
             .then(pl.lit("not sampled"))
@@ -74,15 +79,14 @@ class Truth:
             .then(pl.lit("invalid"))
             .when(pl.col("impression_ms").is_null())
             .then(pl.lit("without impression"))
-            .when(~is_impression & ~delay_ms.is_between(-MAX_SKEW_MS, window_ms))
+            .when(~delay_ms.is_between(-MAX_SKEW_MS, window_ms))
             .then(pl.lit("outside window"))
             .when(~is_first)
             .then(pl.lit("duplicate"))
-            .when(is_late)
+            .when(is_late(pl.col("impression_ms")))
             .then(pl.lit("late"))
             .otherwise(pl.lit("joined"))
         )
-        return events.join(shown, KEY, "left", maintain_order="left").with_columns(category=category)
 
     def joined(self, events: pl.DataFrame) -> pl.DataFrame:
         """Return the rows that the joined log must have in its final hours, sorted by score_id and candidate.
@@ -105,12 +109,16 @@ class Truth:
             *(pl.Series(name, list(map(token, rows[name].to_list())), pl.String) for name in NUMERIC),
             time=pl.col("time_ms").cast(pl.Datetime("ms", "UTC")),
             click=pl.col("click_ms").is_not_null().cast(pl.Int8),
-            click_delay_s=(pl.col("click_ms") - pl.col("time_ms")).clip(0) / 1000,
+            # Polars multiplies by 0.001 instead, which gives other digits.
+            click_delay_s=pl.Series((rows["click_ms"] - rows["time_ms"]).clip(0).to_numpy() / 1000, nan_to_null=True),
         ).select(*JOINED, *CONTEXT, *CANDIDATE)
 
 
 def sent_events(sent: Sequence[SentEvent]) -> pl.DataFrame:
-    """Return one row per event. Its time is that of arrival if the client's clock is more than MAX_SKEW_MS ahead."""
+    """Return one row per event. Its time is that of arrival if the client's clock is more than MAX_SKEW_MS ahead.
+
+    Copies of an event that arrived in the same millisecond are one event, because they cannot be told apart.
+    """
     score_ids = [event.score_id for _, event, _ in sent]
     frame = pl.DataFrame(
         {
@@ -127,6 +135,7 @@ def sent_events(sent: Sequence[SentEvent]) -> pl.DataFrame:
         },
         schema_overrides={"value": pl.Float64},
     ).with_columns(pl.col("sent_ms").dt.epoch("ms"))
+    frame = frame.unique(["event_id", "received_ms"], keep="first", maintain_order=True)
     is_ahead = pl.col("sent_ms") > pl.col("received_ms") + MAX_SKEW_MS
     return frame.with_columns(
         time_ms=pl.when(is_ahead).then("received_ms").otherwise("sent_ms"),

@@ -182,7 +182,9 @@ def test_every_kind_of_event_occurs(truth: Truth) -> None:
     assert expected | {"without request"} == set(found["impressions"])
     assert expected | {"without impression", "outside window"} == set(found["clicks"])
     assert expected - {"duplicate", "late"} <= set(found["conversions"])
-    assert sum(sum(counts.values()) for counts in found.values()) == len(truth.sent)
+    assert sum(sum(counts.values()) for counts in found.values()) == len(events)
+    copies = {(sent.event.event_id, round(sent.send_s * 1000)) for sent in truth.sent}
+    assert len(events) == len(copies)
     joined = truth.joined(events)
     assert found["impressions"]["joined"] == len(joined)
     assert found["clicks"]["joined"] == joined["click"].sum()
