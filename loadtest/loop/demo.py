@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -105,17 +105,31 @@ def drive(addresses: Addresses, requests: int, rate: float, seed: int) -> Driver
 
 def join(out: Path, joined: Path) -> "subprocess.CompletedProcess[str]":
     """Run ctr-join as if it were two hours later, so that all hours are final."""
-    until = datetime.now(UTC) + timedelta(hours=2)
-    command = [sys.executable, "-m", "model.cli.join", str(out / LOG), str(out / EVENTS), "--out", str(joined)]
-    command += ["--window", f"{WINDOW_S}s", "--lateness", f"{LATENESS_S}s", "--until", until.isoformat()]
     return subprocess.run(  # noqa: S603
-        command, env=without_settings(os.environ), capture_output=True, text=True, check=False
+        join_command(out, joined, datetime.now(UTC) + timedelta(hours=2)),
+        env=without_settings(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
-def compare(truth: Truth, joined: Path) -> list[str]:
-    """Return how a joined log differs from what the simulation knows, or [] if all rows and numbers are equal."""
-    events = truth.events(WINDOW_S, LATENESS_S)
+def join_command(out: Path, joined: Path, until: datetime | None) -> list[str]:
+    """Return the command that joins the logs in a folder."""
+    command = [sys.executable, "-m", "model.cli.join", str(out / LOG), str(out / EVENTS), "--out", str(joined)]
+    command += ["--window", f"{WINDOW_S}s", "--lateness", f"{LATENESS_S}s"]
+    return command if until is None else [*command, "--until", until.isoformat(timespec="seconds")]
+
+
+def compare(truth: Truth, joined: Path, requests: Collection[str] | None = None) -> list[str]:
+    """Return how a joined log differs from what the simulation knows, or [] if all rows and numbers are equal.
+
+    Args:
+        truth: What the simulation knows, with the events that ctr-collect received.
+        joined: The joined log.
+        requests: See Truth.events().
+    """
+    events = truth.events(WINDOW_S, LATENESS_S, requests)
     rows = truth.joined(events)
     return [
         *row_differences(rows, read_joined(joined, rows.columns)),

@@ -5,7 +5,6 @@ import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 import msgspec
@@ -80,13 +79,14 @@ class Driver:
         self._addresses = addresses
         self._outbox = Outbox()
 
-    async def run(self, requests: Requests, rate: float, linger_s: float) -> None:
-        """Send all requests, and their events.
+    async def run(self, requests: Requests, rate: float, linger_s: float, stop: asyncio.Event | None = None) -> None:
+        """Send requests, and their events.
 
         Args:
             requests: The requests.
             rate: Requests per second.
             linger_s: How long events are sent after the last answer. Later ones are dropped.
+            stop: No more requests are sent once this is set. Default: all requests are sent.
 
         Raises:
             TrafficFailed: A server gave an unexpected answer, or none in time.
@@ -96,10 +96,12 @@ class Driver:
             sending = asyncio.create_task(self._send_events(client))
             start_s = time.monotonic()
             scoring = []
-            for row, body in enumerate(requests.bodies()):
-                await asyncio.sleep(max(0.0, start_s + row / rate - time.monotonic()))
-                scoring.append(asyncio.create_task(self._score(client, requests.at(row), body)))
             try:
+                for row in range(len(requests)):
+                    await asyncio.sleep(max(0.0, start_s + row / rate - time.monotonic()))
+                    if stop is not None and stop.is_set():
+                        break
+                    scoring.append(asyncio.create_task(self._score(client, requests.at(row))))
                 await asyncio.gather(*scoring)
                 self._outbox.end_s = time.time() + linger_s
                 await sending
@@ -107,9 +109,9 @@ class Driver:
                 for task in (*scoring, sending):
                     task.cancel()
 
-    async def _score(self, client: httpx.AsyncClient, request: Requests, body: dict[str, Any]) -> None:
+    async def _score(self, client: httpx.AsyncClient, request: Requests) -> None:
         """Send a request, and add the events that its answer leads to."""
-        content = msgspec.json.encode(body | {"timeout_ms": SCORE_TIMEOUT_MS})
+        content = msgspec.json.encode(request.bodies()[0] | {"timeout_ms": SCORE_TIMEOUT_MS})
         headers = {"content-type": JSON, "x-request-id": f"request-{request.number[0]}"}
         response = await self._post(client, f"{self._addresses.service}/v1/score", content, headers, 200)
         answer = response.json()
