@@ -69,7 +69,7 @@ def test_invalid_entries_are_kept_in_a_separate_file(tmp_path: Path, redis_serve
     assert stored_ids(tmp_path) == ["good"]
     (file,) = (tmp_path / "invalid").glob("invalid-*.ndjson")
     kept = [json.loads(line) for line in file.read_bytes().splitlines()]
-    assert [line["event"][:5] for line in kept] == ["\\xff{", "[{\"ev", "", "     "]
+    assert [line["event"][:5] for line in kept] == ["\\xff{", '[{"ev', "", "     "]
     assert [line["invalid"][0]["position"] for line in kept] == [0, 1, 0, 0]
     assert "unknown: 'x'" in kept[1]["invalid"][0]["reason"]
 
@@ -112,20 +112,23 @@ def test_a_kill_loses_no_entry(tmp_path: Path, redis_server: RedisServer) -> Non
 
 def test_a_stopped_redis_loses_nothing_and_does_not_affect_http(tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
-    with start_redis(tmp_path / "redis") as redis_server, redis_server.client() as client:
-        with reading(tmp_path / "events", redis_server) as server:
-            add(client, an_event("before"))
-            eventually(lambda: acknowledged(server.url) == 1, "the entry is acknowledged")
-            with stopped(redis_server):
-                eventually(lambda: metric(server.url, "ctr_collect_redis_up") == 0, "Redis counts as down")
-                start_s = time.monotonic()
-                assert post(f"{server.url}/v1/events", json=an_event("http")).status_code == 202
-                assert time.monotonic() - start_s < 2
-                assert get(f"{server.url}/readyz").status_code == 200
-            add(client, an_event("after"))
-            eventually(lambda: acknowledged(server.url) == 2, "the entry is acknowledged")
-            assert metric(server.url, "ctr_collect_redis_up") == 1
-            assert server.stop() == 0
+    with (
+        start_redis(tmp_path / "redis") as redis_server,
+        redis_server.client() as client,
+        reading(tmp_path / "events", redis_server) as server,
+    ):
+        add(client, an_event("before"))
+        eventually(lambda: acknowledged(server.url) == 1, "the entry is acknowledged")
+        with stopped(redis_server):
+            eventually(lambda: metric(server.url, "ctr_collect_redis_up") == 0, "Redis counts as down")
+            start_s = time.monotonic()
+            assert post(f"{server.url}/v1/events", json=an_event("http")).status_code == 202
+            assert time.monotonic() - start_s < 2
+            assert get(f"{server.url}/readyz").status_code == 200
+        add(client, an_event("after"))
+        eventually(lambda: acknowledged(server.url) == 2, "the entry is acknowledged")
+        assert metric(server.url, "ctr_collect_redis_up") == 1
+        assert server.stop() == 0
     assert sorted(stored_ids(tmp_path / "events")) == ["after", "before", "http"]
 
 
