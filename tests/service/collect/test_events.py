@@ -154,10 +154,7 @@ NEARLY_EVENTS = st.fixed_dictionaries(
 def test_every_event_is_either_stored_or_has_a_reason(events: list[Any], as_lines: bool) -> None:
     parts = [json.dumps(event) for event in events]
     # A body that begins with a bracket is a list.
-    if as_lines and not parts[0].startswith("["):
-        body = "\n".join(parts)
-    else:
-        body = f"[{','.join(parts)}]"
+    body = "\n".join(parts) if as_lines and not parts[0].startswith("[") else f"[{','.join(parts)}]"
     checked = check(body.encode())
     stored = msgspec.json.Decoder(StoredEvent).decode_lines(checked.lines)
     assert len(stored) == checked.types.total()
