@@ -74,7 +74,8 @@ class Crashes:
                 for daemon in (self.service, self.collect):
                     await asyncio.sleep(self.rng.uniform(0, MAX_PAUSE_S))
                     await asyncio.to_thread(daemon.kill)
-                    await asyncio.to_thread(daemon.start)
+                    await asyncio.to_thread(daemon.launch)
+                    await asyncio.to_thread(daemon.wait_until_ready)
                 await asyncio.to_thread(self.kill_join, None)
         finally:
             stop.set()

@@ -37,17 +37,21 @@ class Daemon:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the server, and wait until it is ready.
-
-        Raises:
-            ServerFailed: It exited, or was not ready in time. The message shows the end of its log.
-        """
+    def launch(self) -> None:
+        """Start the server."""
         with self._log.open("ab") as log:
             # In its own session, so that kill() reaches the workers and Ctrl-C in a terminal does not.
             self._process = subprocess.Popen(  # noqa: S603
                 self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
+
+    def wait_until_ready(self) -> None:
+        """Wait until the server is ready.
+
+        Raises:
+            ServerFailed: It exited, or was not ready in time. The message shows the end of its log.
+        """
+        assert self._process is not None
         end_s = time.monotonic() + START_TIMEOUT_S
         while self._process.poll() is None and time.monotonic() < end_s:
             with suppress(OSError), urllib.request.urlopen(f"{self.url}/readyz", timeout=2):  # noqa: S310
@@ -82,7 +86,9 @@ def running(*daemons: Daemon) -> Iterator[None]:
     """Start servers, and kill those that are still running on exit."""
     try:
         for daemon in daemons:
-            daemon.start()
+            daemon.launch()
+        for daemon in daemons:
+            daemon.wait_until_ready()
         yield
     finally:
         for daemon in daemons:

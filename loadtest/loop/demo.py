@@ -26,7 +26,7 @@ from model.data.synthetic.traffic_truth import Truth, balance, received
 
 # Minutes and hours of real traffic become seconds, so that the demo takes about a minute.
 WINDOW_S, LATENESS_S = 5, 10
-BEHAVIOR = Behavior(users=500, click_s=1.0, conversion_s=2.0, late_s=4.0, late_share=0.02, resent_share=0.03)
+BEHAVIOR = Behavior(users=500, click_s=1.0, conversion_s=2.0, late_s=3.0, late_share=0.02, resent_share=0.03)
 SAMPLE = 0.8
 LOG, EVENTS, JOINED = "requests", "events", "joined"
 MARKER = "loop-demo.txt"  # a folder with this file may be replaced
@@ -46,20 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(out: Path, bundle: Path, requests: int, rate: float, seed: int) -> int:
     """Run the demo in a new folder. Return 0 if the joined log is right, else 1."""
     print(
-        f"Scaled down: a click counts for {WINDOW_S} s instead of 30 minutes, an hour stays open for {LATENESS_S} s "
+        f"scaled down: a click counts for {WINDOW_S} s instead of 30 minutes, an hour stays open for {LATENESS_S} s "
         f"instead of 24 hours, and users click after about {BEHAVIOR.click_s:g} s instead of 20 s. {SAMPLE:.0%} of the "
-        "users are in the request log."
+        "users are in the request log.",
+        flush=True,
     )
-    start_s = time.monotonic()
     service, collect = daemons(out, bundle)
     with running(service, collect):
-        print(f"serving at {service.url}, collecting events at {collect.url}")
+        print(f"serving at {service.url}, collecting events at {collect.url}", flush=True)
+        start_s = time.monotonic()
         driver = drive(Addresses(service.url, collect.url), requests, rate, seed)
+        sent_s = time.monotonic() - start_s
         service.stop()
         collect.stop()
     truth = driver.truth
     truth.sent = received(truth.sent, read_lines(out / EVENTS))
-    print(f"sent {requests:,} requests and {len(truth.sent):,} events in {time.monotonic() - start_s:.0f} s")
+    print(f"sent {requests:,} requests and {len(truth.sent):,} events in {sent_s:.0f} s", flush=True)
     report = join(out, out / JOINED)
     print(report.stdout + report.stderr, end="")
     if report.returncode != 0:
