@@ -30,6 +30,7 @@ class Balance:
         requests: Usable lines of the request log.
         events: The number of events of each type.
         outcomes: The number of events of each type in each category.
+        rows: The impressions, clicks and conversions in the rows of the joined log.
         ahead: Events whose time is after they were received, by more than MAX_SKEW_MS.
         behind: Events whose time is before they were received, by more than MAX_SKEW_MS.
         reused_event_ids: Event ids that different events of an answer share.
@@ -43,6 +44,7 @@ class Balance:
     requests: int = 0
     events: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
     ahead: int = 0
     behind: int = 0
     reused_event_ids: int = 0
@@ -69,17 +71,15 @@ class Balance:
     def add_matched(self, events: Sequence[Event], matched: Matched) -> None:
         """Count the result for the events of an answer."""
         self.outcomes.update((event.stored.type, category) for event, category in matched.outcomes)
+        self.rows["impression"] += len(matched.impressions)
+        self.rows["click"] += sum(impression.click is not None for impression in matched.impressions)
+        self.rows["conversion"] += sum(len(impression.conversions) for impression in matched.impressions)
         self.click_delays_ms.extend(matched.click_delays_ms)
         keys = {(event.stored.event_id, event.stored.candidate, event.stored.type) for event in events}
         self.reused_event_ids += len(keys) - len({event_id for event_id, _, _ in keys})
 
-    def check(self, rows: int, clicks: int, conversions: int) -> None:
+    def check(self) -> None:
         """Check that every line is in exactly one category, and that the joined ones are in the joined log.
-
-        Args:
-            rows: The number of rows in the joined log.
-            clicks: The number of clicks in it.
-            conversions: The number of conversions in it.
 
         Raises:
             AssertionError: If not. This is a bug.
@@ -87,16 +87,16 @@ class Balance:
         sums = {name: sum(self.outcomes[name, category] for category in CATEGORIES) for name in TYPES}
         expected = {name: self.events[name] for name in TYPES}
         joined = {name: self.outcomes[name, "joined"] for name in TYPES}
-        written = {"impression": rows, "click": clicks, "conversion": conversions}
+        rows = {name: self.rows[name] for name in TYPES}
         unusable = {kind: sum(n for (of, _), n in self.problems.items() if of == kind) for kind in (REQUESTS, EVENTS)}
         lines = {
             REQUESTS: self.requests + self.repeated_requests + unusable[REQUESTS],
             EVENTS: sum(expected.values()) + unusable[EVENTS],
         }
-        if sums != expected or joined != written or lines != dict(self.lines) | {k: self.lines[k] for k in lines}:
+        if sums != expected or joined != rows or lines != {kind: self.lines[kind] for kind in lines}:
             raise AssertionError(
                 f"the balance is violated, which is a bug: {expected} events are {sums} in categories, {joined} joined "
-                f"events are {written} in the joined log, and {dict(self.lines)} lines are {lines} in categories"
+                f"events are {rows} in the joined log, and {dict(self.lines)} lines are {lines} in categories"
             )
 
     def click_delays(self, window_ms: int) -> dict[str, float] | None:

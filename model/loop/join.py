@@ -5,21 +5,18 @@
 3. output.py sorts the rows of each final hour, and writes them to a file that never changes again.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import polars as pl
 
 from contract.request_log import LogLine
 from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED
 from model.loop.balance import Balance
 from model.loop.inputs import Inputs, Partitions, find_segments, partition
 from model.loop.lines import MAX_SKEW_MS, BadLineError, Event, parse_event, parse_request
-from model.loop.match import HOUR_MS, LateEvent, Rules, hour_of, match
+from model.loop.match import HOUR_MS, Rules, hour_of, match
 from model.loop.output import HOURS, LATE, Published, Settings, TemporaryTables, open_output
-from model.loop.table import LATE_COLUMNS, LATE_SORT, SORT, Names, Row, frame_of, late_frame, rows_of
+from model.loop.table import LATE_COLUMNS, LATE_SORT, SORT, Names, frame_of, late_frame, rows_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,8 @@ def join(
         partitions = partition(inputs, output.temporary("lines"))
         watermark_ms = inputs.watermark_ms if until_ms is None else until_ms
         rules = Rules(settings.window_s * 1000, settings.lateness_s * 1000, watermark_ms)
-        tables = TemporaryTables(output.temporary("tables"))
+        makers = {HOURS: lambda rows: frame_of(rows, names), LATE: late_frame}
+        tables = TemporaryTables(output.temporary("tables"), makers)
         balance = join_partitions(partitions, rules, names, tables)
         hours = output.publish(HOURS, tables, names.columns, [names.of(name) for name in SORT])
         late = output.publish(LATE, tables, LATE_COLUMNS, LATE_SORT)
@@ -82,31 +80,22 @@ def join_partitions(partitions: Partitions, rules: Rules, names: Names, tables: 
         AssertionError: If the balance is violated.
     """
     balance = Balance()
-    written: Counter[str] = Counter()
     for name in partitions.names():
         events = read_events(partitions.read(EVENTS, name), balance)
         requests = read_requests(partitions.read(REQUESTS, name), balance, events)
-        rows: defaultdict[int, list[Row]] = defaultdict(list)
-        late: defaultdict[int, list[LateEvent]] = defaultdict(list)
         for score_id in sorted(events):
             matched = match(requests.get(score_id), events[score_id], rules)
             balance.add_matched(events[score_id], matched)
-            for event in matched.late:
-                if rules.watermark_ms >= (received := hour_of(event.event.received_ms)) + HOUR_MS:
-                    late[received].append(event)
+            for late in matched.late:
+                received_ms = late.event.received_ms
+                if rules.watermark_ms >= hour_of(received_ms) + HOUR_MS:
+                    tables.add(LATE, received_ms, late)
             if matched.impressions:
-                found = rows_of(requests[score_id], matched.impressions, names)
-                for impression, row in zip(matched.impressions, found, strict=True):
-                    rows[hour_of(impression.event.time_ms)].append(row)
-        for hour_ms in rows:
-            table = frame_of(rows[hour_ms], names)
-            tables.add(HOURS, hour_ms, name, table)
-            written["rows"] += table.height
-            for column in ("click", "conversions"):
-                written[column] += table[names.of(column)].cast(pl.Int64).sum()
-        for hour_ms, found_late in late.items():
-            tables.add(LATE, hour_ms, name, late_frame(found_late))
-    balance.check(written["rows"], written["click"], written["conversions"])
+                rows = rows_of(requests[score_id], matched.impressions, names)
+                for impression, row in zip(matched.impressions, rows, strict=True):
+                    tables.add(HOURS, impression.event.time_ms, row)
+    tables.flush()
+    balance.check()
     return balance
 
 

@@ -4,20 +4,23 @@ import fcntl
 import filecmp
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import polars as pl
 
 from model.data.readers.scan import JOINED_LOG
+from model.loop.match import hour_of
 from model.loop.table import ROW_GROUP, concatenate
 
 HOURS, LATE, REPORT = "hours", "late", "join.json"
 FORMAT = 1
+MAX_BUFFERED_ROWS = 25_000
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,16 +55,37 @@ class Published:
 
 
 class TemporaryTables:
-    """The rows of each hour, in one file for each partition."""
+    """The rows of each hour, in temporary files. At most MAX_BUFFERED_ROWS are in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, makers: Mapping[str, Callable[[list[Any]], pl.DataFrame]]) -> None:
+        """Start without rows.
+
+        Args:
+            folder: The folder for the files.
+            makers: Functions that convert the rows of one hour to a table, by kind: HOURS and LATE.
+        """
         self._folder = folder
+        self._makers = makers
+        self._buffered: dict[tuple[str, str], list[Any]] = {}
+        self._rows = 0
+        self._files = 0
 
-    def add(self, kind: str, hour_ms: int, partition: str, table: pl.DataFrame) -> None:
-        """Write rows."""
-        folder = self._folder / kind / hour_name(hour_ms)
-        folder.mkdir(parents=True, exist_ok=True)
-        table.write_ipc(folder / partition)
+    def add(self, kind: str, time_ms: int, row: Any) -> None:
+        """Add a row to the hour of a time."""
+        self._buffered.setdefault((kind, hour_name(hour_of(time_ms))), []).append(row)
+        self._rows += 1
+        if self._rows >= MAX_BUFFERED_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are in memory."""
+        for (kind, hour), rows in self._buffered.items():
+            folder = self._folder / kind / hour
+            folder.mkdir(parents=True, exist_ok=True)
+            self._makers[kind](rows).write_ipc(folder / f"{self._files:06d}")
+            self._files += 1
+        self._buffered.clear()
+        self._rows = 0
 
     def hours(self, kind: str) -> Iterator[tuple[str, list[Path]]]:
         """Yield each hour that has rows, and its files."""
@@ -108,6 +132,7 @@ class Output:
                 published.written.append(hour)
             elif not filecmp.cmp(new, target, shallow=False) and not pl.read_parquet(target).equals(table):
                 published.kept.append(hour)
+        sync(self._folder / kind)
         return published
 
     def write_report(self, report: Mapping[str, object]) -> None:
@@ -115,6 +140,7 @@ class Output:
         new = self._scratch / REPORT
         new.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
         move(new, self._folder / REPORT)
+        sync(self._folder)
 
     def close(self) -> None:
         """Remove the temporary files."""
@@ -173,10 +199,9 @@ def hour_name(hour_ms: int) -> str:
 
 
 def move(new: Path, target: Path) -> None:
-    """Move a file to its final path. It is on the disk when this returns, so that its sources may be deleted."""
+    """Move a file to its final path, after its content is on the disk. Call sync() for the folder after that."""
     sync(new)
     new.rename(target)
-    sync(target.parent)
 
 
 def sync(path: Path) -> None:
