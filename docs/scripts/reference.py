@@ -151,9 +151,7 @@ def without_meaning() -> set[str]:
 def _checked(groups: Mapping[str, Sequence[str]], settings: AnySettings) -> Mapping[str, Sequence[str]]:
     listed = [name for names in groups.values() for name in names]
     if strangers := set(listed) ^ set(settings.model_fields):
-        raise ValueError(
-            f"{min(strangers)!r}: the groups in {__name__} and the settings differ. List every setting once"
-        )
+        raise ValueError(f"{min(strangers)!r}: {__name__} and the settings differ. List every setting in one group")
     return groups
 
 

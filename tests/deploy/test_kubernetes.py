@@ -9,6 +9,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.collect.app import create_app as create_collect_app
@@ -158,6 +159,7 @@ def test_a_terminating_pod_accepts_requests_until_it_is_seen_as_not_ready(name: 
 
 @pytest.mark.parametrize("name", [SERVICE, COLLECT])
 def test_the_probes_use_existing_routes_on_the_port_of_the_app(name: str, tmp_path: Path) -> None:
+    app: FastAPI
     if name == SERVICE:
         app, port = create_app(Settings(bundle=ROOT / "deploy" / "demo")), settings().port
     else:

@@ -70,9 +70,10 @@ def test_a_failed_fsync_removes_what_was_written_since_the_last_one(
     segments.write(b"first\n")
     segments.sync()
     segments.write(b"second\nthird\n")
-    with monkeypatch.context() as broken, pytest.raises(OSError, match="Input/output error"):
+    with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", fail)
-        segments.sync()
+        with pytest.raises(OSError, match="Input/output error"):
+            segments.sync()
     segments.write(b"fourth\n")
     segments.sync()
     segments.close()
