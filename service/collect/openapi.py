@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from contract.events import Event
+from contract.score_ids import SCORE_ID
 from service.api.openapi import HEADERS, KEYED, PROBLEMS, SECURITY_SCHEMES, json_content, probe, problems
 from service.api.problem_details import ProblemDetails
 from service.collect.events import InvalidEvent
@@ -23,7 +24,7 @@ EXAMPLE = {
     "type": "click",
     "score_id": "01a22e2a-8f97-704e-9ed0-a015a4d6fa21",
     "candidate": 0,
-    "time": "2026-11-30T20:00:03.120Z",
+    "time": "2026-11-30T20:34:35.120Z",
 }
 
 
@@ -46,6 +47,9 @@ def openapi(title: str, version: str) -> dict[str, Any]:
     types = (Event, EventsResponse, InvalidEvents, ProblemDetails)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     event, response, invalid, problem = references
+    members = components["Event"]["properties"]
+    members["score_id"]["pattern"] = f"^{SCORE_ID.pattern}$"
+    members["time"]["format"] = "date-time"
     body = {"oneOf": [event, {"type": "array", "items": event, "minItems": 1}]}
     content: dict[str, Any] = json_content(body, EXAMPLE)
     for name in NDJSON_TYPES:

@@ -40,6 +40,10 @@ def test_the_variable_of_the_training_commands_is_accepted(monkeypatch: pytest.M
     read(monkeypatch, CTR_DATA="data")
 
 
+def test_the_variables_of_ctr_collect_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(monkeypatch, CTR_COLLECT_PORT="1", ctr_collect_anything="2").port == 8000
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

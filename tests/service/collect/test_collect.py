@@ -143,8 +143,8 @@ def test_sigterm_answers_what_is_in_flight_and_finishes_the_file(tmp_path: Path)
     acknowledged: list[str] = []
     stopping = threading.Event()
 
-    def send(number: int) -> None:
-        with client_for(server.url) as client:
+    def send(number: int, url: str) -> None:
+        with client_for(url) as client:
             for count in range(10_000):
                 event_id = f"{number}-{count}"
                 answer = client.post("/v1/events", json=an_event(event_id))
@@ -153,8 +153,8 @@ def test_sigterm_answers_what_is_in_flight_and_finishes_the_file(tmp_path: Path)
                 if stopping.is_set() or answer.headers.get("connection") == "close":
                     return
 
-    with collecting(tmp_path, CTR_COLLECT_DRAIN_NOTICE_MS="300") as server:
-        senders = [threading.Thread(target=send, args=(number,)) for number in range(4)]
+    with collecting(tmp_path, CTR_COLLECT_DRAIN_NOTICE_MS="2000") as server:
+        senders = [threading.Thread(target=send, args=(number, server.url)) for number in range(4)]
         for sender in senders:
             sender.start()
         eventually(lambda: len(acknowledged) > 50, "events are stored")

@@ -34,7 +34,7 @@ def acknowledged(url: str) -> float:
 
 
 def pending(client: "redis.Redis") -> int:
-    count: int = client.xpending(STREAM, GROUP)["pending"]  # type: ignore[index]
+    count: int = client.xpending(STREAM, GROUP)["pending"]
     return count
 
 
