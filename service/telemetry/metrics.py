@@ -105,6 +105,11 @@ class Metrics:
         self.not_logged = PrometheusCounter(
             "ctr_request_log_dropped", "Lines lost before they reached the request log", ["reason"], registry=registry
         )
+        self.unshipped_deleted = PrometheusCounter(
+            "ctr_request_log_unshipped_files_deleted",
+            "Files of the request log that were deleted before they were shipped",
+            registry=registry,
+        )
         self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored by the whole model", registry=registry)
         self.batch_rows = Histogram(
             "ctr_batch_rows", "Candidates in one run of the model", buckets=BUCKETS_ROWS, registry=registry
