@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
+from typing import IO
 
 from contract.segments import FINISHED, SHIPPED, UNFINISHED
 from contract.system_errors import explain_denied
@@ -125,7 +126,7 @@ class Segments:
         self._size = self._synced = 0
 
 
-def is_at(path: Path, file: FileIO) -> bool:
+def is_at(path: Path, file: IO[bytes]) -> bool:
     """Return whether an open file is still at its path: the file may be gone, or its folder may have moved."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))

@@ -27,6 +27,7 @@ BUCKETS_S = (*(0.0002 * 1.19**step for step in range(49)), 1.0)
 BUCKETS_ROWS = tuple(float(2**power) for power in range(13))
 
 OK = "ok"
+LOST_LINES = ("queue", "encode", "write", "close")  # why a line of the request log may be lost
 
 
 class Timing:
@@ -105,6 +106,8 @@ class Metrics:
         self.not_logged = PrometheusCounter(
             "ctr_request_log_dropped", "Lines lost before they reached the request log", ["reason"], registry=registry
         )
+        for reason in LOST_LINES:  # A counter that starts with its first loss would hide it from rate().
+            self.not_logged.labels(reason)
         self.unshipped_deleted = PrometheusCounter(
             "ctr_request_log_unshipped_files_deleted",
             "Files of the request log that were deleted before they were shipped",
