@@ -40,8 +40,8 @@ class LogLine(msgspec.Struct, kw_only=True):
         time: When the request was answered, in UTC (ISO 8601, milliseconds).
         score_id: The id of the answer (contract/score_ids.py).
         request_id: The request's id. Clients choose it, so it may repeat.
-        outcome: "scored", or why the request was not scored, such as "deadline". A request that was not scored has no
-            context and no candidates here.
+        outcome: "scored", or why the request was not scored, such as "deadline_exceeded" (the outcomes of the metric
+            ctr_request_seconds). A request that was not scored has no context and no candidates here.
         model: The model's name.
         version: The bundle's version.
         unit: The request's unit, or None. It is a pseudonym if the server has a key for pseudonyms.

@@ -6,7 +6,6 @@ request was sampled for the request log.
 
 import re
 import secrets
-import uuid
 
 SCORE_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 RANDOM_BITS = 74
@@ -24,9 +23,11 @@ def new_score_id(time_s: float, logged: bool, random: int | None = None) -> str:
     if random is None:
         random = secrets.randbits(RANDOM_BITS)
     random = (random & ~1 | logged) & (2**RANDOM_BITS - 1)
-    high, low = divmod(random, 2**62)
-    value = (int(time_s * 1000) & MAX_MS) << 80 | 7 << 76 | high << 64 | 2 << 62 | low
-    return str(uuid.UUID(int=value))
+    high, low = random >> 62, random & (2**62 - 1) | 2 << 62
+    time_ms = int(time_s * 1000) & MAX_MS
+    # Every answer needs an id, and uuid.UUID takes three times as long as this.
+    last = low & (2**48 - 1)
+    return f"{time_ms >> 16:08x}-{time_ms & 0xFFFF:04x}-7{high:03x}-{low >> 48:04x}-{last:012x}"
 
 
 def is_score_id(text: str) -> bool:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
+from typing import IO
 
 from contract.segments import EVENTS, FINISHED, SHIPPED, UNFINISHED
 from contract.system_errors import explain_denied
@@ -30,6 +31,7 @@ class Segments:
         kind: str,
         setting: str,
         max_age_s: float = MAX_SEGMENT_S,
+        on_unshipped: Callable[[Path], None] | None = None,
     ) -> None:
         """Create the folder, and finish the files that dead processes left behind.
 
@@ -40,6 +42,7 @@ class Segments:
             kind: What the files contain: REQUESTS or EVENTS. Their names begin with it.
             setting: The name of the setting that contains the folder, for error messages.
             max_age_s: How long to write to a file before finishing it.
+            on_unshipped: Called after a file that was not shipped has been deleted to make room.
 
         Raises:
             SettingsError: The folder is not writable.
@@ -54,6 +57,7 @@ class Segments:
         self._size = 0
         self._synced_size = 0
         self._opened_s = 0.0
+        self._on_unshipped = on_unshipped
         try:
             prepare_folder(folder, kind)
         except PermissionError as error:
@@ -92,7 +96,8 @@ class Segments:
 
         After a failure, the system may have discarded the data, and a second fsync would not report that.
         """
-        if self._file is None:  # write() has finished the file, and close() has synced it.
+        # If write() has finished the file, close() has synced it.
+        if self._file is None or self._synced_size == self._size:
             return
         try:
             os.fsync(self._file.fileno())
@@ -111,7 +116,7 @@ class Segments:
             self.close()
 
     def close(self) -> None:
-        """Finish the current file, and remove the oldest ones if the folder is full: of events, only shipped files."""
+        """Finish the current file. If the folder is full, remove shipped files, and then the oldest requests."""
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -122,8 +127,9 @@ class Segments:
             file.close()
         if not was_moved:
             finish(self._path)
-            sync_folder(self._folder)
-        remove_oldest(self._folder, self._kind, self._max_bytes)
+        for path in remove_oldest(self._folder, self._kind, self._max_bytes):
+            if self._on_unshipped is not None:
+                self._on_unshipped(path)
 
     def _open(self) -> None:
         prepare_folder(self._folder, self._kind)  # the folder may have been removed
@@ -139,7 +145,7 @@ class Segments:
         self._size = self._synced_size = 0
 
 
-def is_at(path: Path, file: FileIO) -> bool:
+def is_at(path: Path, file: IO[bytes]) -> bool:
     """Return whether an open file is still at its path: the file may be gone, or its folder may have moved."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
@@ -159,6 +165,7 @@ def sync_folder(folder: Path) -> None:
 def finish(path: Path) -> None:
     """Rename a file to show that it is complete."""
     path.rename(path.with_name(path.name.removesuffix(UNFINISHED) + FINISHED))
+    sync_folder(path.parent)
 
 
 def prepare_folder(folder: Path, kind: str) -> None:
@@ -172,21 +179,32 @@ def prepare_folder(folder: Path, kind: str) -> None:
         with suppress(BlockingIOError, FileNotFoundError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(file.read().rfind(b"\n") + 1)
+            os.fsync(file.fileno())
             finish(path)
 
 
-def remove_oldest(folder: Path, kind: str, max_bytes: int) -> None:
-    """Remove the oldest complete files, of any process, until all files together have at most `max_bytes`.
+def remove_oldest(folder: Path, kind: str, max_bytes: int) -> list[Path]:
+    """Remove complete files, of any process, until all files together have at most `max_bytes`.
 
+    Shipped files are removed first, because there is a copy of them. Within both groups, the oldest are removed first.
     Events that were not shipped are never removed, because nothing else has them.
+
+    Returns:
+        The removed files that were not shipped.
     """
-    removable = SHIPPED if kind == EVENTS else FINISHED
     sizes: dict[Path, int] = {}
     for path in folder.glob(f"{kind}-*"):
-        with suppress(FileNotFoundError):  # another process may be removing files too
+        with suppress(FileNotFoundError):  # another process may be removing or renaming files too
             sizes[path] = path.stat().st_size
-    for oldest in sorted(path for path in sizes if path.name.endswith(removable)):  # names begin with the time
-        if sum(sizes.values()) <= max_bytes:
-            return
-        oldest.unlink(missing_ok=True)
-        del sizes[oldest]
+    total, unshipped = sum(sizes.values()), []
+    removable = SHIPPED if kind == EVENTS else (FINISHED, SHIPPED)
+    complete = [path for path in sizes if path.name.endswith(removable)]
+    for path in sorted(complete, key=lambda path: (not path.name.endswith(SHIPPED), path.name)):
+        if total <= max_bytes:
+            break
+        total -= sizes[path]
+        with suppress(FileNotFoundError):
+            path.unlink()
+            if not path.name.endswith(SHIPPED):
+                unshipped.append(path)
+    return unshipped

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from contract.units import BUCKETS
+
 PREFIX = "CTR_"
 COLLECT_PREFIX = "CTR_COLLECT_"  # the settings of ctr-collect, see service/collect/settings.py
 MAX_TIMEOUT_MS = 10_000  # the longest deadline that a request or CTR_TIMEOUT_MS may set
@@ -151,9 +153,30 @@ class Settings(BaseModel):
     log_values: bool = Field(default=False, description="log the feature values of requests that failed")
 
     request_log: Path | None = Field(default=None, description="folder for a sample of requests and their scores")
-    request_log_sample: float = Field(default=0.01, gt=0, le=1, description="share of requests that are logged")
+    request_log_sample: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of units whose requests are logged, rounded to a multiple of 0.0001; requests without a "
+        "unit are sampled one by one",
+    )
+    request_log_fields: Literal["known", "all"] = Field(
+        default="known", description="log only the fields that the model reads, or all fields in the request"
+    )
+    request_log_candidates: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="log only this number of candidates, the best ones, and one of the others at random; default: all",
+    )
     request_log_max_bytes: int = Field(
         default=1024**3, ge=1024**2, le=2**50, description="maximum size of the request log's folder"
+    )
+    request_log_queue_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024**2,
+        le=2**40,
+        description="maximum memory for lines that wait for the disk; further lines are dropped",
     )
     request_log_hash: str = Field(default="", description="fields to hash in the request log, separated by commas")
     request_log_salt_file: Path | None = Field(
@@ -178,6 +201,17 @@ class Settings(BaseModel):
             raise ValueError(
                 "CTR_REQUEST_LOG_HASH requires CTR_REQUEST_LOG_SALT_FILE: without a salt, hashed values can be "
                 "guessed. Set it to a file with 16 random bytes or more."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_sample(self) -> Self:
+        """Require that a sample contains at least one bucket of units."""
+        if 0 < self.request_log_sample < 1 / BUCKETS:
+            raise ValueError(
+                f"CTR_REQUEST_LOG_SAMPLE={self.request_log_sample:g} is less than {1 / BUCKETS:g}. Units are sampled "
+                f"in {BUCKETS:,} buckets, so a smaller sample would be empty. Set at least {1 / BUCKETS:g}, or 0 to "
+                "log nothing."
             )
         return self
 

@@ -40,8 +40,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "connections": ("max_connections", "head_timeout_ms", "body_timeout_ms", "keep_alive_ms"),
     "access": ("api_keys_file", "admin_key_file", "admin_port", "docs"),
     "logs": (
-        *("log_values", "request_log", "request_log_sample", "request_log_max_bytes", "request_log_hash"),
-        "request_log_salt_file",
+        *("log_values", "request_log", "request_log_sample", "request_log_fields", "request_log_candidates"),
+        *("request_log_max_bytes", "request_log_queue_bytes", "request_log_hash", "request_log_salt_file"),
     ),
 }
 COLLECT_GROUPS: Mapping[str, Sequence[str]] = {

@@ -27,6 +27,7 @@ BUCKETS_S = (*(0.0002 * 1.19**step for step in range(49)), 1.0)
 BUCKETS_ROWS = tuple(float(2**power) for power in range(13))
 
 OK = "ok"
+LOST_LINES = ("queue", "encode", "write", "close")  # why a line of the request log may be lost
 
 
 class Timing:
@@ -104,6 +105,13 @@ class Metrics:
         self.logged = PrometheusCounter("ctr_request_log_lines", "Lines written to the request log", registry=registry)
         self.not_logged = PrometheusCounter(
             "ctr_request_log_dropped", "Lines lost before they reached the request log", ["reason"], registry=registry
+        )
+        for reason in LOST_LINES:  # A counter that starts with its first loss would hide it from rate().
+            self.not_logged.labels(reason)
+        self.unshipped_deleted = PrometheusCounter(
+            "ctr_request_log_unshipped_files_deleted",
+            "Files of the request log that were deleted before they were shipped",
+            registry=registry,
         )
         self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored by the whole model", registry=registry)
         self.batch_rows = Histogram(

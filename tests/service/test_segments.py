@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED, UNFINISHED, finished_files
-from service.segments import Segments
+from service.segments import Segments, remove_oldest
 
 LINE = b"x" * 19_999 + b"\n"
 
@@ -104,3 +104,28 @@ def test_a_file_is_finished_when_it_has_the_given_age(tmp_path: Path) -> None:
     now[0] += 0.2
     segments.close_if_old()
     assert lines_of(tmp_path) == [b"first\n"]
+
+
+def write_files(folder: Path, *names: str) -> list[Path]:
+    """Write files of 1,000 bytes each. Their numbers stand for their age: 1 is the oldest."""
+    for name in names:
+        (folder / f"requests-{name}").write_bytes(b"x" * 1000)
+    return [folder / f"requests-{name}" for name in names]
+
+
+def test_shipped_files_are_removed_first_and_then_the_oldest_others(tmp_path: Path) -> None:
+    names = ("1.ndjson", "2.ndjson.shipped", "3.ndjson", "4.ndjson.shipped", "5.ndjson", "6.ndjson.part")
+    files = dict(zip(range(1, 7), write_files(tmp_path, *names), strict=True))
+    assert remove_oldest(tmp_path, REQUESTS, 6000) == []
+    assert remove_oldest(tmp_path, REQUESTS, 5000) == []
+    assert {number for number, file in files.items() if not file.exists()} == {2}
+    assert remove_oldest(tmp_path, REQUESTS, 3500) == [files[1]]
+    assert {number for number, file in files.items() if not file.exists()} == {1, 2, 4}
+    assert remove_oldest(tmp_path, REQUESTS, 0) == [files[3], files[5]]
+    assert list(tmp_path.iterdir()) == [files[6]]  # the file that a process is writing
+
+
+def test_files_of_the_other_log_are_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "events-1.ndjson.shipped").write_bytes(b"x" * 1000)
+    assert remove_oldest(tmp_path, REQUESTS, 0) == []
+    assert len(list(tmp_path.iterdir())) == 1
