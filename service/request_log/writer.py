@@ -54,7 +54,7 @@ class RequestLog:
             clock,
             REQUESTS,
             "CTR_REQUEST_LOG",
-            self._count_unshipped,
+            on_unshipped=self._count_unshipped,
         )
         self._can_write = True
         self._thread = threading.Thread(target=self._write_lines, name="request-log", daemon=True)
