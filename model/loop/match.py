@@ -165,7 +165,8 @@ def _match_candidate(events: Sequence[Event], rules: Rules, result: Matched) -> 
 
 def _first_impression(shown: Sequence[Event], rules: Rules, result: Matched) -> Event | None:
     """Return the first impression that is on time."""
-    on_time, late = [], []
+    on_time: list[Event] = []
+    late: list[Event] = []
     for event in shown:
         (on_time if event.received_ms < rules.deadline(event.time_ms) else late).append(event)
     if on_time:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.events import EventType
 from contract.request_log import LoggedCandidate
 from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED, UNFINISHED
 from model.cli.join import main
@@ -58,11 +59,12 @@ def generated_logs(seed: int, requests: int = 40) -> tuple[list[bytes], list[byt
         for candidate in range(3):
             shown = asked + drawn.expovariate(0.1)
             received = shown + drawn.choice([0, 1, 400, 4 * HOUR])
-            for kind, delay in (("impression", 0), ("click", drawn.expovariate(0.01)), ("conversion", 99)):
+            delays: dict[EventType, float] = {"impression": 0, "click": drawn.expovariate(0.01), "conversion": 99}
+            for kind, delay in delays.items():
                 for _ in range(drawn.choice([0, 1, 1, 2])):
                     events.append(
                         event(
-                            kind,  # type: ignore[arg-type]
+                            kind,
                             of,
                             shown + delay,
                             candidate=candidate,
@@ -373,7 +375,7 @@ def test_a_second_join_into_the_same_folder_is_refused(tmp_path: Path, monkeypat
     failures: list[str] = []
 
     def join_again(found: inputs.Inputs, folder: Path) -> inputs.Partitions:
-        with pytest.raises(ValueError, match="another ctr-join is writing to this folder"):
+        with pytest.raises(ValueError, match="another process is writing to this folder"):
             join(paths, tmp_path / "joined", SETTINGS)
         failures.append("refused")
         return inputs.partition(found, folder)

@@ -5,6 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.events import EventType
 from contract.request_log import LoggedCandidate
 from model.loop.lines import Event, parse_event, parse_request
 from model.loop.match import HOUR_MS, Matched, Rules, match
@@ -151,6 +152,7 @@ def test_equal_event_ids_of_different_events_do_not_hide_each_other() -> None:
     assert outcomes(result) == {("impression", "joined"): 2, ("click", "joined"): 1}
 
 
+KINDS: tuple[EventType, ...] = ("impression", "impression", "click", "conversion")
 TIMES = st.one_of(st.integers(-400, 2 * FINAL), st.integers(0, 20))
 
 
@@ -160,7 +162,7 @@ def any_events(draw: st.DrawFn) -> list[Event]:
     drawn = draw(
         st.lists(
             st.tuples(
-                st.sampled_from(["impression", "impression", "click", "conversion"]),
+                st.sampled_from(KINDS),
                 st.integers(0, 1),
                 TIMES,
                 st.one_of(st.just(0), st.integers(0, 30), st.integers(0, 2 * FINAL)),
