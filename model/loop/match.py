@@ -131,8 +131,6 @@ def match(request: LogLine | None, events: Sequence[Event], rules: Rules) -> Mat
 
 def _why_unmatched(event: Event, request: LogLine | None, logged: frozenset[int], rules: Rules) -> Category | None:
     """Return the category of an event that belongs to no logged candidate, or None if it belongs to one."""
-    if event.is_too_early:
-        return "invalid"
     if request is None:
         if not is_logged(event.stored.score_id):
             return "not sampled"

@@ -235,6 +235,8 @@ def test_lines_that_cannot_be_read_are_reported_with_their_position(
         event("click", "no-id", 2),
         event("click", of, 3).replace(b'"time":"2026-11-30T20:00:03.000Z"', b'"time":"2026-11-30 20:00:03"'),
         event("conversion", of, 3, value=1e300).replace(b"1e300", b"1e999"),
+        event("click", of, -400),
+        event("click", of, 5, candidate=1, event_id="impossible"),
     ]
     paths = write_logs(tmp_path, lines, events)
     assert main([*map(str, paths), "--out", str(tmp_path / "joined"), "--until", iso(100 * HOUR)]) == 0
@@ -246,11 +248,12 @@ def test_lines_that_cannot_be_read_are_reported_with_their_position(
     assert f"events: 1 distinct lines are not joined (unreadable), such as {event_log}:2: " in printed.err
     assert f"(invalid), such as {event_log}:3: score_id 'no-id' is not a score id" in printed.err
     assert f"{event_log}:4: time '2026-11-30 20:00:03' must be an ISO 8601 time with a time zone" in printed.err
+    assert f"events: 'impossible' is invalid: request {of} was not scored or has no candidate 1" in printed.err
     report = json.loads((tmp_path / "joined" / "join.json").read_text())
     assert report["requests"]["usable"] == 1
     assert {name: report["balance"][name]["invalid"] for name in report["balance"]} == {
         "impressions": 0,
-        "clicks": 2,
+        "clicks": 4,
         "conversions": 1,
     }
 

@@ -2,12 +2,13 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.events import EventType
 from contract.request_log import LoggedCandidate
-from model.loop.lines import Event, parse_event, parse_request
+from model.loop.lines import BadLineError, Event, parse_event, parse_request
 from model.loop.match import HOUR_MS, Matched, Rules, match
 from tests.support.loop_logs import AD, START_S, event, request, score_id
 
@@ -110,7 +111,10 @@ def test_a_click_without_an_impression() -> None:
 
 
 def test_an_event_long_before_the_answer_is_invalid() -> None:
-    assert categories(event("impression", ID, -301), event("impression", ID, -299)) == ["invalid", "joined"]
+    assert categories(event("impression", ID, -300)) == ["joined"]
+    with pytest.raises(BadLineError, match="the event is from 301 s before the answer") as raised:
+        parse_event(event("impression", ID, -301))
+    assert (raised.value.problem, raised.value.type) == ("invalid", "impression")
 
 
 def test_the_time_of_a_clock_far_ahead_is_replaced_by_the_time_of_receipt() -> None:
@@ -153,7 +157,7 @@ def test_equal_event_ids_of_different_events_do_not_hide_each_other() -> None:
 
 
 KINDS: tuple[EventType, ...] = ("impression", "impression", "click", "conversion")
-TIMES = st.one_of(st.integers(-400, 2 * FINAL), st.integers(0, 20))
+TIMES = st.one_of(st.integers(-300, 2 * FINAL), st.integers(0, 20))
 
 
 @st.composite
