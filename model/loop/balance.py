@@ -16,6 +16,7 @@ from model.loop.match import Category, Matched
 
 TYPES: tuple[EventType, ...] = get_args(EventType)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
+MAX_EXAMPLES = 3
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -30,6 +31,7 @@ class Balance:
         requests: Usable lines of the request log.
         events: The number of events of each type.
         outcomes: The number of events of each type in each category.
+        impossible: The first events whose candidate does not exist.
         rows: The impressions, clicks and conversions in the rows of the joined log.
         ahead: Events whose time is after they were received, by more than MAX_SKEW_MS.
         behind: Events whose time is before they were received, by more than MAX_SKEW_MS.
@@ -44,6 +46,7 @@ class Balance:
     requests: int = 0
     events: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    impossible: list[Event] = field(default_factory=list)
     rows: Counter[str] = field(default_factory=Counter)
     ahead: int = 0
     behind: int = 0
@@ -71,6 +74,8 @@ class Balance:
     def add_matched(self, events: Sequence[Event], matched: Matched) -> None:
         """Count the result for the events of an answer."""
         self.outcomes.update((event.stored.type, category) for event, category in matched.outcomes)
+        if len(self.impossible) < MAX_EXAMPLES:
+            self.impossible += [event for event, category in matched.outcomes if category == "invalid"]
         self.rows["impression"] += len(matched.impressions)
         self.rows["click"] += sum(impression.click is not None for impression in matched.impressions)
         self.rows["conversion"] += sum(len(impression.conversions) for impression in matched.impressions)

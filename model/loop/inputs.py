@@ -106,7 +106,7 @@ def find_segments(paths: Sequence[Path]) -> Inputs:
         ValueError: If a path does not exist, a folder has no segments, or a name does not state the kind.
     """
     segments: dict[Path, Segment] = {}
-    unfinished = set()
+    unfinished: set[Path] = set()
     for path in paths:
         if path.is_dir():
             found, open_files = finished_files(path), unfinished_files(path)

@@ -60,11 +60,6 @@ class Event:
         """The key by which events are sorted to find the first one."""
         return self.time_ms, self.stored.event_id, self.received_ms
 
-    @property
-    def is_too_early(self) -> bool:
-        """Whether the event happened before the answer."""
-        return self.time_ms < self.answered_ms - MAX_SKEW_MS
-
 
 class _Header(msgspec.Struct):
     format: int = 1
@@ -121,10 +116,13 @@ def parse_event(line: bytes) -> Event:
         sent_ms, received_ms = milliseconds(stored.time), milliseconds(stored.received)
         if stored.value is not UNSET and not math.isfinite(stored.value):
             raise ValueError("value must be a finite number")
+        time_ms = received_ms if sent_ms > received_ms + MAX_SKEW_MS else sent_ms
+        answered_ms = answer_ms(stored.score_id)
+        if time_ms < answered_ms - MAX_SKEW_MS:
+            raise ValueError(f"the event is from {(answered_ms - time_ms) / 1000:,.0f} s before the answer")
     except ValueError as error:
         raise BadLineError("invalid", str(error), stored.type) from error
-    time_ms = received_ms if sent_ms > received_ms + MAX_SKEW_MS else sent_ms
-    return Event(stored, answer_ms(stored.score_id), sent_ms, time_ms, received_ms)
+    return Event(stored, answered_ms, sent_ms, time_ms, received_ms)
 
 
 def answer_ms(score_id: str) -> int:

@@ -131,8 +131,6 @@ def match(request: LogLine | None, events: Sequence[Event], rules: Rules) -> Mat
 
 def _why_unmatched(event: Event, request: LogLine | None, logged: frozenset[int], rules: Rules) -> Category | None:
     """Return the category of an event that belongs to no logged candidate, or None if it belongs to one."""
-    if event.is_too_early:
-        return "invalid"
     if request is None:
         if not is_logged(event.stored.score_id):
             return "not sampled"
@@ -165,7 +163,8 @@ def _match_candidate(events: Sequence[Event], rules: Rules, result: Matched) -> 
 
 def _first_impression(shown: Sequence[Event], rules: Rules, result: Matched) -> Event | None:
     """Return the first impression that is on time."""
-    on_time, late = [], []
+    on_time: list[Event] = []
+    late: list[Event] = []
     for event in shown:
         (on_time if event.received_ms < rules.deadline(event.time_ms) else late).append(event)
     if on_time:

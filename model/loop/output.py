@@ -18,7 +18,7 @@ from model.data.readers.scan import JOINED_LOG
 from model.loop.match import hour_of
 from model.loop.table import ROW_GROUP, concatenate
 
-HOURS, LATE, REPORT = "hours", "late", "join.json"
+HOURS, LATE, REPORT, LOCK = "hours", "late", "join.json", ".lock"
 FORMAT = 1
 MAX_BUFFERED_ROWS = 25_000
 
@@ -154,20 +154,31 @@ def open_output(folder: Path, settings: Settings) -> Iterator[Output]:
     Raises:
         ValueError: If another process writes to it, it contains other files, or its hours have other settings.
     """
-    if folder.exists() and not (folder / ".lock").exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder / LOCK).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and was not written by ctr-join. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder}: another ctr-join is writing to this folder. Run it again later.") from error
+    with locked(folder):
         check_settings(folder, settings)
         output = Output(folder, settings)
         try:
             yield output
         finally:
             output.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a joined log.
+
+    Raises:
+        ValueError: If another process is writing to it.
+    """
+    with (folder / LOCK).open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another process is writing to this folder. Run this again later.") from error
+        yield
 
 
 def check_settings(folder: Path, settings: Settings) -> None:

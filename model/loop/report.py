@@ -60,6 +60,11 @@ def warnings(joined: Joined) -> Iterator[str]:
         what = f"{kind}: {count:,} distinct lines are not joined ({problem})"
         yield f"{what}, such as {examples[0]}"
         yield from (f"  {example}" for example in examples[1:])
+    for event in balance.impossible[:MAX_NAMES]:
+        yield (
+            f"{EVENTS}: {event.stored.event_id!r} is invalid: request {event.stored.score_id} was not scored or has no "
+            f"candidate {event.stored.candidate}"
+        )
     if balance.repeated_requests:
         yield f"{REQUESTS}: {balance.repeated_requests:,} lines have the score id of another line, and were not used"
     if balance.ahead or balance.behind:

@@ -95,6 +95,8 @@ class Names:
                     f"for example with --rename {column}=joined_{column}, or the feature, with --rename "
                     f"{side}.{name}={side}_{name}."
                 )
+            if column in found:
+                raise ValueError(f'--rename gives two features of a {side} the name "{column}". Choose other names.')
             found[column] = value_text(value)
         return found
 
@@ -106,9 +108,11 @@ def value_text(value: Any) -> str | None:
     categorical fields get the same token, and numeric fields the same number.
     """
     try:
-        return token(value)
+        text = token(value)
     except ValueError:
         return _encode(value).decode()
+    # ctr-prepare refuses NUL, because no vocabulary can contain it. To the server, such a value is unknown.
+    return text.replace("\0", "\ufffd") if text and "\0" in text else text
 
 
 def rows_of(request: LogLine, impressions: Sequence[Impression], names: Names) -> list[Row]:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contract.events import EventType
 from contract.request_log import LoggedCandidate
 from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED, UNFINISHED
 from model.cli.join import main
@@ -58,11 +59,12 @@ def generated_logs(seed: int, requests: int = 40) -> tuple[list[bytes], list[byt
         for candidate in range(3):
             shown = asked + drawn.expovariate(0.1)
             received = shown + drawn.choice([0, 1, 400, 4 * HOUR])
-            for kind, delay in (("impression", 0), ("click", drawn.expovariate(0.01)), ("conversion", 99)):
+            delays: dict[EventType, float] = {"impression": 0, "click": drawn.expovariate(0.01), "conversion": 99}
+            for kind, delay in delays.items():
                 for _ in range(drawn.choice([0, 1, 1, 2])):
                     events.append(
                         event(
-                            kind,  # type: ignore[arg-type]
+                            kind,
                             of,
                             shown + delay,
                             candidate=candidate,
@@ -233,6 +235,8 @@ def test_lines_that_cannot_be_read_are_reported_with_their_position(
         event("click", "no-id", 2),
         event("click", of, 3).replace(b'"time":"2026-11-30T20:00:03.000Z"', b'"time":"2026-11-30 20:00:03"'),
         event("conversion", of, 3, value=1e300).replace(b"1e300", b"1e999"),
+        event("click", of, -400),
+        event("click", of, 5, candidate=1, event_id="impossible"),
     ]
     paths = write_logs(tmp_path, lines, events)
     assert main([*map(str, paths), "--out", str(tmp_path / "joined"), "--until", iso(100 * HOUR)]) == 0
@@ -244,11 +248,12 @@ def test_lines_that_cannot_be_read_are_reported_with_their_position(
     assert f"events: 1 distinct lines are not joined (unreadable), such as {event_log}:2: " in printed.err
     assert f"(invalid), such as {event_log}:3: score_id 'no-id' is not a score id" in printed.err
     assert f"{event_log}:4: time '2026-11-30 20:00:03' must be an ISO 8601 time with a time zone" in printed.err
+    assert f"events: 'impossible' is invalid: request {of} was not scored or has no candidate 1" in printed.err
     report = json.loads((tmp_path / "joined" / "join.json").read_text())
     assert report["requests"]["usable"] == 1
     assert {name: report["balance"][name]["invalid"] for name in report["balance"]} == {
         "impressions": 0,
-        "clicks": 2,
+        "clicks": 4,
         "conversions": 1,
     }
 
@@ -373,7 +378,7 @@ def test_a_second_join_into_the_same_folder_is_refused(tmp_path: Path, monkeypat
     failures: list[str] = []
 
     def join_again(found: inputs.Inputs, folder: Path) -> inputs.Partitions:
-        with pytest.raises(ValueError, match="another ctr-join is writing to this folder"):
+        with pytest.raises(ValueError, match="another process is writing to this folder"):
             join(paths, tmp_path / "joined", SETTINGS)
         failures.append("refused")
         return inputs.partition(found, folder)

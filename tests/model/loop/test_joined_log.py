@@ -20,6 +20,7 @@ from model.data.prepare.prepared import Prepared
 from model.data_config import Data, SplitByTime
 from model.loop.join import join
 from model.loop.output import Settings
+from model.loop.table import value_text
 from tests.support.loop_logs import START_S, event, request, score_id, write_logs
 
 HOUR = 3600
@@ -143,6 +144,11 @@ def test_hours_may_differ_in_the_types_and_names_of_features(
     units = np.hstack([prepared.units(name) for name in ("train", "valid", "test")])  # type: ignore[misc]
     assert len(set(units)) == 3
     assert len(set(prepared.requests("train"))) == 8  # type: ignore[arg-type]
+
+
+def test_values_that_ctr_prepare_cannot_read_do_not_stop_it() -> None:
+    assert value_text("a\0b") == "a\ufffdb"
+    assert value_text([1, {"b": None, "a": 1}]) == '[1,{"a":1,"b":null}]'
 
 
 def test_a_column_that_no_hour_has_is_an_error(tmp_path: Path) -> None:

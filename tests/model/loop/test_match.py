@@ -2,11 +2,13 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.events import EventType
 from contract.request_log import LoggedCandidate
-from model.loop.lines import Event, parse_event, parse_request
+from model.loop.lines import BadLineError, Event, parse_event, parse_request
 from model.loop.match import HOUR_MS, Matched, Rules, match
 from tests.support.loop_logs import AD, START_S, event, request, score_id
 
@@ -109,7 +111,10 @@ def test_a_click_without_an_impression() -> None:
 
 
 def test_an_event_long_before_the_answer_is_invalid() -> None:
-    assert categories(event("impression", ID, -301), event("impression", ID, -299)) == ["invalid", "joined"]
+    assert categories(event("impression", ID, -300)) == ["joined"]
+    with pytest.raises(BadLineError, match="the event is from 301 s before the answer") as raised:
+        parse_event(event("impression", ID, -301))
+    assert (raised.value.problem, raised.value.type) == ("invalid", "impression")
 
 
 def test_the_time_of_a_clock_far_ahead_is_replaced_by_the_time_of_receipt() -> None:
@@ -151,7 +156,8 @@ def test_equal_event_ids_of_different_events_do_not_hide_each_other() -> None:
     assert outcomes(result) == {("impression", "joined"): 2, ("click", "joined"): 1}
 
 
-TIMES = st.one_of(st.integers(-400, 2 * FINAL), st.integers(0, 20))
+KINDS: tuple[EventType, ...] = ("impression", "impression", "click", "conversion")
+TIMES = st.one_of(st.integers(-300, 2 * FINAL), st.integers(0, 20))
 
 
 @st.composite
@@ -160,7 +166,7 @@ def any_events(draw: st.DrawFn) -> list[Event]:
     drawn = draw(
         st.lists(
             st.tuples(
-                st.sampled_from(["impression", "impression", "click", "conversion"]),
+                st.sampled_from(KINDS),
                 st.integers(0, 1),
                 TIMES,
                 st.one_of(st.just(0), st.integers(0, 30), st.integers(0, 2 * FINAL)),
