@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 INVALID = "invalid"  # the name of the subfolder, and the kind of its segments
 MAX_INVALID_BYTES = 64 * 1024 * 1024  # Beyond this, the oldest files in the subfolder are deleted.
 PROBE_BYTES = 4096
+PROBE = ".probe-"
+MAX_MEASURE_SHARE = 0.02  # of the time. A folder with very many files is measured less often than every second.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,8 +56,11 @@ class EventFolder:
         self._bytes = 0
         self._needed_bytes = PROBE_BYTES  # The size of the last write that failed.
         self._was_used = False
+        self._next_measure_s = 0.0
         self.problem: str | None = None
         metrics.max_bytes.set(settings.max_bytes)
+        for left in settings.folder.glob(f"{PROBE}*"):  # by a process that was killed
+            left.unlink(missing_ok=True)
         self.check()
 
     def store(self, lines: bytes, invalid: bytes = b"") -> None:
@@ -89,6 +94,7 @@ class EventFolder:
     def check(self) -> None:
         """Finish old files, measure the folder, and find out whether events can be stored. Call this every second."""
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)  # It may have been removed.
             self._events.close_if_old()
             self._invalid.close_if_old()
             self._measure()
@@ -112,6 +118,9 @@ class EventFolder:
 
     def _measure(self) -> None:
         """Update the size of the folder, and remove shipped files if it is full."""
+        start_s = time.monotonic()
+        if start_s < self._next_measure_s:
+            return
         self._bytes = folder_bytes(self._folder)
         if self._bytes + self._needed_bytes > self._max_bytes:
             remove_oldest(self._folder, EVENTS, self._max_bytes - self._needed_bytes)
@@ -119,6 +128,8 @@ class EventFolder:
         self._metrics.folder_bytes.set(self._bytes)
         status = os.statvfs(self._folder)
         self._metrics.free_bytes.set(status.f_bavail * status.f_frsize)
+        now_s = time.monotonic()
+        self._next_measure_s = now_s + (now_s - start_s) / MAX_MEASURE_SHARE
 
     def _check_room(self, size: int) -> None:
         if self._bytes + size > self._max_bytes:
@@ -126,7 +137,7 @@ class EventFolder:
 
     def _probe(self) -> None:
         """Write and delete a file, because a disk can be full or read-only while no events arrive."""
-        path = self._folder / f".probe-{os.getpid()}"
+        path = self._folder / f"{PROBE}{os.getpid()}"
         try:
             with path.open("wb", buffering=0) as file:
                 rest = memoryview(bytes(self._needed_bytes))
@@ -153,9 +164,11 @@ class EventFolder:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the total size of the files in a folder and its subfolders."""
+    """Return the total size of the files in the folder and in its subfolder."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # Another process may be renaming or removing files.
-            total += path.stat().st_size if path.is_file() else 0
+    for parent in (folder, folder / INVALID):
+        with suppress(FileNotFoundError), os.scandir(parent) as entries:  # The folder may have been removed.
+            for entry in entries:
+                with suppress(FileNotFoundError):  # Another process may be renaming or removing files.
+                    total += entry.stat().st_size if entry.is_file() else 0
     return total

@@ -22,9 +22,9 @@ EVENT_PROBLEMS = {
 EXAMPLE = {
     "event_id": "click-7f3a9c",
     "type": "click",
-    "score_id": "01a22e2a-8f97-704e-9ed0-a015a4d6fa21",
+    "score_id": "019e830e-1a00-707b-90a0-15a4d6fa21c3",
     "candidate": 0,
-    "time": "2026-11-30T20:34:35.120Z",
+    "time": "2026-06-01T12:00:03.120Z",
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from service.collect.errors import StorageFull
 from service.collect.events import CheckedEvents, InvalidEvent, Limits, check_events
@@ -109,7 +109,7 @@ class StreamReader:
                     await self._read_once()
                     pause_s = MIN_PAUSE_S
                     self._set_up(True)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # Whatever it is, the entries stay in the stream, and are read again.
                 if not str(error).startswith(NO_GROUP):  # Otherwise, the stream was deleted: create it again.
                     self._set_up(False, error)
                 await asyncio.sleep(pause_s)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from contract.segments import FINISHED, SHIPPED, finished_files
-from tests.support.collect import Collect, an_event, collecting, start_collect, stored_lines
-from tests.support.processes import a_free_port, client_for, eventually, get, metric
+from tests.support.collect import Collect, an_event, collecting, start_collect, stored_ids, stored_lines
+from tests.support.processes import a_free_port, client_for, eventually, get, metric, post
 
 MIB = 1024 * 1024
 
@@ -87,3 +87,17 @@ def test_a_full_folder_answers_503_until_files_are_shipped_and_deletes_nothing_e
     assert all(path.exists() for path in others)
     stored = [event["event_id"] for event in stored_lines(tmp_path)]
     assert set(stored) == set(acknowledged + more) - set(shipped)
+
+
+def test_a_folder_that_is_moved_keeps_its_events_and_later_ones_go_to_a_new_folder(tmp_path: Path) -> None:
+    with collecting(tmp_path / "events") as server:
+        assert post(f"{server.url}/v1/events", json=an_event("first")).status_code == 202
+        (tmp_path / "events").rename(tmp_path / "moved")
+        eventually((tmp_path / "events").is_dir, "the folder is created again")
+        becomes_ready(server, 200)
+        assert post(f"{server.url}/v1/events", json=an_event("second")).status_code == 202
+        assert server.stop() == 0
+    with collecting(tmp_path / "moved") as server:
+        assert server.stop() == 0
+    assert stored_ids(tmp_path / "events") == ["second"]
+    assert stored_ids(tmp_path / "moved") == ["first"]
