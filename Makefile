@@ -106,7 +106,7 @@ soak overload reload latency: $(ALL_STAMP)
 # Serves simulated traffic, collects its events, joins them with the request log, and compares every row of the joined
 # log with the simulation. The files are in runs/loop-demo.
 loop-demo: $(ALL_STAMP)
-	$(BIN)/python -m loadtest.loop.demo --bundle $(BUNDLE)
+	$(BIN)/python -m loadtest.loop.demo
 
 # Compares the service with other servers. Installs each of them in its own environment in .peers.
 peers: $(ALL_STAMP)

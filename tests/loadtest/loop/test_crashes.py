@@ -12,7 +12,10 @@ DEMO = str(ROOT / "deploy" / "demo")
 
 @pytest.mark.parametrize(
     "rounds",
-    [3, pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(7200)])],
+    [
+        pytest.param(3, marks=pytest.mark.timeout(600)),
+        pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(7200)]),
+    ],
 )
 def test_each_acknowledged_event_is_joined_or_counted_exactly_once(
     tmp_path: Path, rounds: int, capsys: pytest.CaptureFixture[str]
