@@ -9,7 +9,7 @@ order in which the answers arrive.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -115,12 +115,15 @@ class Requests:
         """Return one of the requests."""
         here = slice(row, row + 1)
         return Requests(
-            **{
-                column.name: {name: array[here] for name, array in value.items()}
-                if isinstance(value := getattr(self, column.name), dict)
-                else value[here]
-                for column in fields(self)
-            }
+            self.number[here],
+            self.time_s[here],
+            self.user[here],
+            self.unit[here],
+            {name: column[here] for name, column in self.codes.items()},
+            {name: column[here] for name, column in self.numbers.items()},
+            self.logit[here],
+            self.log_logit[here],
+            self.luck[here],
         )
 
     def contexts(self) -> list[dict[str, Any]]:
@@ -153,7 +156,7 @@ class Requests:
         if name == "session_depth":
             return [None if value != value else int(value) for value in self.numbers[name].tolist()]
         if name in self.numbers:
-            return self.numbers[name].ravel().tolist()
+            return list(self.numbers[name].ravel().tolist())
         names = NAMES_OF_CODES[name]
         return [names[code] for code in self.codes[name].ravel().tolist()]
 
