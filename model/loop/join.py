@@ -66,6 +66,7 @@ def join(
         tables = TemporaryTables(output.temporary("tables"), makers)
         balance = join_partitions(partitions, rules, names, tables)
         hours = output.publish(HOURS, tables, names.columns, [names.of(name) for name in SORT])
+        assert sum(hours.rows.values()) == balance.rows["impression"]
         late = output.publish(LATE, tables, LATE_COLUMNS, LATE_SORT)
         output.write_report(report_of(inputs, balance, rules, hours, late))
         marked = mark_segments(inputs, rules) if mark_joined else []

@@ -66,21 +66,21 @@ class TemporaryTables:
         """
         self._folder = folder
         self._makers = makers
-        self._buffered: dict[tuple[str, str], list[Any]] = {}
+        self._buffered: dict[tuple[str, int], list[Any]] = {}
         self._rows = 0
         self._files = 0
 
     def add(self, kind: str, time_ms: int, row: Any) -> None:
         """Add a row to the hour of a time."""
-        self._buffered.setdefault((kind, hour_name(hour_of(time_ms))), []).append(row)
+        self._buffered.setdefault((kind, hour_of(time_ms)), []).append(row)
         self._rows += 1
         if self._rows >= MAX_BUFFERED_ROWS:
             self.flush()
 
     def flush(self) -> None:
         """Write the rows that are in memory."""
-        for (kind, hour), rows in self._buffered.items():
-            folder = self._folder / kind / hour
+        for (kind, hour_ms), rows in self._buffered.items():
+            folder = self._folder / kind / hour_name(hour_ms)
             folder.mkdir(parents=True, exist_ok=True)
             self._makers[kind](rows).write_ipc(folder / f"{self._files:06d}")
             self._files += 1

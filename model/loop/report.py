@@ -74,14 +74,12 @@ def warnings(joined: Joined) -> Iterator[str]:
         )
     if balance.reused_event_ids:
         yield f"{balance.reused_event_ids:,} events have the event_id of another event of the same answer. All count."
-    if inputs.unfinished_ms is not None and inputs.unfinished_ms < inputs.received_ms:
-        first = inputs.unfinished[0]
-        held_ms = inputs.received_ms - inputs.unfinished_ms
-        if held_ms >= HOUR_MS:
-            yield (
-                f"hours are not final because of unfinished files, such as {first}. If no process writes it, start the "
-                "server that wrote it, or set --until."
-            )
+    held_ms = inputs.received_ms - joined.rules.watermark_ms
+    if inputs.unfinished_ms == joined.rules.watermark_ms and held_ms >= HOUR_MS:
+        yield (
+            f"hours are not final because of unfinished files, such as {inputs.unfinished[0]}. If no process "
+            "writes it, start the server that wrote it, or set --until."
+        )
     for kind, published in (("hours", joined.hours), ("late", joined.late)):
         if published.kept:
             names = ", ".join(published.kept[:MAX_NAMES]) + ", ..." * (len(published.kept) > MAX_NAMES)
