@@ -118,10 +118,11 @@ class Segments:
         was_moved = not is_at(self._path, file)
         try:
             os.fsync(file.fileno())
+            if not was_moved:
+                finish(self._path)  # while the file is locked, so that no other process finishes it
         finally:
             file.close()
         if not was_moved:
-            finish(self._path)
             sync_folder(self._folder)
         remove_oldest(self._folder, self._kind, self._max_bytes)
 
