@@ -123,10 +123,10 @@ class Segments:
         was_moved = not is_at(self._path, file)
         try:
             os.fsync(file.fileno())
+            if not was_moved:
+                finish(self._path)  # while the file is locked, so that no other process finishes it
         finally:
             file.close()
-        if not was_moved:
-            finish(self._path)
         for path in remove_oldest(self._folder, self._kind, self._max_bytes):
             if self._on_unshipped is not None:
                 self._on_unshipped(path)

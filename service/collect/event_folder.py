@@ -158,8 +158,10 @@ class EventFolder:
         if self.problem is None:
             log.error(
                 "Events cannot be stored in %s: %s. Ship finished files, enlarge the disk, or raise %sMAX_BYTES.",
-                self._folder, error.strerror, COLLECT_PREFIX,
-            )  # fmt: skip
+                self._folder,
+                error.strerror,
+                COLLECT_PREFIX,
+            )
         self.problem = f"The storage of this server is {kind}."
 
 

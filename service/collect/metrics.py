@@ -24,9 +24,12 @@ class CollectMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self._requests = Histogram(
-            "ctr_collect_request_seconds", "Request duration by outcome", ["outcome"], buckets=BUCKETS_S,
+            "ctr_collect_request_seconds",
+            "Request duration by outcome",
+            ["outcome"],
+            buckets=BUCKETS_S,
             registry=registry,
-        )  # fmt: skip
+        )
         self._rejected = self._requests.labels(Overloaded.outcome)
         self._events = Counter(
             "ctr_collect_events", "Events by type and outcome", ["type", "outcome"], registry=registry
@@ -35,9 +38,10 @@ class CollectMetrics:
             self._events.labels(kind, STORED)
         self._events.labels(UNKNOWN_TYPE, INVALID)
         self._skewed = Counter(
-            "ctr_collect_skewed_events", "Stored events of clients whose clocks are wrong by more than 5 minutes",
+            "ctr_collect_skewed_events",
+            "Stored events of clients whose clocks are wrong by more than 5 minutes",
             registry=registry,
-        )  # fmt: skip
+        )
         self.bytes = Counter("ctr_collect_bytes", "Bytes of stored events", registry=registry)
         self.fsync = Histogram(
             "ctr_collect_fsync_seconds", "Duration of an fsync", buckets=BUCKETS_S, registry=registry
@@ -61,9 +65,10 @@ class CollectMetrics:
             "ctr_collect_redis_unread_entries", "Entries of the Redis stream that nobody has read", registry=registry
         )
         self.redis_pending = Gauge(
-            "ctr_collect_redis_pending_entries", "Entries of the Redis stream that are read, but not acknowledged",
+            "ctr_collect_redis_pending_entries",
+            "Entries of the Redis stream that are read, but not acknowledged",
             registry=registry,
-        )  # fmt: skip
+        )
         self.redis_entries = Counter(
             "ctr_collect_redis_entries", "Acknowledged entries of the Redis stream", registry=registry
         )

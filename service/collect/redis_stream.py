@@ -160,8 +160,9 @@ class StreamReader:
         if deleted:
             log.error(
                 "%d entries were deleted from the stream %s before they were stored. Trim only acknowledged entries.",
-                len(deleted), self._stream,
-            )  # fmt: skip
+                len(deleted),
+                self._stream,
+            )
         found: Sequence[Entry] = entries
         return found
 
@@ -206,9 +207,11 @@ class StreamReader:
         if checked.invalid:
             known_as = entry_id.decode()
             log.warning(
-                "The entry %s of the stream %s has invalid events", known_as, self._stream,
+                "The entry %s of the stream %s has invalid events",
+                known_as,
+                self._stream,
                 extra=fields(reason=checked.invalid[0].reason, count=len(checked.invalid)),
-            )  # fmt: skip
+            )
             kept = text[:MAX_KEPT_CHARS].decode("utf-8", "backslashreplace")
             batch.invalid.append(InvalidEntry(now_s, self._stream, known_as, kept, checked.invalid))
 
