@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,17 @@ class LineEncoder:
                 row,
                 candidates[row].id,
                 self.hasher.logged(candidates[row].features, names),
-                # NaN, which is not valid JSON, stands for a candidate without a score.
-                *((None, None) if ctr[row] != ctr[row] else (ctr[row], logit[row])),
+                number_or_none(ctr[row]),
+                number_or_none(logit[row]),
                 probability,
             )
             for row, probability in inclusion.items()
         ]
+
+
+def number_or_none(value: float) -> float | None:
+    """Return None for NaN, which is not valid JSON and stands for a candidate without a score."""
+    return None if value != value else value
 
 
 def logged_unit(unit: str | None) -> str | None:
@@ -167,7 +172,7 @@ class ValueHasher:
         self.fields = tuple(name.strip() for name in settings.request_log_hash.split(",") if name.strip())
         self._salt = b"" if settings.request_log_salt_file is None else read_salt(settings.request_log_salt_file)
 
-    def logged(self, features: Mapping[str, Any], names: frozenset[str] | None) -> Mapping[str, Any]:
+    def logged(self, features: dict[str, Any], names: frozenset[str] | None) -> dict[str, Any]:
         """Return the features with these names, with the values of `fields` hashed. None stands for all names."""
         if not self.fields and (names is None or features.keys() <= names):
             return features

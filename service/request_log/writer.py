@@ -79,8 +79,8 @@ class RequestLog:
 
     def samples(self, unit: str | None) -> bool:
         """Return whether to log a request of this unit. A request without a unit is sampled at random."""
-        if not self._buckets:
-            return False
+        if self._buckets in (0, BUCKETS):
+            return self._buckets > 0
         if unit is None:
             return random.random() * BUCKETS < self._buckets  # noqa: S311  # sampling needs no secure random numbers
         return bucket(REQUEST_LOG_SALT, unit) < self._buckets

@@ -125,16 +125,16 @@ class Scorer:
             return await self._answer(request, decoded, arrived_s, timing)
 
     async def _answer(self, request: Request, decoded: Decoded, arrived_s: float, timing: Timing) -> Response:
+        """Score a request that has been decoded."""
         parsed = decoded.request
-        with timing.phase("parse"):
+        with timing.phase("encode"):
             check_cascade(parsed, self.manifest)
             deadline_s = deadline(request, arrived_s, parsed.timeout_ms, self.settings.timeout_ms)
-            # Check these before the most expensive phases.
+            # Check these before the expensive work.
             left_s = deadline_s - time.perf_counter()
             if left_s <= 0:
                 raise DeadlineExceeded("The deadline passed before the request was parsed. Allow more time.")
             self.batcher.check_capacity(len(parsed.candidates), left_s)
-        with timing.phase("encode"):
             candidates = [candidate.features for candidate in parsed.candidates]
             tokens = self.tokens(parsed.context, candidates, parsed.on_bad_candidate == "skip", decoded.errors)
             model_input, degraded = await self.ids(tokens, deadline_s)
@@ -290,6 +290,8 @@ def placed(values: NDArray[np.floating], rows: Sequence[int], candidates: int) -
         rows: Positions in the request.
         candidates: Number of candidates in the request.
     """
+    if len(values) == candidates:  # A shortcut for almost all requests.
+        return values.astype(np.float64)
     every = np.full(candidates, np.nan)
     every[rows] = values
     return every

@@ -55,14 +55,9 @@ class Timing:
         work_s = sum(seconds for name, seconds in self._seconds.items() if name in WORK)
         return self._begun_s - self._arrived_s + time.perf_counter() - self.read_s - work_s
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the duration of the block to a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.record(name, time.perf_counter() - start)
+    def phase(self, name: str) -> "PhaseTimer":
+        """Return a context manager that adds the duration of its block to a phase."""
+        return PhaseTimer(self, name)
 
     def record(self, name: str, seconds: float) -> None:
         """Add seconds to a phase."""
@@ -76,6 +71,26 @@ class Timing:
         """Add the phases to the phase histogram."""
         for name, seconds in self._seconds.items():
             self._histograms[name].observe(seconds)
+
+
+class PhaseTimer:
+    """Adds the duration of a block to a phase.
+
+    Every request enters several of them. A class takes a third of the time of contextlib.contextmanager.
+    """
+
+    __slots__ = ("_name", "_start_s", "_timing")
+
+    def __init__(self, timing: Timing, name: str) -> None:
+        self._timing = timing
+        self._name = name
+        self._start_s = 0.0
+
+    def __enter__(self) -> None:
+        self._start_s = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._timing.record(self._name, time.perf_counter() - self._start_s)
 
 
 class Metrics:

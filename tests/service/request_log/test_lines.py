@@ -177,8 +177,8 @@ async def test_without_a_log_score_ids_say_that_nothing_is_logged(client: httpx.
 
 
 async def test_the_best_candidates_and_one_of_the_others_are_logged(start: StartApp, tmp_path: Path) -> None:
-    candidates = [{"id": number, "features": {"item": 4000 + number, "price": number}} for number in range(12)]
-    candidates[5]["features"]["item"] = []
+    items: list[Any] = [[] if number == 5 else 4000 + number for number in range(12)]
+    candidates = [{"id": number, "features": {"item": item, "price": number}} for number, item in enumerate(items)]
     request = a_request(candidates=candidates, on_bad_candidate="skip")
     async with start(request_log=tmp_path, request_log_sample=1.0, request_log_candidates=3) as client:
         answers = [(await client.post("/v1/score", json=request)).json() for _ in range(60)]
@@ -200,7 +200,7 @@ async def test_the_best_candidates_and_one_of_the_others_are_logged(start: Start
 
 
 def answer_ctr(scores: list[dict[str, Any]], row: int) -> float:
-    return next(score["ctr"] for score in scores if score["candidate"] == row)
+    return next(float(score["ctr"]) for score in scores if score["candidate"] == row)
 
 
 @settings(max_examples=examples(100))
