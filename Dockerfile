@@ -5,6 +5,8 @@
 #   docker build -t stec-ctr:cuda --build-arg RUNTIME=cuda .        includes CUDA's libraries; the host needs the driver
 #   docker build -t stec-ctr --build-arg BASE=python:3.13-slim-bookworm .      any Python from 3.11 to 3.14
 #
+# The command `python -m service.collect` runs ctr-collect instead of the scoring service.
+#
 # To serve another bundle, mount it at /bundle. To serve a store, mount it, and set CTR_BUNDLE= (empty) and CTR_STORE.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
@@ -27,7 +29,9 @@ LABEL org.opencontainers.image.title="stec-ctr" \
       org.opencontainers.image.description="Click probabilities of ad candidates, by a STEC model" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="MIT"
-RUN useradd --system --no-create-home --uid 10001 ctr
+# A volume that is mounted at one of these folders gets its owner, so that the servers can write to it.
+RUN useradd --system --no-create-home --uid 10001 ctr \
+    && install -d -o ctr -m 0750 /var/lib/ctr/requests /var/lib/ctr/events
 COPY --from=build /opt/ctr /opt/ctr
 COPY deploy/demo /bundle
 ENV PATH=/opt/ctr/bin:$PATH \

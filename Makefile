@@ -26,7 +26,7 @@ ALL_STAMP := .venv/.all-installed
 DOCS_STAMP := .venv/.docs-installed
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
-.PHONY: serve install kernel test parallel-tests test-full parallel-tests-full test-uvicorn test-isa lint demo demo-bundle pipeline bench load soak overload reload latency peers up image compose-test docs clean
+.PHONY: serve install kernel test parallel-tests test-full parallel-tests-full test-uvicorn test-isa lint demo demo-bundle pipeline bench load soak overload reload latency peers loop-demo up image compose-test docs clean
 
 serve: $(SERVICE_STAMP)
 	CTR_BUNDLE=$(BUNDLE) CTR_HOST=$(HOST) CTR_PORT=$(PORT) exec $(BIN)/ctr-serve --print-curl
@@ -102,6 +102,11 @@ load: $(ALL_STAMP)
 # Each scenario starts its own server and writes loadtest/results/<name>.md. The exit code is 1 if a target fails.
 soak overload reload latency: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.scenarios.$@
+
+# Serves simulated traffic, collects its events, joins them with the request log, and compares every row of the joined
+# log with the simulation. The files are in runs/loop-demo.
+loop-demo: $(ALL_STAMP)
+	$(BIN)/python -m loadtest.loop.demo
 
 # Compares the service with other servers. Installs each of them in its own environment in .peers.
 peers: $(ALL_STAMP)

@@ -25,15 +25,19 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     event_id: EventId
     type: EventType
     score_id: Annotated[str, Meta(description="The `score_id` of the response that the candidate was in.")]
-    candidate: Annotated[int, Meta(ge=0, description="The candidate's position in the request: `candidate`.")]
+    candidate: Annotated[
+        int, Meta(ge=0, le=MAX_POSITION, description="The candidate's position in the request: `candidate`.")
+    ]
     time: Annotated[str, Meta(description="When it happened, by the client's clock (ISO 8601 with a time zone).")]
-    position: Annotated[
-        int | UnsetType, Meta(ge=0, le=MAX_POSITION, description="Where the candidate was shown; 0 is the best place.")
-    ] = UNSET
-    propensity: Annotated[
-        float | UnsetType, Meta(gt=0, le=1, description="The probability of this position, if it was chosen at random.")
-    ] = UNSET
-    value: Annotated[float | UnsetType, Meta(description="For example the revenue of a conversion.")] = UNSET
+    position: (
+        Annotated[int, Meta(ge=0, le=MAX_POSITION, description="Where the candidate was shown; 0 is the best place.")]
+        | UnsetType
+    ) = UNSET
+    propensity: (
+        Annotated[float, Meta(gt=0, le=1, description="The probability of this position, if it was chosen at random.")]
+        | UnsetType
+    ) = UNSET
+    value: Annotated[float, Meta(description="For example the revenue of a conversion.")] | UnsetType = UNSET
 
 
 class StoredEvent(Event, omit_defaults=True, kw_only=True):

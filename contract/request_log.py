@@ -20,7 +20,7 @@ class LoggedCandidate(msgspec.Struct):
         id: The client's id. None for a candidate that was skipped because its id is invalid.
         features: The candidate's values.
         ctr: Its probability. None if the candidate was skipped, or ruled out by a cascade.
-        logit: The model's logit before calibration. None if ctr is None.
+        logit: The model's logit before calibration. None if ctr is None, and in format 1.
         inclusion: The probability with which the candidate was logged, given that its request was logged.
     """
 
@@ -38,10 +38,10 @@ class LogLine(msgspec.Struct, kw_only=True):
     Attributes:
         format: The version of this format.
         time: When the request was answered, in UTC (ISO 8601, milliseconds).
-        score_id: The id of the answer (contract/score_ids.py).
+        score_id: The id of the answer (contract/score_ids.py). Empty in format 1.
         request_id: The request's id. Clients choose it, so it may repeat.
-        outcome: "scored", or why the request was not scored, such as "deadline". A request that was not scored has no
-            context and no candidates here.
+        outcome: "scored", or why the request was not scored, such as "deadline_exceeded" (the outcomes of the metric
+            ctr_request_seconds). A request that was not scored has no context and no candidates here.
         model: The model's name.
         version: The bundle's version.
         unit: The request's unit, or None. It is a pseudonym if the server has a key for pseudonyms.

@@ -4,9 +4,8 @@ A score id is a UUIDv7 (RFC 9562): 48 bits of milliseconds since 1970, then rand
 request was sampled for the request log.
 """
 
+import os
 import re
-import secrets
-import uuid
 
 SCORE_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 RANDOM_BITS = 74
@@ -22,11 +21,13 @@ def new_score_id(time_s: float, logged: bool, random: int | None = None) -> str:
         random: The random bits. Tests and simulations set them to get the same ids every time.
     """
     if random is None:
-        random = secrets.randbits(RANDOM_BITS)
+        random = int.from_bytes(os.urandom(10), "big")
     random = (random & ~1 | logged) & (2**RANDOM_BITS - 1)
-    high, low = divmod(random, 2**62)
+    high, low = random >> 62, random & (2**62 - 1)
     value = (int(time_s * 1000) & MAX_MS) << 80 | 7 << 76 | high << 64 | 2 << 62 | low
-    return str(uuid.UUID(int=value))
+    # Every answer needs an id, and str(uuid.UUID(int=value)) takes twice as long.
+    text = value.to_bytes(16, "big").hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def is_score_id(text: str) -> bool:

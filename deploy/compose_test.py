@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from contract.bundle import open_bundle
+from contract.score_ids import new_score_id
 from loadtest.openloop.bodies import prepare
 from loadtest.openloop.check import what_is_wrong
 from loadtest.openloop.message import Prepared
@@ -24,7 +26,7 @@ from loadtest.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "deploy" / "demo"
-SERVICES = ("redis", "publish", "service", "prometheus")
+SERVICES = ("redis", "publish", "service", "collect", "prometheus")
 PROJECT = "ctr-compose-test"
 HEALTHY_S, RECORDED_S, STOP_S = 120.0, 90.0, 60.0
 RULES = "/etc/prometheus/"
@@ -41,7 +43,9 @@ class Compose:
     def __init__(self, compose: Sequence[str]) -> None:
         self._compose = [*compose, "--project-name", PROJECT, "--file", str(ROOT / "compose.yaml")]
         # Serve the demo bundle, whatever is set in the caller's environment.
-        self._ports = {"BUNDLE": "./deploy/demo", "PORT": str(free_port()), "PROMETHEUS_PORT": str(free_port())}
+        names = ("PORT", "COLLECT_PORT", "PROMETHEUS_PORT")
+        self._ports = {"BUNDLE": "./deploy/demo", **{name: str(free_port()) for name in names}}
+        self.collect = f"http://127.0.0.1:{self._ports['COLLECT_PORT']}"
         self.service = f"http://127.0.0.1:{self._ports['PORT']}"
         self.prometheus = f"http://127.0.0.1:{self._ports['PROMETHEUS_PORT']}"
 
@@ -81,13 +85,13 @@ def up(compose: Compose) -> Iterator[None]:
 
 
 def becomes_healthy(compose: Compose) -> str:
-    for service in ("service", "prometheus"):
+    for service in ("service", "collect", "prometheus"):
         eventually(
             lambda service=service: compose.inspect(service, "{{.State.Health.Status}}") == "healthy",  # type: ignore[misc]
             HEALTHY_S,
             f"{service} did not become healthy",
         )
-    return "service and prometheus are healthy"
+    return "service, collect and prometheus are healthy"
 
 
 def is_locked_down(compose: Compose) -> str:
@@ -103,6 +107,34 @@ def is_locked_down(compose: Compose) -> str:
 
 
 FIND = "import importlib.util as u; print('spec' if u.find_spec('{}') else 'none')"
+
+
+def stores_an_event(compose: Compose) -> str:
+    """Post an event, find it in the volume, and find a finished file with it after a stop and a start."""
+    now_s = time.time()
+    event = {
+        "event_id": "compose-test",
+        "type": "click",
+        "score_id": new_score_id(now_s - 1, logged=True),
+        "candidate": 0,
+        "time": datetime.fromtimestamp(now_s, UTC).isoformat(),
+    }
+    answer = httpx.post(f"{compose.collect}/v1/events", json=event, timeout=10)
+    if answer.status_code != 202:
+        raise Failed(f"the event was not stored: {answer.text}")
+    compose("restart", "collect")
+    eventually(
+        lambda: compose.inspect("collect", "{{.State.Health.Status}}") == "healthy",
+        HEALTHY_S,
+        "collect did not become healthy",
+    )
+    found = compose("exec", "-T", "collect", "sh", "-c", "cat /var/lib/ctr/events/events-*.ndjson")
+    if "compose-test" not in found:
+        raise Failed(f"the event is not in the volume: {found}")
+    requests = compose("exec", "-T", "service", "sh", "-c", "cat /var/lib/ctr/requests/requests-*")
+    if not requests:
+        raise Failed("the request log is empty")
+    return f"an event is in its volume after a restart, and the request log has {len(requests.splitlines())} lines"
 
 
 def scores_with_redis(compose: Compose, requests: Sequence[Prepared]) -> str:
@@ -125,7 +157,7 @@ def is_recorded(compose: Compose, requests: Sequence[Prepared]) -> str:
 
     def recorded() -> bool:
         score_all(compose, requests)
-        if query(compose, 'up{job="ctr"} == 1'):
+        if query(compose, 'up{job="ctr"} == 1') and query(compose, 'up{job="ctr-collect"} == 1'):
             found[:] = [value for value in query(compose, "ctr:request_seconds:p99_1m") if 0 < value < 1]
         return bool(found)
 
@@ -238,6 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda: becomes_healthy(compose),
         lambda: is_locked_down(compose),
         lambda: scores_with_redis(compose, seen),
+        lambda: stores_an_event(compose),
         lambda: is_recorded(compose, seen),
         lambda: scores_without_redis(compose, fresh),
         lambda: stops_without_losing_any(compose, seen),

@@ -12,16 +12,12 @@ from pathlib import Path
 
 from contract.cpu_quota import available_cpus, limit_threads
 from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES
+from service.listening_socket import CannotListen, listen
 from service.settings import Settings, SettingsError, read_settings
 from service.telemetry import json_logging
 from service.telemetry.metrics_folder import NoSpace, check_space, shared_folder
 
-BACKLOG = 2048
 FLAGS = ("bundle", "store", "workers")
-
-
-class CannotListen(OSError):
-    """The server cannot listen on the configured address."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,19 +83,6 @@ def export_flags(arguments: argparse.Namespace) -> None:
         if name.upper().removeprefix("CTR_").lower() in replaced:
             del os.environ[name]
     os.environ.update({f"CTR_{name.upper()}": value for name, value in given.items()})
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on an IPv4 or IPv6 address.
-
-    Raises:
-        CannotListen: The address is in use, or does not belong to this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}. Set CTR_HOST or CTR_PORT.") from error
 
 
 async def supervise(

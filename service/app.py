@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None) -> Application:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.draining = False
+    app.state.draining = False  # A server sets this to True before it stops. Then /readyz answers 503.
     app.state.current_refused = None  # The supervisor sets this to the store's current version if it was refused.
     app.state.metrics = Metrics()
     app.state.scrape = app.state.metrics.text  # Covers only this process. A worker replaces it to cover all workers.
@@ -120,7 +120,7 @@ async def open_serving(app: FastAPI, settings: Settings, stack: AsyncExitStack) 
     assert settings.bundle is not None, "the supervisor chooses a store's bundle"
     keys = None if settings.api_keys_file is None else read_keys(settings.api_keys_file)
     pseudonyms = open_pseudonyms(settings)
-    log = None if settings.request_log is None else RequestLog(settings, app.state.metrics)
+    log = None if settings.request_log is None else RequestLog(settings, app.state.metrics, pseudonyms=pseudonyms)
     if log is not None:
         stack.push_async_callback(asyncio.to_thread, log.close)
     shared = SharedParts(settings, app.state.metrics, app.state.admission, keys, log, pseudonyms)
@@ -138,11 +138,6 @@ def open_pseudonyms(settings: Settings) -> Pseudonymizer | None:
         return read_pseudonym_key(settings.pseudonym_key_file)
     except PseudonymKeyError as error:
         raise SettingsError(f"CTR_PSEUDONYM_KEY_FILE: {error}") from error
-
-
-def drain(app: FastAPI) -> None:
-    """Make /readyz return 503 from now on. Other requests are still answered until the process exits."""
-    app.state.draining = True
 
 
 def serving_of(request: Request) -> ModelManager:

@@ -10,8 +10,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
+from typing import IO
 
-from contract.segments import FINISHED, UNFINISHED
+from contract.segments import EVENTS, FINISHED, SHIPPED, UNFINISHED
 from contract.system_errors import explain_denied
 from service.settings import SettingsError
 
@@ -22,7 +23,16 @@ MAX_SEGMENT_S = 300.0
 class Segments:
     """The files of one writer. Every method may raise OSError, and can be called again after that."""
 
-    def __init__(self, folder: Path, max_bytes: int, clock: Callable[[], float], kind: str, setting: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        clock: Callable[[], float],
+        kind: str,
+        setting: str,
+        max_age_s: float = MAX_SEGMENT_S,
+        on_unshipped: Callable[[Path], None] | None = None,
+    ) -> None:
         """Create the folder, and finish the files that dead processes left behind.
 
         Args:
@@ -31,6 +41,8 @@ class Segments:
             clock: Returns seconds since the epoch.
             kind: What the files contain: REQUESTS or EVENTS. Their names begin with it.
             setting: The name of the setting that contains the folder, for error messages.
+            max_age_s: How long to write to a file before finishing it.
+            on_unshipped: Called after a file that was not shipped has been deleted to make room.
 
         Raises:
             SettingsError: The folder is not writable.
@@ -41,8 +53,11 @@ class Segments:
         self._kind = kind
         self._file: FileIO | None = None
         self._path = folder
+        self._max_age_s = max_age_s
         self._size = 0
+        self._synced_size = 0
         self._opened_s = 0.0
+        self._on_unshipped = on_unshipped
         try:
             prepare_folder(folder, kind)
         except PermissionError as error:
@@ -53,7 +68,10 @@ class Segments:
             ) from error
 
     def write(self, line: bytes) -> None:
-        """Append a line. If the disk is full, remove the partial line, because it would corrupt the next one."""
+        """Append one or more lines. If the disk is full, remove them, because a partial line would corrupt the next.
+
+        The lines survive a power failure only after sync().
+        """
         if self._file is not None and not is_at(self._path, self._file):
             self.close()
         if self._file is None:
@@ -73,24 +91,45 @@ class Segments:
         else:
             self.close_if_old()
 
+    def sync(self) -> None:
+        """Wait until everything that was written is on the disk. If that fails, remove what was written since then.
+
+        After a failure, the system may have discarded the data, and a second fsync would not report that.
+        """
+        # If write() has finished the file, close() has synced it.
+        if self._file is None or self._synced_size == self._size:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self._synced_size)
+            self._size = self._synced_size
+            self._file.seek(self._size)
+            raise
+        if self._synced_size == 0:
+            sync_folder(self._folder)
+        self._synced_size = self._size
+
     def close_if_old(self) -> None:
         """Finish the current file if it has been open for a long time, even if nothing is being written."""
-        if self._file is not None and self._clock() - self._opened_s >= MAX_SEGMENT_S:
+        if self._file is not None and self._clock() - self._opened_s >= self._max_age_s:
             self.close()
 
     def close(self) -> None:
-        """Finish the current file, and remove the oldest ones if the folder is full."""
+        """Finish the current file. If the folder is full, remove shipped files, and then the oldest requests."""
         if self._file is None:
             return
         file, self._file = self._file, None
         was_moved = not is_at(self._path, file)
         try:
             os.fsync(file.fileno())
+            if not was_moved:
+                finish(self._path)  # while the file is locked, so that no other process finishes it
         finally:
             file.close()
-        if not was_moved:
-            finish(self._path)
-        remove_oldest(self._folder, self._kind, self._max_bytes)
+        for path in remove_oldest(self._folder, self._kind, self._max_bytes):
+            if self._on_unshipped is not None:
+                self._on_unshipped(path)
 
     def _open(self) -> None:
         prepare_folder(self._folder, self._kind)  # the folder may have been removed
@@ -103,10 +142,10 @@ class Segments:
         # Lock the file before it gets the name that prepare_folder() looks for. Closing the file releases the lock.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         unnamed.rename(self._path)
-        self._size = 0
+        self._size = self._synced_size = 0
 
 
-def is_at(path: Path, file: FileIO) -> bool:
+def is_at(path: Path, file: IO[bytes]) -> bool:
     """Return whether an open file is still at its path: the file may be gone, or its folder may have moved."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
@@ -114,9 +153,19 @@ def is_at(path: Path, file: FileIO) -> bool:
         return False
 
 
+def sync_folder(folder: Path) -> None:
+    """Wait until the names of the files are on the disk. Without this, a power failure may remove a synced file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def finish(path: Path) -> None:
     """Rename a file to show that it is complete."""
     path.rename(path.with_name(path.name.removesuffix(UNFINISHED) + FINISHED))
+    sync_folder(path.parent)
 
 
 def prepare_folder(folder: Path, kind: str) -> None:
@@ -130,17 +179,32 @@ def prepare_folder(folder: Path, kind: str) -> None:
         with suppress(BlockingIOError, FileNotFoundError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate(file.read().rfind(b"\n") + 1)
+            os.fsync(file.fileno())
             finish(path)
 
 
-def remove_oldest(folder: Path, kind: str, max_bytes: int) -> None:
-    """Remove the oldest complete files, of any process, until all files together have at most `max_bytes`."""
+def remove_oldest(folder: Path, kind: str, max_bytes: int) -> list[Path]:
+    """Remove complete files, of any process, until all files together have at most `max_bytes`.
+
+    Shipped files are removed first, because there is a copy of them. Within both groups, the oldest are removed first.
+    Events that were not shipped are never removed, because nothing else has them.
+
+    Returns:
+        The removed files that were not shipped.
+    """
     sizes: dict[Path, int] = {}
     for path in folder.glob(f"{kind}-*"):
-        with suppress(FileNotFoundError):  # another process may be removing files too
+        with suppress(FileNotFoundError):  # another process may be removing or renaming files too
             sizes[path] = path.stat().st_size
-    for oldest in sorted(path for path in sizes if path.name.endswith(FINISHED)):  # names begin with the time
-        if sum(sizes.values()) <= max_bytes:
-            return
-        oldest.unlink(missing_ok=True)
-        del sizes[oldest]
+    total, unshipped = sum(sizes.values()), []
+    removable = SHIPPED if kind == EVENTS else (FINISHED, SHIPPED)
+    complete = [path for path in sizes if path.name.endswith(removable)]
+    for path in sorted(complete, key=lambda path: (not path.name.endswith(SHIPPED), path.name)):
+        if total <= max_bytes:
+            break
+        total -= sizes[path]
+        with suppress(FileNotFoundError):
+            path.unlink()
+            if not path.name.endswith(SHIPPED):
+                unshipped.append(path)
+    return unshipped

@@ -1,13 +1,16 @@
 """The operator's settings, read from CTR_* environment variables. A misspelled name prevents startup."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from contract.units import BUCKETS
+
 PREFIX = "CTR_"
+COLLECT_PREFIX = "CTR_COLLECT_"  # the settings of ctr-collect, see service/collect/settings.py
 MAX_TIMEOUT_MS = 10_000  # the longest deadline that a request or CTR_TIMEOUT_MS may set
 HOW_TO_SET_A_BUNDLE = (
     "Set it to the folder of a bundle, for example CTR_BUNDLE=deploy/demo, or set CTR_STORE to the folder of a store. "
@@ -16,8 +19,26 @@ HOW_TO_SET_A_BUNDLE = (
 TRAINING_VARIABLES = frozenset({"CTR_DATA"})  # not settings of the service, but allowed in its environment
 
 
+AnySettings = TypeVar("AnySettings", bound=BaseModel)
+
+
 class SettingsError(ValueError):
     """A setting is invalid. The message names the variable and states what to set."""
+
+
+class HttpSettings(Protocol):
+    """What the HTTP server needs to know. The settings of ctr-serve and of ctr-collect have these fields."""
+
+    @property
+    def max_connections(self) -> int: ...
+    @property
+    def head_timeout_ms(self) -> int: ...
+    @property
+    def keep_alive_ms(self) -> int: ...
+    @property
+    def drain_notice_ms(self) -> int: ...
+    @property
+    def drain_ms(self) -> int: ...
 
 
 class Settings(BaseModel):
@@ -132,9 +153,30 @@ class Settings(BaseModel):
     log_values: bool = Field(default=False, description="log the feature values of requests that failed")
 
     request_log: Path | None = Field(default=None, description="folder for a sample of requests and their scores")
-    request_log_sample: float = Field(default=0.01, gt=0, le=1, description="share of requests that are logged")
+    request_log_sample: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of units whose requests are logged, rounded to a multiple of 0.0001; requests without a "
+        "unit are sampled one by one",
+    )
+    request_log_fields: Literal["known", "all"] = Field(
+        default="known", description="log only the fields that the model reads, or all fields in the request"
+    )
+    request_log_candidates: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="log only this number of candidates, the best ones, and one of the others at random; default: all",
+    )
     request_log_max_bytes: int = Field(
         default=1024**3, ge=1024**2, le=2**50, description="maximum size of the request log's folder"
+    )
+    request_log_queue_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024**2,
+        le=2**40,
+        description="maximum memory for lines that wait for the disk; further lines are dropped",
     )
     request_log_hash: str = Field(default="", description="fields to hash in the request log, separated by commas")
     request_log_salt_file: Path | None = Field(
@@ -167,6 +209,17 @@ class Settings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def check_sample(self) -> Self:
+        """Require that a sample contains at least one bucket of units."""
+        if 0 < self.request_log_sample < 1 / BUCKETS:
+            raise ValueError(
+                f"CTR_REQUEST_LOG_SAMPLE={self.request_log_sample:g} is less than {1 / BUCKETS:g}. Units are sampled "
+                f"in {BUCKETS:,} buckets, so a smaller sample would be empty. Set at least {1 / BUCKETS:g}, or 0 to "
+                "log nothing."
+            )
+        return self
+
+    @model_validator(mode="after")
     def check_limits(self) -> Self:
         """Require that the largest request fits into the queue and into the buffer."""
         if self.max_queued_rows < self.max_candidates:
@@ -186,11 +239,31 @@ class Settings(BaseModel):
 def read_settings(environment: Mapping[str, str]) -> Settings:
     """Read the settings from CTR_* variables. Names may be in lower case, and an empty value counts as unset.
 
+    CTR_COLLECT_* variables are ignored, because both servers may have the same environment.
+
     Raises:
         SettingsError: A CTR_* name is unknown, no bundle is set, or a value is out of bounds.
     """
-    fields = {f"{PREFIX}{name.upper()}": name for name in Settings.model_fields}
-    known = sorted(TRAINING_VARIABLES.union(fields))
+    relevant = {name: value for name, value in environment.items() if not name.upper().startswith(COLLECT_PREFIX)}
+    return read_variables(Settings, PREFIX, relevant, TRAINING_VARIABLES)
+
+
+def read_variables(
+    settings: type[AnySettings], prefix: str, environment: Mapping[str, str], ignored: Collection[str]
+) -> AnySettings:
+    """Read settings from variables that begin with a prefix.
+
+    Args:
+        settings: The type of the settings. A field's name in upper case follows the prefix in the variable's name.
+        prefix: The prefix.
+        environment: The variables.
+        ignored: CTR_* variables that belong to other programs.
+
+    Raises:
+        SettingsError: A CTR_* name is unknown, or a value is invalid.
+    """
+    fields = {f"{prefix}{name.upper()}": name for name in settings.model_fields}
+    known = sorted({*ignored, *fields})
     for name in sorted(environment):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0]
@@ -199,16 +272,16 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         fields[name.upper()]: value for name, value in environment.items() if name.upper() in fields and value
     }
     try:
-        return Settings(**values)
+        return settings(**values)
     except ValidationError as error:
-        raise SettingsError(first_error(error)) from None
+        raise SettingsError(first_error(error, prefix)) from None
 
 
-def first_error(error: ValidationError) -> str:
+def first_error(error: ValidationError, prefix: str = PREFIX) -> str:
     """Return pydantic's first error as one line. It names the variable but not its value, which may be a password."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     reason = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return reason
-    name = f"{PREFIX}{str(first['loc'][0]).upper()}"
+    name = f"{prefix}{str(first['loc'][0]).upper()}"
     return f"{name}: {reason[0].lower()}{reason[1:]}"

@@ -25,7 +25,7 @@ PRINT_RESULT = PRINT_IMPORTS.replace("getattr", "code = getattr").replace("print
 
 
 def test_every_training_and_export_command_exists() -> None:
-    prepared = {"ctr-inspect", "ctr-prepare", "ctr-train", "ctr-sweep", "ctr-compare"}
+    prepared = {"ctr-inspect", "ctr-prepare", "ctr-train", "ctr-sweep", "ctr-compare", "ctr-join"}
     assert {*COMMANDS} == prepared | {"ctr-export", "ctr-explain", "ctr-predict"}
 
 

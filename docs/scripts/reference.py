@@ -18,7 +18,10 @@ from model.data_config import Data, FieldSpec
 from model.experiment_config import Experiment, Training
 from model.experiments.sweep_config import Sweep
 from model.zoo import MODELS
-from service.settings import Settings
+from service.collect.settings import CollectSettings
+from service.settings import COLLECT_PREFIX, PREFIX, Settings
+
+AnySettings = type[Settings] | type[CollectSettings]
 
 HEADER = ("Key", "Type", "Default", "Bounds", "Meaning")
 SETTINGS_HEADER = ("Variable", "Type", "Default", "Bounds", "Meaning")
@@ -37,10 +40,19 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "connections": ("max_connections", "head_timeout_ms", "body_timeout_ms", "keep_alive_ms"),
     "access": ("api_keys_file", "admin_key_file", "admin_port", "docs"),
     "logs": (
-        *("log_values", "request_log", "request_log_sample", "request_log_max_bytes", "request_log_hash"),
-        "request_log_salt_file",
+        *("log_values", "request_log", "request_log_sample", "request_log_fields", "request_log_candidates"),
+        *("request_log_max_bytes", "request_log_queue_bytes", "request_log_hash", "request_log_salt_file"),
         "pseudonym_key_file",
     ),
+}
+COLLECT_GROUPS: Mapping[str, Sequence[str]] = {
+    "collect-events": ("folder", "max_bytes", "segment_s", "max_events", "max_skew_s"),
+    "collect-server": (
+        *("host", "port", "max_in_flight", "max_body_bytes", "max_buffered_bytes", "max_connections"),
+        *("head_timeout_ms", "body_timeout_ms", "keep_alive_ms", "drain_notice_ms", "drain_ms"),
+        *("api_keys_file", "docs"),
+    ),
+    "collect-redis": ("redis_url", "redis_stream", "redis_group", "redis_reclaim_s", "redis_delete"),
 }
 # Descriptions of keys, for docstrings that give only the symbol in the model's formula.
 SYMBOLS: Mapping[str, str] = {
@@ -76,10 +88,11 @@ class Entry:
 
 
 def configuration() -> dict[str, list[str]]:
-    """Return the lines of each block in docs/configuration.md, by the block's name."""
+    """Return the lines of each block in docs/configuration.md and docs/collect.md, by the block's name."""
     blocks = {
-        f"settings-{group}": _table(SETTINGS_HEADER, [setting(name) for name in names])
-        for group, names in _checked(GROUPS).items()
+        f"settings-{group}": _table(SETTINGS_HEADER, [setting(name, settings) for name in names])
+        for settings, groups in ((Settings, GROUPS), (CollectSettings, COLLECT_GROUPS))
+        for group, names in _checked(groups, settings).items()
     }
     sections: dict[str, type[msgspec.Struct]] = {
         "data": Data,
@@ -94,11 +107,11 @@ def configuration() -> dict[str, list[str]]:
     return blocks
 
 
-def setting(name: str) -> Entry:
+def setting(name: str, settings: AnySettings = Settings) -> Entry:
     """Return the entry of a `CTR_*` setting, given the name of its field."""
-    field = Settings.model_fields[name]
+    field = settings.model_fields[name]
     return Entry(
-        f"CTR_{name.upper()}",
+        f"{PREFIX if settings is Settings else COLLECT_PREFIX}{name.upper()}",
         _settings_type(field.annotation),
         _default(field.default),
         _settings_bounds(field),
@@ -122,7 +135,8 @@ def keys(struct: type[msgspec.Struct]) -> Iterator[Entry]:
 
 def without_meaning() -> set[str]:
     """Return the settings and keys without a description in the code."""
-    missing = {entry.name for name in Settings.model_fields if not (entry := setting(name)).meaning}
+    entries = [setting(name, kind) for kind in (Settings, CollectSettings) for name in kind.model_fields]
+    missing = {entry.name for entry in entries if not entry.meaning}
     structs: dict[str, type[msgspec.Struct]] = {
         "data": Data,
         "fields": FieldSpec,
@@ -135,10 +149,10 @@ def without_meaning() -> set[str]:
     return missing
 
 
-def _checked(groups: Mapping[str, Sequence[str]]) -> Mapping[str, Sequence[str]]:
+def _checked(groups: Mapping[str, Sequence[str]], settings: AnySettings) -> Mapping[str, Sequence[str]]:
     listed = [name for names in groups.values() for name in names]
-    if strangers := set(listed) ^ set(Settings.model_fields):
-        raise ValueError(f"{min(strangers)!r}: GROUPS in {__name__} and the settings differ. List every setting once")
+    if strangers := set(listed) ^ set(settings.model_fields):
+        raise ValueError(f"{min(strangers)!r}: {__name__} and the settings differ. List every setting in one group")
     return groups
 
 

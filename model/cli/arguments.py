@@ -58,3 +58,16 @@ def positive_minutes(text: str) -> float:
     if not 0 < (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of minutes above 0")
     return number
+
+
+def duration_s(text: str) -> int:
+    """Parse a duration such as 30m, and return it in seconds. For argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is not a duration.
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+    number, unit = text[:-1], text[-1:]
+    if unit not in units or not (number.isascii() and number.isdigit()) or len(number) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 30m, 24h or 7d")
+    return int(number) * units[unit]

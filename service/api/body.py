@@ -2,22 +2,24 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.requests import Request
 
 from service.errors import BadRequest, DeadlineExceeded, TooLarge, WrongType
-from service.settings import MAX_TIMEOUT_MS
+from service.settings import MAX_TIMEOUT_MS, PREFIX
 
 JSON = "application/json"
 MAX_QUOTED_CHARS = 100  # maximum characters of a client's header that a message quotes
 
 
-def check_content_type(request: Request) -> None:
-    """Raise WrongType unless the body is uncompressed JSON."""
+def check_content_type(request: Request, accepted: Sequence[str] = (JSON,)) -> None:
+    """Raise WrongType unless the body is uncompressed and has one of the accepted types."""
     content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != JSON:
-        raise WrongType(f"Content-Type is {content_type[:MAX_QUOTED_CHARS]!r}. Send Content-Type: {JSON}.")
+    if content_type.partition(";")[0].strip().lower() not in accepted:
+        raise WrongType(
+            f"Content-Type is {content_type[:MAX_QUOTED_CHARS]!r}. Send Content-Type: {' or '.join(accepted)}."
+        )
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise WrongType(
@@ -25,7 +27,9 @@ def check_content_type(request: Request) -> None:
         )
 
 
-async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Callable[[int], None]) -> bytes:
+async def read_body(
+    request: Request, max_bytes: int, timeout_s: float, hold: Callable[[int], None], prefix: str = PREFIX
+) -> bytes:
     """Return the body. Never holds more than `max_bytes` plus one chunk in memory.
 
     Args:
@@ -33,13 +37,15 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Ca
         max_bytes: Maximum size of the body.
         timeout_s: Maximum time for the body to arrive.
         hold: Called with the size of each chunk. It may raise a Problem.
+        prefix: The prefix of the server's settings, for error messages.
 
     Raises:
         TooLarge: The body has more than `max_bytes`.
         DeadlineExceeded: The body did not arrive in time.
     """
     too_large = TooLarge(
-        f"The body exceeds this server's limit of {max_bytes} bytes. Split the request, or raise CTR_MAX_BODY_BYTES."
+        f"The body exceeds this server's limit of {max_bytes} bytes. "
+        f"Split the request, or raise {prefix}MAX_BODY_BYTES."
     )
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced[:20]) > max_bytes:
@@ -56,7 +62,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float, hold: Ca
                 chunks.append(chunk)
     except TimeoutError:
         raise DeadlineExceeded(
-            f"The body did not arrive within {timeout_s:g} s. Send it faster, or raise CTR_BODY_TIMEOUT_MS."
+            f"The body did not arrive within {timeout_s:g} s. Send it faster, or raise {prefix}BODY_TIMEOUT_MS."
         ) from None
     return b"".join(chunks)
 

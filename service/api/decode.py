@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Raw
 
 from contract.reader import BadFeature, shorten
+from contract.tokens import token
 from service.api.lexical_faults import confine_faults, describe_fault, is_confined
 from service.api.msgspec_errors import InvalidValue, Path, json_path, parse_validation_error
 from service.api.schemas import (
@@ -46,6 +47,7 @@ EXPECTED: dict[Path, str] = {
     ("candidates", 0): "an object {id, features}",
     ("candidates", 0, "id"): "a string or an integer",
     ("candidates", 0, "features"): EXPECTED_FEATURES,
+    ("unit",): "a string or an integer",
     ("timeout_ms",): f"a whole number of milliseconds from 1 to {MAX_TIMEOUT_MS}",
     ("on_bad_candidate",): '"refuse" or "skip"',
     ("top_k",): "a whole number of at least 1",
@@ -90,6 +92,23 @@ def decode_explain_request(body: bytes, max_candidates: int, names: Container[st
         return decode_strictly(EXPLAIN_REQUEST, body)
     except UNREADABLE:
         return decode_leniently(ExplainRequest, body, max_candidates, names)[0]
+
+
+def unit_token(unit: str | int | None, max_chars: int) -> str | None:
+    """Return the canonical token of a request's unit, or None if the request has no unit.
+
+    Raises:
+        BadRequest: The token has more than `max_chars` characters.
+    """
+    if unit is None:
+        return None
+    try:
+        text = token(unit)
+    except ValueError as error:
+        raise BadRequest(f"unit {error}", "$.unit") from None
+    if text is not None and len(text) > max_chars:
+        raise BadRequest(f"unit has {len(text)} characters, but the limit is {max_chars}: send a shorter id", "$.unit")
+    return text
 
 
 def decode_strictly(decoder: msgspec.json.Decoder[AnyRequest], body: bytes) -> AnyRequest:
@@ -170,7 +189,7 @@ def read_options(request_type: type[AnyRequest], parts: Mapping[str, Raw], is_em
     options: dict[str, Any] = {}
     for name, raw in parts.items():
         is_option = name in request_type.__struct_fields__ and name not in REQUIRED_FIELDS
-        options[name] = whole(decoded(ANY_VALUE, raw, (name,))) if is_option else {}
+        options[name] = exact_integer(decoded(ANY_VALUE, raw, (name,)), (name,)) if is_option else {}
     if "candidates" in parts:
         options["candidates"] = [] if is_empty else [{"id": 0, "features": {}}]
     try:
@@ -196,13 +215,9 @@ def read_candidate(raw: Raw, path: Path, names: Container[str] | None) -> tuple[
 
 def read_id(raw: Raw, path: Path) -> str | int:
     """Decode a candidate's id. Raises Problem if it is invalid."""
-    value = decoded(ANY_VALUE, raw, path)
-    if isinstance(value, float) and value.is_integer() and abs(value) > MAX_EXACT_FLOAT:
-        raise BadRequest(
-            "The id is too large for a floating-point number. Send it as an integer or a string.", json_path(path)
-        )
+    value = exact_integer(decoded(ANY_VALUE, raw, path), path)
     try:
-        candidate_id: str | int = msgspec.convert(whole(value), CandidateId)
+        candidate_id: str | int = msgspec.convert(value, CandidateId)
         return candidate_id
     except msgspec.ValidationError as error:
         raise problem_at(error, path) from None
@@ -230,9 +245,20 @@ def read_features(raw: Raw, path: Path, names: Container[str] | None) -> dict[st
     return features
 
 
-def whole(value: Any) -> Any:
-    """Convert a whole float such as 3.0 to an integer. Return any other value unchanged."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def exact_integer(value: Any, path: Path) -> Any:
+    """Convert a whole float such as 3.0 to an integer. Return any other value unchanged.
+
+    Raises:
+        BadRequest: The float is so large that it may have been rounded.
+    """
+    if not (isinstance(value, float) and value.is_integer()):
+        return value
+    if abs(value) > MAX_EXACT_FLOAT:
+        raise BadRequest(
+            f"The {path[-1]} is too large for a floating-point number. Send it as an integer or a string.",
+            json_path(path),
+        )
+    return int(value)
 
 
 def decoded(decoder: msgspec.json.Decoder[Any], raw: bytes | Raw, path: Path) -> Any:

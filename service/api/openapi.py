@@ -45,13 +45,15 @@ REQUEST_EXAMPLE = {
         {"id": "ad-7", "features": {"item": 4082, "cost": "free"}},
         {"id": "ad-9", "features": {"item": 17, "cost": None}},
     ],
+    "unit": "u1",
     "timeout_ms": 50,
 }
 RESPONSE_EXAMPLE = {
     "request_id": "5b0c6d5a0c3f4f5d8a4e1f7a3c2b1d00",
+    "score_id": "019ad6f3-5c00-7a4e-9f1d-2b8c6e0d4a31",
     "model": "stec-frappe",
     "version": "5f0c2a",
-    "scores": [{"id": "ad-7", "ctr": 0.0132}, {"id": "ad-9", "ctr": 0.0087}],
+    "scores": [{"id": "ad-7", "candidate": 0, "ctr": 0.0132}, {"id": "ad-9", "candidate": 1, "ctr": 0.0087}],
     "degraded": [],
 }
 
@@ -67,7 +69,9 @@ def openapi(title: str, version: str, metrics: bool = True) -> dict[str, Any]:
     types = (ScoreRequest, ScoreResponse, ModelResponse, ProblemDetails, ExplainRequest, ExplainResponse)
     references, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     score_request, score_response, model, problem, explain_request, explain_response = references
-    explain_example = {name: value for name, value in REQUEST_EXAMPLE.items() if name != "timeout_ms"} | {"pairs": 5}
+    explain_example = {name: value for name, value in REQUEST_EXAMPLE.items() if name in ("context", "candidates")} | {
+        "pairs": 5
+    }
     paths = {
         "/v1/score": {
             "post": {

@@ -14,6 +14,13 @@ MAX_PAIRS = 10_000
 DEFAULT_PAIRS = 20
 
 CandidateId = Annotated[str | int, Meta(description="Returned with the score. It need not be unique.")]
+Unit = Annotated[
+    str | int,
+    Meta(
+        description="The user or household that the request belongs to. All requests of a unit are in the request log "
+        'or none. The model does not read it. 17 and "17" are the same unit.'
+    ),
+]
 Features = Annotated[
     dict[str, Any], Meta(description="Values by field name. A value is a string, a number, a boolean or null.")
 ]
@@ -54,6 +61,7 @@ class Candidate(msgspec.Struct):
 class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
     context: Features
     candidates: Annotated[list[Candidate], Meta(min_length=1)]
+    unit: Unit | None = None
     timeout_ms: TimeoutMs | None = None
     on_bad_candidate: Annotated[
         OnBadCandidate,
@@ -65,6 +73,10 @@ class ScoreRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 class Score(msgspec.Struct):
     id: Annotated[str | int | None, Meta(description="Null for a candidate that was skipped due to an invalid id.")]
+    candidate: Annotated[
+        int,
+        Meta(ge=0, description="The candidate's position in the request. With `score_id`, it identifies the score."),
+    ]
     ctr: Annotated[float | None, Meta(description="Click probability. Null for a candidate that was skipped.")]
     error: Annotated[str | UnsetType, Meta(description="Why the candidate was skipped: a JSON path and a message.")] = (
         UNSET
@@ -75,6 +87,9 @@ class ScoreResponse(msgspec.Struct):
     """Scores in the order of the candidates or, with `top_k`, the best ones in descending order."""
 
     request_id: RequestId
+    score_id: Annotated[
+        str, Meta(description="The id of this response, a UUIDv7. Send it with the events that the response leads to.")
+    ]
     model: str
     version: str
     scores: list[Score]

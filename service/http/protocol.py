@@ -2,11 +2,11 @@
 
 Differences from uvicorn:
 
-* A scoring request over the limit on requests in flight gets a 429 before its body is decoded, because refusing a
-  request must cost almost nothing.
+* A request of the direct route (/v1/score) over the limit on requests in flight gets a 429 before its body is decoded,
+  because refusing a request must cost almost nothing.
 * If a client stalls in the middle of a request, or does not read its responses, its connection is closed.
 * Heads and trailers have a size limit, because httptools concatenates the pieces of an endless header on every read.
-* Scoring requests bypass ASGI messages, which would validate and copy data that is known to be correct.
+* Requests of the direct route bypass ASGI messages, which would validate and copy data that is known to be correct.
 * `Upgrade:` is ignored. Java's HTTP client requests h2c by default, and uvicorn would lose the body of such a request.
 * Invalid HTTP is answered with a problem document, after the responses to earlier requests. It is not logged.
 * A client that closes its side of the connection is considered gone, as in uvicorn and most servers.
@@ -26,10 +26,9 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.api.problem_details import ProblemDetails, request_id_for
-from service.api.schemas import SCORE_PATH
 from service.http.early_responses import overloaded_response, problem_response
 from service.http.header_limits import HEAD_TOO_LARGE, HeadSize, HeadTooLarge, head_without_upgrade
-from service.settings import Settings
+from service.settings import HttpSettings
 
 MAX_UNREAD_BYTES = 256 * 1024  # Unread 429 responses on one connection.
 # How long to keep a connection open after an error, so that a client that is still sending can read the error.
@@ -41,7 +40,13 @@ TOO_MANY_PIPELINED = f"More than {MAX_PIPELINED} requests are pipelined on this 
 NO_CONNECT = "This server is not a proxy and does not support CONNECT."
 HEAD_TIMEOUT = "The request line and headers did not arrive in time. Send them without a pause."
 
-Score = Callable[[Request], Awaitable[Response]]
+
+@dataclass(frozen=True)
+class DirectRoute:
+    """The path whose POST requests are subject to admission control, and are answered without ASGI messages."""
+
+    path: str
+    answer: Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Limits:
     idle_s: float
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: HttpSettings) -> Self:
         return cls(settings.head_timeout_ms / 1e3, settings.keep_alive_ms / 1e3)
 
 
@@ -72,7 +77,7 @@ class Protocol(HttpToolsProtocol):
         limits: The client's timeouts.
         on_lost: Called when the connection has been closed.
         parts: The application's state, see service/app.py.
-        score: Answers POST requests to SCORE_PATH. If it is None, the application answers them.
+        direct: The direct route. If it is None, the application answers all requests.
 
     Attributes:
         close_after_response: Whether the next response is the last one on this connection.
@@ -84,14 +89,14 @@ class Protocol(HttpToolsProtocol):
         limits: Limits,
         on_lost: Callable[[], None],
         parts: Any,
-        score: Score | None = None,
+        direct: DirectRoute | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._on_lost = on_lost
         self._parts = parts
-        self._score = score
+        self._direct = direct
         self.close_after_response = False
         self._ignores_input = False
         self._error_response = b""  # Sent after the responses to earlier requests. Ends the connection.
@@ -221,12 +226,12 @@ class Protocol(HttpToolsProtocol):
         self._current = cycle
         if self.close_after_response or self._parts.draining:
             cycle.keep_alive = False
-        if cycle.scope["path"] != SCORE_PATH or cycle.scope["method"] != "POST":
+        direct = self._direct
+        if direct is None or cycle.scope["path"] != direct.path or cycle.scope["method"] != "POST":
             disable_keep_alive_if_body_is_uncertain(cycle)
             super()._start_asgi_task(cycle, app)
         elif self._parts.admission.has_room():
-            answering = cycle.run_asgi(app) if self._score is None else self.answer(cycle, self._score)
-            task = self.loop.create_task(answering)
+            task = self.loop.create_task(self.answer(cycle, direct))
             task.add_done_callback(lambda done: self.on_task_done(done, cycle))
             self.tasks.add(task)
             self._awaiting_body = cycle
@@ -235,11 +240,11 @@ class Protocol(HttpToolsProtocol):
         else:
             self.refuse_request(cycle)
 
-    async def answer(self, cycle: RequestResponseCycle, score: Score) -> None:
-        """Score a request and write the response in one piece. Replaces uvicorn's cycle and Starlette's response."""
+    async def answer(self, cycle: RequestResponseCycle, direct: DirectRoute) -> None:
+        """Answer a request and write the response in one piece. Replaces uvicorn's cycle and Starlette's response."""
         try:
             request = Request(cycle.scope, cycle.receive)  # type: ignore[arg-type]  # uvicorn's and Starlette's types
-            response = await score(request)
+            response = await direct.answer(request)
             if self.flow.write_paused and not cycle.disconnected:
                 await self.flow.drain()
             if not cycle.disconnected and not self.transport.is_closing():

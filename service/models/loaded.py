@@ -242,7 +242,7 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
             raise BundleError(f"bundle {bundle.folder}: {error}") from error
     engine, cost = await asyncio.to_thread(open_and_measure, bundle, settings)
     batcher = Batcher(
-        engine.run,
+        engine.score,
         metrics,
         slots=settings.slots,
         max_rows=settings.max_rows,

@@ -27,6 +27,17 @@ class CannotVerify(RuntimeError):
     """The server does not answer, or it serves a different model."""
 
 
+class AnsweredScore(msgspec.Struct):
+    ctr: float | None
+
+
+class Answered(msgspec.Struct):
+    """What is compared of a response. Servers of every version send it."""
+
+    version: str
+    scores: list[AnsweredScore]
+
+
 class RefusedAsStrict(Exception):
     """The server refuses a request because a value is missing, as it must with CTR_STRICT."""
 
@@ -145,7 +156,7 @@ def ask_server(url: str, bundle: Bundle) -> Iterator[Answer]:
     """
     # pydantic and Starlette take 0.2 s to import, and --help does not need them.
     from service.api.problem_details import ProblemDetails
-    from service.api.schemas import SCORE_PATH, ScoreResponse
+    from service.api.schemas import SCORE_PATH
     from service.settings import MAX_TIMEOUT_MS
 
     split = urlsplit(url)
@@ -167,7 +178,7 @@ def ask_server(url: str, bundle: Bundle) -> Iterator[Answer]:
         if response.status != http.client.OK:
             raise CannotVerify(f"the server answered {response.status}: {raw.decode(errors='replace')[:500]}")
         try:
-            scored = msgspec.json.decode(raw, type=ScoreResponse)
+            scored = msgspec.json.decode(raw, type=Answered)
         except msgspec.DecodeError as error:
             raise CannotVerify(f"the answer is not from a scoring server ({error}): check the URL") from error
         if scored.version != bundle.manifest.version:
@@ -212,18 +223,18 @@ def replay_log(paths: Sequence[Path], bundle: Bundle, pseudonyms: Pseudonymizer 
         The exit code: 1 if the bundle's own version gave different answers in the log, otherwise 0.
     """
     # These modules import Starlette and prometheus_client, which --help does not need.
-    from service.request_log.replay import replay, report
+    from service.request_log.replay import replay, report, report_skipped
 
     check_pseudonym_key(bundle.schema, pseudonyms)
-    versions, garbled = replay(paths, bundle, open_engine(bundle, threads=1), pseudonyms)
+    versions, skipped = replay(paths, bundle, open_engine(bundle, threads=1), pseudonyms)
     print(f"{bundle.manifest.name} {bundle.manifest.version}")
     for replayed in versions:
         print("\n".join(report(replayed)))
     if pseudonyms is None and bundle.schema.pseudonym_key and any(replayed.not_compared for replayed in versions):
         print("requests with raw values of fields with pseudonyms are compared only with --pseudonym-key FILE")
-    if garbled:
-        print(f"skipped {garbled} lines that are truncated or not from a request log")
-    if any(replayed.is_unexplained(bundle) for replayed in versions):
+    for text in report_skipped(skipped):
+        print(text)
+    if any(replayed.unexplained for replayed in versions):
         print(
             f"ctr-verify: the same version now gives answers that differ by more than {TOLERATED} from the log",
             file=sys.stderr,

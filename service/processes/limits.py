@@ -4,7 +4,7 @@ import os
 import resource
 from pathlib import Path
 
-from service.settings import Settings, SettingsError
+from service.settings import PREFIX, HttpSettings, SettingsError
 
 SPARE_DESCRIPTORS = 128  # Redis connections, the request log, refused connections, and files that libraries open.
 DESCRIPTORS = Path("/proc/self/fd")
@@ -16,7 +16,7 @@ def raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def check_descriptors(settings: Settings) -> None:
+def check_descriptors(settings: HttpSettings, prefix: str = PREFIX) -> None:
     """Check that a worker may open enough files. Call this when the model is open.
 
     Raises:
@@ -28,7 +28,7 @@ def check_descriptors(settings: Settings) -> None:
     others = 2 * len(os.listdir(DESCRIPTORS)) + SPARE_DESCRIPTORS  # Two models are open during a reload.
     if settings.max_connections + others > limit:
         raise SettingsError(
-            f"CTR_MAX_CONNECTIONS={settings.max_connections} needs {settings.max_connections + others} open files in "
-            f"each worker, but the limit is {limit}. Raise the limit (ulimit -n, LimitNOFILE= in systemd, "
-            f"--ulimit nofile= in Docker), or set CTR_MAX_CONNECTIONS to at most {max(1, limit - others)}."
+            f"{prefix}MAX_CONNECTIONS={settings.max_connections} needs {settings.max_connections + others} open files "
+            f"in each worker, but the limit is {limit}. Raise the limit (ulimit -n, LimitNOFILE= in systemd, "
+            f"--ulimit nofile= in Docker), or set {prefix}MAX_CONNECTIONS to at most {max(1, limit - others)}."
         )

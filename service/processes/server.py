@@ -14,12 +14,11 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import HANDLED_SIGNALS
 
-from service.app import Application, drain
 from service.http.connection_counts import WorkerSlot
 from service.http.listener import Listener
-from service.http.protocol import Limits, Protocol
+from service.http.protocol import DirectRoute, Limits, Protocol
 from service.http.uvicorn_support import check_uvicorn
-from service.settings import Settings
+from service.settings import HttpSettings
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,8 @@ class Server(uvicorn.Server):
     """A uvicorn server that handles signals from startup, and reports that it is draining before it stops.
 
     Args:
-        app: The scoring application.
+        app: The application. Its state has `draining`, `admission` and `metrics`.
+        direct: The application's direct route.
         settings: The server's settings.
         slot: Slot in which this worker publishes its connection count for the other workers. None: there are none.
 
@@ -50,10 +50,13 @@ class Server(uvicorn.Server):
         UnsupportedUvicorn: The installed uvicorn would bypass admission control.
     """
 
-    def __init__(self, app: Application, settings: Settings, slot: WorkerSlot | None = None) -> None:
+    def __init__(
+        self, app: FastAPI, direct: DirectRoute, settings: HttpSettings, slot: WorkerSlot | None = None
+    ) -> None:
         check_uvicorn()
         super().__init__(uvicorn_config(app, settings))
         self._app = app
+        self._direct = direct
         self._settings = settings
         self._slot = slot
         self._bound_apps: list[BoundApp] = []
@@ -67,12 +70,12 @@ class Server(uvicorn.Server):
             signal.signal(number, self.handle_exit)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        drain(self._app)
+        self._app.state.draining = True  # From now on, /readyz answers 503.
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
         """Stop the server, as a signal does."""
-        drain(self._app)
+        self._app.state.draining = True
         self.should_exit = True
 
     def rebalance(self, workers: int) -> None:
@@ -105,9 +108,9 @@ class Server(uvicorn.Server):
             config = self.config if bound.app is self._app else uvicorn_config(bound.app, self._settings)
             if not config.loaded:
                 config.load()
-            score = self._app.score if bound.app is self._app else None
-            make = partial(Protocol, config, self.server_state, {}, limits=limits, parts=self._app.state, score=score)
-            slot = None if score is None else self._slot
+            direct = self._direct if bound.app is self._app else None
+            make = partial(Protocol, config, self.server_state, {}, limits=limits, parts=self._app.state, direct=direct)
+            slot = None if direct is None else self._slot
             listener = Listener(bound.listening, make, connections, self._settings.max_connections, slot)
             self.servers.append(listener)  # type: ignore[arg-type]
         self.started = True
@@ -164,7 +167,7 @@ class Server(uvicorn.Server):
             metrics.connections.set(len(self.server_state.connections))
 
 
-def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def uvicorn_config(app: FastAPI, settings: HttpSettings) -> uvicorn.Config:
     """Return uvicorn's configuration for an application."""
     return uvicorn.Config(
         app,

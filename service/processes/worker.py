@@ -19,9 +19,11 @@ from contract.bundle import BundleError, OutOfResources
 from service.admin import add_admin, admin_app
 from service.api.auth import read_admin_key
 from service.api.example import example_request
+from service.api.schemas import SCORE_PATH
 from service.app import Application, create_app
 from service.errors import NotReady, Refused
 from service.http.connection_counts import ConnectionCounts, WorkerSlot
+from service.http.protocol import DirectRoute
 from service.http.uvicorn_support import UnsupportedUvicorn
 from service.models.manager import ModelManager
 from service.processes.ipc import (
@@ -75,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise_descriptor_limit()
         reserve_counts(folder, str(os.getpid()))
         app = create_app(settings)
-        server = Server(app, settings, WorkerSlot(ConnectionCounts(folder), arguments.slot))
+        direct = DirectRoute(SCORE_PATH, app.score)
+        server = Server(app, direct, settings, WorkerSlot(ConnectionCounts(folder), arguments.slot))
         server.handle_signals()
         uvloop.run(Worker(app, server, settings).run(arguments))
     except (SettingsError, BundleError, EngineMissing, UnsupportedUvicorn, NoSpace) as error:

@@ -6,7 +6,7 @@ Legend: R requests in a batch, N candidates of all requests, concatenated.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,18 @@ class Explained:
     bias: NDArray[np.float64]
 
 
+class Scored(NamedTuple):
+    """The scores of N candidates. Both are NaN for a candidate that a cascade rules out.
+
+    Attributes:
+        ctr: Shape: float64 (N).
+        logit: The model's logits before calibration. Shape (N).
+    """
+
+    ctr: NDArray[np.float64]
+    logit: NDArray[np.floating]
+
+
 class Engine:
     """The opened graphs of one bundle. `run` and `explain` may be called from several threads at once.
 
@@ -78,7 +90,11 @@ class Engine:
         self._explain = explain
 
     def run(self, batch: Sequence[ModelInput]) -> list[NDArray[np.float64]]:
-        """Return the ctr of each request's candidates. It is NaN for a candidate that a cascade rules out.
+        """Return the ctr of each request's candidates. See score()."""
+        return [scored.ctr for scored in self.score(batch)]
+
+    def score(self, batch: Sequence[ModelInput]) -> list[Scored]:
+        """Return the scores of each request's candidates.
 
         Raises:
             FloatingPointError: A logit is not finite.
@@ -94,14 +110,13 @@ class Engine:
         if not np.isfinite(logit).all():
             raise FloatingPointError("the model's logit is not finite")
         if len(batch) == 1 and survivors[0] is None:  # A shortcut for almost all batches.
-            return [self.calibration.ctr(logit)]
-        sizes = [len(request.candidate_ids) for request in inputs]
-        answers = np.split(self.calibration.ctr(logit), np.cumsum(sizes[:-1]))
-        for index, rows in enumerate(survivors):
-            if rows is not None:
-                ctr = np.full(len(rows), np.nan)
-                ctr[rows] = answers[index]
-                answers[index] = ctr
+            return [Scored(self.calibration.ctr(logit), logit)]
+        ctr, answers, start = self.calibration.ctr(logit), [], 0
+        for request, rows in zip(inputs, survivors, strict=True):
+            part = slice(start, start + len(request.candidate_ids))
+            start = part.stop
+            scored = Scored(ctr[part], logit[part])
+            answers.append(scored if rows is None else Scored(*(placed(values, rows) for values in scored)))
         return answers
 
     @property
@@ -125,6 +140,13 @@ class Engine:
         if not all(np.isfinite(output).all() for output in outputs):
             raise FloatingPointError("the explanation is not finite")
         return Explained(*(output.astype(np.float64) for output in outputs))
+
+
+def placed(values: NDArray[np.floating], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return an array as long as `rows`, with the values in the rows that are true and NaN in the others."""
+    every = np.full(len(rows), np.nan)
+    every[rows] = values
+    return every
 
 
 def open_engine(

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.runtime.engine import Scored
 from service.scoring.run_cost import RunCost
 from service.telemetry.metrics import Metrics
 
-Ctr = NDArray[np.float64]
-Run = Callable[[Sequence[ModelInput]], list[Ctr]]
-TimedRun = tuple[list[Ctr], float]  # the answers, and the duration of the run in seconds
+Run = Callable[[Sequence[ModelInput]], list[Scored]]
+TimedRun = tuple[list[Scored], float]  # the answers, and the duration of the run in seconds
 
 SHUTTING_DOWN = "The server is shutting down. Send the request to another server."
 
@@ -28,12 +27,12 @@ class Answer:
     """The scores of a request.
 
     Attributes:
-        ctr: Probability of each candidate. NaN if a cascade ruled the candidate out.
+        scored: The ctr and the logit of each candidate.
         queue_s: How long the candidates waited for the model.
         run_s: How long the model ran for them.
     """
 
-    ctr: Ctr
+    scored: Scored
     queue_s: float
     run_s: float
 
@@ -55,12 +54,12 @@ class PendingRequest:
 
     def answer_if_complete(self) -> None:
         """Return the answer to the caller once all chunks have been scored."""
-        scored = [chunk.ctr for chunk in self.chunks if chunk.ctr is not None]
+        scored = [chunk.scored for chunk in self.chunks if chunk.scored is not None]
         if self.future.done() or len(scored) < len(self.chunks):
             return
-        ctr = scored[0] if len(scored) == 1 else np.concatenate(scored)
+        whole = scored[0] if len(scored) == 1 else Scored(*map(np.concatenate, zip(*scored, strict=True)))
         waited_s = time.perf_counter() - self.submitted_s - self.run_s
-        self.future.set_result(Answer(ctr, max(0.0, waited_s), self.run_s))
+        self.future.set_result(Answer(whole, max(0.0, waited_s), self.run_s))
 
 
 @dataclass(eq=False)
@@ -71,7 +70,7 @@ class Chunk:
     input: ModelInput
     rows: int
     queued: bool = True
-    ctr: Ctr | None = None
+    scored: Scored | None = None
 
 
 class Batcher:
@@ -94,7 +93,7 @@ class Batcher:
         """Start with an empty queue.
 
         Args:
-            run: The model: a function from requests to the ctr of the candidates of each request.
+            run: The model: a function from requests to the scores of the candidates of each request.
             metrics: Counts runs and queued rows.
             slots: Maximum number of concurrent runs.
             max_rows: Maximum rows in one run.
@@ -142,12 +141,12 @@ class Batcher:
         if self._free and rows <= self._max_rows and self._cost.seconds(rows) < self._inline_s:
             self._metrics.batch_rows.observe(rows)
             try:
-                (ctr,), run_s = timed(self._run, [request])
+                (scored,), run_s = timed(self._run, [request])
             except Exception as error:
                 future.set_exception(error)
                 return future
-            self._cost.record(count_scored(ctr), run_s)
-            future.set_result(Answer(ctr, 0.0, run_s))
+            self._cost.record(count_scored(scored), run_s)
+            future.set_result(Answer(scored, 0.0, run_s))
             return future
         pending = PendingRequest(deadline_s, future, time.perf_counter())
         pending.chunks = [Chunk(pending, part, len(part.candidate_ids)) for part in split(request, self._max_rows)]
@@ -234,8 +233,8 @@ class Batcher:
             return
         answers, run_s = running.result()
         self._cost.record(sum(map(count_scored, answers)), run_s)
-        for chunk, ctr in zip(batch, answers, strict=True):
-            chunk.ctr = ctr
+        for chunk, scored in zip(batch, answers, strict=True):
+            chunk.scored = scored
             chunk.request.run_s += run_s
             chunk.request.answer_if_complete()
 
@@ -264,13 +263,13 @@ def split(request: ModelInput, max_rows: int) -> list[ModelInput]:
     ]
 
 
-def count_scored(ctr: Ctr) -> int:
+def count_scored(scored: Scored) -> int:
     """Return how many rows the whole model scored. Rows that a cascade ruled out are NaN, and cost almost nothing."""
-    return int(np.count_nonzero(~np.isnan(ctr)))
+    return int(np.count_nonzero(~np.isnan(scored.ctr)))
 
 
 def timed(run: Run, batch: Sequence[ModelInput]) -> TimedRun:
     """Run the model and measure how long it takes. Call this in the model's thread: the event loop may be late."""
     start_s = time.perf_counter()
-    ctr = run(batch)
-    return ctr, time.perf_counter() - start_s
+    answers = run(batch)
+    return answers, time.perf_counter() - start_s

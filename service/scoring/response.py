@@ -12,6 +12,7 @@ from service.api.schemas import Score, ScoreRequest, ScoreResponse
 
 def build_response(
     request_id: str,
+    score_id: str,
     manifest: Manifest,
     request: ScoreRequest,
     ctr: Mapping[int, float],
@@ -22,6 +23,7 @@ def build_response(
 
     Args:
         request_id: The request's id.
+        score_id: The response's id.
         manifest: The model's manifest.
         request: The request.
         ctr: The probability of each scored candidate, by position. NaN if a cascade ruled the candidate out.
@@ -30,12 +32,12 @@ def build_response(
     """
     candidates = request.candidates
     scores = [
-        Score(candidates[row].id, ctr[row])
+        Score(candidates[row].id, row, ctr[row])
         if row in ctr
-        else Score(candidates[row].id, None, f"{errors[row].path}: {errors[row].reason}")
+        else Score(candidates[row].id, row, None, f"{errors[row].path}: {errors[row].reason}")
         for row in rows_to_return(len(candidates), ctr, request.top_k, request_id)
     ]
-    response = ScoreResponse(request_id, manifest.name, manifest.version, scores, degraded)
+    response = ScoreResponse(request_id, score_id, manifest.name, manifest.version, scores, degraded)
     if request.cascade:
         response.scored_in_full = sum(map(math.isfinite, ctr.values()))
     return response
@@ -50,11 +52,20 @@ def rows_to_return(candidates: int, ctr: Mapping[int, float], top_k: int | None,
     """
     if top_k is None:
         return range(candidates)
+    best = best_rows(ctr, top_k, request_id)
+    return [*best, *(row for row in range(candidates) if row not in ctr)][:top_k]
+
+
+def best_rows(ctr: Mapping[int, float], count: int, request_id: str) -> list[int]:
+    """Return the positions of the `count` best candidates in descending order, or of all that have a probability.
+
+    The order of equal candidates is the same for every `count`.
+    """
     scored = [row for row, value in ctr.items() if not math.isnan(value)]
     ranked = sorted(scored, key=lambda row: -ctr[row])
-    if len({ctr[row] for row in ranked[: top_k + 1]}) < min(top_k + 1, len(ranked)):
-        ranked = break_ties(ranked, ctr, top_k, request_id)
-    return [*ranked, *(row for row in range(candidates) if row not in ctr)][:top_k]
+    if len({ctr[row] for row in ranked[: count + 1]}) < min(count + 1, len(ranked)):
+        ranked = break_ties(ranked, ctr, count, request_id)
+    return ranked[:count]
 
 
 def break_ties(ranked: Sequence[int], ctr: Mapping[int, float], top_k: int, request_id: str) -> list[int]:

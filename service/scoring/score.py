@@ -6,33 +6,54 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 from msgspec import UNSET
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from contract.bundle import Manifest
 from contract.encode import NO_ERRORS, Encoder, ModelInput, Tokens
 from contract.reader import BadFeature, Features
+from contract.request_log import SCORED
 from service.api.auth import ApiKeys
 from service.api.body import JSON, arrival_s, check_content_type, deadline, read_body
-from service.api.decode import decode_score_request
+from service.api.decode import decode_score_request, unit_token
 from service.api.problem_details import only_problems, request_id
 from service.api.schemas import ScoreRequest, ScoreResponse
 from service.errors import BadRequest, ClientGone, DeadlineExceeded, Problem, Unauthorized
-from service.request_log.writer import RequestLog
+from service.request_log.lines import Identity, QueuedLine
+from service.request_log.writer import RequestLog, identify
 from service.runtime.cascade import screened
 from service.scoring.admission import Admission
 from service.scoring.batching import Answer, Batcher
 from service.scoring.readiness import Readiness
-from service.scoring.response import build_response
+from service.scoring.response import best_rows, build_response
 from service.settings import MAX_TIMEOUT_MS, Settings
-from service.telemetry.metrics import Metrics, Timing
+from service.telemetry.metrics import OK, Metrics, Timing, count_outcome
 from service.vocabulary.tiered import TieredVocabulary
 
 MAX_RECENT_BYTES = 64 * 1024
+
+
+class Decoded(msgspec.Struct, frozen=True):
+    """A request that has been decoded.
+
+    Attributes:
+        body: The body.
+        request: The request.
+        errors: The errors of candidates that cannot be decoded, by position.
+        identity: Identifies the answer, and says whether the request is logged.
+    """
+
+    body: bytes
+    request: ScoreRequest
+    errors: Mapping[int, BadFeature]
+    identity: Identity
 
 
 @dataclass(frozen=True)
@@ -101,26 +122,39 @@ class Scorer:
             timing.has_read()
         with timing.phase("parse"):
             parsed, errors = decode_score_request(body, self.settings.max_candidates, self.encoder.names)
+            identity = identify(self.log, unit_token(parsed.unit, self.settings.max_token_chars))
+        decoded = Decoded(body, parsed, errors, identity)
+        if not identity.logged:
+            return await self._answer(request, decoded, arrived_s, timing)
+        with count_outcome(partial(self._log_failure, request, decoded)):
+            return await self._answer(request, decoded, arrived_s, timing)
+
+    async def _answer(self, request: Request, decoded: Decoded, arrived_s: float, timing: Timing) -> Response:
+        """Score a request that has been decoded."""
+        parsed = decoded.request
+        with timing.phase("encode"):
             check_cascade(parsed, self.manifest)
             deadline_s = deadline(request, arrived_s, parsed.timeout_ms, self.settings.timeout_ms)
-            # Check these before the most expensive phases.
+            # Check these before the expensive work.
             left_s = deadline_s - time.perf_counter()
             if left_s <= 0:
                 raise DeadlineExceeded("The deadline passed before the request was parsed. Allow more time.")
             self.batcher.check_capacity(len(parsed.candidates), left_s)
-        with timing.phase("encode"):
             candidates = [candidate.features for candidate in parsed.candidates]
-            tokens = self.tokens(parsed.context, candidates, parsed.on_bad_candidate == "skip", errors)
+            tokens = self.tokens(parsed.context, candidates, parsed.on_bad_candidate == "skip", decoded.errors)
             model_input, degraded = await self.ids(tokens, deadline_s)
         if parsed.cascade and parsed.top_k is not None:
             model_input = screened(model_input, parsed.top_k, self.manifest.cascade)
         answer = await self._run(request, model_input, deadline_s, timing)
         with timing.phase("answer"):
-            ctr = dict(zip(tokens.rows, answer.ctr.tolist(), strict=True)) if answer else {}
-            built = build_response(request_id(request), self.manifest, parsed, ctr, tokens.errors, degraded)
-            self._record(body, parsed, ctr, built)
+            ctr = dict(zip(tokens.rows, answer.scored.ctr.tolist(), strict=True)) if answer else {}
+            known_as, score_id = request_id(request), decoded.identity.score_id
+            built = build_response(known_as, score_id, self.manifest, parsed, ctr, tokens.errors, degraded)
+            self._record(decoded.body, ctr, built)
             headers = {"x-request-id": built.request_id}
             response = Response(msgspec.json.encode(built), headers=headers, media_type=JSON)
+            if decoded.identity.logged:
+                self._log(decoded, ctr, answer, tokens.rows, built)
         response.raw_headers.append((b"server-timing", timing.header().encode()))
         return response
 
@@ -144,15 +178,60 @@ class Scorer:
         timing.record("run", answer.run_s)
         return answer
 
-    def _record(self, body: bytes, request: ScoreRequest, ctr: Mapping[int, float], response: ScoreResponse) -> None:
-        """Count a response, offer it to the request log, and keep the request's body to warm up a new model."""
+    def _record(self, body: bytes, ctr: Mapping[int, float], response: ScoreResponse) -> None:
+        """Count a response, and keep the request's body to warm up a new model."""
         self.metrics.candidates.inc(len(ctr) if response.scored_in_full is UNSET else response.scored_in_full)
         for reason in response.degraded:
             self.metrics.degraded.labels(reason).inc()
-        if self.log is not None:
-            self.log.offer(request, ctr, response, self.encoder)
         if len(body) <= MAX_RECENT_BYTES:
             self.recent.append(body)
+
+    def _log(
+        self,
+        decoded: Decoded,
+        ctr: Mapping[int, float],
+        answer: Answer | None,
+        rows: Sequence[int],
+        response: ScoreResponse,
+    ) -> None:
+        """Offer a scored request to the request log."""
+        assert self.log is not None
+        scored = (np.empty(0), np.empty(0)) if answer is None else answer.scored
+        in_full = (placed(values, rows, len(decoded.request.candidates)) for values in scored)
+        self.log.offer(
+            QueuedLine(
+                identity=decoded.identity,
+                answered_s=time.time(),
+                request_id=response.request_id,
+                model=response.model,
+                version=response.version,
+                outcome=SCORED,
+                candidates=len(decoded.request.candidates),
+                body=decoded.body,
+                encoder=self.encoder,
+                ctr=next(in_full),
+                logit=next(in_full),
+                best=None if self.log.candidates is None else best_rows(ctr, self.log.candidates, response.request_id),
+                degraded=response.degraded,
+            )
+        )
+
+    def _log_failure(self, request: Request, decoded: Decoded, outcome: str) -> None:
+        """Offer a line with the outcome of a request that was not scored to the request log."""
+        if outcome == OK:
+            return
+        assert self.log is not None
+        self.log.offer(
+            QueuedLine(
+                identity=decoded.identity,
+                answered_s=time.time(),
+                request_id=request_id(request),
+                model=self.manifest.name,
+                version=self.manifest.version,
+                outcome=outcome,
+                candidates=len(decoded.request.candidates),
+            )
+        )
 
     async def warm_up(self, body: bytes) -> None:
         """Score an earlier request again and discard the result, so that the next request runs with warm caches."""
@@ -206,6 +285,21 @@ class Scorer:
         wanted = self.encoder.wanted(tokens)
         found = await self.vocabulary.find(wanted, deadline_s - time.perf_counter(), tokens.known())
         return *self.encoder.ids(tokens, found.lookup), list(found.degraded)
+
+
+def placed(values: NDArray[np.floating], rows: Sequence[int], candidates: int) -> NDArray[np.float64]:
+    """Return the values of all candidates of a request, with NaN for those without a value. Shape: (candidates).
+
+    Args:
+        values: A value for each of `rows`.
+        rows: Positions in the request.
+        candidates: Number of candidates in the request.
+    """
+    if len(values) == candidates:  # A shortcut for almost all requests.
+        return values.astype(np.float64)
+    every = np.full(candidates, np.nan)
+    every[rows] = values
+    return every
 
 
 def check_cascade(request: ScoreRequest, manifest: Manifest) -> None:

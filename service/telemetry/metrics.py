@@ -27,6 +27,7 @@ BUCKETS_S = (*(0.0002 * 1.19**step for step in range(49)), 1.0)
 BUCKETS_ROWS = tuple(float(2**power) for power in range(13))
 
 OK = "ok"
+LOST_LINES = ("queue", "encode", "write", "close")  # why a line of the request log may be lost
 
 
 class Timing:
@@ -54,14 +55,9 @@ class Timing:
         work_s = sum(seconds for name, seconds in self._seconds.items() if name in WORK)
         return self._begun_s - self._arrived_s + time.perf_counter() - self.read_s - work_s
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the duration of the block to a phase."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.record(name, time.perf_counter() - start)
+    def phase(self, name: str) -> "PhaseTimer":
+        """Return a context manager that adds the duration of its block to a phase."""
+        return PhaseTimer(self, name)
 
     def record(self, name: str, seconds: float) -> None:
         """Add seconds to a phase."""
@@ -75,6 +71,26 @@ class Timing:
         """Add the phases to the phase histogram."""
         for name, seconds in self._seconds.items():
             self._histograms[name].observe(seconds)
+
+
+class PhaseTimer:
+    """Adds the duration of a block to a phase.
+
+    Every request enters several of them. A class takes a third of the time of contextlib.contextmanager.
+    """
+
+    __slots__ = ("_name", "_start_s", "_timing")
+
+    def __init__(self, timing: Timing, name: str) -> None:
+        self._timing = timing
+        self._name = name
+        self._start_s = 0.0
+
+    def __enter__(self) -> None:
+        self._start_s = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._timing.record(self._name, time.perf_counter() - self._start_s)
 
 
 class Metrics:
@@ -104,6 +120,13 @@ class Metrics:
         self.logged = PrometheusCounter("ctr_request_log_lines", "Lines written to the request log", registry=registry)
         self.not_logged = PrometheusCounter(
             "ctr_request_log_dropped", "Lines lost before they reached the request log", ["reason"], registry=registry
+        )
+        for reason in LOST_LINES:  # A counter that starts with its first loss would hide it from rate().
+            self.not_logged.labels(reason)
+        self.unshipped_deleted = PrometheusCounter(
+            "ctr_request_log_unshipped_files_deleted",
+            "Files of the request log that were deleted before they were shipped",
+            registry=registry,
         )
         self.candidates = PrometheusCounter("ctr_candidates", "Candidates scored by the whole model", registry=registry)
         self.batch_rows = Histogram(

@@ -9,7 +9,7 @@ import pytest
 from contract.bundle import BundleError, open_bundle
 from contract.system_errors import denied, explain_denied, group_name, user_name
 from service.api.auth import KeysError, read_keys
-from service.request_log.writer import read_salt
+from service.request_log.lines import read_salt
 from service.settings import SettingsError
 from tests.support.permissions import another_user, public_folder
 from tests.support.small_bundle import write_small_bundle

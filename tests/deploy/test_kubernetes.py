@@ -2,22 +2,26 @@
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
+from fastapi import FastAPI
 
 from service.app import create_app
+from service.collect.app import create_app as create_collect_app
+from service.collect.redis_stream import STOP_S
+from service.collect.settings import CollectSettings, read_collect_settings
 from service.processes.supervisor import KILL_S
 from service.settings import Settings, read_settings
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "deploy" / "k8s"
 NO_MANIFESTS = {"kustomization.yaml", "prometheus-adapter.yaml"}
-SERVICE, REDIS, PUBLISH = "stec-ctr", "stec-ctr-redis", "stec-ctr-publish"
+SERVICE, REDIS, PUBLISH, COLLECT = "stec-ctr", "stec-ctr-redis", "stec-ctr-publish", "stec-ctr-collect"
 USER = 10001
 NAME_LABEL = "app.kubernetes.io/name"
 
@@ -39,13 +43,17 @@ def kustomization() -> Manifest:
     return found
 
 
-def given() -> dict[str, str]:
-    lines = (FOLDER / "settings.env").read_text().splitlines()
+def given(file: str = "settings.env") -> dict[str, str]:
+    lines = (FOLDER / file).read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
 
 
 def settings() -> Settings:
     return read_settings(given())
+
+
+def collect_settings() -> CollectSettings:
+    return read_collect_settings(given("collect.env"))
 
 
 def templates() -> Iterator[tuple[str, Manifest]]:
@@ -84,25 +92,57 @@ def test_every_manifest_can_be_applied_in_any_namespace() -> None:
 def test_the_image_has_the_projects_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert kustomization()["images"] == [{"name": project["name"], "newTag": project["version"]}]
-    assert container(SERVICE)["image"] == container(PUBLISH)["image"] == project["name"]
+    for name in (SERVICE, PUBLISH, COLLECT):
+        assert container(name)["image"] == project["name"]
 
 
 def test_the_settings_are_valid() -> None:
     assert settings().host == "0.0.0.0"  # noqa: S104
     assert settings().workers is None, "the service derives the number of workers from the CPU limit"
     generated = kustomization()["configMapGenerator"]
-    assert generated == [{"name": SERVICE, "envs": ["settings.env"]}]
-    for name in (SERVICE, PUBLISH):
-        assert container(name)["envFrom"] == [{"configMapRef": {"name": SERVICE}}]
+    assert generated == [{"name": SERVICE, "envs": ["settings.env"]}, {"name": COLLECT, "envs": ["collect.env"]}]
+    for name, settings_of in ((SERVICE, SERVICE), (PUBLISH, SERVICE), (COLLECT, COLLECT)):
+        assert container(name)["envFrom"] == [{"configMapRef": {"name": settings_of}}]
 
 
-def test_every_container_variable_is_a_setting() -> None:
-    known = {f"CTR_{name.upper()}" for name in Settings.model_fields}
+def test_the_settings_of_ctr_collect_are_valid_and_its_volume_has_room_for_the_folder() -> None:
+    assert collect_settings().host == "0.0.0.0"  # noqa: S104
+    (mount,) = [mount for mount in container(COLLECT)["volumeMounts"] if mount["name"] == "events"]
+    assert Path(mount["mountPath"]) == collect_settings().folder
+    (claim,) = the("StatefulSet", COLLECT)["spec"]["volumeClaimTemplates"]
+    assert claim["metadata"]["name"] == mount["name"]
+    assert collect_settings().max_bytes <= megabytes(claim["spec"]["resources"]["requests"]["storage"]) * 2**20 * 0.9
+
+
+def test_events_survive_the_deletion_of_pods_and_of_the_stateful_set() -> None:
+    policy = the("StatefulSet", COLLECT)["spec"]["persistentVolumeClaimRetentionPolicy"]
+    assert set(policy.values()) == {"Retain"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings_type", "prefix", "expected"),
+    [
+        (SERVICE, "Deployment", Settings, "CTR_", ("REDIS_URL", "API_KEYS_FILE", "PSEUDONYM_KEY_FILE")),
+        (COLLECT, "StatefulSet", CollectSettings, "CTR_COLLECT_", ("REDIS_URL", "API_KEYS_FILE")),
+    ],
+)
+def test_every_container_variable_is_a_setting(
+    name: str,
+    kind: str,
+    settings_type: type[Settings | CollectSettings],
+    prefix: str,
+    expected: Sequence[str],
+) -> None:
     components = [yaml.safe_load(path.read_text()) for path in (FOLDER / "components").glob("*/kustomization.yaml")]
-    pods = [yaml.safe_load(one["patches"][0]["patch"])["spec"]["template"]["spec"] for one in components]
-    patched = [one for pod in pods for one in pod["containers"]]
-    variables = [variable["name"] for one in (container(SERVICE), *patched) for variable in one["env"]]
-    assert set(variables) == {"CTR_REDIS_URL", "CTR_API_KEYS_FILE", "CTR_PSEUDONYM_KEY_FILE"} <= known
+    target = {"kind": kind, "name": f"^{name}$"}
+    patches = [one for component in components for one in component["patches"] if one["target"] == target]
+    patched = [yaml.safe_load(patch["patch"]) for patch in patches]
+    assert {(one["kind"], one["metadata"]["name"]) for one in patched} == {(kind, name)}
+    containers = [one for patch in patched for one in patch["spec"]["template"]["spec"]["containers"]]
+    assert {one["name"] for one in containers} == {container(name)["name"]}
+    variables = {variable["name"] for one in (container(name), *containers) for variable in one["env"]}
+    known = {f"{prefix}{field.upper()}" for field in settings_type.model_fields}
+    assert variables == {f"{prefix}{one}" for one in expected} <= known
 
 
 def test_other_services_in_the_namespace_do_not_add_unknown_settings() -> None:
@@ -113,30 +153,40 @@ def test_other_services_in_the_namespace_do_not_add_unknown_settings() -> None:
 def test_the_termination_grace_period_is_longer_than_draining_takes() -> None:
     takes_s = (settings().drain_notice_ms + settings().drain_ms) / 1e3 + KILL_S
     assert pod(SERVICE)["terminationGracePeriodSeconds"] > takes_s
+    takes_s = (collect_settings().drain_notice_ms + collect_settings().drain_ms) / 1e3 + STOP_S
+    assert pod(COLLECT)["terminationGracePeriodSeconds"] > takes_s
 
 
-def test_a_terminating_pod_accepts_requests_until_it_is_seen_as_not_ready() -> None:
-    probe = container(SERVICE)["readinessProbe"]
-    assert settings().drain_notice_ms / 1e3 > 2 * probe["periodSeconds"] * probe["failureThreshold"]
-    assert "lifecycle" not in container(SERVICE), "a preStop hook would delay SIGTERM and the notice period"
+@pytest.mark.parametrize("name", [SERVICE, COLLECT])
+def test_a_terminating_pod_accepts_requests_until_it_is_seen_as_not_ready(name: str) -> None:
+    probe = container(name)["readinessProbe"]
+    notice_ms = settings().drain_notice_ms if name == SERVICE else collect_settings().drain_notice_ms
+    assert notice_ms / 1e3 > 2 * probe["periodSeconds"] * probe["failureThreshold"]
+    assert "lifecycle" not in container(name), "a preStop hook would delay SIGTERM and the notice period"
 
 
-def test_the_probes_use_existing_routes_on_the_port_of_the_app() -> None:
-    app = create_app(Settings(bundle=ROOT / "deploy" / "demo"))
+@pytest.mark.parametrize("name", [SERVICE, COLLECT])
+def test_the_probes_use_existing_routes_on_the_port_of_the_app(name: str, tmp_path: Path) -> None:
+    app: FastAPI
+    if name == SERVICE:
+        app, port = create_app(Settings(bundle=ROOT / "deploy" / "demo")), settings().port
+    else:
+        app, port = create_collect_app(CollectSettings(folder=tmp_path)), collect_settings().port
     routes = {route.path for route in app.router.routes if hasattr(route, "path")}
-    only = container(SERVICE)
+    only = container(name)
     ports = {port["name"]: port["containerPort"] for port in only["ports"]}
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         asked = only[probe]["httpGet"]
         assert asked["path"] in routes
-        assert ports[asked["port"]] == settings().port
-    annotations = dict(templates())[SERVICE]["metadata"]["annotations"]
+        assert ports[asked["port"]] == port
+    annotations = dict(templates())[name]["metadata"]["annotations"]
     assert annotations["prometheus.io/path"] in routes
-    assert int(annotations["prometheus.io/port"]) == settings().port
+    assert int(annotations["prometheus.io/port"]) == port
 
 
-def test_a_pod_is_restarted_only_if_a_restart_can_help() -> None:
-    only = container(SERVICE)
+@pytest.mark.parametrize("name", [SERVICE, COLLECT])
+def test_a_pod_is_restarted_only_if_a_restart_can_help(name: str) -> None:
+    only = container(name)
     assert only["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert only["livenessProbe"]["httpGet"]["path"] == only["startupProbe"]["httpGet"]["path"] == "/livez"
 
@@ -146,24 +196,32 @@ def test_selectors_match_the_labels_of_pods() -> None:
     for name in (SERVICE, REDIS):
         assert the("Deployment", name)["spec"]["selector"]["matchLabels"].items() <= labels[name].items()
         assert the("Service", name)["spec"]["selector"].items() <= labels[name].items()
-    for name in (SERVICE, REDIS, PUBLISH):
+    assert the("StatefulSet", COLLECT)["spec"]["selector"]["matchLabels"].items() <= labels[COLLECT].items()
+    for name in (COLLECT, the("StatefulSet", COLLECT)["spec"]["serviceName"]):
+        assert the("Service", name)["spec"]["selector"].items() <= labels[COLLECT].items()
+    for name in (SERVICE, REDIS, PUBLISH, COLLECT):
         assert the("NetworkPolicy", name)["spec"]["podSelector"]["matchLabels"].items() <= labels[name].items()
-    budget = the("PodDisruptionBudget", SERVICE)["spec"]["selector"]["matchLabels"]
-    spread = [one["labelSelector"]["matchLabels"] for one in pod(SERVICE)["topologySpreadConstraints"]]
-    for selector in (budget, *spread):
-        assert selector.items() <= labels[SERVICE].items()
-        assert not selector.items() <= labels[REDIS].items()
+    for name in (SERVICE, COLLECT):
+        budget = the("PodDisruptionBudget", name)["spec"]["selector"]["matchLabels"]
+        spread = [one["labelSelector"]["matchLabels"] for one in pod(name)["topologySpreadConstraints"]]
+        for selector in (budget, *spread):
+            assert selector.items() <= labels[name].items()
+            assert not selector.items() <= labels[REDIS].items()
 
 
 def test_services_target_ports_of_their_containers() -> None:
-    for name in (SERVICE, REDIS):
+    pods_of_collect = the("StatefulSet", COLLECT)["spec"]["serviceName"]
+    for name, target in ((SERVICE, SERVICE), (REDIS, REDIS), (COLLECT, COLLECT), (pods_of_collect, COLLECT)):
         (port,) = the("Service", name)["spec"]["ports"]
-        assert port["targetPort"] in {one["name"] for one in container(name)["ports"]}
+        assert port["targetPort"] in {one["name"] for one in container(target)["ports"]}
+    headless = the("Service", pods_of_collect)["spec"]
+    assert headless["clusterIP"] == "None"
+    assert headless["ports"][0]["port"] == collect_settings().port  # a headless Service does not translate ports
     assert f"//{REDIS}:6379/" in given()["CTR_REDIS_URL"]
     assert container(REDIS)["ports"][0]["containerPort"] == the("Service", REDIS)["spec"]["ports"][0]["port"] == 6379
 
 
-@pytest.mark.parametrize("name", [SERVICE, REDIS, PUBLISH])
+@pytest.mark.parametrize("name", [SERVICE, REDIS, PUBLISH, COLLECT])
 def test_a_pod_runs_without_root_or_privileges_on_a_read_only_file_system(name: str) -> None:
     of_pod, of_container = pod(name)["securityContext"], container(name)["securityContext"]
     assert of_pod["runAsNonRoot"] is True
@@ -180,8 +238,9 @@ def test_a_pod_runs_without_root_or_privileges_on_a_read_only_file_system(name: 
 
 def test_a_pod_runs_as_the_images_user() -> None:
     assert f"--uid {USER} " in (ROOT / "Dockerfile").read_text()
-    for name in (SERVICE, PUBLISH):
+    for name in (SERVICE, PUBLISH, COLLECT):
         assert pod(name)["securityContext"]["runAsUser"] == USER
+    assert pod(COLLECT)["securityContext"]["fsGroup"] == USER, "otherwise the volume is not writable"
 
 
 def test_the_service_can_write_metrics_to_shared_memory_and_temporary_files() -> None:
@@ -193,7 +252,7 @@ def test_the_service_can_write_metrics_to_shared_memory_and_temporary_files() ->
     assert shared < megabytes(container(SERVICE)["resources"]["limits"]["memory"]) / 4
 
 
-@pytest.mark.parametrize("name", [SERVICE, REDIS, PUBLISH])
+@pytest.mark.parametrize("name", [SERVICE, REDIS, PUBLISH, COLLECT])
 def test_a_pod_has_whole_guaranteed_cpus(name: str) -> None:
     resources = container(name)["resources"]
     assert resources["requests"] == resources["limits"]
@@ -232,7 +291,9 @@ def test_the_autoscaler_adds_pods_before_requests_are_refused() -> None:
 def test_rollouts_and_node_drains_replace_one_pod_at_a_time() -> None:
     rollout = the("Deployment", SERVICE)["spec"]["strategy"]["rollingUpdate"]
     assert rollout == {"maxUnavailable": 0, "maxSurge": 1}
-    assert the("PodDisruptionBudget", SERVICE)["spec"]["maxUnavailable"] == 1
+    for name in (SERVICE, COLLECT):
+        assert the("PodDisruptionBudget", name)["spec"]["maxUnavailable"] == 1
+    assert the("StatefulSet", COLLECT)["spec"]["replicas"] >= 2
 
 
 def test_only_clients_and_monitoring_reach_the_service_which_reaches_only_redis_and_dns() -> None:
@@ -255,5 +316,14 @@ def test_only_the_service_and_the_publisher_reach_redis_which_reaches_nothing() 
     policy = the("NetworkPolicy", REDIS)["spec"]
     (way_in,) = policy["ingress"]
     assert [one["podSelector"]["matchLabels"][NAME_LABEL] for one in way_in["from"]] == [SERVICE, PUBLISH]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    assert "egress" not in policy
+
+
+def test_only_clients_and_monitoring_reach_ctr_collect_which_reaches_nothing() -> None:
+    policy = the("NetworkPolicy", COLLECT)["spec"]
+    (way_in,) = policy["ingress"]
+    assert way_in["from"] == the("NetworkPolicy", SERVICE)["spec"]["ingress"][0]["from"]
+    assert [port["port"] for port in way_in["ports"]] == [collect_settings().port]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     assert "egress" not in policy

@@ -19,6 +19,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service import errors
+from service.collect.events import CheckedEvents
+from service.collect.metrics import NOT_STORED, STORED, TYPES, CollectMetrics
 from service.errors import Problem
 from service.telemetry.metrics import Metrics
 from service.vocabulary.tiered import WITHOUT_REDIS, WITHOUT_VOCABULARY
@@ -26,7 +28,7 @@ from tests.support.paths import DEMO, ROOT
 from tests.support.processes import a_free_port, eventually, get, without_settings
 
 PROMETHEUS, GRAFANA, KUBERNETES = (ROOT / "deploy" / name for name in ("prometheus", "grafana", "k8s"))
-PAGE = (ROOT / "docs" / "operations.md").read_text()
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("operations", "collect")}
 DASHBOARD = GRAFANA / "dashboards" / "ctr.json"
 
 OF_PROMETHEUS = {"job", "instance", "namespace", "pod", "le", "alertstate"}
@@ -41,7 +43,7 @@ Series = dict[str, dict[str, set[str]]]  # name of the series -> label -> values
 @pytest.fixture(scope="module")
 def series() -> Series:
     found: Series = defaultdict(lambda: defaultdict(set))
-    for text in (all_that_an_app_can_count(), *of_a_running_service()):
+    for text in (all_that_an_app_can_count(), all_that_ctr_collect_can_count(), *of_a_running_service()):
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 labels = found[sample.name]
@@ -66,6 +68,14 @@ def all_that_an_app_can_count() -> str:
     for reason in ("queue", "write"):
         metrics.not_logged.labels(reason).inc()
     return generate_latest(metrics.registry).decode()
+
+
+def all_that_ctr_collect_can_count() -> str:
+    metrics = CollectMetrics()
+    with metrics.request():
+        for outcome in (STORED, NOT_STORED):
+            metrics.count_events(CheckedEvents(b"", Counter(TYPES), [], 1), outcome)
+    return metrics.text().decode()
 
 
 def is_a_problem(one: object) -> bool:
@@ -180,10 +190,9 @@ def test_every_outcome_counts_for_the_objective_or_is_caused_by_the_client(serie
 def test_an_alert_has_a_summary_and_refers_to_the_documentation(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert alert["annotations"]["summary"]
-    _, file, after = alert["annotations"]["description"].partition("docs/operations.md")
-    section = PAGE.split("## What goes wrong")[1].split("\n## ")[0]
+    _, page, after = re.split(r"docs/(operations|collect)\.md", alert["annotations"]["description"])
+    section = PAGES[page].split("## What goes wrong")[1].split("\n## ")[0]
     rows = [line.split(" | ")[0].removeprefix("| ") for line in section.splitlines() if line.startswith("| ")]
-    assert file
     assert after.startswith(', "What goes wrong": ')
     named = [row for row in rows if f'"{row}"' in after]
     assert named
@@ -196,7 +205,7 @@ def test_prometheus_loads_these_rules_and_scrapes_the_job_that_they_query() -> N
     for file in ("prometheus.yml", "kubernetes.yml"):
         configuration = read(PROMETHEUS / file)
         assert configuration["rule_files"] == ["rules.yml", "alerts.yml"]
-        assert [job["job_name"] for job in configuration["scrape_configs"]] == ["ctr"]
+        assert [job["job_name"] for job in configuration["scrape_configs"]] == ["ctr", "ctr-collect"]
 
 
 def test_names_of_rules_and_alerts_are_unique() -> None:

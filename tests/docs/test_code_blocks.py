@@ -23,16 +23,32 @@ from model.experiments.sweep_config import read_sweep
 from service.api.problem_details import ProblemDetails
 from service.api.schemas import ScoreRequest, ScoreResponse
 from service.app import create_app
+from service.collect.app import create_app as create_collect_app
+from service.collect.openapi import EventsResponse
+from service.collect.settings import CollectSettings
 from service.errors import BadRequest
-from service.settings import Settings
-from tests.support.documentation import PAGES, SERVER, CodeBlock, code_blocks, commands, send, without_code
+from service.settings import COLLECT_PREFIX, Settings
+from tests.support.documentation import COLLECT, PAGES, SERVER, CodeBlock, code_blocks, commands, send, without_code
 from tests.support.paths import DEMO, EXPERIMENTS, ROOT
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(" ".join(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)).split())
 VARIABLES = set(re.findall(r"^(\w+) \?=", MAKEFILE, re.MULTILINE))
-OTHER_PROGRAMS = {"chmod", "curl", "docker", "kubectl", "openssl", "promtool", ".", "locust"}
+OTHER_PROGRAMS = {
+    "chmod",
+    "curl",
+    "docker",
+    "kubectl",
+    "openssl",
+    "promtool",
+    ".",
+    "locust",
+    "redis-cli",
+    "cd",
+    "aws",
+    "mv",
+}
 ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
 INLINE = re.compile(r"`((?:make|ctr-\w+|python -m|locust) [^`]+)`")
 
@@ -47,7 +63,9 @@ def documented_commands() -> Iterator[tuple[str, list[str]]]:
 
 
 COMMANDS = list(documented_commands())
-CURLS = [(page, words) for page, words in COMMANDS if words[0] == "curl"]
+ALL_CURLS = [(page, words) for page, words in COMMANDS if words[0] == "curl"]
+CURLS = [(page, words) for page, words in ALL_CURLS if words[2].startswith(SERVER)]
+EVENT_CURLS = [(page, words) for page, words in ALL_CURLS if words[2].startswith(COLLECT)]
 
 
 class Parsed(Exception):
@@ -72,6 +90,8 @@ def test_every_block_has_a_language_that_is_tested() -> None:
     assert {block.language for block in code_blocks()} <= {"sh", "toml", "json", "text"}
     assert len(COMMANDS) > 60
     assert len(CURLS) >= 4
+    assert len(EVENT_CURLS) >= 1
+    assert len(CURLS) + len(EVENT_CURLS) == len(ALL_CURLS)
 
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(w)[:50]}" for page, w in COMMANDS])
@@ -116,6 +136,7 @@ def check_module(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def check_variable(name: str) -> None:
     """Check that a variable set before a command is a setting or a variable of compose.yaml."""
     known = {f"CTR_{field.upper()}" for field in Settings.model_fields}
+    known |= {f"{COLLECT_PREFIX}{field.upper()}" for field in CollectSettings.model_fields}
     known |= set(re.findall(r"\$\{(\w+):-", (ROOT / "compose.yaml").read_text()))
     assert name in known, f"{name} is neither a setting nor a variable of compose.yaml"
 
@@ -135,6 +156,16 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 async def test_a_curl_command_is_answered(page: str, words: list[str], client: httpx.AsyncClient) -> None:
     response = await send(words, client)
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(("page", "words"), EVENT_CURLS, ids=[f"{page}: {w[2]}" for page, w in EVENT_CURLS])
+async def test_the_events_of_a_curl_command_are_stored(page: str, words: list[str], tmp_path: Path) -> None:
+    app = create_collect_app(CollectSettings(folder=tmp_path))
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=COLLECT) as client:
+        response = await send(words, client, COLLECT, {})
+    assert response.status_code == 202, response.text
+    assert response.json()["invalid"] == []
 
 
 SMALLEST = next(block for block in code_blocks("toml") if block.page.name == "README.md")
@@ -172,6 +203,7 @@ def test_a_json_block_matches_its_type(block: CodeBlock) -> None:
     kinds: list[tuple[str, type[msgspec.Struct]]] = [
         ("candidates", ScoreRequest),
         ("scores", ScoreResponse),
+        ("stored", EventsResponse),
         ("status", ProblemDetails),
     ]
     (kind,) = [kind for member, kind in kinds if member in document]

@@ -19,6 +19,7 @@ print("imported:", *(library for library in libraries if library in sys.modules)
     ("module", "libraries"),
     [
         ("service", ["fastapi", "numpy", "onnxruntime", "redis", "uvicorn"]),
+        ("service.collect", ["fastapi", "numpy", "onnxruntime", "redis", "uvicorn", "prometheus_client"]),
         ("service.models.store", ["fastapi", "onnxruntime", "pydantic", "redis"]),
         ("service.models.verify", ["fastapi", "onnxruntime", "pydantic", "redis", "starlette"]),
         ("service.vocabulary.publish", ["fastapi", "onnxruntime", "pydantic", "redis"]),

@@ -28,12 +28,12 @@ from model.training.fit import predict as predict_rows
 from service.app import create_app
 from service.models import store as stores
 from service.models import verify
-from service.request_log.writer import read_lines
 from service.settings import Settings, SettingsError
 from service.vocabulary.publish import publish
 from tests.support.app import StartApp, app_of
 from tests.support.processes import KEEPS_PRIORITY, another_bundle, eventually, metric, served_version, serving
 from tests.support.redis_server import RedisServer
+from tests.support.request_log import read_log
 from tests.support.sharing import made_once
 
 USERS = [f"zq-person-{number:03}" for number in range(12)]
@@ -199,6 +199,7 @@ async def test_the_request_log_and_its_replay_have_pseudonyms(root: Path, start:
     settings = {"request_log": tmp_path / "log", "request_log_sample": 1.0, "pseudonym_key_file": root / "key"}
     async with start(bundle=root / "secret" / "bundle", **settings) as client:
         for request in requests():
+            request["unit"] = USERS[0]
             # On the wrong side, the name is not a field, but it may still hold the same value.
             request["candidates"][0]["features"]["user"] = USERS[0]
             assert (await client.post("/v1/score", json=request)).status_code == 200
@@ -206,10 +207,14 @@ async def test_the_request_log_and_its_replay_have_pseudonyms(root: Path, start:
         assert answer.status_code == 422
         assert raw_values_in(answer.content) == []
     assert found_below(tmp_path / "log") == []
-    lines, _ = read_lines([tmp_path / "log"])
+    lines = read_log(tmp_path / "log")
+    assert lines[0].context
+    assert lines[6].context
+    assert lines[0].candidates
     assert lines[0].context["user"] == PSEUDONYMS.pseudonym(USERS[0])
     assert lines[6].context["user"] is None
     assert lines[0].candidates[3].features["site"] == PSEUDONYMS.pseudonym(str(SITES[3]))
+    assert lines[0].unit == PSEUDONYMS.pseudonym(USERS[0])
     assert lines[0].hashed == []
     assert verify.main([str(root / "secret" / "bundle"), "--log", str(tmp_path / "log")]) == 0
 
@@ -241,7 +246,9 @@ async def test_a_field_with_pseudonyms_is_not_hashed_again_in_the_log(
     settings |= {"request_log_hash": "user,ad", "request_log_salt_file": root / "key"}
     async with start(bundle=root / "secret" / "bundle", **settings) as client:
         assert (await client.post("/v1/score", json=next(requests()))).status_code == 200
-    (line,), _ = read_lines([tmp_path / "log"])
+    (line,) = read_log(tmp_path / "log")
+    assert line.context
+    assert line.candidates
     assert line.hashed == ["ad"]
     assert line.context["user"] == PSEUDONYMS.pseudonym(USERS[0])
     assert line.candidates[0].features["ad"].startswith("h:")

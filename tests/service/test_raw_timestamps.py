@@ -11,6 +11,7 @@ import pytest
 from contract.bundle import GOLDEN, open_bundle
 from contract.encode import Encoder
 from contract.golden import read_golden
+from contract.request_log import LoggedCandidate, LogLine
 from export.cli.export import main as export
 from export.explain.case import Case
 from export.explain.explanation import open_explainer
@@ -23,7 +24,6 @@ from model.experiments.run_folder import open_run
 from model.training.batches import Split
 from model.training.fit import predict
 from service.request_log.replay import score_line
-from service.request_log.writer import Line, LoggedCandidate
 from service.runtime.engine import open_engine
 from tests.support.app import StartApp, problem
 from tests.support.sharing import made_once
@@ -130,8 +130,16 @@ def test_a_hashed_timestamp_is_replayed_as_missing(root: Path) -> None:
     encoder, engine = Encoder(bundle.schema), open_engine(bundle, threads=1)
 
     def replayed(context: dict[str, Any], hashed: list[str]) -> float:
-        candidates = [LoggedCandidate(1, {"ad": "a1", "price": 3})]
-        line = Line("", "", "timed", bundle.manifest.version, context, candidates, [0.5], [], hashed)
+        line = LogLine(
+            time="",
+            score_id="",
+            request_id="",
+            model="timed",
+            version=bundle.manifest.version,
+            context=context,
+            candidates=[LoggedCandidate(0, 1, {"ad": "a1", "price": 3}, 0.5, 0.0)],
+            hashed=hashed,
+        )
         return float(score_line(line, encoder, bundle, engine)[0])
 
     missing = replayed({"user": "u1"}, [])

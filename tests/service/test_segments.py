@@ -1,5 +1,7 @@
 """Segments: they contain only complete lines, whatever happens to the disk and the folder."""
 
+import errno
+import os
 import resource
 import shutil
 import time
@@ -9,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from contract.segments import REQUESTS, UNFINISHED, finished_files
-from service.segments import Segments
+from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED, UNFINISHED, finished_files
+from service.segments import Segments, remove_oldest
 
 LINE = b"x" * 19_999 + b"\n"
 
@@ -56,3 +58,74 @@ def test_a_folder_that_is_moved_keeps_its_lines_and_later_lines_go_to_a_new_fold
         tmp_path / "old", 1 << 30, time.time, REQUESTS, "CTR_REQUEST_LOG"
     )  # The next writer in the folder finishes the file.
     assert lines_of(tmp_path / "old") == [b"first\n"]
+
+
+def test_a_failed_fsync_removes_what_was_written_since_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    segments = Segments(tmp_path, 1 << 30, time.time, EVENTS, "CTR_COLLECT_FOLDER")
+    segments.write(b"first\n")
+    segments.sync()
+    segments.write(b"second\nthird\n")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            segments.sync()
+    segments.write(b"fourth\n")
+    segments.sync()
+    segments.close()
+    assert lines_of(tmp_path) == [b"first\n", b"fourth\n"]
+
+
+def test_events_that_were_not_shipped_are_never_deleted(tmp_path: Path) -> None:
+    segments = Segments(tmp_path, 100_000, time.time, EVENTS, "CTR_COLLECT_FOLDER")
+    for _ in range(10):
+        segments.write(LINE)
+    segments.close()
+    files = finished_files(tmp_path)
+    assert lines_of(tmp_path) == [LINE] * 10
+    for path in files[:2]:
+        path.rename(path.with_name(path.name.removesuffix(FINISHED) + SHIPPED))
+    segments.write(LINE)
+    segments.close()
+    assert finished_files(tmp_path)[:-1] == files[2:]
+
+
+def test_a_file_is_finished_when_it_has_the_given_age(tmp_path: Path) -> None:
+    now = [1000.0]
+    segments = Segments(tmp_path, 1 << 30, lambda: now[0], EVENTS, "CTR_COLLECT_FOLDER", max_age_s=5.0)
+    segments.write(b"first\n")
+    now[0] += 4.9
+    segments.close_if_old()
+    assert lines_of(tmp_path) == []
+    now[0] += 0.2
+    segments.close_if_old()
+    assert lines_of(tmp_path) == [b"first\n"]
+
+
+def write_files(folder: Path, *names: str) -> list[Path]:
+    """Write files of 1,000 bytes each. Their numbers stand for their age: 1 is the oldest."""
+    for name in names:
+        (folder / f"requests-{name}").write_bytes(b"x" * 1000)
+    return [folder / f"requests-{name}" for name in names]
+
+
+def test_shipped_files_are_removed_first_and_then_the_oldest_others(tmp_path: Path) -> None:
+    names = ("1.ndjson", "2.ndjson.shipped", "3.ndjson", "4.ndjson.shipped", "5.ndjson", "6.ndjson.part")
+    files = dict(zip(range(1, 7), write_files(tmp_path, *names), strict=True))
+    assert remove_oldest(tmp_path, REQUESTS, 6000) == []
+    assert remove_oldest(tmp_path, REQUESTS, 5000) == []
+    assert {number for number, file in files.items() if not file.exists()} == {2}
+    assert remove_oldest(tmp_path, REQUESTS, 3500) == [files[1]]
+    assert {number for number, file in files.items() if not file.exists()} == {1, 2, 4}
+    assert remove_oldest(tmp_path, REQUESTS, 0) == [files[3], files[5]]
+    assert list(tmp_path.iterdir()) == [files[6]]  # the file that a process is writing
+
+
+def test_files_of_the_other_log_are_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "events-1.ndjson.shipped").write_bytes(b"x" * 1000)
+    assert remove_oldest(tmp_path, REQUESTS, 0) == []
+    assert len(list(tmp_path.iterdir())) == 1

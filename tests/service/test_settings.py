@@ -40,6 +40,10 @@ def test_the_variable_of_the_training_commands_is_accepted(monkeypatch: pytest.M
     read(monkeypatch, CTR_DATA="data")
 
 
+def test_the_variables_of_ctr_collect_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(monkeypatch, CTR_COLLECT_PORT="1", ctr_collect_anything="2").port == 8000
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -57,6 +61,13 @@ def test_the_variable_of_the_training_commands_is_accepted(monkeypatch: pytest.M
         ("CTR_DEVICE", "gpu"),
         ("CTR_MAX_QUEUED_ROWS", "999"),
         ("CTR_MAX_BUFFERED_BYTES", "1024"),
+        ("CTR_REQUEST_LOG_SAMPLE", "nan"),
+        ("CTR_REQUEST_LOG_SAMPLE", "-0.1"),
+        ("CTR_REQUEST_LOG_SAMPLE", "1.1"),
+        ("CTR_REQUEST_LOG_SAMPLE", "0.00009"),
+        ("CTR_REQUEST_LOG_FIELDS", "some"),
+        ("CTR_REQUEST_LOG_CANDIDATES", "0"),
+        ("CTR_REQUEST_LOG_QUEUE_BYTES", "1000"),
     ],
 )
 def test_the_error_for_an_invalid_value_is_one_line_that_names_the_variable(
@@ -66,6 +77,13 @@ def test_the_error_for_an_invalid_value_is_one_line_that_names_the_variable(
         read(monkeypatch, **{name: value})
     assert "\n" not in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+def test_the_error_for_a_sample_of_less_than_one_bucket_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"9e-05 is less than 0\.0001\. Units are sampled in 10,000 buckets"):
+        read(monkeypatch, CTR_REQUEST_LOG_SAMPLE="0.00009")
+    assert read(monkeypatch, CTR_REQUEST_LOG_SAMPLE="0.0001").request_log_sample == 0.0001
+    assert read(monkeypatch, CTR_REQUEST_LOG_SAMPLE="0").request_log_sample == 0
 
 
 def test_no_representation_of_settings_shows_the_password(monkeypatch: pytest.MonkeyPatch) -> None:

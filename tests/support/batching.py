@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from threading import Event
 
 import numpy as np
-from numpy.typing import NDArray
 
 from contract.encode import ModelInput
+from service.runtime.engine import Scored
 from service.scoring.batching import Answer
 
-Ctr = NDArray[np.float64]
 BROKEN = 666
 
 
@@ -21,12 +20,17 @@ class WaitingModel:
         self.go = Event()
         self.batches: list[list[int]] = []
 
-    def __call__(self, batch: Sequence[ModelInput]) -> list[Ctr]:
+    def __call__(self, batch: Sequence[ModelInput]) -> list[Scored]:
         self.batches.append([len(one.candidate_ids) for one in batch])
         assert self.go.wait(30)
         if any(BROKEN in one.candidate_ids for one in batch):
             raise ArithmeticError("the model failed")
-        return [one.candidate_ids[:, 0] / 1000 for one in batch]
+        return per_mille(batch)
+
+
+def per_mille(batch: Sequence[ModelInput]) -> list[Scored]:
+    """Return a ctr of id / 1000 and a logit of -id for each candidate."""
+    return [Scored(request.candidate_ids[:, 0] / 1000, -request.candidate_ids[:, 0].astype(float)) for request in batch]
 
 
 def rows(*ids: int) -> ModelInput:
@@ -44,4 +48,7 @@ def soon(seconds: float = 30) -> float:
 
 
 def ctr(answer: Answer) -> list[int]:
-    return [round(1000 * x) for x in answer.ctr]
+    """Return the ids that an answer is for."""
+    ids = [round(1000 * x) for x in answer.scored.ctr]
+    assert answer.scored.logit.tolist() == [-number for number in ids]
+    return ids

@@ -4,15 +4,17 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from tests.support.paths import ROOT
 
-SERVER = "http://127.0.0.1:8000"
+SERVER, COLLECT = "http://127.0.0.1:8000", "http://127.0.0.1:8010"
+LONGER = {"timeout_ms": 10_000}  # because the machine may be busy
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -64,13 +66,15 @@ def commands(block: str) -> Iterator[list[str]]:
     assert not pending, f"a quote is not closed: {pending}"
 
 
-async def send(curl: list[str], client: httpx.AsyncClient) -> httpx.Response:
-    """Send the request of a curl command, with a longer deadline, because the machine may be busy."""
+async def send(
+    curl: list[str], client: httpx.AsyncClient, server: str = SERVER, added: Mapping[str, Any] = LONGER
+) -> httpx.Response:
+    """Send the request of a curl command to a server, with the `added` members in its body."""
     assert curl[:2] == ["curl", "-sS"]
     url = curl[2]
-    assert url.startswith(SERVER)
+    assert url.startswith(server)
     if "-d" not in curl:
         return await client.get(url)
-    body = json.loads(curl[curl.index("-d") + 1]) | {"timeout_ms": 10_000}
+    body = json.loads(curl[curl.index("-d") + 1]) | added
     headers = dict(pair.split(": ", 1) for flag, pair in itertools.pairwise(curl) if flag == "-H")
     return await client.post(url, json=body, headers=headers)

@@ -16,6 +16,8 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 COMPRESSIONS = (".gz", ".zst")
 # Values of these types have the same token as their text, so a column that mixes them can be read as text.
 TEXT_TYPES = (pl.String, pl.Boolean, pl.Categorical, pl.Enum, pl.Null)
+# The metadata key of the files that ctr-join writes. They lack the columns of features that no request had sent so far.
+JOINED_LOG = "ctr-join"
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Part:
         frame: Its rows, with LINE and the columns of its Hive partition folders. The columns of text files are strings.
         rows: The number of rows that were counted, or None for parquet.
         columns: The type of each column, without LINE.
+        is_joined: Whether ctr-join wrote the file, so that an absent column is a missing value.
     """
 
     source: Source
     frame: pl.LazyFrame
     rows: int | None
     columns: Mapping[str, pl.DataType]
+    is_joined: bool = False
 
     def with_column(self, name: str, value: pl.Expr, dtype: pl.DataType) -> "Part":
         """Return a part with an additional or replaced column."""
@@ -131,9 +135,10 @@ def open_parquet(source: Source) -> Part:
     frame = pl.scan_parquet(source.path, glob=False, hive_partitioning=False, row_index_name=LINE, row_index_offset=1)
     try:
         columns = {name: dtype for name, dtype in frame.collect_schema().items() if name != LINE}
+        is_joined = JOINED_LOG in pl.read_parquet_metadata(source.path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise ValueError(f"{source.name}: cannot be read as parquet: {error}") from error
-    return with_partitions(Part(source, frame.with_columns(pl.col(LINE).cast(pl.Int64)), None, columns))
+    return with_partitions(Part(source, frame.with_columns(pl.col(LINE).cast(pl.Int64)), None, columns, is_joined))
 
 
 def with_partitions(part: Part) -> Part:
@@ -154,6 +159,8 @@ def rename_columns(part: Part, names: Mapping[str, str]) -> Part:
     Raises:
         ValueError: If the file does not have a column, or two columns would have the same name.
     """
+    if part.is_joined:
+        names = {old: new for old, new in names.items() if old in part.columns}
     require_columns(part.source.name, names, part.columns)
     columns = {names.get(name, name): dtype for name, dtype in part.columns.items()}
     if len(columns) < len(part.columns):
@@ -176,6 +183,7 @@ def join_parts(
     Raises:
         ValueError: If a column is missing, or has incompatible types in two files. The message names the files.
     """
+    parts = with_later_columns(parts, columns)
     require_columns(parts[0].source.name, columns, parts[0].columns)
     for part in parts[1:]:
         for column in columns:
@@ -192,6 +200,26 @@ def join_parts(
         for number, part in enumerate(parts)
     ]
     return pl.concat(frames) if len(frames) > 1 else frames[0]
+
+
+def with_later_columns(parts: Sequence[Part], columns: Sequence[str]) -> list[Part]:
+    """Return files of which those that ctr-join wrote have null columns for features that only other files have.
+
+    A joined hour has no column for a feature that clients began to send later.
+    """
+    parts = list(parts)
+    for column in columns:
+        absent = [number for number, part in enumerate(parts) if part.is_joined and column not in part.columns]
+        if not absent or all(column not in part.columns for part in parts):
+            continue
+        for number in absent:
+            parts[number] = parts[number].with_column(column, pl.lit(None, pl.String), pl.String())
+        print(
+            f'warning: column "{column}" is not in {len(absent):,} of {len(parts):,} joined files, such as '
+            f"{parts[absent[0]].source.name}, and is missing in all of their rows.",
+            file=sys.stderr,
+        )
+    return parts
 
 
 def common_type(parts: Sequence[Part], column: str, is_number: bool) -> pl.DataType:

@@ -1,5 +1,8 @@
 """The click model of the synthetic log: the effects that a good model has to learn."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,37 +42,86 @@ PAIRS = {
 # only the ad has.
 TASTE_RANK = 4
 TASTE_STD = 0.04
+EFFECT_STDS = (*MAIN.values(), *(std for _, std in PAIRS.values()), TASTE_STD)
 # The mean and standard deviation that normalize a numeric field, and its effect.
 NUMBERS = {"session_depth": (4.0, 3.5, -0.15), "bid": (2.3, 1.2, 0.15)}
 
 
-def click_probability(
-    rng: np.random.Generator, codes: dict[str, Codes], numbers: dict[str, Floats], click_rate: float = CLICK_RATE
-) -> Floats:
-    """Return the click probability of each impression, float64 (impressions).
+class ClickModel:
+    """The effects of all users, ads and situations on the logit of a click.
 
-    Args:
-        rng: The random generator that samples the effects.
-        codes: The codes of each categorical field.
-        numbers: The values of each numeric field. NaN means missing and has no effect.
-        click_rate: The mean of the probabilities.
+    They are sampled once, for the impressions of a log. After that, they apply to any impression with the same codes,
+    so that new traffic can continue the log.
     """
-    logit = np.zeros(len(codes["user"]))
-    for field, std in MAIN.items():
-        logit += scale(draw_vectors(rng, codes[field], 1)[:, 0], std)
-    for (left, right), (rank, std) in PAIRS.items():
-        logit += scale(dot_rows(draw_vectors(rng, codes[left], rank), draw_vectors(rng, codes[right], rank)), std)
-    topic = draw_vectors(rng, codes["campaign"], TASTE_RANK) + 0.3 * draw_vectors(rng, codes["ad"], TASTE_RANK)
-    logit += scale(dot_rows(draw_vectors(rng, codes["user"], TASTE_RANK), topic), TASTE_STD)
-    for field, (mean, std, effect) in NUMBERS.items():
-        logit += effect * np.nan_to_num((numbers[field] - mean) / std)
-    return with_click_rate(scale(logit, LOGIT_STD), click_rate)
+
+    def __init__(
+        self, rng: np.random.Generator, codes: dict[str, Codes], numbers: dict[str, Floats], click_rate: float
+    ) -> None:
+        """Sample the effects.
+
+        Args:
+            rng: The random generator.
+            codes: The codes of each categorical field, (impressions) each.
+            numbers: The values of each numeric field. NaN means missing and has no effect.
+            click_rate: The mean click probability of these impressions.
+        """
+        self._main = {field: draw_vectors(rng, codes[field], 1) for field in MAIN}
+        self._pairs = {
+            (left, right): (draw_vectors(rng, codes[left], rank), draw_vectors(rng, codes[right], rank))
+            for (left, right), (rank, _) in PAIRS.items()
+        }
+        self._campaign_topic = draw_vectors(rng, codes["campaign"], TASTE_RANK)
+        self._ad_topic = draw_vectors(rng, codes["ad"], TASTE_RANK)
+        self._taste = draw_vectors(rng, codes["user"], TASTE_RANK)
+        # The scales make the effects' standard deviations over these impressions those of the constants above.
+        raw = self._raw_effects(codes)
+        self._scales = [Scale.to(effect, std) for effect, std in zip(raw, EFFECT_STDS, strict=True)]
+        total = self._unscaled_logit(codes, numbers)
+        self._total_scale = Scale.to(total, LOGIT_STD)
+        self._intercept = 0.0
+        self._intercept = find_intercept(self.logit(codes, numbers), click_rate)
+
+    def logit(self, codes: dict[str, Codes], numbers: dict[str, Floats]) -> Floats:
+        """Return the logit of each impression's click probability, float64 (impressions)."""
+        return self._total_scale(self._unscaled_logit(codes, numbers)) + self._intercept
+
+    def _unscaled_logit(self, codes: dict[str, Codes], numbers: dict[str, Floats]) -> Floats:
+        logit = np.zeros(len(codes["user"]))
+        for effect, scale in zip(self._raw_effects(codes), self._scales, strict=True):
+            logit += scale(effect)
+        for field, (mean, std, effect_of_std) in NUMBERS.items():
+            logit += effect_of_std * np.nan_to_num((numbers[field] - mean) / std)
+        return logit
+
+    def _raw_effects(self, codes: dict[str, Codes]) -> Iterator[Floats]:
+        """Yield the effects before scaling, (impressions) each, in the order of EFFECT_STDS."""
+        for field, vectors in self._main.items():
+            yield vectors[codes[field], 0]
+        for (left, right), (left_vectors, right_vectors) in self._pairs.items():
+            yield dot_rows(left_vectors[codes[left]], right_vectors[codes[right]])
+        topic = self._campaign_topic[codes["campaign"]] + 0.3 * self._ad_topic[codes["ad"]]
+        yield dot_rows(self._taste[codes["user"]], topic)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A shift and a factor: `(effect - mean) * factor`."""
+
+    mean: float
+    factor: float
+
+    @classmethod
+    def to(cls, effect: Floats, std: float) -> "Scale":
+        """Return the scale that gives an effect the mean 0 and the standard deviation `std`."""
+        return cls(effect.mean(), std / (effect.std() or 1.0))
+
+    def __call__(self, effect: Floats) -> Floats:
+        return (effect - self.mean) * self.factor
 
 
 def draw_vectors(rng: np.random.Generator, codes: Codes, rank: int) -> Floats:
-    """Sample a vector for each code, and return the vector of each impression, float64 (impressions, rank)."""
-    vectors: Floats = rng.standard_normal((int(codes.max()) + 1, rank))
-    return vectors[codes]
+    """Sample a vector for each code that may occur, float64 (codes, rank)."""
+    return rng.standard_normal((int(codes.max()) + 1, rank))
 
 
 def dot_rows(left: Floats, right: Floats) -> Floats:
@@ -78,14 +130,8 @@ def dot_rows(left: Floats, right: Floats) -> Floats:
     return product
 
 
-def scale(effect: Floats, std: float) -> Floats:
-    """Shift an effect to mean 0 and scale it to `std`, so that the constants above apply to every seed."""
-    scaled: Floats = (effect - effect.mean()) * (std / (effect.std() or 1.0))
-    return scaled
-
-
-def with_click_rate(logit: Floats, click_rate: float) -> Floats:
-    """Return probabilities whose mean is `click_rate`. Bisection finds the required intercept."""
+def find_intercept(logit: Floats, click_rate: float) -> float:
+    """Return the intercept that makes the mean probability `click_rate`, found by bisection."""
     low, high = -20.0, 20.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -93,7 +139,7 @@ def with_click_rate(logit: Floats, click_rate: float) -> Floats:
             low = middle
         else:
             high = middle
-    return sigmoid(logit + low)
+    return low
 
 
 def sigmoid(logit: Floats) -> Floats:

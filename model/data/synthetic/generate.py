@@ -22,7 +22,7 @@ from model.atomic_folder import check_replaceable, new_folder
 from model.data.data_folder import add_data_argument
 from model.data.readers.generated import CANDIDATE, CONTEXT, LABEL, REQUEST, TRUE_CTR
 from model.data.readers.log import SPLITS
-from model.data.synthetic.click_model import CLICK_RATE, Codes, Floats, click_probability
+from model.data.synthetic.click_model import CLICK_RATE, ClickModel, Codes, Floats, sigmoid
 
 FOLDER, NEXT_DAY = "generated", "generated-next-day"
 MARKER = "test.parquet"  # the last file to be written
@@ -57,6 +57,7 @@ NAMES: dict[str, list[str] | list[int] | list[bool]] = {
     "language": ["english", "german", "french", "spanish", "italian", "polish"],
     "sensitive": ["no", "yes"],
 }
+UNKNOWN_AGE = len(NAMES["age_band"])  # the code of a missing age band
 # The relative number of requests in each hour of the day.
 HOURS = np.array([3, 2, 1, 1, 1, 2, 4, 6, 7, 7, 7, 8, 9, 8, 7, 7, 8, 9, 10, 11, 12, 11, 8, 5], float)
 
@@ -208,9 +209,29 @@ def describe_ads(rng: np.random.Generator, ads: Codes) -> tuple[dict[str, Codes]
     return codes, np.maximum(0.01, np.round(usual_bid * rng.lognormal(0.0, 0.35, len(ads)), 2))
 
 
-def generate(seed: int, plan: Plan) -> pl.DataFrame:
-    """Return all plan.all_requests * CANDIDATES rows in time order. The same seed and plan give the same log."""
-    rng, requests = np.random.default_rng(seed), plan.all_requests
+@dataclass(frozen=True)
+class Impressions:
+    """The impressions of a log as codes and numbers, (impressions) each, with the effects that their clicks follow.
+
+    Attributes:
+        codes: The codes of the categorical fields. UNKNOWN_AGE is the code of a missing age band.
+        numbers: The values of the numeric fields. NaN means missing.
+        clicks: The click model.
+    """
+
+    codes: dict[str, Codes]
+    numbers: dict[str, Floats]
+    clicks: ClickModel
+
+    @property
+    def probability(self) -> Floats:
+        """The true click probabilities, (impressions)."""
+        return sigmoid(self.clicks.logit(self.codes, self.numbers))
+
+
+def draw_impressions(rng: np.random.Generator, plan: Plan) -> Impressions:
+    """Sample plan.all_requests * CANDIDATES impressions in time order."""
+    requests = plan.all_requests
     context, session_depth = draw_requests(rng, plan)
     candidate, bid = describe_ads(rng, draw_ads(rng, plan))
     request = np.repeat(np.arange(requests), CANDIDATES)
@@ -220,17 +241,25 @@ def generate(seed: int, plan: Plan) -> pl.DataFrame:
     # a separate band.
     missing = {field: (rng.random(requests) < MISSING_SHARE)[request] for field in ("age_band", "session_depth")}
     numbers["session_depth"][missing["session_depth"]] = np.nan
-    known = {"age_band": np.where(missing["age_band"], len(NAMES["age_band"]), codes["age_band"])}
-    true_ctr = click_probability(rng, codes | known, numbers, plan.click_rate)
-    columns = {field: pl.Series(NAMES[field]).gather(column) for field, column in codes.items()}
-    columns |= {field: pl.Series(column, nan_to_null=True) for field, column in numbers.items()}
-    frame = pl.DataFrame({field: columns[field] for field in (*CONTEXT, *CANDIDATE)}).with_columns(
-        pl.when(~pl.Series(missing["age_band"])).then("age_band").alias("age_band"),
-        pl.Series(REQUEST, request),
+    codes["age_band"] = np.where(missing["age_band"], UNKNOWN_AGE, codes["age_band"])
+    return Impressions(codes, numbers, ClickModel(rng, codes, numbers, plan.click_rate))
+
+
+def generate(seed: int, plan: Plan) -> pl.DataFrame:
+    """Return all plan.all_requests * CANDIDATES rows in time order. The same seed and plan give the same log."""
+    rng = np.random.default_rng(seed)
+    impressions = draw_impressions(rng, plan)
+    true_ctr = impressions.probability
+    # A code without a name, UNKNOWN_AGE, becomes null.
+    names = {field: pl.Series([*values, None]) for field, values in NAMES.items()}
+    columns = {field: names[field].gather(codes) for field, codes in impressions.codes.items()}
+    columns |= {field: pl.Series(values, nan_to_null=True) for field, values in impressions.numbers.items()}
+    return pl.DataFrame({field: columns[field] for field in (*CONTEXT, *CANDIDATE)}).with_columns(
+        pl.col("session_depth").cast(pl.Int64),
+        pl.Series(REQUEST, np.arange(len(true_ctr)) // CANDIDATES),
         pl.Series(TRUE_CTR, true_ctr),
-        pl.Series(LABEL, (rng.random(len(request)) < true_ctr).astype(np.int8)),
+        pl.Series(LABEL, (rng.random(len(true_ctr)) < true_ctr).astype(np.int8)),
     )
-    return frame.with_columns(pl.col("session_depth").cast(pl.Int64))
 
 
 def write(root: Path, seed: int, plan: Plan, progress: Progress) -> list[Path]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.api.decode import decode_explain_request, decode_score_request
+from service.api.decode import decode_explain_request, decode_score_request, unit_token
 from service.api.schemas import ScoreRequest
 from service.errors import BadRequest, NotJson, Problem
 from tests.support.app import a_request
@@ -21,6 +21,7 @@ VALID = json.dumps(a_request(timeout_ms=50, on_bad_candidate="skip")).encode()
 PIECES = [
     *(b"1e999", b"{", b"}", b"[", b"]", b",", b":", b'"', b"\xff", b"\\ud800", b"\\", b"null", b"[]", b"{}", b"3"),
     *(b"[" * 50_000, b"9" * 5000, b'"features":3', b'"candidates":[]', b'"context":{"a":1e999}', b'"top_k":1'),
+    *(b'"unit":1', b'"unit":"u"'),
     *(b'"on_bad_candidate":"skip"', b'"on_bad_candidate":"refuse"', b'"x - at `$.candidates[99][...]`":1'),
 ]
 
@@ -284,6 +285,37 @@ def test_an_integral_float_is_an_integer() -> None:
     assert (request.timeout_ms, request.top_k, request.cascade) == (1000, 1, True)
     explained = decode_explain_request(body_with(GOOD, pairs=3.0, timeout_ms=2e3), MAX_CANDIDATES)
     assert (explained.pairs, explained.timeout_ms) == (3, 2000)
+
+
+@pytest.mark.parametrize(
+    ("unit", "text"),
+    [
+        *(("17", "17"), (17, "17"), (17.0, "17"), (-1, "-1"), (2**70, str(2**70)), (" u 1\t", "u 1"), ("\0", "\0")),
+        *((None, None), ("", None), ("  ", None), ("x" * 20, "x" * 20)),
+    ],
+)
+@pytest.mark.parametrize("candidate", [GOOD, '{"id": 1.0, "features": {}}'])
+def test_a_unit_is_read_like_a_categorical_value(unit: Any, text: str | None, candidate: str) -> None:
+    request, _ = decode_score_request(body_with(candidate, unit=unit), MAX_CANDIDATES)
+    assert unit_token(request.unit, 2**70) == text
+    assert unit_token(decode_score_request(body_with(candidate), MAX_CANDIDATES)[0].unit, 20) is None
+
+
+@pytest.mark.parametrize("unit", [True, 1.5, 1e300, 2.0**53, [], ["u"], {}, {"id": 1}])
+def test_another_type_is_not_a_unit(unit: Any) -> None:
+    for options in ({}, {"on_bad_candidate": "skip"}):
+        problem = refused(body_with(GOOD, unit=unit, **options))
+        assert isinstance(problem, BadRequest)
+        assert problem.path == "$.unit"
+    for raw in (b"NaN", b'"\xff"', rb'"\ud800"', b"1e999"):
+        assert refused(body_with(GOOD, unit=0).replace(b'"unit": 0', b'"unit": ' + raw)).path == "$.unit"
+
+
+@pytest.mark.parametrize("unit", ["x" * 21, 10**20, 10**5000], ids=["text", "integer", "long integer"])
+def test_a_unit_that_is_too_long_is_refused(unit: str | int) -> None:
+    with pytest.raises(BadRequest, match="send") as problem:
+        unit_token(unit, 20)
+    assert problem.value.path == "$.unit"
 
 
 @pytest.mark.parametrize("largest", [2**53 - 1, 1 - 2**53])

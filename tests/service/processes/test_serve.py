@@ -1,5 +1,6 @@
 """Start `python -m service` as a separate process, send requests, verify it and stop it."""
 
+import asyncio
 import json
 import math
 import shlex
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from contract.bundle import Calibration, write_manifest
+from contract.bundle import Calibration, open_bundle, write_manifest
 from contract.golden import GoldenRequest, read_golden, write_golden
 from service.models import verify
 from service.processes.worker import curl
 from tests.support.app import a_request
+from tests.support.http_servers import answer, listening, read_request
 from tests.support.processes import Server, get, post, serving, start
 from tests.support.small_bundle import SHIFT, write_small_bundle
 
@@ -149,6 +151,23 @@ def test_verify_compares_rare_clicks_relative_to_their_probability(
     write_manifest(own_bundle, "rare", 1, {}, Calibration(shift=SHIFT - 16))
     assert verify.main([str(own_bundle)]) == code
     assert ("(0.048 of the probability), more than" in capsys.readouterr().err) == bool(code)
+
+
+def test_verify_reads_the_answers_of_servers_before_version_0_11(bundle: Path) -> None:
+    """Their answers have no score_id, and their scores have no `candidate`."""
+    golden = iter(read_golden(bundle / "golden.jsonl"))
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await read_request(reader) is not None:
+            request = next(golden)
+            candidates = zip(request.candidates, request.ctr, strict=True)
+            scores = [{"id": candidate.id, "ctr": ctr} for candidate, ctr in candidates]
+            body = {"request_id": "r", "model": "m", "version": version, "scores": scores, "degraded": []}
+            writer.write(answer(json.dumps(body).encode()))
+
+    version = open_bundle(bundle).manifest.version
+    with listening(serve) as url:
+        assert verify.main([str(bundle), "--url", url]) == 0
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1", "ftp://127.0.0.1"])

@@ -11,15 +11,16 @@ import pytest
 
 from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.runtime.engine import Scored
 from service.scoring.batching import Answer, Batcher
 from service.scoring.run_cost import RunCost
 from service.telemetry.metrics import Metrics
-from tests.support.batching import BROKEN, Ctr, WaitingModel, ctr, rows, soon
+from tests.support.batching import BROKEN, WaitingModel, ctr, per_mille, rows, soon
 
 
 @asynccontextmanager
 async def batching(
-    model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int = 1, max_rows: int = 8, max_queued_rows: int = 16
+    model: Callable[[Sequence[ModelInput]], list[Scored]], slots: int = 1, max_rows: int = 8, max_queued_rows: int = 16
 ) -> AsyncIterator[Batcher]:
     metrics = Metrics()
     batcher = Batcher(model, metrics, slots=slots, max_rows=max_rows, max_queued_rows=max_queued_rows)
@@ -51,7 +52,7 @@ async def test_a_lone_request_runs_immediately() -> None:
 
 
 @asynccontextmanager
-async def inline(model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int = 1) -> AsyncIterator[Batcher]:
+async def inline(model: Callable[[Sequence[ModelInput]], list[Scored]], slots: int = 1) -> AsyncIterator[Batcher]:
     """Yield a batcher for which runs of fewer than five rows are short enough for the event loop."""
     batcher = Batcher(
         model, Metrics(), slots=slots, max_rows=8, max_queued_rows=16, cost=RunCost(0.0, 0.01), inline_s=0.05
@@ -63,9 +64,9 @@ async def inline(model: Callable[[Sequence[ModelInput]], list[Ctr]], slots: int 
 async def test_a_short_run_is_done_when_submit_returns_and_uses_no_thread() -> None:
     threads = []
 
-    def model(batch: Sequence[ModelInput]) -> list[Ctr]:
+    def model(batch: Sequence[ModelInput]) -> list[Scored]:
         threads.append(current_thread())
-        return [request.candidate_ids[:, 0] / 1000 for request in batch]
+        return per_mille(batch)
 
     async with inline(model) as batcher:
         short = batcher.submit(rows(3, 4), soon())
@@ -79,10 +80,10 @@ async def test_a_short_run_is_done_when_submit_returns_and_uses_no_thread() -> N
 
 
 async def test_a_short_run_that_fails_does_not_affect_the_next_request() -> None:
-    def model(batch: Sequence[ModelInput]) -> list[Ctr]:
+    def model(batch: Sequence[ModelInput]) -> list[Scored]:
         if batch[0].candidate_ids[0, 0] == 13:
             raise RuntimeError("unlucky")
-        return [request.candidate_ids[:, 0] / 1000 for request in batch]
+        return per_mille(batch)
 
     async with inline(model) as batcher:
         with pytest.raises(RuntimeError, match="unlucky"):
@@ -93,9 +94,9 @@ async def test_a_short_run_that_fails_does_not_affect_the_next_request() -> None
 async def test_rows_that_a_cascade_rules_out_do_not_lower_the_estimated_cost() -> None:
     """The first level rules out all rows except one, so a run takes as long as a run of one row."""
 
-    def model(batch: Sequence[ModelInput]) -> list[Ctr]:
+    def model(batch: Sequence[ModelInput]) -> list[Scored]:
         time.sleep(0.01)
-        return [np.where(request.candidate_ids[:, 0] == 0, 0.5, np.nan) for request in batch]
+        return [Scored(*[np.where(request.candidate_ids[:, 0] == 0, 0.5, np.nan)] * 2) for request in batch]
 
     cost = RunCost(0.0, 0.01)
     batcher = Batcher(model, Metrics(), slots=1, max_rows=8, max_queued_rows=16, cost=cost, inline_s=0.05)
@@ -233,9 +234,9 @@ async def test_a_full_queue_refuses_requests_until_a_queued_one_is_cancelled() -
 
 
 async def test_a_request_that_cannot_be_scored_in_time_is_refused_immediately() -> None:
-    def slow(batch: Sequence[ModelInput]) -> list[Ctr]:
+    def slow(batch: Sequence[ModelInput]) -> list[Scored]:
         time.sleep(0.05)
-        return [request.candidate_ids[:, 0] / 1000 for request in batch]
+        return per_mille(batch)
 
     async with batching(slow, max_rows=2, max_queued_rows=100) as batcher:
         for _ in range(10):

@@ -5,16 +5,15 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from contract.encode import ModelInput
 from service.errors import DeadlineExceeded, NotReady, Overloaded
+from service.runtime.engine import Scored
 from service.scoring.batching import Answer, Batcher
 from service.telemetry.metrics import Metrics
-from tests.support.batching import BROKEN, ctr, rows, soon
+from tests.support.batching import BROKEN, ctr, per_mille, rows, soon
 from tests.support.examples import examples
 
 MAX_ROWS = 8
@@ -61,7 +60,7 @@ class Model:
         self.running = self.max_running = 0
         self._lock = threading.Lock()
 
-    def __call__(self, batch: Sequence[ModelInput]) -> list[NDArray[np.float64]]:
+    def __call__(self, batch: Sequence[ModelInput]) -> list[Scored]:
         with self._lock:
             self.running += 1
             self.max_running = max(self.max_running, self.running)
@@ -69,7 +68,7 @@ class Model:
         try:
             if any(BROKEN in request.candidate_ids for request in batch):
                 raise ArithmeticError("the model failed")
-            return [request.candidate_ids[:, 0] / 1000 for request in batch]
+            return per_mille(batch)
         finally:
             with self._lock:
                 self.running -= 1

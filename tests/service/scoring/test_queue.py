@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from contract.encode import ModelInput
+from service.runtime.engine import Scored
 from service.scoring.score import Scorer
 from tests.support.app import StartApp, a_request, app_of
-from tests.support.batching import Ctr, WaitingModel
+from tests.support.batching import WaitingModel
 
 
 @asynccontextmanager
@@ -74,7 +75,7 @@ async def test_a_failure_of_the_model_is_a_500_whose_request_id_is_in_the_log(
     start: StartApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(WaitingModel):
-        def __call__(self, batch: Sequence[ModelInput]) -> list[Ctr]:
+        def __call__(self, batch: Sequence[ModelInput]) -> list[Scored]:
             raise ArithmeticError("the model failed")
 
     async with app_with(Broken(), start) as client:

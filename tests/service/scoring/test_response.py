@@ -80,15 +80,15 @@ def test_without_top_k_all_candidates_keep_their_order() -> None:
 
 def test_a_response_has_a_score_or_an_error_for_each_candidate() -> None:
     request = ScoreRequest({}, [Candidate("a", {}), Candidate(7, {})])
-    response = build_response("r", MANIFEST, request, {0: 0.2}, {1: ERROR}, ["redis"])
-    assert response.scores == [Score("a", 0.2), Score(7, None, "$.candidates[1].features.ad: too long")]
-    assert (response.request_id, response.model, response.version) == ("r", "small", "v1")
+    response = build_response("r", "s", MANIFEST, request, {0: 0.2}, {1: ERROR}, ["redis"])
+    assert response.scores == [Score("a", 0, 0.2), Score(7, 1, None, "$.candidates[1].features.ad: too long")]
+    assert (response.request_id, response.score_id, response.model, response.version) == ("r", "s", "small", "v1")
     assert response.degraded == ["redis"]
     assert response.scored_in_full is UNSET
 
 
 def test_a_cascade_reports_how_many_candidates_were_scored_in_full() -> None:
     request = ScoreRequest({}, [Candidate(i, {}) for i in range(5)], top_k=2, cascade=True)
-    response = build_response("r", MANIFEST, request, {**CTR, 4: 0.1}, {1: ERROR}, [])
+    response = build_response("r", "s", MANIFEST, request, {**CTR, 4: 0.1}, {1: ERROR}, [])
     assert response.scored_in_full == 3
-    assert [score.id for score in response.scores] == [3, 0]
+    assert [(score.id, score.candidate) for score in response.scores] == [(3, 3), (0, 0)]

@@ -211,6 +211,7 @@ async def test_the_openapi_document_describes_the_types_that_decode_requests(cli
     assert set(schemas["ScoreRequest"]["properties"]) == {
         "context",
         "candidates",
+        "unit",
         "timeout_ms",
         "on_bad_candidate",
         "top_k",

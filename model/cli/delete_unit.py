@@ -1,0 +1,43 @@
+"""Delete a unit, such as a user, from request logs and joined logs."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from contract.cpu_quota import limit_threads
+from contract.system_errors import describe
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    limit_threads()
+    parser = argparse.ArgumentParser(prog="python -m model.cli.delete_unit", description=__doc__)
+    parser.add_argument("unit", help="the unit as it is in the logs: its pseudonym, if the server has a key")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="folders of request logs and of joined logs"
+    )
+    options = parser.parse_args(arguments)
+
+    from model.loop.delete_unit import delete_unit
+
+    try:
+        deleted = delete_unit(options.unit, options.folders)
+    except (OSError, ValueError) as error:
+        print(f"delete_unit: {describe(error)}", file=sys.stderr)
+        return 2
+    print(f"deleted {deleted.lines:,} lines of request logs and {deleted.rows:,} rows of joined logs")
+    if deleted.unreadable:
+        print(f"warning: {deleted.unreadable:,} lines cannot be read, and were kept", file=sys.stderr)
+    if deleted.unfinished:
+        print(
+            f"warning: {deleted.unfinished:,} files are still being written. Run this command again when they are "
+            "finished, after at most 5 minutes.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
