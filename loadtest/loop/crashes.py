@@ -126,10 +126,17 @@ def run(out: Path, bundle: Path, rounds: int, seed: int) -> list[str]:
 async def drive_through(driver: Driver, traffic: Traffic, crashes: Crashes) -> None:
     """Send traffic until all rounds of crashes are over."""
     stop = asyncio.Event()
-    crashing = asyncio.create_task(crashes.run(stop))
     times_s = time.time() + np.arange(crashes.rounds * MAX_REQUESTS_PER_ROUND) / RATE
-    await driver.run(traffic.requests(times_s), RATE, linger_s=BEHAVIOR.late_s, stop=stop)
-    await crashing
+    requests = traffic.requests(times_s)
+    tasks = [
+        asyncio.create_task(crashes.run(stop)),
+        asyncio.create_task(driver.run(requests, RATE, linger_s=BEHAVIOR.late_s, stop=stop)),
+    ]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    for task in pending:  # the other task failed
+        task.cancel()
+    for task in done:
+        task.result()
 
 
 def lost(driver: Driver, out: Path, kills: int) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from loadtest.servers import START_TIMEOUT_S, STOP_TIMEOUT_S, ServerFailed, free_port, without_settings
+from loadtest.servers import START_TIMEOUT_S, STOP_TIMEOUT_S, Server, ServerFailed, free_port, without_settings
 
 
 class Daemon:
@@ -40,7 +40,7 @@ class Daemon:
     def launch(self) -> None:
         """Start the server."""
         with self._log.open("ab") as log:
-            # In its own session, so that kill() reaches the workers and Ctrl-C in a terminal does not.
+            # In its own session, so that Ctrl-C in a terminal does not reach it.
             self._process = subprocess.Popen(  # noqa: S603
                 self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
@@ -63,10 +63,12 @@ class Daemon:
         raise ServerFailed(f"{' '.join(self._command[1:])} {problem}. Its log ends with:\n{end}")
 
     def kill(self) -> None:
-        """Kill the server and all its processes with SIGKILL."""
+        """Kill the server and its workers with SIGKILL, so that none of them can finish its work."""
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            workers = Server(self._process, self.url, self._log).workers()
+            for pid in (self._process.pid, *workers) if self._process.poll() is None else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait(STOP_TIMEOUT_S)
 
     def stop(self) -> None:

@@ -18,6 +18,8 @@ SCORE_TIMEOUT_MS = 5000
 RETRY_S = 120.0  # how long a request is sent again before the traffic fails
 RETRY_STATUSES = (429, 500, 502, 503, 504)
 PAUSE_S = 0.1
+MAX_PAUSE_S = 1.0  # between two attempts
+MAX_IN_FLIGHT = 16  # requests; if all of them are waiting for a server, no more are started
 MAX_EVENTS = 200  # in one body
 JSON, NDJSON = "application/json", "application/x-ndjson"
 
@@ -84,7 +86,7 @@ class Driver:
 
         Args:
             requests: The requests.
-            rate: Requests per second.
+            rate: Requests per second, while fewer than MAX_IN_FLIGHT are waiting for an answer.
             linger_s: How long events are sent after the last answer. Later ones are dropped.
             stop: No more requests are sent once this is set. Default: all requests are sent.
 
@@ -94,14 +96,18 @@ class Driver:
         limits = httpx.Limits(max_connections=32)
         async with httpx.AsyncClient(timeout=10.0, limits=limits, trust_env=False) as client:
             sending = asyncio.create_task(self._send_events(client))
-            start_s = time.monotonic()
-            scoring = []
+            scoring: set[asyncio.Task[None]] = set()
             try:
+                start_s = time.monotonic()
                 for row in range(len(requests)):
                     await asyncio.sleep(max(0.0, start_s + row / rate - time.monotonic()))
+                    while len(scoring) >= MAX_IN_FLIGHT:
+                        await asyncio.wait({*scoring, sending}, return_when=asyncio.FIRST_COMPLETED)
+                        scoring = still_running(scoring, sending)
                     if stop is not None and stop.is_set():
                         break
-                    scoring.append(asyncio.create_task(self._score(client, requests.at(row))))
+                    scoring = still_running(scoring, sending)
+                    scoring.add(asyncio.create_task(self._score(client, requests.at(row))))
                 await asyncio.gather(*scoring)
                 self._outbox.end_s = time.time() + linger_s
                 await sending
@@ -145,7 +151,7 @@ class Driver:
         Raises:
             TrafficFailed: The answer has a status that sending again cannot change, or none came in time.
         """
-        end_s = time.monotonic() + RETRY_S
+        end_s, pause_s = time.monotonic() + RETRY_S, PAUSE_S
         while True:
             try:
                 response = await client.post(url, content=content, headers=headers)
@@ -159,4 +165,13 @@ class Driver:
             if time.monotonic() > end_s:
                 raise TrafficFailed(f"{url}: no success in {RETRY_S:g} s; the last failure was {problem}")
             self.retries += 1
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def still_running(scoring: "set[asyncio.Task[None]]", sending: "asyncio.Task[None]") -> "set[asyncio.Task[None]]":
+    """Return the tasks that are not done. If one of them failed, or the sending of events did, raise its exception."""
+    for task in (*scoring, sending):
+        if task.done():
+            task.result()
+    return {task for task in scoring if not task.done()}

@@ -5,6 +5,7 @@ A body is a JSON object, a JSON list, or NDJSON: one object per line. An invalid
 
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -20,6 +21,7 @@ from service.errors import NotJson, TooLarge
 
 SKEW_S = 300.0  # An event is counted as skewed if its time is this long before the answer, or in the future.
 MAX_REASON_CHARS = 300
+MAX_NAMED_BYTES = 16 * 1024  # In a larger event, only the first unknown member is named.
 
 EVENT = msgspec.json.Decoder(Event)
 EVENT_LIST = msgspec.json.Decoder(list[Event])
@@ -224,10 +226,10 @@ def decode_event(part: Raw | bytes) -> Event | WrongEvent:
 def describe_invalid_value(invalid: InvalidValue, part: Raw | bytes) -> str:
     """Return what is wrong with an event that is JSON."""
     if invalid.unknown_field is not None:
-        try:
-            unknown = [name for name in RAW_OBJECT.decode(part) if name not in MEMBERS]
-        except UNREADABLE:
-            unknown = [invalid.unknown_field]
+        unknown = [invalid.unknown_field]
+        if len(bytes(part)) <= MAX_NAMED_BYTES:
+            with suppress(*UNREADABLE):
+                unknown = [name for name in RAW_OBJECT.decode(part) if name not in MEMBERS]
         names = ", ".join(repr(shorten(name)) for name in unknown)
         return f"unknown: {names}. An event has {', '.join(MEMBERS)}."
     if invalid.missing_field is not None:

@@ -152,8 +152,7 @@ class Requests:
     def _values(self, name: str) -> list[Any]:
         """Return a field's values: N in the context, N * C in the candidates."""
         if name == "user":
-            units: list[Any] = self.unit.tolist()
-            return units
+            return list(self.unit.tolist())
         if name == "session_depth":
             return [None if value != value else int(value) for value in self.numbers[name].tolist()]
         if name in self.numbers:

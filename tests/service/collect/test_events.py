@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -95,6 +96,14 @@ def test_a_body_is_a_single_object_on_one_line_or_several() -> None:
 )
 def test_the_reason_names_the_member_and_what_is_expected(members: dict[str, Any], expected: str) -> None:
     assert re.search(expected, reason(**members))
+
+
+def test_an_event_with_very_many_unknown_members_is_refused_quickly() -> None:
+    body = b"{" + b",".join(b'"k%d":1' % number for number in range(95_000)) + b"}"
+    start_s = time.process_time()
+    (invalid,) = check(body).invalid
+    assert time.process_time() - start_s < 0.2
+    assert invalid.reason.startswith("unknown: 'k0'. An event has")
 
 
 def test_a_missing_member_is_named() -> None:
