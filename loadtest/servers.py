@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,10 +39,12 @@ class Checkout:
     Args:
         root: The folder that contains `service/`.
         python: The interpreter, in an environment with the libraries that this copy needs.
+        settings: CTR_* variables that only the servers of this copy get.
     """
 
     root: Path
     python: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """Return this process's environment without server settings, and with `root` first on Python's path."""

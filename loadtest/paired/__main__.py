@@ -46,7 +46,7 @@ def compare(options: argparse.Namespace) -> Results:
         ServerFailed: A server did not start.
     """
     sides: Sides = {
-        "this": Side.of(Checkout(ROOT, Path(sys.executable))),
+        "this": Side.of(Checkout(ROOT, Path(sys.executable), dict(options.set))),
         "other": Side.of(find_checkout(options.other.resolve())),
     }
     require_same_kernel(sides)
@@ -124,7 +124,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes per server (default: %(default)s)")
     demo = ROOT / "deploy" / "demo"
     parser.add_argument("--bundle", type=Path, default=demo, help="bundle for both (default: this checkout's demo)")
-    parser.add_argument("--report", action="store_true", help=f"also write {RESULTS.name}/paired.md")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="CTR_NAME=VALUE",
+        help="a setting that only the servers of this checkout get; with OTHER_CHECKOUT = ., this measures its cost",
+    )
+    parser.add_argument(
+        "--report", nargs="?", const="paired", metavar="NAME", help=f"also write {RESULTS.name}/NAME.md (paired)"
+    )
     parser.add_argument(
         "--fail-above",
         type=float,
@@ -146,6 +156,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def setting(text: str) -> tuple[str, str]:
+    """Return the name and the value in CTR_NAME=VALUE. Raises ArgumentTypeError if it has another form."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.startswith("CTR_"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a setting. Write CTR_NAME=VALUE.")
+    return name, value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Return 0, or 1 if answers were wrong or too slow, 2 if the checkouts cannot be compared, or 130 after Ctrl-C."""
     options = parse_arguments(argv)
@@ -158,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("paired: interrupted; the servers have been stopped", file=sys.stderr)
         return 130
-    path = RESULTS / "paired.md" if options.report else None
+    path = RESULTS / f"{options.report}.md" if options.report else None
     write_report(path, TITLE, describe(results), [ratio_table(results), check_table(results)], LIBRARIES, command)
     problems = problems_of(results, options.fail_above)
     for problem in problems:

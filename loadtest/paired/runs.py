@@ -121,7 +121,7 @@ def started(checkout: Checkout, plan: Plan) -> Iterator[Server]:
         ServerFailed: The server did not start.
         CannotCompare: The context raised it, or a request failed. The message includes the end of the server's log.
     """
-    settings = SETTINGS | {"CTR_BUNDLE": str(plan.bundle.folder.resolve())}
+    settings = {**SETTINGS, "CTR_BUNDLE": str(plan.bundle.folder.resolve()), **checkout.settings}
     with (
         TemporaryDirectory(prefix="paired-") as folder,
         serving(Path(folder), plan.workers, settings, plan.server_cpus, checkout) as server,

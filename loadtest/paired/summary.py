@@ -143,10 +143,12 @@ def describe(results: Results) -> str:
     versions = sides["this"].probe.versions
     others = [f"{name} {v}" for name, v in sides["other"].probe.versions.items() if v != versions[name]]
     libraries = f"`other` runs {', '.join(others)}." if others else "Both run the same versions of their libraries."
+    settings = " ".join(f"`{name}={value}`" for name, value in sides["this"].checkout.settings.items())
+    own = f" Only `this` runs with {settings}." if settings else ""
     return (
         f"Bundle {plan.bundle.manifest.name}, {candidates} candidates per request, {plan.workers} worker(s); "
         f"{pinned}. {pairs} pairs of runs, in alternating order. Each run starts a new server, warms it up for "
-        f"{plan.warm_up_s:g} s and measures for {plan.seconds:g} s. {load}. {libraries}\n\n"
+        f"{plan.warm_up_s:g} s and measures for {plan.seconds:g} s. {load}. {libraries}{own}\n\n"
         "CPU is the user and system time of supervisor and workers in the measured window, divided by the number of "
         "requests answered in it. Latency is measured from the intended send time. `this` and `other` are geometric "
         "means over the runs. `this / other` is the geometric mean of the pairs' ratios, with the "

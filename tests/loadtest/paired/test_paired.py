@@ -37,7 +37,8 @@ def test_a_checkout_compared_with_itself(
 ) -> None:
     """Both servers answer, all answers are correct, and each ratio lies within its interval."""
     monkeypatch.setattr(paired, "RESULTS", tmp_path)
-    code = paired.main([str(ROOT), *SHORT, "--report"])
+    log = tmp_path / "log"
+    code = paired.main([str(ROOT), *SHORT, "--report", "--set", f"CTR_REQUEST_LOG={log}"])
     assert code == 0, capsys.readouterr()
     report = (tmp_path / "paired.md").read_text()
     tables = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines() if line[:1] == "|"]
@@ -53,6 +54,15 @@ def test_a_checkout_compared_with_itself(
     assert "| wrong scores | 0 | 0 |" in report
     assert "| requests without scores | 0 | 0 |" in report
     assert "differ by at most 0 over" in report
+    assert f"Only `this` runs with `CTR_REQUEST_LOG={log}`." in report
+    assert log.is_dir()
+
+
+@pytest.mark.parametrize("text", ["REQUEST_LOG=x", "CTR_REQUEST_LOG"])
+def test_a_setting_without_a_name_or_a_value_is_an_error(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        paired.main([str(ROOT), "--set", text])
+    assert f"{text!r} is not a setting. Write CTR_NAME=VALUE." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", [100.0, None], ids=["open", "closed"])
