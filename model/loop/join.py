@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.request_log import LogLine
-from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED
+from contract.segments import EVENTS, FINISHED, REQUESTS, shipped_name
 from model.loop.balance import Balance
 from model.loop.inputs import Inputs, Partitions, find_segments, partition
 from model.loop.lines import MAX_SKEW_MS, BadLineError, Event, parse_event, parse_request
@@ -164,7 +164,7 @@ def mark_segments(inputs: Inputs, rules: Rules) -> list[Path]:
         # The impression of a click may be later than the click by as much as clocks differ.
         is_done = rules.is_final(segment.newest_ms + MAX_SKEW_MS) and not segment.problems
         if segment.kind == EVENTS and is_done and segment.path.name.endswith(FINISHED):
-            target = segment.path.with_name(segment.path.name.removesuffix(FINISHED) + SHIPPED)
+            target = shipped_name(segment.path)
             segment.path.rename(target)
             marked.append(target)
     return marked
