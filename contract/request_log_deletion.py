@@ -59,6 +59,8 @@ def delete_lines(unit: str, folders: Iterable[Path]) -> DeletedLines:
     result = DeletedLines()
     for folder in folders:
         for _ in range(MAX_PASSES):
+            # First, because a file that is finished meanwhile must be counted or rewritten.
+            left = sum(count_lines(path, unit)[OWN] for path in unfinished_files(folder))
             files = {path: rewrite(path, unit) for path in finished_files(folder)}
             found = {path: lines[OWN] for path, lines in files.items() if lines[OWN]}
             if not found:
@@ -67,7 +69,7 @@ def delete_lines(unit: str, folders: Iterable[Path]) -> DeletedLines:
         else:
             raise OSError(f"{folder}: files are renamed all the time. Stop the shipper, and run this command again.")
         result.unreadable += sum(lines[UNREADABLE] for lines in files.values())
-        result.left += sum(count_lines(path, unit)[OWN] for path in unfinished_files(folder))
+        result.left += left
     return result
 
 

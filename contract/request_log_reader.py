@@ -120,7 +120,9 @@ def decode_line(raw: bytes) -> LogLine:
         if found == FORMAT:
             return latest
     if found > FORMAT:
-        raise NewerFormat(f"the line has format {found}; this version reads formats up to {FORMAT}. Upgrade it.")
+        raise NewerFormat(
+            f"the line has format {found}; this version reads formats up to {FORMAT}. Use the version that wrote it."
+        )
     line = FIRST_FORMAT_LINE.decode(raw)
     return LogLine(
         format=FIRST_FORMAT,

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--until",
         metavar="TIME",
         help="the time before which all events are in the inputs, such as 2026-11-30T21:00:00Z (default: the latest "
-        "time in the inputs, or that at which the first unfinished file was opened)",
+        "time in the inputs, or a minute before the first unfinished file was opened)",
     )
     parser.add_argument(
         "--rename",

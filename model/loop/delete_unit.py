@@ -7,7 +7,7 @@ import msgspec
 import polars as pl
 
 from contract.request_log_deletion import DeletedLines, delete_lines
-from contract.segments import finished_files, unfinished_files
+from contract.segments import finished_files, sync, unfinished_files
 from model.atomic_folder import new_file
 from model.data.readers.scan import JOINED_LOG
 from model.loop.output import HOURS, Settings, locked
@@ -50,4 +50,5 @@ def delete_rows(unit: str, path: Path) -> int:
     if kept.height < table.height:
         with new_file(path) as new:
             kept.write_parquet(new, row_group_size=ROW_GROUP, metadata={JOINED_LOG: stored})
+            sync(new)
     return table.height - kept.height

@@ -50,7 +50,7 @@ def join(
         out: The folder for the joined log. It may contain hours that earlier joins wrote.
         settings: The window, the lateness and the names of the columns.
         until_ms: The time before which all events are in the inputs, in milliseconds since 1970. The default is the
-            latest time in the inputs, or the time at which the first unfinished segment was opened.
+            latest time in the inputs, or a minute before the first unfinished segment was opened.
         mark_joined: Whether to rename the segments of events that no later join needs.
 
     Raises:
