@@ -1,6 +1,7 @@
-"""Delete a unit, such as a user, from request logs. `python -m model.cli.delete_unit` also reads joined logs.
+"""Delete a unit, such as a user, from request logs: `python -m service.request_log.delete_unit UNIT FOLDER...`
 
-This command needs no training library, so it runs where the server runs.
+It needs no training library, so it runs in the server's image. `python -m model.cli.delete_unit` also deletes the unit
+from joined logs.
 """
 
 import argparse
