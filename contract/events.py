@@ -1,6 +1,6 @@
 """What clients report about an answer: that a candidate was shown, and that it was clicked or led to a conversion."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -9,6 +9,7 @@ MAX_ID_CHARS = 128
 MAX_POSITION = 1_000_000
 
 EventType = Literal["impression", "click", "conversion"]
+EVENT_TYPES: tuple[EventType, ...] = get_args(EventType)
 EventId = Annotated[
     str,
     Meta(

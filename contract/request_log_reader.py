@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from contract.request_log import FORMAT, LoggedCandidate, LogLine
-from contract.segments import FINISHED, SHIPPED, finished_files
+from contract.segments import finished_files, shipped_name
 
 FIRST_FORMAT = 1
 
@@ -87,8 +87,7 @@ def read_lines(paths: Sequence[Path], skipped: Skipped) -> Iterator[LogLine]:
 
 def current_name(listed: Path) -> Path | None:
     """Return a file's name after it may have been renamed as shipped, or None if it was deleted."""
-    shipped = listed.with_name(listed.name.removesuffix(FINISHED) + SHIPPED)
-    return next((path for path in (listed, shipped) if path.exists()), None)
+    return next((path for path in (listed, shipped_name(listed)) if path.exists()), None)
 
 
 def read_file(path: Path, skipped: Skipped) -> Iterator[LogLine]:
@@ -110,11 +109,20 @@ def decode_line(raw: bytes) -> LogLine:
         NewerFormat: The line has a newer format.
         ValueError, RecursionError: The line is truncated, or not from a request log.
     """
-    version = HEADER.decode(raw).format
-    if version > FORMAT:
-        raise NewerFormat(f"the line has format {version}, and this version reads formats up to {FORMAT}")
-    if version == FORMAT:
-        return LINE.decode(raw)
+    try:
+        latest = LINE.decode(raw)
+    except (ValueError, RecursionError):  # another format, unless its header says otherwise
+        found = HEADER.decode(raw).format
+        if found == FORMAT:
+            raise
+    else:
+        found = latest.format
+        if found == FORMAT:
+            return latest
+    if found > FORMAT:
+        raise NewerFormat(
+            f"the line has format {found}; this version reads formats up to {FORMAT}. Use the version that wrote it."
+        )
     line = FIRST_FORMAT_LINE.decode(raw)
     return LogLine(
         format=FIRST_FORMAT,

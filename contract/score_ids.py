@@ -1,4 +1,6 @@
-"""The id of an answer. Events refer to it, and it states when the answer was given and whether it was logged.
+"""The id of an answer. Events refer to it, and it contains the time of the answer and whether it was logged.
+
+The server makes the id when it has decoded the request, so its time is a little earlier than that of the log line.
 
 A score id is a UUIDv7 (RFC 9562): 48 bits of milliseconds since 1970, then random bits. The last bit is 1 if the
 request was sampled for the request log.
@@ -16,7 +18,7 @@ def new_score_id(time_s: float, logged: bool, random: int | None = None) -> str:
     """Return a new score id.
 
     Args:
-        time_s: When the answer was given, in seconds since 1970.
+        time_s: When the id is made, in seconds since 1970.
         logged: Whether the request was sampled for the request log.
         random: The random bits. Tests and simulations set them to get the same ids every time.
     """
@@ -36,7 +38,7 @@ def is_score_id(text: str) -> bool:
 
 
 def score_time_s(score_id: str) -> float:
-    """Return when the answer was given, in seconds since 1970. The argument must be a score id."""
+    """Return when a score id was made, in seconds since 1970. The argument must be a score id."""
     return int(score_id[:8] + score_id[9:13], 16) / 1000
 
 

@@ -10,9 +10,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
-from typing import IO
 
-from contract.segments import EVENTS, FINISHED, SHIPPED, UNFINISHED
+from contract.segments import EVENTS, FINISHED, SHIPPED, UNFINISHED, finished_name, is_at, sync
 from contract.system_errors import explain_denied
 from service.settings import SettingsError
 
@@ -107,7 +106,7 @@ class Segments:
             self._file.seek(self._size)
             raise
         if self._synced_size == 0:
-            sync_folder(self._folder)
+            sync(self._folder)
         self._synced_size = self._size
 
     def close_if_old(self) -> None:
@@ -145,27 +144,10 @@ class Segments:
         self._size = self._synced_size = 0
 
 
-def is_at(path: Path, file: IO[bytes]) -> bool:
-    """Return whether an open file is still at its path: the file may be gone, or its folder may have moved."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except OSError:
-        return False
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names of the files are on the disk. Without this, a power failure may remove a synced file."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def finish(path: Path) -> None:
     """Rename a file to show that it is complete."""
-    path.rename(path.with_name(path.name.removesuffix(UNFINISHED) + FINISHED))
-    sync_folder(path.parent)
+    path.rename(finished_name(path))
+    sync(path.parent)
 
 
 def prepare_folder(folder: Path, kind: str) -> None:

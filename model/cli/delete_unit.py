@@ -22,21 +22,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from model.loop.delete_unit import delete_unit
 
     try:
-        deleted = delete_unit(options.unit, options.folders)
+        log, rows = delete_unit(options.unit, options.folders)
     except (OSError, ValueError) as error:
         print(f"delete_unit: {describe(error)}", file=sys.stderr)
         return 2
-    print(f"deleted {deleted.lines:,} lines of request logs and {deleted.rows:,} rows of joined logs")
-    if deleted.unreadable:
-        print(f"warning: {deleted.unreadable:,} lines cannot be read, and were kept", file=sys.stderr)
-    if deleted.unfinished:
-        print(
-            f"warning: {deleted.unfinished:,} files are still being written. Run this command again when they are "
-            "finished, after at most 5 minutes.",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    print(f"deleted {sum(log.deleted.values()):,} lines of request logs and {rows:,} rows of joined logs")
+    for warning in log.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    return int(log.left > 0)
 
 
 if __name__ == "__main__":

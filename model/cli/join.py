@@ -13,6 +13,34 @@ from model.cli.arguments import INTERRUPTED, duration_s
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     limit_threads()
+    options = parse_arguments(arguments)
+
+    from model.loop.join import join
+    from model.loop.lines import milliseconds
+    from model.loop.output import Settings
+    from model.loop.report import summary, warnings
+
+    try:
+        rename = dict(renaming(text) for text in options.rename)
+        settings = Settings(window_s=options.window, lateness_s=options.lateness, rename=rename)
+        until_ms = None if options.until is None else milliseconds(options.until)
+        joined = join(options.inputs, options.out, settings, until_ms, options.mark_joined)
+    except (OSError, ValueError) as error:
+        print(f"ctr-join: {describe(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ctr-join: interrupted; complete hours were kept", file=sys.stderr)
+        return INTERRUPTED
+    for line in summary(joined):
+        print(line)
+    for line in warnings(joined):
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"wrote {options.out}")
+    return 0
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments of the command."""
     parser = argparse.ArgumentParser(prog="ctr-join", description=__doc__)
     parser.add_argument(
         "inputs",
@@ -40,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--until",
         metavar="TIME",
         help="the time before which all events are in the inputs, such as 2026-11-30T21:00:00Z (default: the latest "
-        "time in the inputs, or that at which the first unfinished file was opened)",
+        "time in the inputs, or a minute before the first unfinished file was opened)",
     )
     parser.add_argument(
         "--rename",
@@ -55,30 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="rename the event files that no later join needs to *.ndjson.shipped, so that you can delete them",
     )
-    options = parser.parse_args(arguments)
-
-    from model.loop.join import join
-    from model.loop.lines import milliseconds
-    from model.loop.output import Settings
-    from model.loop.report import summary, warnings
-
-    try:
-        rename = dict(renaming(text) for text in options.rename)
-        settings = Settings(window_s=options.window, lateness_s=options.lateness, rename=rename)
-        until_ms = None if options.until is None else milliseconds(options.until)
-        joined = join(options.inputs, options.out, settings, until_ms, options.mark_joined)
-    except (OSError, ValueError) as error:
-        print(f"ctr-join: {describe(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ctr-join: interrupted; complete hours were kept", file=sys.stderr)
-        return INTERRUPTED
-    for line in summary(joined):
-        print(line)
-    for line in warnings(joined):
-        print(f"warning: {line}", file=sys.stderr)
-    print(f"wrote {options.out}")
-    return 0
+    return parser.parse_args(arguments)
 
 
 def renaming(text: str) -> tuple[str, str]:

@@ -9,12 +9,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from contract.events import EventType
+from contract.events import EVENT_TYPES, EventType
 from contract.segments import EVENTS, REQUESTS
 from model.loop.lines import MAX_SKEW_MS, Event
 from model.loop.match import Category, Matched
 
-TYPES: tuple[EventType, ...] = get_args(EventType)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 MAX_EXAMPLES = 3
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -89,10 +88,10 @@ class Balance:
         Raises:
             AssertionError: If not. This is a bug.
         """
-        sums = {name: sum(self.outcomes[name, category] for category in CATEGORIES) for name in TYPES}
-        expected = {name: self.events[name] for name in TYPES}
-        joined = {name: self.outcomes[name, "joined"] for name in TYPES}
-        rows = {name: self.rows[name] for name in TYPES}
+        sums = {name: sum(self.outcomes[name, category] for category in CATEGORIES) for name in EVENT_TYPES}
+        expected = {name: self.events[name] for name in EVENT_TYPES}
+        joined = {name: self.outcomes[name, "joined"] for name in EVENT_TYPES}
+        rows = {name: self.rows[name] for name in EVENT_TYPES}
         unusable = {kind: sum(n for (of, _), n in self.problems.items() if of == kind) for kind in (REQUESTS, EVENTS)}
         lines = {
             REQUESTS: self.requests + self.repeated_requests + unusable[REQUESTS],
@@ -138,7 +137,7 @@ class Balance:
             "balance": {
                 f"{name}s": {"total": self.events[name]}
                 | {category: self.outcomes[name, category] for category in CATEGORIES}
-                for name in TYPES
+                for name in EVENT_TYPES
             },
             "click_delay_s": self.click_delays(window_ms),
         }

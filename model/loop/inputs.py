@@ -17,6 +17,7 @@ from model.loop.lines import BadLineError, answer_ms, milliseconds, parse_event,
 
 PARTITION_MS = 5 * 60 * 1000
 MAX_PARTITIONS = 2**14  # so that events with invented score ids cannot fill the disk with small files; 57 days
+MAX_WRITE_MS = 60_000  # ctr-collect receives an event at most this long before it opens the segment for it
 MAX_BUFFER_BYTES = 32 * 2**20
 MAX_EXAMPLES = 3  # of each problem
 KINDS = (REQUESTS, EVENTS)
@@ -63,7 +64,9 @@ class Inputs:
     @property
     def watermark_ms(self) -> int:
         """The time before which all events are in the inputs, as far as the names and contents of the files show."""
-        return self.received_ms if self.unfinished_ms is None else min(self.received_ms, self.unfinished_ms)
+        if self.unfinished_ms is None:
+            return self.received_ms
+        return min(self.received_ms, self.unfinished_ms - MAX_WRITE_MS)
 
 
 class Partitions:
@@ -109,7 +112,9 @@ def find_segments(paths: Sequence[Path]) -> Inputs:
     unfinished: set[Path] = set()
     for path in paths:
         if path.is_dir():
-            found, open_files = finished_files(path), unfinished_files(path)
+            # In this order, because a segment that is finished meanwhile must be in one of the lists.
+            open_files = unfinished_files(path)
+            found = finished_files(path)
         elif path.exists():
             found = [path] if path.name.endswith((FINISHED, SHIPPED)) else []
             open_files = [path] if path.name.endswith(UNFINISHED) else []
@@ -152,11 +157,11 @@ def opened_ms(path: Path) -> int | None:
 def partition(inputs: Inputs, folder: Path) -> Partitions:
     """Read all segments, and write their lines to partitions in a temporary folder. Fills in the counts of `inputs`."""
     partitions = Partitions(folder)
-    place = {REQUESTS: _place_request, EVENTS: _place_event}
+    times_of = {REQUESTS: _request_times, EVENTS: _event_times}
     for segment in inputs.segments:
         for number, line in _read_lines(segment.path):
             inputs.lines[segment.kind] += 1
-            name = _place(segment, inputs, number, line, place[segment.kind])
+            name = _partition_of(segment, inputs, number, line, times_of[segment.kind])
             partitions.add(segment.kind, name, line)
     partitions.flush()
     return partitions
@@ -168,12 +173,12 @@ def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             yield number, line.removesuffix(b"\n")
 
 
-def _place(
-    segment: Segment, inputs: Inputs, number: int, line: bytes, place: Callable[[bytes], tuple[int, int, int]]
+def _partition_of(
+    segment: Segment, inputs: Inputs, number: int, line: bytes, times_of: Callable[[bytes], tuple[int, int, int]]
 ) -> str:
-    """Return the partition of a line."""
+    """Return the partition of a line, and update the latest times in the inputs."""
     try:
-        partition_ms, newest_ms, received_ms = place(line)
+        answered_ms, newest_ms, received_ms = times_of(line)
     except BadLineError as error:
         segment.problems += 1
         examples = inputs.examples.setdefault((segment.kind, error.problem), [])
@@ -182,15 +187,17 @@ def _place(
         return f"bad-{zlib.crc32(line) % 64:02d}"
     segment.newest_ms = max(segment.newest_ms, newest_ms)
     inputs.received_ms = max(inputs.received_ms, received_ms)
-    return f"{partition_ms // PARTITION_MS % MAX_PARTITIONS:05d}"
+    return f"{answered_ms // PARTITION_MS % MAX_PARTITIONS:05d}"
 
 
-def _place_request(line: bytes) -> tuple[int, int, int]:
+def _request_times(line: bytes) -> tuple[int, int, int]:
+    """Return when a request was answered, and the latest time in its line, twice: as in _event_times()."""
     request = parse_request(line)
     time_ms = milliseconds(request.time)
     return answer_ms(request.score_id), time_ms, time_ms
 
 
-def _place_event(line: bytes) -> tuple[int, int, int]:
+def _event_times(line: bytes) -> tuple[int, int, int]:
+    """Return when an event's request was answered, the latest time in its line, and when the event was received."""
     event = parse_event(line)
     return event.answered_ms, max(event.time_ms, event.received_ms), event.received_ms

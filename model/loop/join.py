@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.request_log import LogLine
-from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED
+from contract.segments import EVENTS, FINISHED, REQUESTS, shipped_name
 from model.loop.balance import Balance
 from model.loop.inputs import Inputs, Partitions, find_segments, partition
 from model.loop.lines import MAX_SKEW_MS, BadLineError, Event, parse_event, parse_request
@@ -50,7 +50,7 @@ def join(
         out: The folder for the joined log. It may contain hours that earlier joins wrote.
         settings: The window, the lateness and the names of the columns.
         until_ms: The time before which all events are in the inputs, in milliseconds since 1970. The default is the
-            latest time in the inputs, or the time at which the first unfinished segment was opened.
+            latest time in the inputs, or a minute before the first unfinished segment was opened.
         mark_joined: Whether to rename the segments of events that no later join needs.
 
     Raises:
@@ -164,7 +164,7 @@ def mark_segments(inputs: Inputs, rules: Rules) -> list[Path]:
         # The impression of a click may be later than the click by as much as clocks differ.
         is_done = rules.is_final(segment.newest_ms + MAX_SKEW_MS) and not segment.problems
         if segment.kind == EVENTS and is_done and segment.path.name.endswith(FINISHED):
-            target = segment.path.with_name(segment.path.name.removesuffix(FINISHED) + SHIPPED)
+            target = shipped_name(segment.path)
             segment.path.rename(target)
             marked.append(target)
     return marked

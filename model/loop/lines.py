@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from contract.events import EventType, StoredEvent
 from contract.request_log import FORMAT, LogLine
+from contract.request_log_reader import NewerFormat, decode_line
 from contract.score_ids import is_score_id, score_time_s
 
 MAX_SKEW_MS = 5 * 60 * 1000  # clocks that differ by more than this are wrong
@@ -61,16 +62,10 @@ class Event:
         return self.time_ms, self.stored.event_id, self.received_ms
 
 
-class _Header(msgspec.Struct):
-    format: int = 1
-
-
 class _Typed(msgspec.Struct):
     type: EventType
 
 
-_read_request = msgspec.json.Decoder(LogLine).decode
-_read_header = msgspec.json.Decoder(_Header).decode
 _read_event = msgspec.json.Decoder(StoredEvent).decode
 _read_type = msgspec.json.Decoder(_Typed).decode
 
@@ -82,16 +77,13 @@ def parse_request(line: bytes) -> LogLine:
         BadLineError: The line is damaged, or has another format. The message states the reason.
     """
     try:
-        request = _read_request(line)
-        found = request.format
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        found = _format_of(line, error)
-        if found == FORMAT:
-            raise BadLineError("unreadable", str(error)) from error
-    if found < FORMAT:
+        request = decode_line(line)
+    except NewerFormat as error:
+        raise BadLineError("newer format", str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise BadLineError("unreadable", str(error)) from error
+    if request.format < FORMAT:
         raise BadLineError("old format", "the line has format 1, which has no score_id. Upgrade the server.")
-    if found > FORMAT:
-        raise BadLineError("newer format", f"the line has format {found}; this version reads {FORMAT}. Upgrade it.")
     try:
         _check_request(request)
     except ValueError as error:
@@ -107,7 +99,7 @@ def parse_event(line: bytes) -> Event:
     """
     try:
         stored = _read_event(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         event_type = _type_of(line)
         raise BadLineError("invalid" if event_type else "unreadable", str(error), event_type) from error
     try:
@@ -157,15 +149,8 @@ def _check_request(request: LogLine) -> None:
             raise ValueError(f"inclusion = {candidate.inclusion} must be above 0 and at most 1")
 
 
-def _format_of(line: bytes, cause: Exception) -> int:
-    try:
-        return _read_header(line).format
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadLineError("unreadable", str(cause)) from cause
-
-
 def _type_of(line: bytes) -> EventType | None:
     try:
         return _read_type(line).type
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None

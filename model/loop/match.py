@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from contract.events import EVENT_TYPES
 from contract.request_log import LogLine
 from contract.score_ids import is_logged
 from model.loop.lines import MAX_SKEW_MS, Event
@@ -142,9 +143,7 @@ def _why_unmatched(event: Event, request: LogLine | None, logged: frozenset[int]
 
 def _match_candidate(events: Sequence[Event], rules: Rules, result: Matched) -> None:
     """Join the events of one candidate, which are sorted by their order."""
-    shown, clicks, conversions = (
-        [event for event in events if event.stored.type == name] for name in ("impression", "click", "conversion")
-    )
+    shown, clicks, conversions = ([event for event in events if event.stored.type == name] for name in EVENT_TYPES)
     impression = _first_impression(shown, rules, result)
     if impression is None:
         for event in (*clicks, *conversions):

@@ -2,7 +2,6 @@
 
 import fcntl
 import filecmp
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
+from contract.segments import sync
 from model.data.readers.scan import JOINED_LOG
 from model.loop.match import hour_of
 from model.loop.table import ROW_GROUP, concatenate
@@ -213,12 +213,3 @@ def move(new: Path, target: Path) -> None:
     """Move a file to its final path, after its content is on the disk. Call sync() for the folder after that."""
     sync(new)
     new.rename(target)
-
-
-def sync(path: Path) -> None:
-    """Write a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

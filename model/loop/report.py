@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from contract.events import EVENT_TYPES
 from contract.segments import EVENTS, REQUESTS
-from model.loop.balance import CATEGORIES, QUANTILES, TYPES
+from model.loop.balance import CATEGORIES, QUANTILES
 from model.loop.join import Joined
 from model.loop.match import HOUR_MS, hour_of
 from model.loop.output import hour_name
@@ -39,10 +40,10 @@ def summary(joined: Joined) -> Iterator[str]:
 def balance_table(joined: Joined) -> Iterator[str]:
     """Yield the lines of a table with the number of events of each type in each category."""
     balance = joined.balance
-    yield f"{'':<20}" + "".join(f"{name + 's':>14}" for name in TYPES)
-    yield f"{'total':<20}" + "".join(f"{balance.events[name]:>14,}" for name in TYPES)
+    yield f"{'':<20}" + "".join(f"{name + 's':>14}" for name in EVENT_TYPES)
+    yield f"{'total':<20}" + "".join(f"{balance.events[name]:>14,}" for name in EVENT_TYPES)
     for category in CATEGORIES:
-        yield f"{category:<20}" + "".join(f"{balance.outcomes[name, category]:>14,}" for name in TYPES)
+        yield f"{category:<20}" + "".join(f"{balance.outcomes[name, category]:>14,}" for name in EVENT_TYPES)
 
 
 def final_before(joined: Joined) -> str:
@@ -56,7 +57,7 @@ def warnings(joined: Joined) -> Iterator[str]:
     """Yield what a user should look at."""
     inputs, balance = joined.inputs, joined.balance
     for (kind, problem), examples in sorted(inputs.examples.items()):
-        count = balance.problems[kind, problem] or sum(balance.outcomes[name, "invalid"] for name in TYPES)
+        count = balance.problems[kind, problem] or sum(balance.outcomes[name, "invalid"] for name in EVENT_TYPES)
         what = f"{kind}: {count:,} distinct lines are not joined ({problem})"
         yield f"{what}, such as {examples[0]}"
         yield from (f"  {example}" for example in examples[1:])
@@ -75,7 +76,7 @@ def warnings(joined: Joined) -> Iterator[str]:
     if balance.reused_event_ids:
         yield f"{balance.reused_event_ids:,} events have the event_id of another event of the same answer. All count."
     held_ms = inputs.received_ms - joined.rules.watermark_ms
-    if inputs.unfinished_ms == joined.rules.watermark_ms and held_ms >= HOUR_MS:
+    if inputs.watermark_ms == joined.rules.watermark_ms and held_ms >= HOUR_MS:
         yield (
             f"hours are not final because of unfinished files, such as {inputs.unfinished[0]}. If no process "
             "writes it, start the server that wrote it, or set --until."

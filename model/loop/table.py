@@ -142,18 +142,18 @@ def rows_of(request: LogLine, impressions: Sequence[Impression], names: Names) -
 
 
 def _join_columns(request: LogLine, candidate: LoggedCandidate, impression: Impression) -> tuple[Any, ...]:
-    event, click = impression.event, impression.click
-    values = [one.stored.value for one in impression.conversions if one.stored.value is not UNSET]
+    shown, click = impression.event, impression.click
+    values = [event.stored.value for event in impression.conversions if event.stored.value is not UNSET]
     return (
-        event.time_ms,
+        shown.time_ms,
         request.unit,
         request.score_id,
         candidate.candidate,
         value_text(candidate.id),
         int(click is not None),
-        None if click is None else max(0, click.time_ms - event.time_ms) / 1000,
-        None if event.stored.position is UNSET else event.stored.position,
-        None if event.stored.propensity is UNSET else event.stored.propensity,
+        None if click is None else max(0, click.time_ms - shown.time_ms) / 1000,
+        None if shown.stored.position is UNSET else shown.stored.position,
+        None if shown.stored.propensity is UNSET else shown.stored.propensity,
         1 / candidate.inclusion,
         request.model,
         request.version,
@@ -177,16 +177,16 @@ def late_frame(late: Iterable[LateEvent]) -> pl.DataFrame:
     """Return late events as a table."""
     rows = [
         (
-            one.event.received_ms,
-            one.event.stored.type,
-            one.event.stored.event_id,
-            one.event.stored.score_id,
-            one.event.stored.candidate,
-            one.event.time_ms,
-            one.impression.time_ms,
-            None if one.event.stored.value is UNSET else one.event.stored.value,
+            event.received_ms,
+            event.stored.type,
+            event.stored.event_id,
+            event.stored.score_id,
+            event.stored.candidate,
+            event.time_ms,
+            impression.time_ms,
+            None if event.stored.value is UNSET else event.stored.value,
         )
-        for one in late
+        for event, impression in ((row.event, row.impression) for row in late)
     ]
     return pl.DataFrame(rows, _physical(LATE_COLUMNS), orient="row").cast(LATE_COLUMNS)  # type: ignore[arg-type]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.system_errors import explain_denied
+from service.errors import Unauthorized
 from service.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,13 @@ class ApiKeys:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
+
+    def require(self, headers: Mapping[str, str]) -> str:
+        """Return the name of the request's key. Raises Unauthorized if no key matches."""
+        name = self.name_of(headers)
+        if name is None:
+            raise Unauthorized("Send an API key in the header Authorization: Bearer KEY or X-Api-Key: KEY.")
+        return name
 
 
 def read_keys(path: Path) -> ApiKeys:

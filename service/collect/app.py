@@ -25,7 +25,7 @@ from service.collect.metrics import NOT_STORED, STORED, CollectMetrics
 from service.collect.openapi import EVENTS_PATH, NDJSON_TYPES, EventsResponse, InvalidEvents, openapi
 from service.collect.redis_stream import StreamReader
 from service.collect.settings import CollectSettings, read_collect_settings
-from service.errors import NotReady, Problem, Unauthorized
+from service.errors import NotReady, Problem
 from service.scoring.admission import Admission
 from service.settings import COLLECT_PREFIX
 
@@ -129,7 +129,7 @@ class Collector:
             Problem: No event was stored.
         """
         with self._metrics.request(), only_problems(request, log_values=False), self._admission.buffer() as hold:
-            client = self._client(request)
+            client = None if self._keys is None else self._keys.require(request.headers)
             check_content_type(request, CONTENT_TYPES)
             timeout_s = self._settings.body_timeout_ms / 1e3
             body = await read_body(request, self._settings.max_body_bytes, timeout_s, hold, COLLECT_PREFIX)
@@ -148,15 +148,6 @@ class Collector:
             outcome = STORED
         finally:
             self._metrics.count_events(checked, outcome)
-
-    def _client(self, request: Request) -> str | None:
-        """Return the name of the request's API key, or None if no key is needed. Raises Unauthorized."""
-        if self._keys is None:
-            return None
-        name = self._keys.name_of(request.headers)
-        if name is None:
-            raise Unauthorized("Send an API key in the header Authorization: Bearer KEY or X-Api-Key: KEY.")
-        return name
 
 
 async def render(request: Request, error: Exception) -> Response:

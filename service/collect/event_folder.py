@@ -71,7 +71,7 @@ class EventFolder:
             invalid: Entries of the Redis stream that are invalid.
 
         Raises:
-            StorageFull: The lines could not be written, and were removed from the file again.
+            StorageFull: The lines do not count as stored, although some of them may be on the disk.
         """
         try:
             self._check_room(len(lines) + len(invalid))

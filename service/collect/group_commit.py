@@ -62,7 +62,8 @@ class GroupCommit:
         while self._waiting:
             group, self._waiting = self._waiting, []
             self._metrics.group_requests.observe(len(group))
-            lines, invalid = (b"".join(parts) for parts in zip(*((w.lines, w.invalid) for w in group), strict=True))
+            lines = b"".join(waiting.lines for waiting in group)
+            invalid = b"".join(waiting.invalid for waiting in group)
             failure: Exception | None = None
             try:
                 await loop.run_in_executor(self._thread, self._folder.store, lines, invalid)

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from contract.events import EventType
+from contract.events import EVENT_TYPES
 from service.collect.events import CheckedEvents
 from service.errors import Overloaded
 from service.telemetry.metrics import count_outcome
 
-TYPES: tuple[EventType, ...] = ("impression", "click", "conversion")
 STORED, INVALID, NOT_STORED = "stored", "invalid", "not_stored"
 UNKNOWN_TYPE = "unknown"  # The type of an invalid event is not read.
 BUCKETS_S = tuple(0.0001 * 2**step for step in range(15))  # 0.1 ms to 1.6 s
@@ -34,7 +33,7 @@ class CollectMetrics:
         self._events = Counter(
             "ctr_collect_events", "Events by type and outcome", ["type", "outcome"], registry=registry
         )
-        for kind in TYPES:
+        for kind in EVENT_TYPES:
             self._events.labels(kind, STORED)
         self._events.labels(UNKNOWN_TYPE, INVALID)
         self._skewed = Counter(

@@ -44,7 +44,7 @@ class InvalidEntry(msgspec.Struct):
     """A line of the files in the subfolder `invalid`.
 
     Attributes:
-        received: When the entry was read, in UTC.
+        received: When the entry was checked, in seconds since 1970.
         stream: The name of the stream.
         entry: The id of the entry.
         event: The field `event`, or an empty string. Bytes that are not UTF-8 appear as escapes such as \\xff.
@@ -168,14 +168,16 @@ class StreamReader:
 
     async def _store(self, entries: Sequence[Entry]) -> None:
         """Store the events of entries, however long the disk is full, and acknowledge the entries."""
-        batch = Batch()
-        for entry_id, members in entries:
-            self._add(batch, entry_id, members)
-        lines = b"".join(checked.lines for checked in batch.events)
-        invalid = msgspec.json.Encoder().encode_lines(batch.invalid)
-        while lines or invalid:
+        while True:
+            # Check the entries before each attempt, because ctr-join expects events on the disk soon after `received`.
+            batch = Batch()
+            for entry_id, members in entries:
+                self._add(batch, entry_id, members)
+            lines = b"".join(checked.lines for checked in batch.events)
+            invalid = msgspec.json.Encoder().encode_lines(batch.invalid)
             try:
-                await self._commit.store(lines, invalid)
+                if lines or invalid:
+                    await self._commit.store(lines, invalid)
                 break
             except StorageFull:
                 if self._stopping:
@@ -183,6 +185,13 @@ class StreamReader:
                 await asyncio.sleep(StorageFull.retry_after_s / 5)
         for checked in batch.events:
             self._metrics.count_events(checked, STORED)
+        for entry in batch.invalid:
+            log.warning(
+                "The entry %s of the stream %s has invalid events",
+                entry.entry,
+                self._stream,
+                extra=fields(reason=entry.invalid[0].reason, count=len(entry.invalid)),
+            )
         await self._redis.xack(self._stream, self._group, *batch.ids)
         if self._settings.redis_delete:
             await self._redis.xdel(self._stream, *batch.ids)
@@ -205,15 +214,8 @@ class StreamReader:
             checked = CheckedEvents(invalid=[InvalidEvent(0, str(error))])
         batch.events.append(checked)
         if checked.invalid:
-            known_as = entry_id.decode()
-            log.warning(
-                "The entry %s of the stream %s has invalid events",
-                known_as,
-                self._stream,
-                extra=fields(reason=checked.invalid[0].reason, count=len(checked.invalid)),
-            )
             kept = text[:MAX_KEPT_CHARS].decode("utf-8", "backslashreplace")
-            batch.invalid.append(InvalidEntry(now_s, self._stream, known_as, kept, checked.invalid))
+            batch.invalid.append(InvalidEntry(now_s, self._stream, entry_id.decode(), kept, checked.invalid))
 
     async def _measure(self) -> None:
         """Record how many entries wait in the stream."""

@@ -116,7 +116,7 @@ class Engine:
             part = slice(start, start + len(request.candidate_ids))
             start = part.stop
             scored = Scored(ctr[part], logit[part])
-            answers.append(scored if rows is None else Scored(*(placed(values, rows) for values in scored)))
+            answers.append(scored if rows is None else Scored(*(placed(values, rows, len(rows)) for values in scored)))
         return answers
 
     @property
@@ -142,9 +142,19 @@ class Engine:
         return Explained(*(output.astype(np.float64) for output in outputs))
 
 
-def placed(values: NDArray[np.floating], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return an array as long as `rows`, with the values in the rows that are true and NaN in the others."""
-    every = np.full(len(rows), np.nan)
+def placed(
+    values: NDArray[np.floating], rows: NDArray[np.bool_] | Sequence[int], candidates: int
+) -> NDArray[np.float64]:
+    """Return the values of all candidates of a request, with NaN for those without a value. Shape: (candidates).
+
+    Args:
+        values: A value for each of `rows`.
+        rows: Positions in the request, or which of its candidates have a value.
+        candidates: Number of candidates in the request.
+    """
+    if len(values) == candidates:  # A shortcut for almost all requests.
+        return values.astype(np.float64)
+    every = np.full(candidates, np.nan)
     every[rows] = values
     return every
 

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import UNSET
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,10 +24,11 @@ from service.api.body import JSON, arrival_s, check_content_type, deadline, read
 from service.api.decode import decode_score_request, unit_token
 from service.api.problem_details import only_problems, request_id
 from service.api.schemas import ScoreRequest, ScoreResponse
-from service.errors import BadRequest, ClientGone, DeadlineExceeded, Problem, Unauthorized
+from service.errors import BadRequest, ClientGone, DeadlineExceeded, Problem
 from service.request_log.lines import Identity, QueuedLine
 from service.request_log.writer import RequestLog, identify
 from service.runtime.cascade import screened
+from service.runtime.engine import Scored, placed
 from service.scoring.admission import Admission
 from service.scoring.batching import Answer, Batcher
 from service.scoring.readiness import Readiness
@@ -196,8 +196,8 @@ class Scorer:
     ) -> None:
         """Offer a scored request to the request log."""
         assert self.log is not None
-        scored = (np.empty(0), np.empty(0)) if answer is None else answer.scored
-        in_full = (placed(values, rows, len(decoded.request.candidates)) for values in scored)
+        scored = Scored(np.empty(0), np.empty(0)) if answer is None else answer.scored
+        candidates = len(decoded.request.candidates)
         self.log.offer(
             QueuedLine(
                 identity=decoded.identity,
@@ -206,11 +206,11 @@ class Scorer:
                 model=response.model,
                 version=response.version,
                 outcome=SCORED,
-                candidates=len(decoded.request.candidates),
+                candidates=candidates,
                 body=decoded.body,
                 encoder=self.encoder,
-                ctr=next(in_full),
-                logit=next(in_full),
+                ctr=placed(scored.ctr, rows, candidates),
+                logit=placed(scored.logit, rows, candidates),
                 best=None if self.log.candidates is None else best_rows(ctr, self.log.candidates, response.request_id),
                 degraded=response.degraded,
             )
@@ -245,12 +245,8 @@ class Scorer:
 
     def check_key(self, request: Request) -> None:
         """Record the name of a request's API key. Raises Unauthorized if a key is required but not valid."""
-        if self.keys is None:
-            return
-        name = self.keys.name_of(request.headers)
-        if name is None:
-            raise Unauthorized("Send an API key in the header Authorization: Bearer KEY or X-Api-Key: KEY.")
-        request.state.api_key_name = name
+        if self.keys is not None:
+            request.state.api_key_name = self.keys.require(request.headers)
 
     async def read_body(self, request: Request, hold: Callable[[int], None]) -> bytes:
         """Return the request's body. `hold` is from Admission.buffer(). Raises what read_body() and `hold` raise."""
@@ -285,21 +281,6 @@ class Scorer:
         wanted = self.encoder.wanted(tokens)
         found = await self.vocabulary.find(wanted, deadline_s - time.perf_counter(), tokens.known())
         return *self.encoder.ids(tokens, found.lookup), list(found.degraded)
-
-
-def placed(values: NDArray[np.floating], rows: Sequence[int], candidates: int) -> NDArray[np.float64]:
-    """Return the values of all candidates of a request, with NaN for those without a value. Shape: (candidates).
-
-    Args:
-        values: A value for each of `rows`.
-        rows: Positions in the request.
-        candidates: Number of candidates in the request.
-    """
-    if len(values) == candidates:  # A shortcut for almost all requests.
-        return values.astype(np.float64)
-    every = np.full(candidates, np.nan)
-    every[rows] = values
-    return every
 
 
 def check_cascade(request: ScoreRequest, manifest: Manifest) -> None:

@@ -18,9 +18,10 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from contract.events import EVENT_TYPES
 from service import errors
 from service.collect.events import CheckedEvents
-from service.collect.metrics import NOT_STORED, STORED, TYPES, CollectMetrics
+from service.collect.metrics import NOT_STORED, STORED, CollectMetrics
 from service.errors import Problem
 from service.telemetry.metrics import Metrics
 from service.vocabulary.tiered import WITHOUT_REDIS, WITHOUT_VOCABULARY
@@ -74,7 +75,7 @@ def all_that_ctr_collect_can_count() -> str:
     metrics = CollectMetrics()
     with metrics.request():
         for outcome in (STORED, NOT_STORED):
-            metrics.count_events(CheckedEvents(b"", Counter(TYPES), [], 1), outcome)
+            metrics.count_events(CheckedEvents(b"", Counter(EVENT_TYPES), [], 1), outcome)
     return metrics.text().decode()
 
 

@@ -38,10 +38,10 @@ def request(
 ) -> bytes:
     """Return a line of the request log. A candidate may be given by its features only."""
     logged = [
-        one
-        if isinstance(one, LoggedCandidate)
-        else LoggedCandidate(place, f"id-{place}", dict(one), ctr=0.1, logit=-2.2)
-        for place, one in enumerate(candidates)
+        candidate
+        if isinstance(candidate, LoggedCandidate)
+        else LoggedCandidate(position, f"id-{position}", dict(candidate), ctr=0.1, logit=-2.2)
+        for position, candidate in enumerate(candidates)
     ]
     line = LogLine(
         time=iso(time_s),

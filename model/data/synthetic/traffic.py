@@ -95,7 +95,7 @@ class Requests:
         logit: The true logit of a click at the first position, (N, C).
         log_logit: The part of it that a model can learn from the generated log: without the effects of this
             simulation, (N, C).
-        luck: Random numbers in [0, 1) that decide what happens after the answer, (N, C, len(LUCK)).
+        draws: Random numbers in [0, 1) that decide what happens after the answer, (N, C, len(DRAWS)).
     """
 
     number: Codes
@@ -106,7 +106,7 @@ class Requests:
     numbers: dict[str, Floats]
     logit: Floats
     log_logit: Floats
-    luck: Floats
+    draws: Floats
 
     def __len__(self) -> int:
         return len(self.number)
@@ -123,7 +123,7 @@ class Requests:
             {name: column[here] for name, column in self.numbers.items()},
             self.logit[here],
             self.log_logit[here],
-            self.luck[here],
+            self.draws[here],
         )
 
     def contexts(self) -> list[dict[str, Any]]:
@@ -162,7 +162,7 @@ class Requests:
 
 
 # What the random numbers of a candidate decide. Each number is used once.
-LUCK = (
+DRAWS = (
     *("render", "click", "click_delay", "conversion", "conversion_delay", "lost", "foreign", "invalid"),
     *(
         f"{event} {what}"
@@ -231,7 +231,7 @@ class Traffic:
         log_logit = world.logit(codes | ads, numbers)
         drift = self._drift[(day - self._first_day)[:, None], ads["category"]]
         logit = log_logit + self.user_effect[user][:, None] + drift
-        luck = rng.random((count, CANDIDATES, len(LUCK)))
+        draws = rng.random((count, CANDIDATES, len(DRAWS)))
         return Requests(
-            first + np.arange(count), times_s, user, self._unit[user], codes | ads, numbers, logit, log_logit, luck
+            first + np.arange(count), times_s, user, self._unit[user], codes | ads, numbers, logit, log_logit, draws
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from contract.events import Event, EventType
 from contract.score_ids import new_score_id
 from model.data.synthetic.click_model import Codes, Floats, sigmoid
-from model.data.synthetic.traffic import LUCK, Requests, Traffic
+from model.data.synthetic.traffic import DRAWS, Requests, Traffic
 
 Bools = NDArray[np.bool_]
 What = Literal["original", "resent", "repeated", "foreign", "invalid"]
@@ -73,21 +73,21 @@ def show(traffic: Traffic, requests: Requests, answers: Answers) -> tuple[Shown,
     behavior = traffic.behavior
     best = np.argsort(-answers.ctr, axis=1, kind="stable")[:, : behavior.shown]
     rows = np.arange(len(requests))[:, None]
-    numbers = requests.luck[rows, best]
-    luck = {what: numbers[:, :, column] for column, what in enumerate(LUCK)}
+    numbers = requests.draws[rows, best]
+    draws = {what: numbers[:, :, column] for column, what in enumerate(DRAWS)}
     lift = np.array([behavior.lift.get(version, 0.0) for version in answers.version])[:, None]
     logit = requests.logit[rows, best] + behavior.position_effect * np.arange(best.shape[1])
     probability = np.minimum(1.0, sigmoid(logit) * (1 + lift))
-    clicked = luck["click"] < probability
-    shown_s = answers.time_s[:, None] + exponential(luck["render"], behavior.render_s)
-    click_s = shown_s + lomax(luck["click_delay"], behavior.click_s, behavior.click_tail)
-    conversion_s = click_s + exponential(luck["conversion_delay"], behavior.conversion_s)
-    reports = Reports(traffic, requests, answers, best, luck)
-    reports.add("impression", luck["lost"] >= behavior.lost_share, shown_s)
+    clicked = draws["click"] < probability
+    shown_s = answers.time_s[:, None] + exponential(draws["render"], behavior.render_s)
+    click_s = shown_s + lomax(draws["click_delay"], behavior.click_s, behavior.click_tail)
+    conversion_s = click_s + exponential(draws["conversion_delay"], behavior.conversion_s)
+    reports = Reports(traffic, requests, answers, best, draws)
+    reports.add("impression", draws["lost"] >= behavior.lost_share, shown_s)
     reports.add("click", clicked, click_s)
-    reports.add("conversion", clicked & (luck["conversion"] < behavior.conversion_share), conversion_s)
-    reports.add_wrong("foreign", luck["foreign"] < behavior.foreign_share, shown_s)
-    reports.add_wrong("invalid", luck["invalid"] < behavior.invalid_share, shown_s)
+    reports.add("conversion", clicked & (draws["conversion"] < behavior.conversion_share), conversion_s)
+    reports.add_wrong("foreign", draws["foreign"] < behavior.foreign_share, shown_s)
+    reports.add_wrong("invalid", draws["invalid"] < behavior.invalid_share, shown_s)
     shown = Shown(best, probability, clicked, click_s - shown_s)
     return shown, sorted(reports.sent, key=lambda sent: sent.send_s)
 
@@ -96,14 +96,14 @@ class Reports:
     """Collects the events about candidates that were shown. N requests, S candidates each."""
 
     def __init__(
-        self, traffic: Traffic, requests: Requests, answers: Answers, candidate: Codes, luck: dict[str, Floats]
+        self, traffic: Traffic, requests: Requests, answers: Answers, candidate: Codes, draws: dict[str, Floats]
     ) -> None:
         self.sent: list[SentEvent] = []
         self._traffic = traffic
         self._requests = requests
         self._answers = answers
         self._candidate = candidate
-        self._luck = luck
+        self._draws = draws
         self._clock_error_s = traffic.clock_error_s[requests.user][:, None]
 
     def add(self, kind: EventType, happened: Bools, time_s: Floats) -> None:
@@ -115,15 +115,15 @@ class Reports:
             time_s: When it happened, in seconds since 1970, (N, S).
         """
         behavior = self._traffic.behavior
-        luck = {name.removeprefix(f"{kind} "): column for name, column in self._luck.items() if name.startswith(kind)}
-        late_s = np.where(luck["late"] < behavior.late_share, behavior.late_s * (1 + luck["late_delay"]), 0.0)
-        send_s = time_s + exponential(luck["send"], behavior.send_s) + late_s
+        draws = {name.removeprefix(f"{kind} "): column for name, column in self._draws.items() if name.startswith(kind)}
+        late_s = np.where(draws["late"] < behavior.late_share, behavior.late_s * (1 + draws["late_delay"]), 0.0)
+        send_s = time_s + exponential(draws["send"], behavior.send_s) + late_s
         self._append("original", kind, happened, time_s, send_s)
-        resent = happened & (luck["resent"] < behavior.resent_share)
-        self._append("resent", kind, resent, time_s, send_s + exponential(luck["resent_delay"], 4 * behavior.send_s))
+        resent = happened & (draws["resent"] < behavior.resent_share)
+        self._append("resent", kind, resent, time_s, send_s + exponential(draws["resent_delay"], 4 * behavior.send_s))
         if kind != "conversion":  # a conversion with another id is another conversion
-            repeated = happened & (luck["repeated"] < behavior.repeated_share)
-            delay_s = 0.001 + exponential(luck["repeated_delay"], 4 * behavior.send_s)
+            repeated = happened & (draws["repeated"] < behavior.repeated_share)
+            delay_s = 0.001 + exponential(draws["repeated_delay"], 4 * behavior.send_s)
             self._append("repeated", kind, repeated, time_s + delay_s, send_s + delay_s)
 
     def add_wrong(self, what: Literal["foreign", "invalid"], happened: Bools, time_s: Floats) -> None:
@@ -162,15 +162,15 @@ class Reports:
             self.sent.append(SentEvent(send, event, what))
 
 
-def exponential(luck: Floats, mean: float) -> Floats:
+def exponential(draws: Floats, mean: float) -> Floats:
     """Return exponentially distributed numbers for numbers in [0, 1)."""
-    numbers: Floats = -mean * np.log1p(-luck)
+    numbers: Floats = -mean * np.log1p(-draws)
     return numbers
 
 
-def lomax(luck: Floats, scale: float, exponent: float) -> Floats:
+def lomax(draws: Floats, scale: float, exponent: float) -> Floats:
     """Return numbers with the Lomax distribution, whose tail is a power law, for numbers in [0, 1)."""
-    numbers: Floats = scale * np.expm1(-np.log1p(-luck) / exponent)
+    numbers: Floats = scale * np.expm1(-np.log1p(-draws) / exponent)
     return numbers
 
 

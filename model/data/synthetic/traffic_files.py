@@ -11,7 +11,7 @@ import numpy as np
 from contract.events import StoredEvent
 from contract.request_log import LoggedCandidate, LogLine
 from contract.score_ids import RANDOM_BITS, is_logged, new_score_id
-from contract.segments import EVENTS, FINISHED, REQUESTS, UNFINISHED
+from contract.segments import EVENTS, REQUESTS, UNFINISHED, finished_name
 from contract.units import BUCKETS, REQUEST_LOG_SALT, bucket
 from model.data.synthetic.click_model import sigmoid
 from model.data.synthetic.traffic import DAY_S, Requests, Traffic
@@ -119,4 +119,4 @@ def write_segments(folder: Path, kind: str, lines: Iterable[tuple[float, bytes]]
         moment = datetime.fromtimestamp(hour * SEGMENT_S, UTC).strftime("%Y%m%dT%H%M%S.%f")
         unfinished = folder / f"{kind}-{moment}-1{UNFINISHED}"
         unfinished.write_bytes(b"".join(line + b"\n" for _, line in group))
-        unfinished.rename(unfinished.with_name(unfinished.name.removesuffix(UNFINISHED) + FINISHED))
+        unfinished.rename(finished_name(unfinished))

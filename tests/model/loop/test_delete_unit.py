@@ -31,10 +31,10 @@ def test_a_deleted_unit_is_in_no_log(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [path.name for path in (tmp_path / "log").iterdir()] == ["requests-20261130T200000.000000-1.ndjson"]
 
 
-def test_unfinished_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_in_unfinished_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_segment(tmp_path / "log", REQUESTS, [request(1, unit="u1")], ending=UNFINISHED)
     assert main(["u1", str(tmp_path / "log")]) == 1
-    assert "1 files are still being written" in capsys.readouterr().err
+    assert "have 1 more lines of this unit" in capsys.readouterr().err
 
 
 def test_a_folder_without_logs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from contract.events import EventType
 from contract.request_log import LoggedCandidate
-from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED, UNFINISHED
+from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED, UNFINISHED, finished_name
 from model.cli.join import main
 from model.loop import inputs
 from model.loop.join import Joined, join
 from model.loop.output import Settings
 from tests.support.loop_logs import AD, START_S, event, iso, request, score_id, write_logs, write_segment
 from tests.support.paths import ROOT
+from tests.support.request_log import FIRST_FORMAT_LINE
 
 HOUR = 3600
 SETTINGS = Settings(window_s=600, lateness_s=HOUR)
@@ -211,7 +212,7 @@ def run_and_kill(paths: Sequence[Path], out: Path, after_s: float) -> float | No
 
 
 @pytest.mark.parametrize(
-    "rounds", [10, pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(3600)], id="100 rounds")]
+    "rounds", [4, pytest.param(100, marks=[pytest.mark.full, pytest.mark.timeout(3600)], id="100 rounds")]
 )
 def test_a_killed_join_leaves_nothing_that_a_rerun_does_not_complete(tmp_path: Path, rounds: int) -> None:
     lines, events = generated_logs(1, 800)
@@ -233,7 +234,7 @@ def test_lines_that_cannot_be_read_are_reported_with_their_position(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of = score_id(1)
-    lines = [request(1), b"\x00\x00", b'{"ctr": [0.1], "candidates": []}', b'{"format": 3, "candidates": "?"}']
+    lines = [request(1), b"\x00\x00", FIRST_FORMAT_LINE.strip(), b'{"format": 3, "candidates": "?"}']
     events = [
         event("impression", of, 1),
         b'{"type": "click"',
@@ -287,6 +288,22 @@ def test_unfinished_segments_hold_back_the_hours_that_they_may_belong_to(
     unfinished.unlink()
     assert main(arguments) == 0
     assert [path.name for path in (out / "hours").iterdir()] == ["2026-11-30T20.parquet"]
+
+
+def test_events_that_were_received_just_before_their_segment_was_opened_are_waited_for(tmp_path: Path) -> None:
+    shown_s, last_s = -1.5 * HOUR, -0.1  # ctr-collect opens a segment for events that it has already received
+    events = [
+        event("impression", score_id(1, shown_s), shown_s),
+        event("impression", score_id(2, HOUR), HOUR),
+    ]
+    paths, out = write_logs(tmp_path, [request(1, shown_s)], events), tmp_path / "joined"
+    click = event("click", score_id(1, shown_s), shown_s + 1, received_s=last_s)
+    unfinished = write_segment(tmp_path / "events", EVENTS, [click], 5, UNFINISHED)
+    arguments = [*map(str, paths), "--out", str(out), "--lateness", "30m"]  # the hour is final at 20:00
+    assert main(arguments) == 0
+    unfinished.rename(finished_name(unfinished))
+    assert main(arguments) == 0
+    assert read_hours(out)["click"].to_list() == [1]
 
 
 def test_an_hour_that_differs_is_kept_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

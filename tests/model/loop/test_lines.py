@@ -6,6 +6,7 @@ import pytest
 from contract.request_log import LoggedCandidate
 from model.loop.lines import BadLineError, milliseconds, parse_event, parse_request
 from tests.support.loop_logs import AD, event, request, score_id
+from tests.support.request_log import FIRST_FORMAT_LINE
 
 
 @pytest.mark.parametrize(
@@ -15,8 +16,9 @@ from tests.support.loop_logs import AD, event, request, score_id
         (b"\xff", "unreadable", "invalid"),
         (b'{"context": {"user": ' + b"[" * 100_000, "unreadable", "recursion"),
         (b'{"format": "2"}', "unreadable", "format"),
-        (b"{}", "old format", "format 1, which has no score_id"),
-        (request(1, format=3), "newer format", "the line has format 3; this version reads 2"),
+        (FIRST_FORMAT_LINE, "old format", "format 1, which has no score_id"),
+        (b"{}", "unreadable", "time"),
+        (request(1, format=3), "newer format", "the line has format 3; this version reads formats up to 2"),
         (request(1).replace(score_id(1).encode(), b"r1"), "unreadable", "score_id 'r1' is not a score id"),
         (request(1, candidates=[AD, LoggedCandidate(0, "x", AD)]), "unreadable", "two candidates have the same"),
         (request(1, candidates=[LoggedCandidate(0, "x", AD, inclusion=0)]), "unreadable", "inclusion = 0"),

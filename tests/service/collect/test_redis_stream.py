@@ -4,13 +4,14 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from tests.support.collect import Collect, an_event, collecting, start_collect, stored_ids
+from tests.support.collect import Collect, an_event, collecting, start_collect, stored_ids, stored_lines
 from tests.support.processes import a_free_port, eventually, get, metric, post
 from tests.support.redis_server import RedisServer, start_redis, stopped
 
@@ -164,6 +165,26 @@ def test_a_full_disk_leaves_entries_in_the_stream(tmp_path: Path, redis_server: 
             eventually(lambda: pending(client) == 0, "all entries are acknowledged")
             assert server.stop() == 0
     assert len(stored_ids(tmp_path)) == 4500
+
+
+def test_events_that_waited_for_a_full_disk_are_received_when_they_are_stored(
+    tmp_path: Path, redis_server: RedisServer
+) -> None:
+    full = tmp_path / "events-1.ndjson"
+    with (
+        redis_server.client() as client,
+        reading(tmp_path, redis_server, CTR_COLLECT_MAX_BYTES=str(1024**2)) as server,
+    ):
+        full.write_bytes(bytes(1024**2))
+        eventually(lambda: metric(server.url, "ctr_collect_writable") == 0, "the folder is full")
+        add(client, an_event("waiting"))
+        eventually(lambda: metric(server.url, "ctr_collect_write_failures_total") >= 1, "the event waits")
+        room_s = time.time()
+        full.unlink()
+        eventually(lambda: acknowledged(server.url) == 1, "the entry is acknowledged")
+        assert server.stop() == 0
+    (event,) = stored_lines(tmp_path)
+    assert datetime.fromisoformat(event["received"]).timestamp() > room_s - 0.001
 
 
 def test_the_lag_of_the_group_is_a_metric(tmp_path: Path, redis_server: RedisServer) -> None:
