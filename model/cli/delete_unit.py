@@ -27,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"delete_unit: {describe(error)}", file=sys.stderr)
         return 2
     print(f"deleted {deleted.lines:,} lines of request logs and {deleted.rows:,} rows of joined logs")
+    if not deleted.lines and not deleted.rows:
+        print(
+            f"warning: no line and no row has the unit {options.unit!r}. Check its spelling. If the servers have a key "
+            "for pseudonyms, name the unit's pseudonym.",
+            file=sys.stderr,
+        )
     if deleted.unreadable:
         print(f"warning: {deleted.unreadable:,} lines cannot be read, and were kept", file=sys.stderr)
     if deleted.unfinished:
