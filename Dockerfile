@@ -42,7 +42,7 @@ ENV PATH=/opt/ctr/bin:$PATH \
     CTR_PORT=8000
 USER 10001
 EXPOSE 8000
-HEALTHCHECK --interval=5s --timeout=2s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=2s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['CTR_PORT'] + '/readyz', timeout=1)"]
 # With the exec form, the supervisor receives SIGTERM. It then finishes the requests in flight and exits with code 0.
 CMD ["python", "-m", "service"]

@@ -138,9 +138,8 @@ def stores_an_event(compose: Compose) -> str:
 
 
 def scores_with_redis(compose: Compose, requests: Sequence[Prepared]) -> str:
-    degraded = score_all(compose, requests)
-    if degraded:
-        raise Failed(f"{degraded} answers were degraded although Redis is up")
+    # On a busy machine, Redis may miss its deadline of 10 ms. The service then does without it for some seconds.
+    eventually(lambda: not score_all(compose, requests), HEALTHY_S, "answers were degraded although Redis is up")
     text = httpx.get(f"{compose.service}/metrics", timeout=10).text
     asked = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(IN_REDIS))
     if not asked:

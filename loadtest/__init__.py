@@ -1,0 +1,4 @@
+import os
+
+# The official builds of onnxruntime send usage data to Microsoft. They read this variable when they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -4,7 +4,6 @@ import json
 import re
 
 import httpx
-import pytest
 
 from service.app import create_app
 from service.settings import Settings
@@ -27,9 +26,10 @@ async def test_the_example_is_answered_as_shown_in_the_readme() -> None:
     assert response.status_code == 200, answer
     assert [score["id"] for score in answer["scores"]] == [score["id"] for score in promised["scores"]]
     for score, expected in zip(answer["scores"], promised["scores"], strict=True):
-        assert score["ctr"] == pytest.approx(expected["ctr"], abs=1e-5)
+        assert round(score["ctr"], 4) == expected["ctr"]
     assert answer["model"] == promised["model"]
-    assert answer["version"] == promised["version"]
+    assert promised["version"].endswith("...")  # shortened
+    assert answer["version"].startswith(promised["version"].removesuffix("..."))
     assert answer.keys() == promised.keys()
 
 

@@ -26,7 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"delete_unit: {describe(error)}", file=sys.stderr)
         return 2
-    print(f"deleted {sum(log.deleted.values()):,} lines of request logs and {rows:,} rows of joined logs")
+    deleted = sum(log.deleted.values())
+    print(f"deleted {deleted:,} lines of request logs and {rows:,} rows of joined logs")
+    if not deleted and not rows and not log.left:
+        print(
+            f"warning: no line and no row has the unit {options.unit!r}. Check its spelling. If the servers have a key "
+            "for pseudonyms, name the unit's pseudonym.",
+            file=sys.stderr,
+        )
     for warning in log.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     return int(log.left > 0)

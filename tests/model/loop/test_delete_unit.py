@@ -31,6 +31,12 @@ def test_a_deleted_unit_is_in_no_log(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [path.name for path in (tmp_path / "log").iterdir()] == ["requests-20261130T200000.000000-1.ndjson"]
 
 
+def test_a_unit_that_is_in_no_log_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_segment(tmp_path / "log", REQUESTS, [request(1, unit="p:9e5a892880ec73244b2a7244ef00dfdf")])
+    assert main(["u1", str(tmp_path / "log")]) == 0
+    assert "warning: no line and no row has the unit 'u1'. Check its spelling. If" in capsys.readouterr().err
+
+
 def test_lines_in_unfinished_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_segment(tmp_path / "log", REQUESTS, [request(1, unit="u1")], ending=UNFINISHED)
     assert main(["u1", str(tmp_path / "log")]) == 1
