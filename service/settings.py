@@ -169,6 +169,9 @@ class Settings(BaseModel):
         le=100_000,
         description="log only this number of candidates, the best ones, and one of the others at random; default: all",
     )
+    request_log_segment_s: float = Field(
+        default=300, ge=1, le=86_400, description="how long to write to a file of the request log before finishing it"
+    )
     request_log_max_bytes: int = Field(
         default=1024**3, ge=1024**2, le=2**50, description="maximum size of the request log's folder"
     )

@@ -41,7 +41,13 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "access": ("api_keys_file", "admin_key_file", "admin_port", "docs"),
     "logs": (
         *("log_values", "request_log", "request_log_sample", "request_log_fields", "request_log_candidates"),
-        *("request_log_max_bytes", "request_log_queue_bytes", "request_log_hash", "request_log_salt_file"),
+        *(
+            "request_log_segment_s",
+            "request_log_max_bytes",
+            "request_log_queue_bytes",
+            "request_log_hash",
+            "request_log_salt_file",
+        ),
         "pseudonym_key_file",
     ),
 }

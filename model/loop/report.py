@@ -33,6 +33,8 @@ def summary(joined: Joined) -> Iterator[str]:
     unchanged = len(hours.rows) - len(hours.written) - len(hours.kept)
     yield f"hours: {len(hours.written):,} written, {unchanged:,} unchanged, {len(hours.kept):,} kept although different"
     yield f"final: impressions before {final_before(joined)}:00 UTC"
+    if any(balance.outcomes[name, "pending"] for name in EVENT_TYPES):
+        yield "pending events are joined when their hour is final, or at once with --until if no more events will come"
     if joined.marked:
         yield f"marked: {len(joined.marked):,} files of events may be deleted (*.ndjson.shipped)"
 

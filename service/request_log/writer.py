@@ -67,6 +67,7 @@ class RequestLog:
             clock,
             REQUESTS,
             "CTR_REQUEST_LOG",
+            settings.request_log_segment_s,
             on_unshipped=self._count_unshipped,
         )
         self._can_write = True
