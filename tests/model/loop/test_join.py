@@ -324,6 +324,16 @@ def test_a_segment_is_marked_only_when_no_later_join_needs_it(tmp_path: Path) ->
     assert read_hours(out)["click"].to_list() == [0]
 
 
+def test_conversions_whose_sum_is_too_large_for_a_number_do_not_stop_the_join(tmp_path: Path) -> None:
+    of = score_id(1)
+    events = [event("conversion", of, 2, event_id=str(number), value=1.7e308) for number in range(3)]
+    paths = write_logs(tmp_path, [request(1)], [event("impression", of, 1), *events])
+    join(paths, tmp_path / "joined", SETTINGS, UNTIL_MS)
+    (row,) = read_hours(tmp_path / "joined").rows(named=True)
+    assert row["conversions"] == 3
+    assert row["value"] == sys.float_info.max
+
+
 def joined_rows(tmp_path: Path, line: bytes, rename: dict[str, str]) -> pl.DataFrame:
     paths, out = write_logs(tmp_path, [line], [event("impression", score_id(1), 1)]), tmp_path / "joined"
     join(paths, out, Settings(window_s=600, lateness_s=0, rename=rename), UNTIL_MS)
