@@ -111,8 +111,11 @@ class Segments:
         self._synced_size = self._size
 
     def close_if_old(self) -> None:
-        """Finish the current file if it has been open for a long time, even if nothing is being written."""
-        if self._file is not None and self._clock() - self._opened_s >= self._max_age_s:
+        """Finish the current file if it has been open for a long time, even if nothing is being written.
+
+        If the clock has been set back, how long the file has been open is unknown, so it is finished too.
+        """
+        if self._file is not None and not 0 <= self._clock() - self._opened_s < self._max_age_s:
             self.close()
 
     def close(self) -> None:
