@@ -1,12 +1,16 @@
 """Deleting a unit, such as a user, from request logs and joined logs."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import polars as pl
 
+from contract.request_log_reader import current_name
 from contract.segments import REQUESTS, finished_files, unfinished_files
 from model.atomic_folder import new_file
 from model.data.readers.scan import JOINED_LOG
@@ -16,6 +20,9 @@ from model.loop.table import ROW_GROUP
 
 class _Unit(msgspec.Struct):
     unit: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Unit).decode
 
 
 @dataclass
@@ -77,20 +84,47 @@ def delete_rows(unit: str, path: Path) -> int:
     return table.height - kept.height
 
 
-def delete_lines(unit: str, path: Path, deleted: Deleted) -> None:
-    """Delete a unit's lines from a segment of a request log. Lines that cannot be read are kept."""
-    decode = msgspec.json.Decoder(_Unit).decode
-    found = 0
+def delete_lines(unit: str, listed: Path, deleted: Deleted) -> None:
+    """Delete a unit's lines from a segment of a request log. Lines that cannot be read are kept.
+
+    A segment that another process renames as shipped meanwhile is changed under its new name.
+    """
+    while (path := current_name(listed)) is not None:
+        with suppress(FileNotFoundError), path.open("rb") as lines:
+            belongs = [_is_of(unit, line) for line in lines]
+            if any(belongs):  # Otherwise the file keeps its time, by which users delete old files.
+                rewrite_without({place for place, is_of in enumerate(belongs) if is_of}, path, lines)
+            deleted.lines += belongs.count(True)
+            deleted.unreadable += belongs.count(None)
+            return
+
+
+def rewrite_without(places: Set[int], path: Path, lines: BinaryIO) -> None:
+    """Replace a file by a copy without some of its lines.
+
+    Args:
+        places: The positions of the lines to leave out.
+        path: The file.
+        lines: The same file, opened.
+
+    Raises:
+        FileNotFoundError: The file is not at its path anymore.
+    """
     with new_file(path) as new:
-        with path.open("rb") as lines, new.open("wb") as kept:
-            for line in lines:
-                try:
-                    is_found = decode(line).unit == unit
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    is_found = False
-                    deleted.unreadable += 1
-                found += is_found
-                if not is_found:
-                    kept.write(line)
-        new.chmod(path.stat().st_mode)
-    deleted.lines += found
+        new.touch(0o600)
+        with new.open("wb") as kept:
+            lines.seek(0)
+            kept.writelines(line for place, line in enumerate(lines) if place not in places)
+            kept.flush()
+            os.fsync(kept.fileno())
+        new.chmod(os.fstat(lines.fileno()).st_mode)
+        if not os.path.samestat(path.stat(), os.fstat(lines.fileno())):
+            raise FileNotFoundError(path)
+
+
+def _is_of(unit: str, line: bytes) -> bool | None:
+    """Return whether a line belongs to a unit, or None if it cannot be read."""
+    try:
+        return _decode(line).unit == unit
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
