@@ -149,6 +149,10 @@ class RequestLog:
         else:
             if self._attempt(lambda: self._segments.write(line)):
                 self._metrics.logged.inc()
+                # Only a line proves this: without a file, there is nothing to sync or to finish.
+                if not self._can_write:
+                    log.info("the request log can be written again")
+                self._can_write = True
             else:
                 self._metrics.not_logged.labels("write").inc()
         with self._lock:
@@ -164,9 +168,6 @@ class RequestLog:
                 log.error("the request log cannot be written, and lines are lost: %s", reason)
             self._can_write = False
             return False
-        if not self._can_write:
-            log.info("the request log can be written again")
-        self._can_write = True
         return True
 
     def _count_unshipped(self, path: Path) -> None:

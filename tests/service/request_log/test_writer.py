@@ -15,6 +15,7 @@ import pytest
 
 from contract.segments import unfinished_files
 from contract.units import BUCKETS, REQUEST_LOG_SALT, bucket
+from service.request_log import writer
 from service.request_log.writer import RequestLog
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -71,6 +72,28 @@ def test_if_the_disk_is_not_writable_only_lines_are_lost(tmp_path: Path, caplog:
     log.offer(a_line())
     log.close()
     assert len(read_log(folder)) == 1
+
+
+def test_the_log_does_not_count_as_writable_before_a_line_was_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(writer, "SYNC_S", 0.02)
+    folder = tmp_path / "log"
+    log, metrics = a_log(folder)
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+    for number in range(3):
+        log.offer(a_line())
+        wait_until(lambda count=number + 1: dropped(metrics, "write") == count)
+        time.sleep(0.1)  # Meanwhile, there is nothing to sync, and no file to finish.
+    assert caplog.text.count("cannot be written") == 1
+    assert "written again" not in caplog.text
+    folder.unlink()
+    log.offer(a_line())
+    wait_until(lambda: written(metrics) == 1)
+    log.close()
+    assert caplog.text.count("written again") == 1
 
 
 def test_a_full_disk_loses_counted_lines_and_no_others(tmp_path: Path) -> None:
