@@ -96,8 +96,7 @@ class Segments:
 
         After a failure, the system may have discarded the data, and a second fsync would not report that.
         """
-        # If write() has finished the file, close() has synced it.
-        if self._file is None or self._synced_size == self._size:
+        if self._file is None or self.is_synced:
             return
         try:
             os.fsync(self._file.fileno())
@@ -109,6 +108,12 @@ class Segments:
         if self._synced_size == 0:
             sync_folder(self._folder)
         self._synced_size = self._size
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether everything that was written is on the disk."""
+        # If write() has finished the file, close() has synced it.
+        return self._file is None or self._synced_size == self._size
 
     def close_if_old(self) -> None:
         """Finish the current file if it has been open for a long time, even if nothing is being written.
