@@ -95,8 +95,7 @@ class Segments:
 
         After a failure, the system may have discarded the data, and a second fsync would not report that.
         """
-        # If write() has finished the file, close() has synced it.
-        if self._file is None or self._synced_size == self._size:
+        if self._file is None or self.is_synced:
             return
         try:
             os.fsync(self._file.fileno())
@@ -109,9 +108,18 @@ class Segments:
             sync(self._folder)
         self._synced_size = self._size
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether everything that was written is on the disk."""
+        # If write() has finished the file, close() has synced it.
+        return self._file is None or self._synced_size == self._size
+
     def close_if_old(self) -> None:
-        """Finish the current file if it has been open for a long time, even if nothing is being written."""
-        if self._file is not None and self._clock() - self._opened_s >= self._max_age_s:
+        """Finish the current file if it has been open for a long time, even if nothing is being written.
+
+        If the clock has been set back, how long the file has been open is unknown, so it is finished too.
+        """
+        if self._file is not None and not 0 <= self._clock() - self._opened_s < self._max_age_s:
             self.close()
 
     def close(self) -> None:

@@ -15,6 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit_threads()
     options = parse_arguments(arguments)
 
+    import polars as pl
+
     from model.loop.join import join
     from model.loop.lines import milliseconds
     from model.loop.output import Settings
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings(window_s=options.window, lateness_s=options.lateness, rename=rename)
         until_ms = None if options.until is None else milliseconds(options.until)
         joined = join(options.inputs, options.out, settings, until_ms, options.mark_joined)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pl.exceptions.ComputeError) as error:  # polars reports a full disk as the last one
         print(f"ctr-join: {describe(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

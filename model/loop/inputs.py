@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from contract.request_log_reader import current_name
 from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED, UNFINISHED, finished_files, unfinished_files
 from model.loop.lines import BadLineError, answer_ms, milliseconds, parse_event, parse_request
 
@@ -106,7 +107,8 @@ def find_segments(paths: Sequence[Path]) -> Inputs:
     """Return the segments in folders, or at the paths of files. The beginning of a file's name states its kind.
 
     Raises:
-        ValueError: If a path does not exist, a folder has no segments, or a name does not state the kind.
+        ValueError: If a path does not exist, a folder has no segments, a segment is not a file, or a name does not
+            state the kind.
     """
     segments: dict[Path, Segment] = {}
     unfinished: set[Path] = set()
@@ -123,6 +125,8 @@ def find_segments(paths: Sequence[Path]) -> Inputs:
         if not found and not open_files:
             raise ValueError(f"{path}: no segments. Their names end with {FINISHED}, {SHIPPED} or {UNFINISHED}.")
         for file in found:
+            if file.exists() and not file.is_file():  # Reading a pipe would wait forever.
+                raise ValueError(f"{file} is not a file. Move it away.")
             segments.setdefault(file.resolve(), Segment(file, kind_of(file)))
         unfinished.update(file for file in open_files if kind_of(file))
     inputs = Inputs(list(segments.values()), sorted(unfinished))
@@ -159,6 +163,7 @@ def partition(inputs: Inputs, folder: Path) -> Partitions:
     partitions = Partitions(folder)
     times_of = {REQUESTS: _request_times, EVENTS: _event_times}
     for segment in inputs.segments:
+        segment.path = current_name(segment.path) or segment.path  # A process may have renamed the file as shipped.
         for number, line in _read_lines(segment.path):
             inputs.lines[segment.kind] += 1
             name = _partition_of(segment, inputs, number, line, times_of[segment.kind])

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,6 +166,7 @@ def mark_segments(inputs: Inputs, rules: Rules) -> list[Path]:
         is_done = rules.is_final(segment.newest_ms + MAX_SKEW_MS) and not segment.problems
         if segment.kind == EVENTS and is_done and segment.path.name.endswith(FINISHED):
             target = shipped_name(segment.path)
-            segment.path.rename(target)
-            marked.append(target)
+            with suppress(FileNotFoundError):  # Another process has just renamed it.
+                segment.path.rename(target)
+                marked.append(target)
     return marked

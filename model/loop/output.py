@@ -39,6 +39,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rename: dict[str, str] = {}
 
 
+class _Header(msgspec.Struct):
+    format: int = FORMAT
+
+
 @dataclass
 class Published:
     """The hours that were joined, such as "2026-11-30T20".
@@ -188,14 +192,34 @@ def check_settings(folder: Path, settings: Settings) -> None:
         ValueError: If they differ. The message names the file and both settings.
     """
     for path in sorted((folder / HOURS).glob("*.parquet")):
-        stored = pl.read_parquet_metadata(path).get(JOINED_LOG)
+        try:
+            stored = pl.read_parquet_metadata(path).get(JOINED_LOG)
+        except pl.exceptions.ComputeError as error:
+            raise ValueError(
+                f"{path} is damaged: {error}. Restore it, or delete it to write the hour again."
+            ) from error
         if stored is None:
             continue  # written by another program, for example to delete the rows of a unit
-        if (found := msgspec.json.decode(stored, type=Settings)) != settings:
+        if (found := read_settings(path, stored)) != settings:
             raise ValueError(
                 f"{path} was written with {describe_settings(found)}, not with {describe_settings(settings)}. Use the "
                 "same settings, or another --out."
             )
+
+
+def read_settings(path: Path, stored: str) -> Settings:
+    """Return the settings that an hour contains.
+
+    Raises:
+        ValueError: If another version of this software wrote them. The message names the file.
+    """
+    try:
+        version = msgspec.json.decode(stored, type=_Header).format
+        if version == FORMAT:
+            return msgspec.json.decode(stored, type=Settings)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path}: its settings cannot be read ({error}). Choose another --out.") from error
+    raise ValueError(f"{path} has format {version}; this version reads {FORMAT}. Upgrade it, or choose another --out.")
 
 
 def describe_settings(settings: Settings) -> str:

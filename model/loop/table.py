@@ -1,7 +1,9 @@
 """The joined log as tables: one row for each impression, and one for each late event."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +162,17 @@ def _join_columns(request: LogLine, candidate: LoggedCandidate, impression: Impr
         candidate.ctr,
         candidate.logit,
         len(impression.conversions),
-        math.fsum(values),
+        _sum_of(values),
     )
+
+
+def _sum_of(values: Sequence[float]) -> float:
+    """Return the exact sum, rounded. A sum that no number can hold becomes the largest number of its sign."""
+    largest = Fraction(sys.float_info.max)
+    try:
+        return math.fsum(values)
+    except OverflowError:  # Clients choose the values, and one client must not stop the join.
+        return float(max(-largest, min(largest, sum(map(Fraction, values), Fraction(0)))))
 
 
 def frame_of(rows: Sequence[Row], names: Names) -> pl.DataFrame:

@@ -75,7 +75,9 @@ class EventFolder:
         """
         try:
             self._check_room(len(lines) + len(invalid))
-            for segments, data in ((self._events, lines), (self._invalid, invalid)):
+            # Invalid entries come first: if they cannot be stored, the reader of the stream tries again with the same
+            # events, which must not fill the disk. The size of the other subfolder is limited.
+            for segments, data in ((self._invalid, invalid), (self._events, lines)):
                 if data:
                     segments.write(data)
                     start_s = time.perf_counter()

@@ -70,6 +70,7 @@ class RequestLog:
             settings.request_log_segment_s,
             on_unshipped=self._count_unshipped,
         )
+        self._unsynced = 0  # lines that were written since the last fsync
         self._can_write = True
         self._thread = threading.Thread(target=self._write_lines, name="request-log", daemon=True)
         self._thread.start()
@@ -137,7 +138,7 @@ class RequestLog:
                     return
                 self._write(queued)
             if time.monotonic() - synced_s >= SYNC_S:
-                self._attempt(self._segments.sync)
+                self._sync()
                 synced_s = time.monotonic()
 
     def _write(self, queued: QueuedLine) -> None:
@@ -150,10 +151,21 @@ class RequestLog:
         else:
             if self._attempt(lambda: self._segments.write(line)):
                 self._metrics.logged.inc()
+                self._unsynced = 0 if self._segments.is_synced else self._unsynced + 1
+                # Only a line proves this: without a file, there is nothing to sync or to finish.
+                if not self._can_write:
+                    log.info("the request log can be written again")
+                self._can_write = True
             else:
                 self._metrics.not_logged.labels("write").inc()
         with self._lock:
             self._queued_bytes -= queued.size()
+
+    def _sync(self) -> None:
+        """Wait until the lines are on the disk. If that fails, they are removed, and counted as lost."""
+        if not self._attempt(self._segments.sync):
+            self._metrics.not_logged.labels("write").inc(self._unsynced)
+        self._unsynced = 0
 
     def _attempt(self, step: Callable[[], None]) -> bool:
         """Run a step, and return whether it succeeded. A full disk must not end the thread."""
@@ -165,9 +177,6 @@ class RequestLog:
                 log.error("the request log cannot be written, and lines are lost: %s", reason)
             self._can_write = False
             return False
-        if not self._can_write:
-            log.info("the request log can be written again")
-        self._can_write = True
         return True
 
     def _count_unshipped(self, path: Path) -> None:

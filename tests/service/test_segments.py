@@ -106,6 +106,15 @@ def test_a_file_is_finished_when_it_has_the_given_age(tmp_path: Path) -> None:
     assert lines_of(tmp_path) == [b"first\n"]
 
 
+def test_a_file_is_finished_after_the_clock_was_set_back(tmp_path: Path) -> None:
+    now = [2e9]
+    segments = Segments(tmp_path, 1 << 30, lambda: now[0], EVENTS, "CTR_COLLECT_FOLDER", max_age_s=5.0)
+    segments.write(b"first\n")
+    now[0] -= 365 * 86_400
+    segments.close_if_old()
+    assert lines_of(tmp_path) == [b"first\n"]
+
+
 def write_files(folder: Path, *names: str) -> list[Path]:
     """Write files of 1,000 bytes each. Their numbers stand for their age: 1 is the oldest."""
     for name in names:

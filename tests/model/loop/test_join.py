@@ -1,6 +1,7 @@
 """ctr-join on real files: the same bytes whatever the files, final hours, and reports of what was not joined."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -21,7 +22,8 @@ from contract.request_log import LoggedCandidate
 from contract.segments import EVENTS, FINISHED, REQUESTS, SHIPPED, UNFINISHED, finished_name
 from model.cli.join import main
 from model.loop import inputs
-from model.loop.join import Joined, join
+from model.loop.join import Joined, join, mark_segments
+from model.loop.match import Rules
 from model.loop.output import Settings
 from tests.support.loop_logs import AD, START_S, event, iso, request, score_id, write_logs, write_segment
 from tests.support.paths import ROOT
@@ -341,6 +343,16 @@ def test_a_segment_is_marked_only_when_no_later_join_needs_it(tmp_path: Path) ->
     assert read_hours(out)["click"].to_list() == [0]
 
 
+def test_conversions_whose_sum_is_too_large_for_a_number_do_not_stop_the_join(tmp_path: Path) -> None:
+    of = score_id(1)
+    events = [event("conversion", of, 2, event_id=str(number), value=1.7e308) for number in range(3)]
+    paths = write_logs(tmp_path, [request(1)], [event("impression", of, 1), *events])
+    join(paths, tmp_path / "joined", SETTINGS, UNTIL_MS)
+    (row,) = read_hours(tmp_path / "joined").rows(named=True)
+    assert row["conversions"] == 3
+    assert row["value"] == sys.float_info.max
+
+
 def joined_rows(tmp_path: Path, line: bytes, rename: dict[str, str]) -> pl.DataFrame:
     paths, out = write_logs(tmp_path, [line], [event("impression", score_id(1), 1)]), tmp_path / "joined"
     join(paths, out, Settings(window_s=600, lateness_s=0, rename=rename), UNTIL_MS)
@@ -401,6 +413,73 @@ def test_hours_with_other_settings_stop_the_join(tmp_path: Path) -> None:
     other = Settings(window_s=60, lateness_s=HOUR)
     with pytest.raises(ValueError, match="with --window 600s --lateness 3600s, not with --window 60s --lateness 3600s"):
         join(paths, tmp_path / "joined", other, UNTIL_MS)
+
+
+def test_an_hour_of_another_version_stops_the_join(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_logs(tmp_path, [request(1)], [event("impression", score_id(1), 1)])
+    out = tmp_path / "joined"
+    join(paths, out, SETTINGS, UNTIL_MS)
+    (hour,) = (out / "hours").iterdir()
+    arguments = [*map(str, paths), "--out", str(out), "--window", "600s", "--lateness", "1h"]
+    for stored, message in (
+        ('{"format":2,"window_s":600,"lateness_s":3600}', f"{hour} has format 2; this version reads 1"),
+        ('{"format":2,"windows":[1]}', f"{hour} has format 2; this version reads 1"),
+        ('{"window":600}', f"{hour}: its settings cannot be read"),
+    ):
+        pl.DataFrame({"a": [1]}).write_parquet(hour, metadata={"ctr-join": stored})
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1" + bytes(100)])
+def test_a_damaged_hour_stops_the_join(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    paths = write_logs(tmp_path, [request(1)], [event("impression", score_id(1), 1)])
+    out = tmp_path / "joined"
+    join(paths, out, SETTINGS, UNTIL_MS)
+    (hour,) = (out / "hours").iterdir()
+    hour.write_bytes(content)
+    assert main([*map(str, paths), "--out", str(out), "--window", "600s", "--lateness", "1h"]) == 2
+    assert f"{hour} is damaged" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_stops_the_join_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_logs(tmp_path, [request(1)], [event("impression", score_id(1), 1)])
+    monkeypatch.setattr("model.loop.output.Output.publish", lambda *_: pl.DataFrame().write_parquet("/dev/full"))
+    assert main([*map(str, paths), "--out", str(tmp_path / "joined")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_segment_that_is_not_a_file_stops_the_join(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_logs(tmp_path, [request(1)], [event("impression", score_id(1), 1)])
+    pipe = paths[1] / f"events-0{FINISHED}"
+    os.mkfifo(pipe)  # Reading it would wait forever.
+    assert main([*map(str, paths), "--out", str(tmp_path / "joined")]) == 2
+    assert f"{pipe} is not a file" in capsys.readouterr().err
+
+
+def test_a_segment_that_is_shipped_meanwhile_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_logs(tmp_path, [request(1)], [event("impression", score_id(1), 1)])
+
+    def find_and_ship(found: Sequence[Path]) -> inputs.Inputs:
+        segments = inputs.find_segments(found)
+        for path in (*paths[0].iterdir(), *paths[1].iterdir()):
+            path.rename(path.with_name(path.name.removesuffix(FINISHED) + SHIPPED))
+        return segments
+
+    monkeypatch.setattr("model.loop.join.find_segments", find_and_ship)
+    joined = join(paths, tmp_path / "joined", SETTINGS, UNTIL_MS, mark_joined=True)
+    assert read_hours(tmp_path / "joined").height == 1
+    assert joined.marked == []
+
+
+def test_a_segment_that_is_shipped_after_it_was_read_is_not_marked(tmp_path: Path) -> None:
+    paths = write_logs(tmp_path, [request(1)], [event("impression", score_id(1), 1)])
+    found = inputs.find_segments(paths)
+    for path in paths[1].iterdir():
+        path.rename(path.with_name(path.name.removesuffix(FINISHED) + SHIPPED))
+    assert mark_segments(found, Rules(0, 0, UNTIL_MS)) == []
 
 
 def test_a_second_join_into_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from contract.segments import FINISHED, SHIPPED, finished_files
+from service.collect.errors import StorageFull
+from service.collect.event_folder import EventFolder
+from service.collect.metrics import CollectMetrics
+from service.collect.settings import CollectSettings
 from tests.support.collect import Collect, an_event, collecting, start_collect, stored_ids, stored_lines
 from tests.support.processes import a_free_port, client_for, eventually, get, metric, post
 
@@ -70,6 +74,19 @@ def test_a_full_disk_loses_no_acknowledged_event(small_disk: Path) -> None:
     stored = [event["event_id"] for event in stored_lines(small_disk / "events")]
     assert len(acknowledged) > 1000
     assert stored == acknowledged
+
+
+def test_events_are_not_stored_again_and_again_while_invalid_entries_cannot_be_stored(tmp_path: Path) -> None:
+    folder = EventFolder(CollectSettings(folder=tmp_path), CollectMetrics())
+    (tmp_path / "invalid").rmdir()
+    (tmp_path / "invalid").touch()
+    for _ in range(2):  # The reader of the stream tries again until both are stored.
+        with pytest.raises(StorageFull):
+            folder.store(b"event\n", b"invalid\n")
+    (tmp_path / "invalid").unlink()
+    folder.store(b"event\n", b"invalid\n")
+    folder.close()
+    assert [path.read_bytes() for path in finished_files(tmp_path)] == [b"event\n"]
 
 
 def test_a_full_folder_answers_503_until_files_are_shipped_and_deletes_nothing_else(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The request log's writer: no request waits for the disk, memory is limited, and every lost line is counted."""
 
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 
 from contract.segments import unfinished_files
 from contract.units import BUCKETS, REQUEST_LOG_SALT, bucket
+from service.request_log import writer
 from service.request_log.writer import RequestLog
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -71,6 +73,48 @@ def test_if_the_disk_is_not_writable_only_lines_are_lost(tmp_path: Path, caplog:
     log.offer(a_line())
     log.close()
     assert len(read_log(folder)) == 1
+
+
+def test_the_log_does_not_count_as_writable_before_a_line_was_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(writer, "SYNC_S", 0.02)
+    folder = tmp_path / "log"
+    log, metrics = a_log(folder)
+    shutil.rmtree(folder)
+    folder.write_text("not a folder")
+    for number in range(3):
+        log.offer(a_line())
+        wait_until(lambda count=number + 1: dropped(metrics, "write") == count)
+        time.sleep(0.1)  # Meanwhile, there is nothing to sync, and no file to finish.
+    assert caplog.text.count("cannot be written") == 1
+    assert "written again" not in caplog.text
+    folder.unlink()
+    log.offer(a_line())
+    wait_until(lambda: written(metrics) == 1)
+    log.close()
+    assert caplog.text.count("written again") == 1
+
+
+def test_lines_that_a_failed_fsync_removes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SYNC_S", 0.1)
+    log, metrics = a_log(tmp_path)
+    log.offer(a_line())
+    wait_until(lambda: written(metrics) == 1)
+    time.sleep(1)  # until it is synced
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", fail)
+        for _ in range(3):
+            log.offer(a_line())
+        wait_until(lambda: dropped(metrics, "write") == 3)
+    log.close()
+    assert dropped(metrics, "write") == 3
+    assert len(read_log(tmp_path)) == 1
 
 
 def test_a_full_disk_loses_counted_lines_and_no_others(tmp_path: Path) -> None:
