@@ -1,16 +1,12 @@
 """A deleted unit is in no log, and a later join does not bring it back."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from contract.segments import FINISHED, REQUESTS, SHIPPED, UNFINISHED
-from model.atomic_folder import new_file
+from contract.segments import REQUESTS, UNFINISHED
 from model.cli.delete_unit import main
-from model.loop import delete_unit
 from model.loop.join import join
 from model.loop.output import Settings
 from tests.support.loop_logs import START_S, event, request, score_id, write_logs, write_segment
@@ -45,34 +41,6 @@ def test_lines_in_unfinished_files_are_reported(tmp_path: Path, capsys: pytest.C
     write_segment(tmp_path / "log", REQUESTS, [request(1, unit="u1")], ending=UNFINISHED)
     assert main(["u1", str(tmp_path / "log")]) == 1
     assert "have 1 more lines of this unit" in capsys.readouterr().err
-
-
-def test_a_file_that_is_shipped_meanwhile_does_not_keep_the_unit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_segment(tmp_path / "log", REQUESTS, [request(1, unit="u1"), request(2, unit="u2")])
-    shipped = path.with_name(path.name.removesuffix(FINISHED) + SHIPPED)
-
-    @contextmanager
-    def shipping(target: Path) -> Iterator[Path]:
-        with new_file(target) as new:
-            if path.exists():
-                path.rename(shipped)
-            yield new
-
-    monkeypatch.setattr(delete_unit, "new_file", shipping)
-    assert main(["u1", str(tmp_path / "log")]) == 0
-    assert [file.name for file in (tmp_path / "log").iterdir()] == [shipped.name]
-    assert shipped.read_bytes() == request(2, unit="u2") + b"\n"
-
-
-def test_a_file_that_is_deleted_meanwhile_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = write_segment(tmp_path / "log", REQUESTS, [request(2, unit="u1"), request(3, unit="u2")])
-    deleted = kept.with_name(f"requests-1{FINISHED}")
-    monkeypatch.setattr(delete_unit, "finished_files", lambda _: [deleted, kept])
-    assert main(["u1", str(tmp_path / "log")]) == 0
-    assert [file.name for file in (tmp_path / "log").iterdir()] == [kept.name]
-    assert kept.read_bytes() == request(3, unit="u2") + b"\n"
 
 
 def test_a_file_without_the_unit_is_not_changed(tmp_path: Path) -> None:
