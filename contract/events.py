@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 MAX_ID_CHARS = 128
+MAX_CLOCK_SKEW_S = 300  # if times differ by more than this, the client's clock counts as wrong
 MAX_POSITION = 1_000_000
 
 EventType = Literal["impression", "click", "conversion"]

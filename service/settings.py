@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
@@ -26,34 +26,58 @@ class SettingsError(ValueError):
     """A setting is invalid. The message names the variable and states what to set."""
 
 
-class HttpSettings(Protocol):
-    """What the HTTP server needs to know. The settings of ctr-serve and of ctr-collect have these fields."""
+class HttpSettings(BaseModel):
+    """The settings that the scoring server and ctr-collect have in common."""
 
-    @property
-    def max_connections(self) -> int: ...
-    @property
-    def head_timeout_ms(self) -> int: ...
-    @property
-    def keep_alive_ms(self) -> int: ...
-    @property
-    def drain_notice_ms(self) -> int: ...
-    @property
-    def drain_ms(self) -> int: ...
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    max_buffered_bytes: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024,
+        le=2**40,
+        description="maximum total bytes of the bodies in memory; further requests get a 429",
+    )
+    max_connections: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="maximum number of open connections; additional connections wait to be accepted",
+    )
+    head_timeout_ms: int = Field(
+        default=5000, ge=1, le=600_000, description="maximum time for a request's head to arrive"
+    )
+    body_timeout_ms: int = Field(
+        default=10_000, ge=1, le=600_000, description="maximum time for a request's body to arrive"
+    )
+    keep_alive_ms: int = Field(
+        default=75_000, ge=1, le=3_600_000, description="maximum time between two requests on a connection"
+    )
+    drain_notice_ms: int = Field(
+        default=500, ge=0, le=600_000, description="time from SIGTERM until the port is closed"
+    )
+    drain_ms: int = Field(
+        default=15_000,
+        ge=1,
+        le=600_000,
+        description="maximum time for requests in flight to finish after the port is closed",
+    )
+    api_keys_file: Path | None = Field(
+        default=None, description="file with a `name key` line for each client; without it, clients need no key"
+    )
+    docs: bool = Field(default=True, description="serve /docs and /openapi.json")
 
 
-class Settings(BaseModel):
+class Settings(HttpSettings):
     """The settings of the service. Limits apply to each worker process separately.
 
     The name of a quantity ends with its unit: ms, s, bytes, rows (candidates) or chars.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     bundle: Path | None = Field(default=None, description="folder of the bundle to serve")
     store: Path | None = Field(
         default=None, description="folder of a store (see ctr-store); its current bundle is served"
     )
-    host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65_535, description="port to listen on; 0: any free port")
     workers: int | None = Field(
         default=None, ge=1, le=256, description="number of workers; default: one per available CPU"
@@ -109,47 +133,13 @@ class Settings(BaseModel):
         le=256 * 1024 * 1024,
         description="maximum size of a request's body in bytes; for a larger body, the server returns 413",
     )
-    max_buffered_bytes: int = Field(
-        default=64 * 1024 * 1024,
-        ge=1024,
-        le=2**40,
-        description="maximum total bytes of the bodies in memory; further requests get a 429",
-    )
-    max_connections: int = Field(
-        default=1000,
-        ge=1,
-        le=100_000,
-        description="maximum number of open connections; additional connections wait to be accepted",
-    )
-    head_timeout_ms: int = Field(
-        default=5000, ge=1, le=600_000, description="maximum time for a request's head to arrive"
-    )
-    body_timeout_ms: int = Field(
-        default=10_000, ge=1, le=600_000, description="maximum time for a request's body to arrive"
-    )
-    keep_alive_ms: int = Field(
-        default=75_000, ge=1, le=3_600_000, description="maximum time between two requests on a connection"
-    )
-    drain_notice_ms: int = Field(
-        default=500, ge=0, le=600_000, description="time from SIGTERM until the port is closed"
-    )
-    drain_ms: int = Field(
-        default=15_000,
-        ge=1,
-        le=600_000,
-        description="maximum time for requests in flight to finish after the port is closed",
-    )
 
-    api_keys_file: Path | None = Field(
-        default=None, description="file with a `name key` line for each client; without it, clients need no key"
-    )
     admin_key_file: Path | None = Field(
         default=None, description="file with the key for /admin; without it, /admin does not exist"
     )
     admin_port: int | None = Field(
         default=None, ge=0, le=65_535, description="separate port for /admin and /metrics; no other port serves them"
     )
-    docs: bool = Field(default=True, description="serve /docs and /openapi.json")
     log_values: bool = Field(default=False, description="log the feature values of requests that failed")
 
     request_log: Path | None = Field(default=None, description="folder for a sample of requests and their scores")

@@ -9,12 +9,12 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET
 
-from contract.events import EventType, StoredEvent
+from contract.events import MAX_CLOCK_SKEW_S, EventType, StoredEvent
 from contract.request_log import FORMAT, LogLine
 from contract.request_log_reader import NewerFormat, decode_line
 from contract.score_ids import is_score_id, score_time_s
 
-MAX_SKEW_MS = 5 * 60 * 1000  # clocks that differ by more than this are wrong
+MAX_SKEW_MS = MAX_CLOCK_SKEW_S * 1000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
 TIME = re.compile(

@@ -12,14 +12,13 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import UNSET, Raw
 
-from contract.events import MAX_ID_CHARS, MAX_POSITION, Event, StoredEvent
+from contract.events import MAX_CLOCK_SKEW_S, MAX_ID_CHARS, MAX_POSITION, Event, StoredEvent
 from contract.reader import shorten
 from contract.score_ids import is_score_id, score_time_s
 from service.api.lexical_faults import MARK, MESSAGES, confine_faults, describe_fault
 from service.api.msgspec_errors import InvalidValue, parse_validation_error
 from service.errors import NotJson, TooLarge
 
-SKEW_S = 300.0  # An event is counted as skewed if its time is this long before the answer, or in the future.
 MAX_REASON_CHARS = 300
 MAX_NAMED_BYTES = 16 * 1024  # In a larger event, only the first unknown member is named.
 
@@ -85,7 +84,7 @@ class CheckedEvents:
         lines: The valid events as NDJSON.
         types: Number of valid events by type.
         invalid: The other events.
-        skewed: Number of valid events whose time shows that the client's clock is wrong by more than SKEW_S.
+        skewed: Number of valid events whose time shows that the client's clock is wrong by more than MAX_CLOCK_SKEW_S.
     """
 
     lines: bytes = b""
@@ -158,7 +157,7 @@ def check_times(event: Event, now_s: float, max_skew_s: float) -> tuple[str, boo
         raise WrongEvent(f"time: more than {max_skew_s:g} s before the answer. Check the client's clock.")
     if happened_s > now_s + max_skew_s:
         raise WrongEvent(f"time: more than {max_skew_s:g} s in the future. Check the client's clock.")
-    is_skewed = happened_s < answered_s - SKEW_S or happened_s > now_s + SKEW_S
+    is_skewed = happened_s < answered_s - MAX_CLOCK_SKEW_S or happened_s > now_s + MAX_CLOCK_SKEW_S
     return moment.astimezone(UTC).isoformat(timespec="microseconds"), is_skewed
 
 

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
-from service.settings import COLLECT_PREFIX, PREFIX, TRAINING_VARIABLES, Settings, read_variables
+from service.settings import COLLECT_PREFIX, PREFIX, TRAINING_VARIABLES, HttpSettings, Settings, read_variables
 
 
-class CollectSettings(BaseModel):
+class CollectSettings(HttpSettings):
     """The settings of ctr-collect. The name of a quantity ends with its unit: ms, s or bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folder: Path | None = Field(default=None, description="folder for the events; required")
     max_bytes: int = Field(
@@ -32,7 +30,6 @@ class CollectSettings(BaseModel):
         description="how long before the answer, or in the future, an event may have happened by the client's clock",
     )
 
-    host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8010, ge=0, le=65_535, description="port to listen on; 0: any free port")
     max_in_flight: int = Field(
         default=1000, ge=1, le=100_000, description="maximum requests in flight; further requests get a 429"
@@ -43,40 +40,6 @@ class CollectSettings(BaseModel):
         le=64 * 1024**2,
         description="maximum size of a request's body in bytes; for a larger body, the server returns 413",
     )
-    max_buffered_bytes: int = Field(
-        default=64 * 1024**2,
-        ge=1024,
-        le=2**40,
-        description="maximum total bytes of the bodies in memory; further requests get a 429",
-    )
-    max_connections: int = Field(
-        default=1000,
-        ge=1,
-        le=100_000,
-        description="maximum number of open connections; additional connections wait to be accepted",
-    )
-    head_timeout_ms: int = Field(
-        default=5000, ge=1, le=600_000, description="maximum time for a request's head to arrive"
-    )
-    body_timeout_ms: int = Field(
-        default=10_000, ge=1, le=600_000, description="maximum time for a request's body to arrive"
-    )
-    keep_alive_ms: int = Field(
-        default=75_000, ge=1, le=3_600_000, description="maximum time between two requests on a connection"
-    )
-    drain_notice_ms: int = Field(
-        default=500, ge=0, le=600_000, description="time from SIGTERM until the port is closed"
-    )
-    drain_ms: int = Field(
-        default=15_000,
-        ge=1,
-        le=600_000,
-        description="maximum time for requests in flight to finish after the port is closed",
-    )
-    api_keys_file: Path | None = Field(
-        default=None, description="file with a `name key` line for each client; without it, clients need no key"
-    )
-    docs: bool = Field(default=True, description="serve /docs and /openapi.json")
 
     redis_url: SecretStr | None = Field(
         default=None, description="URL of a Redis server whose stream is read as well; the schemes of CTR_REDIS_URL"
