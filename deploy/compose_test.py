@@ -138,7 +138,7 @@ def stores_an_event(compose: Compose) -> str:
 
 
 def scores_with_redis(compose: Compose, requests: Sequence[Prepared]) -> str:
-    # On a busy machine, Redis may miss its deadline of 10 ms. The service then does without it for some seconds.
+    # On a busy machine, Redis may miss its deadline of 10 ms. The service then skips Redis for some seconds.
     eventually(lambda: not score_all(compose, requests), HEALTHY_S, "answers were degraded although Redis is up")
     text = httpx.get(f"{compose.service}/metrics", timeout=10).text
     asked = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(IN_REDIS))

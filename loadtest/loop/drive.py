@@ -170,7 +170,7 @@ class Driver:
 
 
 def still_running(scoring: "set[asyncio.Task[None]]", sending: "asyncio.Task[None]") -> "set[asyncio.Task[None]]":
-    """Return the tasks that are not done. If one of them failed, or the sending of events did, raise its exception."""
+    """Return the unfinished tasks. If a task or the sending of events failed, raise its exception."""
     for task in (*scoring, sending):
         if task.done():
             task.result()

@@ -152,7 +152,7 @@ class RequestLog:
             if self._attempt(lambda: self._segments.write(line)):
                 self._metrics.logged.inc()
                 self._unsynced = 0 if self._segments.is_synced else self._unsynced + 1
-                # Only a line proves this: without a file, there is nothing to sync or to finish.
+                # Only a written line proves that the disk works: without an open file, sync and finish do nothing.
                 if not self._can_write:
                     log.info("the request log can be written again")
                 self._can_write = True

@@ -1,4 +1,4 @@
-"""onnxruntime sends no usage data: it leaves no database of events, and no id of this machine, in the user's cache."""
+"""onnxruntime sends no usage data: it writes neither an event database nor a machine id to the user's cache."""
 
 import os
 import subprocess
