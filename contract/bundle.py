@@ -11,10 +11,9 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, UnsetType
-from numpy.typing import NDArray
 
+from contract.calibration import Calibration
 from contract.schema import TIME_TRANSFORMS, Attention, FeatureSchema, read_schema
 from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
@@ -42,27 +41,6 @@ class BundleError(ValueError):
 
 class OutOfResources(BundleError):
     """This process has too few file descriptors or too little memory to open the bundle. The bundle may be valid."""
-
-
-class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Turns logits into probabilities: ctr = sigmoid(scale * logit + shift)."""
-
-    scale: float = 1.0
-    shift: float = 0.0
-
-    @classmethod
-    def of_log(cls, negative_rate: float) -> "Calibration":
-        """Return the calibration for a log that kept only this share of its negatives.
-
-        The odds in such a log are too high by a factor of 1 / negative_rate.
-        """
-        return cls(shift=math.log(negative_rate))
-
-    def ctr(self, logit: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the probabilities of logits of any shape, without overflow for large or small ones."""
-        x = self.scale * logit.astype(np.float64) + self.shift
-        small = np.exp(-np.abs(x))
-        return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
 class CascadeRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,11 +19,11 @@ from contract.bundle import (
     SCHEMA,
     SCREEN,
     VOCABULARY,
-    Calibration,
     CascadeRule,
     Manifest,
     write_manifest,
 )
+from contract.calibration import Calibration
 from contract.golden import write_golden
 from contract.pairs import MAX_CANDIDATES
 from contract.schema import FeatureSchema, write_schema

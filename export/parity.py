@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 import kernel
-from contract.bundle import KERNEL, OUTPUT, Calibration
+from contract.bundle import KERNEL, OUTPUT
+from contract.calibration import Calibration
 from contract.encode import ModelInput, join
 from contract.golden import RELATIVE_TOLERANCE, TOLERANCE
 from contract.schema import FeatureSchema

@@ -16,7 +16,8 @@ import torch
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from contract.bundle import EXPLAIN, EXPLANATION, VOCABULARY, Calibration, open_bundle
+from contract.bundle import EXPLAIN, EXPLANATION, VOCABULARY, open_bundle
+from contract.calibration import Calibration
 from contract.encode import Encoder, ModelInput, join
 from contract.pairs import ranked_pairs
 from contract.pseudonyms import Pseudonymizer

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 import kernel
-from contract.bundle import KERNEL, MODEL, OUTPUT, VOCABULARY, Bundle, BundleError, Calibration, open_bundle
+from contract.bundle import KERNEL, MODEL, OUTPUT, VOCABULARY, Bundle, BundleError, open_bundle
+from contract.calibration import Calibration
 from contract.encode import Encoder, join
 from contract.reader import Features
 from contract.schema import FeatureSchema

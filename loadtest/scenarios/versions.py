@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from contract.bundle import GOLDEN, Bundle, Calibration, open_bundle, write_manifest
+from contract.bundle import GOLDEN, Bundle, open_bundle, write_manifest
+from contract.calibration import Calibration
 from contract.golden import read_golden, write_golden
 from service.models import store as stores
 

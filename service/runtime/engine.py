@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kernel
-from contract.bundle import EXPLAIN, EXPLANATION, KERNEL, OUTPUT, SCREEN, Bundle, BundleError, Calibration
+from contract.bundle import EXPLAIN, EXPLANATION, KERNEL, OUTPUT, SCREEN, Bundle, BundleError
+from contract.calibration import Calibration
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import Difference, GoldenRequest, golden_input, largest_difference
 from contract.vocabulary import UNKNOWN

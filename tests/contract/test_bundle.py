@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from contract.bundle import MANIFEST, BundleError, Calibration, OutOfResources, open_bundle, write_manifest
+from contract.bundle import MANIFEST, BundleError, OutOfResources, open_bundle, write_manifest
+from contract.calibration import Calibration
 from contract.golden import GoldenCandidate, GoldenRequest, write_golden
 from contract.schema import FeatureSchema, Field, write_schema
 from contract.vocabulary import build_vocabulary

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.bundle import Bundle, Calibration, Manifest
+from contract.bundle import Bundle, Manifest
+from contract.calibration import Calibration
 from contract.encode import Encoder
 from contract.golden import GoldenCandidate, GoldenRequest, write_golden
 from contract.raw_values import sources

@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import save_file
 
 import kernel
-from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MANIFEST, MODEL, SCREEN, VOCABULARY, Calibration, open_bundle
+from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MANIFEST, MODEL, SCREEN, VOCABULARY, open_bundle
+from contract.calibration import Calibration
 from contract.encode import Encoder, join
 from contract.golden import largest_difference, read_golden
 from contract.vocabulary import open_vocabulary

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 
-from contract.bundle import GOLDEN, Calibration, write_manifest
+from contract.bundle import GOLDEN, write_manifest
+from contract.calibration import Calibration
 from contract.golden import read_golden, write_golden
 from tests.support.app import a_request
 from tests.support.paths import ROOT

@@ -12,7 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from contract.bundle import GOLDEN, MODEL, SCHEMA, VOCABULARY, Calibration, write_manifest
+from contract.bundle import GOLDEN, MODEL, SCHEMA, VOCABULARY, write_manifest
+from contract.calibration import Calibration
 from contract.golden import GoldenCandidate, GoldenRequest, write_golden
 from contract.schema import FeatureSchema, Field, write_schema
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, build_vocabulary

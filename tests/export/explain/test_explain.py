@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from safetensors.torch import save_file
 
-from contract.bundle import EXPLAIN, GOLDEN, MANIFEST, Calibration, write_manifest
+from contract.bundle import EXPLAIN, GOLDEN, MANIFEST, write_manifest
+from contract.calibration import Calibration
 from contract.golden import read_golden
 from contract.schema import FeatureSchema
 from export.cli.explain import main

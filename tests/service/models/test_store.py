@@ -14,7 +14,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from contract.bundle import Calibration, open_bundle, write_manifest
+from contract.bundle import open_bundle, write_manifest
+from contract.calibration import Calibration
 from service.models import verify
 from service.models.store import (
     StoreError,

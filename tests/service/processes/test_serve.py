@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from contract.bundle import Calibration, open_bundle, write_manifest
+from contract.bundle import open_bundle, write_manifest
+from contract.calibration import Calibration
 from contract.golden import GoldenRequest, read_golden, write_golden
 from service.models import verify
 from service.processes.worker import curl

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.bundle import Calibration, open_bundle
+from contract.bundle import open_bundle
+from contract.calibration import Calibration
 from contract.request_log import FORMAT, LoggedCandidate, LogLine
 from contract.score_ids import is_logged, is_score_id, score_time_s
 from service.errors import ClientGone, Overloaded

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 import kernel
-from contract.bundle import GOLDEN, KERNEL, MODEL, Bundle, BundleError, Calibration, open_bundle, write_manifest
+from contract.bundle import GOLDEN, KERNEL, MODEL, Bundle, BundleError, open_bundle, write_manifest
+from contract.calibration import Calibration
 from contract.encode import Encoder, ModelInput
 from contract.golden import Difference, largest_difference, max_difference, read_golden
 from service.runtime.engine import Engine, golden_answers, open_engine

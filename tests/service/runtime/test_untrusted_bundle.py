@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from contract.bundle import BundleError, Calibration, CascadeRule, open_bundle, write_manifest
+from contract.bundle import BundleError, CascadeRule, open_bundle, write_manifest
+from contract.calibration import Calibration
 from service.runtime.engine import open_engine
 from tests.support.small_bundle import SHIFT
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from contract.bundle import Calibration, Manifest
+from contract.bundle import Manifest
+from contract.calibration import Calibration
 from contract.reader import BadFeature
 from service.api.schemas import Candidate, Score, ScoreRequest
 from service.scoring.response import build_response, rows_to_return, tie_breaker
