@@ -4,7 +4,7 @@ All functions are deterministic. Legend: K knots, B blocks of rows with similar 
 """
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import brentq  # type: ignore[import-untyped]
 from sklearn.isotonic import isotonic_regression
 from sklearn.linear_model import LogisticRegression
 
@@ -131,7 +131,7 @@ def position(block: Floats) -> float:
     return float(log_odds(block[2] / block[0]))
 
 
-def log_odds(probability: Floats) -> Floats:
+def log_odds(probability: Floats | np.float64) -> Floats:
     """Return the logit of probabilities."""
     result: Floats = np.log(probability) - np.log1p(-probability)
     return result
