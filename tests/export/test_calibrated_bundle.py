@@ -12,6 +12,7 @@ import onnxruntime
 import polars as pl
 import pytest
 
+import kernel
 from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MODEL, SCREEN, Bundle, BundleError, open_bundle, write_manifest
 from contract.calibration import CALIBRATION, SegmentShift, encode_fitted
 from contract.encode import Encoder, ModelInput, join
@@ -22,7 +23,7 @@ from export.cli.export import main as export_command
 from export.cli.predict import main as predict
 from export.golden import golden_inputs
 from export.predict.scorer import open_scorer
-from loadtest.scenarios.versions import SHIFT, two_versions
+from loadtest.scenarios.versions import SHIFT, shifted
 from model.data.prepare.prepared import read_prepared
 from model.experiments.run_folder import open_run, save_run
 from service.models import verify
@@ -141,7 +142,7 @@ def test_the_kernel_and_onnxruntimes_operators_give_the_same_probabilities(
     answers = {}
     for graph in (KERNEL, MODEL):
         if graph == MODEL:
-            monkeypatch.setattr("kernel.is_usable", lambda: False)
+            monkeypatch.setattr(kernel, "__file__", "/nonexistent/kernel/__init__.py")
         engine = open_engine(bundle, threads=1)
         assert engine.graph == graph
         answers[graph] = np.concatenate(engine.run(batch))
@@ -176,8 +177,9 @@ def test_the_cascade_returns_calibrated_probabilities_of_the_best_candidates(bun
 def test_predicting_with_the_run_and_with_the_bundle_gives_the_same_probabilities(
     run: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
+    names = [field.name for field in bundle.schema.fields]
     rows = [
-        {"device": device, "hour": 21, "session_depth": 2, **candidate["features"]}
+        {**dict.fromkeys(names), **request_of(device)["context"], **candidate["features"]}
         for device in DEVICES
         for candidate in CANDIDATES
     ]
@@ -209,10 +211,10 @@ def test_the_golden_requests_cover_the_segments(bundle: Bundle) -> None:
 
 
 def test_the_load_test_can_shift_a_calibrated_bundle(folder: Path, tmp_path: Path) -> None:
-    second = two_versions(folder, tmp_path).second
-    assert verify.main([str(second.folder)]) == 0
-    shifted, original = (read_golden(path / GOLDEN)[0].ctr[0] for path in (second.folder, folder))
-    assert np.log(shifted / (1 - shifted)) - np.log(original / (1 - original)) == pytest.approx(SHIFT)
+    second = shifted(folder, tmp_path / "second")
+    assert verify.main([str(second)]) == 0
+    higher, original = (read_golden(path / GOLDEN)[0].ctr[0] for path in (second, folder))
+    assert np.log(higher / (1 - higher)) - np.log(original / (1 - original)) == pytest.approx(SHIFT)
 
 
 def test_a_calibration_of_another_run_is_not_exported(
