@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from contract.calibration import Calibration
+from contract.reference import REFERENCE, Reference, read_reference
 from contract.schema import TIME_TRANSFORMS, Attention, FeatureSchema, read_schema
 from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
@@ -110,12 +111,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. `vocabularies` has one entry per categorical field, or is empty if they were not opened."""
+    """An opened bundle. `vocabularies` has one entry per categorical field, or is empty if they were not opened.
+
+    `reference` is None if the bundle has none, like bundles before version 0.12.
+    """
 
     folder: Path
     manifest: Manifest
     schema: FeatureSchema
     vocabularies: Mapping[str, Vocabulary]
+    reference: Reference | None = None
 
 
 def write_manifest(
@@ -195,6 +200,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
         schema = read_schema(folder / SCHEMA)
         names = [f.name for f in schema.select("categorical")] if vocabulary else []
         vocabularies = {name: open_vocabulary(folder / VOCABULARY, name) for name in names}
+        reference = read_reference(folder, schema) if REFERENCE in manifest.files else None
     except BundleError:
         raise
     except PermissionError as error:
@@ -208,7 +214,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
     if len(schema.fields) != manifest.fields:
         counted = f"{SCHEMA} has {len(schema.fields)} fields, but {MANIFEST} has {manifest.fields}"
         raise BundleError(f"bundle {folder}: {counted}: export it again")
-    return Bundle(folder, manifest, schema, vocabularies)
+    return Bundle(folder, manifest, schema, vocabularies, reference)
 
 
 def unreadable(path: Path, error: OSError) -> BundleError:
