@@ -122,6 +122,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         min_count: Tokens that occur fewer times than this in the training set get the unknown id.
         negative_rate: The fraction of negatives that were kept when the log was downsampled. The bundle's calibration
             corrects for it.
+        train_negative_rate: The share of train's non-clicks that ctr-prepare keeps. It keeps all clicks, and all rows
+            of valid and test. Training compensates for the share, so that predictions and metrics need no correction.
+            The log itself stays complete, which distinguishes this key from `negative_rate`. Both can be set.
         split: How to split a log that is not split yet. A table with `by = "time"` or `by = "random"` splits the
             `files` of reader = "table". "row" splits a published file 8:1:1, at random by row. "time" uses the last day
             as the test set and the day before it as the validation set; only reader = "avazu" supports it.
@@ -181,6 +184,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     prepared: str
     min_count: Positive = 1
     negative_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    train_negative_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     split: Literal["row", "time"] | SplitByTime | SplitAtRandom = "row"
     split_seed: int = 1
     files: str | tuple[str, ...] = ()

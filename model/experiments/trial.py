@@ -88,7 +88,16 @@ def load_split(prepared: Prepared, name: str) -> Split:
     rate, weights = prepared.facts.data.negative_rate, read_weights(prepared, name)
     vectors = [bool(field.missing_vector) for field in prepared.schema.select("numeric")]
     split = Split(
-        ids, values, labels, weights, prepared.units(name), names, rate, vectors, requests=prepared.requests(name)
+        ids,
+        values,
+        labels,
+        weights,
+        prepared.units(name),
+        names,
+        rate,
+        vectors,
+        requests=prepared.requests(name),
+        kept_negatives=prepared.facts.data.train_negative_rate if name == "train" else 1.0,
     )
     where = f"{prepared.folder}: {name}"
     if len(split) == 0:

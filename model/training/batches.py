@@ -32,6 +32,8 @@ class Split:
         negative_rate: The fraction of negatives that were kept when the log was downsampled. Predictions and metrics
             correct for it.
         requests: The request in which each row was shown, (rows), or None. Metrics by request need it.
+        kept_negatives: The share of the negatives that ctr-prepare kept (Data.train_negative_rate). It is below 1 only
+            for train. The training loss corrects for it.
         missing_vectors: Whether each numeric field has a vector for a missing number, bool (numeric). Only those fields
             can contain NaN. By default, no field has one.
     """
@@ -45,6 +47,7 @@ class Split:
     negative_rate: float = 1.0
     missing_vectors: Sequence[bool] = ()
     requests: NDArray[Any] | None = None
+    kept_negatives: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,10 +73,20 @@ class Split:
 
         A negative that was kept stands for 1 / negative_rate negatives of the true traffic.
         """
-        if self.weights is None and self.negative_rate == 1:
+        return self._weigh_negatives(self.negative_rate)
+
+    def log_weights(self) -> NDArray[np.float64] | None:
+        """Return how much each row of train counts in statistics of the log, (rows), or None if all count equally.
+
+        A negative that ctr-prepare kept stands for 1 / kept_negatives negatives of the log.
+        """
+        return self._weigh_negatives(self.kept_negatives)
+
+    def _weigh_negatives(self, rate: float) -> NDArray[np.float64] | None:
+        if self.weights is None and rate == 1:
             return None
         weights = np.ones(len(self)) if self.weights is None else self.weights.astype(np.float64)
-        return np.where(self.labels > 0.5, weights, weights / self.negative_rate)
+        return np.where(self.labels > 0.5, weights, weights / rate)
 
 
 @dataclass(frozen=True)

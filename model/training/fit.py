@@ -84,12 +84,13 @@ def fit(
     if not history:
         initialize()
         start_keeping(state, valid if keep_start else None)
+    offset = -math.log(train.kept_negatives)
     stops = evaluation_steps(batches.steps_per_epoch, recipe.evaluations_per_epoch)
     while len(history) < recipe.epochs * len(stops) and not state.early_stopping.should_stop:
         finished, number = divmod(len(history), len(stops))
         first, last = (0, *stops)[number : number + 2]
         start = time.perf_counter()
-        loss = train_part(state, tables, batches.part(first, last), recipe, on_rows)
+        loss = train_part(state, tables, batches.part(first, last), recipe, on_rows, offset)
         training_s = time.perf_counter() - start
         rows_per_s = len(train) * ((last - first) / batches.steps_per_epoch) / training_s
         epoch = evaluate_epoch(finished + 1, last / batches.steps_per_epoch, loss, rows_per_s, state, valid, recipe)
@@ -199,8 +200,9 @@ def train_part(
     batches: Iterable[Rows],
     recipe: Training,
     on_rows: Callable[[int], None],
+    offset: float = 0.0,
 ) -> float:
-    """Train on each batch once and return the mean loss over the rows.
+    """Train on each batch once and return the mean loss over the rows. `offset` is that of train_step().
 
     Raises:
         Diverged: If the loss is not finite.
@@ -210,7 +212,7 @@ def train_part(
     # Keep the sum on the device until the end. Reading it in every step would make the CPU wait for the GPU.
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches:
-        loss = train_step(state.model, tables, batch.to(device), recipe, state.optimizer)
+        loss = train_step(state.model, tables, batch.to(device), recipe, state.optimizer, offset)
         if state.average:
             state.average.update()
         total, seen = total + loss.double() * len(batch), seen + len(batch)
@@ -227,17 +229,21 @@ def train_step(
     batch: Rows,
     recipe: Training,
     optimizer: torch.optim.Optimizer,
+    offset: float = 0.0,
 ) -> Tensor:
     """Take one step on a batch, and return the loss of Eq. 12 (a scalar) without the penalties.
 
     The loss is the mean over the rows of a row's weight times its cross-entropy. The weights have a mean of 1 over the
     training set, not over each batch, so that a row has the same weight in every batch.
+
+    If only a share w of the negatives was kept, their odds of a click are 1 / w times those in the log. The loss
+    compares the labels with the logit plus the offset -log(w), so the model's own logit is that of the log.
     """
     in_tables = {id(p) for p in tables}
     rest = [p for p in model.parameters() if id(p) not in in_tables]
     optimizer.zero_grad()
     loss = functional.binary_cross_entropy_with_logits(
-        model(batch.ids, batch.values), batch.labels, weight=batch.weights
+        model(batch.ids, batch.values) + offset, batch.labels, weight=batch.weights
     )
     (loss + l2_penalty(tables, recipe.embedding_l2) + l2_penalty(rest, recipe.net_l2)).backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)

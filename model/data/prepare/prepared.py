@@ -17,10 +17,22 @@ LOG = "log.json"
 
 
 class SplitFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The size and click rate of a split."""
+    """The size and click rate of a split.
+
+    Attributes:
+        rows: The number of prepared rows.
+        click_rate: Their click rate.
+        dropped: The number of non-clicks that Data.train_negative_rate dropped. They are not among the rows.
+    """
 
     rows: int
     click_rate: float
+    dropped: int = 0
+
+    @property
+    def clicks(self) -> int:
+        """The number of clicks."""
+        return round(self.rows * self.click_rate)
 
 
 class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from contract.schema import Field
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, open_vocabulary
 from model.data.field_auc import count_values
 from model.data.prepare.columns import shown
-from model.data.prepare.prepared import Prepared
+from model.data.prepare.prepared import Prepared, SplitFacts
 from model.data.value_warnings import leak_warning, quoted, text_warnings, unique_warning
 
 # A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
@@ -21,10 +21,7 @@ CAPTION = "missing: share in train; unknown: share in test that is not in the vo
 
 def summary(prepared: Prepared) -> Table:
     """Return a table with a row for each field, which reveals columns that are mostly unknown or missing."""
-    rows = ", ".join(
-        f"{name} {facts.rows:,} rows with {facts.click_rate:.2%} clicks"
-        for name, facts in prepared.facts.splits.items()
-    )
+    rows = "\n".join(f"{name}: {describe(facts)}" for name, facts in prepared.facts.splits.items())
     lines = Table("field", "side", "kind", "values", "missing", "unknown", caption=CAPTION + rows)
     names = [field.name for field in prepared.schema.select("categorical")]
     unknown = dict(zip(names, unknown_shares(prepared), strict=True))
@@ -44,6 +41,18 @@ def summary(prepared: Prepared) -> Table:
             name = "" if field.transform is UNSET else f"{field.transform} "
             lines.add_row(field.name, field.side, field.kind, f"{name}{field.mean:.4g} ± {field.std:.4g}", missing, "")
     return lines
+
+
+def describe(facts: SplitFacts) -> str:
+    """Return the size and click rate of a split, and how many rows were dropped."""
+    if not facts.dropped:
+        return f"{facts.rows:,} rows with {facts.click_rate:.2%} clicks"
+    total = facts.rows + facts.dropped
+    others = total - facts.clicks
+    return (
+        f"{total:,} rows with {facts.clicks / total:.2%} clicks; kept {facts.rows:,}: all {facts.clicks:,} clicks and "
+        f"{others - facts.dropped:,} of {others:,} non-clicks"
+    )
 
 
 def useless_fields(prepared: Prepared) -> list[str]:
