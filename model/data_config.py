@@ -152,6 +152,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         unit: The column with the unit, such as the user, by which metrics and their confidence intervals are grouped.
         request: The column with the request in which the row's candidate was shown. The metrics then include NDCG@10
             within a request.
+        position: The column with the position at which the candidate was shown, an integer of at least 0, or empty. It
+            is not a feature: training adds a trained effect of the position to the logit, so that the model's own logit
+            is that of the average position. The bundle does not contain the effects.
         rename: New column names, keyed by the name in the files. All other keys except `columns` use the new names.
         clip_quantile: A value q clips numbers to the range between the quantiles q and 1 - q of the training set, so
             that a few extreme numbers do not affect their mean, standard deviation and range. 0 clips to the whole
@@ -200,6 +203,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     weight: str = ""
     unit: str = ""
     request: str = ""
+    position: str = ""
     rename: dict[str, str] = {}
     clip_quantile: Annotated[float, Meta(ge=0, lt=0.5)] | None = None
     missing_number: Literal["vector", "mean"] | None = None
@@ -270,6 +274,13 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         read = {spec.name: spec.source or spec.name for spec in self.fields}
         if self.label in {read.get(name, name) for name in (*sides, *read)}:
             raise ValueError(f'the label "{self.label}" is also a field. Remove the field: the model would copy it.')
+        if self.position in {read.get(name, name) for name in (*sides, *read)}:
+            raise ValueError(
+                f'the position "{self.position}" is also a field, but the server does not know it when it scores. '
+                "Remove the field."
+            )
+        if self.position and self.position == self.label:
+            raise ValueError(f'the position "{self.position}" is also the label. Name another column.')
 
     def _check_kinds(self) -> None:
         """Check that each side has a categorical field, because every schema needs one."""
@@ -334,7 +345,20 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 # The keys that only reader = "table" uses.
 TABLE_KEYS = (
-    *("files", "train", "valid", "test", "delimiter", "quote", "positive", "time", "weight", "unit", "request"),
+    *(
+        "files",
+        "train",
+        "valid",
+        "test",
+        "delimiter",
+        "quote",
+        "positive",
+        "time",
+        "weight",
+        "unit",
+        "request",
+        "position",
+    ),
     *("rename", "context", "candidate", "numeric", "columns"),
 )
 

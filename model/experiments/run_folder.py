@@ -39,6 +39,7 @@ from model.stec import fused
 from model.training.device import cpu_name, device_of
 from model.training.early_stopping import Epoch, epoch_text
 from model.training.metrics import Bin, Metrics
+from model.training.position import PositionEffect
 from model.training.true_ctr import TrueComparison
 from model.zoo import build
 
@@ -121,6 +122,8 @@ class RunMetrics(msgspec.Struct, frozen=True):
         warnings: Why the model may not be worth serving (see model/experiments/quality.py).
         best_part: The share of the best epoch that was trained when its weights were kept.
         other: The other weights, if two were evaluated (Training.ema_half_life).
+        positions: The effects of the positions on the logit in training (Data.position). `valid`, `test` and the
+            weights are without them, but `history` is with them.
     """
 
     seed: int
@@ -139,6 +142,7 @@ class RunMetrics(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     best_part: float = 1.0
     other: OtherWeights | None = None
+    positions: list[PositionEffect] = []
 
     @property
     def best(self) -> str:

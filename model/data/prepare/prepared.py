@@ -107,6 +107,10 @@ class Prepared:
         """Return the code of each row's request, in the same form as units(), or None if the log has no requests."""
         return self._row_column(split, "requests", np.int32)
 
+    def positions(self, split: str) -> NDArray[np.int32] | None:
+        """Return the position of each row, int32 (rows), -1 if missing, memory-mapped, or None without positions."""
+        return self._row_column(split, "positions", np.int32)
+
     def _row_column(self, split: str, kind: str, dtype: type) -> NDArray[Any] | None:
         if not (self.folder / f"{split}.{kind}.npy").exists():
             return None

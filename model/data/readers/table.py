@@ -54,6 +54,7 @@ def read(folder: Path, data: Data) -> Log:
         weight=data.weight,
         unit=data.unit,
         request=data.request,
+        position_column=data.position,
         positive=data.positive,
         missing=data.missing,
         whole=whole,
@@ -81,9 +82,9 @@ def join_groups(
 ) -> dict[str, pl.LazyFrame]:
     """Return one frame for each group of files, with all columns that ctr-prepare needs."""
     by_unit = data.split.unit if isinstance(data.split, SplitAtRandom) else ""
-    others = filter(None, (data.time, data.weight, data.unit, data.request, by_unit))
+    others = filter(None, (data.time, data.weight, data.unit, data.request, data.position, by_unit))
     columns = list(dict.fromkeys((data.label, *(field.reads for field in fields), *others)))
-    numbers = {data.label, data.weight, *(field.reads for field in fields if field.kind == "numeric")}
+    numbers = {data.label, data.weight, data.position, *(field.reads for field in fields if field.kind == "numeric")}
     numbers -= {field.reads for field in fields if field.kind == "categorical"}
     frames, first = {}, 0
     for key, group in sources.items():
