@@ -75,16 +75,19 @@ Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class SplitByTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="by", tag="time"):
-    """Split a log by its `time` column: the newest rows are test, the rows before them valid, all older rows train.
+    """Split a log by its `time` column: the newest rows are test, the rows before them valid, and older rows train.
 
     Attributes:
         valid: The length of the validation set, such as "1d" or "12h" (s, m, h, d or w).
         test: The length of the test set.
+        train: The length of the training set, such as "7d". Older rows are not used, so a log that grows every day can
+            be trained with the same file. The default is to use all older rows.
         gap: The length of the gaps before valid and before test, whose rows are not used. The default is no gap.
     """
 
     valid: Duration
     test: Duration
+    train: Duration | None = None
     gap: Duration | None = None
 
 

@@ -58,11 +58,13 @@ class WarmFacts(msgspec.Struct, frozen=True):
         run: A sha256 of the earlier run's files.
         tokens: The number of tokens of all fields.
         new_tokens: The number of tokens that the earlier run did not have. They started from the row of the unknown id.
+        lost_tokens: The number of tokens that only the earlier run had. Their embeddings were not copied.
     """
 
     run: str
     tokens: int
     new_tokens: int
+    lost_tokens: int = 0
 
 
 class DataFacts(msgspec.Struct, frozen=True):
@@ -72,11 +74,13 @@ class DataFacts(msgspec.Struct, frozen=True):
         rows: The number of rows in each split.
         fingerprint: A sha256 of the prepared files.
         warm: The run that the weights started from, or None.
+        periods: The times of the oldest and the newest row of each split in UTC, if the log is split by time.
     """
 
     rows: dict[str, int]
     fingerprint: str
     warm: WarmFacts | None = None
+    periods: dict[str, tuple[str, str]] = {}
 
 
 class OtherWeights(msgspec.Struct, frozen=True):

@@ -59,6 +59,8 @@ def digest(experiment: Experiment) -> str:
     these versions can be continued.
     """
     document = msgspec.to_builtins(settings(experiment))
+    if isinstance(split := document["data"]["split"], dict) and split.get("train") is None:
+        split.pop("train", None)
     for section, defaults in (("data", DATA_OF_0_11), ("model", STEC_OF_0_9), ("training", TRAINING_OF_0_9)):
         document[section] = {k: v for k, v in document[section].items() if (k, v) not in defaults.items()}
     return hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:16]

@@ -79,7 +79,8 @@ def open_log(data: Data, root: Path) -> OpenedLog:
         )
     splits = {name: load_split(prepared, name) for name in SPLITS}
     rows = {name: len(split) for name, split in splits.items()}
-    return OpenedLog(prepared, splits, DataFacts(rows, fingerprint(prepared.folder)))
+    periods = {name: facts.period for name, facts in prepared.facts.splits.items() if facts.period}
+    return OpenedLog(prepared, splits, DataFacts(rows, fingerprint(prepared.folder), periods=periods))
 
 
 def load_split(prepared: Prepared, name: str) -> Split:

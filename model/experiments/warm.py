@@ -91,16 +91,17 @@ def open_warm_start(run: Path, experiment: Experiment, prepared: Prepared) -> Wa
     model, earlier, schema, metrics = open_run(run)
     check_same_model(run, earlier.model, experiment.model)
     check_same_fields(run, schema, prepared.schema)
-    rows, tokens, known, offset = list[NDArray[np.int64]](), 0, 0, 0
+    rows, tokens, known, offset, earlier_tokens = list[NDArray[np.int64]](), 0, 0, 0, 0
     for field in schema.select("categorical"):
         old, new = (open_vocabulary(folder, field.name) for folder in (run / VOCABULARY, prepared.vocabulary))
         source = source_rows(old, new)
         tokens, known = tokens + len(new) - 2, known + int((source[2:] != UNKNOWN).sum())
         rows.append(source + offset)
         offset += len(old)
+        earlier_tokens += len(old) - 2
     numbers = list(zip(schema.select("numeric"), prepared.schema.select("numeric"), strict=True))
     scale = torch.tensor([new.std / old.std for old, new in numbers])
-    facts = WarmFacts(run_digest(run), tokens, tokens - known)
+    facts = WarmFacts(run_digest(run), tokens, tokens - known, earlier_tokens - known)
     bias = math.log(earlier.data.negative_rate / experiment.data.negative_rate)
     warnings = tuple(filter(None, (moved_mean(old, new) for old, new in numbers)))
     return WarmStart(facts, model, torch.from_numpy(np.concatenate(rows)), scale, bias, warnings, metrics.positions)

@@ -26,6 +26,7 @@ from model.data.prepare.summary import useless_fields
 from model.data.prepare.writing import load_column, read_rows, write_column, write_ids, write_values
 from model.data.readers import avazu, criteo, frappe, generated, movielens, table
 from model.data.readers.log import Log, check_rows_read
+from model.data.readers.split import iso
 from model.data.sentinels import find_sentinels, without_codes
 from model.data_config import Data
 
@@ -142,9 +143,9 @@ def fill_folder(
         return measure(field, usual, data.clip_share), found
 
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        rows = np.sum([read_split(log, split, values, row_values, scratch, pool) for split in log.splits], axis=0)
+        reads = {split: read_split(log, split, values, row_values, scratch, pool) for split in log.splits}
         if log.whole:
-            check_rows_read(log.files, rows.tolist())
+            check_rows_read(log.files, np.sum([read.rows for read in reads.values()], axis=0).tolist())
         if data.train_negative_rate < 1:
             kept["train"] = scratch / "train.kept.npy"
             write_kept(kept["train"], scratch / "train.labels.npy", data.train_negative_rate)
@@ -158,6 +159,8 @@ def fill_folder(
         splits: dict[str, SplitFacts] = {}
         for split in log.splits:
             splits[split], missing[split] = write_split(folder, scratch, split, schema, ids, pool, kept.get(split))
+            if (period := reads[split].period) is not None:
+                splits[split] = msgspec.structs.replace(splits[split], period=(iso(period[0]), iso(period[1])))
     write_extra(folder, log)
     facts = LogFacts(
         data,

@@ -22,12 +22,15 @@ class SplitFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         rows: The number of prepared rows.
         click_rate: Their click rate.
+        period: The times of the oldest and the newest row in UTC, such as "2026-12-01T00:00:05Z", if the log is split
+            by time.
         dropped: The number of non-clicks that Data.train_negative_rate dropped. They are not among the rows.
     """
 
     rows: int
     click_rate: float
     dropped: int = 0
+    period: tuple[str, str] | None = None
 
     @property
     def clicks(self) -> int:

@@ -16,13 +16,12 @@ from model.data.value_warnings import leak_warning, quoted, text_warnings, uniqu
 # A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
 MAX_UNKNOWN_SHARE = 0.8
 SAMPLE_ROWS, SAMPLE_PARTS = 50_000, 20  # the sample for the warnings about values
-CAPTION = "missing: share in train; unknown: share in test that is not in the vocabulary\n"
+CAPTION = "missing: share in train; unknown: share in test that is not in the vocabulary"
 
 
 def summary(prepared: Prepared) -> Table:
     """Return a table with a row for each field, which reveals columns that are mostly unknown or missing."""
-    rows = "\n".join(f"{name}: {describe(facts)}" for name, facts in prepared.facts.splits.items())
-    lines = Table("field", "side", "kind", "values", "missing", "unknown", caption=CAPTION + rows)
+    lines = Table("field", "side", "kind", "values", "missing", "unknown", caption=CAPTION)
     names = [field.name for field in prepared.schema.select("categorical")]
     unknown = dict(zip(names, unknown_shares(prepared), strict=True))
     sizes = dict(zip(names, prepared.vocabulary_sizes, strict=True))
@@ -43,16 +42,20 @@ def summary(prepared: Prepared) -> Table:
     return lines
 
 
+def split_lines(prepared: Prepared) -> list[str]:
+    """Return a line about each split."""
+    return [f"{name}: {describe(facts)}" for name, facts in prepared.facts.splits.items()]
+
+
 def describe(facts: SplitFacts) -> str:
-    """Return the size and click rate of a split, and how many rows were dropped."""
+    """Return the size, click rate and period of a split, and how many rows were dropped."""
+    period = f", {facts.period[0]} to {facts.period[1]}" if facts.period else ""
     if not facts.dropped:
-        return f"{facts.rows:,} rows with {facts.click_rate:.2%} clicks"
+        return f"{facts.rows:,} rows with {facts.click_rate:.2%} clicks{period}"
     total = facts.rows + facts.dropped
     others = total - facts.clicks
-    return (
-        f"{total:,} rows with {facts.clicks / total:.2%} clicks; kept {facts.rows:,}: all {facts.clicks:,} clicks and "
-        f"{others - facts.dropped:,} of {others:,} non-clicks"
-    )
+    kept = f"all {facts.clicks:,} clicks and {others - facts.dropped:,} of {others:,} non-clicks"
+    return f"{total:,} rows with {facts.clicks / total:.2%} clicks{period}; kept {facts.rows:,}: {kept}"
 
 
 def useless_fields(prepared: Prepared) -> list[str]:

@@ -40,7 +40,7 @@ def read(folder: Path, data: Data) -> Log:
     names = {key: group_name(folder, listed[key], sources[key]) for key in sources}
     whole = True
     if data.files:
-        whole = not (isinstance(data.split, SplitByTime) and data.split.gap)
+        whole = not (isinstance(data.split, SplitByTime) and (data.split.gap or data.split.train))
         if not whole:
             check_all_rows(frames["files"], data.label, files)
         frames = split_rows(frames["files"], data, lambda file, line: position(files[file].name, line))
@@ -55,6 +55,7 @@ def read(folder: Path, data: Data) -> Log:
         unit=data.unit,
         request=data.request,
         position_column=data.position,
+        time=data.time if isinstance(data.split, SplitByTime) else "",
         positive=data.positive,
         missing=data.missing,
         whole=whole,

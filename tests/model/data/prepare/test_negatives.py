@@ -14,7 +14,7 @@ from model.data.prepare import negatives, reading, writing
 from model.data.prepare.negatives import draws
 from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import Prepared
-from model.data.prepare.summary import summary
+from model.data.prepare.summary import split_lines
 from model.data_config import Data, SplitAtRandom
 
 ROWS = 6000
@@ -140,10 +140,10 @@ def test_min_count_counts_all_rows_and_a_token_without_a_kept_row_is_unknown(
 def test_the_dropped_rows_are_printed_and_recorded(root: Path) -> None:
     prepared = prepare(root, data(train_negative_rate=0.2))
     facts = prepared.facts.splits["train"]
-    caption = str(summary(prepared).caption)
+    line = split_lines(prepared)[0]
     clicks, others = facts.clicks, ROWS - facts.clicks
-    assert f"train: 6,000 rows with {clicks / ROWS:.2%} clicks; kept {facts.rows:,}: all {clicks:,} clicks" in caption
-    assert f"{facts.rows - clicks:,} of {others:,} non-clicks" in caption
+    assert f"train: 6,000 rows with {clicks / ROWS:.2%} clicks; kept {facts.rows:,}: all {clicks:,} clicks" in line
+    assert f"{facts.rows - clicks:,} of {others:,} non-clicks" in line
     assert msgspec.json.decode((prepared.folder / "log.json").read_bytes())["splits"]["train"]["dropped"] > 4000
 
 
