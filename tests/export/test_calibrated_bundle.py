@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,19 @@ import onnxruntime
 import polars as pl
 import pytest
 
+import kernel
 from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MODEL, SCREEN, Bundle, BundleError, open_bundle, write_manifest
 from contract.calibration import CALIBRATION, SegmentShift, encode_fitted
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import read_golden
+from contract.reference import REFERENCE
 from export.bundle import export
 from export.cli.explain import main as explain
 from export.cli.export import main as export_command
 from export.cli.predict import main as predict
 from export.golden import golden_inputs
 from export.predict.scorer import open_scorer
-from loadtest.scenarios.versions import SHIFT, two_versions
+from loadtest.scenarios.versions import SHIFT, shifted
 from model.data.prepare.prepared import read_prepared
 from model.experiments.run_folder import open_run, save_run
 from service.models import verify
@@ -34,7 +36,7 @@ from tests.support.processes import Server, post, serving
 from tests.support.runs import DATA
 
 DEVICES = ("phone", "tablet", "desktop", None)
-CANDIDATES = [
+CANDIDATES: list[dict[str, Any]] = [
     {"id": f"ad-{number}", "features": {"ad": f"ad-{number}", "format": "video", "bid": 0.3 * number}}
     for number in range(1, 9)
 ]
@@ -96,7 +98,7 @@ def test_a_run_without_a_calibration_gives_the_same_bundle_as_before(cascade_bun
     changed = {
         name for name in bundle.manifest.files if bundle.manifest.files[name] != without.manifest.files.get(name)
     }
-    assert changed == {CALIBRATION, GOLDEN}
+    assert changed == {CALIBRATION, GOLDEN, REFERENCE}  # the reference has deciles of probabilities
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -141,7 +143,7 @@ def test_the_kernel_and_onnxruntimes_operators_give_the_same_probabilities(
     answers = {}
     for graph in (KERNEL, MODEL):
         if graph == MODEL:
-            monkeypatch.setattr("kernel.is_usable", lambda: False)
+            monkeypatch.setattr(kernel, "__file__", "/nonexistent/kernel/__init__.py")
         engine = open_engine(bundle, threads=1)
         assert engine.graph == graph
         answers[graph] = np.concatenate(engine.run(batch))
@@ -176,8 +178,9 @@ def test_the_cascade_returns_calibrated_probabilities_of_the_best_candidates(bun
 def test_predicting_with_the_run_and_with_the_bundle_gives_the_same_probabilities(
     run: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
+    names = [field.name for field in bundle.schema.fields]
     rows = [
-        {"device": device, "hour": 21, "session_depth": 2, **candidate["features"]}
+        {**dict.fromkeys(names), **request_of(device)["context"], **candidate["features"]}
         for device in DEVICES
         for candidate in CANDIDATES
     ]
@@ -209,10 +212,10 @@ def test_the_golden_requests_cover_the_segments(bundle: Bundle) -> None:
 
 
 def test_the_load_test_can_shift_a_calibrated_bundle(folder: Path, tmp_path: Path) -> None:
-    second = two_versions(folder, tmp_path).second
-    assert verify.main([str(second.folder)]) == 0
-    shifted, original = (read_golden(path / GOLDEN)[0].ctr[0] for path in (second.folder, folder))
-    assert np.log(shifted / (1 - shifted)) - np.log(original / (1 - original)) == pytest.approx(SHIFT)
+    second = shifted(folder, tmp_path / "second")
+    assert verify.main([str(second)]) == 0
+    higher, original = (read_golden(path / GOLDEN)[0].ctr[0] for path in (second, folder))
+    assert np.log(higher / (1 - higher)) - np.log(original / (1 - original)) == pytest.approx(SHIFT)
 
 
 def test_a_calibration_of_another_run_is_not_exported(
@@ -236,7 +239,7 @@ def test_a_run_that_is_trained_again_loses_its_calibration(run: Path, tmp_path: 
     assert not (again / CALIBRATION).exists()
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a number too large for float64": (lambda raw: raw.replace(b"-4.0", b"-1e999"), "out of range"),
     "a number whose differences overflow": (lambda raw: raw.replace(b"-4.0", b"-1e308"), "a knot at -1e"),
     "knots that do not ascend": (lambda raw: raw.replace(b"-2.0", b"-5.0"), "do not ascend"),
