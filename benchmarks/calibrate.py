@@ -225,10 +225,9 @@ def text(log: Log, rows: Sequence[int]) -> str:
     valid, test = log.source.valid, log.source.test
     return (
         f"The generated log has a click rate of {CLICK_RATE:.0%}, {rows[1]:,} rows in valid and {rows[2]:,} in test. "
-        f"A tenth of\nthe non-clicks is kept. Then, valid has {len(valid):,} rows with {valid.clicks:,} clicks, and test "
-        f"has {len(test):,}\nrows with {test.clicks:,} clicks. The columns show the mean prediction divided by the mean "
-        "true probability, on\n"
-        "test in the whole traffic. If test is later, it contains new ads and other days of the week. A calibration\n"
+        f"A tenth of\nthe non-clicks is kept. Then, valid has {len(valid):,} rows with {valid.clicks:,} clicks, and "
+        f"test has {len(test):,}\nrows with {test.clicks:,} clicks. The columns show the mean prediction divided by "
+        "the mean true probability, on\ntest in the whole traffic. If test is later, it contains new ads and other days of the week. A calibration\n"
         "cannot foresee effects that the model does not know."
     )
 

@@ -135,7 +135,7 @@ def hours_of(name: str) -> str:
 def columns_of(data: Data | None, parts: Sequence[Part]) -> Columns:
     """Return the columns that are not features: those of the run's [data] section, or else those of ctr-join."""
     join = names_of_join(parts)
-    of_join = Columns() if join is None else Columns(*(join.of(name) for name in ("click", "time", "weight")))
+    of_join = Columns() if join is None else Columns(join.of("click"), join.of("time"), join.of("weight"))
     if data is None or data.reader != "table":
         return of_join
     has_label = join is None or all(data.label in part.columns for part in parts)
