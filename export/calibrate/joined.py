@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from contract.calibration import Calibration
 from contract.encode import Encoder, join
 from contract.pseudonyms import Pseudonymizer, check_pseudonym_key
 from contract.vocabulary import UNKNOWN
@@ -83,7 +82,7 @@ def read_joined_log(
         ValueError: If a file cannot be read, a value is not valid, or valid or test has no rows.
     """
     weights = weights_digest(run)
-    scorer = open_run_scorer(run)
+    scorer = open_run_scorer(run, use_calibration=False)
     check_segment_field(scorer.schema, by)
     check_pseudonym_key(scorer.schema, pseudonyms)
     frames, columns = open_log(scorer, files)
@@ -192,13 +191,12 @@ def score_batch(scorer: Scorer, encoder: Encoder, batch: Batch, columns: Columns
             raise ValueError(f"{bad_row(batch, index, error, values[index], encoder)}. Fix the row.") from error
         raise
     feed = join([model_input])
-    assert scorer.data is not None
-    correction, logits = Calibration.of_log(scorer.data.negative_rate), []
+    logits = []
     for start in range(0, len(values), RUN_ROWS):
         part = {name: array[start : start + RUN_ROWS] for name, array in feed.items()}
         part["request_index"] = np.arange(len(part["candidate_ids"]), dtype=np.int64)
         logits.append(scorer.graph(part))
-    logit = finite(correction.corrected(np.concatenate(logits)))
+    logit = finite(scorer.calibrator.correction.corrected(np.concatenate(logits)))
     names = [field.name for field in scorer.schema.select("categorical", "context")]
     segment = None if by is None else model_input.context_ids[:, names.index(by)]
     return Rows(logit, label, importance, 1.0, (model_input.candidate_ids == UNKNOWN).any(axis=1), segment)

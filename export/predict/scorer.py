@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import kernel
 from contract.bundle import KERNEL, MODEL, OUTPUT, VOCABULARY, Bundle, BundleError, open_bundle
-from contract.calibration import Calibrator
+from contract.calibration import Calibration, Calibrator
 from contract.encode import Encoder, join
 from contract.reader import Features
 from contract.schema import FeatureSchema
@@ -107,8 +107,12 @@ def open_session(bundle: Bundle) -> Any:
         raise BundleError(f"{bundle.folder / name}: onnxruntime cannot open it ({reason}): export it again") from error
 
 
-def open_run_scorer(folder: Path) -> Scorer:
+def open_run_scorer(folder: Path, use_calibration: bool = True) -> Scorer:
     """Open a run, with the calibration of its calibration.json if it has one.
+
+    Args:
+        folder: The run folder.
+        use_calibration: Whether to read calibration.json. ctr-calibrate does not, because it replaces the file.
 
     Raises:
         ValueError: If the folder is not a run, or is damaged, or its calibration.json is not its own.
@@ -124,4 +128,8 @@ def open_run_scorer(folder: Path) -> Scorer:
             logit: NDArray[np.floating] = graph(**doubles).numpy()
         return logit
 
-    return Scorer(folder, schema, vocabularies, open_calibrator(folder, experiment, schema), run, experiment.data)
+    if use_calibration:
+        calibrator = open_calibrator(folder, experiment, schema)
+    else:
+        calibrator = Calibrator(Calibration.of_log(experiment.data.negative_rate), None, schema)
+    return Scorer(folder, schema, vocabularies, calibrator, run, experiment.data)

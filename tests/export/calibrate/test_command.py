@@ -11,17 +11,22 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from torch import Tensor
 
 from contract.calibration import CALIBRATION, read_fitted
+from contract.encode import Encoder
 from contract.tokens import token
 from contract.vocabulary import UNKNOWN
+from export.bundle import export
 from export.calibrate.report import JSON, MARKDOWN, PICTURE, CalibrationReport
 from export.calibrate.source import read_prepared_log
 from export.cli.calibrate import TOO_FEW_CLICKS, main
+from export.predict.scorer import open_scorer
 from model.data.readers.generated import CANDIDATE, CONTEXT
 from model.data.readers.scan import JOINED_LOG
 from model.experiments.run_folder import WEIGHTS, open_run, save_run
 from model.experiments.train import train
+from tests.support.runs import with_weights
 
 FILES = (CALIBRATION, JSON, MARKDOWN, PICTURE)
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -238,6 +243,15 @@ def test_a_joined_log_gives_the_same_calibration_as_the_prepared_log(
     assert "measured on 2026-11-30T12:00:00Z to 2026-12-01T12:00:00Z: 10,000 rows" in out
 
 
+def test_a_calibration_of_another_model_is_replaced(run: Path, trained: Path, tmp_path: Path) -> None:
+    """Also if the rows are scored as ctr-predict scores them."""
+    joined = write_joined(trained, tmp_path)
+    for arguments in (["--data", str(trained)], [str(joined)]):
+        (run / CALIBRATION).write_text('{"weights": "other"}')
+        assert main([str(run), *arguments]) == 0
+        assert read_fitted(run / CALIBRATION).rows == 12_000
+
+
 def test_the_lengths_of_valid_and_test_can_be_chosen(run: Path, trained: Path, tmp_path: Path) -> None:
     """The oldest hour lacks a feature, which is missing in its rows."""
     joined = write_joined(trained, tmp_path)
@@ -300,6 +314,34 @@ def test_sampled_non_clicks_count_for_those_that_were_dropped(run: Path, trained
     assert half.valid.rows < 0.6 * everything.valid.rows
     assert half.before.overall.observed == pytest.approx(everything.before.overall.observed, rel=0.02)
     assert half.after.overall.ratio == pytest.approx(everything.after.overall.ratio, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [1.3, 1 / 1.3])
+def test_a_model_whose_logits_are_scaled_gets_the_same_probabilities(
+    run: Path, trained: Path, tmp_path: Path, factor: float
+) -> None:
+    def scale(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: factor * weight if name.startswith("head.") else weight for name, weight in weights.items()}
+
+    assert main([str(run), "--data", str(trained)]) == 0
+    scaled = with_weights(run, tmp_path / "scaled", scale)
+    assert main([str(scaled), "--data", str(trained)]) == 0
+    (one, other), (points, scaled_points) = zip(
+        *((report_of(each), knots(each)) for each in (run, scaled)), strict=True
+    )
+    assert abs(other.before.logloss - one.before.logloss) > 1e-3
+    assert other.after.logloss == pytest.approx(one.after.logloss, abs=1e-6)
+    np.testing.assert_allclose(scaled_points / [factor, 1], points, atol=1e-3)
+
+
+def test_the_bundle_and_the_run_have_the_probabilities_of_the_report(run: Path, trained: Path, tmp_path: Path) -> None:
+    assert main([str(run), "--data", str(trained), "--by", "slot"]) == 0
+    export(run, tmp_path / "bundle")
+    expected = report_of(run).after.overall.predicted
+    for folder in (run, tmp_path / "bundle"):
+        scorer = open_scorer(folder)
+        rows = pl.read_parquet(trained / "generated" / "test.parquet").to_dicts()
+        assert scorer.score(Encoder(scorer.schema), rows).mean() == pytest.approx(expected, rel=1e-4)
 
 
 def test_cold_candidates_have_an_unknown_value(run: Path, trained: Path) -> None:

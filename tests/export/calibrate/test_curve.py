@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from contract.calibration import MAX_KNOTS, MIN_SLOPE, Calibration, Calibrator, FittedCalibration, sigmoid
 from contract.schema import FeatureSchema, Field
-from export.calibrate.curve import MIN_GAP, fit_isotonic, fit_platt, merge, merged_blocks, shift_to
+from export.calibrate.curve import MIN_GAP, Knots, fit_isotonic, fit_platt, merge, merged_blocks, shift_to
 from export.calibrate.fit import Fit, Method, fit
-from export.calibrate.rows import Rows
+from export.calibrate.rows import Floats, Rows
 from tests.support.calibration import make_rows, simulate
 
 SCHEMA = FeatureSchema((Field("slot", "context"), Field("ad", "candidate")))
@@ -20,6 +20,13 @@ def calibrator(found: Fit) -> Calibrator:
     """Return the calibrator that serves a fit. It checks the knots."""
     fitted = FittedCalibration(weights="", method=found.method, knots=found.knots, rows=1, clicks=1)
     return Calibrator(Calibration(), fitted, SCHEMA)
+
+
+def slopes_of(knots: Knots) -> Floats:
+    """Return the slope of each piece of a curve."""
+    x, y = np.array([*knots]).T
+    slopes: Floats = np.diff(y) / np.diff(x)
+    return slopes
 
 
 @st.composite
@@ -93,7 +100,7 @@ def test_blocks_without_clicks_do_not_give_an_infinite_logit() -> None:
     """The lower half has no clicks, and the top has only clicks."""
     logit = np.linspace(-6, 3, 30_000)
     label = np.where(logit < -2, 0.0, (np.arange(30_000) % 3 == 0) | (logit > 2.9)).astype(np.float64)
-    knots = np.array(fit_isotonic(make_rows(logit, label)))
+    knots = np.array([*fit_isotonic(make_rows(logit, label))])
     assert np.isfinite(knots).all()
     assert np.abs(knots[:, 1]).max() < 20
 
@@ -133,15 +140,13 @@ def test_flat_regions_get_the_least_slope() -> None:
     logit = np.linspace(-6, 0, 200_000)
     rate = np.where(logit < -3, 0.02, 0.2)
     label = np.random.default_rng(4).random(len(logit)) < rate
-    knots = np.array(fit_isotonic(make_rows(logit, label)))
-    slopes = np.diff(knots[:, 1]) / np.diff(knots[:, 0])
+    slopes = slopes_of(fit_isotonic(make_rows(logit, label)))
     assert slopes.min() >= MIN_SLOPE * (1 - 1e-9)
 
 
 def test_the_ends_continue_with_the_slope_of_platt_scaling() -> None:
     rows = simulate(5, 200_000, slope=0.5).rows
-    knots = np.array(fit_isotonic(rows))
-    slopes = np.diff(knots[:, 1]) / np.diff(knots[:, 0])
+    slopes = slopes_of(fit_isotonic(rows))
     assert slopes[[0, -1]] == pytest.approx([2, 2], rel=0.1)
 
 

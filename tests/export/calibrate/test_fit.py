@@ -1,6 +1,6 @@
 """Fitting with segments: each one gets the shift that its clicks support, and the overall ratio stays 1."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from export.calibrate.fit import (
     MIN_CLICKS,
     PRIOR_CLICKS,
     Fit,
+    Method,
     TooFewClicksError,
     curve,
     fit,
@@ -19,6 +20,7 @@ from export.calibrate.fit import (
     shift_of_rows,
 )
 from export.calibrate.rows import Floats, Rows
+from export.calibrate.statistics import deciles
 from tests.support.calibration import make_rows, simulate
 
 SHIFTS = (0.4, -0.3, 0.0, 0.1)
@@ -61,6 +63,33 @@ def test_the_truth_is_found_with_a_tenth_of_the_non_clicks() -> None:
         chosen = test.rows.segment == segment
         ratio = np.dot(weight[chosen], ctr[chosen]) / np.dot(weight[chosen], test.truth[chosen])
         assert ratio == pytest.approx(1, abs=0.03), segment
+
+
+def times_1_3(logit: Floats) -> Floats:
+    """Return the logits of probabilities that are 1.3 times as large, at most 0.999."""
+    ctr = (1.3 * sigmoid(logit)).clip(max=0.999)
+    planted: Floats = np.log(ctr) - np.log1p(-ctr)
+    return planted
+
+
+@pytest.mark.parametrize("plant", [lambda logit: 1.3 * logit, times_1_3], ids=["logits", "probabilities"])
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_a_planted_factor_of_1_3_is_corrected(plant: Callable[[Floats], Floats], method: Method) -> None:
+    """1,000,000 impressions: overall within 1% of the true probability, and each decile within 3 standard errors or 5%.
+
+    Platt scaling cannot express a factor of the probabilities exactly.
+    """
+    rows, test = simulate(11, 1_000_000).rows, simulate(12, 500_000)
+    found = fit(make_rows(plant(rows.logit), rows.label), method)
+    planted = plant(test.rows.logit)
+    before, after = sigmoid(planted), sigmoid(curve(found.knots, planted))
+    assert abs(before.mean() / test.truth.mean() - 1) > 0.1
+    assert after.mean() / test.truth.mean() == pytest.approx(1, abs=0.01)
+    decile = deciles(test.truth, np.ones(len(planted)))
+    for number in range(10):
+        true = test.truth[decile == number].mean()
+        tolerance = max(0.05 if method == "isotonic" else 0.1, 3 / np.sqrt(len(rows) / 10 * true))
+        assert after[decile == number].mean() / true == pytest.approx(1, abs=tolerance), number
 
 
 def test_without_weights_for_the_dropped_non_clicks_the_rate_would_be_wrong() -> None:
