@@ -18,17 +18,16 @@ from contract.bundle import open_bundle, write_manifest
 from contract.calibration import Calibration
 from service.models import verify
 from service.models.store import (
-    StoreError,
     activate,
     add,
     current_bundle,
     how_to_activate,
     main,
-    read_pointer,
     remove,
     rollback,
     servable_bundles,
 )
+from service.models.store_pointer import StoreError, read_pointer
 from tests.support.graphs import needs_kernel
 from tests.support.paths import ROOT
 from tests.support.permissions import another_user, public_folder
