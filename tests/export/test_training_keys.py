@@ -1,4 +1,4 @@
-"""`position` and `train_negative_rate` change only the training: the bundle is that of any run with the same weights."""
+"""`position` and `train_negative_rate` change only the training: the bundle is that of a run with the same weights."""
 
 from pathlib import Path
 
