@@ -252,6 +252,6 @@ def test_the_rules_pass_their_own_tests() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not on PATH")
-    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "tests.yml"]):
+    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "tests.yml", "tests-drift.yml"]):
         done = subprocess.run([promtool, *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
