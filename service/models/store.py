@@ -9,7 +9,6 @@ STORE/current               the current version, and the previously current ones
 import argparse
 import fcntl
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -21,15 +20,13 @@ import msgspec
 
 from contract.bundle import BundleError, Manifest, open_bundle
 from contract.golden import TOLERATED
+from contract.store import CURRENT, VERSION, VERSIONS, Pointer, StoreError, read_pointer, unreadable
 from contract.system_errors import explain_denied
 
-VERSIONS = "versions"
-CURRENT = "current"
 LOCK = "lock"
 UNFINISHED = ".unfinished-"
 MAX_PREVIOUS = 100
 HOW_TO_SKIP_CHECK = "To activate it in spite of this, add --force"
-VERSION = re.compile(r"[0-9a-f]{64}")
 MIN_PREFIX_CHARS = 6
 SHORT = 12  # characters of a version in a message
 COMMANDS = {
@@ -39,22 +36,6 @@ COMMANDS = {
     "remove": "delete a version that is not current",
     "rollback": "make the previously current version current again",
 }
-
-
-class StoreError(ValueError):
-    """The operation is not possible. The message states how to fix the problem."""
-
-
-class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of STORE/current.
-
-    Attributes:
-        version: The current version.
-        previous: The previously current versions, newest first.
-    """
-
-    version: str
-    previous: list[str] = []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,35 +146,6 @@ def has_version(store: Path, version: str) -> bool:
         return folder.is_dir() and not folder.is_symlink()
     except OSError as error:
         raise unreadable(folder, error) from error
-
-
-def unreadable(path: Path, error: OSError) -> StoreError:
-    """Return the StoreError for a part of the store that cannot be read."""
-    if isinstance(error, PermissionError):
-        return StoreError(explain_denied(Path(error.filename or path)))
-    return StoreError(f"{path} cannot be read ({error.strerror or error}): check the disk and its mount")
-
-
-def read_pointer(store: Path) -> Pointer | None:
-    """Return the store's pointer, or None if no version has ever been activated.
-
-    Raises:
-        StoreError: The pointer cannot be read, or it names something other than versions.
-    """
-    path = store / CURRENT
-    try:
-        pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}): activate a version again") from error
-    # A version is a name, not a path, so a pointer cannot lead outside the store.
-    for version in (pointer.version, *pointer.previous):
-        if not VERSION.fullmatch(version):
-            raise StoreError(f"{path} names {version[:100]!r}, which is not a version: activate a version again")
-    return pointer
 
 
 def readable_pointer(store: Path) -> Pointer | None:
