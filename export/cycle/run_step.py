@@ -1,0 +1,150 @@
+"""Run a step of the day as a subprocess, with a log file."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from export.cycle.state import DoneStep, State, digests, inputs_digest, is_complete, write_state
+
+TAIL_LINES = 15
+STOP_TIMEOUT_S = 60
+
+
+class StepFailed(RuntimeError):
+    """A step exited with an error. The message names its log and shows the end of it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the day.
+
+    Attributes:
+        name: The name in the report, and of the log.
+        module: The module that `python -m` runs.
+        arguments: Its arguments.
+        outputs: The files and folders that it writes.
+        after: The steps whose outputs it reads.
+        files: Other files that it reads.
+        accepts: Whether an exit code means that the step did its work. ctr-gate has a code for each verdict.
+    """
+
+    name: str
+    module: str
+    arguments: Sequence[str]
+    outputs: Sequence[Path]
+    after: Sequence[str] = ()
+    files: Sequence[Path] = ()
+    accepts: Callable[[int], bool] = field(default=lambda code: code == 0)
+
+    @property
+    def command(self) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", self.module, *self.arguments]
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs the steps of a day that are not complete.
+
+    Attributes:
+        state: Which steps are complete. It is updated after each step.
+        path: The file with the state.
+        log: Returns the path of a step's log.
+        lock: The file descriptor of the lock. Each step holds the lock too, so that no second ctr-cycle starts while a
+            step is running whose ctr-cycle was killed.
+        on_step: Called with a line about each step.
+    """
+
+    state: State
+    path: Path
+    log: Callable[[str], Path]
+    lock: int
+    on_step: Callable[[str], None]
+
+    def run(self, step: Step) -> DoneStep:
+        """Run a step, unless it is complete, and return what is known about it.
+
+        Raises:
+            StepFailed: It failed.
+            OSError: Its log or the state cannot be written.
+        """
+        earlier = [self.state.steps[name] for name in step.after]
+        inputs = inputs_digest([step.module, *step.arguments], digests(step.files), earlier)
+        done = self.state.steps.get(step.name)
+        if done is not None and is_complete(done, inputs):
+            self.on_step(f"{step.name}: complete, not repeated")
+            return done
+        started_s = time.monotonic()
+        run_command(step, self.log(step.name), self.lock)
+        seconds = round(time.monotonic() - started_s, 2)
+        done = DoneStep(shlex.join(step.command), inputs, digests(step.outputs), seconds)
+        self.state.steps[step.name] = done
+        write_state(self.path, self.state)
+        self.on_step(f"{step.name}: {seconds:.1f} s")
+        return done
+
+    def record(self, name: str, outputs: Sequence[Path]) -> None:
+        """Record what a complete step wrote, if that is only known after it."""
+        done = self.state.steps[name]
+        self.state.steps[name] = msgspec.structs.replace(done, outputs=digests(outputs))
+        write_state(self.path, self.state)
+
+
+def run_command(step: Step, log: Path, lock: int) -> None:
+    """Run a step's command, and write its output to its log.
+
+    Raises:
+        StepFailed: It exited with an error.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    tail: deque[bytes] = deque(maxlen=TAIL_LINES)
+    problem: OSError | None = None
+    # The output goes through this process, so that the message shows its end even if a full disk truncates the log.
+    # Without a buffer, closing the log cannot fail.
+    with log.open("wb", buffering=0) as file:
+        file.write(f"$ {shlex.join(step.command)}\n".encode())
+        process = subprocess.Popen(  # noqa: S603
+            step.command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock],
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                tail.append(line)
+                try:
+                    file.write(line)
+                except OSError as error:
+                    problem = error
+            code = process.wait()
+        except BaseException:
+            stop(process)
+            raise
+    if not step.accepts(code):
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        raise StepFailed(f"{step.name} {how}. The end of {log}:\n{b''.join(tail).decode(errors='replace').rstrip()}")
+    if problem is not None:
+        problem.filename = str(log)
+        raise problem
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a process to exit, and kill it if it does not."""
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
