@@ -43,17 +43,16 @@ def toml_value(value: Any) -> str:
 
 def toml_document(document: Mapping[str, Any]) -> str:
     """Return the text of a TOML file. A table inside a section is written on one line."""
-    keys = [
-        f"{toml_key(key)} = {toml_value(value)}\n" for key, value in document.items() if not isinstance(value, dict)
-    ]
-    sections = [
-        "\n".join(
-            [f"\n[{toml_key(name)}]", *(f"{toml_key(key)} = {toml_value(value)}" for key, value in section.items())]
-        )
-        for name, section in document.items()
-        if isinstance(section, dict)
-    ]
-    return "".join(keys) + "\n".join(sections) + "\n"
+    sections = {name: section for name, section in document.items() if isinstance(section, dict)}
+    lines = key_lines({key: value for key, value in document.items() if key not in sections})
+    for name, section in sections.items():
+        lines += ["", f"[{toml_key(name)}]", *key_lines(section)]
+    return "\n".join(lines) + "\n"
+
+
+def key_lines(section: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a section of a TOML file."""
+    return [f"{toml_key(key)} = {toml_value(value)}" for key, value in section.items()]
 
 
 def describe(kind: inspect.Type, many: bool = False) -> str:

@@ -124,9 +124,8 @@ def to_settings(options: argparse.Namespace) -> "Settings":
     from export.cycle.steps import Settings
     from model.loop.lines import milliseconds
 
-    now = (
-        datetime.now(UTC) if options.until is None else datetime.fromtimestamp(milliseconds(options.until) / 1000, UTC)
-    )
+    until = options.until
+    now = datetime.now(UTC) if until is None else datetime.fromtimestamp(milliseconds(until) / 1000, UTC)
     return Settings(
         experiment=options.experiment,
         requests=[path.absolute() for path in options.requests],
@@ -137,7 +136,7 @@ def to_settings(options: argparse.Namespace) -> "Settings":
         window_days=options.window,
         click_window_s=options.click_window,
         lateness_s=options.lateness,
-        until=options.until,
+        until=until,
         rename=options.rename,
         by=options.by,
         activate=options.activate,

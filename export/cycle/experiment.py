@@ -37,8 +37,8 @@ def check_experiment(path: Path) -> tuple[Experiment, SplitByTime]:
         raise ValueError(f"{path}: remove {', '.join(set_keys)}. ctr-cycle reads the hours of the joined log.")
     if data.negative_rate != 1:
         raise ValueError(
-            f"{path}: negative_rate = {data.negative_rate} says that non-clicks are missing from the log, but the joined "
-            "log contains all of them. Remove the key."
+            f"{path}: negative_rate = {data.negative_rate} says that non-clicks are missing, but the joined log contains "
+            "all of them. Remove the key."
         )
     if seconds_of(data.split.test) < MIN_TEST_S:
         raise ValueError(f'{path}: test = "{data.split.test}" is less than an hour. The gate needs at least "1h".')
@@ -50,8 +50,8 @@ def check_window(days: int, split: SplitByTime) -> None:
     other_s = sum(seconds_of(text) for text in (split.valid, split.test, *[split.gap] * 2) if text)
     if days * DAY.total_seconds() <= other_s:
         raise ValueError(
-            f"--window {days}d is not longer than valid and test of the split together. Set a longer window, or shorter "
-            "durations in the experiment."
+            f"--window {days}d is not longer than valid and test of the split together. Set a longer window, or "
+            "shorter durations in the experiment."
         )
 
 

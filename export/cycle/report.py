@@ -117,9 +117,8 @@ def headline(report: Report) -> str:
 
 def start_text(report: Report) -> str:
     """Return the sentences about how training and the gate started."""
-    training = (
-        f"Training continued the run of {report.warm}." if report.warm else f"Training started cold: {report.cold}."
-    )
+    continued = f"Training continued the run of {report.warm}."
+    training = continued if report.warm else f"Training started cold: {report.cold}."
     gate = "" if report.gate else " There was no gate, because the store served no version."
     return training + gate
 

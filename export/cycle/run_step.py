@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -34,7 +34,7 @@ class Step:
         outputs: The files and folders that it writes.
         after: The steps whose outputs it reads.
         files: Other files that it reads.
-        accepts: Whether an exit code means that the step did its work. ctr-gate has a code for each verdict.
+        codes: The exit codes that are results. All others are errors.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Step:
     outputs: Sequence[Path]
     after: Sequence[str] = ()
     files: Sequence[Path] = ()
-    accepts: Callable[[int], bool] = field(default=lambda code: code == 0)
+    codes: Sequence[int] = (0,)
 
     @property
     def command(self) -> list[str]:
@@ -84,9 +84,9 @@ class Runner:
             self.on_step(f"{step.name}: complete, not repeated")
             return done
         started_s = time.monotonic()
-        run_command(step, self.log(step.name), self.lock)
+        code = run_command(step, self.log(step.name), self.lock)
         seconds = round(time.monotonic() - started_s, 2)
-        done = DoneStep(shlex.join(step.command), inputs, digests(step.outputs), seconds)
+        done = DoneStep(shlex.join(step.command), inputs, digests(step.outputs), seconds, code)
         self.state.steps[step.name] = done
         write_state(self.path, self.state)
         self.on_step(f"{step.name}: {seconds:.1f} s")
@@ -99,8 +99,8 @@ class Runner:
         write_state(self.path, self.state)
 
 
-def run_command(step: Step, log: Path, lock: int) -> None:
-    """Run a step's command, and write its output to its log.
+def run_command(step: Step, log: Path, lock: int) -> int:
+    """Run a step's command, write its output to its log, and return its exit code.
 
     Raises:
         StepFailed: It exited with an error.
@@ -132,12 +132,13 @@ def run_command(step: Step, log: Path, lock: int) -> None:
         except BaseException:
             stop(process)
             raise
-    if not step.accepts(code):
+    if code not in step.codes:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         raise StepFailed(f"{step.name} {how}. The end of {log}:\n{b''.join(tail).decode(errors='replace').rstrip()}")
     if problem is not None:
         problem.filename = str(log)
         raise problem
+    return code
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import msgspec
 
-from contract.bundle import MANIFEST
+from contract.bundle import MANIFEST, SCHEMA
 from contract.schema import read_schema
 from contract.store import VERSIONS, read_pointer
 from export.cycle.days import DayFolder, earlier_days
 from export.cycle.report import Report, read_report
-from model.data.prepare.prepared import SCHEMA
 from model.experiment_config import Experiment, to_experiment, with_stored_defaults
 from model.experiments.run_check import METRICS
 from model.experiments.run_folder import EXPERIMENT
@@ -65,7 +64,9 @@ def accepted_days(folder: DayFolder) -> list[tuple[DayFolder, Report]]:
 
 
 def last_accepted_run(folder: DayFolder, served: str) -> DayFolder | None:
-    """Return the day whose run the next training continues: that of the served version, or else the newest accepted one.
+    """Return the day whose run the next training continues, or None.
+
+    It is the day of the served version if that was made in this folder, or else the newest accepted day.
 
     Args:
         folder: The day that is about to be trained.

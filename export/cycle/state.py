@@ -19,12 +19,14 @@ class DoneStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         inputs: SHA-256 over its arguments and over everything that it read.
         outputs: SHA-256 of each file that it wrote, by its path.
         seconds: How long it took.
+        code: Its exit code. Some codes other than 0 are results (see steps.py).
     """
 
     command: str
     inputs: str
     outputs: dict[str, str]
     seconds: float
+    code: int = 0
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

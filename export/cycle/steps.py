@@ -12,6 +12,7 @@ from export.cycle.run_step import Step
 from export.cycle.start import stored_bundle
 from model.experiments.run_folder import DIGESTS
 
+TOO_FEW_CLICKS = 3  # the exit code of ctr-calibrate if it wrote no calibration
 GATE_CODES = (0, 1, 3)  # pass, fail, not enough clicks; see export/cli/gate.py
 
 
@@ -101,10 +102,11 @@ def train_step(folder: DayFolder, device: str, warm: DayFolder | None) -> Step:
 
 
 def calibrate_step(folder: DayFolder, by: str | None) -> Step:
-    """Return the step that fits the calibration on valid, and writes it into the run."""
+    """Return the step that fits the calibration to valid, and writes it into the run, unless there are too few clicks."""
     arguments = [str(folder.run), "--data", str(folder.work), *([] if by is None else ["--by", by])]
     outputs = [folder.run / CALIBRATION]
-    return Step("calibrate", "export.cli.calibrate", arguments, outputs, ["prepare", "train"])
+    codes = (0, TOO_FEW_CLICKS)
+    return Step("calibrate", "export.cli.calibrate", arguments, outputs, ["prepare", "train"], codes=codes)
 
 
 def export_step(folder: DayFolder) -> Step:
@@ -124,7 +126,7 @@ def gate_step(folder: DayFolder, store: Path, served: str, held_out: Path) -> St
         [folder.gate],
         ["join", "export"],
         [old / MANIFEST],
-        accepts=lambda code: code in GATE_CODES,
+        codes=GATE_CODES,
     )
 
 
