@@ -102,7 +102,7 @@ def train_step(folder: DayFolder, device: str, warm: DayFolder | None) -> Step:
 
 
 def calibrate_step(folder: DayFolder, by: str | None) -> Step:
-    """Return the step that fits the calibration to valid, and writes it into the run, unless there are too few clicks."""
+    """Return the step that fits the calibration to valid, and writes it into the run if there are enough clicks."""
     arguments = [str(folder.run), "--data", str(folder.work), *([] if by is None else ["--by", by])]
     outputs = [folder.run / CALIBRATION]
     codes = (0, TOO_FEW_CLICKS)
