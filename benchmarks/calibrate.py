@@ -7,8 +7,9 @@ logits times 1.3, and with all probabilities times 1.3.
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from loadtest.report import Table, write_report
 from model.data.data_folder import add_data_argument
 from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import read_prepared
-from model.data.readers.generated import LABEL, TRUE_CTR
+from model.data.readers.generated import LABEL, REQUEST, TRUE_CTR
 from model.data.readers.log import SPLITS
 from model.data.synthetic import generate
 from model.data_config import Data
@@ -39,6 +40,7 @@ SCALE = 1.3
 SEGMENT = "slot"
 ROWS = (1_000_000, 2_500_000, 1_000_000)
 SEED = 1
+HEADER = ("predictions", "method", "segments", "before", "after", "worst segment before", "after", "time to fit")
 TITLE = "Calibration against the true probability"
 LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "scipy")
 
@@ -78,22 +80,41 @@ class Outcome:
         return max(self.segments.values(), key=lambda ratio: abs(ratio - 1))
 
 
-def data_section(root: Path) -> Data:
-    """Return the [data] section of the sampled log."""
-    return Data(reader="generated", folder="sampled", prepared="prepared", negative_rate=NEGATIVE_RATE)
+def write_splits(root: Path, folder: str, same_days: bool) -> None:
+    """Write the generated log with a tenth of its non-clicks.
 
-
-def make_log(root: Path, rows: Sequence[int]) -> Log:
-    """Generate a log, keep a tenth of its non-clicks in all splits, train a model on it and score valid and test."""
-    data, run = data_section(root), root / "run"
-    if generate.main(["--data", str(root), "--seed", str(SEED), "--rows", *map(str, rows)]):
-        sys.exit(2)
+    Args:
+        root: The data folder.
+        folder: The folder to write.
+        same_days: Whether valid and test are requests of the same days. Otherwise, test is later.
+    """
     random = np.random.default_rng(SEED)
-    (root / data.folder).mkdir(exist_ok=True)
-    for split in SPLITS:
-        log = pl.read_parquet(root / generate.FOLDER / f"{split}.parquet")
+    logs = {split: pl.read_parquet(root / generate.FOLDER / f"{split}.parquet") for split in SPLITS}
+    if same_days:
+        both = pl.concat([logs["valid"], logs["test"]])
+        first, share = both[REQUEST][0], len(logs["valid"]) / len(both)
+        is_valid = random.random(both[REQUEST][-1] - first + 1) < share
+        in_valid = pl.Series(is_valid[both[REQUEST].to_numpy() - first])
+        logs |= {"valid": both.filter(in_valid), "test": both.filter(~in_valid)}
+    (root / folder).mkdir(exist_ok=True)
+    for split, log in logs.items():
         kept = (log[LABEL].to_numpy() == 1) | (random.random(len(log)) < NEGATIVE_RATE)
-        log.filter(pl.Series(kept)).write_parquet(root / data.folder / f"{split}.parquet")
+        log.filter(pl.Series(kept)).write_parquet(root / folder / f"{split}.parquet")
+
+
+def make_log(root: Path, name: str, same_days: bool) -> Log:
+    """Prepare a log with a tenth of its non-clicks, train a model on it, and score valid and test.
+
+    Args:
+        root: The data folder, with a generated log.
+        name: The name of the new folders.
+        same_days: See write_splits().
+    """
+    write_splits(root, name, same_days)
+    data, run = (
+        Data(reader="generated", folder=name, prepared=f"prepared/{name}", negative_rate=NEGATIVE_RATE),
+        root / "runs" / name,
+    )
     prepare(root, data)
     model = STECConfig(embedding=8, blocks=1, heads=2, ffn=16, embedding_std=0.1)
     training = Training(epochs=2, batch_size=1024, learning_rate=0.005)
@@ -130,6 +151,7 @@ def calibrate(log: Log, source: Source, method: Method, by: str | None) -> tuple
     found = fit(source.valid, method, tokens if by else None)
     seconds = time.perf_counter() - start_s
     fitted = FittedCalibration(
+        weights=source.weights,
         method=found.method,
         knots=found.knots,
         rows=len(source.valid),
@@ -165,19 +187,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, nargs=3, default=ROWS, metavar=("TRAIN", "VALID", "TEST"))
     parser.add_argument("--out", type=Path, default=RESULTS / "calibrate.md", help="the report")
     options = parser.parse_args(arguments)
-    log = make_log(options.data, options.rows)
-    header = ("predictions", "method", "segments", "before", "after", "worst segment before", "after", "fit")
-    rows = []
-    methods: tuple[Method, ...] = ("platt", "isotonic")
-    for name, source in planted(log.source):
-        for method in methods:
-            for by in (None, SEGMENT):
-                before, after, seconds = calibrate(log, source, method, by)
-                ratios = (before.overall, after.overall, before.worst, after.worst)
-                rows.append([name, method, by or "none", *(f"{ratio:.4f}" for ratio in ratios), f"{seconds:.2f} s"])
+    if generate.main(["--data", str(options.data), "--seed", str(SEED), "--rows", *map(str, options.rows)]):
+        return 2
+    log, later = (make_log(options.data, name, name == "same-days") for name in ("same-days", "later-days"))
+    tables = [
+        Table("Valid and test are requests of the same days", HEADER, table(log, planted(log.source))),
+        Table("Test is later than valid", HEADER, table(later, [("as trained", later.source)])),
+    ]
     command = f"python -m benchmarks.calibrate --rows {' '.join(map(str, options.rows))}"
-    write_report(options.out, TITLE, text(log, options.rows), [Table("", header, rows)], LIBRARIES, command)
+    write_report(options.out, TITLE, text(log, options.rows), tables, LIBRARIES, command)
     return 0
+
+
+def table(log: Log, sources: Iterable[tuple[str, Source]]) -> list[list[str]]:
+    """Return a row for each source, method, and with and without segments."""
+    rows, methods = [], list[Method](["platt", "isotonic"])
+    for (name, source), method, by in product(sources, methods, (None, SEGMENT)):
+        before, after, seconds = calibrate(log, source, method, by)
+        ratios = (before.overall, after.overall, before.worst, after.worst)
+        rows.append([name, method, by or "none", *(f"{ratio:.4f}" for ratio in ratios), f"{seconds:.2f} s"])
+    return rows
 
 
 def text(log: Log, rows: Sequence[int]) -> str:
@@ -187,7 +216,8 @@ def text(log: Log, rows: Sequence[int]) -> str:
         f"The generated log has {rows[1]:,} rows in valid and {rows[2]:,} in test. A tenth of the non-clicks is kept.\n"
         f"Then, valid has {len(valid):,} rows with {valid.clicks:,} clicks, and test has {len(test):,} rows "
         f"with {test.clicks:,}\nclicks. The columns show the mean prediction divided by the mean true probability, on "
-        "test in the whole traffic."
+        "test in the whole traffic.\nIf test is later, it contains new ads and other days of the week. A calibration "
+        "cannot foresee effects that the model\ndoes not know."
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contract.bundle import SCHEMA
-from contract.calibration import CALIBRATION, FittedCalibration, check_fitted
+from contract.calibration import CALIBRATION, FittedCalibration, check_fitted, encode_fitted
 from contract.schema import read_schema
 from export.calibrate.fit import Method, fit
 from export.calibrate.judge import judge
@@ -21,7 +21,7 @@ from export.calibrate.report import (
     markdown,
     picture,
 )
-from export.calibrate.source import Source, tokens_of
+from export.calibrate.source import Source, tokens_of, weights_digest
 from model.atomic_folder import write_all
 
 
@@ -50,6 +50,7 @@ def calibrate(run: Path, source: Source, by: str | None = None, method: Method |
     valid, test = source.valid, source.test
     found = fit(valid, method, tokens if by is not None else None)
     fitted = FittedCalibration(
+        weights=source.weights,
         method=found.method,
         knots=found.knots,
         rows=len(valid),
@@ -63,20 +64,17 @@ def calibrate(run: Path, source: Source, by: str | None = None, method: Method |
         ids = np.unique(test.segment)
         values = dict(zip(ids.tolist(), tokens(ids), strict=True))
     quality = judge(test, fitted, schema, values)
-    content = to_json(fitted)
+    content = encode_fitted(fitted)
     splits = describe_split(source.names[0], valid), describe_split(source.names[1], test)
     report = make_report(content, fitted, found.left_out, splits, quality)
+    if weights_digest(run) != source.weights:
+        raise ValueError(f"{run} was trained again while it was being calibrated. Run ctr-calibrate again.")
     write_all(
         {
             run / PICTURE: picture(*quality),
             run / MARKDOWN: markdown(report).encode(),
-            run / JSON: to_json(report),
+            run / JSON: msgspec.json.format(msgspec.json.encode(report)) + b"\n",
             run / CALIBRATION: content,
         }
     )
     return report
-
-
-def to_json(content: msgspec.Struct) -> bytes:
-    """Return a struct as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(content)) + b"\n"

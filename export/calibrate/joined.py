@@ -14,7 +14,7 @@ from contract.encode import Encoder, join
 from contract.pseudonyms import Pseudonymizer, check_pseudonym_key
 from contract.vocabulary import UNKNOWN
 from export.calibrate.rows import Floats, Rows, join_rows
-from export.calibrate.source import Source, check_segment_field, finite
+from export.calibrate.source import Source, check_segment_field, finite, weights_digest
 from export.predict.predict import bad_row
 from export.predict.rows import Batch, kept_name, open_files, read_batches, select_columns, sent_values
 from export.predict.scorer import RUN_ROWS, Scorer, open_run_scorer
@@ -82,6 +82,7 @@ def read_joined_log(
     Raises:
         ValueError: If a file cannot be read, a value is not valid, or valid or test has no rows.
     """
+    weights = weights_digest(run)
     scorer = open_run_scorer(run)
     check_segment_field(scorer.schema, by)
     check_pseudonym_key(scorer.schema, pseudonyms)
@@ -108,7 +109,7 @@ def read_joined_log(
                 "days."
             )
     valid, test = (join_rows(found) for found in parts.values())
-    return Source(valid, test, (bounds["valid"], bounds["test"]))
+    return Source(valid, test, (bounds["valid"], bounds["test"]), weights)
 
 
 def open_log(scorer: Scorer, files: Sequence[str]) -> tuple[dict[Path, pl.LazyFrame], Columns]:

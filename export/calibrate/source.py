@@ -1,5 +1,6 @@
 """The rows to calibrate with: valid and test of the log that a run was trained on."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from contract.schema import FeatureSchema
 from contract.vocabulary import FIRST, UNKNOWN, open_vocabulary
 from export.calibrate.rows import Floats, Rows
 from model.data.prepare.prepared import Prepared, read_prepared
-from model.experiments.run_folder import check_log_of_run, data_of, open_run
+from model.experiments.run_folder import WEIGHTS, check_log_of_run, data_of, open_run
 from model.experiments.trial import fingerprint, load_split
 from model.training.fit import predict_logits
 
@@ -28,11 +29,13 @@ class Source:
         valid: The rows to fit to.
         test: The rows to measure on.
         names: A description of both, for the report.
+        weights: The SHA-256 of the weights that scored the rows.
     """
 
     valid: Rows
     test: Rows
     names: tuple[str, str]
+    weights: str
 
 
 def read_prepared_log(run: Path, data: Path, by: str | None) -> Source:
@@ -46,6 +49,7 @@ def read_prepared_log(run: Path, data: Path, by: str | None) -> Source:
     Raises:
         ValueError: If the folder is not a run, or the log has changed since training.
     """
+    weights = weights_digest(run)
     model, experiment, schema, _ = open_run(run)
     check_segment_field(schema, by)
     prepared = read_prepared(data / experiment.data.prepared)
@@ -58,7 +62,13 @@ def read_prepared_log(run: Path, data: Path, by: str | None) -> Source:
         )
     correction = Calibration.of_log(experiment.data.negative_rate)
     valid, test = (score_split(prepared, name, model, correction, by) for name in SPLITS)
-    return Source(valid, test, (f"valid of {prepared.folder}", f"test of {prepared.folder}"))
+    return Source(valid, test, (f"valid of {prepared.folder}", f"test of {prepared.folder}"), weights)
+
+
+def weights_digest(run: Path) -> str:
+    """Return the SHA-256 of a run's weights, as FittedCalibration contains it."""
+    with (run / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def score_split(prepared: Prepared, name: str, model: nn.Module, correction: Calibration, by: str | None) -> Rows:
