@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ADDED, FAILED, ERROR, FEW_CLICKS, LATER = 0, 1, 2, 3, 4
 DAY_S = 86_400
+GATE_OPTIONS = ("margin", "tolerance", "segment-tolerance")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,6 +106,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--until", metavar="TIME", help="the time before which all events have arrived: see ctr-join")
     parser.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="see ctr-join")
     parser.add_argument("--by", metavar="FIELD", help="the field whose values ctr-calibrate corrects one by one")
+    for name in GATE_OPTIONS:
+        parser.add_argument(f"--{name}", metavar="SHARE", help="a limit of the gate: see ctr-gate")
     parser.add_argument("--activate", action="store_true", help="also make the new version current")
     parser.add_argument(
         "--keep",
@@ -139,6 +142,12 @@ def to_settings(options: argparse.Namespace) -> "Settings":
         until=until,
         rename=options.rename,
         by=options.by,
+        gate=[
+            word
+            for name in GATE_OPTIONS
+            if (value := getattr(options, name.replace("-", "_")))
+            for word in (f"--{name}", value)
+        ],
         activate=options.activate,
         keep=options.keep,
         device=options.device,

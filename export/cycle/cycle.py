@@ -5,11 +5,10 @@ day again repeats only the steps that are not complete, or whose inputs have cha
 """
 
 import fcntl
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import msgspec
@@ -24,7 +23,7 @@ from export.cycle.days import (
     check_is_final,
     hour_files,
 )
-from export.cycle.experiment import check_experiment, check_window, day_toml, held_out_hours
+from export.cycle.experiment import check_experiment, check_window, day_toml, held_out_since
 from export.cycle.progressive import Progressive, progressive_validation
 from export.cycle.report import Report, Rows, read_report, write_report
 from export.cycle.retention import remove_old
@@ -44,14 +43,12 @@ from export.cycle.steps import (
 )
 from model.atomic_folder import write_whole
 from model.data.prepare.prepared import read_prepared
-from model.data_config import Data
+from model.data_config import Data, SplitByTime
 from model.experiment_config import Experiment
 from model.experiments.run_check import METRICS
 from model.experiments.run_folder import RunMetrics
-from model.loop.output import HOURS
 
 LOCK = "cycle.lock"
-HELD_OUT = "held-out"
 
 
 class Busy(ValueError):
@@ -96,7 +93,7 @@ def run_cycle(settings: Settings, on_step: Callable[[str], None]) -> Result:
         if report is None:
             state = read_state(folder.state)
             runner = Runner(state, folder.state, folder.log, lock, on_step)
-            report = Cycle(settings, folder, experiment, runner).run()
+            report = Cycle(settings, folder, experiment, split, runner).run()
             write_report(folder.report, folder.text, report)
         served = served_version(settings.store, folder, report.version)
         needed = last_accepted_run(DayFolder(settings.work, settings.day + DAY), served)
@@ -111,20 +108,27 @@ class Cycle:
         settings: The settings.
         folder: The folder of the day.
         experiment: The user's experiment.
+        split: How its log is split.
         runner: Runs the steps.
     """
 
     settings: Settings
     folder: DayFolder
     experiment: Experiment
+    split: SplitByTime
     runner: Runner
+
+    @property
+    def first_day(self) -> date:
+        """The first day of the window."""
+        return self.settings.day - (self.settings.window_days - 1) * DAY
 
     def run(self) -> Report:
         """Run the steps that are not complete, and return the report."""
         folder, store = self.folder, self.settings.store
         hours = self.join()
         served = self.begin(hours)
-        progressive = self.score(served, hours) if served else None
+        progressive = self.score(served) if served else None
         self.runner.run(prepare_step(folder))
         start = warm_start(folder, self.experiment, served)
         self.runner.on_step(
@@ -134,26 +138,27 @@ class Cycle:
         self.runner.run(calibrate_step(folder, self.settings.by))
         self.runner.run(export_step(folder))
         version = bundle_version(folder.bundle)
-        gate = self.gate(served, hours) if served else None
+        gate = self.gate(served) if served else None
         if gate is None or gate.verdict == "pass":
             self.runner.run(add_step(folder, store, version, gate is not None, self.settings.activate))
         return self.report(hours, served, start, progressive, gate)
 
-    def join(self) -> list[Path]:
+    def join(self) -> Sequence[Path]:
         """Update the joined log, and return the files of the window.
 
         Raises:
             NotFinal: Events may still arrive for the day.
         """
-        settings, joined = self.settings, self.settings.work / JOINED
-        first = settings.day - (settings.window_days - 1) * DAY
-        step = join_step(settings, hour_files(joined, first, settings.day))
-        self.runner.run(step)
-        check_is_final(settings.day, joined)
-        hours = hour_files(joined, first, settings.day)
-        check_has_rows(settings.day, hours, joined)
-        self.runner.record("join", hours)
-        return hours
+        day, joined = self.settings.day, self.settings.work / JOINED
+
+        def final_hours() -> Sequence[Path]:
+            check_is_final(day, joined)
+            hours = hour_files(joined, self.first_day, day)
+            check_has_rows(day, hours, joined)
+            return hours
+
+        done = self.runner.run(join_step(self.settings, final_hours))
+        return list(map(Path, done.outputs))
 
     def begin(self, hours: Sequence[Path]) -> str:
         """Write the experiment of the day, and return the version that the store served when the day began."""
@@ -163,19 +168,16 @@ class Cycle:
         write_state(self.folder.state, state)
         return state.served
 
-    def score(self, served: str, hours: Sequence[Path]) -> Progressive:
+    def score(self, served: str) -> Progressive:
         """Score the day with the served version, and return its metrics."""
         data = self.experiment.data
-        files = [path for path in hours if path.name.startswith(self.settings.day.isoformat())]
         keep = list(dict.fromkeys(filter(None, (data.label, data.weight, data.unit))))
-        self.runner.run(score_step(self.folder, self.settings.store, served, files, keep))
+        self.runner.run(score_step(self.folder, self.settings.store, served, keep))
         return progressive_validation(self.folder.scored, served, data.label, data.weight, data.unit)
 
-    def gate(self, served: str, hours: Sequence[Path]) -> GateReport:
-        """Compare the new version with the served one on the hours that neither was trained on."""
-        held_out = self.folder.folder / HELD_OUT
-        link_hours(held_out, held_out_hours(self.settings.day, self.experiment.data, hours))
-        self.runner.run(gate_step(self.folder, self.settings.store, served, held_out))
+    def gate(self, served: str) -> GateReport:
+        """Compare the new version with the served one on rows that neither was trained on."""
+        self.runner.run(gate_step(self.folder, self.settings, served, held_out_since(self.folder.day, self.split)))
         return read_gate_report(self.folder.gate)
 
     def report(
@@ -189,10 +191,9 @@ class Cycle:
         """Return the report of the day."""
         verdict = "pass" if gate is None else gate.verdict
         metrics = msgspec.json.decode((self.folder.run / METRICS).read_bytes(), type=RunMetrics)
-        first = self.settings.day - (self.settings.window_days - 1) * DAY
         return Report(
             day=self.settings.day.isoformat(),
-            window=(first.isoformat(), self.settings.day.isoformat()),
+            window=(self.first_day.isoformat(), self.settings.day.isoformat()),
             outcome="added" if verdict == "pass" else verdict,
             version=bundle_version(self.folder.bundle),
             activated=verdict == "pass" and self.settings.activate,
@@ -215,14 +216,6 @@ def log_rows(folder: DayFolder, hours: Sequence[Path], data: Data) -> dict[str, 
     splits = read_prepared(folder.prepared).facts.splits
     rows = {name: Rows(part.rows, round(part.rows * part.click_rate)) for name, part in splits.items()}
     return {"the day": Rows(len(labels), int(labels.sum()))} | rows
-
-
-def link_hours(folder: Path, hours: Sequence[Path]) -> None:
-    """Make a folder like a joined log that contains only some hours."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / HOURS).mkdir(parents=True)
-    for path in hours:
-        os.link(path, folder / HOURS / path.name)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ class DayFolder:
     @property
     def gate(self) -> Path:
         """The report of ctr-gate."""
-        return self.folder / "gate.json"
+        return self.folder / "gate" / "gate.json"
 
     @property
     def state(self) -> Path:

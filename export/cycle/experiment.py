@@ -1,19 +1,18 @@
 """The experiment of a day: the user's experiment, with [data] limited to the window of the day."""
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from export.cycle.days import DAY, JOINED, DayFolder, start_of
 from model.data.readers.split import seconds_of
-from model.data_config import Data, SplitByTime
+from model.data_config import SplitByTime
 from model.experiment_config import Experiment, read_experiment
 from model.loop.output import HOURS
 from model.toml import read_toml
 from model.toml_text import toml_document
 
-MIN_TEST_S = 3600
 # Keys of [data] that name files. ctr-cycle sets the first three, and the others have no meaning for a joined log.
 FILES = ("folder", "files", "prepared")
 OTHERS = ("train", "valid", "test", "vocabulary")
@@ -40,8 +39,6 @@ def check_experiment(path: Path) -> tuple[Experiment, SplitByTime]:
             f"{path}: negative_rate = {data.negative_rate} says that non-clicks are missing, but the joined log has "
             "all of them. Remove the key."
         )
-    if seconds_of(data.split.test) < MIN_TEST_S:
-        raise ValueError(f'{path}: test = "{data.split.test}" is less than an hour. The gate needs at least "1h".')
     return experiment, data.split
 
 
@@ -77,20 +74,13 @@ def day_toml(path: Path, folder: DayFolder, hours: Sequence[Path]) -> str:
     return read_toml(path, limited)
 
 
-def held_out_hours(day: date, data: Data, hours: Sequence[Path]) -> list[Path]:
-    """Return the files whose rows are all in the test split of a day: no model up to this day was trained on them.
+def held_out_since(day: date, split: SplitByTime) -> datetime:
+    """Return the first moment from which all rows up to the end of a day are in its test split.
+
+    No model was trained on these rows: the new one keeps them for test, and the served one is older.
 
     Args:
         day: The day.
-        data: The [data] section.
-        hours: The files of the window.
+        split: The split, which counts back from the newest row, at or before the end of the day.
     """
-    assert isinstance(data.split, SplitByTime)
-    # The split counts back from the newest row, so it begins at least this long before the end of the day.
-    first_s = start_of(day + DAY).timestamp() - seconds_of(data.split.test)
-    return [path for path in hours if start_of_hour(path) >= first_s]
-
-
-def start_of_hour(path: Path) -> float:
-    """Return the beginning of the hour that a file of a joined log contains, in seconds since 1970."""
-    return start_of(date.fromisoformat(path.name[:10])).timestamp() + 3600 * int(path.name[11:13])
+    return start_of(day + DAY) - timedelta(seconds=seconds_of(split.test))

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from export.cycle.state import DoneStep, State, digests, inputs_digest, is_complete, write_state
 
 TAIL_LINES = 15
@@ -31,7 +29,7 @@ class Step:
         name: The name in the report, and of the log.
         module: The module that `python -m` runs.
         arguments: Its arguments.
-        outputs: The files and folders that it writes.
+        outputs: Returns the files and folders that it has written. It may raise an error if they are not complete.
         after: The steps whose outputs it reads.
         files: Other files that it reads.
         codes: The exit codes that are results. All others are errors.
@@ -40,7 +38,7 @@ class Step:
     name: str
     module: str
     arguments: Sequence[str]
-    outputs: Sequence[Path]
+    outputs: Callable[[], Sequence[Path]]
     after: Sequence[str] = ()
     files: Sequence[Path] = ()
     codes: Sequence[int] = (0,)
@@ -75,6 +73,7 @@ class Runner:
 
         Raises:
             StepFailed: It failed.
+            ValueError: Its outputs are not complete.
             OSError: Its log or the state cannot be written.
         """
         earlier = [self.state.steps[name] for name in step.after]
@@ -86,17 +85,15 @@ class Runner:
         started_s = time.monotonic()
         code = run_command(step, self.log(step.name), self.lock)
         seconds = round(time.monotonic() - started_s, 2)
-        done = DoneStep(shlex.join(step.command), inputs, digests(step.outputs), seconds, code)
+        try:
+            outputs = digests(step.outputs())
+        except FileNotFoundError as error:
+            raise StepFailed(f"{step.name} wrote no {error.filename}: see {self.log(step.name)}") from error
+        done = DoneStep(shlex.join(step.command), inputs, outputs, seconds, code)
         self.state.steps[step.name] = done
         write_state(self.path, self.state)
         self.on_step(f"{step.name}: {seconds:.1f} s")
         return done
-
-    def record(self, name: str, outputs: Sequence[Path]) -> None:
-        """Record what a complete step wrote, if that is only known after it."""
-        done = self.state.steps[name]
-        self.state.steps[name] = msgspec.structs.replace(done, outputs=digests(outputs))
-        write_state(self.path, self.state)
 
 
 def run_command(step: Step, log: Path, lock: int) -> int:

@@ -1,16 +1,18 @@
 """The commands of a day, in their order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 from contract.bundle import MANIFEST
 from contract.calibration import CALIBRATION
-from export.cycle.days import JOINED, DayFolder
+from contract.gate import read_gate_report
+from export.cycle.days import DAY, JOINED, DayFolder, start_of
 from export.cycle.run_step import Step
-from export.cycle.start import stored_bundle
+from export.cycle.start import bundle_version, stored_bundle
 from model.experiments.run_folder import DIGESTS
+from model.loop.output import HOURS
 
 TOO_FEW_CLICKS = 3  # the exit code of ctr-calibrate if it wrote no calibration
 GATE_CODES = (0, 1, 3)  # pass, fail, not enough clicks; see export/cli/gate.py
@@ -33,6 +35,7 @@ class Settings:
         until: See ctr-join, or None.
         rename: See ctr-join.
         by: The field of the segments of the calibration, or None.
+        gate: Further arguments of ctr-gate.
         activate: Whether to make the new version current.
         keep: How many days keep their large folders.
         device: Where to train.
@@ -50,17 +53,18 @@ class Settings:
     until: str | None
     rename: Sequence[str]
     by: str | None
+    gate: Sequence[str]
     activate: bool
     keep: int
     device: str
 
 
-def join_step(settings: Settings, hours: Sequence[Path]) -> Step:
+def join_step(settings: Settings, hours: Callable[[], Sequence[Path]]) -> Step:
     """Return the step that updates the joined log.
 
     Args:
         settings: The settings.
-        hours: The files of the window that exist before the step.
+        hours: Returns the files of the window, or raises an error if the day is not final.
     """
     arguments = [*map(str, (*settings.requests, *settings.events)), "--out", str(settings.work / JOINED)]
     arguments += ["--window", f"{settings.click_window_s}s", "--lateness", f"{settings.lateness_s}s"]
@@ -72,23 +76,23 @@ def join_step(settings: Settings, hours: Sequence[Path]) -> Step:
 def prepare_step(folder: DayFolder) -> Step:
     """Return the step that prepares the log of the window."""
     arguments = [str(folder.experiment), "--data", str(folder.work)]
-    return Step("prepare", "model.cli.prepare", arguments, [folder.prepared], ["join"], [folder.experiment])
+    return Step("prepare", "model.cli.prepare", arguments, lambda: [folder.prepared], ["join"], [folder.experiment])
 
 
-def score_step(folder: DayFolder, store: Path, served: str, hours: Sequence[Path], keep: Sequence[str]) -> Step:
+def score_step(folder: DayFolder, store: Path, served: str, keep: Sequence[str]) -> Step:
     """Return the step that scores the day with the served version, before anything is trained on the day.
 
     Args:
         folder: The day.
         store: The store.
         served: The served version.
-        hours: The files of the day.
         keep: The columns that the metrics need.
     """
     bundle = stored_bundle(store, served)
-    arguments = [str(bundle), *map(str, hours), "--out", str(folder.scored), "--config", str(folder.experiment)]
+    hours = folder.work / JOINED / HOURS / f"{folder.day}T*.parquet"
+    arguments = [str(bundle), str(hours), "--out", str(folder.scored), "--config", str(folder.experiment)]
     arguments += [word for column in keep for word in ("--keep", column)]
-    return Step("score", "export.cli.predict", arguments, [folder.scored], ["join"], [bundle / MANIFEST])
+    return Step("score", "export.cli.predict", arguments, lambda: [folder.scored], ["join"], [bundle / MANIFEST])
 
 
 def train_step(folder: DayFolder, device: str, warm: DayFolder | None) -> Step:
@@ -98,34 +102,54 @@ def train_step(folder: DayFolder, device: str, warm: DayFolder | None) -> Step:
     if warm is not None:
         arguments += ["--warm", str(warm.run)]
         files.append(warm.run / DIGESTS)
-    return Step("train", "model.cli.train", arguments, [folder.run], ["prepare"], files)
+    return Step("train", "model.cli.train", arguments, lambda: [folder.run], ["prepare"], files)
 
 
 def calibrate_step(folder: DayFolder, by: str | None) -> Step:
     """Return the step that fits the calibration to valid, and writes it into the run if there are enough clicks."""
-    arguments = [str(folder.run), "--data", str(folder.work), *([] if by is None else ["--by", by])]
-    outputs = [folder.run / CALIBRATION]
-    codes = (0, TOO_FEW_CLICKS)
-    return Step("calibrate", "export.cli.calibrate", arguments, outputs, ["prepare", "train"], codes=codes)
+    return Step(
+        "calibrate",
+        "export.cli.calibrate",
+        [str(folder.run), "--data", str(folder.work), *([] if by is None else ["--by", by])],
+        outputs=lambda: [folder.run / CALIBRATION],
+        after=["prepare", "train"],
+        codes=(0, TOO_FEW_CLICKS),
+    )
 
 
 def export_step(folder: DayFolder) -> Step:
     """Return the step that writes the bundle."""
     arguments = [str(folder.run), str(folder.bundle), "--data", str(folder.work)]
-    return Step("export", "export.cli.export", arguments, [folder.bundle], ["prepare", "train", "calibrate"])
+    return Step("export", "export.cli.export", arguments, lambda: [folder.bundle], ["prepare", "train", "calibrate"])
 
 
-def gate_step(folder: DayFolder, store: Path, served: str, held_out: Path) -> Step:
-    """Return the step that compares the new bundle with the served version on rows that neither was trained on."""
-    old = stored_bundle(store, served)
-    arguments = [str(folder.bundle), str(old), str(held_out), "--out", str(folder.gate)]
+def gate_step(folder: DayFolder, settings: Settings, served: str, since: datetime) -> Step:
+    """Return the step that compares the new bundle with the served version on the end of the day.
+
+    Args:
+        folder: The day.
+        settings: The settings.
+        served: The served version.
+        since: The first moment whose rows neither model was trained on.
+    """
+    old = stored_bundle(settings.store, served)
+
+    def report() -> Sequence[Path]:
+        found = read_gate_report(folder.gate)
+        if (found.new, found.old) != (bundle_version(folder.bundle), served):
+            raise ValueError(f"{folder.gate} compares other versions than the new one with {served}. Delete it.")
+        return [folder.gate]
+
     return Step(
         "gate",
         "export.cli.gate",
-        arguments,
-        [folder.gate],
-        ["join", "export"],
-        [old / MANIFEST],
+        [
+            *(str(folder.bundle), str(old), str(folder.work / JOINED), "--out", str(folder.gate.parent)),
+            *("--since", since.isoformat(), "--until", start_of(folder.day + DAY).isoformat(), *settings.gate),
+        ],
+        outputs=report,
+        after=["join", "export"],
+        files=[old / MANIFEST],
         codes=GATE_CODES,
     )
 
@@ -140,8 +164,14 @@ def add_step(folder: DayFolder, store: Path, version: str, gated: bool, activate
         gated: Whether there is a report of ctr-gate.
         activate: Whether to make the version current.
     """
-    arguments = ["add", str(store), str(folder.bundle)]
-    arguments += ["--gate", str(folder.gate)] if gated else []
-    arguments += ["--activate"] if activate else []
-    outputs = [stored_bundle(store, version) / MANIFEST]
-    return Step("add", "service.models.store", arguments, outputs, ["export", *(["gate"] if gated else [])])
+    return Step(
+        "add",
+        "service.models.store",
+        [
+            *("add", str(store), str(folder.bundle)),
+            *(["--gate", str(folder.gate)] if gated else []),
+            *(["--activate"] if activate else []),
+        ],
+        outputs=lambda: [stored_bundle(store, version) / MANIFEST],
+        after=["export", *(["gate"] if gated else [])],
+    )
