@@ -142,16 +142,17 @@ def to_settings(options: argparse.Namespace) -> "Settings":
         until=until,
         rename=options.rename,
         by=options.by,
-        gate=[
-            word
-            for name in GATE_OPTIONS
-            if (value := getattr(options, name.replace("-", "_")))
-            for word in (f"--{name}", value)
-        ],
+        gate=gate_arguments(options),
         activate=options.activate,
         keep=options.keep,
         device=options.device,
     )
+
+
+def gate_arguments(options: argparse.Namespace) -> list[str]:
+    """Return the arguments that are passed on to ctr-gate."""
+    limits = {name: getattr(options, name.replace("-", "_")) for name in GATE_OPTIONS}
+    return [word for name, value in limits.items() if value is not None for word in (f"--{name}", value)]
 
 
 def day(text: str) -> date:
