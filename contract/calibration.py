@@ -126,7 +126,7 @@ class Calibrator:
             self._shifts = np.array([*(segment.shift for segment in fitted.segments), 0.0], np.float64)
 
     def ctr(
-        self, logit: NDArray[np.floating], context_ids: NDArray[np.int64], request_index: NDArray[np.int64]
+        self, logit: NDArray[np.floating], context_ids: NDArray[np.generic], request_index: NDArray[np.generic]
     ) -> NDArray[np.float64]:
         """Return the probabilities of candidates.
 
@@ -138,7 +138,7 @@ class Calibrator:
         return sigmoid(self.calibrated(logit, context_ids, request_index))
 
     def calibrated(
-        self, logit: NDArray[np.floating], context_ids: NDArray[np.int64], request_index: NDArray[np.int64]
+        self, logit: NDArray[np.floating], context_ids: NDArray[np.generic], request_index: NDArray[np.generic]
     ) -> NDArray[np.float64]:
         """Return the logits after both steps, float64 (N). The arguments are those of ctr()."""
         x = self.correction.corrected(logit)
@@ -151,7 +151,7 @@ class Calibrator:
             y += self._segment_shifts(context_ids[:, self._column])[request_index]
         return y
 
-    def _segment_shifts(self, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _segment_shifts(self, ids: NDArray[np.generic]) -> NDArray[np.float64]:
         """Return the shift of each request, float64 (R). `ids` are those of the segment field, (R)."""
         entry = self._ids.searchsorted(ids)
         return np.where(self._ids[entry] == ids, self._shifts[entry], 0.0)

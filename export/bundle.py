@@ -23,7 +23,7 @@ from contract.bundle import (
     Manifest,
     write_manifest,
 )
-from contract.calibration import Calibration
+from contract.calibration import CALIBRATION, encode_fitted
 from contract.golden import write_golden
 from contract.pairs import MAX_CANDIDATES
 from contract.schema import FeatureSchema, write_schema
@@ -40,6 +40,7 @@ from export.graphs.serving import ScreenGraph, ServingGraph
 from export.graphs.share import ShareGraph
 from export.onnx_file import save_together, to_onnx
 from export.parity import check_parity, torch_ctr
+from export.run_calibrator import open_calibrator
 from model.atomic_folder import check_replaceable, new_folder
 from model.data.prepare.prepared import Prepared
 from model.experiments.run_folder import open_run
@@ -58,8 +59,8 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
             model whose head is an MLP or does not use the first level cannot have a cascade either.
 
     Raises:
-        ValueError: If `run` is not a run, if `prepared` is a different log or is too small, or if `bundle` exists and
-            is not a bundle.
+        ValueError: If `run` is not a run, if its calibration.json is invalid or was fitted for another model, if
+            `prepared` is a different log or is too small, or if `bundle` exists and is not a bundle.
         ParityError: If the results of onnxruntime and torch differ too much.
     """
     check_replaceable(bundle, MANIFEST)
@@ -67,20 +68,22 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
     if prepared is not None:
         check_log(prepared, run)
     config = experiment.model
-    calibration = Calibration.of_log(experiment.data.negative_rate)
+    calibrator = open_calibrator(run, experiment, schema)
     vocabularies = {f.name: open_vocabulary(run / VOCABULARY, f.name) for f in schema.select("categorical")}
     with new_folder(bundle, MANIFEST) as folder:
         write_schema(schema, folder / SCHEMA)
         shutil.copytree(run / VOCABULARY, folder / VOCABULARY)
+        if calibrator.fitted is not None:
+            (folder / CALIBRATION).write_bytes(encode_fitted(calibrator.fitted))
         cascade = write_graphs(model, schema, folder, prepared)
         golden = draw_golden(schema, vocabularies)
         inputs = list(golden_inputs(schema, vocabularies, golden))
-        answers = torch_ctr(model, schema, inputs, calibration)
+        answers = torch_ctr(model, schema, inputs, calibrator)
         difference = 0.0
         for name in (MODEL, KERNEL, EXPLAIN):  # all graphs whose output can be a response, which excludes SCREEN
             if (folder / name).exists():
                 max_candidates = MAX_CANDIDATES if name == EXPLAIN and not isinstance(model, STEC) else None
-                largest = check_parity(folder / name, inputs, answers, calibration, max_candidates)
+                largest = check_parity(folder / name, inputs, answers, calibrator, max_candidates)
                 difference = max(difference, largest)
         answered = [msgspec.structs.replace(g, ctr=ctr) for g, ctr in zip(golden, answers, strict=True)]
         write_golden(answered, folder / GOLDEN)
@@ -92,7 +95,7 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
             experiment.name,
             metrics.parameters,
             facts,
-            calibration,
+            calibrator.correction,
             attention,
             cascade,
             name_of(config),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contract.calibration import CALIBRATION, read_fitted
 from contract.cpu_quota import limit_threads
 from contract.system_errors import describe
 from model.data.data_folder import add_data_argument
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ctr-export: {describe(error)}", file=sys.stderr)
         return 2
     print(f"{options.bundle}: {manifest.name}, version {manifest.version[:12]}")
+    if CALIBRATION in manifest.files:
+        fitted = read_fitted(options.bundle / CALIBRATION)
+        segments = f", {len(fitted.segments)} segments of {fitted.segment_field}" if fitted.segment_field else ""
+        print(f"{CALIBRATION}: {fitted.method}, fitted on {fitted.clicks:,} clicks in {fitted.rows:,} rows{segments}")
     print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over {REQUESTS} golden requests")
     for warning in manifest.warnings or ():
         print(f"ctr-export: warning: {warning}", file=sys.stderr)
