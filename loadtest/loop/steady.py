@@ -74,7 +74,9 @@ class Steady:
         try:
             response = client.post(self._url, content=body, headers={"content-type": "application/json"})
             answer = response.json() if response.status_code == 200 else {}
-            problem = "" if len(answer.get("scores", ())) == self._candidates else f"{response.status_code} {response.text}"
+            problem = (
+                "" if len(answer.get("scores", ())) == self._candidates else f"{response.status_code} {response.text}"
+            )
         except (httpx.HTTPError, ValueError) as error:
             problem = repr(error)
         if problem:
