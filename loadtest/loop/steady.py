@@ -53,7 +53,7 @@ class Steady:
         self._thread.join()
 
     def wait_for(self, version: str, timeout_s: float) -> float | None:
-        """Wait until a version has answered. Return the seconds that it took, or None if it has not answered in time."""
+        """Wait until a version has answered. Return the seconds that it took, or None after the timeout."""
         start_s = time.monotonic()
         while time.monotonic() < start_s + timeout_s:
             if self.answers[version]:
@@ -74,9 +74,8 @@ class Steady:
         try:
             response = client.post(self._url, content=body, headers={"content-type": "application/json"})
             answer = response.json() if response.status_code == 200 else {}
-            problem = (
-                "" if len(answer.get("scores", ())) == self._candidates else f"{response.status_code} {response.text}"
-            )
+            is_complete = len(answer.get("scores", ())) == self._candidates
+            problem = "" if is_complete else f"{response.status_code} {response.text}"
         except (httpx.HTTPError, ValueError) as error:
             problem = repr(error)
         if problem:
