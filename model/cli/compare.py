@@ -2,8 +2,8 @@
 
 To compare two sets of seeds, it runs Welch's t-test, the unpaired test that the paper uses, on test AUC and logloss.
 A and B are then reports (.json) or, with --runs, names or digests in a runs.jsonl. To compare two run folders, it runs
-a paired bootstrap over the test rows. With --all FOLDER (for example experiments/frappe), it writes a table and two
-pictures of all reports in that folder.
+a paired bootstrap over the units of the test set, over its requests if the log has no units, or else over its rows.
+With --all FOLDER (for example experiments/frappe), it writes a table and two pictures of all reports in that folder.
 """
 
 import argparse

@@ -1,23 +1,17 @@
-"""Compare two experiments: Welch's t-test over their seeds, or a paired bootstrap over the test rows of two runs."""
+"""Compare two experiments: Welch's t-test over their seeds, or a paired bootstrap on the test set of two runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.data.prepare.prepared import read_prepared
+from model.experiments.bootstrap import RESAMPLES, bootstrap_auc, bootstrap_mean
 from model.experiments.run_check import METRICS
 from model.experiments.run_folder import check_log_of_run, open_run
-from model.experiments.significance import (
-    RESAMPLES,
-    Difference,
-    bootstrap_auc,
-    bootstrap_mean,
-    compare_seeds,
-    p_text,
-    read_seeds,
-)
+from model.experiments.significance import Difference, compare_seeds, p_text, read_seeds
 from model.experiments.trial import load_split
 from model.training.batches import Split
 from model.training.fit import predict
@@ -38,15 +32,14 @@ def compare(a: str, b: str, runs: Path | None, data: Path) -> str:
     """
     folder_a, folder_b = Path(a), Path(b)
     if (folder_a / METRICS).is_file() and (folder_b / METRICS).is_file():
-        method = f"paired bootstrap over the test rows, {RESAMPLES} resamples"
-        return text(method, compare_runs(folder_a, folder_b, data))
+        return text(*compare_runs(folder_a, folder_b, data))
     seeds_a, seeds_b = (read_seeds(name, runs) for name in (a, b))
     sizes = f"{seeds_a.name} ({len(seeds_a.aucs)} seeds) and {seeds_b.name} ({len(seeds_b.aucs)} seeds)"
     return text(f"{sizes}, Welch's t-test", compare_seeds(seeds_a, seeds_b))
 
 
-def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
-    """Return the differences between two trained models on the same test rows, by metric.
+def compare_runs(a: Path, b: Path, data: Path) -> tuple[str, dict[str, Difference]]:
+    """Return the method, and the differences between two trained models on the same test rows, by metric.
 
     Args:
         a: A run folder.
@@ -61,11 +54,21 @@ def compare_runs(a: Path, b: Path, data: Path) -> dict[str, Difference]:
     if not np.array_equal(test.labels, test_b.labels):
         raise ValueError(f"{a} and {b} have different test rows; a paired test needs the same rows")
     losses = logloss_by_row(test.labels, ctr_a) - logloss_by_row(test.labels, ctr_b)
-    weights, units = test.metric_weights(), test.units
-    return {
-        "test AUC": Difference(*bootstrap_auc(test.labels, ctr_a, ctr_b, weights=weights, units=units)),
-        "test logloss": Difference(*bootstrap_mean(losses, weights=weights, units=units)),
+    weights, (kind, clusters) = test.metric_weights(), clusters_of(test)
+    count = len(test) if clusters is None else len(np.unique(clusters))
+    return f"paired bootstrap over the {count:,} {kind} of the test set, {RESAMPLES:,} resamples", {
+        "test AUC": Difference(*bootstrap_auc(test.labels, ctr_a, ctr_b, weights=weights, clusters=clusters)),
+        "test logloss": Difference(*bootstrap_mean(losses, weights=weights, clusters=clusters)),
     }
+
+
+def clusters_of(test: Split) -> tuple[str, NDArray[Any] | None]:
+    """Return what a bootstrap draws: the units, or else the requests, or else the rows (None)."""
+    if test.units is not None:
+        return "units", test.units
+    if test.requests is not None:
+        return "requests", test.requests
+    return "rows", None
 
 
 def predict_test(run: Path, data: Path) -> tuple[Split, NDArray[np.float64]]:

@@ -1,15 +1,8 @@
-"""Tests whether A is better than B: Welch's t-test over seeds, or a paired bootstrap over test rows.
-
-The paper uses Welch's unpaired t-test. The paired bootstrap evaluates both models on the same resamples, so that
-variation common to both cancels out. It draws RESAMPLES resamples of all rows, or of all units if the log has units,
-with replacement from a seeded generator, and skips resamples with only one class, for which AUC is undefined. An
-Outcome consists of the difference on the original rows, the 2.5th and 97.5th percentiles of the resamples' differences,
-and the two-sided p-value: twice the share of resamples on the rarer side of zero, at least 2 / (resamples + 1).
-"""
+"""Whether A is better than B over several seeds: Welch's unpaired t-test, which the paper uses."""
 
 import statistics
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,17 +10,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
-from numpy.typing import NDArray
 from scipy import stats  # type: ignore[import-untyped]
 
 from model.experiments.run_registry import RunList
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000
-SEED = 1
-
-Outcome = tuple[float, float, float, float]
-Floats = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -259,77 +246,3 @@ def mean_and_std(values: Sequence[float], digits: int) -> str:
     """Return "mean ± standard deviation" of a sample, or just the value if there is only one."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def bootstrap_auc(
-    labels: Floats,
-    ctr_a: Floats,
-    ctr_b: Floats,
-    resamples: int = RESAMPLES,
-    weights: Floats | None = None,
-    units: Floats | None = None,
-) -> Outcome:
-    """Return the outcome for AUC(a) - AUC(b). All arrays are (rows). weights and units are as in bootstrap()."""
-    auc_a, auc_b = WeightedAuc(labels, ctr_a), WeightedAuc(labels, ctr_b)
-    return bootstrap(lambda counts: auc_a(counts) - auc_b(counts), len(labels), resamples, weights, units)
-
-
-def bootstrap_mean(
-    values: Floats, resamples: int = RESAMPLES, weights: Floats | None = None, units: Floats | None = None
-) -> Outcome:
-    """Return the outcome for the mean of paired differences, (rows). weights and units are as in bootstrap()."""
-    return bootstrap(lambda counts: float(counts @ values / counts.sum()), len(values), resamples, weights, units)
-
-
-class WeightedAuc:
-    """The AUC of rows with counts. It handles ties exactly and takes linear time once the predictions are sorted."""
-
-    def __init__(self, labels: Floats, ctr: Floats) -> None:
-        self._clicks = labels > 0.5
-        distinct, self._group = np.unique(ctr, return_inverse=True)
-        self._groups = len(distinct)
-
-    def __call__(self, counts: Floats) -> float:
-        clicks, others = (self._by_group(np.where(kind, counts, 0)) for kind in (self._clicks, ~self._clicks))
-        if not (clicks.any() and others.any()):
-            return np.nan
-        below = np.cumsum(others) - others
-        return float(clicks @ (below + others / 2) / (clicks.sum() * others.sum()))
-
-    def _by_group(self, counts: Floats) -> Floats:
-        return np.bincount(self._group, weights=counts, minlength=self._groups)
-
-
-def bootstrap(
-    difference: Callable[[Floats], float],
-    rows: int,
-    resamples: int,
-    weights: Floats | None = None,
-    units: Floats | None = None,
-) -> Outcome:
-    """Return the outcome for an arbitrary difference.
-
-    Args:
-        difference: Computes the difference from counts (rows): how often each row occurs in a resample, times its
-            weight.
-        rows: The number of rows.
-        resamples: The number of resamples to draw.
-        weights: The weight of each row, (rows), or None for 1.
-        units: The unit of each row, (rows), or None. Rows of the same unit, such as a user, are not independent, so
-            units are drawn instead of rows.
-    """
-    random = np.random.default_rng(SEED)
-    unit = np.arange(rows) if units is None else np.unique(units, return_inverse=True)[1]
-    count = int(unit.max()) + 1
-
-    def draw() -> Floats:
-        counts = np.bincount(random.integers(count, size=count), minlength=count)
-        counts = counts if units is None else counts[unit]
-        return counts if weights is None else counts * weights
-
-    drawn = np.array([difference(draw()) for _ in range(resamples)])
-    drawn = drawn[~np.isnan(drawn)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    rarer = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
-    p = min(1.0, 2 * (rarer + 1) / (len(drawn) + 1))
-    return difference(np.ones(rows, np.int64) if weights is None else weights), float(low), float(high), p

@@ -139,7 +139,22 @@ def grouped_auc(
         units: The unit of each row, (rows).
     """
     weights = np.ones(len(labels)) if weights is None else weights
-    _, unit = np.unique(units, return_inverse=True)
+    aucs, mass = auc_by_unit(labels, ctr, weights, np.unique(units, return_inverse=True)[1])
+    both = ~np.isnan(aucs)
+    return float(np.average(aucs[both], weights=mass[both])) if both.any() else None
+
+
+def auc_by_unit(
+    labels: NDArray[np.float64], ctr: NDArray[np.float64], weights: NDArray[np.float64], unit: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the AUC of each unit, or NaN without clicks or non-clicks, and the weight of its rows. Shapes: (units).
+
+    Args:
+        labels: 0 or 1, (rows).
+        ctr: Probabilities, (rows).
+        weights: The weight of each row, (rows).
+        unit: The number of each row's unit, from 0, (rows). Every unit has a row.
+    """
     order = np.lexsort((ctr, unit))
     unit, ctr = unit[order], ctr[order]
     clicks, others = (labels * weights)[order], ((1 - labels) * weights)[order]
@@ -152,10 +167,10 @@ def grouped_auc(
     lower = np.cumsum(tie_others) - tie_others - before_unit[tie_unit]
     wins = np.bincount(tie_unit, tie_clicks * (lower + tie_others / 2))
     both = (unit_clicks > 0) & (unit_others > 0)
-    if not both.any():
-        return None
-    aucs = wins[both] / (unit_clicks[both] * unit_others[both])
-    return float(np.average(aucs, weights=(unit_clicks + unit_others)[both]))
+    aucs = np.full(len(both), np.nan)
+    aucs[both] = wins[both] / (unit_clicks[both] * unit_others[both])
+    mass: NDArray[np.float64] = unit_clicks + unit_others
+    return aucs, mass
 
 
 def mean_ndcg(

@@ -12,9 +12,10 @@ from sklearn.metrics import roc_auc_score
 
 from model.cli.compare import main
 from model.experiment_config import read_experiment
+from model.experiments.bootstrap import WeightedAuc, bootstrap_auc, bootstrap_mean
 from model.experiments.compare import compare_runs
 from model.experiments.run_registry import RUNS, RunList
-from model.experiments.significance import WeightedAuc, bootstrap_auc, bootstrap_mean, compare_seeds, read_seeds, welch
+from model.experiments.significance import compare_seeds, read_seeds, welch
 from model.experiments.train import train
 from tests.support.runs import make_root, run, trained_with
 
@@ -164,10 +165,10 @@ def test_two_trained_models_are_compared_on_the_same_rows(tmp_path: Path) -> Non
     experiment = trained_with(read_experiment(root / "experiments" / "tiny.toml"), epochs=1, batch_size=128)
     one = train(experiment, root, tmp_path / "one")
     other = train(trained_with(experiment, learning_rate=0.02), root, tmp_path / "other")
-    differences = compare_runs(tmp_path / "one", tmp_path / "other", root)
+    _, differences = compare_runs(tmp_path / "one", tmp_path / "other", root)
     assert differences["test AUC"].value == pytest.approx(one.test.auc - other.test.auc, abs=1e-6)
     assert differences["test logloss"].value == pytest.approx(one.test.logloss - other.test.logloss, abs=1e-6)
-    itself = compare_runs(tmp_path / "one", tmp_path / "one", root)["test AUC"]
+    itself = compare_runs(tmp_path / "one", tmp_path / "one", root)[1]["test AUC"]
     assert (itself.value, itself.low, itself.high, itself.p) == (0, 0, 0, 1)
     make_root(tmp_path / "data again", requests=200)  # the same [data] section, but other vocabularies
     with pytest.raises(ValueError, match=r"is not the log that .*one was trained on"):
