@@ -129,7 +129,8 @@ def planted(source: Source) -> Iterator[tuple[str, Source]]:
 
     def scaled_probability(logit: Floats) -> Floats:
         ctr = (SCALE * sigmoid(logit)).clip(max=0.999)
-        return np.log(ctr) - np.log1p(-ctr)
+        logits: Floats = np.log(ctr) - np.log1p(-ctr)
+        return logits
 
     changes = {
         "as trained": lambda logit: logit,

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from contract.calibration import CALIBRATION, Calibration, Calibrator, read_fitted
+from contract.reference import REFERENCE, Reference, read_reference
 from contract.schema import TIME_TRANSFORMS, Attention, FeatureSchema, read_schema
 from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
@@ -119,6 +120,7 @@ class Bundle:
         schema: The model's fields.
         vocabularies: One entry per categorical field, or empty if they were not opened.
         calibrator: Turns the logits of the bundle's graphs into probabilities.
+        reference: The distributions of the run's log, or None if the bundle has none, like bundles before version 0.12.
     """
 
     folder: Path
@@ -126,6 +128,7 @@ class Bundle:
     schema: FeatureSchema
     vocabularies: Mapping[str, Vocabulary]
     calibrator: Calibrator
+    reference: Reference | None = None
 
 
 def write_manifest(
@@ -215,6 +218,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
         vocabularies = {name: open_vocabulary(folder / VOCABULARY, name) for name in names}
         fitted = read_fitted(folder / CALIBRATION) if CALIBRATION in manifest.files else None
         calibrator = Calibrator(manifest.calibration, fitted, schema)
+        reference = read_reference(folder, schema) if REFERENCE in manifest.files else None
     except BundleError:
         raise
     except PermissionError as error:
@@ -228,7 +232,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
     if len(schema.fields) != manifest.fields:
         counted = f"{SCHEMA} has {len(schema.fields)} fields, but {MANIFEST} has {manifest.fields}"
         raise BundleError(f"bundle {folder}: {counted}: export it again")
-    return Bundle(folder, manifest, schema, vocabularies, calibrator)
+    return Bundle(folder, manifest, schema, vocabularies, calibrator, reference)
 
 
 def unreadable(path: Path, error: OSError) -> BundleError:

@@ -3,11 +3,8 @@
 All functions are deterministic. Legend: K knots, B blocks of rows with similar logits.
 """
 
-import warnings
-
 import numpy as np
-from scipy.optimize import brentq
-from sklearn.exceptions import ConvergenceWarning
+from scipy.optimize import brentq  # type: ignore[import-untyped]
 from sklearn.isotonic import isotonic_regression
 from sklearn.linear_model import LogisticRegression
 
@@ -44,17 +41,17 @@ def platt_line(rows: Rows) -> tuple[float, float]:
             f"the model gives all {len(rows):,} rows almost the same probability, so there is no slope to fit. Train "
             "again: a model that has learned something distinguishes the rows."
         )
+    clicked = rows.label > 0.5
+    if rows.logit[clicked].min() > rows.logit[~clicked].max():
+        raise ValueError(
+            "the model separates all clicks from all non-clicks, so the slope has no bound. A field probably contains "
+            "the label: run ctr-inspect."
+        )
+    mean, std = float(rows.logit.mean()), float(rows.logit.std())
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10, max_iter=200)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        try:
-            model.fit(rows.logit[:, None], rows.label > 0.5, sample_weight=rows.weight)
-        except ConvergenceWarning as error:
-            raise ValueError(
-                "the model separates all clicks from all non-clicks, so the slope has no bound. A field probably "
-                "contains the label: run ctr-inspect."
-            ) from error
-    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+    model.fit((rows.logit[:, None] - mean) / std, clicked, sample_weight=rows.weight)
+    slope = float(model.coef_[0, 0]) / std
+    intercept = float(model.intercept_[0]) - slope * mean
     if slope < MIN_SLOPE:
         relation = "falls as" if slope < 0 else "hardly depends on"
         predicted = "the prediction rises" if slope < 0 else "the prediction"
@@ -134,7 +131,7 @@ def position(block: Floats) -> float:
     return float(log_odds(block[2] / block[0]))
 
 
-def log_odds(probability: Floats) -> Floats:
+def log_odds(probability: Floats | np.float64) -> Floats:
     """Return the logit of probabilities."""
     result: Floats = np.log(probability) - np.log1p(-probability)
     return result

@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.stats import chi2  # type: ignore[import-untyped]
 
 from export.calibrate.rows import Floats, Rows
 

@@ -26,7 +26,9 @@ from service.scoring.readiness import Readiness
 from service.scoring.run_cost import RunCost, measure
 from service.scoring.score import Scorer
 from service.settings import Settings, SettingsError
+from service.telemetry.drift import DriftCounter
 from service.telemetry.metrics import Metrics
+from service.telemetry.metrics_folder import NoSpace
 from service.vocabulary.cache import TokenCache
 from service.vocabulary.redis_client import check_redis_url, connect
 from service.vocabulary.tiered import (
@@ -191,6 +193,7 @@ class Model:
                 break
             await asyncio.sleep(POLL_S)
         await self.scorer.batcher.close()
+        self.scorer.drift.flush()
         await self.scorer.vocabulary.close()
 
 
@@ -271,6 +274,7 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
         vocabulary=open_tiered_vocabulary(bundle, shared),
         batcher=batcher,
         metrics=metrics,
+        drift=open_drift(bundle, metrics),
         manifest=bundle.manifest,
         admission=shared.admission,
         keys=shared.keys,
@@ -294,6 +298,14 @@ def check_pseudonyms(bundle: Bundle, shared: SharedParts) -> None:
         raise BundleError(f"bundle {bundle.folder}: {error}") from error
     if bundle.schema.pseudonym_key and shared.settings.log_values:
         log.warning("CTR_LOG_VALUES has no effect with this model, because requests contain values for pseudonyms")
+
+
+def open_drift(bundle: Bundle, metrics: Metrics) -> DriftCounter:
+    """Return the counter for drift. Raises OutOfResources if there is too little space for its file."""
+    try:
+        return metrics.drift.open(bundle.manifest.version, bundle.schema, bundle.reference)
+    except NoSpace as error:
+        raise OutOfResources(str(error)) from error
 
 
 def open_and_measure(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCost]:

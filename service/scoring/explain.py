@@ -67,7 +67,7 @@ class Explainer:
                 )
             deadline_s = deadline(request, arrived_s, parsed.timeout_ms, DEFAULT_TIMEOUT_MS)
             tokens = scorer.tokens(parsed.context, candidates)
-            model_input, degraded = await scorer.ids(tokens, deadline_s)
+            model_input, _, degraded = await scorer.ids(tokens, deadline_s)
             respond = partial(self.encoded_response, parsed, model_input, degraded, request_id(request))
             body = await self._run_in_thread(respond, deadline_s)
             return Response(body, headers={"x-request-id": request_id(request)}, media_type=JSON)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from tests.support.processes import Server, post, serving
 from tests.support.runs import DATA
 
 DEVICES = ("phone", "tablet", "desktop", None)
-CANDIDATES = [
+CANDIDATES: list[dict[str, Any]] = [
     {"id": f"ad-{number}", "features": {"ad": f"ad-{number}", "format": "video", "bid": 0.3 * number}}
     for number in range(1, 9)
 ]
@@ -238,7 +238,7 @@ def test_a_run_that_is_trained_again_loses_its_calibration(run: Path, tmp_path: 
     assert not (again / CALIBRATION).exists()
 
 
-DAMAGES = {
+DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a number too large for float64": (lambda raw: raw.replace(b"-4.0", b"-1e999"), "out of range"),
     "a number whose differences overflow": (lambda raw: raw.replace(b"-4.0", b"-1e308"), "a knot at -1e"),
     "knots that do not ascend": (lambda raw: raw.replace(b"-2.0", b"-5.0"), "do not ascend"),

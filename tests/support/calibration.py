@@ -1,6 +1,7 @@
 """Scored rows for tests of ctr-calibrate, whose true probabilities are known."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from export.calibrate.rows import Floats, Rows
 
 def make_rows(
     logit: Floats,
-    label: NDArray[np.number],
+    label: NDArray[Any],
     importance: Floats | None = None,
     negative_rate: float = 1.0,
     segment: NDArray[np.int64] | None = None,

@@ -149,7 +149,7 @@ def test_the_ends_continue_with_the_slope_of_platt_scaling() -> None:
 @pytest.mark.parametrize(("slope", "message"), [(-1.0, "falls as the prediction rises"), (0.0, "hardly depends on")])
 def test_a_model_that_does_not_rank_is_an_error(method: Method, slope: float, message: str) -> None:
     simulation = simulate(6, 50_000)
-    noise = np.random.default_rng(6).normal(0, 1, len(simulation.truth))
+    noise = np.random.default_rng(7).normal(0, 1, len(simulation.truth))
     rows = make_rows(slope * simulation.rows.logit + (slope == 0) * noise, simulation.rows.label)
     with pytest.raises(ValueError, match=f"{message}.*Check that the labels are not swapped"):
         fit(rows, method)

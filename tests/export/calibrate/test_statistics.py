@@ -61,13 +61,13 @@ def test_effective_clicks_are_the_expected_clicks_of_an_unweighted_log() -> None
 def test_effective_clicks_predict_the_variance_of_the_ratio() -> None:
     ratios, expected = [], []
     for seed in range(400):
-        simulation = simulate(seed, 4_000, mean=-2.5, negative_rate=0.1)
+        simulation = simulate(seed, 10_000, negative_rate=0.1)
         ratio = measure_ratio(simulation.rows, simulation.truth).ratio
         assert ratio is not None
         ratios.append(np.log(ratio))
         expected.append(1 / effective_clicks(simulation.rows, simulation.truth))
     # Poisson clicks vary a little more than Bernoulli ones.
-    assert 0.8 * np.mean(expected) < np.var(ratios) < 1.1 * np.mean(expected)
+    assert 0.7 * np.mean(expected) < np.var(ratios) < 1.1 * np.mean(expected)
 
 
 def test_deciles_have_equal_weights() -> None:
