@@ -57,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     report = result.report
     if not result.is_new:
-        print(f"{report.day} is already finished. To run it again, delete {settings.work}/days/{report.day}.")
+        print(
+            f"{report.day} is already finished. To run it again, delete {settings.work}/days/{report.day}/cycle.json. "
+            "Steps whose inputs and arguments have not changed are not repeated."
+        )
     for path in result.removed:
         print(f"removed {path}, which is older than --keep {settings.keep} days")
     print(f"{headline(report)}: see {settings.work}/days/{report.day}/cycle.md")

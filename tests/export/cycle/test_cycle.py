@@ -120,9 +120,7 @@ def test_a_changed_and_worse_experiment_trains_cold_and_replaces_nothing(first: 
     site = copy_of(first, tmp_path / "a")
     old = site.served()
     good = site.experiment.read_text()
-    site.experiment.write_text(
-        good.replace('"lr"', '"fm"').replace("0.02", "0.0000001").replace("epochs = 2", "epochs = 1")
-    )
+    site.experiment.write_text(good.replace('"lr"', '"fm"').replace("learning_rate = 0.02", "learning_rate = 1e-7"))
     result = site.run(DAY_2, limits=("--margin", "0.0001", "--tolerance", "0.9", "--segment-tolerance", "0.95"))
     assert result.returncode in (1, 3), result.stdout + result.stderr
     assert f"the experiment has changed since {DAY_1}" in result.stdout
