@@ -28,7 +28,7 @@ from export.cycle.progressive import Progressive, progressive_validation
 from export.cycle.report import Report, Rows, read_report, write_report
 from export.cycle.retention import remove_old
 from export.cycle.run_step import Runner
-from export.cycle.start import WarmStart, bundle_version, last_accepted_run, served_version, warm_start
+from export.cycle.start import WarmStart, bundle_version, is_current, last_accepted_run, served_version, warm_start
 from export.cycle.state import read_state, write_state
 from export.cycle.steps import (
     Settings,
@@ -125,7 +125,7 @@ class Cycle:
 
     def run(self) -> Report:
         """Run the steps that are not complete, and return the report."""
-        folder, store = self.folder, self.settings.store
+        folder = self.folder
         hours = self.join()
         served = self.begin(hours)
         progressive = self.score(served) if served else None
@@ -140,7 +140,7 @@ class Cycle:
         version = bundle_version(folder.bundle)
         gate = self.gate(served) if served else None
         if gate is None or gate.verdict == "pass":
-            self.runner.run(add_step(folder, store, version, gate is not None, self.settings.activate))
+            self.add(version, gate is not None)
         return self.report(hours, served, start, progressive, gate)
 
     def join(self) -> Sequence[Path]:
@@ -179,6 +179,17 @@ class Cycle:
         """Compare the new version with the served one on rows that neither was trained on."""
         self.runner.run(gate_step(self.folder, self.settings, served, held_out_since(self.folder.day, self.split)))
         return read_gate_report(self.folder.gate)
+
+    def add(self, version: str, gated: bool) -> None:
+        """Add the version to the store."""
+        store, activate = self.settings.store, self.settings.activate
+        step = add_step(self.folder, store, version, gated, activate)
+        if activate and is_current(store, version):
+            # ctr-cycle was killed before it could record the step. ctr-store would now refuse the gate's report,
+            # because it does not compare with the current version, which is this one.
+            self.runner.record(step, self.runner.inputs(step))
+        else:
+            self.runner.run(step)
 
     def report(
         self,

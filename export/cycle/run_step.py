@@ -76,8 +76,7 @@ class Runner:
             ValueError: Its outputs are not complete.
             OSError: Its log or the state cannot be written.
         """
-        earlier = [self.state.steps[name] for name in step.after]
-        inputs = inputs_digest([step.module, *step.arguments], digests(step.files), earlier)
+        inputs = self.inputs(step)
         done = self.state.steps.get(step.name)
         if done is not None and is_complete(done, inputs):
             self.on_step(f"{step.name}: complete, not repeated")
@@ -85,14 +84,26 @@ class Runner:
         started_s = time.monotonic()
         code = run_command(step, self.log(step.name), self.lock)
         seconds = round(time.monotonic() - started_s, 2)
-        try:
-            outputs = digests(step.outputs())
-        except FileNotFoundError as error:
-            raise StepFailed(f"{step.name} wrote no {error.filename}: see {self.log(step.name)}") from error
+        done = self.record(step, inputs, seconds, code)
+        self.on_step(f"{step.name}: {seconds:.1f} s")
+        return done
+
+    def inputs(self, step: Step) -> str:
+        """Return the digest of what a step reads now."""
+        earlier = [self.state.steps[name] for name in step.after]
+        return inputs_digest([step.module, *step.arguments], digests(step.files), earlier)
+
+    def record(self, step: Step, inputs: str, seconds: float = 0.0, code: int = 0) -> DoneStep:
+        """Record that a step is complete, and return what is known about it.
+
+        Raises:
+            ValueError: Its outputs are not complete.
+            OSError: The state cannot be written.
+        """
+        outputs = digests(step.outputs())
         done = DoneStep(shlex.join(step.command), inputs, outputs, seconds, code)
         self.state.steps[step.name] = done
         write_state(self.path, self.state)
-        self.on_step(f"{step.name}: {seconds:.1f} s")
         return done
 
 
@@ -102,33 +113,25 @@ def run_command(step: Step, log: Path, lock: int) -> int:
     Raises:
         StepFailed: It exited with an error.
     """
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     tail: deque[bytes] = deque(maxlen=TAIL_LINES)
     problem: OSError | None = None
     # The output goes through this process, so that the message shows its end even if a full disk truncates the log.
     # Without a buffer, closing the log cannot fail.
     with log.open("wb", buffering=0) as file:
         file.write(f"$ {shlex.join(step.command)}\n".encode())
-        process = subprocess.Popen(  # noqa: S603
-            step.command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=[lock],
-        )
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                tail.append(line)
-                try:
-                    file.write(line)
-                except OSError as error:
-                    problem = error
-            code = process.wait()
-        except BaseException:
-            stop(process)
-            raise
+        with start(step, lock) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    tail.append(line)
+                    try:
+                        file.write(line)
+                    except OSError as error:
+                        problem = error
+                code = process.wait()
+            except BaseException:
+                stop(process)
+                raise
     if code not in step.codes:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         raise StepFailed(f"{step.name} {how}. The end of {log}:\n{b''.join(tail).decode(errors='replace').rstrip()}")
@@ -136,6 +139,18 @@ def run_command(step: Step, log: Path, lock: int) -> int:
         problem.filename = str(log)
         raise problem
     return code
+
+
+def start(step: Step, lock: int) -> "subprocess.Popen[bytes]":
+    """Start a step's command."""
+    return subprocess.Popen(  # noqa: S603
+        step.command,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=[lock],
+    )
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:

@@ -38,10 +38,16 @@ def served_version(store: Path, folder: DayFolder, before: str) -> str:
         before: What this function returned when the day began, or "". It counts if this day's own version has already
             been activated, but ctr-cycle was killed before it recorded that.
     """
-    pointer = read_pointer(store) if store.is_dir() else None
+    pointer = read_pointer(store)
     if pointer is None:
         return ""
     return before if pointer.version == bundle_version(folder.bundle) else pointer.version
+
+
+def is_current(store: Path, version: str) -> bool:
+    """Return whether a store serves a version."""
+    pointer = read_pointer(store)
+    return pointer is not None and pointer.version == version
 
 
 def bundle_version(bundle: Path) -> str:
