@@ -212,7 +212,7 @@ class Cycle:
             warm=start.day.day.isoformat() if start.day else None,
             cold=start.reason,
             log=log_rows(self.folder, hours, self.experiment.data),
-            steps=self.runner.state.steps,
+            steps=self.runner.used,
             progressive=progressive,
             valid=metrics.valid,
             test=metrics.test,

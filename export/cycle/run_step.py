@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.cycle.state import DoneStep, State, digests, inputs_digest, is_complete, write_state
@@ -60,6 +60,7 @@ class Runner:
         lock: The file descriptor of the lock. Each step holds the lock too, so that no second ctr-cycle starts while a
             step is running whose ctr-cycle was killed.
         on_step: Called with a line about each step.
+        used: The steps of this day, in their order. The state may contain others from an earlier attempt.
     """
 
     state: State
@@ -67,6 +68,7 @@ class Runner:
     log: Callable[[str], Path]
     lock: int
     on_step: Callable[[str], None]
+    used: dict[str, DoneStep] = field(default_factory=dict)
 
     def run(self, step: Step) -> DoneStep:
         """Run a step, unless it is complete, and return what is known about it.
@@ -80,6 +82,7 @@ class Runner:
         done = self.state.steps.get(step.name)
         if done is not None and is_complete(done, inputs):
             self.on_step(f"{step.name}: complete, not repeated")
+            self.used[step.name] = done
             return done
         started_s = time.monotonic()
         code = run_command(step, self.log(step.name), self.lock)
@@ -102,7 +105,7 @@ class Runner:
         """
         outputs = digests(step.outputs())
         done = DoneStep(shlex.join(step.command), inputs, outputs, seconds, code)
-        self.state.steps[step.name] = done
+        self.state.steps[step.name] = self.used[step.name] = done
         write_state(self.path, self.state)
         return done
 
