@@ -169,7 +169,7 @@ def auc_by_unit(
     both = (unit_clicks > 0) & (unit_others > 0)
     aucs = np.full(len(both), np.nan)
     aucs[both] = wins[both] / (unit_clicks[both] * unit_others[both])
-    mass: NDArray[np.float64] = unit_clicks + unit_others
+    mass = (unit_clicks + unit_others).astype(np.float64)
     return aucs, mass
 
 
