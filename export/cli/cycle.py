@@ -88,9 +88,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--window",
         type=whole_days,
-        default=7,
         metavar="DAYS",
-        help="how much of the joined log to use, up to the end of the day, such as 7d (the default)",
+        help="how much of the joined log to use, up to the end of the day, such as 14d (default: the length of the "
+        "experiment's split, or 7d if the split does not limit train)",
     )
     parser.add_argument(
         "--click-window",

@@ -23,7 +23,7 @@ from export.cycle.days import (
     check_is_final,
     hour_files,
 )
-from export.cycle.experiment import check_experiment, check_window, day_toml, held_out_since
+from export.cycle.experiment import check_experiment, day_toml, held_out_since, window_of
 from export.cycle.progressive import Progressive, progressive_validation
 from export.cycle.report import Report, Rows, read_report, write_report
 from export.cycle.retention import remove_old
@@ -84,7 +84,7 @@ def run_cycle(settings: Settings, on_step: Callable[[str], None]) -> Result:
         ValueError: The experiment, the log or a file of the working folder cannot be used. The message names it.
     """
     experiment, split = check_experiment(settings.experiment)
-    check_window(settings.window_days, split)
+    window_days = window_of(settings.window_days, split)
     folder = DayFolder(settings.work, settings.day)
     with locked(settings.work) as lock:
         folder.folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def run_cycle(settings: Settings, on_step: Callable[[str], None]) -> Result:
         if report is None:
             state = read_state(folder.state)
             runner = Runner(state, folder.state, folder.log, lock, on_step)
-            report = Cycle(settings, folder, experiment, split, runner).run()
+            report = Cycle(settings, folder, experiment, split, window_days, runner).run()
             write_report(folder.report, folder.text, report)
         served = served_version(settings.store, folder, report.version)
         needed = last_accepted_run(DayFolder(settings.work, settings.day + DAY), served)
@@ -109,6 +109,7 @@ class Cycle:
         folder: The folder of the day.
         experiment: The user's experiment.
         split: How its log is split.
+        window_days: How many days the log covers.
         runner: Runs the steps.
     """
 
@@ -116,12 +117,13 @@ class Cycle:
     folder: DayFolder
     experiment: Experiment
     split: SplitByTime
+    window_days: int
     runner: Runner
 
     @property
     def first_day(self) -> date:
         """The first day of the window."""
-        return self.settings.day - (self.settings.window_days - 1) * DAY
+        return self.settings.day - (self.window_days - 1) * DAY
 
     def run(self) -> Report:
         """Run the steps that are not complete, and return the report."""

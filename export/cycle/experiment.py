@@ -13,6 +13,8 @@ from model.loop.output import HOURS
 from model.toml import read_toml
 from model.toml_text import toml_document
 
+DAY_S = 86_400
+DEFAULT_DAYS = 7
 # Keys of [data] that name files. ctr-cycle sets the first three, and the others have no meaning for a joined log.
 FILES = ("folder", "files", "prepared")
 OTHERS = ("train", "valid", "test", "vocabulary")
@@ -42,14 +44,27 @@ def check_experiment(path: Path) -> tuple[Experiment, SplitByTime]:
     return experiment, data.split
 
 
-def check_window(days: int, split: SplitByTime) -> None:
-    """Raise ValueError if a window of this many days leaves no time for train."""
+def window_of(days: int | None, split: SplitByTime) -> int:
+    """Return how many days the log of a day covers, and check that this leaves rows to train on.
+
+    Args:
+        days: What the user asked for, or None for the length of the split. If the split does not limit train, this is
+            DEFAULT_DAYS.
+        split: The split.
+
+    Raises:
+        ValueError: If valid and test are as long as the window.
+    """
     other_s = sum(seconds_of(text) for text in (split.valid, split.test, *[split.gap] * 2) if text)
-    if days * DAY.total_seconds() <= other_s:
+    if days is None:
+        train_s = seconds_of(split.train) if split.train else 0
+        days = -(-(train_s + other_s) // DAY_S) if train_s else DEFAULT_DAYS
+    if days * DAY_S <= other_s:
         raise ValueError(
-            f"--window {days}d is not longer than valid and test of the split together. Set a longer window, or "
-            "shorter durations in the experiment."
+            f"a window of {days} days is not longer than valid and test of the split together. Set a longer --window "
+            "or shorter durations in the experiment."
         )
+    return days
 
 
 def day_toml(path: Path, folder: DayFolder, hours: Sequence[Path]) -> str:

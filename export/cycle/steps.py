@@ -29,7 +29,7 @@ class Settings:
         store: The store.
         work: The working folder.
         day: The day to run.
-        window_days: How many days the log of a day covers, including the day itself.
+        window_days: How many days the log of a day covers, including the day itself. None for the default.
         click_window_s: How long after an impression its click may happen.
         lateness_s: How long after that events may arrive.
         until: See ctr-join, or None.
@@ -47,7 +47,7 @@ class Settings:
     store: Path
     work: Path
     day: date
-    window_days: int
+    window_days: int | None
     click_window_s: int
     lateness_s: int
     until: str | None

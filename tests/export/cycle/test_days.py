@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from export.cycle.days import DayFolder, NotFinal, check_is_final, earlier_days, hour_files, newest_final_day
-from export.cycle.experiment import check_experiment, check_window, day_toml, held_out_since
+from export.cycle.experiment import check_experiment, day_toml, held_out_since, window_of
 from model.data_config import SplitByTime
 from tests.support.days import EXPERIMENT
 
@@ -70,10 +70,15 @@ def test_the_gate_compares_rows_of_the_test_split() -> None:
     assert held_out_since(DAY, SPLIT) == datetime(2026, 11, 30, 18, tzinfo=UTC)
 
 
+@pytest.mark.parametrize(("train", "days"), [(None, 7), ("30h", 2), ("31h", 3), ("14d", 15)])
+def test_the_default_window_is_the_length_of_the_split(train: str | None, days: int) -> None:
+    assert window_of(None, SplitByTime(train=train, valid="12h", test="6h")) == days
+
+
 def test_a_window_must_leave_rows_to_train_on() -> None:
-    check_window(1, SPLIT)
-    with pytest.raises(ValueError, match="--window 1d is not longer than valid and test"):
-        check_window(1, SplitByTime(valid="12h", test="6h", gap="3h"))
+    assert window_of(1, SPLIT) == 1
+    with pytest.raises(ValueError, match="a window of 1 days is not longer than valid and test"):
+        window_of(1, SplitByTime(valid="12h", test="6h", gap="3h"))
 
 
 @pytest.mark.parametrize(
