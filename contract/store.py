@@ -59,3 +59,11 @@ def unreadable(path: Path, error: OSError) -> StoreError:
     if isinstance(error, PermissionError):
         return StoreError(explain_denied(Path(error.filename or path)))
     return StoreError(f"{path} cannot be read ({error.strerror or error}): check the disk and its mount")
+
+
+def readable_pointer(store: Path) -> Pointer | None:
+    """Return the store's pointer, or None if it is missing or damaged. Activating a version repairs it."""
+    try:
+        return read_pointer(store)
+    except StoreError:
+        return None
