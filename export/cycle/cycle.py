@@ -179,7 +179,8 @@ class Cycle:
 
     def gate(self, served: str) -> GateReport:
         """Compare the new version with the served one on rows that neither was trained on."""
-        self.runner.run(gate_step(self.folder, self.settings, served, held_out_since(self.folder.day, self.split)))
+        since = held_out_since(self.folder.day, self.split)
+        self.runner.run(gate_step(self.folder, self.settings.store, served, since, self.settings.gate))
         return read_gate_report(self.folder.gate)
 
     def add(self, version: str, gated: bool) -> None:

@@ -123,16 +123,17 @@ def export_step(folder: DayFolder) -> Step:
     return Step("export", "export.cli.export", arguments, lambda: [folder.bundle], ["prepare", "train", "calibrate"])
 
 
-def gate_step(folder: DayFolder, settings: Settings, served: str, since: datetime) -> Step:
+def gate_step(folder: DayFolder, store: Path, served: str, since: datetime, limits: Sequence[str]) -> Step:
     """Return the step that compares the new bundle with the served version on the end of the day.
 
     Args:
         folder: The day.
-        settings: The settings.
+        store: The store.
         served: The served version.
         since: The first moment whose rows neither model was trained on.
+        limits: Further arguments of ctr-gate.
     """
-    old = stored_bundle(settings.store, served)
+    old = stored_bundle(store, served)
 
     def report() -> Sequence[Path]:
         found = read_gate_report(folder.gate)
@@ -145,7 +146,7 @@ def gate_step(folder: DayFolder, settings: Settings, served: str, since: datetim
         "export.cli.gate",
         [
             *(str(folder.bundle), str(old), str(folder.work / JOINED), "--out", str(folder.gate.parent)),
-            *("--since", since.isoformat(), "--until", start_of(folder.day + DAY).isoformat(), *settings.gate),
+            *("--since", since.isoformat(), "--until", start_of(folder.day + DAY).isoformat(), *limits),
         ],
         outputs=report,
         after=["join", "export"],

@@ -5,16 +5,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 
+from export.cli.calibrate import parser as calibrate_parser
+from export.cli.gate import parser as gate_parser
+from export.cli.predict import parser as predict_parser
 from export.cycle.cycle import Busy, locked
 from export.cycle.days import DayFolder
 from export.cycle.retention import remove_old
 from export.cycle.run_step import Runner, Step, StepFailed
 from export.cycle.state import State, read_state, write_state
+from export.cycle.steps import calibrate_step, gate_step, score_step
+from export.gate.report import REPORT
 
 
 class Site:
@@ -112,6 +117,22 @@ def test_a_second_cycle_is_refused_while_a_step_of_the_first_is_running(tmp_path
     orphan.communicate(b"\n")
     with locked(tmp_path) as lock, (tmp_path / "cycle.lock").open() as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_the_arguments_of_each_step_are_those_of_its_command(tmp_path: Path) -> None:
+    folder = DayFolder(tmp_path, date(2026, 11, 30))
+    store, since = tmp_path / "store", datetime(2026, 11, 30, 18, tzinfo=UTC)
+    gate = gate_parser().parse_args(gate_step(folder, store, "v1", since, ["--margin", "0.01"]).arguments)
+    assert (gate.new, gate.old, gate.joined) == (folder.bundle, store / "versions" / "v1", tmp_path / "joined")
+    assert gate.out / REPORT == folder.gate
+    assert (gate.since, gate.until) == ("2026-11-30T18:00:00+00:00", "2026-12-01T00:00:00+00:00")
+    assert gate.margin == 0.01
+    calibrate = calibrate_parser().parse_args(calibrate_step(folder, "slot").arguments)
+    assert (calibrate.run, calibrate.joined, calibrate.data, calibrate.by) == (folder.run, [], tmp_path, "slot")
+    score = predict_parser().parse_args(score_step(folder, store, "v1", ["click"]).arguments)
+    assert (score.folder, score.out, score.config) == (store / "versions" / "v1", folder.scored, folder.experiment)
+    assert score.files == [f"{tmp_path}/joined/hours/2026-11-30T*.parquet"]
+    assert score.keep == ["click"]
 
 
 def test_old_days_keep_their_reports_and_the_run_that_is_needed(tmp_path: Path) -> None:
