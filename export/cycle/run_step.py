@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 from export.cycle.state import DoneStep, State, digests, inputs_digest, is_complete, write_state
@@ -121,14 +122,14 @@ def run_command(step: Step, log: Path, lock: int) -> int:
     # The output goes through this process, so that the message shows its end even if a full disk truncates the log.
     # Without a buffer, closing the log cannot fail.
     with log.open("wb", buffering=0) as file:
-        file.write(f"$ {shlex.join(step.command)}\n".encode())
+        write(file, f"$ {shlex.join(step.command)}\n".encode())
         with start(step, lock) as process:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
                     tail.append(line)
                     try:
-                        file.write(line)
+                        write(file, line)
                     except OSError as error:
                         problem = error
                 code = process.wait()
@@ -139,9 +140,17 @@ def run_command(step: Step, log: Path, lock: int) -> int:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         raise StepFailed(f"{step.name} {how}. The end of {log}:\n{b''.join(tail).decode(errors='replace').rstrip()}")
     if problem is not None:
-        problem.filename = str(log)
         raise problem
     return code
+
+
+def write(file: FileIO, content: bytes) -> None:
+    """Write to a log. If the disk is full, the error names the file."""
+    try:
+        file.write(content)
+    except OSError as error:
+        error.filename = file.name
+        raise
 
 
 def start(step: Step, lock: int) -> "subprocess.Popen[bytes]":

@@ -89,13 +89,15 @@ def test_an_exit_code_can_be_a_result(site: Site) -> None:
     assert not site.run(codes=(0, 1))
 
 
-def test_a_full_disk_is_named(site: Site) -> None:
-    full = Path("/dev/full")
-    with pytest.raises(OSError, match="No space left on device"):
-        Runner(State(), site.target, lambda _: full, 0, site.lines.append).run(
-            Step("copy", "json.tool", [str(site.source), str(site.target)], lambda: [site.target])
-        )
-    assert not site.target.exists()
+def test_a_full_disk_is_named_and_the_step_can_be_repeated(site: Site) -> None:
+    target, site.target = site.target, Path("/dev/full")
+    with pytest.raises(StepFailed, match=r"(?s)copy failed with exit code 1.*No space left on device"):
+        site.run()
+    site.target = target
+    step = Step("copy", "json.tool", [str(site.source), str(target)], lambda: [target])
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        Runner(State(), target, lambda _: Path("/dev/full"), 0, site.lines.append).run(step)
+    assert site.run()
 
 
 def test_a_damaged_state_says_what_to_do(tmp_path: Path) -> None:
