@@ -1,7 +1,9 @@
 """Run a step of the day as a subprocess, with a log file."""
 
+import errno
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,10 +140,18 @@ def run_command(step: Step, log: Path, lock: int) -> int:
                 raise
     if code not in step.codes:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-        raise StepFailed(f"{step.name} {how}. The end of {log}:\n{b''.join(tail).decode(errors='replace').rstrip()}")
+        end = b"".join(tail).decode(errors="replace").rstrip()
+        raise StepFailed(f"{step.name} {how}. The end of {log}:\n{end}{free_space(log.parent, end)}")
     if problem is not None:
         raise problem
     return code
+
+
+def free_space(folder: Path, output: str) -> str:
+    """Return a line with the free space on the disk of a folder, if a step says that a disk is full, otherwise ""."""
+    if os.strerror(errno.ENOSPC) not in output:
+        return ""
+    return f"\nThe disk with {folder} has {shutil.disk_usage(folder).free / 2**20:,.0f} MiB free."
 
 
 def write(file: FileIO, content: bytes) -> None:

@@ -45,7 +45,7 @@ BEHAVIOR = Behavior(users=2000, drift_std=0.35, late_share=0.0)
 LIMITS = ("--margin", "0.05", "--tolerance", "0.3", "--segment-tolerance", "0.6")
 TRUE = "probability"  # a column of the impressions
 RATE = 20.0  # requests/s to the server
-SERVED_TIMEOUT_S = 60.0
+SERVED_TIMEOUT_S = 120.0
 
 
 class CycleFailed(RuntimeError):

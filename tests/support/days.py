@@ -21,7 +21,7 @@ from model.data.synthetic.traffic_files import write_days
 
 FIRST_DAY = date(2026, 12, 1)
 FIRST_S = 1_796_083_200.0
-BEHAVIOR = Behavior(users=800, late_share=0.0)
+BEHAVIOR = Behavior(users=2000, late_share=0.0)
 LIMITS = ("--margin", "0.2", "--tolerance", "0.9", "--segment-tolerance", "0.95")
 TIMEOUT_S = 240
 EXPERIMENT = """
@@ -32,7 +32,7 @@ reader = "table"
 folder = "joined"
 prepared = "prepared"
 files = ["hours/*.parquet"]
-split = { by = "time", valid = "12h", test = "12h" }
+split = { by = "time", valid = "8h", test = "20h" }
 time = "time"
 unit = "unit"
 request = "score_id"

@@ -20,7 +20,7 @@ STEPS = ("join", "score", "prepare", "train", "calibrate", "export", "gate", "ad
 def first(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Return a site after its first day."""
     site = Site(tmp_path_factory.mktemp("first"))
-    site.simulate(days=4, requests=700)
+    site.simulate(days=4, requests=1800)
     result = site.run(DAY_1)
     assert result.returncode == 0, result.stderr
     assert "training starts cold: no earlier day has a run whose version was added" in result.stdout

@@ -15,7 +15,7 @@ from tests.support.days import EXPERIMENT
 DAY = date(2026, 11, 30)
 WINDOW_S, LATENESS_S = 1800, 86_400
 FINAL = datetime(2026, 12, 2, 0, 30, tzinfo=UTC)
-BY_TIME = 'split = { by = "time", valid = "12h", test = "12h" }\ntime = "time"'
+BY_TIME = 'split = { by = "time", valid = "8h", test = "20h" }\ntime = "time"'
 SPLIT = SplitByTime(valid="12h", test="6h")
 
 
