@@ -17,12 +17,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from benchmarks import RESULTS
-from contract.calibration import FittedCalibration, sigmoid
+from contract.calibration import Calibration, FittedCalibration, sigmoid
 from contract.schema import FeatureSchema
 from export.calibrate.fit import Method, fit
 from export.calibrate.judge import calibrated_ctr
 from export.calibrate.rows import Floats, Rows
-from export.calibrate.source import Source, read_prepared_log, tokens_of
+from export.calibrate.source import Source, score_split, tokens_of, weights_digest
 from loadtest.report import Table, write_report
 from model.data.data_folder import add_data_argument
 from model.data.prepare.prepare import prepare
@@ -32,15 +32,18 @@ from model.data.readers.log import SPLITS
 from model.data.synthetic import generate
 from model.data_config import Data
 from model.experiment_config import Experiment, Training
+from model.experiments.run_folder import open_run
 from model.experiments.train import train
 from model.stec.stec import STECConfig
 
 NEGATIVE_RATE = 0.1
 SCALE = 1.3
 SEGMENT = "slot"
-ROWS = (1_000_000, 2_500_000, 1_000_000)
+ROWS = (600_000, 6_000_000, 1_000_000)
+CLICK_RATE = 0.2  # so that the smallest slot has enough clicks
+FOLDERS = SAME_DAYS, LATER_DAYS = "same-days", "later-days"
 SEED = 1
-HEADER = ("predictions", "method", "segments", "before", "after", "worst segment before", "after", "time to fit")
+HEADER = ("predictions", "method", "segments", "before", "after", "worst segment before", "after", "CPU time to fit")
 TITLE = "Calibration against the true probability"
 LIBRARIES = ("torch", "numpy", "polars", "scikit-learn", "scipy")
 
@@ -88,12 +91,12 @@ def write_splits(root: Path, folder: str, same_days: bool) -> None:
         folder: The folder to write.
         same_days: Whether valid and test are requests of the same days. Otherwise, test is later.
     """
-    random = np.random.default_rng(SEED)
+    random, days = np.random.default_rng(SEED), np.random.default_rng(SEED + 1)
     logs = {split: pl.read_parquet(root / generate.FOLDER / f"{split}.parquet") for split in SPLITS}
     if same_days:
         both = pl.concat([logs["valid"], logs["test"]])
         first, share = both[REQUEST][0], len(logs["valid"]) / len(both)
-        is_valid = random.random(both[REQUEST][-1] - first + 1) < share
+        is_valid = days.random(both[REQUEST][-1] - first + 1) < share
         in_valid = pl.Series(is_valid[both[REQUEST].to_numpy() - first])
         logs |= {"valid": both.filter(in_valid), "test": both.filter(~in_valid)}
     (root / folder).mkdir(exist_ok=True)
@@ -102,26 +105,31 @@ def write_splits(root: Path, folder: str, same_days: bool) -> None:
         log.filter(pl.Series(kept)).write_parquet(root / folder / f"{split}.parquet")
 
 
-def make_log(root: Path, name: str, same_days: bool) -> Log:
-    """Prepare a log with a tenth of its non-clicks, train a model on it, and score valid and test.
+def data_section(folder: str) -> Data:
+    """Return the [data] section of a sampled log."""
+    return Data(reader="generated", folder=folder, prepared=f"prepared/{folder}", negative_rate=NEGATIVE_RATE)
 
-    Args:
-        root: The data folder, with a generated log.
-        name: The name of the new folders.
-        same_days: See write_splits().
-    """
-    write_splits(root, name, same_days)
-    data, run = (
-        Data(reader="generated", folder=name, prepared=f"prepared/{name}", negative_rate=NEGATIVE_RATE),
-        root / "runs" / name,
-    )
-    prepare(root, data)
+
+def train_run(root: Path) -> Path:
+    """Sample the generated log, train a model on it, and return the run folder."""
+    for folder in FOLDERS:
+        write_splits(root, folder, folder == SAME_DAYS)
+        prepare(root, data_section(folder))
     model = STECConfig(embedding=8, blocks=1, heads=2, ffn=16, embedding_std=0.1)
     training = Training(epochs=2, batch_size=1024, learning_rate=0.005)
-    train(Experiment(name="calibrate", data=data, model=model, training=training), root, run)
-    prepared = read_prepared(root / data.prepared)
+    experiment = Experiment(name="calibrate", data=data_section(SAME_DAYS), model=model, training=training)
+    train(experiment, root, root / "run")
+    return root / "run"
+
+
+def score_log(root: Path, run: Path, folder: str) -> Log:
+    """Score valid and test of a sampled log with a run. All sampled logs have the same train, and so the same ids."""
+    model, experiment, schema, _ = open_run(run)
+    prepared = read_prepared(root / data_section(folder).prepared)
+    correction = Calibration.of_log(experiment.data.negative_rate)
+    valid, test = (score_split(prepared, split, model, correction, SEGMENT) for split in ("valid", "test"))
     truth = np.array(prepared.column("test", TRUE_CTR), np.float64)
-    return Log(run, prepared.schema, read_prepared_log(run, root, SEGMENT), truth)
+    return Log(run, schema, Source(valid, test, ("valid", "test"), weights_digest(run)), truth)
 
 
 def planted(source: Source) -> Iterator[tuple[str, Source]]:
@@ -143,14 +151,14 @@ def planted(source: Source) -> Iterator[tuple[str, Source]]:
 
 
 def calibrate(log: Log, source: Source, method: Method, by: str | None) -> tuple[Outcome, Outcome, float]:
-    """Return predicted / true before and after a calibration, and the seconds that fitting took."""
-    start_s = time.perf_counter()
+    """Return predicted / true before and after a calibration, and the CPU time of fitting in seconds."""
+    start_s = time.process_time()
 
     def tokens(ids: NDArray[np.int64]) -> list[str | None]:
         return tokens_of(log.run, SEGMENT, ids)
 
     found = fit(source.valid, method, tokens if by else None)
-    seconds = time.perf_counter() - start_s
+    seconds = time.process_time() - start_s
     fitted = FittedCalibration(
         weights=source.weights,
         method=found.method,
@@ -188,9 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, nargs=3, default=ROWS, metavar=("TRAIN", "VALID", "TEST"))
     parser.add_argument("--out", type=Path, default=RESULTS / "calibrate.md", help="the report")
     options = parser.parse_args(arguments)
-    if generate.main(["--data", str(options.data), "--seed", str(SEED), "--rows", *map(str, options.rows)]):
+    size = ["--rows", *map(str, options.rows), "--click-rate", str(CLICK_RATE)]
+    if generate.main(["--data", str(options.data), "--seed", str(SEED), *size]):
         return 2
-    log, later = (make_log(options.data, name, name == "same-days") for name in ("same-days", "later-days"))
+    run = train_run(options.data)
+    log, later = (score_log(options.data, run, folder) for folder in FOLDERS)
     tables = [
         Table("Valid and test are requests of the same days", HEADER, table(log, planted(log.source))),
         Table("Test is later than valid", HEADER, table(later, [("as trained", later.source)])),
@@ -214,11 +224,11 @@ def text(log: Log, rows: Sequence[int]) -> str:
     """Return the paragraph below the heading."""
     valid, test = log.source.valid, log.source.test
     return (
-        f"The generated log has {rows[1]:,} rows in valid and {rows[2]:,} in test. A tenth of the non-clicks is kept.\n"
-        f"Then, valid has {len(valid):,} rows with {valid.clicks:,} clicks, and test has {len(test):,} rows "
-        f"with {test.clicks:,}\nclicks. The columns show the mean prediction divided by the mean true probability, on "
-        "test in the whole traffic.\nIf test is later, it contains new ads and other days of the week. A calibration "
-        "cannot foresee effects that the model\ndoes not know."
+        f"The generated log has a click rate of {CLICK_RATE:.0%}, {rows[1]:,} rows in valid and {rows[2]:,} in test. "
+        f"A tenth of\nthe non-clicks is kept. Then, valid has {len(valid):,} rows with {valid.clicks:,} clicks, and "
+        f"test has {len(test):,}\nrows with {test.clicks:,} clicks. The columns show the mean prediction divided by "
+        "the mean true probability, on\ntest in the whole traffic. If test is later, it contains new ads and other days of the week. A calibration\n"
+        "cannot foresee effects that the model does not know."
     )
 
 

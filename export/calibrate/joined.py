@@ -21,9 +21,11 @@ from model.data.prepare.columns import BadValueError, label_column
 from model.data.prepare.row_columns import weight_column
 from model.data.readers.log import LINE, position, require_columns
 from model.data.readers.named import find_named_files
+from model.data.readers.scan import JOINED_LOG, Part
 from model.data.timestamps import EXPECTED_TIME, unix_seconds
 from model.data_config import Data
-from model.loop.output import HOURS, REPORT
+from model.loop.output import HOURS, read_settings
+from model.loop.table import Names
 
 LABEL_ADVICE = "ctr-join writes it. For other files, set label, time and weight in the [data] section of the run."
 
@@ -42,7 +44,7 @@ class Columns:
 
     label: str = "click"
     time: str = "time"
-    weight: str = "weight"
+    weight: str = ""
     positive: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
@@ -118,8 +120,7 @@ def open_log(scorer: Scorer, files: Sequence[str]) -> tuple[dict[Path, pl.LazyFr
         ValueError: If a file cannot be read or does not have a column.
     """
     parts = open_files(find_named_files([*map(hours_of, files)]).sources, scorer.data)
-    is_joined = all(part.is_joined for part in parts)
-    columns = columns_of(scorer.data, is_joined)
+    columns = columns_of(scorer.data, parts)
     features = dict.fromkeys(field.reads for field in scorer.schema.fields)
     for part in parts:
         require_columns(part.source.name, columns.names, part.columns, advice=LABEL_ADVICE)
@@ -127,16 +128,33 @@ def open_log(scorer: Scorer, files: Sequence[str]) -> tuple[dict[Path, pl.LazyFr
 
 
 def hours_of(name: str) -> str:
-    """Return the folder with the hours of a joined log, or the name unchanged if it is not the folder of one."""
-    return str(Path(name) / HOURS) if (Path(name) / REPORT).is_file() else name
+    """Return the folder with the hours of a joined log. Its other folder contains events. Other names are unchanged."""
+    return str(Path(name) / HOURS) if (Path(name) / HOURS).is_dir() else name
 
 
-def columns_of(data: Data | None, is_joined: bool) -> Columns:
-    """Return the columns that are not features: those of the run's [data] section, or those of ctr-join."""
+def columns_of(data: Data | None, parts: Sequence[Part]) -> Columns:
+    """Return the columns that are not features: those of the run's [data] section, or else those of ctr-join."""
+    join = names_of_join(parts)
+    of_join = Columns() if join is None else Columns(join.of("click"), join.of("time"), join.of("weight"))
     if data is None or data.reader != "table":
-        return Columns(weight="weight" if is_joined else "")
-    weight = data.weight or ("weight" if is_joined else "")
-    return Columns(data.label, data.time or "time", weight, data.positive, data.missing)
+        return of_join
+    has_label = join is None or all(data.label in part.columns for part in parts)
+    return replace(
+        of_join,
+        label=data.label if has_label else of_join.label,
+        time=data.time or of_join.time,
+        weight=data.weight or of_join.weight,
+        positive=data.positive if has_label else (),
+        missing=data.missing if has_label else (),
+    )
+
+
+def names_of_join(parts: Sequence[Part]) -> Names | None:
+    """Return the names of the columns that ctr-join wrote, which --rename may have changed, or None for other files."""
+    if not all(part.is_joined for part in parts):
+        return None
+    path = parts[0].source.path
+    return Names(read_settings(path, pl.read_parquet_metadata(path)[JOINED_LOG]).rename)
 
 
 def newest(frames: Mapping[Path, pl.LazyFrame], time: str) -> dict[Path, int]:

@@ -18,15 +18,18 @@ from contract.encode import Encoder
 from contract.tokens import token
 from contract.vocabulary import UNKNOWN
 from export.bundle import export
+from export.calibrate.joined import Columns, columns_of
 from export.calibrate.report import JSON, MARKDOWN, PICTURE, CalibrationReport
 from export.calibrate.source import read_prepared_log
 from export.cli.calibrate import TOO_FEW_CLICKS, main
 from export.predict.scorer import open_scorer
 from model.data.readers.generated import CANDIDATE, CONTEXT
-from model.data.readers.scan import JOINED_LOG
+from model.data.readers.named import find_named_files
+from model.data.readers.scan import JOINED_LOG, open_parts
 from model.experiments.run_folder import WEIGHTS, open_run, save_run
 from model.experiments.train import train
-from tests.support.runs import with_weights
+from tests.support.joined_logs import write_joined_log
+from tests.support.runs import NUMBERS, with_weights
 
 FILES = (CALIBRATION, JSON, MARKDOWN, PICTURE)
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC)
@@ -180,7 +183,7 @@ def test_a_calibration_that_makes_test_worse_is_reported(
     run: Path, trained: Path, tmp_path: Path, capsys: Outputs
 ) -> None:
     """Valid has twice as many clicks as test, relative to the prediction."""
-    joined = write_joined(trained, tmp_path, change=lambda split, log: more_clicks(log) if split == "valid" else log)
+    joined = write_splits(trained, tmp_path, change=lambda split, log: more_clicks(log) if split == "valid" else log)
     assert main([str(run), str(joined)]) == 0
     err = capsys.readouterr().err
     assert "warning: the calibration makes test worse: its logloss rises by" in err
@@ -195,15 +198,15 @@ def as_it_is(split: str, log: pl.DataFrame) -> pl.DataFrame:
     return log
 
 
-def write_joined(
-    root: Path, folder: Path, change: Callable[[str, pl.DataFrame], pl.DataFrame] = as_it_is, weight: float = 1.0
+def write_splits(
+    root: Path,
+    folder: Path,
+    change: Callable[[str, pl.DataFrame], pl.DataFrame] = as_it_is,
+    row_weight: float = 1.0,
+    **rename: str,
 ) -> Path:
     """Write valid and test of a generated log as ctr-join writes them: valid is a day before test."""
-    hours = folder / "joined" / "hours"
-    hours.mkdir(parents=True)
-    (folder / "joined" / "late").mkdir()
-    pl.DataFrame({"event_id": ["late"]}).write_parquet(folder / "joined" / "late" / "2026-12-01T13.parquet")
-    (folder / "joined" / "join.json").write_text("{}")
+    joined = folder / "joined"
     for split, day in (("train", -1), ("valid", 0), ("test", 1)):
         log = change(split, pl.read_parquet(root / "generated" / f"{split}.parquet"))
         features: dict[str, Any] = {
@@ -211,11 +214,12 @@ def write_joined(
             for name in (*CONTEXT, *CANDIDATE)
             if not (split == "train" and name == "exchange")  # an hour has no column for an absent feature
         }
-        moment = NOON + timedelta(days=day)
-        times = pl.Series([moment] * len(log), dtype=pl.Datetime("ms", "UTC"))
-        frame = pl.DataFrame({"time": times, "click": log["click"], "weight": weight} | features)
-        frame.write_parquet(hours / f"{moment:%Y-%m-%dT%H}.parquet", metadata={JOINED_LOG: "{}"})
-    return folder / "joined"
+        times = pl.Series([NOON + timedelta(days=day)] * len(log), dtype=pl.Datetime("ms", "UTC"))
+        frame = pl.DataFrame({"time": times, "click": log["click"], "weight": row_weight} | features)
+        write_joined_log(joined, frame.rename(rename), **rename)
+    (joined / "late").mkdir()
+    pl.DataFrame({"event_id": ["late"]}).write_parquet(joined / "late" / "2026-12-01T13.parquet")
+    return joined
 
 
 def knots(run: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -229,7 +233,7 @@ def test_a_joined_log_gives_the_same_calibration_as_the_prepared_log(
     assert main([str(run), "--data", str(trained), "--by", "slot"]) == 0
     prepared, expected = read_fitted(run / CALIBRATION), report_of(run)
     capsys.readouterr()
-    assert main([str(run), str(write_joined(trained, tmp_path, weight=3.0)), "--by", "slot"]) == 0
+    assert main([str(run), str(write_splits(trained, tmp_path, row_weight=3.0)), "--by", "slot"]) == 0
     joined, found = read_fitted(run / CALIBRATION), report_of(run)
     np.testing.assert_allclose(np.array(joined.knots), np.array(prepared.knots), atol=1e-4)
     assert [(each.id, each.value, each.rows, each.clicks) for each in joined.segments] == [
@@ -243,9 +247,31 @@ def test_a_joined_log_gives_the_same_calibration_as_the_prepared_log(
     assert "measured on 2026-11-30T12:00:00Z to 2026-12-01T12:00:00Z: 10,000 rows" in out
 
 
+def test_columns_that_ctr_join_renamed_are_read_by_their_new_names(run: Path, trained: Path, tmp_path: Path) -> None:
+    assert main([str(run), str(write_splits(trained, tmp_path))]) == 0
+    expected = contents(run)
+    renamed = write_splits(trained, tmp_path / "renamed", click="clicked", time="moment", weight="mass")
+    assert main([str(run), str(renamed)]) == 0
+    assert contents(run) == expected
+
+
+def test_the_data_section_names_the_columns_that_differ_from_those_of_the_join(tmp_path: Path) -> None:
+    """A run that was trained on another log still reads the clicks of a joined log."""
+    row = pl.DataFrame({"time": [NOON], "click": [1], "weight": [1.0], "bought": ["yes"]})
+    write_joined_log(tmp_path / "joined", row.with_columns(pl.col("time").cast(pl.Datetime("ms", "UTC"))))
+    row.write_csv(tmp_path / "log.csv")
+    joined, csv = (open_parts(find_named_files([str(tmp_path / name)]).sources) for name in ("joined/hours", "log.csv"))
+    clicks = msgspec.structs.replace(NUMBERS, label="is_click", positive=("1",))
+    purchases = msgspec.structs.replace(NUMBERS, label="bought", positive=("yes",), weight="mass", time="moment")
+    assert columns_of(None, joined) == columns_of(clicks, joined) == Columns("click", "time", "weight")
+    assert columns_of(purchases, joined) == Columns("bought", "moment", "mass", ("yes",))
+    assert columns_of(None, csv) == Columns("click", "time", "")
+    assert columns_of(clicks, csv) == Columns("is_click", "time", "", ("1",))
+
+
 def test_a_calibration_of_another_model_is_replaced(run: Path, trained: Path, tmp_path: Path) -> None:
     """Also if the rows are scored as ctr-predict scores them."""
-    joined = write_joined(trained, tmp_path)
+    joined = write_splits(trained, tmp_path)
     for arguments in (["--data", str(trained)], [str(joined)]):
         (run / CALIBRATION).write_text('{"weights": "other"}')
         assert main([str(run), *arguments]) == 0
@@ -254,7 +280,7 @@ def test_a_calibration_of_another_model_is_replaced(run: Path, trained: Path, tm
 
 def test_the_lengths_of_valid_and_test_can_be_chosen(run: Path, trained: Path, tmp_path: Path) -> None:
     """The oldest hour lacks a feature, which is missing in its rows."""
-    joined = write_joined(trained, tmp_path)
+    joined = write_splits(trained, tmp_path)
     assert main([str(run), str(joined), "--valid", "2d", "--test", "12h"]) == 0
     assert (report_of(run).valid.rows, report_of(run).test.rows) == (32_000, 10_000)
 
@@ -269,7 +295,7 @@ def test_the_lengths_of_valid_and_test_can_be_chosen(run: Path, trained: Path, t
 def test_wrong_options_for_a_joined_log_are_errors(
     run: Path, trained: Path, tmp_path: Path, capsys: Outputs, options: list[str], message: str
 ) -> None:
-    assert main([str(run), str(write_joined(trained, tmp_path)), *options]) == 2
+    assert main([str(run), str(write_splits(trained, tmp_path)), *options]) == 2
     assert message in capsys.readouterr().err
     assert not any(contents(run).values())
 
@@ -286,12 +312,13 @@ def test_wrong_options_for_a_joined_log_are_errors(
 def test_a_bad_value_is_an_error_that_names_its_row(
     run: Path, trained: Path, tmp_path: Path, capsys: Outputs, column: str, value: object, message: str
 ) -> None:
-    joined = write_joined(trained, tmp_path)
+    joined = write_splits(trained, tmp_path)
     file = joined / "hours" / "2026-12-01T12.parquet"
     log = pl.read_parquet(file)
     values = [*log[column].to_list()]
     values[2] = value
-    log.with_columns(pl.Series(column, values, log[column].dtype)).write_parquet(file, metadata={JOINED_LOG: "{}"})
+    changed = log.with_columns(pl.Series(column, values, log[column].dtype))
+    changed.write_parquet(file, metadata={JOINED_LOG: pl.read_parquet_metadata(file)[JOINED_LOG]})
     assert main([str(run), str(joined)]) == 2
     err = capsys.readouterr().err
     assert f"{file}, {message}" in err
@@ -307,9 +334,9 @@ def test_sampled_non_clicks_count_for_those_that_were_dropped(run: Path, trained
     def sample(split: str, log: pl.DataFrame) -> pl.DataFrame:
         return log.filter((pl.col("click") == 1) | (pl.int_range(pl.len()) % 2 == 0))
 
-    assert main([str(run), str(write_joined(trained, tmp_path))]) == 0
+    assert main([str(run), str(write_splits(trained, tmp_path))]) == 0
     everything = report_of(run)
-    assert main([str(run), str(write_joined(trained, tmp_path / "half", sample)), "--negative-rate", "0.5"]) == 0
+    assert main([str(run), str(write_splits(trained, tmp_path / "half", sample)), "--negative-rate", "0.5"]) == 0
     half = report_of(run)
     assert half.valid.rows < 0.6 * everything.valid.rows
     assert half.before.overall.observed == pytest.approx(everything.before.overall.observed, rel=0.02)
