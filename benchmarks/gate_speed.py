@@ -57,9 +57,9 @@ def main() -> int:
     auc, counts = WeightedAuc(rows.labels, rows.new), next(resample(ROWS, 1))
     exact = 2 * DRAWS * cpu_s(lambda: auc(counts))
     text = (
-        f"{ROWS:,} rows that are already scored, {DRAWS:,} resamples, {SEGMENTS} segments. CPU time, and what the figures "
-        "add to the peak memory of the process. A bootstrap that computes the AUC of both models on each resample would "
-        f"take {exact:.0f} s for AUC alone."
+        f"{ROWS:,} rows that are already scored, {DRAWS:,} resamples, {SEGMENTS} segments. CPU time, and what the "
+        "figures add to the peak memory of the process. A bootstrap that computes the AUC of both models on each "
+        f"resample would take {exact:.0f} s for AUC alone."
     )
     table = Table("", ["units", "CPU time", "memory"], found)
     command = "python -m benchmarks.gate_speed"

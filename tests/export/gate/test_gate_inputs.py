@@ -4,7 +4,6 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -36,9 +35,9 @@ def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.Ca
     requests, events = [], []
     for number in range(400):
         time_s = number * 20.0
-        context = {"user": random.choice(TOKENS["user"]), "weekday": "sunday", "age": 30}
+        context = {"user": str(random.choice(TOKENS["user"])), "weekday": "sunday", "age": 30}
         context |= {"late": "x"} if number > 300 else {}
-        features = {"item": random.choice(TOKENS["item"]), "cost": "free", "price": 1.5}
+        features = {"item": str(random.choice(TOKENS["item"])), "cost": "free", "price": 1.5}
         candidates = [LoggedCandidate(0, "c", features, ctr=0.1, logit=-2.2, inclusion=0.5)]
         unit = f"unit-{number % 150}"
         requests.append(request(number, time_s, candidates, context=context, unit=unit))
@@ -120,6 +119,6 @@ def test_a_run_whose_split_does_not_keep_the_period_is_suspect(
     folder: str, split: SplitByTime | SplitAtRandom, is_suspect: bool, tmp_path: Path
 ) -> None:
     period = Period(tmp_path / "joined", 0, DAY_MS, {}, {}, ())
-    source = msgspec.structs.replace(DATA, reader="table", folder=folder, split=split)
-    assert isinstance(source, Data)
+    table = {"reader": "table", "label": "click", "context": ("user",), "candidate": ("ad",), "time": "time"}
+    source = Data(folder=folder, prepared="prepared", files=("hours/*.parquet",), split=split, **table)
     assert training_of(source, period, tmp_path)[1] == is_suspect
