@@ -13,12 +13,13 @@ from pathlib import Path, PurePosixPath
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from contract.calibration import Calibration
+from contract.calibration import CALIBRATION, Calibration, Calibrator, read_fitted
+from contract.reference import REFERENCE, Reference, read_reference
 from contract.schema import TIME_TRANSFORMS, Attention, FeatureSchema, read_schema
 from contract.system_errors import HOW_TO_RAISE_LIMITS, OUT_OF_RESOURCES, explain_denied, may
 from contract.vocabulary import Vocabulary, open_vocabulary
 
-FORMAT_VERSIONS = (2, 3, 4)  # The versions that this server reads. See format_version().
+FORMAT_VERSIONS = (2, 3, 4, 5)  # The versions that this server reads. See format_version().
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 VOCABULARY = "vocabulary"
@@ -77,6 +78,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         fields: Number of fields in the schema.
         parameters: Number of the model's parameters.
         metrics: The metrics of the run that was exported.
+        calibration: The first step of the calibration. Read both steps from Bundle.calibrator.
         files: The SHA-256 of each file.
         attention: What the context fields of a STEC attend to.
         cascade: The cascade rules in ascending order of k. Empty if the bundle has no SCREEN.
@@ -110,12 +112,23 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle. `vocabularies` has one entry per categorical field, or is empty if they were not opened."""
+    """An opened bundle.
+
+    Attributes:
+        folder: The bundle's folder.
+        manifest: Its manifest.
+        schema: The model's fields.
+        vocabularies: One entry per categorical field, or empty if they were not opened.
+        calibrator: Turns the logits of the bundle's graphs into probabilities.
+        reference: The distributions of the run's log, or None if the bundle has none, like bundles before version 0.12.
+    """
 
     folder: Path
     manifest: Manifest
     schema: FeatureSchema
     vocabularies: Mapping[str, Vocabulary]
+    calibrator: Calibrator
+    reference: Reference | None = None
 
 
 def write_manifest(
@@ -133,7 +146,7 @@ def write_manifest(
     files = {path: _sha256(folder / path) for path in _files(folder) if path != MANIFEST}
     schema = read_schema(folder / SCHEMA)
     manifest = Manifest(
-        format_version=format_version(schema),
+        format_version=format_version(schema, CALIBRATION in files),
         name=name,
         version=_version(files),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,13 +168,20 @@ def write_manifest(
     return sealed
 
 
-def format_version(schema: FeatureSchema) -> int:
-    """Return the oldest version of the bundle format that supports all features of a schema.
+def format_version(schema: FeatureSchema, is_calibrated: bool = False) -> int:
+    """Return the oldest version of the bundle format that supports all features of a bundle.
 
     Servers before 0.9 read only version 2. Version 3 adds timestamps, log1p, vectors for missing numbers, and the names
-    in requests that fields are read from. Servers before 0.11 read versions 2 and 3. Version 4 adds pseudonyms. A
-    server that does not support these would compute wrong probabilities.
+    in requests that fields are read from. Servers before 0.11 read versions 2 and 3. Version 4 adds pseudonyms.
+    Servers before 0.12 read versions 2 to 4. Version 5 adds a fitted calibration. A server that does not support these
+    would compute wrong probabilities.
+
+    Args:
+        schema: The bundle's schema.
+        is_calibrated: Whether the bundle has a CALIBRATION.
     """
+    if is_calibrated:
+        return 5
     if any(field.pseudonym is not UNSET for field in schema.fields):
         return 4
     uses_version_3 = any(
@@ -182,7 +202,8 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
         verify: False if the digests of the files have just been checked.
 
     Raises:
-        BundleError: The format is not supported, or a file is missing, changed, not in the manifest, or a link.
+        BundleError: The format is not supported, or a file is missing, changed, invalid, not in the manifest, or a
+            link.
         OutOfResources: This process cannot open more files or allocate more memory.
     """
     try:
@@ -195,6 +216,9 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
         schema = read_schema(folder / SCHEMA)
         names = [f.name for f in schema.select("categorical")] if vocabulary else []
         vocabularies = {name: open_vocabulary(folder / VOCABULARY, name) for name in names}
+        fitted = read_fitted(folder / CALIBRATION) if CALIBRATION in manifest.files else None
+        calibrator = Calibrator(manifest.calibration, fitted, schema)
+        reference = read_reference(folder, schema) if REFERENCE in manifest.files else None
     except BundleError:
         raise
     except PermissionError as error:
@@ -208,7 +232,7 @@ def open_bundle(folder: Path, *, vocabulary: bool = True, verify: bool = True) -
     if len(schema.fields) != manifest.fields:
         counted = f"{SCHEMA} has {len(schema.fields)} fields, but {MANIFEST} has {manifest.fields}"
         raise BundleError(f"bundle {folder}: {counted}: export it again")
-    return Bundle(folder, manifest, schema, vocabularies)
+    return Bundle(folder, manifest, schema, vocabularies, calibrator, reference)
 
 
 def unreadable(path: Path, error: OSError) -> BundleError:

@@ -10,6 +10,7 @@ Legend: N candidates of R requests, Fu categorical context fields.
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -19,9 +20,15 @@ from numpy.typing import NDArray
 from contract.schema import FeatureSchema
 
 CALIBRATION = "calibration.json"  # in runs and in bundles
-MIN_SLOPE = 0.05  # of a fitted calibration. float64 then still tells apart any two float32 logits.
+MAX_BYTES = 4 * 1024 * 1024  # of calibration.json
+# With this slope, logits that differ by 1e-10 get different calibrated logits. Adjacent float32 logits differ by more,
+# except for those closer to 0 than 0.001.
+MIN_SLOPE = 0.05
+MAX_SLOPE = 1000.0  # A steeper piece would turn the rounding of a float32 logit into a visible difference.
+MAX_LOGIT = 1000.0  # of knots and shifts, in absolute value. Sums of larger numbers would lose small differences.
 MAX_KNOTS = 1000
 MAX_SEGMENTS = 1000
+MAX_ID = 2**31 - 1
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,10 +48,6 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def corrected(self, logit: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the corrected logits, float64 of the same shape."""
         return self.scale * logit.astype(np.float64) + self.shift
-
-    def ctr(self, logit: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the probabilities of logits of any shape, without overflow for large or small ones."""
-        return sigmoid(self.corrected(logit))
 
 
 class SegmentShift(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,14 +75,18 @@ class FittedCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     is added. Segments belong to a context field, so all candidates of a request have the same one.
 
     Attributes:
+        weights: The SHA-256 of the file with the model's weights (weights.safetensors of the run, as in file_digests()
+            of model/experiments/run_folder.py). The calibration fits no other model.
         method: How the function was fitted. Platt scaling has two knots, and isotonic regression more.
-        knots: (corrected logit, calibrated logit) in ascending order, at least two. All slopes are MIN_SLOPE or more.
+        knots: (corrected logit, calibrated logit) in ascending order, at least two. All slopes are from MIN_SLOPE to
+            MAX_SLOPE.
         rows: The number of rows on which it was fitted.
         clicks: The number of their clicks.
         segment_field: The categorical context field that the segments belong to, or None.
         segments: The shifts, in ascending order of their ids. Values without an entry are not shifted.
     """
 
+    weights: str
     method: Literal["platt", "isotonic"]
     knots: tuple[tuple[float, float], ...]
     rows: int
@@ -103,24 +110,23 @@ class Calibrator:
     def __init__(self, correction: Calibration, fitted: FittedCalibration | None, schema: FeatureSchema) -> None:
         self.correction = correction
         self.fitted = fitted
-        self._knots = np.empty((0, 2))
-        self._shifts = np.zeros(0)
-        self._column = -1
         if fitted is None:
             return
         check_fitted(fitted, schema)
-        self._knots = np.array(fitted.knots, np.float64)
-        self._slopes = np.diff(self._knots[:, 1]) / np.diff(self._knots[:, 0])
+        self._x, self._y = np.array(fitted.knots, np.float64).T.copy()
+        self._slopes = np.diff(self._y) / np.diff(self._x)
+        # Rounding must not lift a piece above the start of the next one. The last piece has no upper end.
+        self._ends = np.append(self._y[1:-1], np.inf)
+        self._column: int | None = None
         if fitted.segment_field is not None:
             names = [field.name for field in schema.select("categorical", "context")]
             self._column = names.index(fitted.segment_field)
-            # The last entry is for the values without a shift.
-            self._shifts = np.zeros(max((segment.id for segment in fitted.segments), default=-1) + 2)
-            for segment in fitted.segments:
-                self._shifts[segment.id] = segment.shift
+            # The last entry is for ids above all others, so that every search finds one.
+            self._ids = np.array([*(segment.id for segment in fitted.segments), MAX_ID + 1], np.int64)
+            self._shifts = np.array([*(segment.shift for segment in fitted.segments), 0.0], np.float64)
 
     def ctr(
-        self, logit: NDArray[np.floating], context_ids: NDArray[np.int64], request_index: NDArray[np.int64]
+        self, logit: NDArray[np.floating], context_ids: NDArray[np.generic], request_index: NDArray[np.generic]
     ) -> NDArray[np.float64]:
         """Return the probabilities of candidates.
 
@@ -132,24 +138,50 @@ class Calibrator:
         return sigmoid(self.calibrated(logit, context_ids, request_index))
 
     def calibrated(
-        self, logit: NDArray[np.floating], context_ids: NDArray[np.int64], request_index: NDArray[np.int64]
+        self, logit: NDArray[np.floating], context_ids: NDArray[np.generic], request_index: NDArray[np.generic]
     ) -> NDArray[np.float64]:
         """Return the logits after both steps, float64 (N). The arguments are those of ctr()."""
         x = self.correction.corrected(logit)
         if self.fitted is None:
             return x
-        piece = np.clip(np.searchsorted(self._knots[:, 0], x, side="right") - 1, 0, len(self._slopes) - 1)
-        y: NDArray[np.float64] = self._knots[piece, 1] + (x - self._knots[piece, 0]) * self._slopes[piece]
-        if self._column >= 0:
-            ids = np.minimum(context_ids[:, self._column], len(self._shifts) - 1)
-            y += self._shifts[ids][request_index]
+        piece = self._x[1:-1].searchsorted(x, side="right")  # 0 before the second knot, which continues the first piece
+        y: NDArray[np.float64] = self._y[piece] + (x - self._x[piece]) * self._slopes[piece]
+        y = np.minimum(y, self._ends[piece])
+        if self._column is not None:
+            y += self._segment_shifts(context_ids[:, self._column])[request_index]
         return y
+
+    def _segment_shifts(self, ids: NDArray[np.generic]) -> NDArray[np.float64]:
+        """Return the shift of each request, float64 (R). `ids` are those of the segment field, (R)."""
+        entry = self._ids.searchsorted(ids)
+        return np.where(self._ids[entry] == ids, self._shifts[entry], 0.0)
 
 
 def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return 1 / (1 + exp(-x)), without overflow for large or small x."""
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def read_fitted(path: Path) -> FittedCalibration:
+    """Read a calibration.json. Check it with check_fitted() before use, as Calibrator does.
+
+    Raises:
+        ValueError: If the file is too large or has the wrong format. The message names the file.
+    """
+    with path.open("rb") as file:
+        raw = file.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES:,} bytes, too large for a calibration")
+    try:
+        return msgspec.json.decode(raw, type=FittedCalibration)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def encode_fitted(fitted: FittedCalibration) -> bytes:
+    """Return the content of calibration.json, as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(fitted)) + b"\n"
 
 
 def check_fitted(fitted: FittedCalibration, schema: FeatureSchema) -> None:
@@ -161,14 +193,17 @@ def check_fitted(fitted: FittedCalibration, schema: FeatureSchema) -> None:
     knots = fitted.knots
     if not 2 <= len(knots) <= MAX_KNOTS:
         raise ValueError(f"{CALIBRATION} has {len(knots)} knots; expected 2 to {MAX_KNOTS}")
-    if not all(math.isfinite(number) for knot in knots for number in knot):
-        raise ValueError(f"{CALIBRATION} has a knot that is not finite")
-    for (left, low), (right, high) in pairwise(knots):
-        # Rounding may make the slope of a piece a little smaller than it was when the piece was fitted.
-        if not right > left or (high - low) / (right - left) < MIN_SLOPE * (1 - 1e-9):
+    for number in (number for knot in knots for number in knot):
+        if not abs(number) <= MAX_LOGIT:  # NaN fails as well
             raise ValueError(
-                f"{CALIBRATION}: the knots ({left:g}, {low:g}) and ({right:g}, {high:g}) do not ascend with a slope of "
-                f"at least {MIN_SLOPE:g}, so different logits could get equal probabilities"
+                f"{CALIBRATION} has a knot at {number:g}; expected at most {MAX_LOGIT:g} in absolute value"
+            )
+    for (left, low), (right, high) in pairwise(knots):
+        # Rounding may move the slope of a piece a little out of the range that it was fitted in.
+        if not (right > left and MIN_SLOPE * (1 - 1e-9) <= (high - low) / (right - left) <= MAX_SLOPE * (1 + 1e-9)):
+            raise ValueError(
+                f"{CALIBRATION}: the knots ({left:g}, {low:g}) and ({right:g}, {high:g}) do not ascend with a slope "
+                f"from {MIN_SLOPE:g} to {MAX_SLOPE:g}, so the probabilities would be equal, reversed or unstable"
             )
     check_segments(fitted, schema)
 
@@ -188,7 +223,11 @@ def check_segments(fitted: FittedCalibration, schema: FeatureSchema) -> None:
     if len(fitted.segments) > MAX_SEGMENTS:
         raise ValueError(f"{CALIBRATION} has {len(fitted.segments)} segments; expected at most {MAX_SEGMENTS}")
     ids = [segment.id for segment in fitted.segments]
-    if ids != sorted(set(ids)) or (ids and ids[0] < 0):
-        raise ValueError(f"{CALIBRATION}: the ids of the segments do not ascend")
-    if not all(math.isfinite(segment.shift) for segment in fitted.segments):
-        raise ValueError(f"{CALIBRATION} has a segment whose shift is not finite")
+    if ids != sorted(set(ids)) or (ids and not 0 <= ids[0] <= ids[-1] <= MAX_ID):
+        raise ValueError(f"{CALIBRATION}: the ids of the segments do not ascend from 0 to at most {MAX_ID}")
+    for segment in fitted.segments:
+        if not abs(segment.shift) <= MAX_LOGIT:
+            raise ValueError(
+                f"{CALIBRATION}: the segment {segment.id} has the shift {segment.shift:g}; expected at most "
+                f"{MAX_LOGIT:g} in absolute value"
+            )

@@ -23,12 +23,13 @@ from contract.bundle import (
     Manifest,
     write_manifest,
 )
-from contract.calibration import Calibration
+from contract.calibration import CALIBRATION, Calibrator, encode_fitted
 from contract.golden import write_golden
 from contract.pairs import MAX_CANDIDATES
+from contract.reference import REFERENCE
 from contract.schema import FeatureSchema, write_schema
 from contract.vocabulary import open_vocabulary
-from export.cascade import calibrate, check_log
+from export.cascade import CANDIDATES, calibrate, is_large_enough
 from export.golden import draw_golden, golden_inputs
 from export.graphs.embedding import exact_copy
 from export.graphs.explain import ExplainGraph
@@ -40,9 +41,11 @@ from export.graphs.serving import ScreenGraph, ServingGraph
 from export.graphs.share import ShareGraph
 from export.onnx_file import save_together, to_onnx
 from export.parity import check_parity, torch_ctr
+from export.reference import MIN_ROWS, measure_reference
+from export.run_calibrator import open_calibrator
 from model.atomic_folder import check_replaceable, new_folder
 from model.data.prepare.prepared import Prepared
-from model.experiments.run_folder import open_run
+from model.experiments.run_folder import check_log_of_run, open_run
 from model.stec.stec import STEC, STECConfig
 from model.training.metrics import Metrics
 from model.zoo import name_of
@@ -54,33 +57,38 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
     Args:
         run: The run folder.
         bundle: The folder to write.
-        prepared: The run's log, which is used to calibrate the cascade. If None, the bundle has no cascade. A
-            model whose head is an MLP or does not use the first level cannot have a cascade either.
+        prepared: The run's log, on which the cascade is calibrated and the reference is measured. If it is None or
+            too small, the bundle has no cascade or no reference. A model whose head is an MLP or does not use the
+            first level cannot have a cascade either.
 
     Raises:
-        ValueError: If `run` is not a run, if `prepared` is a different log or is too small, or if `bundle` exists and
-            is not a bundle.
+        ValueError: If `run` is not a run, if its calibration.json is invalid or was fitted for another model, if
+            `prepared` is a different log, or if `bundle` exists and is not a bundle.
         ParityError: If the results of onnxruntime and torch differ too much.
     """
     check_replaceable(bundle, MANIFEST)
     model, experiment, schema, metrics = open_run(run)
     if prepared is not None:
-        check_log(prepared, run)
+        check_log_of_run(run, prepared)
     config = experiment.model
-    calibration = Calibration.of_log(experiment.data.negative_rate)
+    calibrator = open_calibrator(run, experiment, schema)
     vocabularies = {f.name: open_vocabulary(run / VOCABULARY, f.name) for f in schema.select("categorical")}
     with new_folder(bundle, MANIFEST) as folder:
         write_schema(schema, folder / SCHEMA)
         shutil.copytree(run / VOCABULARY, folder / VOCABULARY)
+        if calibrator.fitted is not None:
+            (folder / CALIBRATION).write_bytes(encode_fitted(calibrator.fitted))
         cascade = write_graphs(model, schema, folder, prepared)
+        if prepared is not None:
+            write_reference(folder, prepared, calibrator)
         golden = draw_golden(schema, vocabularies)
         inputs = list(golden_inputs(schema, vocabularies, golden))
-        answers = torch_ctr(model, schema, inputs, calibration)
+        answers = torch_ctr(model, schema, inputs, calibrator)
         difference = 0.0
         for name in (MODEL, KERNEL, EXPLAIN):  # all graphs whose output can be a response, which excludes SCREEN
             if (folder / name).exists():
                 max_candidates = MAX_CANDIDATES if name == EXPLAIN and not isinstance(model, STEC) else None
-                largest = check_parity(folder / name, inputs, answers, calibration, max_candidates)
+                largest = check_parity(folder / name, inputs, answers, calibrator, max_candidates)
                 difference = max(difference, largest)
         answered = [msgspec.structs.replace(g, ctr=ctr) for g, ctr in zip(golden, answers, strict=True)]
         write_golden(answered, folder / GOLDEN)
@@ -92,13 +100,20 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
             experiment.name,
             metrics.parameters,
             facts,
-            calibration,
+            calibrator.correction,
             attention,
             cascade,
             name_of(config),
             metrics.warnings,
         )
     return manifest, difference
+
+
+def write_reference(folder: Path, prepared: Prepared, calibrator: Calibrator) -> None:
+    """Write REFERENCE to a bundle with graphs, unless the log is too small."""
+    reference = measure_reference(folder, prepared, calibrator)
+    if reference is not None:
+        (folder / REFERENCE).write_bytes(msgspec.json.format(msgspec.json.encode(reference)) + b"\n")
 
 
 def metrics_of(split: str, metrics: Metrics) -> dict[str, float]:
@@ -133,7 +148,7 @@ def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared
         # If the kernel cannot run on this machine, its graph cannot be checked, so it is not written.
         if kernel.is_usable() and not option_without_kernel(model):
             graphs[KERNEL] = kernel_graph(model, schema)
-        if prepared is not None and first_in_head(model) == 0:
+        if prepared is not None and is_large_enough(prepared) and first_in_head(model) == 0:
             screen = to_onnx(ScreenGraph(model, schema), schema)
             with tempfile.TemporaryDirectory() as scratch:
                 save_together(copy.deepcopy({MODEL: graphs[MODEL], SCREEN: screen}), Path(scratch))
@@ -147,14 +162,15 @@ def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared
 
 
 def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
-    """Return a message for each optional part that this bundle does not have."""
-    if not isinstance(model, STEC):
-        return [
-            f"{type(model).__name__} has no kernel and no cascade. Its explanation is each field's share of the logit."
-        ]
-    if EXPLAIN not in manifest.files:
-        return ["no kernel, no explanation and no cascade, because an MLP head cannot be folded"]
+    """Return a message for each optional part that this bundle does not have, if the reason is not the missing log."""
     messages = []
+    if prepared is not None and REFERENCE not in manifest.files:
+        messages.append(f"no {REFERENCE}, because valid has fewer than {MIN_ROWS:,} rows. Drift cannot be detected.")
+    if not isinstance(model, STEC):
+        share = "Its explanation is each field's share of the logit."
+        return [*messages, f"{type(model).__name__} has no kernel and no cascade. {share}"]
+    if EXPLAIN not in manifest.files:
+        return [*messages, "no kernel, no explanation and no cascade, because an MLP head cannot be folded"]
     if option := option_without_kernel(model):
         messages.append(
             f"no {KERNEL}, because the kernel does not support {option}. onnxruntime's own, slower operators are used."
@@ -166,6 +182,8 @@ def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | Non
         )
     if first_in_head(model):
         messages.append('no cascade, because with fusion = "last" the head does not use the first level')
+    elif prepared is not None and not is_large_enough(prepared):
+        messages.append(f"no cascade, because valid or test has at most {CANDIDATES} rows. Use a larger log.")
     elif prepared is not None and not manifest.cascade:
         messages.append(
             "no cascade, because the first level rules out too few candidates. It ranks them better with "

@@ -11,7 +11,7 @@ from torch import nn
 
 import kernel
 from contract.bundle import KERNEL, OUTPUT
-from contract.calibration import Calibration
+from contract.calibration import Calibrator
 from contract.encode import ModelInput, join
 from contract.golden import RELATIVE_TOLERANCE, TOLERANCE
 from contract.schema import FeatureSchema
@@ -29,16 +29,18 @@ class ParityError(ValueError):
 
 
 def torch_ctr(
-    model: nn.Module, schema: FeatureSchema, inputs: list[ModelInput], calibration: Calibration
+    model: nn.Module, schema: FeatureSchema, inputs: list[ModelInput], calibrator: Calibrator
 ) -> list[list[float]]:
     """Return the probabilities of each request's candidates, computed with the model's plain form in float64."""
     reference = PlainGraph(model, schema).double().eval()
     answers = []
     for request in inputs:
-        tensors = {name: torch.from_numpy(array) for name, array in join([request]).items()}
+        feed = join([request])
+        tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
         doubles = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
         with torch.inference_mode():
-            answers.append(calibration.ctr(reference(**doubles).numpy()).tolist())
+            logit = reference(**doubles).numpy()
+        answers.append(calibrator.ctr(logit, feed["context_ids"], feed["request_index"]).tolist())
     return answers
 
 
@@ -46,7 +48,7 @@ def check_parity(
     onnx: Path,
     inputs: list[ModelInput],
     expected: list[list[float]],
-    calibration: Calibration,
+    calibrator: Calibrator,
     max_candidates: int | None = None,
 ) -> float:
     """Compare a graph with torch and return the largest difference in probability.
@@ -57,7 +59,7 @@ def check_parity(
         onnx: The graph's file.
         inputs: The golden requests.
         expected: The probabilities of each request's candidates, computed by torch.
-        calibration: The bundle's calibration.
+        calibrator: The bundle's calibration.
         max_candidates: The maximum number of candidates per run of the graph. If set, the graph is run only on single
             requests.
 
@@ -72,7 +74,8 @@ def check_parity(
     worst = 0.0
     cases = all_sizes(inputs, expected) if max_candidates is None else single(inputs, expected, max_candidates)
     for name, feed, answer in cases:
-        ctr = calibration.ctr(session.run([OUTPUT], feed)[0])
+        logit = session.run([OUTPUT], feed)[0]
+        ctr = calibrator.ctr(logit, feed["context_ids"], feed["request_index"])
         if ctr.shape != answer.shape:
             raise ParityError(
                 f"{onnx.name}, {name}: the graph's output has the shape {ctr.shape}, but torch's has {answer.shape}"

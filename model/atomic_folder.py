@@ -5,7 +5,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -103,12 +103,28 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: If the file cannot be written. The error names the file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Replace the content of files, each one atomically. If writing fails, all of them keep their old content.
+
+    The files are renamed in the given order, after all of them were written. If the process is killed in between, the
+    last ones still have their old content.
+
+    Raises:
+        OSError: If a file cannot be written. The error names the file.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
+    path = next(iter(contents))
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        for path, content in contents.items():
+            temporary[path].write_bytes(content)
+        for path, scratch in temporary.items():
+            scratch.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # if the disk is full, the error does not name the file
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        for scratch in temporary.values():
+            scratch.unlink(missing_ok=True)

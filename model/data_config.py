@@ -75,16 +75,19 @@ Share = Annotated[float, Meta(gt=0, lt=1)]
 
 
 class SplitByTime(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="by", tag="time"):
-    """Split a log by its `time` column: the newest rows are test, the rows before them valid, all older rows train.
+    """Split a log by its `time` column: the newest rows are test, the rows before them valid, and older rows train.
 
     Attributes:
         valid: The length of the validation set, such as "1d" or "12h" (s, m, h, d or w).
         test: The length of the test set.
+        train: The length of the training set, such as "7d". Older rows are not used, so a log that grows every day can
+            be trained with the same file. The default is to use all older rows.
         gap: The length of the gaps before valid and before test, whose rows are not used. The default is no gap.
     """
 
     valid: Duration
     test: Duration
+    train: Duration | None = None
     gap: Duration | None = None
 
 
@@ -122,6 +125,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         min_count: Tokens that occur fewer times than this in the training set get the unknown id.
         negative_rate: The fraction of negatives that were kept when the log was downsampled. The bundle's calibration
             corrects for it.
+        train_negative_rate: The share of train's non-clicks that ctr-prepare keeps. It keeps all clicks, and all rows
+            of valid and test. Training compensates for the share, so that predictions and metrics need no correction.
+            The log itself stays complete, which distinguishes this key from `negative_rate`. Both can be set.
         split: How to split a log that is not split yet. A table with `by = "time"` or `by = "random"` splits the
             `files` of reader = "table". "row" splits a published file 8:1:1, at random by row. "time" uses the last day
             as the test set and the day before it as the validation set; only reader = "avazu" supports it.
@@ -149,6 +155,9 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         unit: The column with the unit, such as the user, by which metrics and their confidence intervals are grouped.
         request: The column with the request in which the row's candidate was shown. The metrics then include NDCG@10
             within a request.
+        position: The column with the position at which the candidate was shown, an integer of at least 0, or empty. It
+            is not a feature: training adds a trained effect of the position to the logit, so that the model's own logit
+            is that of the average position. The bundle does not contain the effects.
         rename: New column names, keyed by the name in the files. All other keys except `columns` use the new names.
         clip_quantile: A value q clips numbers to the range between the quantiles q and 1 - q of the training set, so
             that a few extreme numbers do not affect their mean, standard deviation and range. 0 clips to the whole
@@ -181,6 +190,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     prepared: str
     min_count: Positive = 1
     negative_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    train_negative_rate: Annotated[float, Meta(gt=0, le=1)] = 1.0
     split: Literal["row", "time"] | SplitByTime | SplitAtRandom = "row"
     split_seed: int = 1
     files: str | tuple[str, ...] = ()
@@ -196,6 +206,7 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     weight: str = ""
     unit: str = ""
     request: str = ""
+    position: str = ""
     rename: dict[str, str] = {}
     clip_quantile: Annotated[float, Meta(ge=0, lt=0.5)] | None = None
     missing_number: Literal["vector", "mean"] | None = None
@@ -266,6 +277,13 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         read = {spec.name: spec.source or spec.name for spec in self.fields}
         if self.label in {read.get(name, name) for name in (*sides, *read)}:
             raise ValueError(f'the label "{self.label}" is also a field. Remove the field: the model would copy it.')
+        if self.position in {read.get(name, name) for name in (*sides, *read)}:
+            raise ValueError(
+                f'the position "{self.position}" is also a field, but the server does not know it when it scores. '
+                "Remove the field."
+            )
+        if self.position and self.position == self.label:
+            raise ValueError(f'the position "{self.position}" is also the label. Name another column.')
 
     def _check_kinds(self) -> None:
         """Check that each side has a categorical field, because every schema needs one."""
@@ -330,7 +348,20 @@ class Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 # The keys that only reader = "table" uses.
 TABLE_KEYS = (
-    *("files", "train", "valid", "test", "delimiter", "quote", "positive", "time", "weight", "unit", "request"),
+    *(
+        "files",
+        "train",
+        "valid",
+        "test",
+        "delimiter",
+        "quote",
+        "positive",
+        "time",
+        "weight",
+        "unit",
+        "request",
+        "position",
+    ),
     *("rename", "context", "candidate", "numeric", "columns"),
 )
 

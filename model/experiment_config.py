@@ -16,7 +16,9 @@ from model.toml_text import did_you_mean, toml_text
 from model.unused_keys import check_data_keys, check_training_keys
 from model.zoo import MODELS, Config
 
-# The keys that version 0.9 did not have, and what they are in its runs and checkpoints.
+# The keys that version 0.11 did not have, and what they are in its runs and checkpoints.
+DATA_OF_0_11: dict[str, Any] = {"train_negative_rate": 1.0, "position": ""}
+# The same for version 0.9.
 TRAINING_OF_0_9: dict[str, Any] = {
     "ema_half_life": 0.0,
     "ema_min_steps": 20,

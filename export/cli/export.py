@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contract.calibration import CALIBRATION, read_fitted
 from contract.cpu_quota import limit_threads
+from contract.reference import REFERENCE
 from contract.system_errors import describe
 from model.data.data_folder import add_data_argument
 from model.experiments.run_check import check_run
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from model.data.prepare.prepared import Prepared
 
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         model, experiment, _, _ = open_run(options.run)
-        prepared = log_for_cascade(options.run, model, options.data / experiment.data.prepared)
+        prepared = log_of_run(options.run, options.data / experiment.data.prepared)
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
             progress.add_task("folding, exporting and checking against torch")
             manifest, difference = export(options.run, options.bundle, prepared)
@@ -48,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ctr-export: {describe(error)}", file=sys.stderr)
         return 2
     print(f"{options.bundle}: {manifest.name}, version {manifest.version[:12]}")
+    if CALIBRATION in manifest.files:
+        fitted = read_fitted(options.bundle / CALIBRATION)
+        segments = f", {len(fitted.segments)} segments of {fitted.segment_field}" if fitted.segment_field else ""
+        print(f"{CALIBRATION}: {fitted.method}, fitted on {fitted.clicks:,} clicks in {fitted.rows:,} rows{segments}")
     print(f"onnxruntime and torch differ by at most {difference:.1g} in probability, over {REQUESTS} golden requests")
     for warning in manifest.warnings or ():
         print(f"ctr-export: warning: {warning}", file=sys.stderr)
@@ -59,27 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def log_for_cascade(run: Path, model: "nn.Module", folder: Path) -> "Prepared | None":
-    """Return the prepared log for calibrating the cascade, or None. A bundle works without a cascade.
+def log_of_run(run: Path, folder: Path) -> "Prepared | None":
+    """Return the prepared log of a run, or None. Without it, a bundle works, but cannot have a cascade or a reference.
 
-    If the model could have a cascade but the log is unusable, the reason is printed on stderr.
+    If the log is unusable, the reason is printed on stderr.
 
     Args:
         run: The run folder.
-        model: The run's model.
         folder: The expected folder of the run's prepared log.
     """
-    from export.cascade import check_log
-    from export.graphs.level import has_linear_head
     from model.data.prepare.prepared import read_prepared
+    from model.experiments.run_folder import check_log_of_run
 
-    if not has_linear_head(model):
-        return None
     try:
         prepared = read_prepared(folder)
-        check_log(prepared, run)
+        check_log_of_run(run, prepared)
     except ValueError as error:
-        print(f"ctr-export: no cascade: {error} (--data sets the data folder)", file=sys.stderr)
+        print(f"ctr-export: no cascade and no {REFERENCE}: {error} (--data sets the data folder)", file=sys.stderr)
         return None
     return prepared
 

@@ -17,7 +17,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from contract.bundle import EXPLAIN, EXPLANATION, VOCABULARY, open_bundle
-from contract.calibration import Calibration
+from contract.calibration import Calibrator, sigmoid
 from contract.encode import Encoder, ModelInput, join
 from contract.pairs import ranked_pairs
 from contract.pseudonyms import Pseudonymizer
@@ -28,6 +28,7 @@ from contract.vocabulary import MISSING, UNKNOWN, Vocabulary, open_vocabulary
 from export.explain.case import Case
 from export.graphs.explain import ExplainGraph
 from export.graphs.share import ShareGraph
+from export.run_calibrator import open_calibrator
 from export.run_or_bundle import is_bundle
 from model.experiments.run_folder import open_run
 from model.stec.stec import STEC
@@ -67,7 +68,8 @@ class Explanation:
         fields: The names of the fields.
         values: The candidate's value of each field, as read by the model.
         ctr: The calibrated probability.
-        logit: The logit.
+        logit: The logit, before calibration.
+        calibrated_logit: The logit after calibration: ctr = sigmoid(calibrated_logit).
         bias: The logit of the average training row or, for shares, the logit with every field missing.
         contribution: (L, F, F).
         attention: (B, H, F, F); row attends to column.
@@ -78,6 +80,7 @@ class Explanation:
     values: list[str]
     ctr: float
     logit: float
+    calibrated_logit: float
     bias: float
     contribution: NDArray[np.float64]
     attention: NDArray[np.float64]
@@ -117,7 +120,7 @@ class Explainer:
         folder: The folder of the run or bundle.
         schema: The schema.
         vocabularies: The vocabulary of each categorical field.
-        calibration: Converts logits to probabilities.
+        calibrator: Converts logits to probabilities.
         graph: Computes the outputs of ExplainGraph from its inputs.
         pseudonyms: The key for fields with pseudonyms. Without a key, their values must be pseudonyms already.
     """
@@ -125,7 +128,7 @@ class Explainer:
     folder: Path
     schema: FeatureSchema
     vocabularies: Mapping[str, Vocabulary]
-    calibration: Calibration
+    calibrator: Calibrator
     graph: Graph
     pseudonyms: Pseudonymizer | None = None
 
@@ -136,10 +139,12 @@ class Explainer:
             ValueError: If the value of a field is invalid, or the model's output is not finite.
         """
         read = self._encode(case)
-        outputs = [output[0].astype(np.float64) for output in self.graph(join([read]))]
+        feed = join([read])
+        outputs = [output.astype(np.float64) for output in self.graph(feed)]
         if not all(np.isfinite(output).all() for output in outputs):
             raise ValueError(f"{self.folder}: the explanation of candidate {case.id!r} is not finite. Train again.")
-        logit, contribution, attention, bias = outputs
+        (calibrated,) = self.calibrator.calibrated(outputs[0], feed["context_ids"], feed["request_index"])
+        logit, contribution, attention, bias = (output[0] for output in outputs)
         return Explanation(
             id=case.id,
             fields=[field.name for field in self.schema.in_serving_order()],
@@ -147,8 +152,9 @@ class Explainer:
                 *self._values(case, "context", read.context_ids),
                 *self._values(case, "candidate", read.candidate_ids),
             ],
-            ctr=float(self.calibration.ctr(logit)),
+            ctr=float(sigmoid(calibrated)),
             logit=float(logit),
+            calibrated_logit=float(calibrated),
             bias=float(bias),
             contribution=contribution,
             attention=attention,
@@ -217,7 +223,7 @@ def open_bundle_explainer(folder: Path) -> Explainer:
         outputs: list[NDArray[np.floating]] = session.run(EXPLANATION, feed)
         return outputs
 
-    return Explainer(folder, bundle.schema, bundle.vocabularies, bundle.manifest.calibration, run)
+    return Explainer(folder, bundle.schema, bundle.vocabularies, bundle.calibrator, run)
 
 
 def open_run_explainer(folder: Path) -> Explainer:
@@ -231,4 +237,4 @@ def open_run_explainer(folder: Path) -> Explainer:
             outputs = graph(**{name: torch.from_numpy(array) for name, array in feed.items()})
         return [output.numpy() for output in outputs]
 
-    return Explainer(folder, schema, vocabularies, Calibration.of_log(experiment.data.negative_rate), run)
+    return Explainer(folder, schema, vocabularies, open_calibrator(folder, experiment, schema), run)

@@ -44,6 +44,8 @@ def table(explanation: Explanation, top: int) -> Table:
     reference = "every field missing" if explanation.is_of_shares else "the average training row"
     lines.add_row(f"bias: {reference}", f"{explanation.bias:+.4f}")
     lines.add_row("logit", f"{explanation.logit:+.4f}", style="bold")
+    if explanation.calibrated_logit != explanation.logit:
+        lines.add_row("logit after calibration", f"{explanation.calibrated_logit:+.4f}", style="bold")
     return lines
 
 

@@ -13,7 +13,7 @@ from contract.tokens import marked_numbers
 from model.data.prepare.columns import without_marked
 from model.data.readers.files import Source
 from model.data.readers.log import LINE, require_columns
-from model.data.readers.scan import Part, common_type, open_parts, rename_columns
+from model.data.readers.scan import Part, common_type, open_parts, rename_columns, with_later_columns
 from model.data_config import Data
 
 BATCH_ROWS = 16_384
@@ -37,21 +37,44 @@ class Batch:
 def open_frames(
     sources: Sequence[Source], columns: Sequence[str], keep: Sequence[str], data: Data | None
 ) -> dict[Path, pl.LazyFrame]:
-    """Return each file as a lazy frame with these columns and LINE.
+    """Return each file as a lazy frame with these columns and LINE. See open_files() and select_columns().
+
+    Raises:
+        ValueError: If a file cannot be read or does not have all columns, or a kept column's types do not match.
+    """
+    return select_columns(open_files(sources, data), columns, keep, data)
+
+
+def open_files(sources: Sequence[Source], data: Data | None) -> list[Part]:
+    """Open files with the columns of `data`.
 
     Args:
         sources: The files.
+        data: The [data] section that describes the format of the files, or None for the usual format.
+
+    Raises:
+        ValueError: If a file cannot be read.
+    """
+    if data is None:
+        return open_parts(sources)
+    return [with_new_names(part, data) for part in open_parts(sources, data.delimiter, data.quote, data.columns)]
+
+
+def select_columns(
+    parts: Sequence[Part], columns: Sequence[str], keep: Sequence[str], data: Data | None
+) -> dict[Path, pl.LazyFrame]:
+    """Return each file as a lazy frame with these columns and LINE.
+
+    Args:
+        parts: The files.
         columns: The columns that the model reads. A column that `data` renames has its new name.
         keep: Columns to copy to the output. They get the same type in all files.
         data: The [data] section that describes the format of the files, or None for the usual format.
 
     Raises:
-        ValueError: If a file cannot be read or does not have all columns, or a kept column's types do not match.
+        ValueError: If a file does not have all columns, or a kept column's types do not match.
     """
-    if data is None:
-        parts = open_parts(sources)
-    else:
-        parts = [with_new_names(part, data) for part in open_parts(sources, data.delimiter, data.quote, data.columns)]
+    parts = with_later_columns(parts, columns)
     for part in parts:
         require_columns(part.source.name, columns, part.columns, section=f"[data] of {CONFIG}", advice=RENAME)
         require_kept(part, keep, {} if data is None else data.rename)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 import kernel
 from contract.bundle import KERNEL, MODEL, OUTPUT, VOCABULARY, Bundle, BundleError, open_bundle
-from contract.calibration import Calibration
+from contract.calibration import Calibration, Calibrator
 from contract.encode import Encoder, join
 from contract.reader import Features
 from contract.schema import FeatureSchema
 from contract.vocabulary import Vocabulary, open_vocabulary
 from export.graphs.plain import PlainGraph
+from export.run_calibrator import open_calibrator
 from export.run_or_bundle import is_bundle
 from model.data_config import Data
 from model.experiments.run_folder import open_run
@@ -34,7 +35,7 @@ class Scorer:
         folder: The folder of the run or bundle.
         schema: The schema.
         vocabularies: The vocabulary of each categorical field.
-        calibration: Converts logits to probabilities.
+        calibrator: Converts logits to probabilities.
         graph: Computes the logits, (N), from the inputs of the serving graph.
         data: The [data] section of a run, which describes the format of its log. None for a bundle.
     """
@@ -42,7 +43,7 @@ class Scorer:
     folder: Path
     schema: FeatureSchema
     vocabularies: Mapping[str, Vocabulary]
-    calibration: Calibration
+    calibrator: Calibrator
     graph: Callable[[Feed], NDArray[np.floating]]
     data: Data | None = None
 
@@ -65,7 +66,7 @@ class Scorer:
         logit = self.graph(feed)
         if not np.isfinite(logit).all():
             raise ValueError(f"{self.folder}: the model's logit is not finite. Train and export again.")
-        return self.calibration.ctr(logit)
+        return self.calibrator.ctr(logit, feed["context_ids"], feed["request_index"])
 
 
 def open_scorer(folder: Path) -> Scorer:
@@ -86,7 +87,7 @@ def open_bundle_scorer(folder: Path) -> Scorer:
         logit: NDArray[np.floating] = session.run([OUTPUT], feed)[0]
         return logit
 
-    return Scorer(folder, bundle.schema, bundle.vocabularies, bundle.manifest.calibration, run)
+    return Scorer(folder, bundle.schema, bundle.vocabularies, bundle.calibrator, run)
 
 
 def open_session(bundle: Bundle) -> Any:
@@ -106,8 +107,16 @@ def open_session(bundle: Bundle) -> Any:
         raise BundleError(f"{bundle.folder / name}: onnxruntime cannot open it ({reason}): export it again") from error
 
 
-def open_run_scorer(folder: Path) -> Scorer:
-    """Open a run."""
+def open_run_scorer(folder: Path, use_calibration: bool = True) -> Scorer:
+    """Open a run, with the calibration of its calibration.json if it has one.
+
+    Args:
+        folder: The run folder.
+        use_calibration: Whether to read calibration.json. ctr-calibrate does not, because it replaces the file.
+
+    Raises:
+        ValueError: If the folder is not a run, or is damaged, or its calibration.json is not its own.
+    """
     model, experiment, schema, _ = open_run(folder)
     vocabularies = {f.name: open_vocabulary(folder / VOCABULARY, f.name) for f in schema.select("categorical")}
     graph = PlainGraph(model, schema).double().eval()
@@ -119,5 +128,8 @@ def open_run_scorer(folder: Path) -> Scorer:
             logit: NDArray[np.floating] = graph(**doubles).numpy()
         return logit
 
-    calibration = Calibration.of_log(experiment.data.negative_rate)
-    return Scorer(folder, schema, vocabularies, calibration, run, experiment.data)
+    if use_calibration:
+        calibrator = open_calibrator(folder, experiment, schema)
+    else:
+        calibrator = Calibrator(Calibration.of_log(experiment.data.negative_rate), None, schema)
+    return Scorer(folder, schema, vocabularies, calibrator, run, experiment.data)

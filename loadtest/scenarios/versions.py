@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from contract.bundle import GOLDEN, Bundle, open_bundle, write_manifest
-from contract.calibration import Calibration
+from contract.calibration import CALIBRATION, Calibration, FittedCalibration, encode_fitted, sigmoid
 from contract.golden import read_golden, write_golden
 from service.models import store as stores
 
@@ -53,18 +53,27 @@ def two_versions(bundle: Path, folder: Path) -> TwoVersions:
 
 
 def shifted(bundle: Path, folder: Path) -> Path:
-    """Copy a bundle, and change the copy's calibration to add SHIFT to every logit. Return the copy's folder."""
+    """Copy a bundle, and change the copy's calibration to add SHIFT to every calibrated logit. Return its folder."""
     shutil.copytree(bundle, folder)
-    manifest = open_bundle(bundle).manifest
+    opened = open_bundle(bundle)
+    manifest, fitted, calibration = opened.manifest, opened.calibrator.fitted, opened.calibrator.correction
     golden = []
     for request in read_golden(bundle / GOLDEN):
         ctr = np.asarray(request.ctr)
         logit = np.log(ctr) - np.log1p(-ctr)
-        golden.append(msgspec.structs.replace(request, ctr=Calibration(shift=SHIFT).ctr(logit).tolist()))
+        golden.append(msgspec.structs.replace(request, ctr=sigmoid(logit + SHIFT).tolist()))
     write_golden(golden, folder / GOLDEN)
-    calibration = Calibration(manifest.calibration.scale, manifest.calibration.shift + SHIFT)
+    if fitted is None:
+        calibration = Calibration(calibration.scale, calibration.shift + SHIFT)
+    else:
+        (folder / CALIBRATION).write_bytes(encode_fitted(higher(fitted)))
     name = f"{manifest.name}-shifted"
     write_manifest(
         folder, name, manifest.parameters, manifest.metrics, calibration, manifest.attention, manifest.cascade
     )
     return folder
+
+
+def higher(fitted: FittedCalibration) -> FittedCalibration:
+    """Return a fitted calibration that adds SHIFT to every logit."""
+    return msgspec.structs.replace(fitted, knots=tuple((x, y + SHIFT) for x, y in fitted.knots))

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from contract.pseudonyms import open_pseudonymizer
     from model.data.prepare.missing_files import check_files_exist
     from model.data.prepare.prepare import prepare
-    from model.data.prepare.summary import summary, warnings
+    from model.data.prepare.summary import split_lines, summary, warnings
     from model.data_config import read_data
 
     if options.config is None:
@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     console = Console()
     console.print(summary(prepared))
+    for line in split_lines(prepared):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     for line in warnings(prepared):
         console.print(f"warning: {line}", style="bold yellow", soft_wrap=True, markup=False)
     console.print(f"wrote {prepared.folder}")

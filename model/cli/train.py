@@ -123,14 +123,18 @@ def print_result(metrics: "RunMetrics", out: Path) -> None:
             f"{other.weights} weights, best epoch {other.best}: valid AUC {other.valid.auc:.5f}, logloss "
             f"{other.valid.logloss:.5f}; test AUC {other.test.auc:.5f}, logloss {other.test.logloss:.5f}"
         )
+    if metrics.positions:
+        print(f"position effects on the logit: {', '.join(map(str, metrics.positions))}")
     print(f"run: {out}")
 
 
 def logloss_before_recomputing(metrics: "RunMetrics") -> str:
-    """Return the best epoch's own logloss if [training] exact_statistics has changed it afterwards, otherwise ""."""
+    """Return the best epoch's own logloss, and why it differs, or "" if it does not."""
     best = next((epoch for epoch in reversed(metrics.history) if epoch.improved), None)
     if best is None or f"{best.valid.logloss:.5f}" == f"{metrics.valid.logloss:.5f}":
         return ""
+    if metrics.positions:
+        return f", {best.valid.logloss:.5f} with the position effects"
     when = "before the batch norms' statistics were computed over the whole training set"
     return f", {best.valid.logloss:.5f} {when}"
 

@@ -209,7 +209,7 @@ class LiveTensors(TorchDispatchMode):
 def log_bytes(train: Split) -> int:
     """Return the memory for the training rows that Batches holds at a time, in bytes."""
     fields: int = train.ids.shape[1] + train.values.shape[1]
-    per_row = 4 * (fields + 1 + (train.weights is not None))
+    per_row = 4 * (fields + 1 + (train.weights is not None) + (train.positions is not None))
     shuffled = 8  # the position of each row
     if len(train) <= BLOCK_ROWS:
         return len(train) * (per_row + shuffled)

@@ -95,6 +95,7 @@ def summarize(
                 "unseen": [asdict(u) for u in r.unseen],
                 "warnings": r.warnings,
                 **({} if r.other is None else {"other": msgspec.to_builtins(r.other)}),
+                **({"positions": [asdict(effect) for effect in r.positions]} if r.positions else {}),
             }
             for r in runs
         ],
@@ -164,6 +165,7 @@ def markdown(summary: dict[str, Any], pictures: Sequence[str] = ()) -> str:
         *calibration_lines(summary),
         *group_lines(summary),
         *unseen_lines(summary),
+        *position_lines(summary),
         *truth_lines(summary),
     ]
     for name in pictures:
@@ -282,6 +284,20 @@ def group_lines(summary: dict[str, Any]) -> list[str]:
         if f"{key}_mean" in summary
     ]
     return [f"Ranking on test: {', '.join(found)}.", ""] if found else []
+
+
+def position_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a table of the position effects, as means over the runs, or nothing if no run has any."""
+    found = [run["positions"] for run in summary["runs"] if run.get("positions")]
+    if not found or len(found) < len(summary["runs"]):
+        return []
+    lines = ["| position | rows | clicks | effect on the logit in training |", "|--:" * 4 + "|"]
+    for effects in zip(*found, strict=True):
+        mean = statistics.mean(effect["effect"] for effect in effects)
+        first = effects[0]
+        lines.append(f"| {first['position']} | {first['rows']:,} | {first['clicks']:,} | {mean:+.3f} |")
+    note = "The last position includes all later ones. The model itself is that of the average position (effect 0)."
+    return [*lines, "", note, ""]
 
 
 def truth_lines(summary: dict[str, Any]) -> list[str]:

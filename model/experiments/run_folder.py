@@ -39,6 +39,7 @@ from model.stec import fused
 from model.training.device import cpu_name, device_of
 from model.training.early_stopping import Epoch, epoch_text
 from model.training.metrics import Bin, Metrics
+from model.training.position import PositionEffect
 from model.training.true_ctr import TrueComparison
 from model.zoo import build
 
@@ -57,11 +58,13 @@ class WarmFacts(msgspec.Struct, frozen=True):
         run: A sha256 of the earlier run's files.
         tokens: The number of tokens of all fields.
         new_tokens: The number of tokens that the earlier run did not have. They started from the row of the unknown id.
+        lost_tokens: The number of tokens that only the earlier run had. Their embeddings were not copied.
     """
 
     run: str
     tokens: int
     new_tokens: int
+    lost_tokens: int = 0
 
 
 class DataFacts(msgspec.Struct, frozen=True):
@@ -71,11 +74,13 @@ class DataFacts(msgspec.Struct, frozen=True):
         rows: The number of rows in each split.
         fingerprint: A sha256 of the prepared files.
         warm: The run that the weights started from, or None.
+        periods: The times of the oldest and the newest row of each split in UTC, if the log is split by time.
     """
 
     rows: dict[str, int]
     fingerprint: str
     warm: WarmFacts | None = None
+    periods: dict[str, tuple[str, str]] = {}
 
 
 class OtherWeights(msgspec.Struct, frozen=True):
@@ -121,6 +126,8 @@ class RunMetrics(msgspec.Struct, frozen=True):
         warnings: Why the model may not be worth serving (see model/experiments/quality.py).
         best_part: The share of the best epoch that was trained when its weights were kept.
         other: The other weights, if two were evaluated (Training.ema_half_life).
+        positions: The effects of the positions on the logit in training (Data.position). `valid`, `test` and the
+            weights are without them, but `history` is with them.
     """
 
     seed: int
@@ -139,6 +146,7 @@ class RunMetrics(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     best_part: float = 1.0
     other: OtherWeights | None = None
+    positions: list[PositionEffect] = []
 
     @property
     def best(self) -> str:

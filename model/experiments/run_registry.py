@@ -11,7 +11,14 @@ from typing import Any
 
 import msgspec
 
-from model.experiment_config import STEC_OF_0_9, TRAINING_OF_0_9, Experiment, with_model_type, with_stored_defaults
+from model.experiment_config import (
+    DATA_OF_0_11,
+    STEC_OF_0_9,
+    TRAINING_OF_0_9,
+    Experiment,
+    with_model_type,
+    with_stored_defaults,
+)
 from model.experiments.run_folder import DataFacts, RunMetrics
 
 RESULTS = "results"  # the folder for finished runs, reports and pictures, next to the experiments' TOML files
@@ -48,10 +55,13 @@ def settings(experiment: Experiment) -> Experiment:
 def digest(experiment: Experiment) -> str:
     """Return 16 hexadecimal digits that identify the settings.
 
-    Keys that are newer than version 0.9 count only if they are set, so that its unfinished runs can be continued.
+    Keys that are newer than version 0.9, or 0.11 in [data], count only if they are set, so that unfinished runs of
+    these versions can be continued.
     """
     document = msgspec.to_builtins(settings(experiment))
-    for section, defaults in (("model", STEC_OF_0_9), ("training", TRAINING_OF_0_9)):
+    if isinstance(split := document["data"]["split"], dict) and split.get("train") is None:
+        split.pop("train", None)
+    for section, defaults in (("data", DATA_OF_0_11), ("model", STEC_OF_0_9), ("training", TRAINING_OF_0_9)):
         document[section] = {k: v for k, v in document[section].items() if (k, v) not in defaults.items()}
     return hashlib.sha256(msgspec.json.encode(document)).hexdigest()[:16]
 

@@ -44,7 +44,9 @@ def train(
     if start is not None:
         facts = msgspec.structs.replace(facts, warm=start.facts)
         print(
-            f"warm start from {warm}: {start.facts.new_tokens:,} of {start.facts.tokens:,} tokens are new", flush=True
+            f"warm start from {warm}: {start.facts.new_tokens:,} of {start.facts.tokens:,} tokens are new; "
+            f"{start.facts.lost_tokens:,} tokens of the run are not in this log and are lost",
+            flush=True,
         )
         for warning in start.warnings:
             print(f"ctr-train: warning: {warning}", file=sys.stderr)
@@ -52,7 +54,7 @@ def train(
         if not claimed:
             raise ValueError(f"another process is training {experiment.name}, seed {experiment.training.seed}")
         checkpoint = checkpoint_of(experiment, facts, data)
-        print_memory(experiment, log, device)
+        print_log(experiment, log, device)
         progress = EpochTable(experiment, len(log.splits["train"]))
         model, metrics = run_trial(experiment, log, checkpoint, progress, device, start)
         save_run(out, experiment, model, log.prepared.schema, log.prepared.vocabulary, metrics, facts)
@@ -83,7 +85,7 @@ def train_seeds(toml: Path, seeds: int, data: Path, out: Path | None, device: to
     context = RunContext(open_log(experiment.data, data), run_list(toml), data, out, device)
     experiments = [with_seed(experiment, seed) for seed in range(1, seeds + 1)]
     check_run_folders(experiments, context)
-    print_memory(experiment, context.log, device)
+    print_log(experiment, context.log, device)
     runs = run_missing(experiments, context, EpochTable, print_run)
     write_report(results_folder(toml) / toml.stem, experiment, runs)
     return runs
@@ -109,8 +111,10 @@ def check_run_folders(experiments: Sequence[Experiment], context: RunContext) ->
         print(f"{context.runs.path} already has seeds {seeds}, whose weights were not saved. {fix}", file=sys.stderr)
 
 
-def print_memory(experiment: Experiment, log: OpenedLog, device: torch.device) -> None:
-    """Print the estimated peak memory of a run. There is no estimate for a GPU."""
+def print_log(experiment: Experiment, log: OpenedLog, device: torch.device) -> None:
+    """Print the period of each split, and the estimated peak memory of a run. There is no estimate for a GPU."""
+    for split, (first, last) in log.facts.periods.items():
+        print(f"{split}: {log.facts.rows[split]:,} rows from {first} to {last}", flush=True)
     if device.type == "cpu":
         print(f"training needs {memory_of(experiment, log)}", flush=True)
 

@@ -6,7 +6,7 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,12 @@ from model.training.fit import Fitted, fit, predict
 from model.training.flops import count_flops
 from model.training.initial_bias import start_at_click_rate
 from model.training.metrics import evaluate_split, reliability
+from model.training.position import (
+    PositionEffect,
+    add_position_effects,
+    remove_position_effects,
+    without_position_effects,
+)
 from model.training.progress import TrainingProgress
 from model.training.true_ctr import compare_with_truth
 from model.unused_keys import unused_in_model
@@ -73,7 +79,8 @@ def open_log(data: Data, root: Path) -> OpenedLog:
         )
     splits = {name: load_split(prepared, name) for name in SPLITS}
     rows = {name: len(split) for name, split in splits.items()}
-    return OpenedLog(prepared, splits, DataFacts(rows, fingerprint(prepared.folder)))
+    periods = {name: facts.period for name, facts in prepared.facts.splits.items() if facts.period}
+    return OpenedLog(prepared, splits, DataFacts(rows, fingerprint(prepared.folder), periods=periods))
 
 
 def load_split(prepared: Prepared, name: str) -> Split:
@@ -88,7 +95,17 @@ def load_split(prepared: Prepared, name: str) -> Split:
     rate, weights = prepared.facts.data.negative_rate, read_weights(prepared, name)
     vectors = [bool(field.missing_vector) for field in prepared.schema.select("numeric")]
     split = Split(
-        ids, values, labels, weights, prepared.units(name), names, rate, vectors, requests=prepared.requests(name)
+        ids,
+        values,
+        labels,
+        weights,
+        prepared.units(name),
+        names,
+        rate,
+        vectors,
+        requests=prepared.requests(name),
+        positions=prepared.positions(name),
+        kept_negatives=prepared.facts.data.train_negative_rate if name == "train" else 1.0,
     )
     where = f"{prepared.folder}: {name}"
     if len(split) == 0:
@@ -178,7 +195,7 @@ def run_trial(
     recipe, (train, valid, test) = experiment.training, (log.splits[name] for name in SPLITS)
     if device.type == "cpu" and (warning := check_memory(memory_of(experiment, log))):
         print(f"warning: {warning}", file=sys.stderr)
-    model, fitted = train_model(experiment, log, checkpoint, progress, device, warm)
+    model, fitted, effects = train_model(experiment, log, checkpoint, progress, device, warm)
     history = fitted.history
     best = next((e for e in reversed(history) if e.improved), None)
     start = time.perf_counter()
@@ -186,7 +203,9 @@ def run_trial(
     if recipe.exact_statistics:
         measure_batch_norms(model, train, recipe)
     ctr_valid, ctr = predict(model, valid), predict(model, test)
-    on_valid = best.valid if best and not recipe.exact_statistics else evaluate_split(valid, ctr_valid)
+    # The metrics of an epoch do not fit if the batch norms have changed since, or if they include position effects.
+    is_measured = best is not None and not recipe.exact_statistics and not effects
+    on_valid = best.valid if best and is_measured else evaluate_split(valid, ctr_valid)
     after_training_s = time.perf_counter() - start
     training_s = training_seconds(history, len(train))
     two_rows = test.part(0, 2)
@@ -213,6 +232,7 @@ def run_trial(
         warnings=[warning for warning in warnings if warning],
         best_part=best.part if best else 1.0,
         other=other,
+        positions=effects,
     )
 
 
@@ -247,18 +267,21 @@ def train_model(
     progress: TrainingProgress,
     device: torch.device = CPU,
     warm: WarmStart | None = None,
-) -> tuple[nn.Module, Fitted]:
+) -> tuple[nn.Module, Fitted, list[PositionEffect]]:
     """Train one seed on train and valid. The arguments are those of run_trial().
 
     Returns:
-        The model on the device, with the best weights; what was measured. If no weights of a warm run are better on
-        valid than the earlier run's weights, the model keeps those weights.
+        The model on the device, with the best weights; what was measured; the position effects that were trained with
+        the model. If no weights of a warm run are better on valid than the earlier run's weights, the model keeps those
+        weights.
     """
     recipe, train, valid = experiment.training, log.splits["train"], log.splits["valid"]
     group_columns(recipe.hide, train.names)  # fail before training
     torch.manual_seed(recipe.seed)
     fields = fields_of(log.prepared.schema, log.prepared.vocabulary_sizes)
     model = build(fields, experiment.model)
+    if train.positions is not None:
+        add_position_effects(model, train)
     if recipe.unknown_rate == 0:  # no vector would be trained
         use_mean_if_missing(model, numbers_never_missing(train, BLOCK_ROWS))
     model = model.to(device)
@@ -277,4 +300,5 @@ def train_model(
     tables, show, keep_start = embedding_parameters(model), (progress.on_epoch, progress.on_rows), warm is not None
     with progress:
         fitted = fit(model, tables, train, valid, recipe, *show, checkpoint, initialize, keep_start)
-    return model, fitted
+    effects = remove_position_effects(model)
+    return model, replace(fitted, other=without_position_effects(fitted.other)), effects

@@ -7,6 +7,7 @@ the statistics of the batch norms, are copied as they are, because they belong t
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from model.experiment_config import Experiment
 from model.experiments.run_folder import WarmFacts, file_digests, open_run
 from model.layers import FeatureEmbedding
 from model.training.initial_bias import output_bias
+from model.training.position import PositionEffect, position_effects
 from model.zoo import Config, name_of
 
 MAX_MOVE = 0.1  # standard deviations that a mean may move without a warning
@@ -44,6 +46,7 @@ class WarmStart:
             deviation in the new log, because the vector is multiplied by the normalized value.
         bias: The number added to the logit, because the two logs may have kept different shares of the negatives.
         warnings: Warnings about numeric fields whose mean has changed, which `scale` does not compensate for.
+        positions: The position effects that were trained with the earlier run's model.
     """
 
     facts: WarmFacts
@@ -52,6 +55,7 @@ class WarmStart:
     scale: Tensor
     bias: float
     warnings: tuple[str, ...] = ()
+    positions: Sequence[PositionEffect] = ()
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -63,11 +67,14 @@ class WarmStart:
                 assert isinstance(source, FeatureEmbedding)
                 weights[f"{name}.table.weight"] = source.table.weight[self.rows]
                 weights[f"{name}.alpha"] = source.alpha * self.scale[:, None]
-        # Only the vectors of missing numbers can be in just one of the two models. Zero is the vector of the mean.
+        # Only the vectors of missing numbers and the position effects can be in just one of the two models. Zero is the
+        # vector of the mean, and the effect of the average position.
         new = model.state_dict()
         for name in model.load_state_dict(weights, strict=False).missing_keys:
             new[name].zero_()
-        output_bias(model).add_(self.bias)
+        effects = position_effects(model)
+        mean = effects.copy(self.positions) if effects and self.positions else 0.0
+        output_bias(model).add_(self.bias + mean)
 
 
 def open_warm_start(run: Path, experiment: Experiment, prepared: Prepared) -> WarmStart:
@@ -81,22 +88,23 @@ def open_warm_start(run: Path, experiment: Experiment, prepared: Prepared) -> Wa
     Raises:
         ValueError: If the folder is not a run, or if its model has a different type, size or fields.
     """
-    model, earlier, schema, _ = open_run(run)
+    model, earlier, schema, metrics = open_run(run)
     check_same_model(run, earlier.model, experiment.model)
     check_same_fields(run, schema, prepared.schema)
-    rows, tokens, known, offset = list[NDArray[np.int64]](), 0, 0, 0
+    rows, tokens, known, offset, earlier_tokens = list[NDArray[np.int64]](), 0, 0, 0, 0
     for field in schema.select("categorical"):
         old, new = (open_vocabulary(folder, field.name) for folder in (run / VOCABULARY, prepared.vocabulary))
         source = source_rows(old, new)
         tokens, known = tokens + len(new) - 2, known + int((source[2:] != UNKNOWN).sum())
         rows.append(source + offset)
         offset += len(old)
+        earlier_tokens += len(old) - 2
     numbers = list(zip(schema.select("numeric"), prepared.schema.select("numeric"), strict=True))
     scale = torch.tensor([new.std / old.std for old, new in numbers])
-    facts = WarmFacts(run_digest(run), tokens, tokens - known)
+    facts = WarmFacts(run_digest(run), tokens, tokens - known, earlier_tokens - known)
     bias = math.log(earlier.data.negative_rate / experiment.data.negative_rate)
     warnings = tuple(filter(None, (moved_mean(old, new) for old, new in numbers)))
-    return WarmStart(facts, model, torch.from_numpy(np.concatenate(rows)), scale, bias, warnings)
+    return WarmStart(facts, model, torch.from_numpy(np.concatenate(rows)), scale, bias, warnings, metrics.positions)
 
 
 def moved_mean(old: Field, new: Field) -> str | None:

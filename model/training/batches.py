@@ -32,6 +32,10 @@ class Split:
         negative_rate: The fraction of negatives that were kept when the log was downsampled. Predictions and metrics
             correct for it.
         requests: The request in which each row was shown, (rows), or None. Metrics by request need it.
+        positions: The position at which each row was shown, int32 (rows), -1 if missing, or None. Only training and the
+            evaluation after each epoch use it.
+        kept_negatives: The share of the negatives that ctr-prepare kept (Data.train_negative_rate). It is below 1 only
+            for train. The training loss corrects for it.
         missing_vectors: Whether each numeric field has a vector for a missing number, bool (numeric). Only those fields
             can contain NaN. By default, no field has one.
     """
@@ -45,21 +49,22 @@ class Split:
     negative_rate: float = 1.0
     missing_vectors: Sequence[bool] = ()
     requests: NDArray[Any] | None = None
+    positions: NDArray[np.int32] | None = None
+    kept_negatives: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def part(self, start: int, stop: int) -> "Rows":
         """Return some rows as tensors. They are a copy, because torch needs writable memory."""
-        arrays = (self.ids, self.values, self.labels, self.weights)
+        arrays = (self.ids, self.values, self.labels, self.weights, self.positions)
         return Rows(*(None if a is None else torch.from_numpy(np.array(a[start:stop])) for a in arrays))  # type: ignore[arg-type]
 
     def select(self, rows: NDArray[Any]) -> "Split":
         """Return the rows with these indices or with this mask."""
-        optional = (self.weights, self.units, self.requests)
-        weights, units, requests = (None if a is None else a[rows] for a in optional)
-        arrays = {"ids": self.ids[rows], "values": self.values[rows], "labels": self.labels[rows]}
-        return replace(self, **arrays, weights=weights, units=units, requests=requests)
+        optional = {name: getattr(self, name) for name in ("weights", "units", "requests", "positions")}
+        selected: dict[str, Any] = {name: None if array is None else array[rows] for name, array in optional.items()}
+        return replace(self, ids=self.ids[rows], values=self.values[rows], labels=self.labels[rows], **selected)
 
     def sample(self, rows: int) -> "Split":
         """Return at most this many rows, evenly spaced, because a log is often sorted by time."""
@@ -70,10 +75,20 @@ class Split:
 
         A negative that was kept stands for 1 / negative_rate negatives of the true traffic.
         """
-        if self.weights is None and self.negative_rate == 1:
+        return self._weigh_negatives(self.negative_rate)
+
+    def log_weights(self) -> NDArray[np.float64] | None:
+        """Return how much each row of train counts in statistics of the log, (rows), or None if all count equally.
+
+        A negative that ctr-prepare kept stands for 1 / kept_negatives negatives of the log.
+        """
+        return self._weigh_negatives(self.kept_negatives)
+
+    def _weigh_negatives(self, rate: float) -> NDArray[np.float64] | None:
+        if self.weights is None and rate == 1:
             return None
         weights = np.ones(len(self)) if self.weights is None else self.weights.astype(np.float64)
-        return np.where(self.labels > 0.5, weights, weights / self.negative_rate)
+        return np.where(self.labels > 0.5, weights, weights / rate)
 
 
 @dataclass(frozen=True)
@@ -84,18 +99,19 @@ class Rows:
     values: Tensor
     labels: Tensor
     weights: Tensor | None = None
+    positions: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor | slice) -> "Rows":
-        weights = None if self.weights is None else self.weights[rows]
-        return Rows(self.ids[rows], self.values[rows], self.labels[rows], weights)
+        weights, positions = (None if tensor is None else tensor[rows] for tensor in (self.weights, self.positions))
+        return Rows(self.ids[rows], self.values[rows], self.labels[rows], weights, positions)
 
     def to(self, device: torch.device) -> "Rows":
         """Return the rows on a device."""
-        weights = None if self.weights is None else self.weights.to(device)
-        return Rows(self.ids.to(device), self.values.to(device), self.labels.to(device), weights)
+        weights, positions = (None if t is None else t.to(device) for t in (self.weights, self.positions))
+        return Rows(self.ids.to(device), self.values.to(device), self.labels.to(device), weights, positions)
 
 
 def join(parts: list[Rows]) -> Rows:
@@ -103,11 +119,13 @@ def join(parts: list[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     weights = [p.weights for p in parts if p.weights is not None]
+    positions = [p.positions for p in parts if p.positions is not None]
     return Rows(
         torch.cat([p.ids for p in parts]),
         torch.cat([p.values for p in parts]),
         torch.cat([p.labels for p in parts]),
         torch.cat(weights) if weights else None,
+        torch.cat(positions) if positions else None,
     )
 
 

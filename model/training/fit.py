@@ -18,6 +18,7 @@ from model.training.checkpoint import Checkpoint, State
 from model.training.device import device_of
 from model.training.early_stopping import EarlyStopping, Epoch, epoch_text
 from model.training.metrics import Metrics, evaluate_split
+from model.training.position import position_effects
 
 MIN_LEARNING_RATE = 1e-6
 EVALUATION_ROWS = 16_384
@@ -59,7 +60,8 @@ def fit(
 
     Args:
         model: ids int64 (B, categorical), values (B, numeric) -> logits (B).
-        tables: The embeddings, which embedding_l2 penalizes. net_l2 penalizes all other parameters.
+        tables: The embeddings, which embedding_l2 penalizes. net_l2 penalizes all other parameters, except for position
+            effects (see model/training/position.py).
         train: The training rows.
         valid: The validation rows, which determine the best weights.
         recipe: The [training] section.
@@ -84,12 +86,13 @@ def fit(
     if not history:
         initialize()
         start_keeping(state, valid if keep_start else None)
+    offset = -math.log(train.kept_negatives)
     stops = evaluation_steps(batches.steps_per_epoch, recipe.evaluations_per_epoch)
     while len(history) < recipe.epochs * len(stops) and not state.early_stopping.should_stop:
         finished, number = divmod(len(history), len(stops))
         first, last = (0, *stops)[number : number + 2]
         start = time.perf_counter()
-        loss = train_part(state, tables, batches.part(first, last), recipe, on_rows)
+        loss = train_part(state, tables, batches.part(first, last), recipe, on_rows, offset)
         training_s = time.perf_counter() - start
         rows_per_s = len(train) * ((last - first) / batches.steps_per_epoch) / training_s
         epoch = evaluate_epoch(finished + 1, last / batches.steps_per_epoch, loss, rows_per_s, state, valid, recipe)
@@ -117,7 +120,7 @@ def start_keeping(state: State, valid: Split | None) -> None:
         state.average.restart()
     if valid is None:
         return
-    metrics = evaluate_split(valid, predict(state.model, valid))
+    metrics = evaluate_split(valid, predict_at_positions(state.model, valid))
     state.early_stopping.update(metrics, state.model)
     if state.other:
         state.other.update(metrics, state.model)
@@ -168,7 +171,7 @@ def evaluate_finite(model: nn.Module, valid: Split, end: str) -> Metrics:
     Raises:
         Diverged: If a prediction is not finite.
     """
-    ctr = predict(model, valid)
+    ctr = predict_at_positions(model, valid)
     if not np.isfinite(ctr).all():
         raise Diverged(f"after epoch {end}, some predictions are not finite")
     return evaluate_split(valid, ctr)
@@ -180,6 +183,24 @@ def predict(model: nn.Module, split: Split) -> NDArray[np.float64]:
     They are computed in evaluation mode. The split is read in parts.
     """
     return (predict_logits(model, split) + math.log(split.negative_rate)).sigmoid().numpy()
+
+
+def predict_at_positions(model: nn.Module, split: Split) -> NDArray[np.float64]:
+    """Return predict() for the positions at which the rows were shown, (rows), if position effects are trained.
+
+    Epochs are compared by these predictions. The labels of valid contain the effects of the positions, so without them,
+    the model that has learned the effects from other fields would look best.
+    """
+    effects = position_effects(model)
+    if effects is None or split.positions is None:
+        return predict(model, split)
+    positions = torch.from_numpy(np.array(split.positions)).to(device_of(model))
+    with torch.inference_mode():
+        by_position = effects(positions).double().cpu()
+    ctr: NDArray[np.float64] = (
+        (predict_logits(model, split) + by_position + math.log(split.negative_rate)).sigmoid().numpy()
+    )
+    return ctr
 
 
 def predict_logits(model: nn.Module, split: Split) -> Tensor:
@@ -199,8 +220,9 @@ def train_part(
     batches: Iterable[Rows],
     recipe: Training,
     on_rows: Callable[[int], None],
+    offset: float = 0.0,
 ) -> float:
-    """Train on each batch once and return the mean loss over the rows.
+    """Train on each batch once and return the mean loss over the rows. `offset` is that of train_step().
 
     Raises:
         Diverged: If the loss is not finite.
@@ -210,7 +232,7 @@ def train_part(
     # Keep the sum on the device until the end. Reading it in every step would make the CPU wait for the GPU.
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches:
-        loss = train_step(state.model, tables, batch.to(device), recipe, state.optimizer)
+        loss = train_step(state.model, tables, batch.to(device), recipe, state.optimizer, offset)
         if state.average:
             state.average.update()
         total, seen = total + loss.double() * len(batch), seen + len(batch)
@@ -227,18 +249,25 @@ def train_step(
     batch: Rows,
     recipe: Training,
     optimizer: torch.optim.Optimizer,
+    offset: float = 0.0,
 ) -> Tensor:
     """Take one step on a batch, and return the loss of Eq. 12 (a scalar) without the penalties.
 
     The loss is the mean over the rows of a row's weight times its cross-entropy. The weights have a mean of 1 over the
     training set, not over each batch, so that a row has the same weight in every batch.
+
+    If only a share w of the negatives was kept, their odds of a click are 1 / w times those in the log. The loss
+    compares the labels with the logit plus the offset -log(w), so the model's own logit is that of the log. In the same
+    way, it adds the effect of the position at which a row was shown, if position effects are trained.
     """
-    in_tables = {id(p) for p in tables}
-    rest = [p for p in model.parameters() if id(p) not in in_tables]
+    effects = position_effects(model)
+    without_rest = {id(p) for p in (*tables, *(effects.parameters() if effects else ()))}
+    rest = [p for p in model.parameters() if id(p) not in without_rest]
     optimizer.zero_grad()
-    loss = functional.binary_cross_entropy_with_logits(
-        model(batch.ids, batch.values), batch.labels, weight=batch.weights
-    )
+    logits = model(batch.ids, batch.values) + offset
+    if effects is not None and batch.positions is not None:
+        logits = logits + effects(batch.positions)
+    loss = functional.binary_cross_entropy_with_logits(logits, batch.labels, weight=batch.weights)
     (loss + l2_penalty(tables, recipe.embedding_l2) + l2_penalty(rest, recipe.net_l2)).backward()
     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()

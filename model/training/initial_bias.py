@@ -20,7 +20,7 @@ MAX_ROWS = 16_384  # enough to estimate the mean prediction of an untrained mode
 
 
 def start_at_click_rate(model: nn.Module, train: Split, recipe: Training) -> None:
-    """Set the output bias such that the mean prediction on train is its click rate.
+    """Set the output bias such that the mean prediction on train is its click rate, before any negatives were dropped.
 
     If the untrained model's logits are near 0, this is the log-odds of the click rate. The logits of models with layer
     norms or batch norms are not near 0, so the bias is computed from the predictions on a sample of train. The batch
@@ -33,14 +33,15 @@ def start_at_click_rate(model: nn.Module, train: Split, recipe: Training) -> Non
         recipe: The [training] section.
     """
     sample = train.sample(MAX_ROWS)
+    weights = sample.log_weights()
     measure_batch_norms(model, sample, recipe)
     logits = predict_logits(model, sample).numpy()
-    rate = np.average(train.labels, weights=train.weights)
+    rate = np.average(train.labels, weights=train.log_weights())
     log_odds = np.log(rate / (1 - rate))
 
     def excess(bias: float) -> float:
         """The difference between the mean prediction with this bias and the click rate."""
-        return float(np.average(expit(logits + bias), weights=sample.weights) - rate)
+        return float(np.average(expit(logits + bias), weights=weights) - rate)
 
     bias = log_odds - logits.mean()
     if logits.min() < logits.max():

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import xlog1py, xlogy  # type: ignore[import-untyped]
 from sklearn.metrics import roc_auc_score
 
 from model.data.prepare.prepared import Prepared
@@ -31,6 +32,35 @@ class TrueComparison:
     overall: float
     unseen: float
     tenths: list[float]
+
+
+def true_normalized_entropy(ctr: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    """Return the expected logloss of predictions divided by that of the best constant prediction.
+
+    The labels are the true probabilities instead of clicks, so the noise of the clicks is not in the result. It is
+    above 0 even for perfect predictions, because clicks are random: compare it with that of the true probabilities.
+
+    Args:
+        ctr: The predictions, between 0 and 1, (rows).
+        true: The true probabilities, (rows).
+
+    Raises:
+        ValueError: If there are no rows, the shapes differ, or a number is not a probability.
+    """
+    if ctr.shape != true.shape or not ctr.size:
+        raise ValueError(
+            f"ctr has the shape {ctr.shape} and true {true.shape}; expected the same number of rows, not 0"
+        )
+    for name, numbers in (("ctr", ctr), ("true", true)):
+        if not ((numbers >= 0) & (numbers <= 1)).all():
+            raise ValueError(f"{name} has a number that is not between 0 and 1")
+    constant = np.full_like(true, true.mean())
+    return cross_entropy(ctr, true) / cross_entropy(constant, true)
+
+
+def cross_entropy(ctr: NDArray[np.float64], true: NDArray[np.float64]) -> float:
+    """Return the mean expected logloss of predictions whose clicks have the true probabilities. xlogy(0, 0) is 0."""
+    return float(-np.mean(xlogy(true, ctr) + xlog1py(1 - true, -ctr)))
 
 
 def compare_with_truth(ctr: NDArray[np.float64], prepared: Prepared, test: Split) -> TrueComparison:

@@ -180,8 +180,15 @@ class Explanation(msgspec.Struct):
     """
 
     id: str | int
-    ctr: Annotated[float, Meta(description="Click probability, computed from the calibrated logit.")]
-    logit: float
+    ctr: Annotated[float, Meta(description="Click probability: 1 / (1 + exp(-`calibrated_logit`)).")]
+    logit: Annotated[float, Meta(description="The model's logit, before calibration.")]
+    calibrated_logit: Annotated[
+        float,
+        Meta(
+            description="The logit after calibration, which is an increasing function of `logit`. The function may "
+            "depend on the context."
+        ),
+    ]
     bias: Annotated[float, Meta(description="The logit of the average row of the training data.")]
     levels: Annotated[list[float], Meta(description="The sum of all contributions at each level.")]
     pairs: list[Pair]

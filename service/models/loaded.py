@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from contract.bundle import GOLDEN, Bundle, BundleError, OutOfResources, open_bundle, unreadable
 from contract.cpu_quota import available_cpus
@@ -25,10 +26,18 @@ from service.scoring.readiness import Readiness
 from service.scoring.run_cost import RunCost, measure
 from service.scoring.score import Scorer
 from service.settings import Settings, SettingsError
+from service.telemetry.drift import DriftCounter
 from service.telemetry.metrics import Metrics
+from service.telemetry.metrics_folder import NoSpace
 from service.vocabulary.cache import TokenCache
 from service.vocabulary.redis_client import check_redis_url, connect
-from service.vocabulary.tiered import MAX_ROUND_TRIPS, SOCKET_TIMEOUT_S, WITHOUT_VOCABULARY, TieredVocabulary
+from service.vocabulary.tiered import (
+    MAX_ROUND_TRIPS,
+    SOCKET_TIMEOUT_S,
+    WITHOUT_VOCABULARY,
+    TieredVocabulary,
+    vocabulary_digest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +193,7 @@ class Model:
                 break
             await asyncio.sleep(POLL_S)
         await self.scorer.batcher.close()
+        self.scorer.drift.flush()
         await self.scorer.vocabulary.close()
 
 
@@ -197,6 +207,8 @@ class SharedParts:
         pseudonyms: The key of CTR_PSEUDONYM_KEY_FILE. None if it is not set.
         recent: Bodies of recent requests, used to warm up a new model.
         damaged: Set when the files of the bundle that is served turn out to be overwritten.
+        caches: The token caches of open models, by the digest of their vocabulary. During a reload, the new model
+            continues to use the cache of the old one if both have the same vocabulary.
     """
 
     settings: Settings
@@ -207,6 +219,7 @@ class SharedParts:
     pseudonyms: Pseudonymizer | None = None
     recent: deque[bytes] = field(default_factory=lambda: deque(maxlen=RECENT_REQUESTS))
     damaged: asyncio.Event = field(default_factory=asyncio.Event)
+    caches: WeakValueDictionary[str, TokenCache] = field(default_factory=WeakValueDictionary)
 
 
 async def open_model(folder: Path, shared: SharedParts, verified: bool = False) -> Model:
@@ -258,9 +271,10 @@ async def open_model(folder: Path, shared: SharedParts, verified: bool = False) 
         encoder=Encoder(
             bundle.schema, settings.strict, settings.max_token_chars, settings.max_fields, shared.pseudonyms
         ),
-        vocabulary=open_tiered_vocabulary(bundle, settings, metrics),
+        vocabulary=open_tiered_vocabulary(bundle, shared),
         batcher=batcher,
         metrics=metrics,
+        drift=open_drift(bundle, metrics),
         manifest=bundle.manifest,
         admission=shared.admission,
         keys=shared.keys,
@@ -286,6 +300,14 @@ def check_pseudonyms(bundle: Bundle, shared: SharedParts) -> None:
         log.warning("CTR_LOG_VALUES has no effect with this model, because requests contain values for pseudonyms")
 
 
+def open_drift(bundle: Bundle, metrics: Metrics) -> DriftCounter:
+    """Return the counter for drift. Raises OutOfResources if there is too little space for its file."""
+    try:
+        return metrics.drift.open(bundle.manifest.version, bundle.schema, bundle.reference)
+    except NoSpace as error:
+        raise OutOfResources(str(error)) from error
+
+
 def open_and_measure(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCost]:
     """Open the bundle's engine and measure how long a run takes."""
     threads = min(settings.threads, available_cpus())  # More threads than CPUs would only wait for each other.
@@ -297,10 +319,9 @@ def open_and_measure(bundle: Bundle, settings: Settings) -> tuple[Engine, RunCos
         return engine, RunCost()
 
 
-def open_tiered_vocabulary(bundle: Bundle, settings: Settings, metrics: Metrics) -> TieredVocabulary:
+def open_tiered_vocabulary(bundle: Bundle, shared: SharedParts) -> TieredVocabulary:
     """Return the vocabulary that the settings configure. Raises SettingsError for an invalid Redis URL."""
-    fields = [field.name for field in bundle.schema.select("categorical")]
-    cache = TokenCache(fields, settings.cache_tokens, settings.cache_bytes, settings.cache_unknown_s)
+    settings, metrics, cache = shared.settings, shared.metrics, token_cache(bundle, shared)
     if settings.redis_url is None:
         return TieredVocabulary(bundle, cache, metrics)
     url = settings.redis_url.get_secret_value()
@@ -310,3 +331,14 @@ def open_tiered_vocabulary(bundle: Bundle, settings: Settings, metrics: Metrics)
         raise SettingsError(f"CTR_REDIS_URL: {error}") from None
     client = connect(url, SOCKET_TIMEOUT_S, MAX_ROUND_TRIPS)
     return TieredVocabulary(bundle, cache, metrics, client, settings.redis_timeout_ms / 1e3)
+
+
+def token_cache(bundle: Bundle, shared: SharedParts) -> TokenCache:
+    """Return a cache for a bundle's tokens: that of an open model with the same vocabulary, or a new one."""
+    digest, settings = vocabulary_digest(bundle.manifest), shared.settings
+    cache = shared.caches.get(digest)
+    if cache is None:
+        fields = [field.name for field in bundle.schema.select("categorical")]
+        cache = TokenCache(fields, settings.cache_tokens, settings.cache_bytes, settings.cache_unknown_s)
+        shared.caches[digest] = cache
+    return cache

@@ -22,6 +22,16 @@ import msgspec
 
 from contract.bundle import BundleError, Manifest, open_bundle
 from contract.golden import TOLERATED
+from contract.store import (
+    CURRENT,
+    VERSION,
+    VERSIONS,
+    Pointer,
+    StoreError,
+    read_pointer,
+    readable_pointer,
+    unreadable,
+)
 from contract.system_errors import explain_denied
 from service.models.store_gate import (
     HOW_TO_SKIP,
@@ -33,17 +43,7 @@ from service.models.store_gate import (
     read_store_settings,
     reason_to_refuse,
 )
-from service.models.store_pointer import (
-    CURRENT,
-    VERSION,
-    Pointer,
-    StoreError,
-    read_pointer,
-    readable_pointer,
-    unreadable,
-)
 
-VERSIONS = "versions"
 LOCK = "lock"
 UNFINISHED = ".unfinished-"
 MAX_PREVIOUS = 100

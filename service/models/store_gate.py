@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from contract.gate import GateReport, read_gate_report
-from service.models.store_pointer import CURRENT, Pointer, StoreError, unreadable
+from contract.store import CURRENT, Pointer, StoreError, unreadable
 
 SETTINGS = "settings.json"
 GATES = "gates"

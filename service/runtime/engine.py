@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import kernel
 from contract.bundle import EXPLAIN, EXPLANATION, KERNEL, OUTPUT, SCREEN, Bundle, BundleError
-from contract.calibration import Calibration
+from contract.calibration import Calibrator, sigmoid
 from contract.encode import Encoder, ModelInput, join
 from contract.golden import Difference, GoldenRequest, golden_input, largest_difference
 from contract.vocabulary import UNKNOWN
@@ -41,16 +41,23 @@ class Explained:
     Legend: L levels, B = L - 1 blocks, F fields, H heads.
 
     Attributes:
-        logit: Shape (N).
+        logit: The model's logits before calibration. Shape (N).
         contribution: Contribution of each pair of fields at each level. Shape (N, L, F, F).
         attention: Shape (N, B, H, F, F).
         bias: Shape (N).
+        calibrated: The logits after calibration. Shape (N).
     """
 
     logit: NDArray[np.float64]
     contribution: NDArray[np.float64]
     attention: NDArray[np.float64]
     bias: NDArray[np.float64]
+    calibrated: NDArray[np.float64]
+
+    @property
+    def ctr(self) -> NDArray[np.float64]:
+        """The probabilities. Shape (N)."""
+        return sigmoid(self.calibrated)
 
 
 class Scored(NamedTuple):
@@ -71,13 +78,13 @@ class Engine:
     Attributes:
         graph: File name of the graph that `run` uses.
         device: The device that `run` uses.
-        calibration: Turns logits into probabilities.
+        calibrator: Turns logits into probabilities.
     """
 
     def __init__(
         self,
         infer: Infer,
-        calibration: Calibration,
+        calibrator: Calibrator,
         graph: str,
         device: Device,
         screen: Any = None,
@@ -85,7 +92,7 @@ class Engine:
     ) -> None:
         self.graph = graph
         self.device = device
-        self.calibration = calibration
+        self.calibrator = calibrator
         self._infer = infer
         self._screen = screen
         self._explain = explain
@@ -107,12 +114,14 @@ class Engine:
             request if rows is None else select_rows(request, rows)
             for request, rows in zip(batch, survivors, strict=True)
         ]
-        logit = self._infer(join(inputs))
+        feed = join(inputs)
+        logit = self._infer(feed)
         if not np.isfinite(logit).all():
             raise FloatingPointError("the model's logit is not finite")
+        ctr = self.calibrator.ctr(logit, feed["context_ids"], feed["request_index"])
         if len(batch) == 1 and survivors[0] is None:  # A shortcut for almost all batches.
-            return [Scored(self.calibration.ctr(logit), logit)]
-        ctr, answers, start = self.calibration.ctr(logit), [], 0
+            return [Scored(ctr, logit)]
+        answers, start = [], 0
         for request, rows in zip(inputs, survivors, strict=True):
             part = slice(start, start + len(request.candidate_ids))
             start = part.stop
@@ -137,10 +146,13 @@ class Engine:
             FloatingPointError: A number in the explanation is not finite.
         """
         assert self._explain is not None
-        outputs = self._explain.run(EXPLANATION, join([request]))
+        feed = join([request])
+        outputs = self._explain.run(EXPLANATION, feed)
         if not all(np.isfinite(output).all() for output in outputs):
             raise FloatingPointError("the explanation is not finite")
-        return Explained(*(output.astype(np.float64) for output in outputs))
+        logit, contribution, attention, bias = (output.astype(np.float64) for output in outputs)
+        calibrated = self.calibrator.calibrated(logit, feed["context_ids"], feed["request_index"])
+        return Explained(logit, contribution, attention, bias, calibrated)
 
 
 def placed(
@@ -190,7 +202,7 @@ def open_engine(
     screen = open_graph(bundle, SCREEN) if SCREEN in files else None
     explain = open_graph(bundle, EXPLAIN, outputs=EXPLANATION) if EXPLAIN in files else None
     infer = infer or (lambda feed: opened.session.run([OUTPUT], feed)[0])
-    return Engine(infer, bundle.manifest.calibration, opened.graph, opened.device, screen, explain)
+    return Engine(infer, bundle.calibrator, opened.graph, opened.device, screen, explain)
 
 
 def warmed_up_runner(opened: OpenedGraph, bundle: Bundle, max_rows: int) -> BucketRunner:
@@ -240,6 +252,6 @@ def explained_difference(engine: Engine, request: ModelInput, ctr: Sequence[floa
         request: A golden request, encoded.
         ctr: The probabilities that the exporter recorded for the request.
     """
-    explained = engine.explain(request)
+    explained, feed = engine.explain(request), join([request])
     summed = explained.contribution.sum((1, 2, 3)) + explained.bias
-    return largest_difference(ctr, engine.calibration.ctr(summed).tolist())
+    return largest_difference(ctr, engine.calibrator.ctr(summed, feed["context_ids"], feed["request_index"]).tolist())

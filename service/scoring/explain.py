@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 
 import msgspec
-import numpy as np
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
@@ -68,7 +67,7 @@ class Explainer:
                 )
             deadline_s = deadline(request, arrived_s, parsed.timeout_ms, DEFAULT_TIMEOUT_MS)
             tokens = scorer.tokens(parsed.context, candidates)
-            model_input, degraded = await scorer.ids(tokens, deadline_s)
+            model_input, _, degraded = await scorer.ids(tokens, deadline_s)
             respond = partial(self.encoded_response, parsed, model_input, degraded, request_id(request))
             body = await self._run_in_thread(respond, deadline_s)
             return Response(body, headers={"x-request-id": request_id(request)}, media_type=JSON)
@@ -98,14 +97,15 @@ class Explainer:
 
     def explanation(self, request: ExplainRequest, row: int, explained: Explained) -> Explanation:
         """Return the explanation of the candidate in a row of `explained`, with the details that were requested."""
-        contribution_LFF, logit = explained.contribution[row], float(explained.logit[row])
+        contribution_LFF = explained.contribution[row]
         position_P2, by_level_PL = (ranked[: request.pairs] for ranked in ranked_pairs(contribution_LFF))
         names = [(self._fields[i], self._fields[j]) for i, j in position_P2]
         pairs = list(map(Pair, names, by_level_PL.sum(1).tolist(), by_level_PL.tolist()))
         return Explanation(
             id=request.candidates[row].id,
-            ctr=float(self._engine.calibration.ctr(np.array([logit]))[0]),
-            logit=logit,
+            ctr=float(explained.ctr[row]),
+            logit=float(explained.logit[row]),
+            calibrated_logit=float(explained.calibrated[row]),
             bias=float(explained.bias[row]),
             levels=contribution_LFF.sum((1, 2)).tolist(),
             pairs=pairs,

@@ -27,13 +27,14 @@ from service.api.schemas import ScoreRequest, ScoreResponse
 from service.errors import BadRequest, ClientGone, DeadlineExceeded, Problem
 from service.request_log.lines import Identity, QueuedLine
 from service.request_log.writer import RequestLog, identify
-from service.runtime.cascade import screened
+from service.runtime.cascade import Screened, screened
 from service.runtime.engine import Scored, placed
 from service.scoring.admission import Admission
 from service.scoring.batching import Answer, Batcher
 from service.scoring.readiness import Readiness
 from service.scoring.response import best_rows, build_response
 from service.settings import MAX_TIMEOUT_MS, Settings
+from service.telemetry.drift import DriftCounter
 from service.telemetry.metrics import OK, Metrics, Timing, count_outcome
 from service.vocabulary.tiered import TieredVocabulary
 
@@ -67,6 +68,7 @@ class Scorer:
         vocabulary: Looks up the ids of tokens.
         batcher: Queues requests for the model and runs it.
         metrics: The process's metrics.
+        drift: Counts what this model predicts and what its inputs look like.
         manifest: The model's manifest.
         admission: Limits requests in flight and the bytes of their bodies.
         keys: API keys. None if clients need none.
@@ -80,6 +82,7 @@ class Scorer:
     vocabulary: TieredVocabulary
     batcher: Batcher
     metrics: Metrics
+    drift: DriftCounter
     manifest: Manifest
     admission: Admission
     keys: ApiKeys | None = None
@@ -142,7 +145,7 @@ class Scorer:
             self.batcher.check_capacity(len(parsed.candidates), left_s)
             candidates = [candidate.features for candidate in parsed.candidates]
             tokens = self.tokens(parsed.context, candidates, parsed.on_bad_candidate == "skip", decoded.errors)
-            model_input, degraded = await self.ids(tokens, deadline_s)
+            model_input, unknown, degraded = await self.ids(tokens, deadline_s)
         if parsed.cascade and parsed.top_k is not None:
             model_input = screened(model_input, parsed.top_k, self.manifest.cascade)
         answer = await self._run(request, model_input, deadline_s, timing)
@@ -151,6 +154,10 @@ class Scorer:
             known_as, score_id = request_id(request), decoded.identity.score_id
             built = build_response(known_as, score_id, self.manifest, parsed, ctr, tokens.errors, degraded)
             self._record(decoded.body, ctr, built)
+            if answer is not None:
+                # With a cascade, only the best candidates have a probability, which would look like drift.
+                predicted = None if isinstance(model_input, Screened) else answer.scored.ctr
+                self.drift.add(model_input, predicted, tokens.missing, unknown)
             headers = {"x-request-id": built.request_id}
             response = Response(msgspec.json.encode(built), headers=headers, media_type=JSON)
             if decoded.identity.logged:
@@ -269,12 +276,12 @@ class Scorer:
         except BadFeature as error:
             raise BadRequest(error.reason, error.path) from None
 
-    async def ids(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, list[str]]:
-        """Return the model's input and what was unavailable. Counts missing, unknown and ignored values."""
+    async def ids(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, Counter[str], list[str]]:
+        """Return what find_ids() returns. Counts missing, unknown and ignored values."""
         model_input, unknown, degraded = await self.find_ids(tokens, deadline_s)
         kinds = {"missing": tokens.missing, "unknown": unknown, "outside": tokens.outside}
         self.metrics.count_tokens(kinds, tokens.ignored)
-        return model_input, degraded
+        return model_input, unknown, degraded
 
     async def find_ids(self, tokens: Tokens, deadline_s: float) -> tuple[ModelInput, Counter[str], list[str]]:
         """Return the model's input, the number of unknown tokens by field, and what was unavailable."""

@@ -4,6 +4,7 @@ Phases, requests and outcomes are each counted in one place: the context manager
 """
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,8 @@ from prometheus_client.registry import Collector
 
 from contract.schema import Side
 from service.errors import DeadlineExceeded, Overloaded, Problem
-from service.telemetry.metrics_folder import process_file
+from service.telemetry.drift import Drift
+from service.telemetry.metrics_folder import metrics_folder, process_file
 from service.telemetry.rolling_latency import SUFFIX, RollingLatency
 
 TIERS = ("cache", "redis", "bundle", "nowhere")
@@ -105,6 +107,8 @@ class Metrics:
 
         self.rolling_latency = RollingLatency(process_file(SUFFIX), clock)
         registry.register(self.rolling_latency)
+        self.drift = Drift(metrics_folder(), str(os.getpid()))
+        registry.register(self.drift)
         phases = Histogram(
             "ctr_phase_seconds", "Duration of each phase of a request", ["phase"], buckets=BUCKETS_S, registry=registry
         )

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.telemetry.drift_table import MergedDrift, add_to_ended
 from service.telemetry.metrics_folder import SUMMED
 from service.telemetry.rolling_latency import SUFFIX, MergedRollingLatency
 
@@ -20,6 +21,7 @@ def merge_metrics(folder: Path) -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(folder))
     registry.register(MergedRollingLatency(folder))
+    registry.register(MergedDrift(folder))
     return generate_latest(registry)
 
 
@@ -35,6 +37,7 @@ def forget_process(folder: Path, pid: int) -> None:
         if own.exists():
             add_counts(own, ended)
             own.unlink()
+    add_to_ended(folder, str(pid), ENDED)
 
 
 def forget_latencies(folder: Path, pid: int) -> None:

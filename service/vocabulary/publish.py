@@ -1,4 +1,4 @@
-"""ctr-publish: write a bundle's vocabulary to Redis. Publishing the same bundle again is safe."""
+"""ctr-publish: write a bundle's vocabulary to Redis. A vocabulary that Redis already has is not written again."""
 
 import argparse
 import itertools
@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 
-from contract.bundle import Bundle, BundleError, Manifest, open_bundle
-from service.vocabulary.tiered import hash_key, ready_for, ready_key
+from contract.bundle import Bundle, BundleError, open_bundle
+from service.vocabulary.tiered import Ready, hash_key, key_prefix, ready_for, ready_key
 
-VERSIONS = "ctr:versions"  # A sorted set: version -> when it was published.
-MODELS = "ctr:models"  # A hash: version -> name of its model.
+PUBLICATIONS = "ctr:publications"  # A sorted set: "<digest> <name of the model>" -> when it was last published.
+# Releases before 0.12 used one set of keys per version of a bundle, ctr:{<version>}:*, and listed them in these keys.
+OLD_VERSIONS = "ctr:versions"  # A sorted set: version -> when it was published.
+OLD_MODELS = "ctr:models"  # A hash: version -> name of its model.
 CHUNK = 1000  # tokens per HSET, keys per UNLINK
 TIMEOUT_S = 10.0
 
@@ -31,7 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path, help="the bundle's folder")
     parser.add_argument("--redis-url", default=os.environ.get("CTR_REDIS_URL"), help="default: CTR_REDIS_URL")
     parser.add_argument(
-        "--keep", type=version_count, metavar="N", help="afterwards, delete all but the newest N versions of this model"
+        "--keep",
+        type=vocabulary_count,
+        metavar="N",
+        help="afterwards, delete all but the newest N vocabularies of this model",
+    )
+    parser.add_argument(
+        "--drop-old-format",
+        action="store_true",
+        help="afterwards, delete what releases before 0.12 published, once no server of these releases runs",
     )
     arguments = parser.parse_args(argv)
     if not arguments.redis_url:
@@ -47,16 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_redis_url(arguments.redis_url)
         bundle = open_bundle(arguments.bundle)
         with closing(connect_blocking(arguments.redis_url, TIMEOUT_S)) as client:
-            counts = publish(client, bundle)
-            dropped = drop_older(client, bundle.manifest, arguments.keep) if arguments.keep else []
-            unnamed = versions_without_model(client) if arguments.keep else []
+            written = publish(client, bundle)
+            dropped = drop_older(client, bundle, arguments.keep) if arguments.keep else []
+            dropped += drop_old_format(client) if arguments.drop_old_format else []
+            old = client.zcard(OLD_VERSIONS)
     except (BundleError, PublishError, ValueError) as error:
         print(f"ctr-publish: {error}", file=sys.stderr)
         return 2
     except redis.OutOfMemoryError:
         print(
-            "ctr-publish: Redis is full, so this version is not in use. "
-            "Raise its maxmemory, or delete older versions with --keep",
+            "ctr-publish: Redis is full, so this vocabulary is not in use. "
+            "Raise its maxmemory, or delete older vocabularies with --keep",
             file=sys.stderr,
         )
         return 2
@@ -67,91 +78,120 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    for field, count in counts.items():
-        print(f"{field}: {count} tokens")
-    print(f"published {bundle.manifest.name} {bundle.manifest.version}: {sum(counts.values())} tokens")
-    for version in dropped:
-        print(f"dropped {version}")
-    if unnamed:
-        print(f"kept {len(unnamed)} versions of unknown models, published before 0.9: {', '.join(unnamed)}")
-        print("to let --keep count them, publish again those in use, and delete the others (docs/deployment.md)")
+    print(report(bundle, written))
+    for name in dropped:
+        print(f"dropped {name}")
+    if old:
+        print(f"kept {old} versions published by releases before 0.12, which servers of these releases use")
+        print("once no such server runs, delete them with --drop-old-format")
     return 0
 
 
-def version_count(text: str) -> int:
+def report(bundle: Bundle, written: bool) -> str:
+    """Return what is printed about a publication."""
+    ready = ready_for(bundle)
+    total = f"{bundle.manifest.name} {bundle.manifest.version}: {sum(ready.counts.values())} tokens"
+    if not written:
+        return f"already published {total} (vocabulary {ready.vocabulary})"
+    counts = [f"{field}: {count} tokens" for field, count in ready.counts.items()]
+    return "\n".join([*counts, f"published {total} (vocabulary {ready.vocabulary})"])
+
+
+def vocabulary_count(text: str) -> int:
     """Parse the value of --keep."""
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError("keep at least 1: the version that is being published")
+        raise argparse.ArgumentTypeError("keep at least 1: the vocabulary that is being published")
     return number
 
 
-def publish(client: Any, bundle: Bundle) -> dict[str, int]:
-    """Write a bundle's vocabulary to Redis. Return the number of tokens of each field.
+def publish(client: Any, bundle: Bundle) -> bool:
+    """Write a bundle's vocabulary to Redis. Return False if Redis already has it.
 
-    The ready key is written last, so no server uses a version that is only partly published.
+    The ready key is written last, so no server uses a vocabulary that is only partly published.
 
     Raises:
         PublishError: Redis has a different number of tokens afterwards. In that case, the ready key is not written.
     """
-    version, ready = bundle.manifest.version, ready_for(bundle)
-    keys = {field: hash_key(version, field) for field in bundle.vocabularies}
-    client.hset(MODELS, version, bundle.manifest.name)  # First, because --keep never counts a version without a model.
-    client.zadd(VERSIONS, {version: time.time()})
-    if not is_published(client, version, ready.counts):
-        client.delete(ready_key(version))
-        client.unlink(*keys.values())
+    ready = ready_for(bundle)
+    digest = ready.vocabulary
+    # The publication is listed first, so that --keep finds a vocabulary that was only partly published.
+    client.zadd(PUBLICATIONS, {f"{digest} {bundle.manifest.name}": time.time()})
+    if is_published(client, ready):
+        return False
+    keys = {field: hash_key(digest, field) for field in bundle.vocabularies}
+    client.delete(ready_key(digest))
+    client.unlink(*keys.values())
     for field, vocabulary in bundle.vocabularies.items():
         items = vocabulary.items()
         while chunk := dict(itertools.islice(items, CHUNK)):
             client.hset(keys[field], mapping=chunk)
-    found = count_tokens(client, version, ready.counts)
+    found = count_tokens(client, ready)
     if found != ready.counts:
-        client.delete(ready_key(version))
+        client.delete(ready_key(digest))
         raise PublishError(
             f"Redis has {found} tokens, but the bundle has {ready.counts}. "
             "Make sure that no other ctr-publish is running, then publish again"
         )
-    client.set(ready_key(version), msgspec.json.encode(ready))
-    return ready.counts
+    client.set(ready_key(digest), msgspec.json.encode(ready))
+    return True
 
 
-def is_published(client: Any, version: str, counts: dict[str, int]) -> bool:
-    """Return whether Redis has a version's ready key and the expected number of tokens of each field."""
-    return bool(client.exists(ready_key(version))) and count_tokens(client, version, counts) == counts
+def is_published(client: Any, ready: Ready) -> bool:
+    """Return whether Redis has a vocabulary's ready key and the expected number of tokens of each field."""
+    try:
+        found = msgspec.json.decode(client.get(ready_key(ready.vocabulary)) or b"", type=Ready)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # There is no such key, or another program wrote it.
+        return False
+    return found == ready and count_tokens(client, ready) == ready.counts
 
 
-def count_tokens(client: Any, version: str, fields: dict[str, int]) -> dict[str, int]:
-    """Return the number of tokens that Redis has for each of these fields."""
-    return {field: client.hlen(hash_key(version, field)) for field in fields}
+def count_tokens(client: Any, ready: Ready) -> dict[str, int]:
+    """Return the number of tokens that Redis has for each field of a vocabulary."""
+    return {field: client.hlen(hash_key(ready.vocabulary, field)) for field in ready.counts}
 
 
-def drop_older(client: Any, published: Manifest, keep: int) -> list[str]:
-    """Delete all but the newest `keep` versions of a model. Return the deleted versions.
+def drop_older(client: Any, published: Bundle, keep: int) -> list[str]:
+    """Delete all but the newest `keep` vocabularies of a model. Return the digests of those that are deleted.
+
+    A vocabulary that another model uses as well stays in Redis.
 
     Args:
         client: A synchronous redis-py client.
-        published: The manifest of the version that was just published. It is always kept.
-        keep: Number of versions to keep, at least 1.
+        published: The bundle that was just published. Its vocabulary is always kept.
+        keep: Number of vocabularies to keep, at least 1.
     """
-    models = client.hgetall(MODELS)
-    newest_first = [member.decode() for member in client.zrevrange(VERSIONS, 0, -1)]
-    same_model = [version for version in newest_first if models.get(version.encode()) == published.name.encode()]
-    older = [version for version in same_model if version != published.version][keep - 1 :]
-    for dropped in older:
-        client.delete(ready_key(dropped))  # Deleted first, so that no server uses a version that is being deleted.
-        keys = client.scan_iter(match=f"ctr:{{{dropped}}}:*", count=CHUNK)
-        while chunk := list(itertools.islice(keys, CHUNK)):
-            client.unlink(*chunk)
-        client.zrem(VERSIONS, dropped)
-        client.hdel(MODELS, dropped)
-    return older
+    newest_first = [member.decode() for member in client.zrevrange(PUBLICATIONS, 0, -1)]
+    names = {member: tuple(member.split(" ", 1)) for member in newest_first}
+    current = ready_for(published).vocabulary
+    of_model = [member for member, (_, model) in names.items() if model == published.manifest.name]
+    deleted = []
+    for member in [member for member in of_model if names[member][0] != current][keep - 1 :]:
+        digest, _ = names.pop(member)
+        if not any(digest == used for used, _ in names.values()):
+            client.delete(ready_key(digest))  # First, so that no server uses a vocabulary that is being deleted.
+            unlink_all(client, f"{key_prefix(digest)}*")
+            deleted.append(digest)
+        client.zrem(PUBLICATIONS, member)
+    return deleted
 
 
-def versions_without_model(client: Any) -> list[str]:
-    """Return the versions whose model is unknown, because an earlier release published them."""
-    models = client.hgetall(MODELS)
-    return [version.decode() for version in client.zrange(VERSIONS, 0, -1) if version not in models]
+def drop_old_format(client: Any) -> list[str]:
+    """Delete everything that releases before 0.12 published. Return the versions."""
+    versions = [member.decode() for member in client.zrange(OLD_VERSIONS, 0, -1)]
+    for version in versions:
+        client.delete(f"ctr:{{{version}}}:ready")
+        unlink_all(client, f"ctr:{{{version}}}:*")
+        client.zrem(OLD_VERSIONS, version)
+    client.delete(OLD_MODELS)
+    return versions
+
+
+def unlink_all(client: Any, pattern: str) -> None:
+    """Delete all keys that match a pattern."""
+    keys = client.scan_iter(match=pattern, count=CHUNK)
+    while chunk := list(itertools.islice(keys, CHUNK)):
+        client.unlink(*chunk)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Look up token ids in three tiers: this process's cache, then Redis if it is configured, then the bundle.
 
-Redis holds one hash per field, `ctr:{<version>}:v:<field>`, and the key `ctr:{<version>}:ready`, which is written last.
+Redis holds one hash per field, `ctr:vocabulary:{<digest>}:ids:<field>`, and the key `ctr:vocabulary:{<digest>}:ready`,
+which is written last. The digest is that of the vocabulary, so all bundles with the same vocabulary share these keys.
 If Redis fails in any way, a lookup still returns in time, with the right ids if the bundle has a vocabulary. The result
 reports that Redis was unavailable.
 """
@@ -32,7 +33,7 @@ WITHOUT_REDIS, WITHOUT_VOCABULARY = "redis", "vocabulary"
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The value of `ctr:{<version>}:ready`: tokens per field, and the digest of the vocabulary's files."""
+    """The value of the ready key: tokens per field, and the digest of the vocabulary's files."""
 
     counts: dict[str, int]
     vocabulary: str
@@ -56,14 +57,25 @@ class Found:
     degraded: tuple[str, ...] = ()
 
 
-def hash_key(version: str, field: str) -> str:
-    """Return the key of a field's hash."""
-    # The braces keep all keys of a version in one slot of a Redis Cluster.
-    return f"ctr:{{{version}}}:v:{field}"
+def hash_key(digest: str, field: str) -> str:
+    """Return the key of the hash with a field's ids.
+
+    Args:
+        digest: See vocabulary_digest().
+        field: The field's name.
+    """
+    return f"{key_prefix(digest)}ids:{field}"
 
 
-def ready_key(version: str) -> str:
-    return f"ctr:{{{version}}}:ready"
+def ready_key(digest: str) -> str:
+    """Return the key that exists only while the vocabulary is complete."""
+    return f"{key_prefix(digest)}ready"
+
+
+def key_prefix(digest: str) -> str:
+    """Return what all keys of a vocabulary start with."""
+    # The braces keep all keys of a vocabulary in one slot of a Redis Cluster.
+    return f"ctr:vocabulary:{{{digest}}}:"
 
 
 def ready_for(bundle: Bundle) -> Ready:
@@ -104,7 +116,6 @@ class TieredVocabulary:
         self._metrics = metrics
         self._redis = redis
         self._timeout_s = timeout_s
-        self._version = bundle.manifest.version
         self._digest = vocabulary_digest(bundle.manifest)
         self._expected = ready_for(bundle) if bundle.vocabularies else None
         self._breaker = CircuitBreaker(clock)
@@ -230,10 +241,10 @@ class TieredVocabulary:
 
     async def _fetch(self, wanted: Mapping[str, list[str]]) -> Ids:
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.get(ready_key(self._version))
+        pipeline.get(ready_key(self._digest))
         for field, tokens in wanted.items():
-            pipeline.hmget(hash_key(self._version, field), tokens)
-            pipeline.hlen(hash_key(self._version, field))
+            pipeline.hmget(hash_key(self._digest, field), tokens)
+            pipeline.hlen(hash_key(self._digest, field))
         raw, *replies = await pipeline.execute()
         ready = self._check_ready(raw)
         found = {}
@@ -245,13 +256,13 @@ class TieredVocabulary:
 
     def _check_ready(self, raw: Any) -> Ready:
         if raw is None:
-            raise Unusable(f"version {self._version} is not published: run ctr-publish")
+            raise Unusable(f"the vocabulary {self._digest} is not published: run ctr-publish")
         try:
             ready = msgspec.json.decode(raw, type=Ready)
         except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
-            raise Unusable(f"{ready_key(self._version)} cannot be decoded: run ctr-publish") from error
+            raise Unusable(f"{ready_key(self._digest)} cannot be decoded: run ctr-publish") from error
         if ready.vocabulary != self._digest or self._expected not in (None, ready):
-            raise Unusable(f"{ready_key(self._version)} belongs to another vocabulary: run ctr-publish")
+            raise Unusable(f"{ready_key(self._digest)} belongs to another vocabulary: run ctr-publish")
         return ready
 
     def _check_ids(

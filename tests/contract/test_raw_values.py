@@ -1,12 +1,14 @@
 """Raw values: the values in golden requests, load tests and the example request become tokens of the vocabulary."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.bundle import Bundle, Manifest
-from contract.calibration import Calibration
+from contract.calibration import Calibration, Calibrator
 from contract.encode import Encoder
 from contract.golden import GoldenCandidate, GoldenRequest, write_golden
 from contract.raw_values import sources
@@ -72,7 +74,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         calibration=calibration,
         files=files,
     )
-    return Bundle(folder, manifest, SCHEMA, LOOKUP)
+    return Bundle(folder, manifest, SCHEMA, LOOKUP, Calibrator(calibration, None, SCHEMA))
 
 
 def test_load_tests_send_raw_values_whose_tokens_are_known(bundle: Bundle) -> None:
@@ -114,7 +116,7 @@ def test_the_example_has_only_known_values(bundle: Bundle) -> None:
 
 
 def test_the_example_of_a_bundle_without_vocabulary_can_be_read(bundle: Bundle) -> None:
-    bare = Bundle(bundle.folder, bundle.manifest, SCHEMA, {})
+    bare = replace(bundle, vocabularies={})
     body = example_request(bare, [GoldenRequest({}, [GoldenCandidate("a", {})], [0.5])], 3)
     assert bad_values(body["context"], [candidate["features"] for candidate in body["candidates"]])[1:] == (0, 0)
 

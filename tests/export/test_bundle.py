@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import kernel
 from contract.bundle import EXPLAIN, GOLDEN, KERNEL, MANIFEST, MODEL, SCREEN, VOCABULARY, open_bundle
-from contract.calibration import Calibration
+from contract.calibration import Calibration, Calibrator
 from contract.encode import Encoder, join
 from contract.golden import largest_difference, read_golden
 from contract.vocabulary import open_vocabulary
@@ -116,14 +116,14 @@ def test_parity_detects_a_graph_with_different_weights(bundle_folder: Path) -> N
     inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, golden))
     shifted = [[c + 1e-3 for c in g.ctr] for g in golden]
     with pytest.raises(ParityError, match=r"model\.onnx, golden request 0"):
-        check_parity(bundle_folder / MODEL, inputs, shifted, bundle.manifest.calibration)
+        check_parity(bundle_folder / MODEL, inputs, shifted, bundle.calibrator)
 
 
 def test_parity_detects_a_relative_difference_if_clicks_are_rare(run_folder: Path, bundle_folder: Path) -> None:
     """The difference is 1% of a probability so small that it is below the absolute tolerance."""
     bundle = open_bundle(bundle_folder)
     inputs = list(golden_inputs(bundle.schema, bundle.vocabularies, read_golden(bundle_folder / GOLDEN)))
-    rare = Calibration.of_log(1e-12)
+    rare = Calibrator(Calibration.of_log(1e-12), None, bundle.schema)
     model, _, schema, _ = open_run(run_folder)
     right = torch_ctr(model, schema, inputs, rare)
     check_parity(bundle_folder / MODEL, inputs, right, rare)

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from contract.bundle import GOLDEN, MODEL, SCHEMA, VOCABULARY, write_manifest
+from contract.bundle import GOLDEN, MODEL, SCHEMA, VOCABULARY, open_bundle, write_manifest
 from contract.calibration import Calibration
 from contract.golden import GoldenCandidate, GoldenRequest, write_golden
 from contract.schema import FeatureSchema, Field, write_schema
@@ -48,6 +48,18 @@ def write_small_bundle(
     golden = [_golden(random, weights, SHIFT + golden_shift) for _ in range(30)]
     write_golden(golden, folder / GOLDEN)
     write_manifest(folder, name, 1000, {"auc": 0.75}, Calibration(scale=1.0, shift=SHIFT), warnings=warnings)
+    return folder
+
+
+def with_users_rotated(folder: Path, number: int) -> Path:
+    """Give a small bundle another vocabulary, in which the users have other ids. Return the bundle's folder.
+
+    The bundle is valid, but the golden answers are wrong.
+    """
+    users = TOKENS["user"]
+    build_vocabulary([*users[number:], *users[:number]]).save(folder / VOCABULARY, "user")
+    manifest = open_bundle(folder, verify=False).manifest
+    write_manifest(folder, manifest.name, 1000, manifest.metrics, manifest.calibration)
     return folder
 
 

@@ -48,18 +48,20 @@ def count_tokens(
     field: Field,
     min_count: int,
     pseudonyms: Pseudonymizer | None = None,
+    trained: NDArray[np.int64] | None = None,
 ) -> tuple[Vocabulary, NDArray[np.int32]]:
     """Return a field's vocabulary and the id of each code, int32 (1 + distinct values).
 
-    The vocabulary contains the tokens that occur in at least `min_count` rows, most frequent first. Ties are sorted by
-    token.
+    The vocabulary contains the tokens that occur in at least `min_count` rows, of which training uses at least one. The
+    most frequent one is first. Ties are sorted by token.
 
     Args:
         distinct: The values (see DistinctValues).
-        rows: The number of training rows with each code.
+        rows: The number of rows of train with each code, (1 + distinct values).
         field: The field.
         min_count: The minimum number of rows for a token.
         pseudonyms: The key, which a field with pseudonyms needs.
+        trained: The number of the rows that training uses, (1 + distinct values), or None for all rows.
 
     Raises:
         BadValueError: If a value cannot be a token. The error's row is a position in `distinct`.
@@ -72,7 +74,8 @@ def count_tokens(
         codes = values.codes(tokens)
         tokens = values.distinct()
     counts = np.bincount(codes, rows[1:], len(tokens) + 1).astype(np.int64)
-    kept = np.flatnonzero(counts[1:] >= min_count) + 1
+    used = counts if trained is None else np.bincount(codes, trained[1:], len(tokens) + 1)
+    kept = np.flatnonzero((counts[1:] >= min_count) & (used[1:] > 0)) + 1
     ranked = pl.DataFrame({"code": kept, "token": tokens.gather(kept - 1), "rows": counts[kept]})
     ranked = ranked.sort("rows", "token", descending=[True, False])
     ids = np.full(len(counts), UNKNOWN, np.int32)

@@ -17,10 +17,25 @@ LOG = "log.json"
 
 
 class SplitFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The size and click rate of a split."""
+    """The size and click rate of a split.
+
+    Attributes:
+        rows: The number of prepared rows.
+        click_rate: Their click rate.
+        period: The times of the oldest and the newest row in UTC, such as "2026-12-01T00:00:05Z", if the log is split
+            by time.
+        dropped: The number of non-clicks that Data.train_negative_rate dropped. They are not among the rows.
+    """
 
     rows: int
     click_rate: float
+    dropped: int = 0
+    period: tuple[str, str] | None = None
+
+    @property
+    def clicks(self) -> int:
+        """The number of clicks."""
+        return round(self.rows * self.click_rate)
 
 
 class LogFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,6 +109,10 @@ class Prepared:
     def requests(self, split: str) -> NDArray[np.int32] | None:
         """Return the code of each row's request, in the same form as units(), or None if the log has no requests."""
         return self._row_column(split, "requests", np.int32)
+
+    def positions(self, split: str) -> NDArray[np.int32] | None:
+        """Return the position of each row, int32 (rows), -1 if missing, memory-mapped, or None without positions."""
+        return self._row_column(split, "positions", np.int32)
 
     def _row_column(self, split: str, kind: str, dtype: type) -> NDArray[Any] | None:
         if not (self.folder / f"{split}.{kind}.npy").exists():

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -24,8 +24,21 @@ from model.data.prepare.counting import DistinctValues
 from model.data.prepare.row_columns import RowColumns
 from model.data.prepare.writing import GrowingArray
 from model.data.readers.log import FILE, LINE, Log
+from model.data.timestamps import unix_seconds
 
 BATCH_ROWS = 200_000  # about 100 MB with 40 columns
+
+
+class SplitRead(NamedTuple):
+    """What was read of a split.
+
+    Attributes:
+        rows: The number of rows from each file, int64 (files).
+        period: The oldest and the newest time in Unix seconds, if Log.time is set.
+    """
+
+    rows: NDArray[np.int64]
+    period: tuple[int, int] | None
 
 
 def column_file(folder: Path, split: str, name: str) -> Path:
@@ -40,7 +53,7 @@ def read_split(
     row_values: Mapping[str, DistinctValues],
     folder: Path,
     pool: Executor,
-) -> NDArray[np.int64]:
+) -> SplitRead:
     """Write the column files of a split, its labels (uint8) to <split>.labels.npy, and its weights, units and requests.
 
     Args:
@@ -51,13 +64,10 @@ def read_split(
         folder: The folder to write to.
         pool: The pool that converts the columns of a batch in parallel.
 
-    Returns:
-        The number of rows that were read from each file, int64 (files).
-
     Raises:
         ValueError: If a value cannot be read, or the labels are all 0 or all 1. The message names the file.
     """
-    path, clicks = log.paths[split], 0
+    path, clicks, times = log.paths[split], 0, list[int]()
     rows = np.zeros(len(log.files), np.int64)
     with ExitStack() as stack:
         labels = stack.enter_context(GrowingArray(folder / f"{split}.labels.npy", np.uint8))
@@ -79,6 +89,9 @@ def read_split(
                 file.append(column)
             clicks += int(batch_labels.sum())
             rows += np.bincount(batch[FILE].to_numpy(), minlength=len(rows))
+            if log.time:
+                seconds = unix_seconds(batch[log.time]).to_numpy()
+                times += [int(seconds.min()), int(seconds.max())]
         try:
             row_columns.check()
         except BadValueError as error:
@@ -92,7 +105,7 @@ def read_split(
             f'{path}: column "{log.label}" is {only} in all {labels.rows} rows of {split}; {split} needs both 0 and '
             f"1{meaning}"
         )
-    return rows
+    return SplitRead(rows, (min(times), max(times)) if times else None)
 
 
 def read_batches(log: Log, split: str) -> Iterator[pl.DataFrame]:

@@ -10,22 +10,18 @@ from contract.schema import Field
 from contract.vocabulary import FIRST, MISSING, UNKNOWN, open_vocabulary
 from model.data.field_auc import count_values
 from model.data.prepare.columns import shown
-from model.data.prepare.prepared import Prepared
+from model.data.prepare.prepared import Prepared, SplitFacts
 from model.data.value_warnings import leak_warning, quoted, text_warnings, unique_warning
 
 # A log that is split by time may have many new ads on its last day, but a larger share than this is unlikely.
 MAX_UNKNOWN_SHARE = 0.8
 SAMPLE_ROWS, SAMPLE_PARTS = 50_000, 20  # the sample for the warnings about values
-CAPTION = "missing: share in train; unknown: share in test that is not in the vocabulary\n"
+CAPTION = "missing: share in train; unknown: share in test that is not in the vocabulary"
 
 
 def summary(prepared: Prepared) -> Table:
     """Return a table with a row for each field, which reveals columns that are mostly unknown or missing."""
-    rows = ", ".join(
-        f"{name} {facts.rows:,} rows with {facts.click_rate:.2%} clicks"
-        for name, facts in prepared.facts.splits.items()
-    )
-    lines = Table("field", "side", "kind", "values", "missing", "unknown", caption=CAPTION + rows)
+    lines = Table("field", "side", "kind", "values", "missing", "unknown", caption=CAPTION)
     names = [field.name for field in prepared.schema.select("categorical")]
     unknown = dict(zip(names, unknown_shares(prepared), strict=True))
     sizes = dict(zip(names, prepared.vocabulary_sizes, strict=True))
@@ -44,6 +40,22 @@ def summary(prepared: Prepared) -> Table:
             name = "" if field.transform is UNSET else f"{field.transform} "
             lines.add_row(field.name, field.side, field.kind, f"{name}{field.mean:.4g} ± {field.std:.4g}", missing, "")
     return lines
+
+
+def split_lines(prepared: Prepared) -> list[str]:
+    """Return a line about each split."""
+    return [f"{name}: {describe(facts)}" for name, facts in prepared.facts.splits.items()]
+
+
+def describe(facts: SplitFacts) -> str:
+    """Return the size, click rate and period of a split, and how many rows were dropped."""
+    period = f", {facts.period[0]} to {facts.period[1]}" if facts.period else ""
+    if not facts.dropped:
+        return f"{facts.rows:,} rows with {facts.click_rate:.2%} clicks{period}"
+    total = facts.rows + facts.dropped
+    others = total - facts.clicks
+    kept = f"all {facts.clicks:,} clicks and {others - facts.dropped:,} of {others:,} non-clicks"
+    return f"{total:,} rows with {facts.clicks / total:.2%} clicks{period}; kept {facts.rows:,}: {kept}"
 
 
 def useless_fields(prepared: Prepared) -> list[str]:

@@ -81,24 +81,55 @@ def read_chunks(path: Path) -> Iterator[NDArray[Any]]:
             yield np.frombuffer(block, dtype)
 
 
-def write_ids(path: Path, columns: Mapping[str, Path], ids: Mapping[str, NDArray[np.int32]]) -> dict[str, float]:
+def read_rows(columns: Sequence[Path], kept: Path | None) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield the rows of several vectors in .npy files, at most CHUNK_ROWS rows at a time.
+
+    Args:
+        columns: The files. They have the same number of rows.
+        kept: The file that says which rows to yield, bool (rows), or None for all rows.
+    """
+    if kept is None:
+        yield from zip(*map(read_chunks, columns), strict=True)
+        return
+    for is_kept, *chunk in zip(read_chunks(kept), *map(read_chunks, columns), strict=True):
+        yield tuple(column[is_kept] for column in chunk)
+
+
+def write_column(path: Path, column: Path, kept: Path | None) -> int:
+    """Write the rows of a vector to another file, and return the number of rows that are not kept. See read_rows()."""
+    if kept is None:
+        column.rename(path)
+        return 0
+    rows = load_column(column)
+    written = rows[load_column(kept)]
+    with GrowingArray(path, rows.dtype) as array:
+        array.append(written)
+    return len(rows) - len(written)
+
+
+def write_ids(
+    path: Path, columns: Mapping[str, Path], ids: Mapping[str, NDArray[np.int32]], kept: Path | None = None
+) -> dict[str, float]:
     """Write a split's ids, int32 (rows, categorical fields), and return the share of missing values by field.
 
     Args:
         path: The file to write.
         columns: The file with the codes of each categorical field, in the schema's order.
         ids: The ids of a field's codes, by field.
+        kept: See read_rows().
     """
     missing = np.zeros(len(columns))
     with GrowingArray(path, np.int32, len(columns)) as array:
-        for chunk in zip(*map(read_chunks, columns.values()), strict=True):
+        for chunk in read_rows([*columns.values()], kept):
             id_columns = [ids[name][codes] for name, codes in zip(columns, chunk, strict=True)]
             missing += [np.count_nonzero(column == MISSING) for column in id_columns]
             array.append(np.stack(id_columns, axis=1))
     return dict(zip(columns, (missing / array.rows).tolist(), strict=True))
 
 
-def write_values(path: Path, columns: Sequence[Path], fields: Sequence[Field], rows: int) -> dict[str, float]:
+def write_values(
+    path: Path, columns: Sequence[Path], fields: Sequence[Field], rows: int, kept: Path | None = None
+) -> dict[str, float]:
     """Write a split's normalized numbers, float32 (rows, numeric fields), and return the missing share by field.
 
     A missing number is NaN if its field has a missing vector, and otherwise 0.
@@ -107,14 +138,16 @@ def write_values(path: Path, columns: Sequence[Path], fields: Sequence[Field], r
         path: The file to write.
         columns: The file with the numbers of each numeric field.
         fields: The numeric fields, as returned by measure().
-        rows: The number of rows.
+        rows: The number of rows to write.
+        kept: See read_rows().
     """
     numbers = Numbers(fields)
     missing = np.zeros(len(fields))
     with GrowingArray(path, np.float32, len(fields)) as array:
         if not fields:
             array.append(np.empty((rows, 0)))
-        for chunk in zip(*map(read_chunks, columns), strict=True):
+            return {}
+        for chunk in read_rows(columns, kept):
             values = np.stack(chunk, axis=1)
             missing += np.isnan(values).sum(0)
             array.append(numbers.normalize(values))

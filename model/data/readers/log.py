@@ -45,6 +45,8 @@ class Log:
         weight: The column with the weight of each row, or "" if all weights are 1.
         unit: The column with the unit of each row, or "".
         request: The column with the request of each row, or "".
+        position_column: The column with the position at which each row was shown, or "".
+        time: The column with the time of each row, if the log is split by time, or "".
         positive: The labels that are clicks, or () if the labels are 0 and 1.
         missing: The labels, units and requests that mean "missing".
         whole: Whether every row of every file is in one of the splits.
@@ -59,6 +61,8 @@ class Log:
     weight: str = ""
     unit: str = ""
     request: str = ""
+    position_column: str = ""
+    time: str = ""
     positive: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     whole: bool = True
@@ -66,7 +70,7 @@ class Log:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read from every split: the label, the sources of the fields, and others."""
-        others = filter(None, (self.weight, self.unit, self.request))
+        others = filter(None, (self.weight, self.unit, self.request, self.position_column, self.time))
         return tuple(dict.fromkeys((self.label, *(field.reads for field in self.fields), *others)))
 
     def position(self, file: int, line: int) -> str:

@@ -56,7 +56,7 @@ def split_rows(
 def split_by_time(
     frame: pl.LazyFrame, split: SplitByTime, column: str, position: Callable[[int, int], str] = format_position
 ) -> Mapping[str, pl.LazyFrame]:
-    """Return the newest rows as test, the rows before them as valid, and all older rows as train.
+    """Return the newest rows as test, the rows before them as valid, and older rows as train.
 
     The durations count back from the time of the newest row, which need not be the last row of the log.
 
@@ -76,16 +76,16 @@ def split_by_time(
     valid_end = last - test - gap
     train_end = valid_end - valid - gap
     time = pl.col(TIME)
+    train_start = train_end - seconds_of(split.train) if split.train else first - 1
     periods = {
-        "train": time <= train_end,
+        "train": (time > train_start) & (time <= train_end),
         "valid": (time > valid_end - valid) & (time <= valid_end),
         "test": time > last - test,
     }
     seconds = pl.col(column).map_batches(unix_seconds, return_dtype=pl.Int64, is_elementwise=True).alias(TIME)
     timed = frame.with_columns(seconds)
     parts = {name: timed.filter(period).drop(TIME) for name, period in periods.items()}
-    # The newest row is in test, and the oldest one is in train unless train is empty.
-    empty = "train" if first > train_end else "valid" if is_empty(parts["valid"]) else None
+    empty = next((name for name in ("train", "valid") if is_empty(parts[name])), None)  # the newest row is in test
     if empty:
         raise ValueError(
             f"split: {empty} would be empty. The log runs from {iso(first)} to {iso(last)}, and the {describe(split)} "
@@ -206,12 +206,12 @@ def seconds_of(duration: str) -> int:
 
 def describe(split: SplitByTime) -> str:
     """Return the durations of a split, as in the experiment's file."""
-    keys = {"valid": split.valid, "test": split.test} | ({"gap": split.gap} if split.gap else {})
-    return ", ".join(f'{key} = "{value}"' for key, value in keys.items())
+    keys = {"train": split.train, "valid": split.valid, "test": split.test, "gap": split.gap}
+    return ", ".join(f'{key} = "{value}"' for key, value in keys.items() if value)
 
 
 def iso(seconds: int) -> str:
-    """Format Unix seconds for an error message."""
+    """Format Unix seconds, such as 2026-12-01T00:00:05Z."""
     return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%SZ}"
 
 

@@ -40,7 +40,7 @@ def read(folder: Path, data: Data) -> Log:
     names = {key: group_name(folder, listed[key], sources[key]) for key in sources}
     whole = True
     if data.files:
-        whole = not (isinstance(data.split, SplitByTime) and data.split.gap)
+        whole = not (isinstance(data.split, SplitByTime) and (data.split.gap or data.split.train))
         if not whole:
             check_all_rows(frames["files"], data.label, files)
         frames = split_rows(frames["files"], data, lambda file, line: position(files[file].name, line))
@@ -54,6 +54,8 @@ def read(folder: Path, data: Data) -> Log:
         weight=data.weight,
         unit=data.unit,
         request=data.request,
+        position_column=data.position,
+        time=data.time if isinstance(data.split, SplitByTime) else "",
         positive=data.positive,
         missing=data.missing,
         whole=whole,
@@ -81,9 +83,9 @@ def join_groups(
 ) -> dict[str, pl.LazyFrame]:
     """Return one frame for each group of files, with all columns that ctr-prepare needs."""
     by_unit = data.split.unit if isinstance(data.split, SplitAtRandom) else ""
-    others = filter(None, (data.time, data.weight, data.unit, data.request, by_unit))
+    others = filter(None, (data.time, data.weight, data.unit, data.request, data.position, by_unit))
     columns = list(dict.fromkeys((data.label, *(field.reads for field in fields), *others)))
-    numbers = {data.label, data.weight, *(field.reads for field in fields if field.kind == "numeric")}
+    numbers = {data.label, data.weight, data.position, *(field.reads for field in fields if field.kind == "numeric")}
     numbers -= {field.reads for field in fields if field.kind == "categorical"}
     frames, first = {}, 0
     for key, group in sources.items():

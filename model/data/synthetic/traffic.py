@@ -1,8 +1,8 @@
 """Simulate the traffic of an ad server: users who come back, the ads they are shown, and the events they cause.
 
 The requests are valid for the bundle deploy/demo, because ads, users and effects are those of the generated log that
-its model was trained on. On top of these effects, each user has a persistent effect, ad categories drift from day to
-day, and lower positions get fewer clicks. So the probability of each click is known.
+its model was trained on. On top of these effects, each user has a persistent effect, the effects of ads drift from day
+to day, and lower positions get fewer clicks. So the probability of each click is known.
 
 All random numbers are drawn with the requests. The same seed and the same answers give the same events, whatever the
 order in which the answers arrive.
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from model.data.readers.generated import CANDIDATE, CONTEXT
 from model.data.synthetic.click_model import Codes, Floats
+from model.data.synthetic.drift import Drift, DriftStds
 from model.data.synthetic.generate import CANDIDATES, HOURS, NAMES, draw
 from model.data.synthetic.world import demo_world
 
 DAY_S = 86_400
-MAX_DAYS = 366
 MIN_SKEW_S = 400.0  # more than ctr-join accepts
+REPLACED = ("ad", "campaign")  # the fields whose values have new names after a campaign was replaced
 NAMES_OF_CODES: dict[str, list[Any]] = {name: [*values, None] for name, values in NAMES.items()}
 
 
@@ -35,6 +36,10 @@ class Behavior:
         activity_tail: Exponent of the Pareto distribution of the users' activity. The smaller, the heavier its tail.
         user_std: Standard deviation of the users' effects on the logit of a click.
         drift_std: Standard deviation of the change of each ad category's effect from one day to the next.
+        base_rate_std: Standard deviation of the change, from one day to the next, of an effect that all ads share.
+        new_campaigns: Share of the campaigns that end each night. Each is replaced with a new one, whose campaign and
+            ads have new names, such as ad-7-2. Its advertiser, category and so on are the same.
+        campaign_std: Standard deviation of the effects of these new campaigns.
         shown: How many candidates are shown, in descending order of the answer's ctr.
         position_effect: Effect on the logit of each position further down.
         lift: The relative change of the click probability by the version of the model that answered.
@@ -61,6 +66,9 @@ class Behavior:
     activity_tail: float = 1.3
     user_std: float = 0.6
     drift_std: float = 0.1
+    base_rate_std: float = 0.0
+    new_campaigns: float = 0.0
+    campaign_std: float = 0.0
     shown: int = 3
     position_effect: float = -0.3
     lift: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +103,7 @@ class Requests:
         logit: The true logit of a click at the first position, (N, C).
         log_logit: The part of it that a model can learn from the generated log: without the effects of this
             simulation, (N, C).
+        generation: How often the candidate's campaign was replaced before, (N, C) (see Behavior.new_campaigns).
         draws: Random numbers in [0, 1) that decide what happens after the answer, (N, C, len(DRAWS)).
     """
 
@@ -106,6 +115,7 @@ class Requests:
     numbers: dict[str, Floats]
     logit: Floats
     log_logit: Floats
+    generation: Codes
     draws: Floats
 
     def __len__(self) -> int:
@@ -123,6 +133,7 @@ class Requests:
             {name: column[here] for name, column in self.numbers.items()},
             self.logit[here],
             self.log_logit[here],
+            self.generation[here],
             self.draws[here],
         )
 
@@ -158,7 +169,15 @@ class Requests:
         if name in self.numbers:
             return list(self.numbers[name].ravel().tolist())
         names = NAMES_OF_CODES[name]
-        return [names[code] for code in self.codes[name].ravel().tolist()]
+        values = [names[code] for code in self.codes[name].ravel().tolist()]
+        if name in REPLACED:
+            return [later_name(*pair) for pair in zip(values, self.generation.ravel().tolist(), strict=True)]
+        return values
+
+
+def later_name(name: str, generation: int) -> str:
+    """Return the name of an ad or a campaign whose campaign was replaced `generation` times before: ad-7, ad-7-2."""
+    return f"{name}-{generation + 1}" if generation else name
 
 
 # What the random numbers of a candidate decide. Each number is used once.
@@ -196,9 +215,8 @@ class Traffic:
         is_wrong = rng.random(users) < self.behavior.skewed_share
         self.clock_error_s = np.where(is_wrong, wrong_s, rng.normal(0, 0.2, users))
         self._first_day = int(start_s // DAY_S)
-        steps = rng.normal(0, self.behavior.drift_std, (MAX_DAYS, len(NAMES["category"])))
-        steps[0] = 0
-        self._drift = np.cumsum(steps, axis=0)
+        rates = (self.behavior.base_rate_std, self.behavior.new_campaigns, self.behavior.campaign_std)
+        self._drift = Drift(rng, seed, DriftStds(self.behavior.drift_std, *rates))
 
     def times(self, number: int, day: int) -> Floats:
         """Return the times of the requests of a day in ascending order, float64 (number): more of them in the evening.
@@ -229,9 +247,20 @@ class Traffic:
         ads, bid = world.candidates(rng, count)
         numbers = {"session_depth": session_depth, "bid": bid}
         log_logit = world.logit(codes | ads, numbers)
-        drift = self._drift[(day - self._first_day)[:, None], ads["category"]]
+        since = day - self._first_day
+        drift = self._drift.effect(since, ads["category"], ads["campaign"])
+        generation = self._drift.generation(since, ads["campaign"])
         logit = log_logit + self.user_effect[user][:, None] + drift
         draws = rng.random((count, CANDIDATES, len(DRAWS)))
         return Requests(
-            first + np.arange(count), times_s, user, self._unit[user], codes | ads, numbers, logit, log_logit, draws
+            first + np.arange(count),
+            times_s,
+            user,
+            self._unit[user],
+            codes | ads,
+            numbers,
+            logit,
+            log_logit,
+            generation,
+            draws,
         )

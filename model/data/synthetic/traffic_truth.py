@@ -14,7 +14,7 @@ from contract.score_ids import is_logged, score_time_s
 from contract.tokens import token
 from model.data.readers.generated import CANDIDATE, CONTEXT, NUMERIC
 from model.data.synthetic.generate import NAMES
-from model.data.synthetic.traffic import Requests
+from model.data.synthetic.traffic import REPLACED, Requests, later_name
 from model.data.synthetic.traffic_events import Answers, SentEvent, Shown
 
 MAX_SKEW_MS = 300_000  # ctr-join replaces times that are further ahead, and drops events this long before the answer
@@ -151,6 +151,10 @@ def impressions(requests: Requests, answers: Answers, shown: Shown) -> pl.DataFr
         for name, column in (requests.codes | requests.numbers).items()
     }
     features: dict[str, pl.Series] = {name: TOKENS[name].gather(columns[name]) for name in requests.codes}
+    generation = requests.generation[row, candidate].tolist()
+    for name in REPLACED:
+        names = zip(features[name].to_list(), generation, strict=True)
+        features[name] = pl.Series([later_name(*pair) for pair in names])
     features |= {name: pl.Series(columns[name], nan_to_null=True) for name in NUMERIC}
     features["session_depth"] = features["session_depth"].cast(pl.Int64)
     features["user"] = pl.Series(requests.unit[row].tolist())

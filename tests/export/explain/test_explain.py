@@ -73,7 +73,8 @@ def invented(fields: int = 4, blocks: int = 2, heads: int = 2, **changes: Any) -
     contribution = random.normal(size=(blocks + 1, fields, fields))
     attention = random.dirichlet(np.ones(fields), (blocks, heads, fields))
     names, values = [f"field_{n}" for n in range(fields)], [f"value {n}" for n in range(fields)]
-    whole = Explanation("ad-7", names, values, 0.2, float(contribution.sum()) - 1, -1.0, contribution, attention)
+    logit = float(contribution.sum()) - 1
+    whole = Explanation("ad-7", names, values, 0.2, logit, logit, -1.0, contribution, attention)
     return Explanation(**{**vars(whole), **changes})
 
 
@@ -83,7 +84,7 @@ def test_a_run_and_its_bundle_give_the_same_explanation(explainer: Explainer, bu
     for case in drawn_cases(explainer.schema, explainer.vocabularies, 20):
         one, other = explainer.explain(case), of_bundle.explain(case)
         assert (one.fields, one.values) == (other.fields, other.values)
-        for name in ("ctr", "logit", "bias", "contribution", "attention"):
+        for name in ("ctr", "logit", "calibrated_logit", "bias", "contribution", "attention"):
             np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=0, atol=1e-5)
 
 
@@ -93,6 +94,7 @@ def test_contributions_and_bias_add_up_to_the_logit_and_the_logit_to_the_ctr(exp
         explanation = explainer.explain(case)
         assert explanation.contribution.sum() + explanation.bias == pytest.approx(explanation.logit, abs=1e-5)
         # The generated log kept half of its negatives.
+        assert explanation.calibrated_logit == pytest.approx(explanation.logit + math.log(0.5))
         assert explanation.ctr == pytest.approx(1 / (1 + math.exp(-(explanation.logit + math.log(0.5)))), abs=1e-9)
 
 

@@ -119,6 +119,15 @@ def test_a_run_whose_split_does_not_keep_the_period_is_suspect(
     folder: str, split: SplitByTime | SplitAtRandom, is_suspect: bool, tmp_path: Path
 ) -> None:
     period = Period(tmp_path / "joined", 0, DAY_MS, {}, {}, ())
-    table = {"reader": "table", "label": "click", "context": ("user",), "candidate": ("ad",), "time": "time"}
-    source = Data(folder=folder, prepared="prepared", files=("hours/*.parquet",), split=split, **table)
+    source = Data(
+        reader="table",
+        folder=folder,
+        prepared="prepared",
+        files=("hours/*.parquet",),
+        split=split,
+        label="click",
+        time="time",
+        context=("user",),
+        candidate=("ad",),
+    )
     assert training_of(source, period, tmp_path)[1] == is_suspect

@@ -118,7 +118,14 @@ def test_the_command_trains_from_the_run_and_records_it(
     warm = data_of(out).warm  # type: ignore[union-attr]
     assert warm is not None
     assert 0 < warm.new_tokens < warm.tokens
-    assert f"{warm.new_tokens:,} of {warm.tokens:,} tokens are new" in capsys.readouterr().out
+    vocabularies = [read_prepared(root / name).vocabulary_sizes for name in ("prepared", "next")]
+    before, after = (sum(sizes) - 2 * len(sizes) for sizes in vocabularies)
+    assert warm.tokens == after
+    assert before - warm.lost_tokens == after - warm.new_tokens
+    message = (
+        f"{warm.new_tokens:,} of {warm.tokens:,} tokens are new; {warm.lost_tokens:,} tokens of the run are not in"
+    )
+    assert message in capsys.readouterr().out
     again = tmp_path / "again"
     shutil.copytree(out, again)
     assert main([*command[:-1], str(again), "--warm", str(again)]) == 0  # a run can be replaced by its own successor

@@ -16,6 +16,7 @@ import pytest
 
 from contract.bundle import open_bundle, write_manifest
 from contract.calibration import Calibration
+from contract.store import StoreError, read_pointer
 from service.models import verify
 from service.models.store import (
     activate,
@@ -27,7 +28,6 @@ from service.models.store import (
     rollback,
     servable_bundles,
 )
-from service.models.store_pointer import StoreError, read_pointer
 from tests.support.graphs import needs_kernel
 from tests.support.paths import ROOT
 from tests.support.permissions import another_user, public_folder

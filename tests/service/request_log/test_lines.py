@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.bundle import open_bundle
-from contract.calibration import Calibration
+from contract.calibration import Calibration, Calibrator
 from contract.request_log import FORMAT, LoggedCandidate, LogLine
 from contract.score_ids import is_logged, is_score_id, score_time_s
 from service.errors import ClientGone, Overloaded
@@ -23,6 +23,7 @@ from service.settings import SettingsError
 from tests.support.app import StartApp, a_request, app_of
 from tests.support.examples import examples
 from tests.support.request_log import log_of, read_log
+from tests.support.small_bundle import FIELDS
 
 A_SALT = "a salt of sixteen or more bytes"
 COOKIE = {"user": "u1", "age": 31, "cookie": "not a field of the model"}
@@ -59,10 +60,11 @@ async def test_the_logit_is_what_the_model_computed_even_if_the_ctr_is_rounded_t
     start: StartApp, tmp_path: Path
 ) -> None:
     """With the shift below, the ctr differs from 1 by less than a float64 can represent."""
-    calibration = Calibration(scale=1.25, shift=60.0)
+    steep = Calibration(scale=1.25, shift=60.0)
     async with start(request_log=tmp_path / "log", request_log_sample=1.0) as client:
         engine = app_of(client).state.serving.model.engine
-        usual, engine.calibration = engine.calibration, calibration
+        usual = engine.calibrator
+        engine.calibrator = Calibrator(steep, None, FIELDS)
         assert (await client.post("/v1/score", json=a_request())).status_code == 200
     (line,) = read_log(tmp_path / "log")
     logits = [candidate.logit for candidate in the_candidates(line)]
@@ -73,7 +75,9 @@ async def test_the_logit_is_what_the_model_computed_even_if_the_ctr_is_rounded_t
     (unchanged,) = await log_of(start, tmp_path / "same", [a_request()])
     assert [candidate.logit for candidate in the_candidates(unchanged)] == logits
     ctr = [candidate.ctr for candidate in the_candidates(unchanged)]
-    np.testing.assert_allclose(np.array(ctr, float), usual.ctr(raw), rtol=1e-15)
+    np.testing.assert_allclose(
+        np.array(ctr, float), usual.ctr(raw, np.zeros((1, 2), np.int64), np.zeros(2, np.int64)), rtol=1e-15
+    )
 
 
 async def test_a_candidate_without_a_score_has_neither_ctr_nor_logit(start: StartApp, tmp_path: Path) -> None:

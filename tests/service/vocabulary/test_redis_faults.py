@@ -19,7 +19,7 @@ from redis.asyncio import Connection
 from contract.bundle import open_bundle
 from service.vocabulary import publish as publishing
 from service.vocabulary.publish import publish
-from service.vocabulary.tiered import Unusable, hash_key
+from service.vocabulary.tiered import Unusable, hash_key, vocabulary_digest
 from tests.support.app import StartApp, a_request, score
 from tests.support.processes import a_free_port, eventually, get
 from tests.support.processes import start as start_process
@@ -150,7 +150,7 @@ async def test_full_redis_keeps_serving_and_publishing_reports_it(
         client.config_set("maxmemory", "1mb")
         async with scoring(start, server.url) as once:
             assert await once() == []
-            client.delete("ctr:versions")
+            client.delete(publishing.PUBLICATIONS)
             assert publishing.main([str(bundle), "--redis-url", server.url]) == 2
             assert "Redis is full" in capsys.readouterr().err
             assert await once() in ([], ["redis"])
@@ -165,7 +165,7 @@ async def test_tokens_that_redis_evicted_are_looked_up_in_the_bundle(
     with start_redis(tmp_path) as server, server.client() as client:
         publish(client, open_bundle(bundle))
         async with scoring(start, server.url) as once:
-            for key in list(client.scan_iter("ctr:*:v:*")):
+            for key in list(client.scan_iter("ctr:*:ids:*")):
                 assert await once() in ([], ["redis"])
                 client.delete(key)
             await is_degraded(once)
@@ -325,7 +325,7 @@ async def test_vocabulary_that_is_only_in_redis(
                 await asyncio.sleep(0.1)
             assert await score(app) == (expected, [])
             # A token that Redis has lost is not treated as unknown.
-            client.hdel(hash_key(open_bundle(bundle).manifest.version, "user"), "u1")
+            client.hdel(hash_key(vocabulary_digest(open_bundle(bundle).manifest), "user"), "u1")
             assert (await score(app))[1] == ["vocabulary"]
             assert (await score(app, context={"user": "u2"}))[1] == []
 

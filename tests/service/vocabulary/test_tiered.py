@@ -12,10 +12,10 @@ import pytest
 
 from contract.bundle import open_bundle
 from service.vocabulary.publish import publish
-from service.vocabulary.tiered import hash_key, ready_key
+from service.vocabulary.tiered import hash_key, ready_key, vocabulary_digest
 from tests.support.app import StartApp, a_request, app_of, score
 from tests.support.redis_server import RedisServer, looking_up, start_redis, stopped
-from tests.support.small_bundle import write_small_bundle
+from tests.support.small_bundle import with_users_rotated, write_small_bundle
 
 QUICK_MS = 1000.0  # Generous, because the machine may be busy.
 
@@ -43,7 +43,7 @@ async def test_published_version_is_read_from_redis(
         async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
             assert await score(client) == (expected, [])
             # Redis is read, because a different id in Redis gives different scores.
-            redis.hset(hash_key(opened.manifest.version, "user"), "u1", 9)
+            redis.hset(hash_key(vocabulary_digest(opened.manifest), "user"), "u1", 9)
             ctr, degraded = await score(client)
             assert ctr != expected
             assert degraded == []
@@ -79,7 +79,7 @@ async def test_token_with_an_invalid_id_in_redis_is_looked_up_in_the_bundle(
     opened = open_bundle(bundle)
     with redis_server.client() as redis:
         publish(redis, opened)
-        redis.hset(hash_key(opened.manifest.version, "item"), "4082", garbage)
+        redis.hset(hash_key(vocabulary_digest(opened.manifest), "item"), "4082", garbage)
     async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
         assert await score(client) == (expected, ["redis"])
         assert 'ctr_degraded_total{reason="redis"} 1.0' in (await client.get("/metrics")).text
@@ -91,10 +91,10 @@ async def test_token_that_redis_lost_is_looked_up_in_the_bundle(
     opened = open_bundle(bundle)
     with redis_server.client() as redis:
         publish(redis, opened)
-        redis.hdel(hash_key(opened.manifest.version, "user"), "u1")
+        redis.hdel(hash_key(vocabulary_digest(opened.manifest), "user"), "u1")
         async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
             assert await score(client) == (expected, ["redis"])
-            redis.delete(hash_key(opened.manifest.version, "item"))
+            redis.delete(hash_key(vocabulary_digest(opened.manifest), "item"))
             assert await score(client) == (expected, ["redis"])
 
 
@@ -104,7 +104,7 @@ async def test_tokens_in_a_key_of_the_wrong_type_are_looked_up_in_the_bundle(
     opened = open_bundle(bundle)
     with redis_server.client() as redis:
         publish(redis, opened)
-        redis.set(hash_key(opened.manifest.version, "user"), "no hash")
+        redis.set(hash_key(vocabulary_digest(opened.manifest), "user"), "no hash")
     async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
         assert await score(client) == (expected, ["redis"])
 
@@ -114,11 +114,11 @@ async def test_redis_is_not_used_while_the_ready_key_does_not_match(
     start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float], ready: bytes | None
 ) -> None:
     opened = open_bundle(bundle)
-    version = opened.manifest.version
+    digest = vocabulary_digest(opened.manifest)
     with redis_server.client() as redis:
         publish(redis, opened)
-        redis.hset(hash_key(version, "user"), "u1", 9)
-        redis.delete(ready_key(version)) if ready is None else redis.set(ready_key(version), ready)
+        redis.hset(hash_key(digest, "user"), "u1", 9)
+        redis.delete(ready_key(digest)) if ready is None else redis.set(ready_key(digest), ready)
         async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
             assert await score(client) == (expected, ["redis"])
             publish(redis, opened)
@@ -126,10 +126,45 @@ async def test_redis_is_not_used_while_the_ready_key_does_not_match(
             assert await score(client) == (expected, [])
 
 
-async def test_another_version_in_redis_is_ignored(
+async def test_all_bundles_with_the_same_vocabulary_use_the_same_keys(
+    start: StartApp, bundle: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    retrained = write_small_bundle(tmp_path / "retrained", seed=1)
+    async with start(bundle=retrained) as client:
+        expected, _ = await score(client)
+    with redis_server.client() as redis:
+        publish(redis, open_bundle(bundle))
+    settings = {"cache_tokens": 0, "redis_url": redis_server.url, "redis_timeout_ms": QUICK_MS}
+    async with start(bundle=retrained, **settings) as client:
+        assert await score(client) == (expected, [])
+
+
+async def test_reload_with_the_same_vocabulary_keeps_the_cache_and_needs_no_redis(
+    start: StartApp, bundle: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    recalibrated = write_small_bundle(tmp_path / "recalibrated", seed=1)
+    other = with_users_rotated(write_small_bundle(tmp_path / "other", seed=1), 1)
+    async with start(bundle=recalibrated) as client:
+        expected, _ = await score(client)
+    with redis_server.client() as redis:
+        publish(redis, open_bundle(bundle))
+    async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        assert (await score(client))[1] == []
+        manager = app_of(client).state.serving
+        recent = manager.model.scorer.recent
+        with stopped(redis_server):  # Every lookup outside the cache is reported as degraded.
+            for folder, degraded in ((recalibrated, []), (bundle, []), (recalibrated, []), (other, ["redis"])):
+                recent.clear()  # Otherwise, warming up with the recent request would fill the cache from the bundle.
+                assert await manager.load(folder) is None
+                ctr, found = await score(client)
+                assert found == degraded
+                assert (ctr == expected) == (folder is recalibrated)
+
+
+async def test_another_vocabulary_in_redis_is_ignored(
     start: StartApp, tmp_path: Path, redis_server: RedisServer, expected: list[float]
 ) -> None:
-    other = open_bundle(write_small_bundle(tmp_path / "other", seed=1))
+    other = open_bundle(with_users_rotated(write_small_bundle(tmp_path / "other"), 1))
     with redis_server.client() as redis:
         publish(redis, other)
     async with start(cache_tokens=0, redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
@@ -219,6 +254,7 @@ async def test_ready_key_has_the_documented_format(bundle: Path, redis_server: R
     opened = open_bundle(bundle)
     with redis_server.client() as redis:
         publish(redis, opened)
-        raw: Any = redis.get(f"ctr:{{{opened.manifest.version}}}:ready")
-        assert redis.hget(f"ctr:{{{opened.manifest.version}}}:v:user", "u0") == b"2"
+        prefix = f"ctr:vocabulary:{{{vocabulary_digest(opened.manifest)}}}"
+        raw: Any = redis.get(f"{prefix}:ready")
+        assert redis.hget(f"{prefix}:ids:user", "u0") == b"2"
     assert msgspec.json.decode(raw)["counts"] == {"user": 40, "weekday": 3, "item": 90, "cost": 3}

@@ -102,8 +102,8 @@ DAY = 86_400
 START = 1_769_893_200  # 2026-01-31T21:00:00Z
 
 
-def by_time(valid: str, test: str, gap: str | None = None) -> Data:
-    split = SplitByTime(valid=valid, test=test, gap=gap)
+def by_time(valid: str, test: str, gap: str | None = None, train: str | None = None) -> Data:
+    split = SplitByTime(valid=valid, test=test, gap=gap, train=train)
     return Data(
         reader="table",
         folder=".",
@@ -139,10 +139,16 @@ def timed(times: list[Any], files: list[int] | None = None) -> pl.LazyFrame:
 
 
 @settings(max_examples=examples(100), deadline=None)
-@given(st.lists(st.integers(0, 20 * DAY), min_size=4, max_size=40), st.sampled_from([None, "1h", "2d"]))
-def test_durations_count_back_from_the_newest_row(offsets: list[int], gap: str | None) -> None:
+@given(
+    st.lists(st.integers(0, 20 * DAY), min_size=4, max_size=40),
+    st.sampled_from([None, "1h", "2d"]),
+    st.sampled_from([None, "1h", "3d", "30d"]),
+)
+def test_durations_count_back_from_the_newest_row(offsets: list[int], gap: str | None, train: str | None) -> None:
     times = [START + offset for offset in offsets]
     last, gap_s = max(times), {None: 0, "1h": 3600, "2d": 2 * DAY}[gap]
+    train_s = {None: 30 * DAY, "1h": 3600, "3d": 3 * DAY, "30d": 30 * DAY}[train]
+    train_end_s = DAY + gap_s + 12 * 3600 + gap_s
     expected: dict[str, list[int]] = {split: [] for split in SPLITS}
     for time in times:
         age = last - time
@@ -150,14 +156,14 @@ def test_durations_count_back_from_the_newest_row(offsets: list[int], gap: str |
             expected["test"].append(time)
         elif DAY + gap_s <= age < DAY + gap_s + 12 * 3600:
             expected["valid"].append(time)
-        elif age >= DAY + gap_s + 12 * 3600 + gap_s:
+        elif train_end_s <= age < train_end_s + train_s:
             expected["train"].append(time)
-    data = by_time("12h", "1d", gap)
+    data = by_time("12h", "1d", gap, train)
     if all(expected.values()):
         parts = {split: part.collect() for split, part in split_rows(timed(times), data).items()}
         assert {split: part["at"].to_list() for split, part in parts.items()} == expected
         assert all(part.columns == [LINE, "at"] for part in parts.values())
-        if gap is None:
+        if gap is None and train is None:
             assert sorted(line for part in parts.values() for line in part[LINE]) == list(range(2, len(times) + 2))
     else:
         with pytest.raises(ValueError, match=r"split: (train|valid) would be empty"):
@@ -190,6 +196,10 @@ def test_an_empty_part_names_the_first_and_the_last_time() -> None:
         split_rows(timed(times), by_time("1d", "1d", "1h"))
     with pytest.raises(ValueError, match="split: train would be empty"):
         split_rows(timed(times), by_time("1w", "1d"))
+    with pytest.raises(
+        ValueError, match=r'train would be empty.* the train = "1h", valid = "1d", test = "2d" count back'
+    ):
+        split_rows(timed([START, START + 3 * DAY, START + 5 * DAY]), by_time("1d", "2d", train="1h"))
     with pytest.raises(ValueError, match="split: the log has no rows"):
         split_rows(timed(times).limit(0), by_time("1d", "1d"))
 

@@ -1,4 +1,8 @@
-"""STORE/current: which version of a store is served, and which ones were served before."""
+"""The store of ctr-store, as far as other programs read it: which version of a model is current.
+
+STORE/versions/<version>/   a bundle
+STORE/current               the current version, and the previously current ones
+"""
 
 import re
 from pathlib import Path
@@ -7,6 +11,7 @@ import msgspec
 
 from contract.system_errors import explain_denied
 
+VERSIONS = "versions"
 CURRENT = "current"
 VERSION = re.compile(r"[0-9a-f]{64}")
 
@@ -25,13 +30,6 @@ class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: str
     previous: list[str] = []
-
-
-def unreadable(path: Path, error: OSError) -> StoreError:
-    """Return the StoreError for a part of the store that cannot be read."""
-    if isinstance(error, PermissionError):
-        return StoreError(explain_denied(Path(error.filename or path)))
-    return StoreError(f"{path} cannot be read ({error.strerror or error}): check the disk and its mount")
 
 
 def read_pointer(store: Path) -> Pointer | None:
@@ -54,6 +52,13 @@ def read_pointer(store: Path) -> Pointer | None:
         if not VERSION.fullmatch(version):
             raise StoreError(f"{path} names {version[:100]!r}, which is not a version: activate a version again")
     return pointer
+
+
+def unreadable(path: Path, error: OSError) -> StoreError:
+    """Return the StoreError for a part of the store that cannot be read."""
+    if isinstance(error, PermissionError):
+        return StoreError(explain_denied(Path(error.filename or path)))
+    return StoreError(f"{path} cannot be read ({error.strerror or error}): check the disk and its mount")
 
 
 def readable_pointer(store: Path) -> Pointer | None:
