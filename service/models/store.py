@@ -251,7 +251,8 @@ def check_gate(store: Path, version: str, gate: Path | None, force: bool) -> byt
     try:
         if gate is not None:
             return accepted_report(gate, version, pointer)
-        if pointer is not None and read_store_settings(store).require_gate:
+        # If the pointer is damaged, the store has served a version before.
+        if read_store_settings(store).require_gate and (pointer is not None or (store / CURRENT).exists()):
             raise StoreError(
                 f"{store} accepts only versions that passed ctr-gate: add {version[:SHORT]} with --gate REPORT.json. "
                 f"{HOW_TO_SKIP}."
