@@ -124,7 +124,7 @@ class Site:
 
     def check_store(self) -> set[str]:
         """Check that all versions in the store are intact, and the current one is there. Return the versions."""
-        versions = {path.name for path in (self.store / VERSIONS).iterdir()}
+        versions = {path.name for path in (self.store / VERSIONS).glob("*")}
         for version in versions:
             assert open_bundle(self.store / VERSIONS / version).manifest.version == version
         assert self.served() in {"", *versions}
