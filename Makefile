@@ -103,10 +103,12 @@ load: $(ALL_STAMP)
 soak overload reload latency: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.scenarios.$@
 
-# Serves simulated traffic, collects its events, joins them with the request log, and compares every row of the joined
-# log with the simulation. The files are in runs/loop-demo.
+# First, serves simulated traffic, collects its events, joins them with the request log, and compares every row of the
+# joined log with the simulation. Then retrains a model after each of seven simulated days, with ctr-cycle, while a server
+# answers requests without pause. The files are in runs/loop-demo, and the picture is runs/loop-demo/week/week.png.
 loop-demo: $(ALL_STAMP)
 	$(BIN)/python -m loadtest.loop.demo
+	$(BIN)/python -m loadtest.loop.week
 
 # Compares the service with other servers. Installs each of them in its own environment in .peers.
 peers: $(ALL_STAMP)

@@ -161,7 +161,10 @@ def is_recorded(compose: Compose, requests: Sequence[Prepared]) -> str:
         return bool(found)
 
     eventually(recorded, RECORDED_S, "Prometheus has no ctr:request_seconds:p99_1m")
-    for arguments in (("check", "config", f"{RULES}prometheus.yml"), ("test", "rules", f"{RULES}tests.yml")):
+    for arguments in (
+        ("check", "config", f"{RULES}prometheus.yml"),
+        ("test", "rules", f"{RULES}tests.yml", f"{RULES}tests-drift.yml"),
+    ):
         compose("exec", "-T", "prometheus", "promtool", *arguments)
     return f"Prometheus scrapes, ctr:request_seconds:p99_1m is {found[0] * 1e3:.1f} ms; promtool finds no errors"
 

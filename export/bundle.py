@@ -41,7 +41,7 @@ from export.graphs.serving import ScreenGraph, ServingGraph
 from export.graphs.share import ShareGraph
 from export.onnx_file import save_together, to_onnx
 from export.parity import check_parity, torch_ctr
-from export.reference import MIN_ROWS, measure_reference
+from export.reference import MIN_REQUESTS, measure_reference
 from export.run_calibrator import open_calibrator
 from model.atomic_folder import check_replaceable, new_folder
 from model.data.prepare.prepared import Prepared
@@ -165,7 +165,8 @@ def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | Non
     """Return a message for each optional part that this bundle does not have, if the reason is not the missing log."""
     messages = []
     if prepared is not None and REFERENCE not in manifest.files:
-        messages.append(f"no {REFERENCE}, because valid has fewer than {MIN_ROWS:,} rows. Drift cannot be detected.")
+        reason = f"because valid has fewer than {MIN_REQUESTS} requests"
+        messages.append(f"no {REFERENCE}, {reason}. The server cannot detect drift.")
     if not isinstance(model, STEC):
         share = "Its explanation is each field's share of the logit."
         return [*messages, f"{type(model).__name__} has no kernel and no cascade. {share}"]

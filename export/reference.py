@@ -27,13 +27,13 @@ from contract.vocabulary import MISSING, UNKNOWN
 from model.data.prepare.prepared import Prepared
 
 SPLIT = "valid"
-MIN_ROWS = 500  # Noise alone gives a PSI of about BINS / rows, which must be far below 0.1.
+MIN_REQUESTS = 500  # Noise alone gives a PSI of about BINS / requests, which must be far below 0.1.
 MAX_ROWS = 50_000  # evenly spaced in a larger split
 RUN_ROWS = 1_024  # rows in one run of the graph
 
 
 def measure_reference(folder: Path, prepared: Prepared, calibrator: Calibrator) -> Reference | None:
-    """Return the reference of a bundle, or None if the validation set has fewer than MIN_ROWS rows.
+    """Return the reference of a bundle, or None if the validation set has fewer than MIN_REQUESTS requests.
 
     The validation set follows train in time, so it resembles the traffic that the model will see. Train does not: the
     vocabulary was built from it, so it has fewer unknown values than any later traffic.
@@ -43,9 +43,9 @@ def measure_reference(folder: Path, prepared: Prepared, calibrator: Calibrator) 
         prepared: The log that the model was trained on.
         calibrator: The bundle's calibration.
     """
-    total = prepared.facts.splits[SPLIT].rows
-    if total < MIN_ROWS:
+    if count_requests(prepared) < MIN_REQUESTS:
         return None
+    total = prepared.facts.splits[SPLIT].rows
     rows = np.linspace(0, total - 1, min(MAX_ROWS, total)).round().astype(np.int64)
     ids, values, _ = (array[rows] for array in prepared.split(SPLIT))
     weights = row_weights(prepared, rows)
@@ -57,6 +57,12 @@ def measure_reference(folder: Path, prepared: Prepared, calibrator: Calibrator) 
     )
     check_reference(reference, prepared.schema)
     return reference
+
+
+def count_requests(prepared: Prepared) -> int:
+    """Return the number of requests in the validation set. In a log without requests, each row counts as one."""
+    requests = prepared.requests(SPLIT)
+    return prepared.facts.splits[SPLIT].rows if requests is None else len(np.unique(requests))
 
 
 def row_weights(prepared: Prepared, rows: NDArray[np.int64]) -> NDArray[np.float64]:

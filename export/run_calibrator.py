@@ -7,7 +7,7 @@ from contract.schema import FeatureSchema
 from model.experiment_config import Experiment
 from model.experiments.run_folder import WEIGHTS, file_digests
 
-HOW_TO_FIX = "Run ctr-calibrate again, or remove the file to use the run without it."
+HOW_TO_FIX = "Remove the file. To calibrate this run, run ctr-calibrate again."
 
 
 def open_calibrator(run: Path, experiment: Experiment, schema: FeatureSchema) -> Calibrator:

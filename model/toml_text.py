@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time
 from difflib import get_close_matches
 from typing import Any
@@ -17,24 +17,42 @@ MAX_TAGS = 4  # the tables of a union with more structs than this are not listed
 
 def toml_key(key: str) -> str:
     """Return a key as it is written in a TOML file."""
-    return key if BARE_KEY.fullmatch(key) else toml_text(key)
+    return key if BARE_KEY.fullmatch(key) else toml_value(key)
 
 
 def toml_text(value: Any) -> str:
     """Return a value as it is written in a TOML file. A long value is cut off."""
-    if isinstance(value, bool):
-        text = str(value).lower()
-    elif isinstance(value, str):
-        text = json.dumps(value, ensure_ascii=False)
-    elif isinstance(value, date | datetime | time):
-        text = value.isoformat()
-    elif isinstance(value, list | tuple):
-        text = f"[{', '.join(map(toml_text, value))}]"
-    elif isinstance(value, dict):
-        text = f"{{ {', '.join(f'{key} = {toml_text(item)}' for key, item in value.items())} }}"
-    else:
-        text = str(value)
+    text = toml_value(value)
     return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."
+
+
+def toml_value(value: Any) -> str:
+    """Return a value as it is written in a TOML file, on one line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{toml_key(key)} = {toml_value(item)}' for key, item in value.items())} }}"
+    return str(value)
+
+
+def toml_document(document: Mapping[str, Any]) -> str:
+    """Return the text of a TOML file. A table inside a section is written on one line."""
+    sections = {name: section for name, section in document.items() if isinstance(section, dict)}
+    lines = key_lines({key: value for key, value in document.items() if key not in sections})
+    for name, section in sections.items():
+        lines += ["", f"[{toml_key(name)}]", *key_lines(section)]
+    return "\n".join(lines) + "\n"
+
+
+def key_lines(section: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a section of a TOML file."""
+    return [f"{toml_key(key)} = {toml_value(value)}" for key, value in section.items()]
 
 
 def describe(kind: inspect.Type, many: bool = False) -> str:

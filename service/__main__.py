@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     limit_threads()  # Must run before numpy is imported. The workers inherit the variables.
     # Imported here because the import takes 0.1 s (numpy), and --help does not need it.
-    from service.models.store import StoreError
+    from contract.store import StoreError
 
     json_logging.set_up()
     # Until the supervisor handles signals, exit immediately on SIGTERM and SIGINT. Ignore SIGHUP, which requests a

@@ -26,7 +26,8 @@ PRINT_RESULT = PRINT_IMPORTS.replace("getattr", "code = getattr").replace("print
 
 def test_every_training_and_export_command_exists() -> None:
     prepared = {"ctr-inspect", "ctr-prepare", "ctr-train", "ctr-sweep", "ctr-compare", "ctr-join"}
-    assert {*COMMANDS} == prepared | {"ctr-calibrate", "ctr-export", "ctr-explain", "ctr-predict"}
+    exported = {"ctr-export", "ctr-explain", "ctr-predict"}
+    assert {*COMMANDS} == prepared | exported | {"ctr-calibrate", "ctr-cycle", "ctr-gate"}
 
 
 @pytest.mark.parametrize("command", [*COMMANDS])
@@ -47,6 +48,7 @@ def test_help_does_not_import_slow_libraries(command: str) -> None:
         ("ctr-export", ["nowhere", "bundle"], "nowhere is not a run (it has no metrics.json)."),
         ("ctr-predict", ["nowhere", "log.csv", "--out", "scores.csv"], "nowhere is neither a bundle"),
         ("ctr-explain", ["nowhere", "--golden", "1"], "nowhere is neither a bundle"),
+        ("ctr-gate", ["nowhere", "old", "joined", "--out", "report"], "nowhere is neither a bundle"),
     ],
 )
 def test_a_folder_that_is_not_a_run_is_an_error_before_slow_imports(

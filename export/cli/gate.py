@@ -22,7 +22,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     limit_threads()
     options = parser().parse_args(arguments)
 
-    from export.gate.verdict import Limits
     from export.run_or_bundle import is_bundle
 
     try:
@@ -31,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         from export.gate.gate import gate
         from export.gate.report import PAGE, REPORT, write_report
+        from export.gate.verdict import Limits
         from model.loop.lines import milliseconds
 
         since, until = (None if text is None else milliseconds(text) for text in (options.since, options.until))

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from export.gate.figures import Figures, SegmentFigures
 from export.gate.verdict import Limits
@@ -47,6 +47,7 @@ def draw_entropy(axes: Axes, figures: Figures, limits: Limits) -> None:
     axes.axvline(0, color="gray", linewidth=0.8)
     axes.axvline(limits.margin, color="C3", linestyle="--", label=f"margin {limits.margin:+.2%}")
     axes.set(yticks=[], title="change of normalized entropy (less is better)")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(PercentFormatter(1, 2))
     axes.legend(fontsize=8)
 
@@ -59,7 +60,7 @@ def draw_aucs(axes: Axes, figures: Figures) -> None:
         axes.plot([difference.value], [row], "C0o")
     axes.axvline(0, color="gray", linewidth=0.8)
     axes.set_yticks(range(len(found)), [name for name, _ in found])
-    axes.set(title="new - old (more is better)", ylim=(len(found) - 0.5, -0.5))
+    axes.set(title="difference of AUC (more is better)", ylim=(len(found) - 0.5, -0.5))
 
 
 def draw_reliability(axes: Axes, figures: Figures) -> None:

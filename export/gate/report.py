@@ -157,10 +157,10 @@ def metrics_table(figures: Figures) -> Iterator[str]:
     yield f"| logloss | {new.logloss:.6f} | {old.logloss:.6f} | {new.logloss - old.logloss:+.6f} | |"
     relative = interval(figures.normalized_entropy, "+.3%")
     yield f"| normalized entropy | {new.normalized_entropy:.5f} | {old.normalized_entropy:.5f} | {relative} |"
-    for name, model in (("new", new), ("old", old)):
-        found = model.predicted_over_observed
-        values = [f"{found.value:.4f}" if name == column else "" for column in ("new", "old")]
-        yield f"| predicted / observed | {' | '.join(values)} | | {found.low:.4f} to {found.high:.4f} |"
+    new_ratio, old_ratio = (model.predicted_over_observed for model in (new, old))
+    yield f"| predicted / observed | {new_ratio.value:.4f} | {old_ratio.value:.4f} | | |"
+    intervals = " | ".join(f"{ratio.low:.4f} to {ratio.high:.4f}" for ratio in (new_ratio, old_ratio))
+    yield f"| its 95% interval | {intervals} | | |"
     yield ""
     yield "The difference of the normalized entropies is relative to that of the old model. Less is better."
 

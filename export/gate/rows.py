@@ -227,7 +227,7 @@ def score_period(
     rows = pl.concat(kept, how="vertical_relaxed")
     columns = period.columns
     clusters, drawn, units = clusters_of(rows[columns["unit"]], rows[columns["score_id"]])
-    cold = Segments(("unknown to the new model",), np.where(encoders[0].unknown(), 0, -1))
+    cold = Segments(("unknown ids",), np.where(encoders[0].unknown(), 0, -1))
     return ScoredRows(
         labels=rows[columns["click"]].cast(pl.Float64).to_numpy(),
         weights=rows[columns["weight"]].cast(pl.Float64).to_numpy(),

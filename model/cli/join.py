@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from model.loop.join import join
     from model.loop.lines import milliseconds
     from model.loop.output import Settings
+    from model.loop.predicted_observed import write_metrics
     from model.loop.report import summary, warnings
 
     try:
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings(window_s=options.window, lateness_s=options.lateness, rename=rename)
         until_ms = None if options.until is None else milliseconds(options.until)
         joined = join(options.inputs, options.out, settings, until_ms, options.mark_joined)
+        if options.metrics is not None:
+            write_metrics(options.metrics, joined.predicted_observed.newest(), time.time())
     except (OSError, ValueError, pl.exceptions.ComputeError) as error:  # polars reports a full disk as the last one
         print(f"ctr-join: {describe(error)}", file=sys.stderr)
         return 2
@@ -85,7 +89,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="rename the event files that no later join needs to *.ndjson.shipped, so that you can delete them",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE.prom",
+        help="also write predicted and observed clicks by model version to this file, for the textfile collector of "
+        "Prometheus's node_exporter",
+    )
+    options = parser.parse_args(arguments)
+    if options.metrics is not None and (options.metrics.suffix != ".prom" or not options.metrics.parent.is_dir()):
+        parser.error(f"--metrics {options.metrics}: expected a file in an existing folder, with a name ending in .prom")
+    return options
 
 
 def renaming(text: str) -> tuple[str, str]:

@@ -17,7 +17,8 @@ from model.loop.inputs import Inputs, Partitions, find_segments, partition
 from model.loop.lines import MAX_SKEW_MS, BadLineError, Event, parse_event, parse_request
 from model.loop.match import HOUR_MS, Rules, hour_of, match
 from model.loop.output import HOURS, LATE, Published, Settings, TemporaryTables, open_output
-from model.loop.table import LATE_COLUMNS, LATE_SORT, SORT, Names, frame_of, late_frame, rows_of
+from model.loop.predicted_observed import PredictedObserved
+from model.loop.table import LATE_COLUMNS, LATE_SORT, SORT, Names, frame_of, late_frame, rows_of, values_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Joined:
     Attributes:
         inputs: The files that were read.
         balance: What became of every line.
+        predicted_observed: The predicted and observed clicks of the hours that are final.
         rules: The parameters.
         hours: What was written to hours/.
         late: What was written to late/.
@@ -35,6 +37,7 @@ class Joined:
 
     inputs: Inputs
     balance: Balance
+    predicted_observed: PredictedObserved
     rules: Rules
     hours: Published
     late: Published
@@ -65,23 +68,26 @@ def join(
         rules = Rules(settings.window_s * 1000, settings.lateness_s * 1000, watermark_ms)
         makers = {HOURS: lambda rows: frame_of(rows, names), LATE: late_frame}
         tables = TemporaryTables(output.temporary("tables"), makers)
-        balance = join_partitions(partitions, rules, names, tables)
+        balance, predicted_observed = join_partitions(partitions, rules, names, tables)
         hours = output.publish(HOURS, tables, names.columns, [names.of(name) for name in SORT])
         assert sum(hours.rows.values()) == balance.rows["impression"]
         late = output.publish(LATE, tables, LATE_COLUMNS, LATE_SORT)
-        output.write_report(report_of(inputs, balance, rules, hours, late))
+        report = report_of(inputs, balance, rules, hours, late)
+        output.write_report({**report, "predicted_observed": predicted_observed.as_json()})
         marked = mark_segments(inputs, rules) if mark_joined else []
-    return Joined(inputs, balance, rules, hours, late, marked)
+    return Joined(inputs, balance, predicted_observed, rules, hours, late, marked)
 
 
-def join_partitions(partitions: Partitions, rules: Rules, names: Names, tables: TemporaryTables) -> Balance:
+def join_partitions(
+    partitions: Partitions, rules: Rules, names: Names, tables: TemporaryTables
+) -> tuple[Balance, PredictedObserved]:
     """Join the lines of each partition, and write the rows to temporary tables.
 
     Raises:
         ValueError: If a feature's name is not available.
         AssertionError: If the balance is violated.
     """
-    balance = Balance()
+    balance, predicted_observed = Balance(), PredictedObserved()
     for name in partitions.names():
         events = read_events(partitions.read(EVENTS, name), balance)
         requests = read_requests(partitions.read(REQUESTS, name), balance, events)
@@ -96,9 +102,11 @@ def join_partitions(partitions: Partitions, rules: Rules, names: Names, tables: 
                 rows = rows_of(requests[score_id], matched.impressions, names)
                 for impression, row in zip(matched.impressions, rows, strict=True):
                     tables.add(HOURS, impression.event.time_ms, row)
+                    version, ctr, click = values_of(row, ("version", "ctr", "click"))
+                    predicted_observed.add(hour_of(impression.event.time_ms), version, ctr, click)
     tables.flush()
     balance.check()
-    return balance
+    return balance, predicted_observed
 
 
 def read_events(lines: Sequence[bytes], balance: Balance) -> dict[str, list[Event]]:

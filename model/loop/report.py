@@ -8,6 +8,7 @@ from model.loop.balance import CATEGORIES, QUANTILES
 from model.loop.join import Joined
 from model.loop.match import HOUR_MS, hour_of
 from model.loop.output import hour_name
+from model.loop.predicted_observed import CONFIDENCE, HOURS, PredictedObserved
 
 MAX_NAMES = 3  # of files or hours in a message
 
@@ -29,6 +30,7 @@ def summary(joined: Joined) -> Iterator[str]:
         quantiles = ", ".join(f"{name} {delays[name]:,.1f} s" for name in QUANTILES)
         window = f"the window of {joined.rules.window_ms // 1000:,} s"
         yield f"click delay: {quantiles}; {delays['after_window']:.2%} of the clicks came after {window}"
+    yield from predicted_observed_lines(joined.predicted_observed)
     hours = joined.hours
     unchanged = len(hours.rows) - len(hours.written) - len(hours.kept)
     yield f"hours: {len(hours.written):,} written, {unchanged:,} unchanged, {len(hours.kept):,} kept although different"
@@ -37,6 +39,17 @@ def summary(joined: Joined) -> Iterator[str]:
         yield "pending events are joined when their hour is final, or at once with --until if no more events will come"
     if joined.marked:
         yield f"marked: {len(joined.marked):,} files of events may be deleted (*.ndjson.shipped)"
+
+
+def predicted_observed_lines(counts: PredictedObserved) -> Iterator[str]:
+    """Yield a line for each model version with its predicted and observed clicks."""
+    for version, clicks in counts.newest().items():
+        low, high = clicks.interval()
+        yield (
+            f"predicted / observed clicks: {clicks.ratio():.3f} ({CONFIDENCE:.0%} interval {low:.3f} to {high:.3f}), "
+            f"version {version[:12]}, newest {HOURS} hours: {clicks.predicted:,.1f} / {clicks.clicks:,} of "
+            f"{clicks.impressions:,} impressions"
+        )
 
 
 def balance_table(joined: Joined) -> Iterator[str]:

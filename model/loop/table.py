@@ -48,6 +48,7 @@ SORT = ("time", "score_id", "candidate")
 LATE_SORT = ("received", "score_id", "candidate", "type", "event_id")
 ROW_GROUP = 100_000  # rows
 
+_PLACES = {name: place for place, name in enumerate(COLUMNS)}
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 # The columns of the join, in the order of COLUMNS, and the features as text.
@@ -141,6 +142,11 @@ def rows_of(request: LogLine, impressions: Sequence[Impression], names: Names) -
     except ValueError as error:
         raise ValueError(f"request {request.score_id}: {error}") from error
     return rows
+
+
+def values_of(row: Row, columns: Sequence[str]) -> list[Any]:
+    """Return the values of columns of the join."""
+    return [row[0][_PLACES[column]] for column in columns]
 
 
 def _join_columns(request: LogLine, candidate: LoggedCandidate, impression: Impression) -> tuple[Any, ...]:

@@ -63,7 +63,7 @@ class Split:
     def select(self, rows: NDArray[Any]) -> "Split":
         """Return the rows with these indices or with this mask."""
         optional = {name: getattr(self, name) for name in ("weights", "units", "requests", "positions")}
-        selected = {name: None if array is None else array[rows] for name, array in optional.items()}
+        selected: dict[str, Any] = {name: None if array is None else array[rows] for name, array in optional.items()}
         return replace(self, ids=self.ids[rows], values=self.values[rows], labels=self.labels[rows], **selected)
 
     def sample(self, rows: int) -> "Split":

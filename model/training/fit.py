@@ -197,7 +197,10 @@ def predict_at_positions(model: nn.Module, split: Split) -> NDArray[np.float64]:
     positions = torch.from_numpy(np.array(split.positions)).to(device_of(model))
     with torch.inference_mode():
         by_position = effects(positions).double().cpu()
-    return (predict_logits(model, split) + by_position + math.log(split.negative_rate)).sigmoid().numpy()
+    ctr: NDArray[np.float64] = (
+        (predict_logits(model, split) + by_position + math.log(split.negative_rate)).sigmoid().numpy()
+    )
+    return ctr
 
 
 def predict_logits(model: nn.Module, split: Split) -> Tensor:

@@ -62,7 +62,7 @@ class PositionEffects(nn.Module):
             train: The training rows, with positions.
 
         Raises:
-            ValueError: If all rows have the same position, whose effect cannot be told from the model's bias.
+            ValueError: If there are not two positions with enough clicks, whose effects can be told apart.
         """
         super().__init__()
         assert train.positions is not None

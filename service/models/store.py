@@ -2,14 +2,15 @@
 
 A server that is started with --store always serves the current version.
 
-STORE/versions/<version>/   a bundle
-STORE/current               the current version, and the previously current ones
+STORE/versions/<version>/    a bundle
+STORE/current                the current version, and the previously current ones
+STORE/gates/<version>.json   the report of ctr-gate that let a version in
+STORE/settings.json          whether new versions need such a report
 """
 
 import argparse
 import fcntl
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -21,15 +22,32 @@ import msgspec
 
 from contract.bundle import BundleError, Manifest, open_bundle
 from contract.golden import TOLERATED
+from contract.store import (
+    CURRENT,
+    VERSION,
+    VERSIONS,
+    Pointer,
+    StoreError,
+    read_pointer,
+    readable_pointer,
+    unreadable,
+)
 from contract.system_errors import explain_denied
+from service.models.store_gate import (
+    HOW_TO_SKIP,
+    SETTINGS,
+    Settings,
+    accepted_report,
+    describe_evidence,
+    evidence_file,
+    read_store_settings,
+    reason_to_refuse,
+)
 
-VERSIONS = "versions"
-CURRENT = "current"
 LOCK = "lock"
 UNFINISHED = ".unfinished-"
 MAX_PREVIOUS = 100
 HOW_TO_SKIP_CHECK = "To activate it in spite of this, add --force"
-VERSION = re.compile(r"[0-9a-f]{64}")
 MIN_PREFIX_CHARS = 6
 SHORT = 12  # characters of a version in a message
 COMMANDS = {
@@ -38,23 +56,8 @@ COMMANDS = {
     "activate": "make a version current; a server that follows the store loads it",
     "remove": "delete a version that is not current",
     "rollback": "make the previously current version current again",
+    "require-gate": "set whether new versions need a report of ctr-gate",
 }
-
-
-class StoreError(ValueError):
-    """The operation is not possible. The message states how to fix the problem."""
-
-
-class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of STORE/current.
-
-    Attributes:
-        version: The current version.
-        previous: The previously current versions, newest first.
-    """
-
-    version: str
-    previous: list[str] = []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,10 +73,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument("bundle", type=Path, help="the bundle's folder")
             command.add_argument("--activate", action="store_true", help="also make the version current")
             command.add_argument(
-                "--force", action="store_true", help="add the bundle in spite of its warnings or wrong golden answers"
+                "--gate",
+                type=Path,
+                metavar="REPORT.json",
+                help="add the bundle only if this report of ctr-gate lets it replace the current version",
+            )
+            command.add_argument(
+                "--force",
+                action="store_true",
+                help="add the bundle in spite of its warnings, wrong golden answers, or the gate",
             )
         if name in ("activate", "remove"):
             command.add_argument("version", help="the version, or its first characters")
+        if name == "activate":
+            command.add_argument("--force", action="store_true", help="activate the version in spite of the gate")
+        if name == "require-gate":
+            command.add_argument("setting", choices=("on", "off"), help="on: new versions need a report; default: off")
     arguments = parser.parse_args(argv)
     try:
         run(arguments)
@@ -96,18 +111,21 @@ def run(arguments: argparse.Namespace) -> None:
         case "add":
             if arguments.activate and not arguments.force:
                 check_answers(arguments.bundle)
-            manifest, is_new = add(store, arguments.bundle, arguments.force)
+            manifest, is_new = add(store, arguments.bundle, arguments.force, arguments.gate)
             print(f"{'added' if is_new else 'already there:'} {manifest.name} {manifest.version}")
             if arguments.activate:
-                print(f"current: {activate(store, manifest.version)}")
+                print(f"current: {activate(store, manifest.version, arguments.force)}")
         case "list":
             print_versions(store)
         case "activate":
-            print(f"current: {activate(store, arguments.version)}")
+            print(f"current: {activate(store, arguments.version, arguments.force)}")
         case "remove":
             print(f"removed: {remove(store, arguments.version)}")
         case "rollback":
             print(f"current: {rollback(store)}")
+        case "require-gate":
+            require_gate(store, arguments.setting == "on")
+            print(f"require-gate: {arguments.setting}")
 
 
 def print_versions(store: Path) -> None:
@@ -124,7 +142,7 @@ def print_versions(store: Path) -> None:
             text += "  current"
         elif pointer is not None and version in pointer.previous:
             text += f"  previous {1 + pointer.previous.index(version)}"
-        print(f"{version}  {text}")
+        print(f"{version}  {text}{describe_evidence(store, version)}")
     read_pointer(store)  # Raises if the pointer is damaged, but only after all versions have been printed.
 
 
@@ -167,67 +185,45 @@ def has_version(store: Path, version: str) -> bool:
         raise unreadable(folder, error) from error
 
 
-def unreadable(path: Path, error: OSError) -> StoreError:
-    """Return the StoreError for a part of the store that cannot be read."""
-    if isinstance(error, PermissionError):
-        return StoreError(explain_denied(Path(error.filename or path)))
-    return StoreError(f"{path} cannot be read ({error.strerror or error}): check the disk and its mount")
-
-
-def read_pointer(store: Path) -> Pointer | None:
-    """Return the store's pointer, or None if no version has ever been activated.
-
-    Raises:
-        StoreError: The pointer cannot be read, or it names something other than versions.
-    """
-    path = store / CURRENT
-    try:
-        pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} cannot be read ({error}): activate a version again") from error
-    # A version is a name, not a path, so a pointer cannot lead outside the store.
-    for version in (pointer.version, *pointer.previous):
-        if not VERSION.fullmatch(version):
-            raise StoreError(f"{path} names {version[:100]!r}, which is not a version: activate a version again")
-    return pointer
-
-
-def readable_pointer(store: Path) -> Pointer | None:
-    """Return the store's pointer, or None if it is missing or damaged. Activating a version repairs it."""
-    try:
-        return read_pointer(store)
-    except StoreError:
-        return None
-
-
 def write_pointer(store: Path, pointer: Pointer) -> None:
     """Replace the store's pointer atomically."""
+    write_file(store, store / CURRENT, msgspec.json.format(msgspec.json.encode(pointer)) + b"\n")
+
+
+def write_file(store: Path, path: Path, content: bytes) -> None:
+    """Replace a file of the store atomically. Every user may read it, regardless of the umask."""
     with temporary_folder(store) as folder:
-        path = folder / CURRENT
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(pointer)) + b"\n")
-        path.chmod(0o644)
+        new = folder / path.name
+        new.write_bytes(content)
+        new.chmod(0o644)
         sync_to_disk(folder)
-        path.rename(store / CURRENT)
+        create_folder(path.parent)
+        new.rename(path)
 
 
-def add(store: Path, bundle: Path, force: bool = False) -> tuple[Manifest, bool]:
+def require_gate(store: Path, is_required: bool) -> None:
+    """Set whether new versions need a report of ctr-gate. Raises StoreError if there is no store."""
+    with locked(store):
+        content = msgspec.json.format(msgspec.json.encode(Settings(require_gate=is_required)))
+        write_file(store, store / SETTINGS, content + b"\n")
+
+
+def add(store: Path, bundle: Path, force: bool = False, gate: Path | None = None) -> tuple[Manifest, bool]:
     """Verify a bundle, copy it into the store, and verify the copy.
 
     Args:
         store: The store's folder, which is created if it does not exist.
         bundle: The bundle's folder.
-        force: Whether to add a bundle with warnings, such as a model that is worse than the base rate.
+        force: Whether to add a bundle with warnings, such as a model that is worse than the base rate, or one that the
+            gate refuses.
+        gate: The report of ctr-gate that lets the bundle replace the current version, or None. The store keeps a copy.
 
     Returns:
         The bundle's manifest, and whether the version is new. If the store already has an intact copy of the version,
         nothing is copied. A damaged copy is replaced.
 
     Raises:
-        StoreError: The bundle has warnings, it cannot be copied, or it changed during the copy.
+        StoreError: The bundle has warnings, the gate refuses it, it cannot be copied, or it changed during the copy.
         BundleError: The bundle is not valid.
     """
     manifest = open_bundle(bundle).manifest
@@ -236,23 +232,58 @@ def add(store: Path, bundle: Path, force: bool = False) -> tuple[Manifest, bool]
     create_store(store)
     with locked(store):
         target = store / VERSIONS / manifest.version
-        if is_intact(target):
-            return manifest, False
-        with temporary_folder(store) as folder:
-            copy = folder / manifest.version
-            try:
-                shutil.copytree(bundle, copy)
-            except shutil.Error as error:
-                _, _, reason = error.args[0][0]
-                raise StoreError(f"{bundle} cannot be copied into the store: {reason}") from error
-            protect(copy)
-            if open_bundle(copy).manifest.version != manifest.version:
-                raise StoreError(f"{bundle} changed while it was being copied: add it again")
-            sync_to_disk(copy)  # Before the rename, because a version counts as complete once it has its name.
-            if os.path.lexists(target):
-                target.rename(folder / "damaged")
-            copy.rename(target)
-        return manifest, True
+        is_new = not is_intact(target)
+        report = check_gate(store, manifest.version, gate, force) if is_new or gate is not None else None
+        if is_new:
+            copy_bundle(store, bundle, target)
+        if report is not None:
+            write_file(store, evidence_file(store, manifest.version), report)
+        return manifest, is_new
+
+
+def check_gate(store: Path, version: str, gate: Path | None, force: bool) -> bytes | None:
+    """Check that a version may be added, and return the report that lets it in, or None if it needs none.
+
+    Raises:
+        StoreError: It may not be added, and `force` is not set. With `force`, the reason is printed.
+    """
+    pointer = readable_pointer(store)
+    try:
+        if gate is not None:
+            return accepted_report(gate, version, pointer)
+        # If the pointer is damaged, the store has served a version before.
+        if read_store_settings(store).require_gate and (pointer is not None or (store / CURRENT).exists()):
+            raise StoreError(
+                f"{store} accepts only versions that passed ctr-gate: add {version[:SHORT]} with --gate REPORT.json. "
+                f"{HOW_TO_SKIP}."
+            )
+    except StoreError as error:
+        if not force:
+            raise
+        print(f"ctr-store: added because of --force, although {error}", file=sys.stderr)
+    return None
+
+
+def copy_bundle(store: Path, bundle: Path, target: Path) -> None:
+    """Copy a bundle into the store, and verify the copy. A damaged version is replaced.
+
+    Raises:
+        StoreError: The bundle cannot be copied, or it changed during the copy.
+    """
+    with temporary_folder(store) as folder:
+        copy = folder / target.name
+        try:
+            shutil.copytree(bundle, copy)
+        except shutil.Error as error:
+            _, _, reason = error.args[0][0]
+            raise StoreError(f"{bundle} cannot be copied into the store: {reason}") from error
+        protect(copy)
+        if open_bundle(copy).manifest.version != target.name:
+            raise StoreError(f"{bundle} changed while it was being copied: add it again")
+        sync_to_disk(copy)  # Before the rename, because a version counts as complete once it has its name.
+        if os.path.lexists(target):
+            target.rename(folder / "damaged")
+        copy.rename(target)
 
 
 def check_answers(folder: Path) -> None:
@@ -274,7 +305,7 @@ def check_answers(folder: Path) -> None:
         )
 
 
-def activate(store: Path, version: str) -> str:
+def activate(store: Path, version: str, force: bool = False) -> str:
     """Make a version current. Return the full version.
 
     The pointer is written again even if the version is already current. A server that has refused the version then
@@ -283,13 +314,20 @@ def activate(store: Path, version: str) -> str:
     Args:
         store: The store's folder.
         version: The version, or at least its first MIN_PREFIX_CHARS characters.
+        force: Whether to activate a version that the gate refuses. The reason is then printed.
 
     Raises:
-        StoreError: The store does not exist, or the prefix does not match exactly one version.
+        StoreError: The store does not exist, the prefix does not match exactly one version, or the store demands a
+            report of ctr-gate that the version does not have.
     """
     with locked(store):
         whole = find_version(store, version)
         pointer = readable_pointer(store)
+        reason = reason_to_refuse(store, whole, pointer)
+        if reason is not None and not force:
+            raise StoreError(f"{reason}. {HOW_TO_SKIP}.")
+        if reason is not None:
+            print(f"ctr-store: activated because of --force, although {reason}", file=sys.stderr)
         if pointer is None or pointer.version != whole:
             previous = [] if pointer is None else [pointer.version, *pointer.previous]
             pointer = Pointer(whole, previous[:MAX_PREVIOUS])
@@ -314,6 +352,7 @@ def remove(store: Path, version: str) -> str:
             raise StoreError(f"{whole} is current: activate another version first, or run ctr-store rollback {store}")
         with temporary_folder(store) as folder:
             (store / VERSIONS / whole).rename(folder / whole)
+        evidence_file(store, whole).unlink(missing_ok=True)
         return whole
 
 
@@ -382,9 +421,14 @@ def create_store(store: Path) -> None:
     """Create an empty store if it does not exist. Other users may read it, regardless of the umask."""
     store.parent.mkdir(parents=True, exist_ok=True)
     for folder in (store, store / VERSIONS):
-        if not folder.is_dir():
-            folder.mkdir(exist_ok=True)
-            folder.chmod(0o755)
+        create_folder(folder)
+
+
+def create_folder(folder: Path) -> None:
+    """Create a folder that other users may read, unless it exists."""
+    if not folder.is_dir():
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
 
 
 def protect(folder: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from contract.store import CURRENT, StoreError
 from service.models.preflight import check, version_of
-from service.models.store import CURRENT, StoreError, current_bundle, how_to_activate, servable_bundles
+from service.models.store import current_bundle, how_to_activate, servable_bundles
 from service.processes.ipc import Reply
 from service.processes.worker_process import WorkerProcess
 from service.settings import Settings

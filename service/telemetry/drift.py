@@ -6,6 +6,7 @@ would take more than 1% of a request's CPU time.
 
 import asyncio
 import random
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,9 +112,12 @@ class DriftCounter:
 
     def flush(self) -> None:
         """Count all requests that were added."""
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
+        if self._pending:
+            pending, self._pending = self._pending, []
+            self.count(pending)
+
+    def count(self, pending: Sequence[Pending]) -> None:
+        """Count requests now."""
         self.table.requests[:] += len(pending)
         if predicted := [request.ctr for request in pending if request.ctr is not None]:
             ctr = np.concatenate(predicted)
@@ -170,7 +174,7 @@ class Drift(Collector):
         """
         counter = self._counters.pop(version, None)
         if counter is None:
-            counter = DriftCounter(schema, new_table(Header(version, reference), self._path(version)))
+            counter = DriftCounter(schema, new_table(Header(version, reference, time.time()), self._path(version)))
         self._counters[version] = counter
         while len(self._counters) > MAX_VERSIONS:
             oldest = next(iter(self._counters))

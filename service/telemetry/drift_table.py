@@ -31,10 +31,17 @@ WORD_BYTES = 8
 
 
 class Header(msgspec.Struct, frozen=True):
-    """What the counts of a table mean."""
+    """What the counts of a table mean.
+
+    Attributes:
+        version: The version of the model.
+        reference: Its reference, or None if its bundle has none.
+        opened_s: When the table was created, in seconds since 1970. The oldest ones are deleted.
+    """
 
     version: str
     reference: Reference | None
+    opened_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -171,15 +178,15 @@ def add_to_ended(folder: Path, process: str, ended: str) -> None:
         ended: The same for the sums over all exited processes.
     """
     for path in folder.glob(f"{process}_*{SUFFIX}"):
-        own, target = read_table(path), folder / path.name.replace(process, ended, 1)
-        if target.exists():
-            own.add(read_table(target))
+        target = folder / path.name.replace(process, ended, 1)
+        tables = [read_table(part) for part in (path, target) if part.exists()]
         target.unlink(missing_ok=True)
-        sums = new_table(own.header, target)
-        sums.add(own)
+        sums = new_table(max((table.header for table in tables), key=lambda header: header.opened_s), target)
+        for table in tables:
+            sums.add(table)
         path.unlink()
-    newest_first = sorted(folder.glob(f"{ended}_*{SUFFIX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in newest_first[MAX_VERSIONS:]:
+    opened_s = {path: read_table(path).header.opened_s for path in folder.glob(f"{ended}_*{SUFFIX}")}
+    for path in sorted(opened_s, key=opened_s.__getitem__)[:-MAX_VERSIONS]:
         path.unlink()
 
 

@@ -82,7 +82,7 @@ def test_adjacent_float32_logits_get_different_calibrated_logits(
     segment = msgspec.structs.replace(fitted, segment_field="slot", segments=(SegmentShift(2, "s", shift, 1, 0),))
     calibrator = Calibrator(Calibration.of_log(rate), segment, SCHEMA)
     low = np.float32(logit)
-    lower, higher = calibrate(calibrator, [low, np.nextafter(low, np.float32(np.inf))])
+    lower, higher = calibrate(calibrator, np.array([low, np.nextafter(low, np.float32(np.inf))]))
     assert lower < higher
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +20,9 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract.events import EVENT_TYPES
+from contract.reference import Bins, CategoricalReference, NumericReference, Reference
+from contract.schema import FeatureSchema, Field
+from model.loop.predicted_observed import Clicks, write_metrics
 from service import errors
 from service.collect.events import CheckedEvents
 from service.collect.metrics import NOT_STORED, STORED, CollectMetrics
@@ -44,7 +48,8 @@ Series = dict[str, dict[str, set[str]]]  # name of the series -> label -> values
 @pytest.fixture(scope="module")
 def series() -> Series:
     found: Series = defaultdict(lambda: defaultdict(set))
-    for text in (all_that_an_app_can_count(), all_that_ctr_collect_can_count(), *of_a_running_service()):
+    apps = (all_that_an_app_can_count(), all_that_ctr_collect_can_count(), all_that_ctr_join_can_count())
+    for text in (*apps, *of_a_running_service()):
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 labels = found[sample.name]
@@ -68,7 +73,18 @@ def all_that_an_app_can_count() -> str:
         metrics.degraded.labels(reason).inc()
     for reason in ("queue", "write"):
         metrics.not_logged.labels(reason).inc()
+    schema = FeatureSchema((Field("user", "context"), Field("ad", "candidate"), Field("bid", "candidate", "numeric")))
+    categorical = dict.fromkeys(("user", "ad"), CategoricalReference(0.1, 0.1))
+    bins = Bins((0.5,), (0.5, 0.5))
+    numeric = {"bid": NumericReference(bins, 0.1)}
+    metrics.drift.open("1", schema, Reference(rows=1, predicted=bins, numeric=numeric, categorical=categorical))
     return generate_latest(metrics.registry).decode()
+
+
+def all_that_ctr_join_can_count() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        write_metrics(path := Path(folder) / "ctr.prom", {"1": Clicks(1, 1, 0.5)}, 0.0)
+        return path.read_text()
 
 
 def all_that_ctr_collect_can_count() -> str:
@@ -252,6 +268,6 @@ def test_the_rules_pass_their_own_tests() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not on PATH")
-    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "tests.yml"]):
+    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "tests.yml", "tests-drift.yml"]):
         done = subprocess.run([promtool, *command], cwd=PROMETHEUS, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

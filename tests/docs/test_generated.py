@@ -30,8 +30,8 @@ def test_generated_blocks_and_the_chart_are_up_to_date() -> None:
 def test_the_type_of_a_key_with_several_tables_shows_their_keys() -> None:
     (split,) = [entry for entry in keys(Data) if entry.name == "split"]
     assert split.type == (
-        '`"row"`, `"time"` or table with `by = "time"`, `valid`, `test` and `gap` or table with `by = "random"`, '
-        "`valid`, `test`, `seed` and `unit`"
+        '`"row"`, `"time"` or table with `by = "time"`, `valid`, `test`, `train` and `gap` or table with '
+        '`by = "random"`, `valid`, `test`, `seed` and `unit`'
     )
 
 

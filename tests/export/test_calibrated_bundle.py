@@ -33,6 +33,7 @@ from service.runtime.engine import open_engine
 from tests.support.calibrations import FIELD, expected_ctr, fitted_for, with_calibration
 from tests.support.graphs import needs_kernel
 from tests.support.processes import Server, post, serving
+from tests.support.request_log import read_log
 from tests.support.runs import DATA
 
 DEVICES = ("phone", "tablet", "desktop", None)
@@ -124,6 +125,23 @@ def test_segments_matter(bundle: Bundle) -> None:
 def test_golden_answers_hold_for_the_bundle_and_the_server(folder: Path, server: Server) -> None:
     assert verify.main([str(folder)]) == 0
     assert verify.main([str(folder), "--url", server.url]) == 0
+
+
+def test_a_replay_of_the_request_log_gives_the_logged_probabilities(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    with serving(folder, CTR_TIMEOUT_MS="10000", CTR_REQUEST_LOG=str(log), CTR_REQUEST_LOG_SAMPLE="1") as server:
+        for device in DEVICES:
+            assert post(f"{server.url}/v1/score", json=request_of(device)).status_code == 200
+    for line, device in zip(read_log(log), DEVICES, strict=True):
+        assert isinstance(line.candidates, list)
+        assert len(line.candidates) == len(CANDIDATES)
+        for candidate in line.candidates:  # The log has the raw logit, and the calibrated probability.
+            assert candidate.logit is not None
+            assert candidate.ctr == pytest.approx(expected_ctr(candidate.logit, DATA.negative_rate, device))
+    assert verify.main([str(folder), "--log", str(log)]) == 0
+    assert "4 requests" in capsys.readouterr().out
 
 
 def test_golden_answers_detect_a_missing_calibration(folder: Path, tmp_path: Path) -> None:
@@ -226,7 +244,7 @@ def test_a_calibration_of_another_run_is_not_exported(
     assert export_command([str(other), str(tmp_path / "bundle"), "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert f"{other / CALIBRATION} was fitted for a model whose weights have the digest" in error
-    assert "Run ctr-calibrate again, or remove the file to use the run without it." in error
+    assert "Remove the file. To calibrate this run, run ctr-calibrate again." in error
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(ValueError, match="was fitted for a model"):
         open_scorer(other)
@@ -262,7 +280,7 @@ def test_a_damaged_calibration_is_refused_by_the_exporter_and_the_server(
     error = capsys.readouterr().err
     assert message in error
     assert CALIBRATION in error
-    assert "Run ctr-calibrate again" in error
+    assert "Remove the file. To calibrate this run, run ctr-calibrate again." in error
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(BundleError, match=r"calibration\.json was changed after the export"):
         open_bundle(damaged_bundle)

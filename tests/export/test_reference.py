@@ -1,6 +1,7 @@
 """ctr-export measures the reference on the run's validation set, with the probabilities that the bundle serves."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from contract.bundle import open_bundle
 from contract.calibration import Calibration, Calibrator
 from contract.reference import REFERENCE, bin_numbers
 from export.bundle import export, missing_parts
-from export.cli.export import main
-from export.reference import MIN_ROWS, bins_of, measure_reference, predict
-from model.data.prepare.prepared import LOG, Prepared, read_prepared
+from export.cli.export import log_of_run
+from export.reference import bins_of, count_requests, measure_reference, predict
+from model.data.prepare.prepared import Prepared, read_prepared
 from model.experiments.run_folder import open_run
 from tests.support.runs import DATA
 
@@ -24,6 +25,14 @@ from tests.support.runs import DATA
 @pytest.fixture(scope="module")
 def prepared(run_folder: Path) -> Prepared:
     return read_prepared(run_folder.parent / DATA.prepared)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_requests_are_enough() -> Iterator[None]:
+    """The small run's validation set has 750 rows, without requests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.reference.MIN_REQUESTS", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,7 @@ def test_the_reference_describes_the_validation_set(bundle: Path, prepared: Prep
     opened = open_bundle(bundle)
     assert opened.reference is not None
     ids, values, labels = prepared.split("valid")
-    assert opened.reference.rows == len(ids) >= MIN_ROWS
+    assert opened.reference.rows == len(ids) == 750
     weights = np.where(labels > 0, 1, 1 / DATA.negative_rate)
     calibrator = Calibrator(opened.manifest.calibration, None, opened.schema)
     ctr = predict(bundle, opened.schema, ids, values, calibrator)
@@ -63,33 +72,30 @@ def test_probabilities_are_those_after_calibration(bundle: Path, prepared: Prepa
     assert logits[1] - logits[0] == pytest.approx(np.full(9, 2.0), abs=0.01)
 
 
-def test_the_same_run_gives_the_same_reference(
-    bundle: Path, run_folder: Path, prepared: Prepared, tmp_path: Path
+def test_measuring_again_gives_the_same_reference(bundle: Path, prepared: Prepared) -> None:
+    opened = open_bundle(bundle)
+    calibrator = Calibrator(opened.manifest.calibration, None, opened.schema)
+    assert measure_reference(bundle, prepared, calibrator) == opened.reference
+
+
+def test_too_few_requests_give_no_reference_although_there_are_many_rows(
+    bundle: Path, bundle_folder: Path, run_folder: Path, prepared: Prepared, tmp_path: Path
 ) -> None:
-    manifest, _ = export(run_folder, tmp_path / "bundle", prepared)
-    assert manifest.version == open_bundle(bundle).manifest.version
-
-
-def test_a_small_validation_set_gives_no_reference(run_folder: Path, prepared: Prepared, tmp_path: Path) -> None:
-    rows = MIN_ROWS - 1
-    facts = msgspec.json.decode((prepared.folder / LOG).read_bytes())
-    facts["splits"]["valid"]["rows"] = rows
     shutil.copytree(prepared.folder, tmp_path / "prepared")
-    (tmp_path / "prepared" / LOG).write_bytes(msgspec.json.encode(facts))
-    small = read_prepared(tmp_path / "prepared")
-    manifest, _ = export(run_folder, tmp_path / "bundle", small)
-    assert REFERENCE not in manifest.files
-    assert open_bundle(tmp_path / "bundle").reference is None
-    messages = missing_parts(manifest, open_run(run_folder)[0], small)
+    np.save(tmp_path / "prepared" / "valid.requests.npy", np.repeat(np.arange(75, dtype=np.int32), 10))
+    few = read_prepared(tmp_path / "prepared")
+    assert (count_requests(prepared), count_requests(few)) == (750, 75)
+    opened = open_bundle(bundle)
+    assert measure_reference(bundle, few, Calibrator(Calibration(), None, opened.schema)) is None
+    messages = missing_parts(open_bundle(bundle_folder).manifest, open_run(run_folder)[0], few)
     assert any(message.startswith(f"no {REFERENCE}, because valid has fewer than") for message in messages)
 
 
-def test_without_the_log_there_is_no_reference_and_the_reason_is_printed(
+def test_the_reason_for_a_missing_log_is_printed(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(run_folder), str(tmp_path / "bundle"), "--data", str(tmp_path)]) == 0
-    assert f"no cascade and no {REFERENCE}: " in capsys.readouterr().err
-    assert open_bundle(tmp_path / "bundle").reference is None
+    assert log_of_run(run_folder, tmp_path) is None
+    assert f"no cascade and no {REFERENCE}: {tmp_path}: not a prepared log" in capsys.readouterr().err
 
 
 def test_missing_numbers_are_apart_from_the_bins(bundle: Path, prepared: Prepared) -> None:

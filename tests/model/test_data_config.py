@@ -61,6 +61,9 @@ def test_files_may_be_a_path_or_a_list(tmp_path: Path) -> None:
         ({"positive": ["1.0"], "missing": ["1"]}, r'"1.0" is in both positive and missing'),
         ({"train": ["a.csv", ""]}, r'train contains ""\. Write a path, a glob or a folder'),
         ({"label": "ad"}, r'the label "ad" is also a field'),
+        ({"position": "ad"}, r'the position "ad" is also a field, but the server does not know it'),
+        ({"position": "label"}, r'the position "label" is also the label'),
+        ({"train_negative_rate": 0}, r"train_negative_rate"),
         ({"fields": [{"name": "copy", "side": "candidate", "from": "label"}]}, r'the label "label" is also a field'),
         (
             {"candidate": ["bid", "position"], "numeric": ["bid", "position"]},

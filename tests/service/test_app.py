@@ -150,7 +150,7 @@ def change_the_manifest(folder: Path) -> None:
     ("damage", "message"),
     [
         (change_a_byte, "model.onnx was changed after the export: copy or export the bundle again"),
-        (set_another_format, "format version is 9, but this server reads 2, 3 and 4: export the run again"),
+        (set_another_format, "format version is 9, but this server reads 2, 3, 4 and 5: export the run again"),
         (replace_by_a_link, "model.onnx is a link: replace it with the file itself"),
         (add_an_unlisted_file, "notes.txt is not in manifest.json: remove it"),
         (remove_golden, "golden.jsonl is missing: copy or export"),

@@ -43,7 +43,7 @@ class Drift:
         self._base_rate = random_walk(rng, stds.base_rate, 1)[:, 0]
         is_replaced = rng.random((MAX_DAYS, CAMPAIGNS)) < stds.new_campaigns
         is_replaced[0] = False
-        self._generation = np.cumsum(is_replaced, axis=0)
+        self._generation: Codes = np.cumsum(is_replaced, axis=0, dtype=np.int64)
         # The shift keeps the mean probability about the same, because small probabilities are nearly exp(logit).
         self._campaign = rng.normal(-(stds.campaign**2) / 2, stds.campaign, (MAX_DAYS, CAMPAIGNS))
         self._campaign[0] = 0  # the campaigns of the first day have the effects of the generated log
@@ -55,7 +55,8 @@ class Drift:
             day: The day of each request, counted from the first one, (N).
             campaign: The code of each candidate's campaign, (N, C).
         """
-        return self._generation[day[:, None], campaign]
+        generation: Codes = self._generation[day[:, None], campaign]
+        return generation
 
     def effect(self, day: Codes, category: Codes, campaign: Codes) -> Floats:
         """Return the effect of all changes on the logit of each candidate, (N, C). See generation()."""

@@ -1,6 +1,7 @@
 """Compare the results of ctr-compare with known results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,10 +14,11 @@ from sklearn.metrics import roc_auc_score
 from model.cli.compare import main
 from model.experiment_config import read_experiment
 from model.experiments.bootstrap import WeightedAuc, bootstrap_auc, bootstrap_mean
-from model.experiments.compare import compare_runs
+from model.experiments.compare import clusters_of, compare_runs
 from model.experiments.run_registry import RUNS, RunList
 from model.experiments.significance import compare_seeds, read_seeds, welch
 from model.experiments.train import train
+from model.training.batches import Split
 from tests.support.runs import make_root, run, trained_with
 
 PAIR = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
@@ -160,12 +162,33 @@ def test_a_name_without_a_report_or_runs_is_an_error_with_the_fix() -> None:
         read_seeds("nowhere.json", None)
 
 
+def test_the_bootstrap_draws_units_or_else_requests_or_else_rows() -> None:
+    rows = Split(np.zeros((3, 1)), np.zeros((3, 0), np.float32), np.array([0, 1, 0], np.float32))
+    codes = np.array([1, 1, -3])
+    assert clusters_of(rows) == ("rows", None)
+    assert clusters_of(replace(rows, requests=codes)) == ("requests", codes)
+    assert clusters_of(replace(rows, requests=np.arange(3), units=codes)) == ("units", codes)
+
+
+def test_rows_of_a_request_are_not_independent() -> None:
+    """Each row is repeated in its request, which must not narrow the interval."""
+    values = np.random.default_rng(5).normal(0.2, 1, 1000)
+    _, low, high, _ = bootstrap_mean(values)
+    assert bootstrap_mean(np.repeat(values, 4), clusters=np.repeat(np.arange(1000), 4))[1:3] == pytest.approx(
+        (low, high)
+    )
+    _, row_low, row_high, _ = bootstrap_mean(np.repeat(values, 4))
+    assert row_high - row_low == pytest.approx((high - low) / 2, rel=0.1)
+
+
 def test_two_trained_models_are_compared_on_the_same_rows(tmp_path: Path) -> None:
     root = make_root(tmp_path / "data", requests=300)
     experiment = trained_with(read_experiment(root / "experiments" / "tiny.toml"), epochs=1, batch_size=128)
     one = train(experiment, root, tmp_path / "one")
     other = train(trained_with(experiment, learning_rate=0.02), root, tmp_path / "other")
-    _, differences = compare_runs(tmp_path / "one", tmp_path / "other", root)
+    method, differences = compare_runs(tmp_path / "one", tmp_path / "other", root)
+    rows = len(np.load(root / "prepared" / "test.labels.npy", mmap_mode="r"))
+    assert method == f"paired bootstrap over the {rows:,} rows of the test set, 2,000 resamples"
     assert differences["test AUC"].value == pytest.approx(one.test.auc - other.test.auc, abs=1e-6)
     assert differences["test logloss"].value == pytest.approx(one.test.logloss - other.test.logloss, abs=1e-6)
     itself = compare_runs(tmp_path / "one", tmp_path / "one", root)[1]["test AUC"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from model.data_config import SplitByTime
 from model.experiments.run_registry import RunList, claim, digest
-from tests.support.runs import experiment, run, trained_with
+from tests.support.runs import NUMBERS, experiment, run, trained_with
 
 
 @pytest.fixture
@@ -64,6 +65,20 @@ def test_the_digest_of_version_0_9_is_unchanged_unless_a_newer_key_is_set() -> N
         assert digest(experiment(1, **newer)) != digest(experiment(1))
     for changes in ({"ema_half_life": 1.0}, {"learning_rate_factor": 1.0}, {"evaluations_per_epoch": 2}):
         assert digest(trained_with(experiment(1), **changes)) != digest(experiment(1))
+
+
+def test_the_digest_of_version_0_11_is_unchanged_unless_a_newer_key_of_data_is_set() -> None:
+    split = SplitByTime(valid="1d", test="1d")
+    data = msgspec.structs.replace(NUMBERS, files="all.csv", train="", valid="", test="", split=split, time="day")
+    plain = msgspec.structs.replace(experiment(1), data=data)
+    assert digest(plain) == "0b15545e2d058d4d"  # from version 0.11
+    for key, value in {
+        "train_negative_rate": 0.1,
+        "position": "position",
+        "split": msgspec.structs.replace(split, train="7d"),
+    }.items():
+        changed = msgspec.structs.replace(plain, data=msgspec.structs.replace(data, **{key: value}))
+        assert digest(changed) != digest(plain)
 
 
 @pytest.mark.parametrize("length", [1, 100, -2, -1])

@@ -46,7 +46,8 @@ def fitted(train: Split) -> NDArray[np.float64]:
 
     The weights with the lowest loss on train are kept.
     """
-    valid = replace(train, weights=train.log_weights(), kept_negatives=1.0)
+    weights = train.log_weights()
+    valid = replace(train, weights=None if weights is None else weights.astype(np.float32), kept_negatives=1.0)
     torch.manual_seed(1)
     model = build(Fields((7,), 0, (), ("token",)), LRConfig())
     start_at_click_rate(model, train, RECIPE)

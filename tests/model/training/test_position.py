@@ -81,8 +81,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         answers = simulated_answers(2, requests, 1.0)
         truth.add(requests, answers, *show(traffic, requests, answers))
     shown = truth.impressions()
-    day = pl.col("request") // 4000
-    shown = shown.with_columns(click=pl.col("clicked").cast(pl.Int8), time=START_S + 86_400 * day + 3600)
+    time_s = START_S + 86_400 * (pl.col("request") // 4000) + 3600
+    shown = shown.with_columns(click=pl.col("clicked").cast(pl.Int8), time=time_s)
     shown.drop("clicked").write_parquet(root / "shown.parquet")
     return root
 

@@ -16,15 +16,14 @@ import pytest
 
 from contract.bundle import open_bundle, write_manifest
 from contract.calibration import Calibration
+from contract.store import StoreError, read_pointer
 from service.models import verify
 from service.models.store import (
-    StoreError,
     activate,
     add,
     current_bundle,
     how_to_activate,
     main,
-    read_pointer,
     remove,
     rollback,
     servable_bundles,

@@ -139,6 +139,28 @@ async def test_all_bundles_with_the_same_vocabulary_use_the_same_keys(
         assert await score(client) == (expected, [])
 
 
+async def test_reload_with_the_same_vocabulary_keeps_the_cache_and_needs_no_redis(
+    start: StartApp, bundle: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    recalibrated = write_small_bundle(tmp_path / "recalibrated", seed=1)
+    other = with_users_rotated(write_small_bundle(tmp_path / "other", seed=1), 1)
+    async with start(bundle=recalibrated) as client:
+        expected, _ = await score(client)
+    with redis_server.client() as redis:
+        publish(redis, open_bundle(bundle))
+    async with start(redis_url=redis_server.url, redis_timeout_ms=QUICK_MS) as client:
+        assert (await score(client))[1] == []
+        manager = app_of(client).state.serving
+        recent = manager.model.scorer.recent
+        with stopped(redis_server):  # Every lookup outside the cache is reported as degraded.
+            for folder, degraded in ((recalibrated, []), (bundle, []), (recalibrated, []), (other, ["redis"])):
+                recent.clear()  # Otherwise, warming up with the recent request would fill the cache from the bundle.
+                assert await manager.load(folder) is None
+                ctr, found = await score(client)
+                assert found == degraded
+                assert (ctr == expected) == (folder is recalibrated)
+
+
 async def test_another_vocabulary_in_redis_is_ignored(
     start: StartApp, tmp_path: Path, redis_server: RedisServer, expected: list[float]
 ) -> None:

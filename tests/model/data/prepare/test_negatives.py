@@ -46,10 +46,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def data(**keys: Any) -> Data:
-    files = {split: f"{split}.parquet" for split in SPLITS}
-    columns = {"label": "click", "context": ("place",), "candidate": ("ad", "bid"), "numeric": ("bid",)}
-    others = {"weight": "weight", "unit": "user", "request": "request", "clip_quantile": 0.0}
-    return Data(**({"reader": "table", "folder": ".", "prepared": "prepared"} | files | columns | others | keys))
+    columns: dict[str, Any] = {"label": "click", "context": ("place",), "candidate": ("ad", "bid"), "numeric": ("bid",)}
+    columns |= {split: f"{split}.parquet" for split in SPLITS}
+    columns |= {"weight": "weight", "unit": "user", "request": "request", "clip_quantile": 0.0}
+    return Data(**({"reader": "table", "folder": ".", "prepared": "prepared"} | columns | keys))
 
 
 def arrays(prepared: Prepared, split: str) -> list[list[Any]]:

@@ -21,6 +21,7 @@ def prepared(
     weight: str = "",
     unit: str = "",
     request: str = "",
+    position: str = "",
     missing: tuple[str, ...] = (),
 ) -> Prepared:
     frame = pl.DataFrame({"click": [0, 1, 0, 1], "place": ["p", "p", "q", "q"], "ad": ["a", "b", "a", "b"]} | columns)
@@ -39,6 +40,7 @@ def prepared(
         weight=weight,
         unit=unit,
         request=request,
+        position=position,
         missing=missing,
     )
     return prepare(folder, data)
@@ -111,6 +113,42 @@ def test_a_weight_that_is_not_a_finite_number_of_at_least_0_is_rejected(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path, {"w": pl.Series(weights, strict=False)}, weight="w")
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        pl.Series([0, 3, None, 1]),
+        pl.Series([0.0, 3.0, None, 1.0]),
+        pl.Series(["0", " 3", " ", "1"]),
+        pl.Series(["0", "3.0", "n/a", "1"]),
+        pl.Series([0, 3, -9, 1]),
+    ],
+)
+def test_positions_follow_the_rows_and_minus_1_is_missing(tmp_path: Path, positions: pl.Series) -> None:
+    log = prepared(tmp_path, {"at": positions}, position="at", missing=("n/a", "-9"))
+    for split in SPLITS:
+        found = log.positions(split)
+        assert found is not None
+        assert str(found.dtype) == "int32"
+        assert found.tolist() == [0, 3, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([0, 1, -1, 2], r'row 3: column "at" holds -1; expected an integer of at least 0. Fix the file, or leave'),
+        ([0, 1.5, 1, 2], r'row 2: column "at" holds 1.5; expected an integer'),
+        ([0, 2**31, 1, 2], r'row 2: column "at" holds 2147483648; expected an integer'),
+        (["0", "top", "1", "2"], r'row 2: column "at" holds "top"; expected a number'),
+        ([None, None, None, None], r'train\.parquet: column "at" is missing in all rows of train. Remove position'),
+    ],
+)
+def test_a_position_that_is_not_an_integer_of_at_least_0_is_rejected(
+    tmp_path: Path, positions: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepared(tmp_path, {"at": pl.Series(positions, strict=False)}, position="at")
 
 
 def test_a_file_with_another_number_of_rows_is_rejected(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The simulated traffic can change from day to day: its click rate, and its campaigns."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,7 +12,7 @@ from model.data.synthetic.traffic_files import simulated_answers
 from model.data.synthetic.traffic_truth import Truth
 
 START_S = 1_796_083_200.0  # 2026-12-01
-STILL = {"drift_std": 0.0, "user_std": 0.0}
+STILL = Behavior(drift_std=0.0, user_std=0.0)
 
 
 def day_of(traffic: Traffic, day: int, number: int = 3000) -> Requests:
@@ -18,13 +20,13 @@ def day_of(traffic: Traffic, day: int, number: int = 3000) -> Requests:
 
 
 def test_without_the_new_settings_nothing_changes_but_the_categories() -> None:
-    requests = day_of(Traffic(1, START_S, Behavior(**STILL)), 20)
+    requests = day_of(Traffic(1, START_S, STILL), 20)
     assert np.abs(requests.logit - requests.log_logit).max() < 1e-9
     assert not requests.generation.any()
 
 
 def test_the_base_rate_walks_and_all_ads_share_it() -> None:
-    traffic = Traffic(1, START_S, Behavior(**STILL, base_rate_std=0.1))
+    traffic = Traffic(1, START_S, replace(STILL, base_rate_std=0.1))
     effects = []
     for day in range(40):
         requests = day_of(traffic, day, 50)
@@ -36,7 +38,7 @@ def test_the_base_rate_walks_and_all_ads_share_it() -> None:
 
 
 def test_new_campaigns_replace_old_ones_and_have_effects_of_their_own() -> None:
-    traffic = Traffic(1, START_S, Behavior(**STILL, new_campaigns=0.1, campaign_std=0.5))
+    traffic = Traffic(1, START_S, replace(STILL, new_campaigns=0.1, campaign_std=0.5))
     assert not day_of(traffic, 0).generation.any()
     requests = day_of(traffic, 7)
     is_new = requests.generation > 0
@@ -52,7 +54,7 @@ def test_new_campaigns_replace_old_ones_and_have_effects_of_their_own() -> None:
 
 
 def test_the_same_campaign_continues_until_it_is_replaced() -> None:
-    traffic = Traffic(1, START_S, Behavior(**STILL, new_campaigns=0.1, campaign_std=0.5))
+    traffic = Traffic(1, START_S, replace(STILL, new_campaigns=0.1, campaign_std=0.5))
     seen: dict[int, tuple[int, float]] = {}
     replaced = kept = 0
     for day in range(5):

@@ -1,0 +1,131 @@
+"""The gate of a store: which report of ctr-gate let a version in, and whether the store demands one.
+
+STORE/settings.json          whether new versions need a report
+STORE/gates/<version>.json   the report that let the version in
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from contract.gate import GateReport, read_gate_report
+from contract.store import CURRENT, Pointer, StoreError, unreadable
+
+SETTINGS = "settings.json"
+GATES = "gates"
+SHORT = 12  # characters of a version in a message
+HOW_TO_SKIP = "--force skips this check"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of STORE/settings.json.
+
+    Attributes:
+        require_gate: Whether a version needs a report of ctr-gate before it can be added and activated.
+    """
+
+    require_gate: bool = False
+
+
+def read_store_settings(store: Path) -> Settings:
+    """Return the settings of a store, or the defaults if it has none.
+
+    Raises:
+        StoreError: The file cannot be read.
+    """
+    path = store / SETTINGS
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Settings)
+    except FileNotFoundError:
+        return Settings()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({error}): write it again with ctr-store require-gate {store} on"
+        ) from error
+
+
+def evidence_file(store: Path, version: str) -> Path:
+    """Return the file with the report that let a version in. Digests cover the bundle's folder, so it is elsewhere."""
+    return store / GATES / f"{version}.json"
+
+
+def accepted_report(path: Path, version: str, pointer: Pointer | None) -> bytes:
+    """Return the content of a report that lets a version replace the current one.
+
+    Args:
+        path: The report.
+        version: The version to add.
+        pointer: The pointer of the store, or None if it has no current version.
+
+    Raises:
+        StoreError: The report does not let it in. The message says why.
+    """
+    try:
+        report = read_gate_report(path)
+        content = path.read_bytes()
+    except ValueError as error:
+        raise StoreError(str(error)) from error
+    if reason := reason_against(report, version, pointer):
+        raise StoreError(f"{path}: {reason}. {HOW_TO_SKIP}.")
+    return content
+
+
+def reason_against(report: GateReport, version: str, pointer: Pointer | None) -> str | None:
+    """Return why a report does not let a version replace the current one, or None if it does."""
+    if report.new != version:
+        return f"the report is about {named(report.new)}, not about this version, {version[:SHORT]}"
+    if pointer is None:
+        return "the store has no current version, so the report cannot compare with it. Omit the report"
+    if report.old != pointer.version:
+        return (
+            f"the report compares with {named(report.old)}, but the current version is {pointer.version[:SHORT]}. "
+            "Compare with the current version"
+        )
+    if report.verdict != "pass":
+        return f"the verdict is {report.verdict}: {' '.join(report.reasons)}".rstrip(".")
+    return None
+
+
+def named(model: str) -> str:
+    """Return what a report calls a model, in short. A run has no version."""
+    return f"a run ({model.removeprefix('run:')})" if model.startswith("run:") else model[:SHORT]
+
+
+def reason_to_refuse(store: Path, version: str, pointer: Pointer | None) -> str | None:
+    """Return why a store does not activate a version, or None if it may be activated.
+
+    If the store demands reports, a version needs one that compares it with the current version. The first version of a
+    store needs none, and neither does a version that was current before.
+    """
+    if not read_store_settings(store).require_gate:
+        return None
+    if pointer is None:
+        is_damaged = (store / CURRENT).exists()
+        return f"{store / CURRENT} is damaged, so the current version is not known" if is_damaged else None
+    if version in (pointer.version, *pointer.previous):
+        return None
+    path = evidence_file(store, version)
+    if not path.exists():
+        return (
+            f"{store} activates only versions that passed ctr-gate, and {version[:SHORT]} has no report: add it again "
+            "with --gate REPORT.json"
+        )
+    try:
+        reason = reason_against(read_gate_report(path), version, pointer)
+    except ValueError as error:
+        return str(error)
+    return None if reason is None else f"{path}: {reason}"
+
+
+def describe_evidence(store: Path, version: str) -> str:
+    """Return what the list of versions says about a version's report. Empty if it has none."""
+    path = evidence_file(store, version)
+    if not path.exists():
+        return ""
+    try:
+        report = read_gate_report(path)
+    except ValueError:
+        return "  gate: damaged"
+    return f"  gate: {report.verdict}, against {named(report.old)}"

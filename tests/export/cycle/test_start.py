@@ -1,0 +1,94 @@
+"""Which run training continues, and which version counts as served."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from export.cycle.days import DayFolder
+from export.cycle.report import Outcome, Report, markdown, read_report, write_report
+from export.cycle.start import last_accepted_run, served_version
+from export.cycle.state import DoneStep
+from model.experiments.run_check import METRICS
+from model.training.metrics import Metrics
+
+VERSIONS = [str(number) * 64 for number in range(10)]
+
+
+def finish(work: Path, day: int, outcome: Outcome = "added", has_run: bool = True) -> DayFolder:
+    """Write the folder of a finished day. Its version is VERSIONS[day]."""
+    folder = DayFolder(work, date(2026, 11, day))
+    folder.run.mkdir(parents=True)
+    if has_run:
+        (folder.run / METRICS).touch()
+    report = Report(
+        day=folder.day.isoformat(),
+        window=("2026-11-01", folder.day.isoformat()),
+        outcome=outcome,
+        version=VERSIONS[day],
+        activated=outcome == "added",
+        served="",
+        warm=None,
+        cold="no earlier day",
+        log={},
+        steps={"train": DoneStep("ctr-train", "", {}, 1.0)},
+        progressive=None,
+        valid=Metrics(0.7, 0.2),
+        test=Metrics(0.7, 0.2),
+        gate=None,
+    )
+    write_report(folder.report, folder.text, report)
+    return folder
+
+
+def serve(store: Path, version: str) -> None:
+    store.mkdir(exist_ok=True)
+    (store / "current").write_text(json.dumps({"version": version}))
+
+
+def started_from(work: Path, served: str = "") -> int | None:
+    folder = last_accepted_run(DayFolder(work, date(2026, 11, 9)), served)
+    return None if folder is None else folder.day.day
+
+
+def test_training_continues_the_newest_run_whose_version_was_added(tmp_path: Path) -> None:
+    (tmp_path / "days").mkdir()
+    assert started_from(tmp_path) is None
+    for day in (3, 5):
+        finish(tmp_path, day)
+    finish(tmp_path, 6, "fail")
+    finish(tmp_path, 7, has_run=False)
+    finish(tmp_path, 8, "not enough clicks")
+    assert started_from(tmp_path) == 5
+
+
+def test_after_a_rollback_training_continues_the_run_of_the_served_version(tmp_path: Path) -> None:
+    for day in (3, 4, 5):
+        finish(tmp_path, day)
+    assert started_from(tmp_path, VERSIONS[4]) == 4
+    assert started_from(tmp_path, VERSIONS[9]) == 5  # a version that another folder made
+
+
+def test_the_day_s_own_version_is_not_what_was_served_before(tmp_path: Path) -> None:
+    folder, store = DayFolder(tmp_path, date(2026, 11, 9)), tmp_path / "store"
+    assert served_version(store, folder, "") == ""
+    serve(store, VERSIONS[1])
+    assert served_version(store, folder, VERSIONS[2]) == VERSIONS[1]
+    folder.bundle.mkdir(parents=True)
+    (folder.bundle / "manifest.json").write_text(json.dumps({"version": VERSIONS[3]}))
+    assert served_version(store, folder, VERSIONS[2]) == VERSIONS[1]
+    serve(store, VERSIONS[3])
+    assert served_version(store, folder, VERSIONS[2]) == VERSIONS[2]
+
+
+def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+    folder = finish(tmp_path, 3, "fail")
+    report = read_report(folder.report)
+    assert report is not None
+    assert folder.text.read_text() == markdown(report)
+    assert "did not pass the gate, so the store stays as it is" in folder.text.read_text()
+    assert read_report(tmp_path / "none.json") is None
+    folder.report.write_text("{")
+    with pytest.raises(ValueError, match=r"cycle.json cannot be read .* run its day again"):
+        read_report(folder.report)
