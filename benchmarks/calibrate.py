@@ -224,7 +224,8 @@ def text(log: Log, rows: Sequence[int]) -> str:
     """Return the paragraph below the heading."""
     valid, test = log.source.valid, log.source.test
     return f"""The generated log has {rows[1]:,} rows in valid and {rows[2]:,} in test.
-Its click rate is {CLICK_RATE:.0%}. A tenth of the non-clicks is kept. Then, valid has {len(valid):,} rows with {valid.clicks:,} clicks, and test has
+Its click rate is {CLICK_RATE:.0%}. A tenth of the non-clicks is kept.
+Then, valid has {len(valid):,} rows with {valid.clicks:,} clicks, and test has
 {len(test):,} rows with {test.clicks:,} clicks. The columns show the mean prediction divided by the mean true
 probability, on test in the whole traffic. If test is later, it contains new ads and other days of the week. A
 calibration cannot foresee effects that the model does not know."""
