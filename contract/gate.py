@@ -16,8 +16,8 @@ class GateReport(msgspec.Struct, frozen=True, kw_only=True):
         format: The version of this format.
         verdict: "pass" if the new version is not worse than the old one by more than the margin.
         reasons: Why the verdict is not "pass", one sentence each.
-        new: The version of the new bundle.
-        old: The version of the old bundle.
+        new: The version of the new bundle, or "run:NAME" for a run, which has no version.
+        old: The version of the old bundle, or the same.
     """
 
     format: int

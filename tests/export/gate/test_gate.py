@@ -1,18 +1,25 @@
 """ctr-gate: real bundles and runs on joined logs, from the command to the report."""
 
 import json
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+from scipy.optimize import brentq  # type: ignore[import-untyped]
 
-from contract.bundle import open_bundle
+from contract.bundle import open_bundle, write_manifest
+from contract.calibration import CALIBRATION, Calibration, FittedCalibration, encode_fitted, sigmoid
+from contract.encode import Encoder
 from contract.gate import read_gate_report
 from export.cli.gate import main
+from export.predict.rows import sent_values
+from export.predict.scorer import open_scorer
 from tests.support.joined_logs import START, draw_joined_log, write_joined_log
-from tests.support.small_bundle import write_small_bundle
+from tests.support.small_bundle import SHIFT, write_small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,28 @@ def test_an_equal_model_whose_probabilities_are_too_high_fails(bundles: list[Pat
     assert verdicts == {"clicks": "pass", "normalized entropy": "pass", "predicted / observed": "fail"}
     assert report["figures"]["new"]["predicted_over_observed"]["value"] == pytest.approx(1.3, abs=0.03)
     assert "which is outside 1 ± 0.02. Calibrate the model again." in report["reasons"][0]
+
+
+def test_a_calibration_that_corrects_the_probabilities_makes_the_model_pass(
+    bundles: list[Path], tmp_path: Path
+) -> None:
+    """The new bundle has the weights of the old one, and a calibration.json."""
+    log = draw_joined_log(tmp_path / "joined", bundles[0], rows=20_000, units=2000, scale=1.3)
+    scorer = open_scorer(bundles[0])
+    ctr = scorer.score(Encoder(scorer.schema), sent_values(log, scorer.schema))
+    logit, target = np.log(ctr / (1 - ctr)), ctr.mean() / 1.3
+    shift = float(brentq(lambda shift: sigmoid(logit + shift).mean() - target, -3, 0))
+    calibrated = Path(shutil.copytree(bundles[0], tmp_path / "calibrated"))
+    fitted = FittedCalibration(
+        weights="", method="platt", knots=((-1.0, -1.0 + shift), (1.0, 1.0 + shift)), rows=1000, clicks=100
+    )
+    (calibrated / CALIBRATION).write_bytes(encode_fitted(fitted))
+    write_manifest(calibrated, "calibrated", 1000, {}, Calibration(shift=SHIFT))
+    code, report = gate(calibrated, bundles[0], tmp_path / "joined", tmp_path / "gate")
+    assert code == 0
+    assert report["figures"]["new"]["predicted_over_observed"]["value"] == pytest.approx(1, abs=0.02)
+    assert report["figures"]["old"]["predicted_over_observed"]["low"] > 1.25
+    assert report["figures"]["auc"]["value"] == pytest.approx(0, abs=1e-9)
 
 
 def test_few_rows_decide_nothing(bundles: list[Path], tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.Ca
         "(missing)": 301,
         "x": 99,
     }
-    log = pl.read_parquet(tmp_path / "joined" / "hours" / "*.parquet", missing_columns="insert")
-    assert (log["weight"] == 2).all()
+    for hour in (tmp_path / "joined" / "hours").iterdir():
+        assert (pl.read_parquet(hour)["weight"] == 2).all()
 
 
 def generated_log(run_folder: Path, folder: Path) -> Path:
