@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract.calibration import CALIBRATION, read_fitted
 from contract.cpu_quota import limit_threads
 from contract.reference import REFERENCE
 from contract.system_errors import describe
@@ -34,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from contract.calibration import CALIBRATION, read_fitted
     from export.bundle import export, missing_parts
     from export.golden import REQUESTS
     from model.experiments.run_folder import open_run

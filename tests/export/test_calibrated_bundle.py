@@ -131,9 +131,12 @@ def test_a_replay_of_the_request_log_gives_the_logged_probabilities(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log"
-    with serving(folder, CTR_TIMEOUT_MS="10000", CTR_REQUEST_LOG=str(log), CTR_REQUEST_LOG_SAMPLE="1") as server:
+    settings = {"CTR_REQUEST_LOG": str(log), "CTR_REQUEST_LOG_SAMPLE": "1", "CTR_WORKERS": "1"}
+    with serving(folder, CTR_TIMEOUT_MS="10000", **settings) as server:
         for device in DEVICES:
             assert post(f"{server.url}/v1/score", json=request_of(device)).status_code == 200
+        server.process.terminate()
+        assert server.process.wait(30) == 0  # The log is complete.
     for line, device in zip(read_log(log), DEVICES, strict=True):
         assert isinstance(line.candidates, list)
         assert len(line.candidates) == len(CANDIDATES)
