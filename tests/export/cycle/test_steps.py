@@ -2,12 +2,15 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from export.cli.calibrate import parser as calibrate_parser
@@ -98,6 +101,21 @@ def test_a_full_disk_is_named_and_the_step_can_be_repeated(site: Site) -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         Runner(State(), target, lambda _: Path("/dev/full"), 0, site.lines.append).run(step)
     assert site.run()
+
+
+def test_an_interrupted_step_is_stopped_and_not_recorded(site: Site) -> None:
+    step = Step("serve", "http.server", ["0", "--bind", "127.0.0.1"], lambda: [site.target])
+    state = State()
+    runner = Runner(state, site.target, site.log, os.open(site.source, os.O_RDONLY), site.lines.append)
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(step)
+    timer.join()
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    assert not [child for child in psutil.Process().children() if "http.server" in child.cmdline()]
+    assert state.steps == {}
 
 
 def test_a_damaged_state_says_what_to_do(tmp_path: Path) -> None:
