@@ -153,7 +153,7 @@ async def score(app: Application, body: bytes) -> None:
 
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/v1/score", "query_string": b"", "headers": headers}
-    response = await app.score(Request(scope, receive, send))  # type: ignore[arg-type]
+    response = await app.score(Request(scope, receive, send))
     assert response.status_code == 200, response.body
 
 

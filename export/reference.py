@@ -47,7 +47,8 @@ def measure_reference(folder: Path, prepared: Prepared, calibrator: Calibrator) 
         return None
     total = prepared.facts.splits[SPLIT].rows
     rows = np.linspace(0, total - 1, min(MAX_ROWS, total)).round().astype(np.int64)
-    ids, values, _ = (array[rows] for array in prepared.split(SPLIT))
+    all_ids, all_values, _ = prepared.split(SPLIT)
+    ids, values = all_ids[rows], all_values[rows]
     weights = row_weights(prepared, rows)
     reference = Reference(
         rows=len(rows),
@@ -96,16 +97,16 @@ def predict(
 def inputs_of(schema: FeatureSchema, ids: NDArray[np.int32], values: NDArray[np.float32]) -> Iterator[ModelInput]:
     """Yield rows as inputs of the serving graph: each row is a request with one candidate."""
 
-    def select(rows: NDArray[np.generic], kind: Kind, side: Side) -> NDArray[np.generic]:
-        return rows[:, [i for i, field in enumerate(schema.select(kind)) if field.side == side]]
+    def columns(kind: Kind, side: Side) -> list[int]:
+        return [i for i, field in enumerate(schema.select(kind)) if field.side == side]
 
     for start in range(0, len(ids), RUN_ROWS):
         part_ids, part_values = ids[start : start + RUN_ROWS].astype(np.int64), values[start : start + RUN_ROWS]
         yield ModelInput(
-            select(part_ids, "categorical", "context"),
-            select(part_ids, "categorical", "candidate"),
-            select(part_values, "numeric", "context"),
-            select(part_values, "numeric", "candidate"),
+            part_ids[:, columns("categorical", "context")],
+            part_ids[:, columns("categorical", "candidate")],
+            part_values[:, columns("numeric", "context")],
+            part_values[:, columns("numeric", "candidate")],
         )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.cpu_quota import limit_threads
-from contract.reference import REFERENCE
 from contract.system_errors import describe
 from model.data.data_folder import add_data_argument
 from model.experiments.run_check import check_run
@@ -72,6 +71,7 @@ def log_of_run(run: Path, folder: Path) -> "Prepared | None":
         run: The run folder.
         folder: The expected folder of the run's prepared log.
     """
+    from contract.reference import REFERENCE
     from model.data.prepare.prepared import read_prepared
     from model.experiments.run_folder import check_log_of_run
 

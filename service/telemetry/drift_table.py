@@ -197,7 +197,7 @@ def families(tables: Iterable[Table]) -> Iterator[Metric]:
         version = table.header.version
         merged.setdefault(version, new_table(table.header)).add(table)
     requests = CounterMetricFamily(
-        "ctr_predicted_requests", "Counted requests by model version, about one in eight", labels=["version"]
+        "ctr_predicted_requests", "Counted requests by model version, about one in 16", labels=["version"]
     )
     histogram = HistogramMetricFamily(
         "ctr_predicted", "Probabilities of the counted requests by model version", labels=["version"]

@@ -103,7 +103,7 @@ def bodies(requests: list[list[Row]], change: Change) -> Iterator[Row]:
 
 async def scraped_counts(bundle: Path, requests: Iterator[Row], monkeypatch: pytest.MonkeyPatch) -> Counts:
     """Send requests to a server, and return what it counts, as /metrics reports it."""
-    monkeypatch.setattr(drift, "ONE_IN", 1)  # A thousand requests would otherwise give only 125.
+    monkeypatch.setattr(drift, "ONE_IN", 1)  # The requests are too few to count a sample of them.
     app = create_app(Settings(bundle=bundle, timeout_ms=TIMEOUT_MS))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await app.state.serving.model.scorer.readiness.tested.wait()

@@ -121,13 +121,13 @@ async def test_failed_requests_and_skipped_candidates_do_not_count(start: StartA
     assert sum(value for (name, _), value in samples(text, "ctr_field_values_total").items() if name == "price") == 2
 
 
-async def test_about_one_request_in_eight_counts(start: StartApp, with_reference: Path) -> None:
+async def test_about_one_request_in_16_counts(start: StartApp, with_reference: Path) -> None:
     async with start(bundle=with_reference) as client:
         for _ in range(400):
             await client.post("/v1/score", json=a_request())
         text = await metrics_of(client)
-    # The standard deviation is 6.6.
-    assert 20 <= samples(text, "ctr_predicted_requests_total")[()] <= 85
+    # The mean is 25, and the standard deviation 4.8.
+    assert 3 <= samples(text, "ctr_predicted_requests_total")[()] <= 55
 
 
 @pytest.mark.usefixtures("_count_all")
@@ -215,13 +215,13 @@ async def test_both_models_of_a_reload_are_kept_apart(
 def test_a_server_adds_up_its_workers(with_reference: Path) -> None:
     with serving(with_reference, CTR_WORKERS="2") as server:
         version = served_version(server.url)
-        for _ in range(200):
+        for _ in range(300):
             assert post(f"{server.url}/v1/score", json=a_request(timeout_ms=5000)).status_code == 200
 
         def counted() -> float:
             return samples(get(f"{server.url}/metrics").text, "ctr_predicted_requests_total")[()]
 
-        eventually(lambda: counted() >= 8, "requests are counted")
+        eventually(lambda: counted() >= 3, "requests are counted")
         text = get(f"{server.url}/metrics").text
         assert f'ctr_reference_predicted_share{{bin="0",version="{version}"}} 0.4' in text
         assert samples(text, "ctr_field_values_total")["price", "missing"] == 0
