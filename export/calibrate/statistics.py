@@ -3,9 +3,9 @@
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2  # type: ignore[import-untyped]
 
 from export.calibrate.rows import Floats, Rows
+from model.poisson import poisson_interval
 
 CONFIDENCE = 0.95
 DECILES = 10
@@ -50,7 +50,7 @@ def measure_ratio(rows: Rows, ctr: Floats) -> Ratio:
         relative_variance = float(np.square(rows.importance[clicked]).sum()) / observed**2
         effective = 1 / (relative_variance + sampling_variance(rows, ctr))
         unit = observed / effective
-    least, most = poisson_interval(effective)
+    least, most = map(float, poisson_interval(effective, CONFIDENCE))
     return Ratio(
         rows=len(rows),
         clicks=rows.clicks,
@@ -60,13 +60,6 @@ def measure_ratio(rows: Rows, ctr: Floats) -> Ratio:
         low=predicted / (most * unit),
         high=predicted / (least * unit) if least else None,
     )
-
-
-def poisson_interval(count: float) -> tuple[float, float]:
-    """Return the exact 95% interval of the mean of a Poisson distribution from which `count` was drawn."""
-    tail = (1 - CONFIDENCE) / 2
-    low = float(chi2.ppf(tail, 2 * count)) / 2 if count else 0.0
-    return low, float(chi2.ppf(1 - tail, 2 * count + 2)) / 2
 
 
 def effective_clicks(rows: Rows, ctr: Floats) -> float:

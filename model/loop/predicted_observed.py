@@ -15,9 +15,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from scipy.stats import chi2  # type: ignore[import-untyped]
 
 from contract.segments import sync
+from model.poisson import poisson_interval
 
 HOURS = 24  # One day, so that every hour of the day counts.
 CONFIDENCE = 0.99  # The alert looks at the interval every hour, so it must rarely be wrong.
@@ -37,7 +37,7 @@ class Clicks:
 
     def interval(self) -> tuple[float, float]:
         """Return the exact confidence interval of the ratio, if the number of clicks has a Poisson distribution."""
-        low, high = poisson_interval(self.clicks, CONFIDENCE)
+        low, high = map(float, poisson_interval(self.clicks, CONFIDENCE))
         return self.predicted / high, self.predicted / low if low else math.inf
 
 
@@ -79,13 +79,6 @@ class PredictedObserved:
             }
             for version, clicks in self.newest().items()
         }
-
-
-def poisson_interval(count: int, confidence: float) -> tuple[float, float]:
-    """Return the exact (Garwood) confidence interval of the mean of a Poisson distribution, given one count."""
-    tail = (1 - confidence) / 2
-    low = float(chi2.ppf(tail, 2 * count)) / 2 if count else 0.0
-    return low, float(chi2.ppf(1 - tail, 2 * count + 2)) / 2
 
 
 class _Metrics(Collector):

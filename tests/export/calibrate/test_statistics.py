@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 from contract.calibration import sigmoid
-from export.calibrate.statistics import deciles, effective_clicks, measure_ratio, poisson_interval
+from export.calibrate.statistics import deciles, effective_clicks, measure_ratio
 from tests.support.calibration import make_rows, simulate
-
-
-@pytest.mark.parametrize(
-    ("count", "low", "high"), [(0, 0, 3.689), (1, 0.0253, 5.572), (10, 4.795, 18.39), (100, 81.36, 121.63)]
-)
-def test_the_interval_is_that_of_garwood(count: int, low: float, high: float) -> None:
-    assert poisson_interval(count) == pytest.approx((low, high), rel=1e-3)
 
 
 def test_a_ratio_has_the_interval_of_its_clicks() -> None:

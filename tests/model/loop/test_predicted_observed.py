@@ -6,15 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from scipy.stats import poisson  # type: ignore[import-untyped]
 
 from contract.request_log import LoggedCandidate
 from model.cli.join import main
 from model.loop.match import HOUR_MS
-from model.loop.predicted_observed import HOURS, Clicks, PredictedObserved, poisson_interval, write_metrics
+from model.loop.predicted_observed import HOURS, Clicks, PredictedObserved, write_metrics
 from tests.support.loop_logs import event, iso, request, score_id, write_logs
 
 HOUR = 3600
@@ -23,16 +20,6 @@ HOUR = 3600
 def parsed(path: Path) -> dict[tuple[str, str], float]:
     families = text_string_to_metric_families(path.read_text())
     return {(s.name, s.labels.get("version", "")): s.value for family in families for s in family.samples}
-
-
-@given(st.integers(0, 500), st.sampled_from([0.9, 0.95, 0.99]))
-def test_the_ends_of_the_interval_are_the_means_for_which_the_count_is_just_plausible(
-    count: int, confidence: float
-) -> None:
-    low, high = poisson_interval(count, confidence)
-    tail = (1 - confidence) / 2
-    assert poisson.cdf(count, high) == pytest.approx(tail)
-    assert low == 0 if count == 0 else poisson.sf(count - 1, low) == pytest.approx(tail)
 
 
 def test_the_interval_covers_the_true_ratio_as_often_as_it_says() -> None:
