@@ -18,12 +18,14 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from export.gate.rows import Drawn, ScoredRows, Segments
 from model.experiments.bootstrap import SEED, auc_influence, resampled_sums
+from model.poisson import poisson_interval
 from model.training.metrics import auc_by_unit, base_logloss, logloss_by_row
 
 DRAWS = 1000
 DECILES = 10
 CONFIDENCE = 0.95  # of the two-sided intervals of figures over all rows
 SEGMENT_CONFIDENCE = 0.99  # for all segments of a field together
+FEW_CLICKS = 100  # With fewer, the delta method alone is not reliable. See ratio_factors().
 # The columns of the sums by cluster. The columns of a model have the suffix _new or _old.
 WEIGHT, CLICKS, GAUC_WEIGHT = range(3)
 PREDICTED, LOSS, AUC, GAUC = range(4)
@@ -280,9 +282,6 @@ def segment_figures(segments: Segments, rows: ScoredRows) -> tuple[SegmentFigure
 def calibration(segments: Segments, rows: ScoredRows, ctr: Floats, confidence: float) -> tuple[SegmentFigures, ...]:
     """Return predicted / observed in each segment that has rows.
 
-    The interval is that of the logarithm of the ratio, by the delta method: a cluster with the shares p of the
-    segment's predictions and o of its clicks adds (p - o)^2 to the variance.
-
     Args:
         segments: The segments.
         rows: The rows.
@@ -291,34 +290,23 @@ def calibration(segments: Segments, rows: ScoredRows, ctr: Floats, confidence: f
     """
     inside = segments.codes >= 0
     code, weights, labels = segments.codes[inside], rows.weights[inside], rows.labels[inside]
-    count = len(segments.names)
+    clusters, count = rows.clusters[inside], len(segments.names)
     size, clicked = np.bincount(code, minlength=count), np.bincount(code, labels, minlength=count)
     mass, predicted, observed = (
         np.bincount(code, values, minlength=count) for values in (weights, weights * ctr[inside], weights * labels)
     )
-    # The sums of each segment in each cluster, then their shares of the segment.
-    clusters = int(rows.clusters.max()) + 1
-    pairs, pair = np.unique(code * clusters + rows.clusters[inside], return_inverse=True)
-    of = pairs // clusters
-    parts = len(pairs)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = predicted / observed
-        p = np.bincount(pair, weights * ctr[inside], minlength=parts) / predicted[of]
-        o = np.bincount(pair, weights * labels, minlength=parts) / observed[of]
-        by_segment = np.bincount(of, minlength=count)
-        errors = np.sqrt(np.bincount(of, (p - o) ** 2, minlength=count) * by_segment / (by_segment - 1))
-    clicking = np.bincount(of[o > 0], minlength=count)
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+        lower, upper = ratio_factors(code, clusters, weights * ctr[inside], weights * labels, confidence)
     # Without clicks, the bound is that of a Poisson distribution.
-    expected = np.bincount(code, ctr[inside], minlength=count) / -np.log((1 - confidence) / 2)
+    bounds = np.bincount(code, ctr[inside], minlength=count) / poisson_interval(0, confidence)[1]
     found = []
     for number in np.flatnonzero(size).tolist():
         low = high = None
         if not clicked[number]:
-            low = float(expected[number])
-        elif clicking[number] > 1:  # one cluster says nothing about the variation between clusters
-            factor = float(np.exp(z * errors[number]))
-            low, high = float(ratios[number] / factor), float(ratios[number] * factor)
+            low = float(bounds[number])
+        elif np.isfinite(upper[number]):
+            low, high = float(ratios[number] * lower[number]), float(ratios[number] * upper[number])
         found.append(
             SegmentFigures(
                 name=segments.names[number],
@@ -332,3 +320,44 @@ def calibration(segments: Segments, rows: ScoredRows, ctr: Floats, confidence: f
             )
         )
     return tuple(found)
+
+
+def ratio_factors(
+    code: NDArray[np.int64], clusters: NDArray[np.int64], predicted: Floats, observed: Floats, confidence: float
+) -> tuple[Floats, Floats]:
+    """Return the bounds of the interval of predicted / observed in each segment, divided by the ratio.
+
+    The interval is that of the logarithm of the ratio, by the delta method: a cluster with the shares p of the
+    segment's predictions and o of its clicks adds (p - o)^2 to the variance. With few clicks, the logarithm is not
+    normal, and the interval of one segment in many would often be wrong. It is then at least as wide as that of a
+    Poisson distribution with as many clicks as contain the same information, which is 1 / sum(o^2).
+
+    Args:
+        code: The segment of each row, (rows).
+        clusters: The cluster of each row, (rows).
+        predicted: The weighted prediction of each row, (rows).
+        observed: The weighted click of each row, (rows).
+        confidence: The confidence of the two-sided interval.
+
+    Returns:
+        The factors for the lower and the upper bound, up to the last segment with rows. Without clicks in at least two
+        clusters, they are NaN, because one cluster says nothing about the variation between clusters.
+    """
+    # The sums of each segment in each cluster, then their shares of the segment.
+    width = int(clusters.max(initial=0)) + 1
+    pairs, pair = np.unique(code * width + clusters, return_inverse=True)
+    of = pairs // width
+    p, o = (
+        np.bincount(pair, values, minlength=len(pairs)) / np.bincount(code, values)[of]
+        for values in (predicted, observed)
+    )
+    parts = np.bincount(of)
+    errors = np.sqrt(np.bincount(of, (p - o) ** 2) * parts / (parts - 1))
+    factor = np.exp(stats.norm.ppf((1 + confidence) / 2) * errors)
+    clicks = 1 / np.bincount(of, o**2)
+    least, most = poisson_interval(clicks, confidence)
+    is_few = clicks < FEW_CLICKS
+    lower = np.where(is_few, np.minimum(1 / factor, clicks / most), 1 / factor)
+    upper = np.where(is_few, np.maximum(factor, clicks / least), factor)
+    is_known = np.bincount(of[o > 0], minlength=len(parts)) > 1
+    return np.where(is_known, lower, np.nan), np.where(is_known, upper, np.nan)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from export.gate.figures import calibration, deciles, measure
+from export.gate.figures import calibration, deciles, measure, segment_figures
 from export.gate.rows import ScoredRows, Segments
+from export.gate.verdict import segment_verdict
 from model.experiments.bootstrap import bootstrap_auc, resample, resampled_sums
 from model.training.metrics import evaluate
 from tests.support.examples import examples
@@ -110,6 +111,37 @@ def test_the_interval_of_a_segment_contains_the_true_ratio_in_99_percent_of_case
         assert found.high is not None
         inside += found.low <= 1 <= found.high
     assert inside >= 200 * 0.99 - 2 * math.sqrt(200 * 0.99 * 0.01)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_calibrated_model_fails_in_none_of_a_thousand_small_segments(share: float) -> None:
+    """`share` of the rows belong to units of two rows, whose clicks are equal. All others are units of their own."""
+    segments, failed, runs = 1000, 0, 10
+    for seed in range(runs):
+        random = np.random.default_rng(seed)
+        count = segments * 5  # 0.1 clicks in each segment
+        code, ctr = random.integers(segments, size=count), np.full(count, 0.02)
+        labels, clusters = (random.random(count) < ctr).astype(np.float64), np.arange(count)
+        pairs = int(share * count) // 2
+        for column in (code, labels, clusters):
+            column[pairs : 2 * pairs] = column[:pairs]
+        rows = ScoredRows(labels, np.ones(count), ctr, ctr, dense(clusters), "unit", count - pairs, {})
+        found = segment_figures(Segments([str(number) for number in range(segments)], code), rows)
+        failed += any(segment_verdict(segment, 0.05) == "fail" for segment in found)
+    assert failed <= 1
+
+
+def dense(clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(clusters, return_inverse=True)[1]
+
+
+def test_a_small_segment_with_far_too_few_clicks_fails() -> None:
+    labels = np.zeros(4000)
+    labels[:8] = 1
+    rows = ScoredRows(labels, np.ones(4000), np.full(4000, 0.01), np.full(4000, 0.01), np.arange(4000), "row", 0, {})
+    (found,) = segment_figures(Segments(("small",), np.zeros(4000, np.int64)), rows)
+    assert found.ratio == pytest.approx(5)
+    assert segment_verdict(found, 0.05) == "fail"
 
 
 @pytest.mark.parametrize(("predicted", "low"), [(0.001, 0.2), (0.5, 100.0)])
