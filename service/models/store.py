@@ -42,6 +42,7 @@ from service.models.store_gate import (
     evidence_file,
     read_store_settings,
     reason_to_refuse,
+    was_current,
 )
 
 LOCK = "lock"
@@ -252,7 +253,8 @@ def check_gate(store: Path, version: str, gate: Path | None, force: bool) -> byt
         if gate is not None:
             return accepted_report(gate, version, pointer)
         # If the pointer is damaged, the store has served a version before.
-        if read_store_settings(store).require_gate and (pointer is not None or (store / CURRENT).exists()):
+        has_served = pointer is not None or (store / CURRENT).exists()
+        if read_store_settings(store).require_gate and has_served and not was_current(version, pointer):
             raise StoreError(
                 f"{store} accepts only versions that passed ctr-gate: add {version[:SHORT]} with --gate REPORT.json. "
                 f"{HOW_TO_SKIP}."

@@ -104,7 +104,7 @@ def reason_to_refuse(store: Path, version: str, pointer: Pointer | None) -> str 
     if pointer is None:
         is_damaged = (store / CURRENT).exists()
         return f"{store / CURRENT} is damaged, so the current version is not known" if is_damaged else None
-    if version in (pointer.version, *pointer.previous):
+    if was_current(version, pointer):
         return None
     path = evidence_file(store, version)
     if not path.exists():
@@ -117,6 +117,11 @@ def reason_to_refuse(store: Path, version: str, pointer: Pointer | None) -> str 
     except ValueError as error:
         return str(error)
     return None if reason is None else f"{path}: {reason}"
+
+
+def was_current(version: str, pointer: Pointer | None) -> bool:
+    """Return whether a version is current or was before. It needs no report, so that a damaged copy can be repaired."""
+    return pointer is not None and version in (pointer.version, *pointer.previous)
 
 
 def describe_evidence(store: Path, version: str) -> str:

@@ -158,10 +158,21 @@ def test_an_earlier_version_can_always_be_served_again(
     assert run("add", store, bundles[1], "--gate", gate, "--activate") == 0
     assert run("rollback", store) == 0
     assert current_bundle(store).name == versions[0]
-    assert run("add", store, bundles[1]) == 0  # repairs a damaged copy, and has no effect on an intact one
     assert run("activate", store, versions[1]) == 0
     assert run("activate", store, versions[0]) == 0
     assert current_bundle(store).name == versions[0]
+
+
+def test_a_damaged_copy_of_the_current_version_or_an_earlier_one_is_repaired_without_a_report(
+    store: Path, bundles: list[Path], versions: list[str], tmp_path: Path
+) -> None:
+    gate = report(tmp_path / "gate.json", versions[1], versions[0])
+    assert run("add", store, bundles[1], "--gate", gate, "--activate") == 0
+    for number in (0, 1):
+        (store / "versions" / versions[number] / "manifest.json").unlink()
+        assert run("add", store, bundles[number]) == 0
+        open_bundle(store / "versions" / versions[number])
+    assert run("add", store, bundles[2]) == 2
 
 
 def test_a_version_that_was_added_before_the_setting_needs_a_report_or_force(
