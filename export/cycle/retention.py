@@ -20,14 +20,19 @@ def remove_old(folder: DayFolder, keep: int, needed: DayFolder | None) -> list[P
     for day in earlier_days(folder)[keep - 1 :]:
         is_needed = needed is not None and day.day == needed.day
         paths = [day.prepared, day.scored, *([] if is_needed else [day.run, day.bundle])]
+        remove_hidden(day)  # of a process that was killed
         for path in filter(Path.exists, paths):
             # A folder that is being removed must not look like a run, even if this process is killed.
-            hidden = path.with_name(f"{REMOVED}{path.name}")
-            path.rename(hidden)
+            path.rename(path.with_name(f"{REMOVED}{path.name}"))
             removed.append(path)
-        for hidden in day.folder.glob(f"{REMOVED}*"):
-            remove(hidden)
+        remove_hidden(day)
     return removed
+
+
+def remove_hidden(day: DayFolder) -> None:
+    """Remove what has been renamed for its removal."""
+    for hidden in list(day.folder.glob(f"{REMOVED}*")):
+        remove(hidden)
 
 
 def remove(path: Path) -> None:

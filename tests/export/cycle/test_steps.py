@@ -161,7 +161,7 @@ def test_old_days_keep_their_reports_and_the_run_that_is_needed(tmp_path: Path) 
         for folder in (day.prepared, day.run, day.bundle):
             folder.mkdir(parents=True)
         day.report.touch()
-    (days[0].folder / ".removed-run").mkdir()  # from a process that was killed
+    (days[0].folder / ".removed-run" / "weights").mkdir(parents=True)  # from a process that was killed
     removed = remove_old(days[4], 2, days[1])
     assert removed == [days[2].prepared, days[2].run, days[2].bundle, days[1].prepared, days[0].prepared, days[0].run,
                        days[0].bundle]  # fmt: skip
