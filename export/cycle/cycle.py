@@ -83,7 +83,7 @@ def run_cycle(settings: Settings, on_step: Callable[[str], None]) -> Result:
         StepFailed: A step failed. Running the day again continues with this step.
         ValueError: The experiment, the log or a file of the working folder cannot be used. The message names it.
     """
-    experiment, split = check_experiment(settings.experiment)
+    experiment, split = check_experiment(settings.experiment, settings.label)
     window_days = window_of(settings.window_days, split)
     folder = DayFolder(settings.work, settings.day)
     with locked(settings.work) as lock:

@@ -20,8 +20,12 @@ FILES = ("folder", "files", "prepared")
 OTHERS = ("train", "valid", "test", "vocabulary")
 
 
-def check_experiment(path: Path) -> tuple[Experiment, SplitByTime]:
+def check_experiment(path: Path, label: str = "click") -> tuple[Experiment, SplitByTime]:
     """Return an experiment that ctr-cycle can run, and its split.
+
+    Args:
+        path: The experiment.
+        label: The column of the joined log with the clicks.
 
     Raises:
         ValueError: If it is not valid, or its [data] section does not describe a joined log. The message says what to
@@ -36,6 +40,11 @@ def check_experiment(path: Path) -> tuple[Experiment, SplitByTime]:
         )
     if set_keys := [key for key in OTHERS if getattr(data, key)]:
         raise ValueError(f"{path}: remove {', '.join(set_keys)}. ctr-cycle reads the hours of the joined log.")
+    if data.label != label or data.positive:
+        raise ValueError(
+            f'{path}: expected label = "{label}" without positive, because ctr-gate compares the predictions with the '
+            "clicks of the joined log."
+        )
     if data.negative_rate != 1:
         raise ValueError(
             f"{path}: negative_rate = {data.negative_rate} says that non-clicks are missing, but the joined log has "

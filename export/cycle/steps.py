@@ -58,6 +58,12 @@ class Settings:
     keep: int
     device: str
 
+    @property
+    def label(self) -> str:
+        """The column of the joined log with the clicks."""
+        names = [rename.removeprefix("click=") for rename in self.rename if rename.startswith("click=")]
+        return names[-1] if names else "click"
+
 
 def join_step(settings: Settings, hours: Callable[[], Sequence[Path]]) -> Step:
     """Return the step that updates the joined log.

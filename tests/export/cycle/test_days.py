@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from export.cli.cycle import parse_arguments, to_settings
 from export.cycle.days import DayFolder, NotFinal, check_is_final, earlier_days, hour_files, newest_final_day
 from export.cycle.experiment import check_experiment, day_toml, held_out_since, window_of
 from model.data_config import SplitByTime
@@ -87,6 +88,8 @@ def test_a_window_must_leave_rows_to_train_on() -> None:
         (BY_TIME, 'split = { by = "random", valid = 0.1, test = 0.1 }', "later rows"),
         ('label = "click"', 'label = "click"\nnegative_rate = 0.1', "negative_rate = 0.1 says"),
         ('label = "click"', 'label = "click"\nvocabulary = "v"', "remove vocabulary"),
+        ('label = "click"', 'label = "conversions"', 'expected label = "click" without positive'),
+        ('label = "click"', 'label = "click"\npositive = ["1"]', 'expected label = "click" without positive'),
         ("epochs = 2", "epoch = 2", "epochs"),
     ],
 )
@@ -97,3 +100,14 @@ def test_an_experiment_that_does_not_read_a_joined_log_is_an_error(
     path.write_text(EXPERIMENT.replace(old, new))
     with pytest.raises(ValueError, match=message):
         check_experiment(path)
+
+
+def test_the_label_is_the_click_of_the_joined_log_under_its_new_name(tmp_path: Path) -> None:
+    path = tmp_path / "shop.toml"
+    path.write_text(EXPERIMENT.replace('label = "click"', 'label = "clicked"'))
+    words = ["shop.toml", "--requests", "r", "--events", "e", "--store", "s", "--out", "w", "--rename"]
+    settings = to_settings(parse_arguments([*words, "click=clicked", "--rename", "position=place"]))
+    assert check_experiment(path, settings.label)[0].data.label == "clicked"
+    other = to_settings(parse_arguments([*words, "context.click=clicked"]))
+    with pytest.raises(ValueError, match='expected label = "click"'):
+        check_experiment(path, other.label)
