@@ -28,7 +28,15 @@ from export.cycle.progressive import Progressive, progressive_validation
 from export.cycle.report import Report, Rows, read_report, write_report
 from export.cycle.retention import remove_old
 from export.cycle.run_step import Runner
-from export.cycle.start import WarmStart, bundle_version, is_current, last_accepted_run, served_version, warm_start
+from export.cycle.start import (
+    WarmStart,
+    bundle_version,
+    check_is_older,
+    is_current,
+    last_accepted_run,
+    served_version,
+    warm_start,
+)
 from export.cycle.state import read_state, write_state
 from export.cycle.steps import (
     Settings,
@@ -163,10 +171,15 @@ class Cycle:
         return list(map(Path, done.outputs))
 
     def begin(self, hours: Sequence[Path]) -> str:
-        """Write the experiment of the day, and return the version that the store served when the day began."""
+        """Write the experiment of the day, and return the version that the store served when the day began.
+
+        Raises:
+            ValueError: That version was made on a later day.
+        """
         write_whole(self.folder.experiment, day_toml(self.settings.experiment, self.folder, hours).encode())
         state = self.runner.state
         state.served = served_version(self.settings.store, self.folder, state.served)
+        check_is_older(self.folder, state.served)
         write_state(self.folder.state, state)
         return state.served
 

@@ -87,11 +87,16 @@ class DayFolder:
         return self.folder / f"{step}.log"
 
 
+def all_days(work: Path) -> list[DayFolder]:
+    """Return the folders of all days, newest first."""
+    names = [path.name for path in (work / DAYS).iterdir() if NAME.fullmatch(path.name)]
+    days = sorted((date.fromisoformat(name) for name in names), reverse=True)
+    return [DayFolder(work, day) for day in days]
+
+
 def earlier_days(folder: DayFolder) -> list[DayFolder]:
     """Return the folders of the earlier days, newest first."""
-    names = [path.name for path in (folder.work / DAYS).iterdir() if NAME.fullmatch(path.name)]
-    days = sorted((date.fromisoformat(name) for name in names), reverse=True)
-    return [DayFolder(folder.work, day) for day in days if day < folder.day]
+    return [other for other in all_days(folder.work) if other.day < folder.day]
 
 
 def hour_files(joined: Path, first: date, last: date) -> list[Path]:

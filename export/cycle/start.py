@@ -8,7 +8,7 @@ import msgspec
 from contract.bundle import MANIFEST, SCHEMA
 from contract.schema import read_schema
 from contract.store import VERSIONS, read_pointer
-from export.cycle.days import DayFolder, earlier_days
+from export.cycle.days import DayFolder, all_days, earlier_days
 from export.cycle.report import Report, read_report
 from model.experiment_config import Experiment, to_experiment, with_stored_defaults
 from model.experiments.run_check import METRICS
@@ -42,6 +42,24 @@ def served_version(store: Path, folder: DayFolder, before: str) -> str:
     if pointer is None:
         return ""
     return before if pointer.version == bundle_version(folder.bundle) else pointer.version
+
+
+def check_is_older(folder: DayFolder, served: str) -> None:
+    """Check that the served version was not made on a later day, so that it was not trained on this day.
+
+    Args:
+        folder: The day.
+        served: The version that the store serves, or "".
+
+    Raises:
+        ValueError: If it was.
+    """
+    for later in all_days(folder.work):
+        if later.day > folder.day and (report := read_report(later.report)) is not None and report.version == served:
+            raise ValueError(
+                f"the store serves the version of {later.day}, whose window may contain {folder.day}. Leave this day "
+                "out, because the windows of later days contain its rows, or go back first with ctr-store rollback."
+            )
 
 
 def is_current(store: Path, version: str) -> bool:

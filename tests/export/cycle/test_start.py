@@ -8,7 +8,7 @@ import pytest
 
 from export.cycle.days import DayFolder
 from export.cycle.report import Outcome, Report, markdown, read_report, write_report
-from export.cycle.start import last_accepted_run, served_version
+from export.cycle.start import check_is_older, last_accepted_run, served_version
 from export.cycle.state import DoneStep
 from model.experiments.run_check import METRICS
 from model.training.metrics import Metrics
@@ -80,6 +80,18 @@ def test_the_day_s_own_version_is_not_what_was_served_before(tmp_path: Path) -> 
     assert served_version(store, folder, VERSIONS[2]) == VERSIONS[1]
     serve(store, VERSIONS[3])
     assert served_version(store, folder, VERSIONS[2]) == VERSIONS[2]
+
+
+def test_a_version_that_was_made_on_a_later_day_must_not_be_served(tmp_path: Path) -> None:
+    for day in (3, 5):
+        finish(tmp_path, day)
+    DayFolder(tmp_path, date(2026, 11, 6)).folder.mkdir()
+    four = DayFolder(tmp_path, date(2026, 11, 4))
+    for served in ("", VERSIONS[3], VERSIONS[9]):
+        check_is_older(four, served)
+    with pytest.raises(ValueError, match="serves the version of 2026-11-05, whose window may contain 2026-11-04"):
+        check_is_older(four, VERSIONS[5])
+    check_is_older(DayFolder(tmp_path, date(2026, 11, 5)), VERSIONS[5])
 
 
 def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
