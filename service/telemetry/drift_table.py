@@ -180,7 +180,7 @@ def add_to_ended(folder: Path, process: str, ended: str) -> None:
     for path in folder.glob(f"{process}_*{SUFFIX}"):
         target = folder / path.name.replace(process, ended, 1)
         tables = [read_table(part) for part in (path, target) if part.exists()]
-        target.unlink(missing_ok=True)
+        # This replaces the target. If there is too little space, both files stay, and are still counted.
         sums = new_table(max((table.header for table in tables), key=lambda header: header.opened_s), target)
         for table in tables:
             sums.add(table)

@@ -1,6 +1,7 @@
 """Probabilities and inputs are counted by model version, and the counts of all processes are added up."""
 
 import asyncio
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,20 @@ def test_the_table_of_an_exited_process_is_added_to_those_before_it(tmp_path: Pa
     assert samples(text, "ctr_predicted_requests_total") == {(): 13}
     assert samples(text, "ctr_predicted_sum") == {(): 6.5}
     assert samples(text, "ctr_field_values_total")["price", "missing"] == 13
+
+
+def test_counts_of_exited_processes_survive_a_lack_of_space(tmp_path: Path) -> None:
+    for pid in (11, 12):
+        new_table(Header("v", SMALL), tmp_path / f"{pid}_v{SUFFIX}").requests[0] = pid
+    forget_process(tmp_path, 11)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / f"12_v{SUFFIX}").stat().st_size - 1, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            forget_process(tmp_path, 12)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert samples(merge_metrics(tmp_path).decode(), "ctr_predicted_requests_total") == {(): 23}
 
 
 def test_only_the_last_versions_are_kept(tmp_path: Path) -> None:
