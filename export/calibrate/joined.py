@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ from model.data.prepare.columns import BadValueError, label_column
 from model.data.prepare.row_columns import weight_column
 from model.data.readers.log import LINE, position, require_columns
 from model.data.readers.named import find_named_files
-from model.data.readers.scan import JOINED_LOG, Part
+from model.data.readers.scan import Part
+from model.data.readers.split import iso
 from model.data.timestamps import EXPECTED_TIME, unix_seconds
 from model.data_config import Data
 from model.loop.output import HOURS, read_settings
@@ -153,8 +153,9 @@ def names_of_join(parts: Sequence[Part]) -> Names | None:
     """Return the names of the columns that ctr-join wrote, which --rename may have changed, or None for other files."""
     if not all(part.is_joined for part in parts):
         return None
-    path = parts[0].source.path
-    return Names(read_settings(path, pl.read_parquet_metadata(path)[JOINED_LOG]).rename)
+    settings = read_settings(parts[0].source.path)
+    assert settings is not None
+    return Names(settings.rename)
 
 
 def newest(frames: Mapping[Path, pl.LazyFrame], time: str) -> dict[Path, int]:
@@ -238,8 +239,3 @@ def labels_and_weights(batch: Batch, columns: Columns) -> tuple[Floats, Floats]:
     except BadValueError as error:
         where = str(batch.path) if error.row is None else position(str(batch.path), batch.rows[LINE][error.row])
         raise ValueError(f'{where}: column "{error.column}" {error.reason}') from error
-
-
-def iso(seconds: int) -> str:
-    """Format Unix seconds as a time in UTC."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from model.data.readers.split import iso
 from model.loop.match import HOUR_MS, Rules
 from model.loop.output import HOURS, REPORT
 
@@ -133,10 +134,10 @@ def check_is_final(day: date, joined: Path) -> None:
         else ""
     )
     raise NotFinal(
-        f"{day} is not final. Its last hour is final once the inputs reach {iso(rules.deadline(last_ms))}, because a "
-        f"click may happen {rules.window_ms // 1000:,} s after its impression and arrive {rules.lateness_ms // 1000:,} "
-        f"s after that. They reach {iso(rules.watermark_ms)}.{also} Run the command again later, or set --until if "
-        "all events have arrived."
+        f"{day} is not final. Its last hour is final once the inputs reach {iso(rules.deadline(last_ms) // 1000)}, "
+        f"because a click may happen {rules.window_ms // 1000:,} s after its impression and arrive "
+        f"{rules.lateness_ms // 1000:,} s after that. They reach {iso(rules.watermark_ms // 1000)}.{also} Run the "
+        "command again later, or set --until if all events have arrived."
     )
 
 
@@ -151,8 +152,3 @@ def check_has_rows(day: date, files: Sequence[Path], joined: Path) -> None:
 def start_of(day: date) -> datetime:
     """Return the beginning of a day."""
     return datetime.combine(day, time(), UTC)
-
-
-def iso(time_ms: int) -> str:
-    """Format milliseconds since 1970 for a message."""
-    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"

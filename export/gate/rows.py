@@ -18,7 +18,7 @@ from export.predict.rows import Batch, count_rows, kept_name, read_batches, sent
 from export.predict.scorer import Scorer
 from model.data.readers.files import Source
 from model.data.readers.log import LINE, position, require_columns
-from model.data.readers.scan import JOINED_LOG, Part, open_parts, with_later_columns
+from model.data.readers.scan import Part, open_parts, with_later_columns
 from model.loop.match import HOUR_MS, hour_of
 from model.loop.output import HOURS, hour_name, read_settings
 from model.loop.table import Names
@@ -159,15 +159,7 @@ def open_period(
 
 def column_names(files: Sequence[Path]) -> dict[str, str]:
     """Return the name of each column of the join that the gate reads, from the settings in the files."""
-    settings = None
-    for path in files:
-        try:
-            stored = pl.read_parquet_metadata(path).get(JOINED_LOG)
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(f"{path} is damaged: {error}. Restore it, or delete it and run ctr-join again.") from error
-        if stored is not None:
-            settings = read_settings(path, stored)
-            break
+    settings = next(filter(None, map(read_settings, files)), None)
     names = Names({} if settings is None else settings.rename)
     return {name: names.of(name) for name in ("time", *COLUMNS)}
 

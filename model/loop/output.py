@@ -192,27 +192,27 @@ def check_settings(folder: Path, settings: Settings) -> None:
         ValueError: If they differ. The message names the file and both settings.
     """
     for path in sorted((folder / HOURS).glob("*.parquet")):
-        try:
-            stored = pl.read_parquet_metadata(path).get(JOINED_LOG)
-        except pl.exceptions.ComputeError as error:
-            raise ValueError(
-                f"{path} is damaged: {error}. Restore it, or delete it to write the hour again."
-            ) from error
-        if stored is None:
-            continue  # written by another program, for example to delete the rows of a unit
-        if (found := read_settings(path, stored)) != settings:
+        if (found := read_settings(path)) is not None and found != settings:
             raise ValueError(
                 f"{path} was written with {describe_settings(found)}, not with {describe_settings(settings)}. Use the "
                 "same settings, or another --out."
             )
 
 
-def read_settings(path: Path, stored: str) -> Settings:
-    """Return the settings that an hour contains.
+def read_settings(path: Path) -> Settings | None:
+    """Return the settings that the file of an hour contains.
+
+    It contains none if another program wrote it, for example to delete the rows of a unit.
 
     Raises:
-        ValueError: If another version of this software wrote them. The message names the file.
+        ValueError: If the file is damaged, or another version of this software wrote it. The message names the file.
     """
+    try:
+        stored = pl.read_parquet_metadata(path).get(JOINED_LOG)
+    except pl.exceptions.ComputeError as error:
+        raise ValueError(f"{path} is damaged: {error}. Restore it, or delete it and run ctr-join again.") from error
+    if stored is None:
+        return None
     try:
         version = msgspec.json.decode(stored, type=_Header).format
         if version == FORMAT:
