@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from contract.calibration import Calibration, Calibrator, FittedCalibration, sigmoid
 from contract.schema import FeatureSchema
 from export.calibrate.rows import Floats, Rows
-from export.calibrate.statistics import Ratio, deciles, measure_ratio
-from model.training.metrics import Bin, evaluate, reliability
+from export.calibrate.statistics import Ratio, measure_ratio
+from model.training.metrics import Bin, equal_mass_bins, evaluate, reliability
+
+DECILES = 10
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -30,7 +32,8 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
         normalized_entropy: The logloss divided by that of the click rate.
         calibration_error: The expected calibration error.
         overall: Predicted / observed of all rows.
-        deciles: The same by decile of the prediction before calibration, lowest first.
+        deciles: The same by decile of the prediction before calibration, lowest first. Fewer than ten if many
+            predictions are equal.
         segments: The same by segment, in ascending order of the ids.
         cold: The same for candidates with a value that the model does not know. None without such rows.
         bins: The points of the reliability curve.
@@ -62,7 +65,7 @@ def judge(
         ValueError: If all labels are equal.
     """
     rows = rows.select(rows.importance > 0)
-    decile = deciles(rows.logit, rows.weight)
+    decile = equal_mass_bins(rows.logit, rows.weight, DECILES)
     before, after = sigmoid(rows.logit), calibrated_ctr(rows, fitted, schema)
     return measure(rows, before, decile, values), measure(rows, after, decile, values)
 

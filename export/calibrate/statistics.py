@@ -2,13 +2,11 @@
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from export.calibrate.rows import Floats, Rows
 from model.poisson import poisson_interval
 
 CONFIDENCE = 0.95
-DECILES = 10
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,12 +84,3 @@ def sampling_variance(rows: Rows, ctr: Floats) -> float:
     weight, kept = rows.weight, rows.label < 0.5
     variance = float(np.square(weight[kept] * ctr[kept]).sum()) * (1 - rows.negative_rate)
     return variance / float(np.dot(weight, ctr)) ** 2
-
-
-def deciles(ctr: Floats, weight: Floats) -> NDArray[np.int64]:
-    """Return the decile of each row by its prediction, 0 to 9, with equal weights in all deciles. Shape: (rows)."""
-    order = np.argsort(ctr, kind="stable")
-    middle = np.cumsum(weight[order]) - weight[order] / 2
-    decile = np.empty(len(ctr), np.int64)
-    decile[order] = np.minimum(DECILES * middle / weight.sum(), DECILES - 1).astype(np.int64)
-    return decile

@@ -19,7 +19,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from export.gate.rows import Drawn, ScoredRows, Segments
 from model.experiments.bootstrap import SEED, auc_influence, resampled_sums
 from model.poisson import poisson_interval
-from model.training.metrics import auc_by_unit, base_logloss, logloss_by_row
+from model.training.metrics import auc_by_unit, base_logloss, equal_mass_bins, logloss_by_row
 
 DRAWS = 1000
 DECILES = 10
@@ -262,9 +262,7 @@ def estimate(value: Floats, drawn: Floats) -> Estimate:
 
 def deciles(ctr: Floats, weights: Floats) -> Segments:
     """Return up to ten bins of equal weight, lowest predictions first. Equal predictions share a bin."""
-    shares = np.linspace(0, 1, DECILES + 1)[1:-1]
-    edges = np.unique(np.quantile(ctr, shares, weights=weights, method="inverted_cdf"))
-    codes = np.unique(np.searchsorted(edges, ctr, side="left"), return_inverse=True)[1]
+    codes = np.unique(equal_mass_bins(ctr, weights, DECILES), return_inverse=True)[1]
     return Segments([str(number + 1) for number in range(int(codes.max()) + 1)], codes)
 
 

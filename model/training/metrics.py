@@ -209,6 +209,24 @@ def expected_calibration_error(bins: list[Bin]) -> float:
     return sum(w * abs(b.predicted - b.observed) for w, b in zip(weights, bins, strict=True)) / sum(weights)
 
 
+def equal_mass_bins(ctr: NDArray[Any], weights: NDArray[np.float64] | None, count: int) -> NDArray[np.int64]:
+    """Return the bin of each row, (rows): `count` bins of equal mass, lowest predictions first.
+
+    Equal predictions share a bin, so some bins may be empty.
+
+    Args:
+        ctr: Probabilities or logits, (rows).
+        weights: The weight of each row, (rows), or None if all rows have the same weight.
+        count: The number of bins.
+    """
+    shares = np.linspace(0, 1, count + 1)[1:-1]
+    if weights is None:
+        edges = np.unique(np.quantile(ctr, shares))
+    else:  # of all methods, only this one supports weights
+        edges = np.unique(np.quantile(ctr, shares, weights=weights, method="inverted_cdf"))
+    return np.searchsorted(edges, ctr, side="left")
+
+
 def reliability(
     labels: NDArray[np.floating], ctr: NDArray[Any], weights: NDArray[np.float64] | None = None
 ) -> list[Bin]:
@@ -217,12 +235,7 @@ def reliability(
     The bins have equal mass (Nixon et al., Measuring Calibration in Deep Learning, 2019) instead of equal width. Most
     click probabilities are close to zero, so most bins of equal width would be empty.
     """
-    shares = np.linspace(0, 1, BINS + 1)[1:-1]
-    if weights is None:
-        edges = np.unique(np.quantile(ctr, shares))
-    else:  # of all methods, only this one supports weights
-        edges = np.unique(np.quantile(ctr, shares, weights=weights, method="inverted_cdf"))
-    bins = np.searchsorted(edges, ctr, side="left")
+    bins = equal_mass_bins(ctr, weights, BINS)
     rows = np.bincount(bins)
     mass = rows if weights is None else np.bincount(bins, weights=weights)
     counted = 1.0 if weights is None else weights

@@ -20,7 +20,7 @@ from export.calibrate.fit import (
     shift_of_rows,
 )
 from export.calibrate.rows import Floats, Rows
-from export.calibrate.statistics import deciles
+from model.training.metrics import equal_mass_bins
 from tests.support.calibration import make_rows, simulate
 
 SHIFTS = (0.4, -0.3, 0.0, 0.1)
@@ -85,7 +85,7 @@ def test_a_planted_factor_of_1_3_is_corrected(plant: Callable[[Floats], Floats],
     before, after = sigmoid(planted), sigmoid(curve(found.knots, planted))
     assert abs(before.mean() / test.truth.mean() - 1) > 0.1
     assert after.mean() / test.truth.mean() == pytest.approx(1, abs=0.01)
-    decile = deciles(test.truth, np.ones(len(planted)))
+    decile = equal_mass_bins(test.truth, None, 10)
     for number in range(10):
         true = test.truth[decile == number].mean()
         tolerance = max(0.05 if method == "isotonic" else 0.1, 3 / np.sqrt(len(rows) / 10 * true))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from contract.calibration import sigmoid
-from export.calibrate.statistics import deciles, effective_clicks, measure_ratio
+from export.calibrate.statistics import effective_clicks, measure_ratio
 from tests.support.calibration import make_rows, simulate
 
 
@@ -61,12 +61,3 @@ def test_effective_clicks_predict_the_variance_of_the_ratio() -> None:
         expected.append(1 / effective_clicks(simulation.rows, simulation.truth))
     # Poisson clicks vary a little more than Bernoulli ones.
     assert 0.7 * np.mean(expected) < np.var(ratios) < 1.1 * np.mean(expected)
-
-
-def test_deciles_have_equal_weights() -> None:
-    random = np.random.default_rng(3)
-    ctr, weight = random.random(10_000), random.choice([1.0, 10.0], 10_000)
-    decile = deciles(ctr, weight)
-    mass = np.bincount(decile, weight)
-    assert mass == pytest.approx(np.full(10, weight.sum() / 10), rel=0.01)
-    assert all(ctr[decile == low].max() <= ctr[decile == low + 1].min() for low in range(9))

@@ -10,6 +10,7 @@ from sklearn.metrics import ndcg_score, roc_auc_score
 from model.training.metrics import (
     BINS,
     Metrics,
+    equal_mass_bins,
     evaluate,
     expected_calibration_error,
     grouped_auc,
@@ -140,3 +141,13 @@ def test_the_metrics_of_an_older_run_can_be_read() -> None:
 def test_a_single_class_is_an_error() -> None:
     with pytest.raises(ValueError, match="only one"):
         evaluate(np.ones(3), np.full(3, 0.5))
+
+
+def test_bins_have_equal_mass_and_share_no_predictions() -> None:
+    random = np.random.default_rng(3)
+    ctr, weights = random.random(10_000), random.choice([1.0, 10.0], 10_000)
+    bins = equal_mass_bins(ctr, weights, 10)
+    assert np.bincount(bins, weights) == pytest.approx(np.full(10, weights.sum() / 10), rel=0.01)
+    assert all(ctr[bins == low].max() < ctr[bins == low + 1].min() for low in range(9))
+    few = random.choice([0.1, 0.2], 100)
+    assert np.unique(equal_mass_bins(few, None, 10)[few == 0.1]).size == 1
