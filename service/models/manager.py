@@ -59,6 +59,8 @@ class ModelManager:
             problem = await self.make_ready(new)
             if problem is not None:
                 await new.close()
+                if old.version != new.version:
+                    metrics.drift.discard(new.version)
                 return problem
             self.model = new
             metrics.set_model(new.bundle.manifest.name, new.version)

@@ -177,16 +177,23 @@ class Drift(Collector):
             counter = DriftCounter(schema, new_table(Header(version, reference, time.time()), self._path(version)))
         self._counters[version] = counter
         while len(self._counters) > MAX_VERSIONS:
-            oldest = next(iter(self._counters))
-            del self._counters[oldest]
-            if (path := self._path(oldest)) is not None:
-                path.unlink(missing_ok=True)
+            self._remove(next(iter(self._counters)))
         return counter
+
+    def discard(self, version: str) -> None:
+        """Remove the counter of a version that has never been served. Otherwise, it could displace one in use."""
+        if version in self._counters and not self._counters[version].table.requests[0]:
+            self._remove(version)
 
     def collect(self) -> Iterator[Metric]:
         for counter in self._counters.values():
             counter.flush()
         yield from families([counter.table for counter in self._counters.values()])
+
+    def _remove(self, version: str) -> None:
+        del self._counters[version]
+        if (path := self._path(version)) is not None:
+            path.unlink(missing_ok=True)
 
     def _path(self, version: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{self._process}_{version}{SUFFIX}"

@@ -1,6 +1,7 @@
 """Probabilities and inputs are counted by model version, and the counts of all processes are added up."""
 
 import asyncio
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from contract.calibration import Calibration
 from contract.encode import ModelInput
 from contract.reference import REFERENCE, Bins, CategoricalReference, NumericReference, Reference
 from contract.schema import FeatureSchema, Field
+from service.models import manager
 from service.telemetry import drift
 from service.telemetry.drift import Drift, DriftCounter
 from service.telemetry.drift_table import BOUNDS, MAX_VERSIONS, SUFFIX, Header, new_table, read_table
 from service.telemetry.multiprocess import forget_process, merge_metrics
+from service.vocabulary.publish import publish
 from tests.support.app import StartApp, a_request, app_of
 from tests.support.processes import eventually, get, post, served_version, serving
-from tests.support.small_bundle import FIELDS, SHIFT, write_small_bundle
+from tests.support.redis_server import RedisServer
+from tests.support.small_bundle import FIELDS, SHIFT, with_users_rotated, write_small_bundle
 
 QUARTERS = Bins((-1.0, 0.0, 1.0), (0.25, 0.25, 0.25, 0.25))
 SMALL = Reference(
@@ -225,6 +229,28 @@ async def test_both_models_of_a_reload_are_kept_apart(
     first, second = (open_bundle(folder).manifest.version for folder in (with_reference, other))
     assert f'ctr_predicted_requests_total{{version="{first}"}} 1.0' in text
     assert f'ctr_predicted_requests_total{{version="{second}"}} 2.0' in text
+
+
+async def test_versions_that_cannot_be_served_do_not_displace_the_one_that_is(
+    start: StartApp,
+    with_reference: Path,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their vocabularies are not in Redis."""
+    monkeypatch.setattr(manager, "VOCABULARY_TIMEOUT_S", 0.1)
+    bundle = open_bundle(with_reference)
+    with redis_server.client() as redis:
+        publish(redis, bundle)
+    async with start(bundle=with_reference, vocabulary="redis", redis_url=redis_server.url) as client:
+        serving_model = app_of(client).state.serving
+        for number in range(1, 1 + MAX_VERSIONS):
+            other = with_users_rotated(write_small_bundle(tmp_path / str(number), seed=number), number)
+            assert await serving_model.load(other) is not None
+        text = await metrics_of(client)
+    versions = re.findall(r'ctr_predicted_requests_total{version="(.*)"}', text)
+    assert versions == [bundle.manifest.version]
 
 
 def test_a_server_adds_up_its_workers(with_reference: Path) -> None:
