@@ -248,10 +248,10 @@ def check_gate(store: Path, version: str, gate: Path | None, force: bool) -> byt
     Raises:
         StoreError: It may not be added, and `force` is not set. With `force`, the reason is printed.
     """
-    pointer = readable_pointer(store)
     try:
         if gate is not None:
-            return accepted_report(gate, version, pointer)
+            return accepted_report(gate, version, read_pointer(store))
+        pointer = readable_pointer(store)
         # If the pointer is damaged, the store has served a version before.
         has_served = pointer is not None or (store / CURRENT).exists()
         if read_store_settings(store).require_gate and has_served and not was_current(version, pointer):
