@@ -11,6 +11,7 @@ because the day is not final or another ctr-cycle is running.
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -55,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ctr-cycle: interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
+    except BaseException:  # also a panic of polars
+        # Python would exit with code 1, which means that the gate failed.
+        traceback.print_exc()
+        return ERROR
     report = result.report
     if not result.is_new:
         print(

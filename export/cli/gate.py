@@ -6,6 +6,7 @@ new model passes, 1 if it fails, 3 if there are not enough clicks to decide, and
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ctr-gate: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
+    except BaseException:  # also a panic of polars
+        # Python would exit with code 1, which means that the new model fails.
+        traceback.print_exc()
+        return 2
     for check in report.checks:
         if not check.name.startswith("segment ") or check.verdict == "fail":
             print(f"{check.name}: {check.verdict}: {check.reason}")

@@ -63,6 +63,18 @@ def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.Ca
         assert (pl.read_parquet(hour)["weight"] == 2).all()
 
 
+def test_a_crash_does_not_exit_with_the_code_of_a_model_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = (write_small_bundle(tmp_path / f"b{seed}", seed=seed) for seed in (0, 1))
+    draw_joined_log(tmp_path / "joined", new, rows=500, hours=2)
+    for path in (tmp_path / "joined" / "hours").iterdir():  # as a program that is not ctr-join may write it
+        pl.read_parquet(path).with_columns(pl.col("time").cast(pl.String)).write_parquet(path)
+    assert run(new, old, tmp_path / "joined", "--out", tmp_path / "gate") == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert not (tmp_path / "gate").exists()
+
+
 def generated_log(run_folder: Path, folder: Path) -> Path:
     """Write the generated test rows as a joined log of 10 hours."""
     rows = pl.read_parquet(run_folder.parent / DATA.folder / "test.parquet").rename({LABEL: "click"})
