@@ -24,7 +24,7 @@ RUN python -m pip --python /opt/ctr/bin/python install --no-cache-dir --disable-
     && /opt/ctr/bin/python -m compileall -q /opt/ctr/lib
 
 FROM ${BASE}
-ARG VERSION=0.11.0
+ARG VERSION=0.12.0
 LABEL org.opencontainers.image.title="stec-ctr" \
       org.opencontainers.image.description="Click probabilities of ad candidates, by a STEC model" \
       org.opencontainers.image.version="${VERSION}" \

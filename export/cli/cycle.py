@@ -113,7 +113,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--until", metavar="TIME", help="the time before which all events have arrived: see ctr-join")
     parser.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="see ctr-join")
-    parser.add_argument("--by", metavar="FIELD", help="the field whose values ctr-calibrate corrects one by one")
+    parser.add_argument(
+        "--by", metavar="FIELD", help="the field whose values ctr-calibrate corrects, and ctr-gate checks, one by one"
+    )
     for name in GATE_OPTIONS:
         parser.add_argument(f"--{name}", metavar="SHARE", help="a limit of the gate: see ctr-gate")
     parser.add_argument("--activate", action="store_true", help="also make the new version current")

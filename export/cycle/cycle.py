@@ -193,8 +193,16 @@ class Cycle:
     def gate(self, served: str) -> GateReport:
         """Compare the new version with the served one on rows that neither was trained on."""
         since = held_out_since(self.folder.day, self.split)
-        self.runner.run(gate_step(self.folder, self.settings.store, served, since, self.settings.gate))
+        options = [*self.settings.gate, *self.segments()]
+        self.runner.run(gate_step(self.folder, self.settings.store, served, since, options))
         return read_gate_report(self.folder.gate)
+
+    def segments(self) -> list[str]:
+        """Return the arguments of ctr-gate for the calibrated field. It is named by its column in the log."""
+        if (field := self.settings.by) is None:
+            return []
+        sources = {spec.name: spec.source for spec in self.experiment.data.fields}
+        return ["--by", sources.get(field) or field]
 
     def add(self, version: str, gated: bool) -> None:
         """Add the version to the store."""

@@ -129,7 +129,7 @@ def export_step(folder: DayFolder) -> Step:
     return Step("export", "export.cli.export", arguments, lambda: [folder.bundle], ["prepare", "train", "calibrate"])
 
 
-def gate_step(folder: DayFolder, store: Path, served: str, since: datetime, limits: Sequence[str]) -> Step:
+def gate_step(folder: DayFolder, store: Path, served: str, since: datetime, options: Sequence[str]) -> Step:
     """Return the step that compares the new bundle with the served version on the end of the day.
 
     Args:
@@ -137,7 +137,7 @@ def gate_step(folder: DayFolder, store: Path, served: str, since: datetime, limi
         store: The store.
         served: The served version.
         since: The first moment whose rows neither model was trained on.
-        limits: Further arguments of ctr-gate.
+        options: Further arguments of ctr-gate.
     """
     old = stored_bundle(store, served)
 
@@ -152,7 +152,7 @@ def gate_step(folder: DayFolder, store: Path, served: str, since: datetime, limi
         "export.cli.gate",
         [
             *(str(folder.bundle), str(old), str(folder.work / JOINED), "--out", str(folder.gate.parent)),
-            *("--since", since.isoformat(), "--until", start_of(folder.day + DAY).isoformat(), *limits),
+            *("--since", since.isoformat(), "--until", start_of(folder.day + DAY).isoformat(), *options),
         ],
         outputs=report,
         after=["join", "export"],

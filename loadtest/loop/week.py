@@ -234,7 +234,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/loop-demo/week"), help="output folder, which is replaced"
     )
-    parser.add_argument("--requests", type=int, default=4000, help="requests on each simulated day")
+    parser.add_argument("--requests", type=int, default=5000, help="requests on each simulated day")
     parser.add_argument("--seed", type=int, default=1, help="the same seed gives the same traffic and models")
     return parser.parse_args(argv)
 

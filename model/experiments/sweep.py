@@ -23,9 +23,13 @@ from model.experiments.sweep_config import Base, Point, read_sweep
 from model.experiments.trial import open_log
 from model.training.device import CPU
 from model.training.early_stopping import Epoch
+from model.training.metrics import Metrics
 
 TEXT_WIDTH = 200  # characters per line if the output is not a terminal
-COLUMNS = ("point", "seeds", "valid AUC", "valid logloss", "test AUC", "test logloss", "parameters", "FLOPs", "s")
+COLUMNS = (
+    *("point", "seeds", "weights", "valid AUC", "valid logloss", "test AUC", "test logloss", "parameters", "FLOPs"),
+    "s",
+)
 
 
 @dataclass(frozen=True)
@@ -43,24 +47,45 @@ class PointRuns:
 
     def score(self, monitor: str) -> float:
         """Return the mean of the monitored validation metric, negated if lower is better."""
-        valid = [r.metrics.valid for r in self.runs]
-        return statistics.mean(v.auc if monitor == "auc" else -v.logloss for v in valid)
+        return score_of(self.better_weights(monitor)[1], monitor)
 
-    def cells(self) -> list[str]:
+    def better_weights(self, monitor: str) -> tuple[str, list[tuple[Metrics, Metrics]]]:
+        """Return the weights whose mean on valid is better, raw or averaged, and the metrics of each run with them.
+
+        Without an average in every run, these are the weights of the models.
+
+        Returns:
+            The name of the weights, and the metrics on valid and on test of each run.
+        """
+        selected = [(run.metrics.valid, run.metrics.test) for run in self.runs]
+        others = [other for run in self.runs if (other := run.metrics.other) is not None]
+        measured = [(other.valid, other.test) for other in others]
+        if len(others) == len(self.runs) and score_of(measured, monitor) > score_of(selected, monitor):
+            return others[0].weights, measured
+        return self.runs[0].experiment.training.weights, selected
+
+    def cells(self, monitor: str) -> list[str]:
         """Return the cells of the point's row, without its name."""
         if not self.runs:
             return ["0", *[""] * (len(COLUMNS) - 2)]
-        metrics = [r.metrics for r in self.runs]
+        weights, measured = self.better_weights(monitor)
+        metrics = [run.metrics for run in self.runs]
         return [
             str(len(metrics)),
-            mean_and_std([m.valid.auc * 100 for m in metrics], 2),
-            mean_and_std([m.valid.logloss for m in metrics], 4),
-            mean_and_std([m.test.auc * 100 for m in metrics], 2),
-            mean_and_std([m.test.logloss for m in metrics], 4),
+            weights,
+            mean_and_std([valid.auc * 100 for valid, _ in measured], 2),
+            mean_and_std([valid.logloss for valid, _ in measured], 4),
+            mean_and_std([test.auc * 100 for _, test in measured], 2),
+            mean_and_std([test.logloss for _, test in measured], 4),
             f"{metrics[0].parameters:,}",
             "" if metrics[0].flops is None else f"{metrics[0].flops:,}",
             f"{sum(m.seconds for m in metrics):.0f}",
         ]
+
+
+def score_of(measured: Sequence[tuple[Metrics, Metrics]], monitor: str) -> float:
+    """Return the mean of the monitored validation metric of runs, negated if lower is better."""
+    return statistics.mean(valid.auc if monitor == "auc" else -valid.logloss for valid, _ in measured)
 
 
 class SweepTable:
@@ -112,7 +137,8 @@ class SweepTable:
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "point" else "right")
         for point in self.points():
-            table.add_row(point.point.experiment.name, *point.cells())
+            monitor = point.point.experiment.training.monitor
+            table.add_row(point.point.experiment.name, *point.cells(monitor))
         return table
 
 
@@ -217,5 +243,6 @@ def section(base: Base, ranked: Sequence[PointRuns]) -> list[str]:
             f"{metrics.test.base_logloss:.4f} on test."
         )
     head = ["| " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
-    rows = ("| " + " | ".join([point.point.label, *point.cells()]) + " |" for point in ranked)
+    cells = ([point.point.label, *point.cells(base.experiment.training.monitor)] for point in ranked)
+    rows = (f"| {' | '.join(row)} |" for row in cells)
     return [f"{summary} {choice}", "", *head, *rows]

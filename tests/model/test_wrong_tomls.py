@@ -1,6 +1,5 @@
 """Wrong TOML files: one message with the file, the key, what is valid, and how to fix it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from model.cli import prepare, sweep
 from model.data_config import Data, read_data
 from model.experiment_config import Training, read_experiment, to_experiment
 from model.stec.stec import STECConfig
+from model.toml_text import toml_value
 from model.unused_keys import unused_in_model
 from model.zoo import MODELS
 from tests.support.examples import examples
@@ -526,13 +526,14 @@ def test_any_value_of_any_key_is_accepted_or_is_a_message_about_the_key(place: t
 @example("", "x - at `$.data")
 @example("data", "x` - at `$.training")
 @example("training", "a\nb")
+@example("", "\x7f")
 def test_any_unknown_key_is_one_message_about_the_key(section: str, key: str) -> None:
     assume(key not in ("name", "type", *SECTIONS))
     document = msgspec.toml.decode(lines(more="[model]\n[training]"), type=dict[str, Any])
     (document[section] if section else document)[key] = 1
     message = message_of(document)
     assert message is not None
-    assert f"has no key {json.dumps(key, ensure_ascii=False)}." in message
+    assert f"has no key {toml_value(key)}." in message
     assert message.startswith(f"[{section}]" if section else "the file")
 
 

@@ -97,7 +97,7 @@ def test_a_day_is_gated_reported_and_run_once(first: Site, tmp_path: Path) -> No
     old = site.served()
 
     # With a margin of almost nothing, a day has too few clicks to pass.
-    strict = site.run(DAY_2, limits=("--margin", "0.0000001"))
+    strict = site.run(DAY_2, "--by", "slot", limits=("--margin", "0.0000001"))
     assert strict.returncode == 3, strict.stdout + strict.stderr
     report = site.report(DAY_2)
     assert (report["outcome"], report["activated"]) == ("not enough clicks", False)
@@ -105,13 +105,13 @@ def test_a_day_is_gated_reported_and_run_once(first: Site, tmp_path: Path) -> No
     assert site.check_store() == {old} == {site.served()}
     assert "had not enough clicks" in (site.day(DAY_2) / "cycle.md").read_text()
 
-    again = site.run(DAY_2)
+    again = site.run(DAY_2, "--by", "slot")
     assert again.returncode == 3
     assert "already finished" in again.stdout
 
     # Without its report, the day runs again. Only the gate has other arguments.
     (site.day(DAY_2) / "cycle.json").unlink()
-    passed = site.run(DAY_2, "--keep", "1")
+    passed = site.run(DAY_2, "--by", "slot", "--keep", "1")
     assert passed.returncode == 0, passed.stdout + passed.stderr
     assert set(re.findall("^(.*): complete, not repeated", passed.stdout, re.MULTILINE)) == {*STEPS} - {"gate", "add"}
     report = site.report(DAY_2)
@@ -120,6 +120,7 @@ def test_a_day_is_gated_reported_and_run_once(first: Site, tmp_path: Path) -> No
     assert report["progressive"]["version"] == old
     assert report["log"]["the day"]["rows"] == report["progressive"]["rows"] > 500
     assert list(report["steps"]) == list(STEPS)
+    assert "slot" in (site.day(DAY_2) / "gate" / "gate.md").read_text()
     assert not (site.day(DAY_1) / "run").exists()
     assert (site.day(DAY_2) / "run").exists()
     assert f"removed {site.day(DAY_1)}/run" in passed.stdout

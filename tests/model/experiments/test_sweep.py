@@ -1,13 +1,14 @@
 """ctr-sweep trains each point of a file once, and chooses the best one on valid."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from model.cli.sweep import main
-from model.experiments.run_folder import RunMetrics
+from model.experiments.run_folder import OtherWeights, RunMetrics
 from model.experiments.run_registry import run_list
 from model.experiments.sweep import PointRuns, rank, sweep
 from model.experiments.sweep_config import Point, read_sweep
@@ -121,6 +122,28 @@ def scored(metrics: RunMetrics, auc: float) -> RunMetrics:
 def test_an_incomplete_point_is_not_ranked_first() -> None:
     points = [measured("lucky", 0.9, 1), measured("poor", 0.6, 2), measured("good", 0.7, 2), measured("none", 0, 0)]
     assert [m.point.label for m in rank(points, "auc")] == ["good", "poor", "lucky", "none"]
+
+
+def test_a_point_has_the_weights_that_are_better_on_valid() -> None:
+    raw, better = measured("raw", 0.7, 2), Metrics(0.8, 0.4)
+    other = OtherWeights("averaged", 1, 1.0, better, Metrics(0.6, 0.5))
+    averaged = replace(
+        raw,
+        runs=[msgspec.structs.replace(r, metrics=msgspec.structs.replace(r.metrics, other=other)) for r in raw.runs],
+    )
+    assert raw.better_weights("auc")[0] == "raw"
+    assert averaged.better_weights("auc") == ("averaged", [(better, other.test)] * 2)
+    assert averaged.better_weights("logloss")[0] == "raw"  # 0.3 is less than 0.4
+    assert averaged.cells("auc")[:6] == [
+        "2",
+        "averaged",
+        "80.00 ± 0.00",
+        "0.4000 ± 0.0000",
+        "60.00 ± 0.00",
+        "0.5000 ± 0.0000",
+    ]
+    one = replace(raw, runs=[raw.runs[0], averaged.runs[1]])
+    assert one.better_weights("auc")[0] == "raw"  # not every run has an average
 
 
 def test_a_sweep_whose_points_all_fail_chooses_none(
