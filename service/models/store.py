@@ -38,6 +38,7 @@ from service.models.store_gate import (
     SETTINGS,
     Settings,
     accepted_report,
+    damaged_pointer,
     describe_evidence,
     evidence_file,
     read_store_settings,
@@ -249,10 +250,12 @@ def check_gate(store: Path, version: str, gate: Path | None, force: bool) -> byt
     """
     pointer = readable_pointer(store)
     try:
+        is_required = read_store_settings(store).require_gate
+        if (gate is not None or is_required) and pointer is None and (reason := damaged_pointer(store)):
+            raise StoreError(f"{reason}. {HOW_TO_SKIP}.")
         if gate is not None:
             return accepted_report(gate, version, pointer)
-        # If the pointer is damaged, the store has served a version before.
-        if read_store_settings(store).require_gate and (pointer is not None or (store / CURRENT).exists()):
+        if is_required and pointer is not None:
             raise StoreError(
                 f"{store} accepts only versions that passed ctr-gate: add {version[:SHORT]} with --gate REPORT.json. "
                 f"{HOW_TO_SKIP}."
@@ -425,8 +428,10 @@ def create_store(store: Path) -> None:
 
 
 def create_folder(folder: Path) -> None:
-    """Create a folder that other users may read, unless it exists."""
+    """Create a folder that other users may read, unless it exists. Raises StoreError if something else exists."""
     if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise StoreError(f"{folder} is not a folder: remove it, and run the command again")
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
 
