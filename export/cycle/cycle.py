@@ -83,6 +83,7 @@ def run_cycle(settings: Settings, on_step: Callable[[str], None]) -> Result:
         StepFailed: A step failed. Running the day again continues with this step.
         ValueError: The experiment, the log or a file of the working folder cannot be used. The message names it.
     """
+    check_folders(settings)
     experiment, split = check_experiment(settings.experiment)
     window_days = window_of(settings.window_days, split)
     folder = DayFolder(settings.work, settings.day)
@@ -159,7 +160,7 @@ class Cycle:
             check_has_rows(day, hours, joined)
             return hours
 
-        done = self.runner.run(join_step(self.settings, final_hours))
+        done = self.runner.run(join_step(self.settings, self.first_day, final_hours))
         return list(map(Path, done.outputs))
 
     def begin(self, hours: Sequence[Path]) -> str:
@@ -221,6 +222,21 @@ class Cycle:
             test=metrics.test,
             gate=gate,
         )
+
+
+def check_folders(settings: Settings) -> None:
+    """Check that the working folder is not one of the folders that the steps read, or the store.
+
+    Raises:
+        ValueError: If it is, or if it is not a folder.
+    """
+    work = settings.work
+    if work.exists() and not work.is_dir():
+        raise ValueError(f"--out {work}: this is not a folder. Choose another one.")
+    folders = {"--store": [settings.store], "--requests": settings.requests, "--events": settings.events}
+    for option, paths in folders.items():
+        if any(path.resolve() == work.resolve() for path in paths):
+            raise ValueError(f"--out {work}: this is also the folder of {option}. Choose another one.")
 
 
 def log_rows(folder: DayFolder, hours: Sequence[Path], data: Data) -> dict[str, Rows]:

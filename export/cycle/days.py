@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -88,10 +89,13 @@ class DayFolder:
 
 
 def earlier_days(folder: DayFolder) -> list[DayFolder]:
-    """Return the folders of the earlier days, newest first."""
-    names = [path.name for path in (folder.work / DAYS).iterdir() if NAME.fullmatch(path.name)]
-    days = sorted((date.fromisoformat(name) for name in names), reverse=True)
-    return [DayFolder(folder.work, day) for day in days if day < folder.day]
+    """Return the folders of the earlier days, newest first. Other files and folders are left out."""
+    days = []
+    for path in (folder.work / DAYS).iterdir():
+        with suppress(ValueError):  # a name such as 2026-02-30
+            if NAME.fullmatch(path.name) and path.is_dir():
+                days.append(date.fromisoformat(path.name))
+    return [DayFolder(folder.work, day) for day in sorted(days, reverse=True) if day < folder.day]
 
 
 def hour_files(joined: Path, first: date, last: date) -> list[Path]:

@@ -29,6 +29,12 @@ class WarmStart:
     reason: str = ""
 
 
+class Version(msgspec.Struct, frozen=True):
+    """The part of a manifest that names the version."""
+
+    version: str
+
+
 def served_version(store: Path, folder: DayFolder, before: str) -> str:
     """Return the version that the store served before this day's version, or "" if there is none.
 
@@ -51,10 +57,10 @@ def is_current(store: Path, version: str) -> bool:
 
 
 def bundle_version(bundle: Path) -> str:
-    """Return the version of a bundle, or "" if there is none."""
+    """Return the version of a bundle, or "" if there is none or it is damaged. The day exports it again."""
     try:
-        return str(msgspec.json.decode((bundle / MANIFEST).read_bytes())["version"])
-    except FileNotFoundError:
+        return msgspec.json.decode((bundle / MANIFEST).read_bytes(), type=Version).version
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
 

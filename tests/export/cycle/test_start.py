@@ -1,6 +1,7 @@
 """Which run training continues, and which version counts as served."""
 
 import json
+import os
 from datetime import date
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from export.cycle.days import DayFolder
 from export.cycle.report import Outcome, Report, markdown, read_report, write_report
-from export.cycle.start import last_accepted_run, served_version
+from export.cycle.start import bundle_version, last_accepted_run, served_version
 from export.cycle.state import DoneStep
 from model.experiments.run_check import METRICS
 from model.training.metrics import Metrics
@@ -92,3 +93,16 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder.report.write_text("{")
     with pytest.raises(ValueError, match=r"cycle.json cannot be read .* run its day again"):
         read_report(folder.report)
+    folder.report.write_text('{"x": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"cycle.json cannot be read .* run its day again"):
+        read_report(folder.report)
+    folder.report.unlink()
+    os.mkfifo(folder.report)
+    with pytest.raises(ValueError, match=r"cycle.json is not a regular file"):
+        read_report(folder.report)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 1}', b"\xff", b"[" * 100_000])
+def test_a_damaged_bundle_of_the_day_has_no_version(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert bundle_version(tmp_path) == ""
