@@ -10,9 +10,9 @@ from contract.schema import read_schema
 from contract.store import VERSIONS, read_pointer
 from export.cycle.days import DayFolder, earlier_days
 from export.cycle.report import Report, read_report
-from model.experiment_config import Experiment, to_experiment, with_stored_defaults
+from model.experiment_config import Experiment
 from model.experiments.run_check import METRICS
-from model.experiments.run_folder import EXPERIMENT
+from model.experiments.run_folder import check_digests, read_run_experiment
 from model.experiments.warm import check_same_fields, check_same_model
 
 
@@ -100,11 +100,15 @@ def warm_start(folder: DayFolder, experiment: Experiment, served: str) -> WarmSt
     day = last_accepted_run(folder, served)
     if day is None:
         return WarmStart(None, "no earlier day has a run whose version was added")
-    stored = msgspec.json.decode((day.run / EXPERIMENT).read_bytes())
-    earlier = to_experiment(with_stored_defaults(stored))
+    try:
+        check_digests(day.run)
+        earlier = read_run_experiment(day.run)
+        earlier_schema = read_schema(day.run / SCHEMA)
+    except (OSError, ValueError, RecursionError) as error:
+        return WarmStart(None, f"the run of {day.day} is damaged: {error}")
     try:
         check_same_model(day.run, earlier.model, experiment.model)
-        check_same_fields(day.run, read_schema(day.run / SCHEMA), read_schema(folder.prepared / SCHEMA))
+        check_same_fields(day.run, earlier_schema, read_schema(folder.prepared / SCHEMA))
     except ValueError as error:
         reason = str(error).removeprefix(f"--warm {day.run}: ").split(". ")[0]
         return WarmStart(None, f"the experiment has changed since {day.day}: {reason}")

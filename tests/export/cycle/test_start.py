@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 from export.cycle.days import DayFolder
 from export.cycle.report import Outcome, Report, markdown, read_report, write_report
-from export.cycle.start import bundle_version, last_accepted_run, served_version
+from export.cycle.start import bundle_version, last_accepted_run, served_version, warm_start
 from export.cycle.state import DoneStep
 from model.experiments.run_check import METRICS
+from model.experiments.run_folder import read_run_experiment
 from model.training.metrics import Metrics
 
 VERSIONS = [str(number) * 64 for number in range(10)]
@@ -69,6 +71,33 @@ def test_after_a_rollback_training_continues_the_run_of_the_served_version(tmp_p
         finish(tmp_path, day)
     assert started_from(tmp_path, VERSIONS[4]) == 4
     assert started_from(tmp_path, VERSIONS[9]) == 5  # a version that another folder made
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("experiment.json", "experiment.json is not what training wrote"),
+        ("weights.safetensors", "weights.safetensors is not what training wrote"),
+        ("schema.json", "schema.json is not what training wrote"),
+        ("digests.json", "malformed"),
+    ],
+)
+def test_training_starts_cold_if_the_earlier_run_is_damaged(
+    name: str, reason: str, run_folder: Path, tmp_path: Path
+) -> None:
+    earlier, folder = finish(tmp_path, 3), DayFolder(tmp_path, date(2026, 11, 9))
+    shutil.copytree(run_folder, earlier.run, dirs_exist_ok=True)
+    shutil.copytree(run_folder, folder.prepared)
+    experiment = read_run_experiment(run_folder)
+    assert warm_start(folder, experiment, "").day == earlier
+    (earlier.run / name).write_bytes(b"\xff{")
+    start = warm_start(folder, experiment, "")
+    assert start.day is None
+    assert start.reason.startswith("the run of 2026-11-03 is damaged: ")
+    assert reason in start.reason
+    (earlier.run / name).unlink()
+    if name != "digests.json":  # Runs by older versions have none.
+        assert warm_start(folder, experiment, "").day is None
 
 
 def test_the_day_s_own_version_is_not_what_was_served_before(tmp_path: Path) -> None:
