@@ -242,7 +242,7 @@ def check_folders(settings: Settings) -> None:
 def log_rows(folder: DayFolder, hours: Sequence[Path], data: Data) -> dict[str, Rows]:
     """Return the rows and clicks of the day and of each split."""
     day = [path for path in hours if path.name.startswith(folder.day.isoformat())]
-    labels = pl.concat([pl.read_parquet(path, columns=[data.label]) for path in day])[data.label]
+    labels = pl.concat([pl.read_parquet(path, columns=[data.label], glob=False) for path in day])[data.label]
     splits = read_prepared(folder.prepared).facts.splits
     rows = {name: Rows(part.rows, round(part.rows * part.click_rate)) for name, part in splits.items()}
     return {"the day": Rows(len(labels), int(labels.sum()))} | rows

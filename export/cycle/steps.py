@@ -1,5 +1,6 @@
 """The commands of a day, in their order."""
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -90,7 +91,7 @@ def score_step(folder: DayFolder, store: Path, served: str, keep: Sequence[str])
         keep: The columns that the metrics need.
     """
     bundle = stored_bundle(store, served)
-    hours = folder.work / JOINED / HOURS / f"{folder.day}T*.parquet"
+    hours = Path(glob.escape(str(folder.work / JOINED / HOURS))) / f"{folder.day}T*.parquet"
     arguments = [str(bundle), str(hours), "--out", str(folder.scored), "--config", str(folder.experiment)]
     arguments += [word for column in keep for word in ("--keep", column)]
     return Step(

@@ -187,7 +187,7 @@ def last_ms(path: Path, time: str) -> int:
     Raises:
         ValueError: The file does not have such a column, or no row has a time.
     """
-    frame = pl.scan_parquet(path)
+    frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
     check_time(path, frame.collect_schema(), time)
     latest = frame.select(pl.col(time).max().dt.timestamp("ms")).collect().item()
     if not isinstance(latest, int):

@@ -153,6 +153,8 @@ def test_the_arguments_of_each_step_are_those_of_its_command(tmp_path: Path) -> 
     assert (score.folder, score.out, score.config) == (store / "versions" / "v1", folder.scored, folder.experiment)
     assert score.files == [f"{tmp_path}/joined/hours/2026-11-30T*.parquet"]
     assert score.keep == ["click"]
+    brackets = DayFolder(tmp_path / "[1]", folder.day)
+    assert score_step(brackets, store, "v1", []).arguments[1] == f"{tmp_path}/[[]1]/joined/hours/2026-11-30T*.parquet"
 
 
 def test_a_longer_window_repeats_the_join(site: Site, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def run(*words: str | Path) -> int:
 
 
 def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A feature that clients began to send later has no column in older hours."""
+    """A feature that clients began to send later has no column in older hours. Brackets are not a pattern."""
     random = np.random.default_rng(1)
     requests, events = [], []
     for number in range(400):
@@ -47,10 +47,10 @@ def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.Ca
             events.append(event("click", score_id(number, time_s), time_s + 2))
     folders = write_logs(tmp_path, requests, events)
     settings = Settings(window_s=60, lateness_s=60, rename={"time": "moment"})
-    joined = join(folders, tmp_path / "joined", settings, until_ms=int((START_S + 100_000) * 1000))
+    joined = join(folders, tmp_path / "joined[1]", settings, until_ms=int((START_S + 100_000) * 1000))
     assert joined.balance.outcomes["impression", "joined"] == 400
     new, old = (write_small_bundle(tmp_path / f"b{seed}", seed=seed) for seed in (0, 1))
-    words = (new, old, tmp_path / "joined", "--out", tmp_path / "gate", "--by", "late")
+    words = (new, old, tmp_path / "joined[1]", "--out", tmp_path / "gate", "--by", "late")
     assert run(*words) in (0, 1, 3)
     assert 'column "late" is not in 1 of 3 joined files' in capsys.readouterr().err
     report = json.loads((tmp_path / "gate" / "gate.json").read_text())
@@ -60,8 +60,8 @@ def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.Ca
         "(missing)": 301,
         "x": 99,
     }
-    for hour in (tmp_path / "joined" / "hours").iterdir():
-        assert (pl.read_parquet(hour)["weight"] == 2).all()
+    for hour in (tmp_path / "joined[1]" / "hours").iterdir():
+        assert (pl.read_parquet(hour, glob=False)["weight"] == 2).all()
 
 
 def generated_log(run_folder: Path, folder: Path) -> Path:
