@@ -37,6 +37,8 @@ def check_experiment(path: Path) -> tuple[Experiment, SplitByTime]:
         )
     if set_keys := [key for key in OTHERS if getattr(data, key)]:
         raise ValueError(f"{path}: remove {', '.join(set_keys)}. ctr-cycle reads the hours of the joined log.")
+    if data.positive:
+        raise ValueError(f"{path}: remove positive. The clicks of a joined log are 0 and 1.")
     if data.negative_rate != 1:
         raise ValueError(
             f"{path}: negative_rate = {data.negative_rate} says that non-clicks are missing, but the joined log has "
