@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from contract.regular_file import read_regular_file
 from contract.schema import FeatureSchema
 
 CALIBRATION = "calibration.json"  # in runs and in bundles
@@ -167,12 +168,9 @@ def read_fitted(path: Path) -> FittedCalibration:
     """Read a calibration.json. Check it with check_fitted() before use, as Calibrator does.
 
     Raises:
-        ValueError: If the file is too large or has the wrong format. The message names the file.
+        ValueError: If the file is not regular, is too large, or has the wrong format. The message names the file.
     """
-    with path.open("rb") as file:
-        raw = file.read(MAX_BYTES + 1)
-    if len(raw) > MAX_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_BYTES:,} bytes, too large for a calibration")
+    raw = read_regular_file(path, MAX_BYTES)
     try:
         return msgspec.json.decode(raw, type=FittedCalibration)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -5,7 +5,10 @@ from typing import Literal
 
 import msgspec
 
+from contract.regular_file import read_regular_file
+
 FORMAT = 1
+MAX_BYTES = 256 * 1024 * 1024  # Each --by may have 10,000 values.
 Verdict = Literal["pass", "fail", "not enough clicks"]
 
 
@@ -33,10 +36,21 @@ def read_gate_report(path: Path) -> GateReport:
     Raises:
         ValueError: The file cannot be read, or it is not a gate report of this format. The message names the file.
     """
+    return parse_gate_report(path, read_gate_bytes(path))
+
+
+def read_gate_bytes(path: Path) -> bytes:
+    """Return the content of a file that should be a gate report. Raises ValueError as read_gate_report() does."""
     try:
-        report = msgspec.json.decode(path.read_bytes(), type=GateReport)
+        return read_regular_file(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}. Create the report with: ctr-gate NEW OLD JOINED") from error
+
+
+def parse_gate_report(path: Path, content: bytes) -> GateReport:
+    """Return the gate report that a file contains. Raises ValueError as read_gate_report() does."""
+    try:
+        report = msgspec.json.decode(content, type=GateReport)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a report of ctr-gate ({error})") from error
     if report.format != FORMAT:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from contract.regular_file import read_regular_file
 from contract.system_errors import explain_denied
 
 VERSIONS = "versions"
 CURRENT = "current"
 VERSION = re.compile(r"[0-9a-f]{64}")
+MAX_BYTES = 1024 * 1024  # of CURRENT, and of the settings
 
 
 class StoreError(ValueError):
@@ -40,12 +42,14 @@ def read_pointer(store: Path) -> Pointer | None:
     """
     path = store / CURRENT
     try:
-        pointer = msgspec.json.decode(path.read_bytes(), type=Pointer)
-    except FileNotFoundError:
+        pointer = msgspec.json.decode(read_regular_file(path, MAX_BYTES), type=Pointer)
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise unreadable(path, error) from error
         return None
     except OSError as error:
         raise unreadable(path, error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError, too
         raise StoreError(f"{path} cannot be read ({error}): activate a version again") from error
     # A version is a name, not a path, so a pointer cannot lead outside the store.
     for version in (pointer.version, *pointer.previous):

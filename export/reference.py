@@ -33,7 +33,9 @@ RUN_ROWS = 1_024  # rows in one run of the graph
 
 
 def measure_reference(folder: Path, prepared: Prepared, calibrator: Calibrator) -> Reference | None:
-    """Return the reference of a bundle, or None if the validation set has fewer than MIN_REQUESTS requests.
+    """Return the reference of a bundle, or None if the validation set has too few rows.
+
+    It needs MIN_REQUESTS requests. Rows with weight 0 are not measured.
 
     The validation set follows train in time, so it resembles the traffic that the model will see. Train does not: the
     vocabulary was built from it, so it has fewer unknown values than any later traffic.
@@ -47,9 +49,12 @@ def measure_reference(folder: Path, prepared: Prepared, calibrator: Calibrator) 
         return None
     total = prepared.facts.splits[SPLIT].rows
     rows = np.linspace(0, total - 1, min(MAX_ROWS, total)).round().astype(np.int64)
+    weights = row_weights(prepared, rows)
+    rows, weights = rows[weights > 0], weights[weights > 0]
+    if not len(rows):
+        return None
     all_ids, all_values, _ = prepared.split(SPLIT)
     ids, values = all_ids[rows], all_values[rows]
-    weights = row_weights(prepared, rows)
     reference = Reference(
         rows=len(rows),
         predicted=bins_of(predict(folder, prepared.schema, ids, values, calibrator), weights),

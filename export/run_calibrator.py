@@ -1,5 +1,6 @@
 """The calibration of a run: the correction for its log, and calibration.json if ctr-calibrate has written one."""
 
+import os
 from pathlib import Path
 
 from contract.calibration import CALIBRATION, Calibration, Calibrator, read_fitted
@@ -23,11 +24,13 @@ def open_calibrator(run: Path, experiment: Experiment, schema: FeatureSchema) ->
     """
     correction = Calibration.of_log(experiment.data.negative_rate)
     path = run / CALIBRATION
-    if not path.exists():
+    if not os.path.lexists(path):  # A broken link is an error, not a run without a calibration.
         return Calibrator(correction, None, schema)
     try:
         fitted = read_fitted(path)
         calibrator = Calibrator(correction, fitted, schema)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). {HOW_TO_FIX}") from error
     except ValueError as error:
         raise ValueError(f"{run}: {error}. {HOW_TO_FIX}") from error
     if fitted.weights != (weights := file_digests(run)[WEIGHTS]):

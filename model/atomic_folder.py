@@ -1,5 +1,6 @@
 """Writing output folders and files atomically."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -117,6 +118,9 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     path = next(iter(contents))
+    for target in contents:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     try:
         for path, content in contents.items():
             temporary[path].write_bytes(content)

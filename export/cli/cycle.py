@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ADDED, FAILED, ERROR, FEW_CLICKS, LATER = 0, 1, 2, 3, 4
 DAY_S = 86_400
+FIRST_YEAR, LAST_YEAR = 1971, 9998  # so that neighboring days exist, and times are not negative
 GATE_OPTIONS = ("margin", "tolerance", "segment-tolerance")
 
 
@@ -139,6 +140,8 @@ def to_settings(options: argparse.Namespace) -> "Settings":
 
     until = options.until
     now = datetime.now(UTC) if until is None else datetime.fromtimestamp(milliseconds(until) / 1000, UTC)
+    if not FIRST_YEAR < now.year <= LAST_YEAR:
+        raise ValueError(f"--until {until}: expected a time after {FIRST_YEAR} and before {LAST_YEAR + 1}.")
     return Settings(
         experiment=options.experiment,
         requests=[path.absolute() for path in options.requests],
@@ -172,9 +175,12 @@ def day(text: str) -> date:
         argparse.ArgumentTypeError: If the text is not a date.
     """
     try:
-        return date.fromisoformat(text)
+        found = date.fromisoformat(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2026-11-30") from error
+    if not FIRST_YEAR <= found.year <= LAST_YEAR:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date from {FIRST_YEAR} to {LAST_YEAR}")
+    return found
 
 
 def whole_days(text: str) -> int:

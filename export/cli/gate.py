@@ -30,11 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             is_bundle(folder)  # a wrong folder is reported before the slow imports
 
         from export.gate.gate import gate
-        from export.gate.report import PAGE, REPORT, write_report
+        from export.gate.report import PAGE, REPORT, check_out, write_report
         from export.gate.verdict import Limits
         from model.loop.lines import milliseconds
 
         since, until = (None if text is None else milliseconds(text) for text in (options.since, options.until))
+        check_out(options.out, (options.new, options.old))
         limits = Limits(options.margin, options.tolerance, options.segment_tolerance)
         report = gate(options.new, options.old, options.joined, limits, options.by, since, until, options.data)
         write_report(report, options.out)

@@ -91,6 +91,7 @@ def run_cycle(settings: Settings, on_step: Callable[[str], None]) -> Result:
         StepFailed: A step failed. Running the day again continues with this step.
         ValueError: The experiment, the log or a file of the working folder cannot be used. The message names it.
     """
+    check_folders(settings)
     experiment, split = check_experiment(settings.experiment, settings.label)
     window_days = window_of(settings.window_days, split)
     folder = DayFolder(settings.work, settings.day)
@@ -167,7 +168,7 @@ class Cycle:
             check_has_rows(day, hours, joined)
             return hours
 
-        done = self.runner.run(join_step(self.settings, final_hours))
+        done = self.runner.run(join_step(self.settings, self.first_day, final_hours))
         return list(map(Path, done.outputs))
 
     def begin(self, hours: Sequence[Path]) -> str:
@@ -244,10 +245,25 @@ class Cycle:
         )
 
 
+def check_folders(settings: Settings) -> None:
+    """Check that the working folder is not one of the folders that the steps read, or the store.
+
+    Raises:
+        ValueError: If it is, or if it is not a folder.
+    """
+    work = settings.work
+    if work.exists() and not work.is_dir():
+        raise ValueError(f"--out {work}: this is not a folder. Choose another one.")
+    folders = {"--store": [settings.store], "--requests": settings.requests, "--events": settings.events}
+    for option, paths in folders.items():
+        if any(path.resolve() == work.resolve() for path in paths):
+            raise ValueError(f"--out {work}: this is also the folder of {option}. Choose another one.")
+
+
 def log_rows(folder: DayFolder, hours: Sequence[Path], data: Data) -> dict[str, Rows]:
     """Return the rows and clicks of the day and of each split."""
     day = [path for path in hours if path.name.startswith(folder.day.isoformat())]
-    labels = pl.concat([pl.read_parquet(path, columns=[data.label]) for path in day])[data.label]
+    labels = pl.concat([pl.read_parquet(path, columns=[data.label], glob=False) for path in day])[data.label]
     splits = read_prepared(folder.prepared).facts.splits
     rows = {name: Rows(part.rows, round(part.rows * part.click_rate)) for name, part in splits.items()}
     return {"the day": Rows(len(labels), int(labels.sum()))} | rows

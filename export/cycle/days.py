@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -89,10 +90,13 @@ class DayFolder:
 
 
 def all_days(work: Path) -> list[DayFolder]:
-    """Return the folders of all days, newest first."""
-    names = [path.name for path in (work / DAYS).iterdir() if NAME.fullmatch(path.name)]
-    days = sorted((date.fromisoformat(name) for name in names), reverse=True)
-    return [DayFolder(work, day) for day in days]
+    """Return the folders of all days, newest first. Other files and folders are left out."""
+    days = []
+    for path in (work / DAYS).iterdir():
+        with suppress(ValueError):  # a name such as 2026-02-30
+            if NAME.fullmatch(path.name) and path.is_dir():
+                days.append(date.fromisoformat(path.name))
+    return [DayFolder(work, day) for day in sorted(days, reverse=True)]
 
 
 def earlier_days(folder: DayFolder) -> list[DayFolder]:

@@ -15,6 +15,7 @@ from model.toml_text import toml_document
 
 DAY_S = 86_400
 DEFAULT_DAYS = 7
+MAX_DAYS = 3650
 # Keys of [data] that name files. ctr-cycle sets the first three, and the others have no meaning for a joined log.
 FILES = ("folder", "files", "prepared")
 OTHERS = ("train", "valid", "test", "vocabulary")
@@ -62,12 +63,14 @@ def window_of(days: int | None, split: SplitByTime) -> int:
         split: The split.
 
     Raises:
-        ValueError: If valid and test are as long as the window.
+        ValueError: If valid and test are as long as the window, or the window is longer than MAX_DAYS.
     """
     other_s = sum(seconds_of(text) for text in (split.valid, split.test, *[split.gap] * 2) if text)
     if days is None:
         train_s = seconds_of(split.train) if split.train else 0
-        days = -(-(train_s + other_s) // DAY_S) if train_s else DEFAULT_DAYS
+        days = min(-(-(train_s + other_s) // DAY_S), MAX_DAYS) if train_s else DEFAULT_DAYS
+    if days > MAX_DAYS:
+        raise ValueError(f"a window of {days} days is too long. Set --window to at most {MAX_DAYS}d.")
     if days * DAY_S <= other_s:
         raise ValueError(
             f"a window of {days} days is not longer than valid and test of the split together. Set a longer --window "

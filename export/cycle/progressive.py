@@ -35,7 +35,7 @@ def progressive_validation(scored: Path, version: str, label: str, weight: str, 
         weight: The column with the weights of the rows, or "".
         unit: The column with the units, or "".
     """
-    rows = pl.read_parquet(scored)
+    rows = pl.read_parquet(scored, glob=False)
     labels = rows[label].cast(pl.Float32).to_numpy()
     clicks = int(labels.sum())
     if clicks in (0, len(labels)):

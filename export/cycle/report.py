@@ -7,12 +7,14 @@ from typing import Literal
 import msgspec
 
 from contract.gate import GateReport
+from contract.regular_file import read_regular_file
 from export.cycle.progressive import Progressive
 from export.cycle.state import DoneStep
 from model.atomic_folder import write_whole
 from model.training.metrics import Metrics
 
 FORMAT = 1
+MAX_BYTES = 64 * 1024 * 1024
 Outcome = Literal["added", "fail", "not enough clicks"]
 
 
@@ -68,10 +70,10 @@ def read_report(path: Path) -> Report | None:
         ValueError: The file is damaged or was written by another version.
     """
     try:
-        report = msgspec.json.decode(path.read_bytes(), type=Report)
+        report = msgspec.json.decode(read_regular_file(path, MAX_BYTES), type=Report)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec.DecodeError and UnicodeDecodeError, too
         raise ValueError(f"{path} cannot be read ({error}). Delete it, and run its day again.") from error
     if report.format != FORMAT:
         raise ValueError(f"{path} has format {report.format}, but this version reads {FORMAT}.")

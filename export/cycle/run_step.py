@@ -36,6 +36,7 @@ class Step:
         after: The steps whose outputs it reads.
         files: Other files that it reads.
         codes: The exit codes that are results. All others are errors.
+        also: What else decides which outputs it has. The command does not get it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Step:
     after: Sequence[str] = ()
     files: Sequence[Path] = ()
     codes: Sequence[int] = (0,)
+    also: Sequence[str] = ()
 
     @property
     def command(self) -> list[str]:
@@ -97,7 +99,7 @@ class Runner:
     def inputs(self, step: Step) -> str:
         """Return the digest of what a step reads now."""
         earlier = [self.state.steps[name] for name in step.after]
-        return inputs_digest([step.module, *step.arguments], digests(step.files), earlier)
+        return inputs_digest([step.module, *step.arguments, *step.also], digests(step.files), earlier)
 
     def record(self, step: Step, inputs: str, seconds: float = 0.0, code: int = 0) -> DoneStep:
         """Record that a step is complete, and return what is known about it.

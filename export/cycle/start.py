@@ -10,9 +10,9 @@ from contract.schema import read_schema
 from contract.store import VERSIONS, read_pointer
 from export.cycle.days import DayFolder, all_days, earlier_days
 from export.cycle.report import Report, read_report
-from model.experiment_config import Experiment, to_experiment, with_stored_defaults
+from model.experiment_config import Experiment
 from model.experiments.run_check import METRICS
-from model.experiments.run_folder import EXPERIMENT
+from model.experiments.run_folder import check_digests, read_run_experiment
 from model.experiments.warm import check_same_fields, check_same_model
 
 
@@ -27,6 +27,12 @@ class WarmStart:
 
     day: DayFolder | None
     reason: str = ""
+
+
+class Version(msgspec.Struct, frozen=True):
+    """The part of a manifest that names the version."""
+
+    version: str
 
 
 def served_version(store: Path, folder: DayFolder, before: str) -> str:
@@ -69,10 +75,10 @@ def is_current(store: Path, version: str) -> bool:
 
 
 def bundle_version(bundle: Path) -> str:
-    """Return the version of a bundle, or "" if there is none."""
+    """Return the version of a bundle, or "" if there is none or it is damaged. The day exports it again."""
     try:
-        return str(msgspec.json.decode((bundle / MANIFEST).read_bytes())["version"])
-    except FileNotFoundError:
+        return msgspec.json.decode((bundle / MANIFEST).read_bytes(), type=Version).version
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
 
@@ -112,11 +118,15 @@ def warm_start(folder: DayFolder, experiment: Experiment, served: str) -> WarmSt
     day = last_accepted_run(folder, served)
     if day is None:
         return WarmStart(None, "no earlier day has a run whose version was added")
-    stored = msgspec.json.decode((day.run / EXPERIMENT).read_bytes())
-    earlier = to_experiment(with_stored_defaults(stored))
+    try:
+        check_digests(day.run)
+        earlier = read_run_experiment(day.run)
+        earlier_schema = read_schema(day.run / SCHEMA)
+    except (OSError, ValueError, RecursionError) as error:
+        return WarmStart(None, f"the run of {day.day} is damaged: {error}")
     try:
         check_same_model(day.run, earlier.model, experiment.model)
-        check_same_fields(day.run, read_schema(day.run / SCHEMA), read_schema(folder.prepared / SCHEMA))
+        check_same_fields(day.run, earlier_schema, read_schema(folder.prepared / SCHEMA))
     except ValueError as error:
         reason = str(error).removeprefix(f"--warm {day.run}: ").split(". ")[0]
         return WarmStart(None, f"the experiment has changed since {day.day}: {reason}")

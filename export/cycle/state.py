@@ -6,9 +6,11 @@ from pathlib import Path
 
 import msgspec
 
+from contract.regular_file import read_regular_file
 from model.atomic_folder import write_whole
 
 FORMAT = 1
+MAX_BYTES = 64 * 1024 * 1024
 
 
 class DoneStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,10 +52,10 @@ def read_state(path: Path) -> State:
         ValueError: The file is damaged or was written by another version. The message says what to do.
     """
     try:
-        state = msgspec.json.decode(path.read_bytes(), type=State)
+        state = msgspec.json.decode(read_regular_file(path, MAX_BYTES), type=State)
     except FileNotFoundError:
         return State()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec.DecodeError and UnicodeDecodeError, too
         raise ValueError(f"{path} cannot be read ({error}). Delete it to run the day from the beginning.") from error
     if state.format != FORMAT:
         raise ValueError(f"{path} has format {state.format}, but this version reads {FORMAT}. Delete it.")

@@ -1,5 +1,6 @@
 """The commands of a day, in their order."""
 
+import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -65,18 +66,19 @@ class Settings:
         return names[-1] if names else "click"
 
 
-def join_step(settings: Settings, hours: Callable[[], Sequence[Path]]) -> Step:
+def join_step(settings: Settings, first: date, hours: Callable[[], Sequence[Path]]) -> Step:
     """Return the step that updates the joined log.
 
     Args:
         settings: The settings.
+        first: The first day of the window.
         hours: Returns the files of the window, or raises an error if the day is not final.
     """
     arguments = [*map(str, (*settings.requests, *settings.events)), "--out", str(settings.work / JOINED)]
     arguments += ["--window", f"{settings.click_window_s}s", "--lateness", f"{settings.lateness_s}s"]
     arguments += [] if settings.until is None else ["--until", settings.until]
     arguments += [word for rename in settings.rename for word in ("--rename", rename)]
-    return Step("join", "model.cli.join", arguments, hours)
+    return Step("join", "model.cli.join", arguments, hours, also=[first.isoformat()])
 
 
 def prepare_step(folder: DayFolder) -> Step:
@@ -95,10 +97,17 @@ def score_step(folder: DayFolder, store: Path, served: str, keep: Sequence[str])
         keep: The columns that the metrics need.
     """
     bundle = stored_bundle(store, served)
-    hours = folder.work / JOINED / HOURS / f"{folder.day}T*.parquet"
+    hours = Path(glob.escape(str(folder.work / JOINED / HOURS))) / f"{folder.day}T*.parquet"
     arguments = [str(bundle), str(hours), "--out", str(folder.scored), "--config", str(folder.experiment)]
     arguments += [word for column in keep for word in ("--keep", column)]
-    return Step("score", "export.cli.predict", arguments, lambda: [folder.scored], ["join"], [bundle / MANIFEST])
+    return Step(
+        "score",
+        "export.cli.predict",
+        arguments,
+        lambda: [folder.scored],
+        ["join"],
+        [bundle / MANIFEST, folder.experiment],
+    )
 
 
 def train_step(folder: DayFolder, device: str, warm: DayFolder | None) -> Step:

@@ -11,7 +11,7 @@ from export.gate.model import GatedModel
 from export.gate.picture import draw
 from export.gate.rows import Period, time_text
 from export.gate.verdict import Check, Limits, segment_verdict
-from model.atomic_folder import new_folder
+from model.atomic_folder import check_replaceable, new_folder
 
 REPORT, PAGE, PICTURE = "gate.json", "gate.md", "gate.png"
 MAX_ROWS = 50  # of a table of segments
@@ -70,12 +70,33 @@ def make_report(
     )
 
 
+def check_out(out: Path, models: Sequence[Path]) -> None:
+    """Check that a report can be written to a folder, and would replace nothing but an older report.
+
+    Args:
+        out: The folder.
+        models: The folders of the models, which must not change.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    check_replaceable(out, REPORT)
+    if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - {REPORT, PAGE, PICTURE})):
+        raise ValueError(
+            f"{out} contains {others[0]}, which is not part of a report and would be deleted. Choose another folder."
+        )
+    for model in models:
+        if model.resolve() in out.resolve().parents:
+            raise ValueError(f"{out} is inside {model}, which must not change. Choose another folder.")
+
+
 def write_report(report: Report, out: Path) -> None:
     """Write the folder of a report. It appears whole or not at all, and replaces an older report.
 
     Raises:
         ValueError: If `out` exists and is not a report.
     """
+    check_out(out, ())
     with new_folder(out, REPORT) as folder:
         draw(report.figures, report.limits, folder / PICTURE)
         (folder / PAGE).write_text("\n".join(page(report)) + "\n")

@@ -26,6 +26,8 @@ from model.loop.table import Names
 DAY_MS = 24 * HOUR_MS
 SECOND_MS = 1000
 MAX_VALUES = 10_000  # of a segment field
+MAX_WEIGHT = 1e100  # Sums of squares of larger weights would overflow.
+COLD = "cold ads"  # the segment of rows with unknown ids
 COLUMNS = ("unit", "score_id", "click", "weight")  # of the join, which every row needs
 
 Drawn = Literal["unit", "request", "row"]
@@ -132,6 +134,11 @@ def open_period(
     files = sorted((folder / HOURS).glob("*.parquet"))
     if not files:
         raise ValueError(f"{folder} has no {HOURS}/*.parquet. Name the folder that ctr-join writes (--out).")
+    for path in files:
+        if not path.is_file():  # Opening a named pipe would block forever.
+            raise ValueError(f"{path} is not a file. Remove it, or restore the hour.")
+    if COLD in by:
+        raise ValueError(f'--by "{COLD}": this is the name of the segment of rows with unknown ids. Rename the column.')
     names = column_names(files)
     if until_ms is None:
         # As in ctr-prepare, which counts back from the second of the newest row.
@@ -147,6 +154,8 @@ def open_period(
     features = list(dict.fromkeys(field.reads for model in models for field in model.schema.fields))
     kept = list(dict.fromkeys([*(names[name] for name in COLUMNS), *by]))
     parts = with_later_columns(open_parts(Source(str(path), path) for path in inside), [*features, *by])
+    for part in parts:
+        check_types(part, names, by)
     moment = pl.col(names["time"])
     in_period = (moment >= from_ms(since_ms)) & (moment < from_ms(until_ms))
     frames = {part.source.path: frame_of(part, features, kept).filter(in_period) for part in parts}
@@ -165,10 +174,48 @@ def column_names(files: Sequence[Path]) -> dict[str, str]:
 
 
 def last_ms(path: Path, time: str) -> int:
-    """Return the time of the newest row of a file, in milliseconds since 1970."""
-    latest = pl.scan_parquet(path).select(pl.col(time).max().dt.timestamp("ms")).collect().item()
-    assert isinstance(latest, int)  # ctr-join writes no hour without rows
+    """Return the time of the newest row of a file, in milliseconds since 1970.
+
+    Raises:
+        ValueError: The file does not have such a column, or no row has a time.
+    """
+    frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+    check_time(path, frame.collect_schema(), time)
+    latest = frame.select(pl.col(time).max().dt.timestamp("ms")).collect().item()
+    if not isinstance(latest, int):
+        raise ValueError(
+            f'{path}: no row has a value in the column "{time}". Write the hour again with ctr-join, or set --until.'
+        )
     return latest
+
+
+def check_time(path: Path, columns: Mapping[str, pl.DataType], time: str) -> None:
+    """Check that a file has a column of times as ctr-join writes it. Raises ValueError if it does not."""
+    if time not in columns:
+        raise ValueError(f'{path}: no column "{time}". The file has {", ".join(columns)}.')
+    dtype = columns[time]
+    if not isinstance(dtype, pl.Datetime) or dtype.time_zone != "UTC":
+        raise ValueError(
+            f'{path}: the column "{time}" has the type {dtype}; expected a Datetime in UTC. Write the hour again with '
+            "ctr-join."
+        )
+
+
+def check_types(part: Part, names: Mapping[str, str], by: Sequence[str]) -> None:
+    """Check that the columns of a file that are not features have types that can be read.
+
+    Raises:
+        ValueError: If one does not. The message names the file and the column.
+    """
+    columns = part.frame.collect_schema()
+    check_time(part.source.path, columns, names["time"])
+    for name in (names["click"], names["weight"], *by):
+        dtype = columns.get(name)
+        if dtype is not None and (dtype.is_nested() or dtype in (pl.Binary, pl.Object)):
+            raise ValueError(
+                f'{part.source.path}: the column "{name}" has the type {dtype}; expected text or numbers. Write the '
+                "hour again with ctr-join, or choose another --by."
+            )
 
 
 def from_ms(moment_ms: int) -> datetime:
@@ -228,7 +275,7 @@ def score_period(
         clusters=clusters,
         drawn=drawn,
         units=units,
-        segments={"cold ads": cold, **{name: segments_of(name, rows[name]) for name in period.by}},
+        segments={COLD: cold, **{name: segments_of(name, rows[name]) for name in period.by}},
     )
 
 
@@ -238,10 +285,10 @@ def check_batch(batch: Batch, period: Period) -> None:
     Raises:
         ValueError: If one is invalid. The message names the file and line.
     """
-    for name, expected in (("click", "0 or 1"), ("weight", "a number above 0")):
+    for name, expected in (("click", "0 or 1"), ("weight", f"a number above 0 and at most {MAX_WEIGHT:g}")):
         column = batch.rows[kept_name(period.columns[name])]
         numbers = column.cast(pl.Float64, strict=False).fill_null(np.nan).to_numpy()
-        good = np.isin(numbers, (0, 1)) if name == "click" else np.isfinite(numbers) & (numbers > 0)
+        good = np.isin(numbers, (0, 1)) if name == "click" else (numbers > 0) & (numbers <= MAX_WEIGHT)
         if not good.all():
             row = int(np.flatnonzero(~good)[0])
             where = position(str(batch.path), batch.rows[LINE][row])

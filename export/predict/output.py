@@ -45,7 +45,7 @@ class Output:
         """Complete the file. A Parquet file is assembled from parts, because Polars cannot append to one."""
         self.close()
         if self._parts:
-            pl.scan_parquet(self._parts).sink_parquet(self._path)
+            pl.scan_parquet(self._parts, glob=False).sink_parquet(self._path)
 
 
 def check_output(path: Path, inputs: list[Path]) -> None:

@@ -45,7 +45,7 @@ def delete_rows(unit: str, path: Path) -> int:
     if stored is None:
         raise ValueError(f"{path} was not written by ctr-join, so the column with the units is not known.")
     column = msgspec.json.decode(stored, type=Settings).rename.get("unit", "unit")
-    table = pl.read_parquet(path)
+    table = pl.read_parquet(path, glob=False)
     kept = table.filter(pl.col(column).ne_missing(unit))
     if kept.height < table.height:
         with new_file(path) as new:

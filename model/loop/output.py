@@ -134,7 +134,7 @@ class Output:
             if not target.exists():
                 move(new, target)
                 published.written.append(hour)
-            elif not filecmp.cmp(new, target, shallow=False) and not pl.read_parquet(target).equals(table):
+            elif not filecmp.cmp(new, target, shallow=False) and not pl.read_parquet(target, glob=False).equals(table):
                 published.kept.append(hour)
         sync(self._folder / kind)
         return published

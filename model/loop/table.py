@@ -210,7 +210,9 @@ def late_frame(late: Iterable[LateEvent]) -> pl.DataFrame:
 
 def concatenate(files: Sequence[Path], leading: Iterable[str], sort: Sequence[str]) -> pl.DataFrame:
     """Return the rows of several tables, sorted. The columns are the leading ones, then all others by name."""
-    table = pl.concat([pl.read_ipc(file) for file in files], how="diagonal")
+    # read_ipc() would read a path with brackets as a pattern.
+    tables = [pl.scan_ipc(file, glob=False, hive_partitioning=False).collect() for file in files]
+    table = pl.concat(tables, how="diagonal")
     leading = list(leading)
     others = sorted(set(table.columns) - set(leading))
     return table.select(*leading, *others).sort(*sort)

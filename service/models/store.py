@@ -38,6 +38,7 @@ from service.models.store_gate import (
     SETTINGS,
     Settings,
     accepted_report,
+    damaged_pointer,
     describe_evidence,
     evidence_file,
     read_store_settings,
@@ -249,12 +250,13 @@ def check_gate(store: Path, version: str, gate: Path | None, force: bool) -> byt
         StoreError: It may not be added, and `force` is not set. With `force`, the reason is printed.
     """
     try:
-        if gate is not None:
-            return accepted_report(gate, version, read_pointer(store))
         pointer = readable_pointer(store)
-        # If the pointer is damaged, the store has served a version before.
-        has_served = pointer is not None or (store / CURRENT).exists()
-        if read_store_settings(store).require_gate and has_served and not was_current(version, pointer):
+        is_required = read_store_settings(store).require_gate
+        if (gate is not None or is_required) and pointer is None and (reason := damaged_pointer(store)):
+            raise StoreError(f"{reason}. {HOW_TO_SKIP}.")
+        if gate is not None:
+            return accepted_report(gate, version, pointer)
+        if is_required and pointer is not None and not was_current(version, pointer):
             raise StoreError(
                 f"{store} accepts only versions that passed ctr-gate: add {version[:SHORT]} with --gate REPORT.json. "
                 f"{HOW_TO_SKIP}."
@@ -427,8 +429,10 @@ def create_store(store: Path) -> None:
 
 
 def create_folder(folder: Path) -> None:
-    """Create a folder that other users may read, unless it exists."""
+    """Create a folder that other users may read, unless it exists. Raises StoreError if something else exists."""
     if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise StoreError(f"{folder} is not a folder: remove it, and run the command again")
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
 

@@ -4,12 +4,14 @@ STORE/settings.json          whether new versions need a report
 STORE/gates/<version>.json   the report that let the version in
 """
 
+import os
 from pathlib import Path
 
 import msgspec
 
-from contract.gate import GateReport, read_gate_report
-from contract.store import CURRENT, Pointer, StoreError, unreadable
+from contract.gate import GateReport, parse_gate_report, read_gate_bytes, read_gate_report
+from contract.regular_file import read_regular_file
+from contract.store import CURRENT, MAX_BYTES, VERSION, Pointer, StoreError, unreadable
 
 SETTINGS = "settings.json"
 GATES = "gates"
@@ -35,12 +37,15 @@ def read_store_settings(store: Path) -> Settings:
     """
     path = store / SETTINGS
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Settings)
-    except FileNotFoundError:
+        return msgspec.json.decode(read_regular_file(path, MAX_BYTES), type=Settings)
+    except FileNotFoundError as error:
+        # A link to a disk that is not mounted must not switch the gate off.
+        if path.is_symlink():
+            raise unreadable(path, error) from error
         return Settings()
     except OSError as error:
         raise unreadable(path, error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError, too
         raise StoreError(
             f"{path} cannot be read ({error}): write it again with ctr-store require-gate {store} on"
         ) from error
@@ -63,8 +68,8 @@ def accepted_report(path: Path, version: str, pointer: Pointer | None) -> bytes:
         StoreError: The report does not let it in. The message says why.
     """
     try:
-        report = read_gate_report(path)
-        content = path.read_bytes()
+        content = read_gate_bytes(path)
+        report = parse_gate_report(path, content)
     except ValueError as error:
         raise StoreError(str(error)) from error
     if reason := reason_against(report, version, pointer):
@@ -84,13 +89,15 @@ def reason_against(report: GateReport, version: str, pointer: Pointer | None) ->
             "Compare with the current version"
         )
     if report.verdict != "pass":
-        return f"the verdict is {report.verdict}: {' '.join(report.reasons)}".rstrip(".")
+        return ": ".join(filter(None, (f"the verdict is {report.verdict}", " ".join(report.reasons).rstrip("."))))
     return None
 
 
 def named(model: str) -> str:
     """Return what a report calls a model, in short. A run has no version."""
-    return f"a run ({model.removeprefix('run:')})" if model.startswith("run:") else model[:SHORT]
+    if model.startswith("run:"):
+        return f"a run ({model.removeprefix('run:')})"
+    return model[:SHORT] if VERSION.fullmatch(model) else repr(model[:SHORT])
 
 
 def reason_to_refuse(store: Path, version: str, pointer: Pointer | None) -> str | None:
@@ -102,8 +109,7 @@ def reason_to_refuse(store: Path, version: str, pointer: Pointer | None) -> str 
     if not read_store_settings(store).require_gate:
         return None
     if pointer is None:
-        is_damaged = (store / CURRENT).exists()
-        return f"{store / CURRENT} is damaged, so the current version is not known" if is_damaged else None
+        return damaged_pointer(store)
     if was_current(version, pointer):
         return None
     path = evidence_file(store, version)
@@ -122,6 +128,16 @@ def reason_to_refuse(store: Path, version: str, pointer: Pointer | None) -> str 
 def was_current(version: str, pointer: Pointer | None) -> bool:
     """Return whether a version is current or was before. It needs no report, so that a damaged copy can be repaired."""
     return pointer is not None and version in (pointer.version, *pointer.previous)
+
+
+def damaged_pointer(store: Path) -> str | None:
+    """Return the reason for refusing versions if the pointer of a store is damaged, or None if there is none."""
+    if not os.path.lexists(store / CURRENT):
+        return None
+    return (
+        f"{store / CURRENT} is damaged, so the current version is not known. Make the right version current again with "
+        f"ctr-store activate {store} VERSION --force"
+    )
 
 
 def describe_evidence(store: Path, version: str) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ OLD_VERSIONS = "ctr:versions"  # A sorted set: version -> when it was published.
 OLD_MODELS = "ctr:models"  # A hash: version -> name of its model.
 CHUNK = 1000  # tokens per HSET, keys per UNLINK
 TIMEOUT_S = 10.0
+# A digest of a vocabulary, or a version of a bundle. It becomes part of a pattern of keys to delete, in which a
+# character such as * would match the keys of other vocabularies.
+DIGEST = re.compile(r"[\w.-]+", re.ASCII)
 
 
 class PublishError(RuntimeError):
@@ -57,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_redis_url(arguments.redis_url)
         bundle = open_bundle(arguments.bundle)
         with closing(connect_blocking(arguments.redis_url, TIMEOUT_S)) as client:
+            check_type(client, OLD_VERSIONS)
             written = publish(client, bundle)
             dropped = drop_older(client, bundle, arguments.keep) if arguments.keep else []
             dropped += drop_old_format(client) if arguments.drop_old_format else []
@@ -111,11 +116,13 @@ def publish(client: Any, bundle: Bundle) -> bool:
     The ready key is written last, so no server uses a vocabulary that is only partly published.
 
     Raises:
-        PublishError: Redis has a different number of tokens afterwards. In that case, the ready key is not written.
+        PublishError: Redis has a different number of tokens afterwards, so the ready key is not written. Or the list of
+            publications is not a sorted set.
     """
     ready = ready_for(bundle)
     digest = ready.vocabulary
     # The publication is listed first, so that --keep finds a vocabulary that was only partly published.
+    check_type(client, PUBLICATIONS)
     client.zadd(PUBLICATIONS, {f"{digest} {bundle.manifest.name}": time.time()})
     if is_published(client, ready):
         return False
@@ -139,6 +146,9 @@ def publish(client: Any, bundle: Bundle) -> bool:
 
 def is_published(client: Any, ready: Ready) -> bool:
     """Return whether Redis has a vocabulary's ready key and the expected number of tokens of each field."""
+    types = [client.type(hash_key(ready.vocabulary, field)) for field in ready.counts]
+    if client.type(ready_key(ready.vocabulary)) != b"string" or any(found != b"hash" for found in types):
+        return False  # Another program wrote these keys, or they are missing.
     try:
         found = msgspec.json.decode(client.get(ready_key(ready.vocabulary)) or b"", type=Ready)
     except (msgspec.DecodeError, UnicodeDecodeError):  # There is no such key, or another program wrote it.
@@ -151,6 +161,15 @@ def count_tokens(client: Any, ready: Ready) -> dict[str, int]:
     return {field: client.hlen(hash_key(ready.vocabulary, field)) for field in ready.counts}
 
 
+def check_type(client: Any, key: str) -> None:
+    """Raise PublishError if a key exists and is not a sorted set."""
+    if (found := client.type(key)) not in (b"zset", b"none"):
+        raise PublishError(
+            f"the key {key} is a {found.decode()}, not a sorted set, so another program wrote it. Rename or delete the "
+            "key, or use another database of Redis"
+        )
+
+
 def drop_older(client: Any, published: Bundle, keep: int) -> list[str]:
     """Delete all but the newest `keep` vocabularies of a model. Return the digests of those that are deleted.
 
@@ -161,10 +180,9 @@ def drop_older(client: Any, published: Bundle, keep: int) -> list[str]:
         published: The bundle that was just published. Its vocabulary is always kept.
         keep: Number of vocabularies to keep, at least 1.
     """
-    newest_first = [member.decode() for member in client.zrevrange(PUBLICATIONS, 0, -1)]
-    names = {member: tuple(member.split(" ", 1)) for member in newest_first}
+    names = {member: split_member(member) for member in client.zrevrange(PUBLICATIONS, 0, -1)}  # newest first
     current = ready_for(published).vocabulary
-    of_model = [member for member, (_, model) in names.items() if model == published.manifest.name]
+    of_model = [member for member, (digest, model) in names.items() if model == published.manifest.name and digest]
     deleted = []
     for member in [member for member in of_model if names[member][0] != current][keep - 1 :]:
         digest, _ = names.pop(member)
@@ -176,9 +194,16 @@ def drop_older(client: Any, published: Bundle, keep: int) -> list[str]:
     return deleted
 
 
+def split_member(member: bytes) -> tuple[str, str]:
+    """Return the digest and the model of a member of PUBLICATIONS, or empty strings if another program wrote it."""
+    digest, _, model = member.decode(errors="replace").partition(" ")
+    return (digest, model) if DIGEST.fullmatch(digest) else ("", "")
+
+
 def drop_old_format(client: Any) -> list[str]:
     """Delete everything that releases before 0.12 published. Return the versions."""
-    versions = [member.decode() for member in client.zrange(OLD_VERSIONS, 0, -1)]
+    versions = [member.decode(errors="replace") for member in client.zrange(OLD_VERSIONS, 0, -1)]
+    versions = [version for version in versions if DIGEST.fullmatch(version)]
     for version in versions:
         client.delete(f"ctr:{{{version}}}:ready")
         unlink_all(client, f"ctr:{{{version}}}:*")

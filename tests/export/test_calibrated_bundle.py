@@ -1,6 +1,7 @@
 """A run with calibration.json: every way to score its bundle gives the same calibrated probabilities."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -251,6 +252,26 @@ def test_a_calibration_of_another_run_is_not_exported(
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(ValueError, match="was fitted for a model"):
         open_scorer(other)
+
+
+@pytest.mark.parametrize("kind", ["broken link", "pipe", "folder"])
+def test_a_calibration_that_is_not_a_file_is_not_ignored(
+    kind: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise, the bundle would have other probabilities, and a pipe would block the exporter."""
+    other = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    path = other / CALIBRATION
+    if kind == "broken link":
+        path.symlink_to(tmp_path / "not-mounted")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    assert export_command([str(other), str(tmp_path / "bundle"), "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert "Remove the file." in error
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_run_that_is_trained_again_loses_its_calibration(run: Path, tmp_path: Path) -> None:

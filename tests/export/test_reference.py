@@ -126,6 +126,32 @@ def test_missing_numbers_are_apart_from_the_bins(bundle: Path, prepared: Prepare
     assert unchanged.numeric["bid"].missing == 0
 
 
+def test_rows_with_weight_0_are_not_measured(bundle: Path, prepared: Prepared) -> None:
+    """Here, only such rows have a bid, so the shares of its bins would be 0 / 0."""
+    opened = open_bundle(bundle)
+    _, values, _ = prepared.split("valid")
+    column = [field.name for field in opened.schema.select("numeric")].index("bid")
+
+    class Weighted(Prepared):
+        """The log, with a bid and the weight 0 in every fourth row."""
+
+        def split(self, name: str):  # type: ignore[no-untyped-def]
+            ids, _, labels = super().split(name)
+            changed = values.copy()
+            changed[:, column] = np.where(np.arange(len(values)) % 4, 0, 1.5)
+            return ids, changed, labels
+
+        def weights(self, split: str):  # type: ignore[no-untyped-def]
+            return (np.arange(len(values)) % 4 > 0).astype(np.float32)
+
+    facts = msgspec.structs.replace(prepared.facts, missing={**prepared.facts.missing, "bid": 0.75})
+    log = Weighted(prepared.folder, prepared.schema, prepared.vocabulary_sizes, facts)
+    reference = measure_reference(bundle, log, Calibrator(opened.manifest.calibration, None, opened.schema))
+    assert reference is not None
+    assert reference.rows == 562
+    assert reference.numeric["bid"].missing == 1
+
+
 @given(st.lists(st.floats(-5, 5, width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=200), st.integers(0, 99))
 def test_bins_have_about_equal_weight_unless_numbers_are_equal(numbers: list[float], seed: int) -> None:
     array = np.array(numbers, np.float32)

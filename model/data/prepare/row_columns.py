@@ -128,7 +128,8 @@ def read_positions(column: pl.Series, missing: Sequence[str] = ()) -> NDArray[np
     wrong = np.flatnonzero(~is_missing & ((numbers < 0) | (numbers > MAX_POSITION) | (numbers != np.floor(numbers))))
     if len(wrong):
         row = int(wrong[0])
-        reason = f"{holds(column[row])}; expected an integer of at least 0. Fix the file, or leave the position empty."
+        limits = "of at least 0" if numbers[row] <= MAX_POSITION else f"of at most {MAX_POSITION:,}"
+        reason = f"{holds(column[row])}; expected an integer {limits}. Fix the file, or leave the position empty."
         raise BadValueError(column.name, reason, row)
     return np.where(is_missing, MISSING_POSITION, numbers).astype(np.int32)
 

@@ -378,3 +378,13 @@ def test_cold_candidates_have_an_unknown_value(run: Path, trained: Path) -> None
     sides = np.array([field.side for field in schema.select("categorical")])
     np.testing.assert_array_equal(source.test.cold, (ids[:, sides == "candidate"] == UNKNOWN).any(1))
     assert 0.03 < source.test.cold.mean() < 0.2
+
+
+def test_a_folder_with_the_name_of_an_output_leaves_all_of_them_unwritten(
+    run: Path, trained: Path, capsys: Outputs
+) -> None:
+    (run / CALIBRATION).mkdir()
+    before = sorted(run.iterdir())
+    assert main([str(run), "--data", str(trained)]) == 2
+    assert f"Is a directory: '{run / CALIBRATION}'" in capsys.readouterr().err
+    assert sorted(run.iterdir()) == before

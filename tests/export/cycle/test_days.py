@@ -1,5 +1,6 @@
 """Days, when they are final, and the experiment of a day."""
 
+import argparse
 import json
 import tomllib
 from datetime import UTC, date, datetime, timedelta
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.cli.cycle import parse_arguments, to_settings
+from export.cli.cycle import day, main, parse_arguments, to_settings
 from export.cycle.days import DayFolder, NotFinal, check_is_final, earlier_days, hour_files, newest_final_day
 from export.cycle.experiment import check_experiment, day_toml, held_out_since, window_of
 from model.data_config import SplitByTime
@@ -49,8 +50,9 @@ def test_a_window_contains_the_hours_of_its_days(tmp_path: Path) -> None:
 
 
 def test_earlier_days_are_newest_first(tmp_path: Path) -> None:
-    for name in ("2026-11-29", "2026-12-01", "2026-11-05", "2026-11-30", "notes"):
+    for name in ("2026-11-29", "2026-12-01", "2026-11-05", "2026-11-30", "2026-02-30", "notes"):
         (tmp_path / "days" / name).mkdir(parents=True)
+    (tmp_path / "days" / "2026-11-03").touch()
     assert [folder.day.day for folder in earlier_days(DayFolder(tmp_path, DAY))] == [29, 5]
 
 
@@ -71,13 +73,15 @@ def test_the_gate_compares_rows_of_the_test_split() -> None:
     assert held_out_since(DAY, SPLIT) == datetime(2026, 11, 30, 18, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(("train", "days"), [(None, 7), ("30h", 2), ("31h", 3), ("14d", 15)])
+@pytest.mark.parametrize(("train", "days"), [(None, 7), ("30h", 2), ("31h", 3), ("14d", 15), ("9999999d", 3650)])
 def test_the_default_window_is_the_length_of_the_split(train: str | None, days: int) -> None:
     assert window_of(None, SplitByTime(train=train, valid="12h", test="6h")) == days
 
 
 def test_a_window_must_leave_rows_to_train_on() -> None:
     assert window_of(1, SPLIT) == 1
+    with pytest.raises(ValueError, match="a window of 3651 days is too long"):
+        window_of(3651, SPLIT)
     with pytest.raises(ValueError, match="a window of 1 days is not longer than valid and test"):
         window_of(1, SplitByTime(valid="12h", test="6h", gap="3h"))
 
@@ -111,3 +115,31 @@ def test_the_label_is_the_click_of_the_joined_log_under_its_new_name(tmp_path: P
     other = to_settings(parse_arguments([*words, "context.click=clicked"]))
     with pytest.raises(ValueError, match='expected label = "click"'):
         check_experiment(path, other.label)
+
+
+@pytest.mark.parametrize("text", ["0001-01-01", "9999-12-31", "2026-02-30"])
+def test_dates_without_neighbors_are_not_days(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a date"):
+        day(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--until", "0001-01-01T00:00:00Z"], "--until 0001-01-01T00:00:00Z: expected a time after 1971"),
+        (["--out", "requests"], "/requests: this is also the folder of --requests"),
+        (["--out", "store"], "/store: this is also the folder of --store"),
+        (["--out", "shop.toml"], "/shop.toml: this is not a folder"),
+    ],
+)
+def test_impossible_arguments_are_errors(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.toml").write_text(EXPERIMENT)
+    (tmp_path / "requests").mkdir()
+    arguments = ["--requests", "requests", "--events", "events", "--store", "store", "--out", "work"]
+    assert main(["shop.toml", *arguments, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["requests", "shop.toml"]
+    assert list((tmp_path / "requests").iterdir()) == []

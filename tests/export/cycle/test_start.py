@@ -1,6 +1,8 @@
 """Which run training continues, and which version counts as served."""
 
 import json
+import os
+import shutil
 from datetime import date
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 
 from export.cycle.days import DayFolder
 from export.cycle.report import Outcome, Report, markdown, read_report, write_report
-from export.cycle.start import check_is_older, last_accepted_run, served_version
+from export.cycle.start import bundle_version, check_is_older, last_accepted_run, served_version, warm_start
 from export.cycle.state import DoneStep
 from model.experiments.run_check import METRICS
+from model.experiments.run_folder import read_run_experiment
 from model.training.metrics import Metrics
 
 VERSIONS = [str(number) * 64 for number in range(10)]
@@ -70,6 +73,33 @@ def test_after_a_rollback_training_continues_the_run_of_the_served_version(tmp_p
     assert started_from(tmp_path, VERSIONS[9]) == 5  # a version that another folder made
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("experiment.json", "experiment.json is not what training wrote"),
+        ("weights.safetensors", "weights.safetensors is not what training wrote"),
+        ("schema.json", "schema.json is not what training wrote"),
+        ("digests.json", "malformed"),
+    ],
+)
+def test_training_starts_cold_if_the_earlier_run_is_damaged(
+    name: str, reason: str, run_folder: Path, tmp_path: Path
+) -> None:
+    earlier, folder = finish(tmp_path, 3), DayFolder(tmp_path, date(2026, 11, 9))
+    shutil.copytree(run_folder, earlier.run, dirs_exist_ok=True)
+    shutil.copytree(run_folder, folder.prepared)
+    experiment = read_run_experiment(run_folder)
+    assert warm_start(folder, experiment, "").day == earlier
+    (earlier.run / name).write_bytes(b"\xff{")
+    start = warm_start(folder, experiment, "")
+    assert start.day is None
+    assert start.reason.startswith("the run of 2026-11-03 is damaged: ")
+    assert reason in start.reason
+    (earlier.run / name).unlink()
+    if name != "digests.json":  # Runs by older versions have none.
+        assert warm_start(folder, experiment, "").day is None
+
+
 def test_the_day_s_own_version_is_not_what_was_served_before(tmp_path: Path) -> None:
     folder, store = DayFolder(tmp_path, date(2026, 11, 9)), tmp_path / "store"
     assert served_version(store, folder, "") == ""
@@ -104,3 +134,16 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder.report.write_text("{")
     with pytest.raises(ValueError, match=r"cycle.json cannot be read .* run its day again"):
         read_report(folder.report)
+    folder.report.write_text('{"x": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"cycle.json cannot be read .* run its day again"):
+        read_report(folder.report)
+    folder.report.unlink()
+    os.mkfifo(folder.report)
+    with pytest.raises(ValueError, match=r"cycle.json is not a regular file"):
+        read_report(folder.report)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 1}', b"\xff", b"[" * 100_000])
+def test_a_damaged_bundle_of_the_day_has_no_version(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert bundle_version(tmp_path) == ""

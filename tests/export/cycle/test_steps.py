@@ -21,7 +21,7 @@ from export.cycle.days import DayFolder
 from export.cycle.retention import remove_old
 from export.cycle.run_step import Runner, Step, StepFailed
 from export.cycle.state import State, read_state, write_state
-from export.cycle.steps import calibrate_step, gate_step, score_step
+from export.cycle.steps import Settings, calibrate_step, gate_step, join_step, score_step
 from export.gate.report import REPORT
 
 
@@ -153,6 +153,35 @@ def test_the_arguments_of_each_step_are_those_of_its_command(tmp_path: Path) -> 
     assert (score.folder, score.out, score.config) == (store / "versions" / "v1", folder.scored, folder.experiment)
     assert score.files == [f"{tmp_path}/joined/hours/2026-11-30T*.parquet"]
     assert score.keep == ["click"]
+    brackets = DayFolder(tmp_path / "[1]", folder.day)
+    assert score_step(brackets, store, "v1", []).arguments[1] == f"{tmp_path}/[[]1]/joined/hours/2026-11-30T*.parquet"
+
+
+def test_a_longer_window_repeats_the_join(site: Site, tmp_path: Path) -> None:
+    """Its outputs are the hours of the window, although its command does not depend on the window."""
+    settings = Settings(
+        experiment=tmp_path / "shop.toml",
+        requests=[tmp_path / "requests"],
+        events=[tmp_path / "events"],
+        store=tmp_path / "store",
+        work=tmp_path / "work",
+        day=date(2026, 12, 3),
+        window_days=None,
+        click_window_s=1800,
+        lateness_s=86_400,
+        until=None,
+        rename=[],
+        by=None,
+        gate=[],
+        activate=False,
+        keep=7,
+        device="cpu",
+    )
+    runner = Runner(State(), tmp_path / "state.json", site.log, 0, print)
+    steps = [join_step(settings, date(2026, 12, day), list) for day in (1, 2, 1)]
+    assert steps[0].arguments == steps[1].arguments
+    inputs = [runner.inputs(step) for step in steps]
+    assert inputs[0] == inputs[2] != inputs[1]
 
 
 def test_old_days_keep_their_reports_and_the_run_that_is_needed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The inputs of ctr-gate: logs that ctr-join wrote, runs, and models that may have seen the rows."""
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def run(*words: str | Path) -> int:
 
 
 def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A feature that clients began to send later has no column in older hours."""
+    """A feature that clients began to send later has no column in older hours. Brackets are not a pattern."""
     random = np.random.default_rng(1)
     requests, events = [], []
     for number in range(400):
@@ -46,10 +47,10 @@ def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.Ca
             events.append(event("click", score_id(number, time_s), time_s + 2))
     folders = write_logs(tmp_path, requests, events)
     settings = Settings(window_s=60, lateness_s=60, rename={"time": "moment"})
-    joined = join(folders, tmp_path / "joined", settings, until_ms=int((START_S + 100_000) * 1000))
+    joined = join(folders, tmp_path / "joined[1]", settings, until_ms=int((START_S + 100_000) * 1000))
     assert joined.balance.outcomes["impression", "joined"] == 400
     new, old = (write_small_bundle(tmp_path / f"b{seed}", seed=seed) for seed in (0, 1))
-    words = (new, old, tmp_path / "joined", "--out", tmp_path / "gate", "--by", "late")
+    words = (new, old, tmp_path / "joined[1]", "--out", tmp_path / "gate", "--by", "late")
     assert run(*words) in (0, 1, 3)
     assert 'column "late" is not in 1 of 3 joined files' in capsys.readouterr().err
     report = json.loads((tmp_path / "gate" / "gate.json").read_text())
@@ -59,8 +60,8 @@ def test_a_log_that_ctr_join_wrote_is_compared(tmp_path: Path, capsys: pytest.Ca
         "(missing)": 301,
         "x": 99,
     }
-    for hour in (tmp_path / "joined" / "hours").iterdir():
-        assert (pl.read_parquet(hour)["weight"] == 2).all()
+    for hour in (tmp_path / "joined[1]" / "hours").iterdir():
+        assert (pl.read_parquet(hour, glob=False)["weight"] == 2).all()
 
 
 def test_a_crash_does_not_exit_with_the_code_of_a_model_that_fails(
@@ -143,3 +144,95 @@ def test_a_run_whose_split_does_not_keep_the_period_is_suspect(
         candidate=("ad",),
     )
     assert training_of(source, period, tmp_path)[1] == is_suspect
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, pl.DataFrame]:
+    """Two bundles, and the rows of a log."""
+    folder = tmp_path_factory.mktemp("pair")
+    new, old = (write_small_bundle(folder / f"b{seed}", seed=seed) for seed in (0, 1))
+    return new, old, draw_joined_log(folder / "joined", new, rows=400, hours=2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"weight": pl.lit(1e308)},
+            'row 1: column "weight" holds 1e+308; expected a number above 0 and at most 1e+100',
+        ),
+        ({"weight": pl.concat_list("weight")}, 'column "weight" has the type List(Float64); expected text or numbers'),
+        ({"click": pl.concat_list("click")}, 'column "click" has the type List(Int8); expected text or numbers'),
+        ({"place": pl.concat_list("weight")}, 'column "place" has the type List(Float64); expected text or numbers'),
+        ({"place": pl.lit(b"\xff")}, 'column "place" has the type Binary; expected text or numbers'),
+        ({"time": pl.col("time").dt.replace_time_zone(None)}, "expected a Datetime in UTC"),
+        ({"time": pl.col("time").dt.convert_time_zone("Asia/Tokyo")}, "expected a Datetime in UTC"),
+        ({"time": pl.col("time").dt.epoch("ms")}, 'column "time" has the type Int64; expected a Datetime in UTC'),
+        ({"time": pl.lit(None, pl.Datetime("ms", "UTC"))}, 'no row has a value in the column "time"'),
+    ],
+)
+def test_columns_with_wrong_types_or_values_are_named(
+    changed: dict[str, pl.Expr],
+    words: str,
+    pair: tuple[Path, Path, pl.DataFrame],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    new, old, log = pair
+    hours = tmp_path / "joined" / "hours"
+    hours.mkdir(parents=True)
+    for hour in ("2026-11-29T18", "2026-11-29T19"):
+        log.with_columns(place=pl.lit("a")).with_columns(**changed).write_parquet(hours / f"{hour}.parquet")
+    assert run(new, old, tmp_path / "joined", "--out", tmp_path / "gate", "--by", "place") == 2
+    error = capsys.readouterr().err
+    assert f"ctr-gate: {hours}" in error
+    assert words in error
+    assert not (tmp_path / "gate").exists()
+
+
+def test_a_pipe_among_the_hours_is_an_error(
+    pair: tuple[Path, Path, pl.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_joined_log(tmp_path / "joined", pair[2])
+    os.mkfifo(tmp_path / "joined" / "hours" / "2026-11-29T20.parquet")
+    assert run(*pair[:2], tmp_path / "joined", "--out", tmp_path / "gate") == 2
+    assert "2026-11-29T20.parquet is not a file" in capsys.readouterr().err
+
+
+def test_a_segment_field_cannot_have_the_name_of_the_built_in_segments(
+    pair: tuple[Path, Path, pl.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_joined_log(tmp_path / "joined", pair[2].with_columns(pl.lit("a").alias("cold ads")))
+    assert run(*pair[:2], tmp_path / "joined", "--out", tmp_path / "gate", "--by", "cold ads") == 2
+    assert "this is the name of the segment of rows with unknown ids" in capsys.readouterr().err
+
+
+def test_a_report_replaces_nothing_but_a_report(
+    pair: tuple[Path, Path, pl.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another folder may contain a copy of a gate.json."""
+    new, old, log = pair
+    write_joined_log(tmp_path / "joined", log)
+    out = tmp_path / "results"
+    assert run(new, old, tmp_path / "joined", "--out", out) in (0, 1, 3)
+    assert run(new, old, tmp_path / "joined", "--out", out) in (0, 1, 3)
+    (out / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert run(new, old, tmp_path / "joined", "--out", out) == 2
+    assert capsys.readouterr() == (
+        "",  # The error precedes the work.
+        f"ctr-gate: {out} contains notes.txt, which is not part of a report and would be deleted. Choose another "
+        "folder.\n",
+    )
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_report_is_not_written_into_a_model(
+    pair: tuple[Path, Path, pl.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bundle with an additional file is not valid any more."""
+    new, old, log = pair
+    write_joined_log(tmp_path / "joined", log)
+    assert run(new, old, tmp_path / "joined", "--out", old / "gate") == 2
+    assert f"{old / 'gate'} is inside {old}, which must not change" in capsys.readouterr().err
+    open_bundle(old)

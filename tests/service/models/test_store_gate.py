@@ -1,6 +1,7 @@
 """ctr-store and reports of ctr-gate: which versions get into a store, and which become current."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from contract.bundle import open_bundle
 from contract.gate import FORMAT, Verdict
 from service.models.store import current_bundle, main
 from tests.support.small_bundle import write_small_bundle
+
+Outputs = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +213,10 @@ def test_damaged_settings_and_pointers_do_not_open_the_gate(
     assert run("require-gate", store, "on") == 0
     (store / "current").write_text("{")
     assert run("activate", store, versions[1]) == 2
-    assert "is damaged, so the current version is not known. --force skips this check" in capsys.readouterr().err
+    assert (
+        "is damaged, so the current version is not known. Make the right version current again with"
+        in capsys.readouterr().err
+    )
     assert run("add", store, bundles[2]) == 2
     gate = report(tmp_path / "gate.json", versions[2], versions[0])
     capsys.readouterr()
@@ -218,3 +224,72 @@ def test_damaged_settings_and_pointers_do_not_open_the_gate(
     assert f"{store}/current cannot be read" in capsys.readouterr().err
     assert run("activate", store, versions[1], "--force") == 0
     assert current_bundle(store).name == versions[1]
+
+
+def test_named_pipes_do_not_block_a_store(
+    store: Path, bundles: list[Path], versions: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = report(tmp_path / "gate.json", versions[1], versions[0])
+    assert run("add", store, bundles[1], "--gate", gate) == 0
+    os.mkfifo(tmp_path / "pipe.json")
+    assert run("add", store, bundles[2], "--gate", tmp_path / "pipe.json") == 2
+    assert "pipe.json is not a regular file" in capsys.readouterr().err
+    for path in (store / "gates" / f"{versions[1]}.json", store / "settings.json"):
+        path.unlink()
+        os.mkfifo(path)
+        assert run("activate", store, versions[1]) == 2
+        assert f"{path} is not a regular file" in capsys.readouterr().err
+    assert run("list", store) == 0
+    assert "gate: damaged" in capsys.readouterr().out
+    (store / "current").unlink()
+    os.mkfifo(store / "current")
+    assert run("list", store) == 2
+    assert f"{store / 'current'} is not a regular file" in capsys.readouterr().err
+
+
+def test_huge_reports_are_not_read(tmp_path: Path, store: Path, bundles: list[Path], capsys: Outputs) -> None:
+    (tmp_path / "gate.json").touch()
+    os.truncate(tmp_path / "gate.json", 2**40)
+    assert run("add", store, bundles[1], "--gate", tmp_path / "gate.json") == 2
+    assert "gate.json is larger than 268,435,456 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["settings.json", "current"])
+def test_links_to_missing_files_do_not_open_the_gate(
+    name: str, store: Path, bundles: list[Path], tmp_path: Path, capsys: Outputs
+) -> None:
+    """For example, the target is on a disk that is not mounted."""
+    (store / name).unlink()
+    (store / name).symlink_to(tmp_path / "not-mounted" / name)
+    assert run("add", store, bundles[1], "--activate") == 2
+    assert str(store / name) in capsys.readouterr().err
+    assert len(list((store / "versions").iterdir())) == 1
+
+
+def test_a_report_cannot_be_checked_against_a_damaged_pointer(
+    store: Path, bundles: list[Path], versions: list[str], tmp_path: Path, capsys: Outputs
+) -> None:
+    gate = report(tmp_path / "gate.json", versions[1], versions[0])
+    (store / "current").write_text("{")
+    assert run("add", store, bundles[1], "--gate", gate) == 2
+    assert f"{store / 'current'} is damaged, so the current version is not known" in capsys.readouterr().err
+    assert run("activate", store, versions[0], "--force") == 0
+    assert run("add", store, bundles[1], "--gate", gate) == 0
+
+
+def test_a_file_instead_of_the_folder_of_reports_is_named(
+    store: Path, bundles: list[Path], versions: list[str], tmp_path: Path, capsys: Outputs
+) -> None:
+    gate = report(tmp_path / "gate.json", versions[1], versions[0])
+    (store / "gates").touch()
+    assert run("add", store, bundles[1], "--gate", gate, "--activate") == 2
+    assert f"{store / 'gates'} is not a folder: remove it" in capsys.readouterr().err
+    assert current_bundle(store).name == versions[0]
+
+
+def test_names_of_a_report_do_not_reach_the_terminal_unescaped(
+    store: Path, bundles: list[Path], versions: list[str], tmp_path: Path, capsys: Outputs
+) -> None:
+    gate = report(tmp_path / "gate.json", versions[1], "\x1b[2J")
+    assert run("add", store, bundles[1], "--gate", gate) == 2
+    assert r"the report compares with '\x1b[2J'" in capsys.readouterr().err

@@ -197,6 +197,45 @@ def test_keys_of_earlier_releases_stay_until_they_are_dropped_explicitly(
         assert client.exists(ready_key(digest_of(bundle)))
 
 
+@pytest.mark.parametrize("member", [b"* small", b" small", b"small", b"", b"\xff\xfe small", b"[a-z0-9]* small"])
+def test_keep_ignores_what_other_programs_wrote_into_the_list(
+    tmp_path: Path, redis_server: RedisServer, member: bytes
+) -> None:
+    """As a pattern of keys to delete, * would match all vocabularies."""
+    used = write_small_bundle(tmp_path / "used", name="another")
+    old, new = (with_users_rotated(write_small_bundle(tmp_path / str(number)), number) for number in (1, 2))
+    with redis_server.client() as client:
+        client.zadd(PUBLICATIONS, {member: 1.0})
+        client.zadd("ctr:versions", {member.split(b" ")[0]: 1.0})
+        for folder in (used, old, new):
+            words = [str(folder), "--redis-url", redis_server.url, "--keep", "1", "--drop-old-format"]
+            assert main(words) == 0
+        assert [bool(client.exists(ready_key(digest_of(folder)))) for folder in (used, old, new)] == [True, False, True]
+        assert client.hlen(hash_key(digest_of(used), "user")) == 40
+
+
+@pytest.mark.parametrize("kept", ["ready", "ids:user"])
+def test_keys_of_another_type_are_replaced(bundle: Path, redis_server: RedisServer, kept: str) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as client:
+        assert publish(client, opened)
+        client.delete(key_prefix(digest_of(bundle)) + kept)
+        client.lpush(key_prefix(digest_of(bundle)) + kept, "garbage")
+        assert main([str(bundle), "--redis-url", redis_server.url]) == 0
+        assert not publish(client, opened)
+
+
+@pytest.mark.parametrize("key", [PUBLICATIONS, "ctr:versions"])
+def test_a_list_of_another_type_is_named(
+    bundle: Path, redis_server: RedisServer, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with redis_server.client() as client:
+        client.set(key, "garbage")
+        assert main([str(bundle), "--redis-url", redis_server.url]) == 2
+        assert f"the key {key} is a string, not a sorted set" in capsys.readouterr().err
+        assert not client.exists(ready_key(digest_of(bundle)))
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

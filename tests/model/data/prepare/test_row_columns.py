@@ -139,7 +139,7 @@ def test_positions_follow_the_rows_and_minus_1_is_missing(tmp_path: Path, positi
     [
         ([0, 1, -1, 2], r'row 3: column "at" holds -1; expected an integer of at least 0. Fix the file, or leave'),
         ([0, 1.5, 1, 2], r'row 2: column "at" holds 1.5; expected an integer'),
-        ([0, 2**31, 1, 2], r'row 2: column "at" holds 2147483648; expected an integer'),
+        ([0, 2**31, 1, 2], r'row 2: column "at" holds 2147483648; expected an integer of at most 2,147,483,647'),
         (["0", "top", "1", "2"], r'row 2: column "at" holds "top"; expected a number'),
         ([None, None, None, None], r'train\.parquet: column "at" is missing in all rows of train. Remove position'),
     ],
