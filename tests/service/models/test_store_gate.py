@@ -221,7 +221,7 @@ def test_damaged_settings_and_pointers_do_not_open_the_gate(
     gate = report(tmp_path / "gate.json", versions[2], versions[0])
     capsys.readouterr()
     assert run("add", store, bundles[2], "--gate", gate) == 2
-    assert f"{store}/current cannot be read" in capsys.readouterr().err
+    assert f"{store}/current is damaged, so the current version is not known" in capsys.readouterr().err
     assert run("activate", store, versions[1], "--force") == 0
     assert current_bundle(store).name == versions[1]
 
