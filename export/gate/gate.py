@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from export.gate.figures import measure
-from export.gate.model import model_of, training_warnings
+from export.gate.model import identity_of, model_of, training_warnings
 from export.gate.report import Report, make_report
 from export.gate.rows import Period, ScoredRows, open_period, score_period, time_text
 from export.gate.verdict import Limits, decide, reasons
@@ -38,8 +38,9 @@ def gate(
         data: The base folder for a run's relative paths.
 
     Raises:
-        ValueError: If a model or the log cannot be read, or the rows cannot be compared.
+        ValueError: If a model or the log cannot be read, the rows cannot be compared, or a model has changed meanwhile.
     """
+    identities = [identity_of(folder) for folder in (new, old)]
     scorers = open_scorer(new), open_scorer(old)
     period = open_period(joined, scorers, by, since_ms, until_ms)
     bounds = f"{time_text(period.since_ms)} to {time_text(period.until_ms)}"
@@ -50,6 +51,10 @@ def gate(
     for warning in training_warnings(models, period):
         print(f"warning: {warning}", file=sys.stderr)
     figures = measure(rows := score_with_progress(period, *scorers))
+    for folder, identity in zip((new, old), identities, strict=True):
+        # The report would name the version of a model that was not measured.
+        if identity_of(folder) != identity:
+            raise ValueError(f"{folder} was replaced while it was being compared. Run ctr-gate again.")
     if rows.drawn == "row":
         print("warning: the log has neither units nor requests, so intervals may be too narrow", file=sys.stderr)
     verdict, checks = decide(figures, limits)

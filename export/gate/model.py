@@ -1,5 +1,6 @@
 """The two models of a gate: their versions, and whether they may have been trained on the rows."""
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from export.gate.rows import Period, time_text
 from export.run_or_bundle import is_bundle
 from model.data.readers.split import seconds_of
 from model.data_config import Data, SplitByTime
-from model.experiments.run_folder import read_run_experiment
+from model.experiments.run_folder import WEIGHTS, read_run_experiment
 
 
 class GatedModel(msgspec.Struct, frozen=True):
@@ -55,6 +56,14 @@ def model_of(folder: Path, period: Period, data: Path) -> GatedModel:
     experiment = read_run_experiment(folder)
     training, suspect = training_of(experiment.data, period, data)
     return GatedModel(experiment.name, f"run:{experiment.name}", training, suspect)
+
+
+def identity_of(folder: Path) -> str:
+    """Return a text that changes if a bundle or the model of a run changes."""
+    if is_bundle(folder):
+        return open_bundle(folder, verify=False).manifest.version
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def training_of(source: Data, period: Period, data: Path) -> tuple[str, bool]:

@@ -151,7 +151,7 @@ def is_published(client: Any, ready: Ready) -> bool:
         return False  # Another program wrote these keys, or they are missing.
     try:
         found = msgspec.json.decode(client.get(ready_key(ready.vocabulary)) or b"", type=Ready)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # There is no such key, or another program wrote it.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # Another program wrote it.
         return False
     return found == ready and count_tokens(client, ready) == ready.counts
 

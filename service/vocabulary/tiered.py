@@ -259,7 +259,7 @@ class TieredVocabulary:
             raise Unusable(f"the vocabulary {self._digest} is not published: run ctr-publish")
         try:
             ready = msgspec.json.decode(raw, type=Ready)
-        except (msgspec.DecodeError, UnicodeDecodeError, TypeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError) as error:
             raise Unusable(f"{ready_key(self._digest)} cannot be decoded: run ctr-publish") from error
         if ready.vocabulary != self._digest or self._expected not in (None, ready):
             raise Unusable(f"{ready_key(self._digest)} belongs to another vocabulary: run ctr-publish")

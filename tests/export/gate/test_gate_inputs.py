@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import pytest
 from contract.bundle import open_bundle
 from contract.request_log import LoggedCandidate
 from export.cli.gate import main
+from export.gate.gate import gate
 from export.gate.model import training_of
 from export.gate.rows import Period
+from export.gate.verdict import Limits
+from export.predict.scorer import Scorer, open_scorer
 from model.data.readers.generated import LABEL
 from model.data_config import Data, SplitAtRandom, SplitByTime
 from model.loop.join import join
@@ -236,3 +240,23 @@ def test_a_report_is_not_written_into_a_model(
     assert run(new, old, tmp_path / "joined", "--out", old / "gate") == 2
     assert f"{old / 'gate'} is inside {old}, which must not change" in capsys.readouterr().err
     open_bundle(old)
+
+
+@pytest.mark.parametrize("replaced", [0, 1])
+def test_a_model_that_is_replaced_meanwhile_gets_no_report(
+    replaced: int, pair: tuple[Path, Path, pl.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report would name the version of a model that was not measured, and a store would accept it."""
+    models = [Path(shutil.copytree(bundle, tmp_path / bundle.name)) for bundle in pair[:2]]
+    write_joined_log(tmp_path / "joined", pair[2])
+
+    def open_and_replace(folder: Path) -> Scorer:
+        scorer = open_scorer(folder)
+        if folder == models[replaced]:
+            shutil.rmtree(folder)
+            write_small_bundle(folder, seed=2)
+        return scorer
+
+    monkeypatch.setattr("export.gate.gate.open_scorer", open_and_replace)
+    with pytest.raises(ValueError, match=f"{models[replaced]} was replaced while it was being compared"):
+        gate(models[0], models[1], tmp_path / "joined", Limits())

@@ -225,6 +225,15 @@ def test_keys_of_another_type_are_replaced(bundle: Path, redis_server: RedisServ
         assert not publish(client, opened)
 
 
+def test_a_deeply_nested_ready_key_is_replaced(bundle: Path, redis_server: RedisServer) -> None:
+    opened = open_bundle(bundle)
+    with redis_server.client() as client:
+        assert publish(client, opened)
+        client.set(ready_key(digest_of(bundle)), '{"x": ' + "[" * 100_000)
+        assert publish(client, opened)
+        assert not publish(client, opened)
+
+
 @pytest.mark.parametrize("key", [PUBLICATIONS, "ctr:versions"])
 def test_a_list_of_another_type_is_named(
     bundle: Path, redis_server: RedisServer, key: str, capsys: pytest.CaptureFixture[str]

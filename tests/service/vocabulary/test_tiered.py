@@ -109,7 +109,12 @@ async def test_tokens_in_a_key_of_the_wrong_type_are_looked_up_in_the_bundle(
         assert await score(client) == (expected, ["redis"])
 
 
-@pytest.mark.parametrize("ready", [None, b"", b"[]", b"\xff", b'{"counts": {}, "vocabulary": "of another model"}'])
+NESTED = b'{"x": ' + b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "ready", [None, b"", b"[]", b"\xff", b'{"counts": {}, "vocabulary": "of another model"}', NESTED], ids=range(6)
+)
 async def test_redis_is_not_used_while_the_ready_key_does_not_match(
     start: StartApp, bundle: Path, redis_server: RedisServer, expected: list[float], ready: bytes | None
 ) -> None:
