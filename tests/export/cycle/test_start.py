@@ -4,12 +4,13 @@ import json
 from datetime import date
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from export.cycle.days import DayFolder
 from export.cycle.report import Outcome, Report, markdown, read_report, write_report
 from export.cycle.start import last_accepted_run, served_version
-from export.cycle.state import DoneStep
+from export.cycle.state import TOO_FEW_CLICKS, DoneStep
 from model.experiments.run_check import METRICS
 from model.training.metrics import Metrics
 
@@ -92,3 +93,12 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder.report.write_text("{")
     with pytest.raises(ValueError, match=r"cycle.json cannot be read .* run its day again"):
         read_report(folder.report)
+
+
+@pytest.mark.parametrize(("code", "is_calibrated"), [(0, True), (TOO_FEW_CLICKS, False)])
+def test_the_report_states_that_a_model_is_not_calibrated(tmp_path: Path, code: int, is_calibrated: bool) -> None:
+    report = read_report(finish(tmp_path, 1).report)
+    assert report is not None
+    steps = {"calibrate": DoneStep("ctr-calibrate", "", {}, 1.0, code)}
+    page = markdown(msgspec.structs.replace(report, steps=steps))
+    assert ("The model is not calibrated, because valid has too few clicks" in page) != is_calibrated
