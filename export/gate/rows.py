@@ -131,7 +131,7 @@ def open_period(
     """
     files = sorted((folder / HOURS).glob("*.parquet"))
     if not files:
-        raise ValueError(f"{folder} has no {HOURS}/*.parquet. Name the folder that ctr-join writes (--out).")
+        raise ValueError(f"{folder} has no {HOURS}/*.parquet. Name the folder that ctr-join writes.")
     names = column_names(files)
     if until_ms is None:
         # As in ctr-prepare, which counts back from the second of the newest row.
