@@ -228,7 +228,7 @@ def add(store: Path, bundle: Path, force: bool = False, gate: Path | None = None
     """
     manifest = open_bundle(bundle).manifest
     if manifest.warnings and not force:
-        raise StoreError(f"{bundle} has warnings: {' '.join(manifest.warnings)} To add it anyway, use --force")
+        raise StoreError(f"{bundle} has warnings: {' Also, '.join(manifest.warnings)} To add it anyway, use --force")
     create_store(store)
     with locked(store):
         target = store / VERSIONS / manifest.version
