@@ -64,7 +64,7 @@ def platt_line(rows: Rows) -> tuple[float, float]:
 
 
 def fit_isotonic(rows: Rows) -> Knots:
-    """Return an isotonic regression with a least slope, as a piecewise linear function.
+    """Return an isotonic regression with a minimum slope, as a piecewise linear function.
 
     The rows are pooled into blocks whose click rates increase (pool adjacent violators). Neighboring blocks are merged
     until each has enough clicks and non-clicks for a finite and reliable logit. A knot connects the mean prediction of

@@ -99,7 +99,11 @@ def parser() -> argparse.ArgumentParser:
         "joined", nargs="*", metavar="JOINED", help="a folder of ctr-join, or files, folders and globs with such rows"
     )
     add_data_argument(made)
-    made.add_argument("--by", metavar="FIELD", help="a context field whose values get a shift each, such as slot")
+    made.add_argument(
+        "--by",
+        metavar="FIELD",
+        help="a context field, such as slot: each value gets its own shift",
+    )
     made.add_argument(
         "--method",
         choices=("auto", "platt", "isotonic"),

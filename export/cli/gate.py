@@ -64,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("old", type=Path, metavar="OLD", help="the model that is served now: a bundle or a run")
     made.add_argument("joined", type=Path, metavar="JOINED", help="the joined log: the folder that ctr-join writes")
     made.add_argument("--out", type=Path, required=True, metavar="REPORT", help="the folder for the report")
-    made.add_argument("--since", metavar="TIME", help="the first moment to compare; default: 24 hours before --until")
-    made.add_argument("--until", metavar="TIME", help="the first moment not to compare; default: the end of the log")
+    made.add_argument("--since", metavar="TIME", help="the beginning of the period; default: 24 hours before --until")
+    made.add_argument("--until", metavar="TIME", help="the end of the period (exclusive); default: the end of the log")
     made.add_argument(
         "--by",
         action="append",

@@ -25,7 +25,7 @@ from export.cycle.days import (
 )
 from export.cycle.experiment import check_experiment, day_toml, held_out_since, window_of
 from export.cycle.progressive import Progressive, progressive_validation
-from export.cycle.report import Report, Rows, read_report, write_report
+from export.cycle.report import NOT_CALIBRATED, Report, Rows, read_report, write_report
 from export.cycle.retention import remove_old
 from export.cycle.run_step import Runner
 from export.cycle.start import (
@@ -37,7 +37,7 @@ from export.cycle.start import (
     served_version,
     warm_start,
 )
-from export.cycle.state import read_state, write_state
+from export.cycle.state import TOO_FEW_CLICKS, read_state, write_state
 from export.cycle.steps import (
     Settings,
     add_step,
@@ -146,7 +146,8 @@ class Cycle:
             f"training continues the run of {start.day.day}" if start.day else f"training starts cold: {start.reason}"
         )
         self.runner.run(train_step(folder, self.settings.device, start.day))
-        self.runner.run(calibrate_step(folder, self.settings.by))
+        if self.runner.run(calibrate_step(folder, self.settings.by)).code == TOO_FEW_CLICKS:
+            self.runner.on_step(NOT_CALIBRATED)
         self.runner.run(export_step(folder))
         version = bundle_version(folder.bundle)
         gate = self.gate(served) if served else None

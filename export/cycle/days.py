@@ -123,7 +123,7 @@ def check_is_final(day: date, joined: Path) -> None:
         joined: A joined log that ctr-join has just updated.
 
     Raises:
-        NotFinal: If it is not. The message says when the hour is final, and how far the inputs reach.
+        NotFinal: If it is not. The message states when the hour is final, and how far the inputs reach.
     """
     report = msgspec.json.decode((joined / REPORT).read_bytes())
     rules = Rules(report["window_s"] * 1000, report["lateness_s"] * 1000, report["watermark_ms"])
@@ -140,7 +140,7 @@ def check_is_final(day: date, joined: Path) -> None:
     raise NotFinal(
         f"{day} is not final. Its last hour is final once the inputs reach {iso(rules.deadline(last_ms) // 1000)}, "
         f"because a click may happen {rules.window_ms // 1000:,} s after its impression and arrive "
-        f"{rules.lateness_ms // 1000:,} s after that. They reach {iso(rules.watermark_ms // 1000)}.{also} Run the "
+        f"{rules.lateness_ms // 1000:,} s after that. The inputs reach {iso(rules.watermark_ms // 1000)}.{also} Run the "
         "command again later, or set --until if all events have arrived."
     )
 

@@ -48,7 +48,7 @@ def check_experiment(path: Path, label: str = "click") -> tuple[Experiment, Spli
         )
     if data.negative_rate != 1:
         raise ValueError(
-            f"{path}: negative_rate = {data.negative_rate} says that non-clicks are missing, but the joined log has "
+            f"{path}: negative_rate = {data.negative_rate} means that non-clicks are missing, but the joined log has "
             "all of them. Remove the key."
         )
     return experiment, data.split

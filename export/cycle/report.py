@@ -9,12 +9,13 @@ import msgspec
 from contract.gate import GateReport
 from contract.regular_file import read_regular_file
 from export.cycle.progressive import Progressive
-from export.cycle.state import DoneStep
+from export.cycle.state import TOO_FEW_CLICKS, DoneStep
 from model.atomic_folder import write_whole
 from model.training.metrics import Metrics
 
 FORMAT = 1
 MAX_BYTES = 64 * 1024 * 1024
+NOT_CALIBRATED = "the model is not calibrated, because valid has too few clicks: see calibrate.log"
 Outcome = Literal["added", "fail", "not enough clicks"]
 
 
@@ -90,7 +91,7 @@ def markdown(report: Report) -> str:
     """Return the report for people."""
     parts = [
         f"# {report.day}: {headline(report)}",
-        f"The log covers {report.window[0]} to {report.window[1]}. {start_text(report)}",
+        f"The window is {report.window[0]} to {report.window[1]}. {start_text(report)}",
         table(["Part of the log", "Impressions", "Clicks", "Click rate"], log_rows(report.log)),
         table(
             ["Model", "Evaluated on", "AUC", "Normalized entropy", "Predicted/observed"],
@@ -113,16 +114,18 @@ def headline(report: Report) -> str:
         served = "and is served" if report.activated else "and is not served until you activate it"
         return f"version {version} was added to the store, {served}"
     kept = f"version {report.served[:12]} stays" if report.served else "the store stays as it is"
-    why = "did not pass the gate" if report.outcome == "fail" else "had not enough clicks for the gate"
+    why = "did not pass the gate" if report.outcome == "fail" else "did not have enough clicks for the gate"
     return f"version {version} {why}, so {kept}"
 
 
 def start_text(report: Report) -> str:
-    """Return the sentences about how training and the gate started."""
+    """Return the sentences about training, a missing calibration, and a missing gate."""
     continued = f"Training continued the run of {report.warm}."
     training = continued if report.warm else f"Training started cold: {report.cold}."
     gate = "" if report.gate else " There was no gate, because the store served no version."
-    return training + gate
+    calibrate = report.steps.get("calibrate")
+    calibration = f" {NOT_CALIBRATED.capitalize()}." if calibrate and calibrate.code == TOO_FEW_CLICKS else ""
+    return training + calibration + gate
 
 
 def log_rows(log: Mapping[str, Rows]) -> list[list[str]]:

@@ -11,6 +11,7 @@ from model.atomic_folder import write_whole
 
 FORMAT = 1
 MAX_BYTES = 64 * 1024 * 1024
+TOO_FEW_CLICKS = 3  # the exit code of ctr-calibrate if it wrote no calibration
 
 
 class DoneStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -12,10 +12,10 @@ from contract.gate import read_gate_report
 from export.cycle.days import DAY, JOINED, DayFolder, start_of
 from export.cycle.run_step import Step
 from export.cycle.start import bundle_version, stored_bundle
+from export.cycle.state import TOO_FEW_CLICKS
 from model.experiments.run_folder import DIGESTS
 from model.loop.output import HOURS
 
-TOO_FEW_CLICKS = 3  # the exit code of ctr-calibrate if it wrote no calibration
 GATE_CODES = (0, 1, 3)  # pass, fail, not enough clicks; see export/cli/gate.py
 
 

@@ -133,7 +133,7 @@ def open_period(
     """
     files = sorted((folder / HOURS).glob("*.parquet"))
     if not files:
-        raise ValueError(f"{folder} has no {HOURS}/*.parquet. Name the folder that ctr-join writes (--out).")
+        raise ValueError(f"{folder} has no {HOURS}/*.parquet. Name the folder that ctr-join writes.")
     for path in files:
         if not path.is_file():  # Opening a named pipe would block forever.
             raise ValueError(f"{path} is not a file. Remove it, or restore the hour.")

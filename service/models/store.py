@@ -4,7 +4,7 @@ A server that is started with --store always serves the current version.
 
 STORE/versions/<version>/    a bundle
 STORE/current                the current version, and the previously current ones
-STORE/gates/<version>.json   the report of ctr-gate that let a version in
+STORE/gates/<version>.json   the report of ctr-gate with which a version was accepted
 STORE/settings.json          whether new versions need such a report
 """
 
@@ -78,17 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--gate",
                 type=Path,
                 metavar="REPORT.json",
-                help="add the bundle only if this report of ctr-gate lets it replace the current version",
+                help="add the bundle only if it passed against the current version in this report of ctr-gate",
             )
             command.add_argument(
                 "--force",
                 action="store_true",
-                help="add the bundle in spite of its warnings, wrong golden answers, or the gate",
+                help="add the bundle despite its warnings, wrong golden answers, or the gate",
             )
         if name in ("activate", "remove"):
             command.add_argument("version", help="the version, or its first characters")
         if name == "activate":
-            command.add_argument("--force", action="store_true", help="activate the version in spite of the gate")
+            command.add_argument("--force", action="store_true", help="activate a version that did not pass the gate")
         if name == "require-gate":
             command.add_argument("setting", choices=("on", "off"), help="on: new versions need a report; default: off")
     arguments = parser.parse_args(argv)
@@ -216,9 +216,9 @@ def add(store: Path, bundle: Path, force: bool = False, gate: Path | None = None
     Args:
         store: The store's folder, which is created if it does not exist.
         bundle: The bundle's folder.
-        force: Whether to add a bundle with warnings, such as a model that is worse than the base rate, or one that the
-            gate refuses.
-        gate: The report of ctr-gate that lets the bundle replace the current version, or None. The store keeps a copy.
+        force: Whether to add a bundle with warnings, such as a model that is worse than the base rate, or one that did
+            not pass the gate.
+        gate: The report of ctr-gate that compares the bundle with the current version, or None. The store keeps a copy.
 
     Returns:
         The bundle's manifest, and whether the version is new. If the store already has an intact copy of the version,
@@ -230,7 +230,7 @@ def add(store: Path, bundle: Path, force: bool = False, gate: Path | None = None
     """
     manifest = open_bundle(bundle).manifest
     if manifest.warnings and not force:
-        raise StoreError(f"{bundle} has warnings: {' '.join(manifest.warnings)} To add it anyway, use --force")
+        raise StoreError(f"{bundle} has warnings: {' Also, '.join(manifest.warnings)} To add it anyway, use --force")
     create_store(store)
     with locked(store):
         target = store / VERSIONS / manifest.version
@@ -244,7 +244,7 @@ def add(store: Path, bundle: Path, force: bool = False, gate: Path | None = None
 
 
 def check_gate(store: Path, version: str, gate: Path | None, force: bool) -> bytes | None:
-    """Check that a version may be added, and return the report that lets it in, or None if it needs none.
+    """Check that a version may be added, and return its report, or None if it needs none.
 
     Raises:
         StoreError: It may not be added, and `force` is not set. With `force`, the reason is printed.

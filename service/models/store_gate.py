@@ -1,7 +1,7 @@
-"""The gate of a store: which report of ctr-gate let a version in, and whether the store demands one.
+"""The gate of a store: the reports with which versions were accepted, and whether the store demands them.
 
 STORE/settings.json          whether new versions need a report
-STORE/gates/<version>.json   the report that let the version in
+STORE/gates/<version>.json   the report with which the version was accepted
 """
 
 import os
@@ -52,12 +52,12 @@ def read_store_settings(store: Path) -> Settings:
 
 
 def evidence_file(store: Path, version: str) -> Path:
-    """Return the file with the report that let a version in. Digests cover the bundle's folder, so it is elsewhere."""
+    """Return the file with a version's report. It is outside the bundle's folder, whose files have digests."""
     return store / GATES / f"{version}.json"
 
 
 def accepted_report(path: Path, version: str, pointer: Pointer | None) -> bytes:
-    """Return the content of a report that lets a version replace the current one.
+    """Return the content of a report, if a version may replace the current one because of it.
 
     Args:
         path: The report.
@@ -65,7 +65,7 @@ def accepted_report(path: Path, version: str, pointer: Pointer | None) -> bytes:
         pointer: The pointer of the store, or None if it has no current version.
 
     Raises:
-        StoreError: The report does not let it in. The message says why.
+        StoreError: The report is unreadable, is about other versions, or does not have the verdict "pass".
     """
     try:
         content = read_gate_bytes(path)
@@ -78,7 +78,7 @@ def accepted_report(path: Path, version: str, pointer: Pointer | None) -> bytes:
 
 
 def reason_against(report: GateReport, version: str, pointer: Pointer | None) -> str | None:
-    """Return why a report does not let a version replace the current one, or None if it does."""
+    """Return why a version may not replace the current one with this report, or None if it may."""
     if report.new != version:
         return f"the report is about {named(report.new)}, not about this version, {version[:SHORT]}"
     if pointer is None:
@@ -94,7 +94,7 @@ def reason_against(report: GateReport, version: str, pointer: Pointer | None) ->
 
 
 def named(model: str) -> str:
-    """Return what a report calls a model, in short. A run has no version."""
+    """Return the short name of a model in a report. A run has no version."""
     if model.startswith("run:"):
         return f"a run ({model.removeprefix('run:')})"
     return model[:SHORT] if VERSION.fullmatch(model) else repr(model[:SHORT])
@@ -141,7 +141,7 @@ def damaged_pointer(store: Path) -> str | None:
 
 
 def describe_evidence(store: Path, version: str) -> str:
-    """Return what the list of versions says about a version's report. Empty if it has none."""
+    """Return the text about a version's report in the list of versions, or "" if it has no report."""
     path = evidence_file(store, version)
     if not path.exists():
         return ""

@@ -103,7 +103,7 @@ def test_a_day_is_gated_reported_and_run_once(first: Site, tmp_path: Path) -> No
     assert (report["outcome"], report["activated"]) == ("not enough clicks", False)
     assert report["gate"]["reasons"]
     assert site.check_store() == {old} == {site.served()}
-    assert "had not enough clicks" in (site.day(DAY_2) / "cycle.md").read_text()
+    assert "did not have enough clicks" in (site.day(DAY_2) / "cycle.md").read_text()
 
     again = site.run(DAY_2, "--by", "slot")
     assert again.returncode == 3

@@ -90,7 +90,7 @@ def test_a_window_must_leave_rows_to_train_on() -> None:
     ("old", "new", "message"),
     [
         (BY_TIME, 'split = { by = "random", valid = 0.1, test = 0.1 }', "later rows"),
-        ('label = "click"', 'label = "click"\nnegative_rate = 0.1', "negative_rate = 0.1 says"),
+        ('label = "click"', 'label = "click"\nnegative_rate = 0.1', "negative_rate = 0.1 means"),
         ('label = "click"', 'label = "click"\nvocabulary = "v"', "remove vocabulary"),
         ('label = "click"', 'label = "conversions"', 'expected label = "click" without positive'),
         ('label = "click"', 'label = "click"\npositive = ["1"]', 'expected label = "click" without positive'),

@@ -6,12 +6,13 @@ import shutil
 from datetime import date
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from export.cycle.days import DayFolder
 from export.cycle.report import Outcome, Report, markdown, read_report, write_report
 from export.cycle.start import bundle_version, check_is_older, last_accepted_run, served_version, warm_start
-from export.cycle.state import DoneStep
+from export.cycle.state import TOO_FEW_CLICKS, DoneStep
 from model.experiments.run_check import METRICS
 from model.experiments.run_folder import read_run_experiment
 from model.training.metrics import Metrics
@@ -147,3 +148,12 @@ def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_damaged_bundle_of_the_day_has_no_version(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
     assert bundle_version(tmp_path) == ""
+
+
+@pytest.mark.parametrize(("code", "is_calibrated"), [(0, True), (TOO_FEW_CLICKS, False)])
+def test_the_report_states_that_a_model_is_not_calibrated(tmp_path: Path, code: int, is_calibrated: bool) -> None:
+    report = read_report(finish(tmp_path, 1).report)
+    assert report is not None
+    steps = {"calibrate": DoneStep("ctr-calibrate", "", {}, 1.0, code)}
+    page = markdown(msgspec.structs.replace(report, steps=steps))
+    assert ("The model is not calibrated, because valid has too few clicks" in page) != is_calibrated

@@ -398,11 +398,11 @@ def test_a_server_reports_a_store_that_it_may_not_read(public_store: Path, priva
 
 
 def test_bundle_with_warnings_is_added_only_by_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    warning = "the model is worse than the base rate on test."
-    bundle = write_small_bundle(tmp_path / "bundle", warnings=[warning])
+    warnings = ["the model is worse than the base rate on valid.", "the model is worse than the base rate on test."]
+    bundle = write_small_bundle(tmp_path / "bundle", warnings=warnings)
     assert main(["add", str(tmp_path / "store"), str(bundle), "--activate"]) == 2
     error = capsys.readouterr().err
-    assert error == f"ctr-store: {bundle} has warnings: {warning} To add it anyway, use --force\n"
+    assert error == f"ctr-store: {bundle} has warnings: {' Also, '.join(warnings)} To add it anyway, use --force\n"
     assert not (tmp_path / "store").exists()
     assert main(["add", str(tmp_path / "store"), str(bundle), "--activate", "--force"]) == 0
-    assert open_bundle(current_bundle(tmp_path / "store")).manifest.warnings == (warning,)
+    assert open_bundle(current_bundle(tmp_path / "store")).manifest.warnings == tuple(warnings)
