@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from contract.bundle import GOLDEN, open_bundle
-from contract.calibration import Calibrator
+from contract.bundle import GOLDEN, VOCABULARY, open_bundle
+from contract.calibration import Calibration, Calibrator
 from contract.golden import read_golden
+from contract.pseudonyms import Pseudonymizer
 from contract.reference import Reference
 from contract.request_log import LoggedCandidate, LogLine
-from contract.vocabulary import open_vocabulary
+from contract.schema import FeatureSchema
+from contract.vocabulary import Vocabulary, build_vocabulary, open_vocabulary
 from export.logged_reference import measure_logged
 from tests.support.small_bundle import FIELDS, TOKENS, write_small_bundle
 
@@ -37,8 +40,12 @@ def line(context: dict[str, Any], *candidates: tuple[dict[str, Any], float]) -> 
 
 def measured(bundle: Path, lines: Sequence[LogLine]) -> Reference | None:
     opened = open_bundle(bundle)
-    vocabularies = {name: open_vocabulary(bundle / "vocabulary", name) for name in TOKENS}
-    return measure_logged(bundle, lines, FIELDS, vocabularies, Calibrator(opened.manifest.calibration, None, FIELDS))
+    calibrator = Calibrator(opened.manifest.calibration, None, FIELDS)
+    return measure_logged(bundle, lines, FIELDS, vocabularies_of(bundle), calibrator)
+
+
+def vocabularies_of(bundle: Path) -> dict[str, Vocabulary]:
+    return {name: open_vocabulary(bundle / VOCABULARY, name) for name in TOKENS}
 
 
 def test_a_request_counts_once_and_a_candidate_counts_for_those_that_were_not_logged(bundle: Path) -> None:
@@ -76,3 +83,16 @@ def test_what_the_model_cannot_read_is_left_out_as_the_server_does(bundle: Path)
     assert reference is not None
     assert reference.rows == 2
     assert measured(bundle, lines[1:]) is None
+
+
+def test_logged_pseudonyms_are_looked_up_as_they_are(bundle: Path) -> None:
+    pseudonyms = Pseudonymizer(b"a key of at least 16 bytes")
+    user = msgspec.structs.replace(FIELDS.fields[0], pseudonym="hmac")
+    schema = FeatureSchema((user, *FIELDS.fields[1:]))
+    vocabularies = vocabularies_of(bundle) | {"user": build_vocabulary([pseudonyms.pseudonym("u1")])}
+    item = ({"item": "4001"}, 1.0)
+    users = [pseudonyms.pseudonym("u1"), pseudonyms.pseudonym("u2"), "u1"]  # The last one is from an earlier model.
+    lines = [line({"user": user}, item) for user in users]
+    reference = measure_logged(bundle, lines, schema, vocabularies, Calibrator(Calibration(), None, schema))
+    assert reference is not None
+    assert (reference.rows, reference.categorical["user"].unknown) == (2, 0.5)
