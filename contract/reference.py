@@ -1,4 +1,4 @@
-"""The reference: what a model's inputs and probabilities looked like in its log, so that a server can detect drift.
+"""The reference: what a model's inputs and probabilities looked like before, so that a server can detect drift.
 
 Each distribution has a few bins. The server counts what falls into the same bins, and Prometheus computes the
 population stability index (PSI) from both. deploy/prometheus/rules.yml contains the formula.
@@ -80,7 +80,7 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Attributes:
         format: The version of this format.
-        rows: The number of rows of the validation set that were measured.
+        rows: The number of candidates that were measured, in the validation set or in a request log.
         predicted: The model's probabilities, after calibration.
         numeric: Each numeric field.
         categorical: Each categorical field.

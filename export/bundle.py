@@ -3,6 +3,7 @@
 import copy
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -26,9 +27,9 @@ from contract.bundle import (
 from contract.calibration import CALIBRATION, Calibrator, encode_fitted
 from contract.golden import write_golden
 from contract.pairs import MAX_CANDIDATES
-from contract.reference import REFERENCE
+from contract.reference import REFERENCE, Reference
 from contract.schema import FeatureSchema, write_schema
-from contract.vocabulary import open_vocabulary
+from contract.vocabulary import Vocabulary, open_vocabulary
 from export.cascade import CANDIDATES, calibrate, is_large_enough
 from export.golden import draw_golden, golden_inputs
 from export.graphs.embedding import exact_copy
@@ -39,9 +40,11 @@ from export.graphs.pack import option_without_kernel
 from export.graphs.plain import BaselineGraph, PlainGraph
 from export.graphs.serving import ScreenGraph, ServingGraph
 from export.graphs.share import ShareGraph
+from export.logged_reference import measure_logged
 from export.onnx_file import save_together, to_onnx
 from export.parity import check_parity, torch_ctr
 from export.reference import MIN_REQUESTS, measure_reference
+from export.request_sample import RequestSample
 from export.run_calibrator import open_calibrator
 from model.atomic_folder import check_replaceable, new_folder
 from model.data.prepare.prepared import Prepared
@@ -51,7 +54,9 @@ from model.training.metrics import Metrics
 from model.zoo import name_of
 
 
-def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[Manifest, float]:
+def export(
+    run: Path, bundle: Path, prepared: Prepared | None = None, sample: RequestSample | None = None
+) -> tuple[Manifest, float]:
     """Write a bundle atomically, and return its manifest and the largest difference in probability from torch.
 
     Args:
@@ -60,6 +65,7 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
         prepared: The run's log, on which the cascade is calibrated and the reference is measured. If it is None or
             too small, the bundle has no cascade or no reference. A model whose head is an MLP or does not use the
             first level cannot have a cascade either.
+        sample: Logged requests, on which the reference is measured instead, or None.
 
     Raises:
         ValueError: If `run` is not a run, if its calibration.json is invalid or was fitted for another model, if
@@ -79,8 +85,10 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
         if calibrator.fitted is not None:
             (folder / CALIBRATION).write_bytes(encode_fitted(calibrator.fitted))
         cascade = write_graphs(model, schema, folder, prepared)
-        if prepared is not None:
-            write_reference(folder, prepared, calibrator)
+        if sample is not None:
+            write_reference(folder, logged_reference(folder, sample, schema, vocabularies, calibrator))
+        elif prepared is not None:
+            write_reference(folder, measure_reference(folder, prepared, calibrator))
         golden = draw_golden(schema, vocabularies)
         inputs = list(golden_inputs(schema, vocabularies, golden))
         answers = torch_ctr(model, schema, inputs, calibrator)
@@ -109,9 +117,24 @@ def export(run: Path, bundle: Path, prepared: Prepared | None = None) -> tuple[M
     return manifest, difference
 
 
-def write_reference(folder: Path, prepared: Prepared, calibrator: Calibrator) -> None:
-    """Write REFERENCE to a bundle with graphs, unless the log is too small."""
-    reference = measure_reference(folder, prepared, calibrator)
+def logged_reference(
+    folder: Path,
+    sample: RequestSample,
+    schema: FeatureSchema,
+    vocabularies: Mapping[str, Vocabulary],
+    calibrator: Calibrator,
+) -> Reference | None:
+    """Return the reference of logged requests, or None if it cannot be measured. Then `sample.problem` says why."""
+    if sample.problem is not None:
+        return None
+    reference = measure_logged(folder, sample.lines, schema, vocabularies, calibrator)
+    if reference is None:
+        sample.problem = f"fewer than {MIN_REQUESTS} requests of {sample} have valid values for the model's fields"
+    return reference
+
+
+def write_reference(folder: Path, reference: Reference | None) -> None:
+    """Write REFERENCE to a bundle, if there is one."""
     if reference is not None:
         (folder / REFERENCE).write_bytes(msgspec.json.format(msgspec.json.encode(reference)) + b"\n")
 
@@ -161,12 +184,14 @@ def write_graphs(model: nn.Module, schema: FeatureSchema, folder: Path, prepared
     return cascade
 
 
-def missing_parts(manifest: Manifest, model: nn.Module, prepared: Prepared | None) -> list[str]:
+def missing_parts(
+    manifest: Manifest, model: nn.Module, prepared: Prepared | None, sample: RequestSample | None = None
+) -> list[str]:
     """Return a message for each optional part that this bundle does not have, if the reason is not the missing log."""
     messages = []
-    if prepared is not None and REFERENCE not in manifest.files:
-        reason = f"because valid has fewer than {MIN_REQUESTS} requests"
-        messages.append(f"no {REFERENCE}, {reason}. The server cannot detect drift.")
+    if REFERENCE not in manifest.files and (sample is not None or prepared is not None):
+        reason = f"valid has fewer than {MIN_REQUESTS} requests" if sample is None else sample.problem
+        messages.append(f"no {REFERENCE}, because {reason}. The server cannot detect drift.")
     if not isinstance(model, STEC):
         share = "Its explanation is each field's share of the logit."
         return [*messages, f"{type(model).__name__} has no kernel and no cascade. {share}"]

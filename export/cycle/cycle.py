@@ -148,7 +148,7 @@ class Cycle:
         self.runner.run(train_step(folder, self.settings.device, start.day))
         if self.runner.run(calibrate_step(folder, self.settings.by)).code == TOO_FEW_CLICKS:
             self.runner.on_step(NOT_CALIBRATED)
-        self.runner.run(export_step(folder))
+        self.runner.run(export_step(folder, self.settings.requests))
         version = bundle_version(folder.bundle)
         gate = self.gate(served) if served else None
         if gate is None or gate.verdict == "pass":

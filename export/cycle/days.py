@@ -140,8 +140,8 @@ def check_is_final(day: date, joined: Path) -> None:
     raise NotFinal(
         f"{day} is not final. Its last hour is final once the inputs reach {iso(rules.deadline(last_ms) // 1000)}, "
         f"because a click may happen {rules.window_ms // 1000:,} s after its impression and arrive "
-        f"{rules.lateness_ms // 1000:,} s after that. The inputs reach {iso(rules.watermark_ms // 1000)}.{also} Run the "
-        "command again later, or set --until if all events have arrived."
+        f"{rules.lateness_ms // 1000:,} s after that. The inputs reach {iso(rules.watermark_ms // 1000)}.{also} "
+        "Run the command again later, or set --until if all events have arrived."
     )
 
 

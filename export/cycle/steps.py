@@ -132,9 +132,16 @@ def calibrate_step(folder: DayFolder, by: str | None) -> Step:
     )
 
 
-def export_step(folder: DayFolder) -> Step:
-    """Return the step that writes the bundle."""
+def export_step(folder: DayFolder, requests: Sequence[Path]) -> Step:
+    """Return the step that writes the bundle.
+
+    Args:
+        folder: The day.
+        requests: The folders of the request log. They grow, but the requests of the day, on which the reference is
+            measured, are all there once the day is final. So the log is not among the inputs, as in join_step().
+    """
     arguments = [str(folder.run), str(folder.bundle), "--data", str(folder.work)]
+    arguments += ["--requests", *map(str, requests), "--requests-until", start_of(folder.day + DAY).isoformat()]
     return Step("export", "export.cli.export", arguments, lambda: [folder.bundle], ["prepare", "train", "calibrate"])
 
 

@@ -5,16 +5,20 @@ import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from contract.bundle import open_bundle
+from contract.request_log import LoggedCandidate, LogLine
 from export.bundle import export
+from export.request_sample import sample_requests
 from model.baselines.lr import LRConfig
 from model.data.prepare.prepare import prepare
 from model.data.prepare.prepared import read_prepared
@@ -101,10 +105,12 @@ def bodies(requests: list[list[Row]], change: Change) -> Iterator[Row]:
         }
 
 
-async def scraped_counts(bundle: Path, requests: Iterator[Row], monkeypatch: pytest.MonkeyPatch) -> Counts:
+async def scraped_counts(
+    bundle: Path, requests: Iterator[Row], monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> Counts:
     """Send requests to a server, and return what it counts, as /metrics reports it."""
     monkeypatch.setattr(drift, "ONE_IN", 1)  # The requests are too few to count a sample of them.
-    app = create_app(Settings(bundle=bundle, timeout_ms=TIMEOUT_MS))
+    app = create_app(Settings(bundle=bundle, timeout_ms=TIMEOUT_MS, **settings))
     async with app.router.lifespan_context(app), client_of(app) as client:
         await app.state.serving.model.scorer.readiness.tested.wait()
         for body in requests:
@@ -150,6 +156,34 @@ async def test_a_change_is_found_in_its_field_and_nowhere_else(
         (tmp_path / "tests.yml").write_text(yaml.safe_dump(promtool_test(counts, found)))
         done = subprocess.run([promtool, "test", "rules", "tests.yml"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("logged", [None, 3], ids=["all candidates", "the best and one of the others"])
+async def test_a_reference_from_the_request_log_describes_all_candidates_and_not_only_those_shown(
+    logged: int | None, root: Path, rows: list[list[Row]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each request has 10 candidates, of which the best 3 are shown. A joined log has only these."""
+    tens = [first + second for first, second in pairwise(rows)]
+    log = tmp_path / "log"
+    settings = {"request_log": log, "request_log_sample": 1.0, "request_log_candidates": logged}
+    await scraped_counts(root / "bundle", bodies(tens, lambda row: row), monkeypatch, **settings)
+    schema = open_bundle(root / "bundle").schema
+    from_log, from_shown = tmp_path / "from_log", tmp_path / "from_shown"
+    export(root / "run", from_log, None, sample_requests([log], None, schema))
+    sample = sample_requests([log], None, schema)
+    sample.lines = [msgspec.structs.replace(line, candidates=shown(line)) for line in sample.lines]
+    export(root / "run", from_shown, None, sample)
+    found = {}
+    for bundle in (from_log, from_shown):
+        counts = await scraped_counts(bundle, bodies(tens, lambda row: row), monkeypatch)
+        found[bundle.name] = {field: psi(bins) for field, bins in counts.items()}
+    assert max(found["from_log"].values()) < WARNING
+    assert found["from_shown"][PREDICTED] > CRITICAL
+
+
+def shown(line: LogLine) -> list[LoggedCandidate]:
+    best = sorted(line.candidates or [], key=lambda one: -(one.ctr or 0))[:3]
+    return [msgspec.structs.replace(one, inclusion=1.0) for one in best]
 
 
 def promtool_test(counts: Counts, expected: dict[str, float]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contract.calibration import Calibration, Calibrator
 from contract.reference import REFERENCE, bin_numbers
 from export.bundle import export, missing_parts
 from export.cli.export import log_of_run
-from export.reference import bins_of, count_requests, measure_reference, predict
+from export.reference import bins_of, context_weights, count_requests, measure_reference, predict, row_weights
 from model.data.prepare.prepared import Prepared, read_prepared
 from model.experiments.run_folder import open_run
 from tests.support.runs import DATA
@@ -89,6 +89,29 @@ def test_too_few_requests_give_no_reference_although_there_are_many_rows(
     assert measure_reference(bundle, few, Calibrator(Calibration(), None, opened.schema)) is None
     messages = missing_parts(open_bundle(bundle_folder).manifest, open_run(run_folder)[0], few)
     assert any(message.startswith(f"no {REFERENCE}, because valid has fewer than") for message in messages)
+
+
+def test_a_request_counts_once_in_the_context_fields(bundle: Path, prepared: Prepared, tmp_path: Path) -> None:
+    """The server counts the context of a request once, and a request with a missing age band may have more rows."""
+    opened = open_bundle(bundle)
+    ids, _, _ = prepared.split("valid")
+    age = [field.name for field in opened.schema.select("categorical")].index("age_band")
+    is_missing = ids[:, age] == 1
+    requests = np.arange(len(ids), dtype=np.int32)
+    requests[is_missing] = len(ids) + np.arange(is_missing.sum()) // 5
+    shutil.copytree(prepared.folder, tmp_path / "prepared")
+    np.save(tmp_path / "prepared" / "valid.requests.npy", requests)
+    log = read_prepared(tmp_path / "prepared")
+    weights = row_weights(log)
+    totals = np.bincount(requests, context_weights(log, weights))
+    assert totals[np.unique(requests)] == pytest.approx(1)
+    reference = measure_reference(bundle, log, Calibrator(opened.manifest.calibration, None, opened.schema))
+    assert reference is not None
+    assert opened.reference is not None
+    distinct = len(np.unique(requests))
+    assert reference.categorical["age_band"].missing == pytest.approx(1 - (~is_missing).sum() / distinct)
+    assert reference.categorical["ad"] == opened.reference.categorical["ad"]
+    assert reference.predicted == opened.reference.predicted
 
 
 def test_the_reason_for_a_missing_log_is_printed(

@@ -27,6 +27,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Site:
     report = site.report(DAY_1)
     assert (report["outcome"], report["served"], report["gate"], report["progressive"]) == ("added", "", None, None)
     assert site.check_store() == {report["version"]} == {site.served()}
+    log = (site.day(DAY_1) / "export.log").read_text()
+    assert f"scored requests from {DAY_1}T00:00:00Z to {DAY_2}T00:00:00Z in the request log in {site.folder}" in log
     return site
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from export.cli.calibrate import parser as calibrate_parser
+from export.cli.export import parse_arguments as export_arguments
 from export.cli.gate import parser as gate_parser
 from export.cli.predict import parser as predict_parser
 from export.cycle.cycle import Busy, locked
@@ -21,7 +22,7 @@ from export.cycle.days import DayFolder
 from export.cycle.retention import remove_old
 from export.cycle.run_step import Runner, Step, StepFailed
 from export.cycle.state import State, read_state, write_state
-from export.cycle.steps import Settings, calibrate_step, gate_step, join_step, score_step
+from export.cycle.steps import Settings, calibrate_step, export_step, gate_step, join_step, score_step
 from export.gate.report import REPORT
 
 
@@ -155,6 +156,10 @@ def test_the_arguments_of_each_step_are_those_of_its_command(tmp_path: Path) -> 
     assert score.keep == ["click"]
     brackets = DayFolder(tmp_path / "[1]", folder.day)
     assert score_step(brackets, store, "v1", []).arguments[1] == f"{tmp_path}/[[]1]/joined/hours/2026-11-30T*.parquet"
+    logs = [tmp_path / "a", tmp_path / "b"]
+    export = export_arguments(export_step(folder, logs).arguments)
+    assert (export.run, export.bundle, export.data) == (folder.run, folder.bundle, tmp_path)
+    assert (export.requests, export.requests_until) == (logs, "2026-12-01T00:00:00+00:00")
 
 
 def test_a_longer_window_repeats_the_join(site: Site, tmp_path: Path) -> None:
