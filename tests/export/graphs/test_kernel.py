@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kernel
@@ -25,6 +25,7 @@ pytestmark = pytest.mark.numeric
 
 @needs_kernel
 @settings(max_examples=examples(40), deadline=None)
+@example(fields=(5, 6, 0), heads=1, width=2, blocks=1, ffn=7, sizes=[25, 1, 1], attention="full", seed=56)
 @given(
     fields=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(0, 2)),
     heads=st.sampled_from([1, 2, 3]),
@@ -51,7 +52,9 @@ def test_the_kernel_gives_the_models_logits(
     )
     model, feed = a_model(schema, size, seed), a_feed(schema, sizes, seed)
     (logit,) = session_of(kernel_graph(model, schema)).run(["logit"], feed)
-    np.testing.assert_allclose(logit, by_torch(model, schema, feed), rtol=0, atol=3e-5)
+    # The layer norm of two nearly equal numbers multiplies their rounding errors by up to 1 / sqrt(1e-5) = 316.
+    atol = 3e-4 if heads * width == 2 else 3e-5
+    np.testing.assert_allclose(logit, by_torch(model, schema, feed), rtol=0, atol=atol)
 
 
 @needs_kernel
