@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from export.cycle.state import read_state
 from tests.support.days import FIRST_DAY, LIMITS, Site
 
 DAY_1, DAY_2, DAY_3 = (FIRST_DAY + timedelta(days=number) for number in (1, 2, 3))
@@ -39,10 +40,15 @@ def copy_of(site: Site, folder: Path) -> Site:
 
 
 def kill_steps(site: Site, day: date, steps: Sequence[str], delays: Sequence[float]) -> int:
-    """Kill a day in each step after each delay, and check the store after each kill. Return the number of kills."""
+    """Kill a day in each step after each delay, and check the store after each kill. Return the number of kills.
+
+    A step that was complete at an earlier kill does not begin again, so it is skipped.
+    """
     before, killed = site.served(), 0
     for step in steps:
         for seconds in delays:
+            if step in read_state(site.day(day) / "state.json").steps:
+                break
             killed += site.run_until_killed(day, step, seconds)
             versions = site.check_store()
             assert before in {"", *versions}
@@ -80,7 +86,8 @@ def test_a_day_that_was_killed_at_and_in_every_step_ends_like_an_undisturbed_one
     first: Site, tmp_path: Path, day: date, steps: Sequence[str]
 ) -> None:
     rng = random.Random(1)
-    undisturbed, disturbed = copy_of(first, tmp_path / "a"), copy_of(first, tmp_path / "b")
+    disturbed = copy_of(first, tmp_path / "b")
+    undisturbed = first if day == DAY_1 else copy_of(first, tmp_path / "a")  # a finished day names its own folder
     if day == DAY_1:
         shutil.rmtree(disturbed.work)
         shutil.rmtree(disturbed.store)
