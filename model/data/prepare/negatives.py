@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from model.data.prepare.writing import GrowingArray, read_chunks
 from model.data.readers.split import DRAW, WORD, with_draw
 
-# A seed of its own. With that of a random split, the draws would depend on those that chose the rows of train.
+# This differs from the seed of a random split. Otherwise, the draws would depend on those that chose the rows of train.
 SEED = int.from_bytes(hashlib.blake2b(b"train_negative_rate", digest_size=8).digest(), "little")
 ROW = "row"
 

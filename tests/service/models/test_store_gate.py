@@ -9,20 +9,8 @@ import pytest
 from contract.bundle import open_bundle
 from contract.gate import FORMAT, Verdict
 from service.models.store import current_bundle, main
-from tests.support.small_bundle import write_small_bundle
 
 Outputs = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("three")
-    return [write_small_bundle(folder / f"b{seed}", seed=seed, name=f"b{seed}") for seed in range(3)]
-
-
-@pytest.fixture
-def versions(bundles: list[Path]) -> list[str]:
-    return [open_bundle(bundle).manifest.version for bundle in bundles]
 
 
 @pytest.fixture
